@@ -1,0 +1,173 @@
+"""The noun *cell*: what the recurrence is, as pure functions of arrays.
+
+    xs --project--> us --step, step, step--> states --readout--> ys
+
+Three families, each a capability: any cell, the gated cells (which kernels can fuse), the linear cells
+(which can be run in parallel along time). A cell is one sequence's worth: `jax.vmap` batches it.
+"""
+
+import abc
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .arrays import (
+    Bias,
+    Gates,
+    GatesOverTime,
+    Inputs,
+    InputWeight,
+    RecurrentWeight,
+    State,
+    States,
+    Units,
+    UnitsOverTime,
+    carry_dtype,
+    cast,
+)
+
+
+class Hidden(NamedTuple):
+    """The state of a cell that carries one vector."""
+
+    h: Units
+
+
+class AbstractCell(eqx.Module):
+    """Any recurrence. A subclass owns its weights and gives five pure methods.
+
+    `project` and `readout` see all of time at once and must treat each step by itself (what a step needs of
+    earlier ones belongs in the state), so that a sequence may be cut into chunks anywhere. Only `step` is sequential.
+    A state is a pytree whose arrays keep their shapes and dtypes from step to step, and is all the next step needs.
+    """
+
+    @abc.abstractmethod
+    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Shape and dtype of the input of one step, to check `xs` by."""
+
+    @abc.abstractmethod
+    def initial(self) -> State:
+        """The state before the first step, and after a reset."""
+
+    @abc.abstractmethod
+    def project(self, xs: PyTree[Array]) -> PyTree[Array]:
+        """`xs` over time to `us` over time: all of the work that needs no state."""
+
+    @abc.abstractmethod
+    def step(self, state: State, u: PyTree[Array]) -> State:
+        """The state after one step."""
+
+    @abc.abstractmethod
+    def readout(self, states: States) -> PyTree[Array]:
+        """`states` over time to the outputs `ys` over time."""
+
+
+class AbstractGatedCell(AbstractCell):
+    """A cell whose one matrix product inside the loop is `v = R h`, all else being elementwise.
+
+        u_t = W x_t + b                                  u, v: [G, H]
+        v_t = R h_{t-1}                                  R dense, or block-diagonal over N heads
+        state_t = pointwise(gains, u_t, v_t, state_{t-1})
+
+    Subclass requirements: the fields below, and `pointwise`, elementwise in the units and a function of its arguments
+    and of the cell's static fields alone (a kernel calls it on a cell stripped of its weights). The state is a
+    NamedTuple whose first field `h` is the one that recurs. A dtype below float32 is the dtype of weights, inputs and
+    outputs; states, and the arithmetic of `pointwise`, stay in float32.
+    """
+
+    state_type: ClassVar[type] = Hidden
+
+    input_weight: eqx.AbstractVar[InputWeight]
+    recurrent_weight: eqx.AbstractVar[RecurrentWeight]
+    bias: eqx.AbstractVar[Bias | None]
+    gains: eqx.AbstractVar[PyTree]  # vectors [H] that `pointwise` needs; None where there are none
+    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+
+    @abc.abstractmethod
+    def pointwise(self, gains: PyTree, u: Gates, v: Gates, state: State) -> State:
+        """The state after one step, unit by unit."""
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of weights, inputs and outputs."""
+        return self.input_weight.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of hidden units."""
+        return self.input_weight.shape[-1]
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.dtype)
+
+    def initial(self) -> State:
+        return rest(self.state_type, self.start, self.hidden_size, self.dtype)
+
+    def project(self, xs: Inputs) -> GatesOverTime:
+        return affine(self.input_weight, self.bias, xs)
+
+    def step(self, state: State, u: Gates) -> State:
+        carried = state.h.dtype
+        v = recur(self.recurrent_weight, state.h)
+        return self.pointwise(cast(self.gains, carried), u.astype(carried), v, state)
+
+    def readout(self, states: States) -> UnitsOverTime:
+        return states.h.astype(self.dtype)
+
+
+class AbstractLinearCell(AbstractCell):
+    """A cell that is linear in its state, unit by unit, so that time can be run in parallel.
+
+        h_t = a_t * h_{t-1} + b_t,        (a_t, b_t) = coefficients(u_t)
+
+    Subclass requirements: `coefficients`, the fields below, and `input_type`, `project`, `readout`.
+    """
+
+    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+
+    @abc.abstractmethod
+    def coefficients(self, u: PyTree[Array]) -> tuple[Units, Units]:
+        """`(a, b)` of one step, in the dtype the state is carried in."""
+
+    def step(self, state: Hidden, u: PyTree[Array]) -> Hidden:
+        a, b = self.coefficients(u)
+        return Hidden(a * state.h + b)
+
+
+def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> GatesOverTime:
+    """`us = W xs + b` for all of time, as one matrix product."""
+    inputs, gates, units = weight.shape
+    us = (xs @ weight.reshape(inputs, gates * units)).reshape(-1, gates, units)
+    return us if bias is None else us + bias
+
+
+def recur(weight: RecurrentWeight, h: Units) -> Gates:
+    """`v = R h`, summed in the dtype of `h`. One head is a plain matrix product: XLA runs the batched one slower."""
+    heads, inputs, gates, units = weight.shape
+    operand = h.astype(weight.dtype)
+    if heads == 1:
+        flat = weight.reshape(inputs, gates * units)
+        return jnp.matmul(operand, flat, preferred_element_type=h.dtype).reshape(gates, units)
+    v = jnp.einsum("np,npgd->gnd", operand.reshape(heads, inputs), weight, preferred_element_type=h.dtype)
+    return v.reshape(gates, heads * units)
+
+
+def rest(state_type: type, start: State | None, hidden_size: int, dtype) -> State:
+    """The initial state in the carry's dtype: the learned one, or zeros in every field of `state_type`."""
+    if start is not None:
+        return cast(start, carry_dtype(dtype))
+    zeros = jnp.zeros(hidden_size, carry_dtype(dtype))
+    return state_type(*(zeros for _ in state_type._fields))
+
+
+def learned(learn: bool, state_type: type, hidden_size: int, dtype) -> State | None:
+    """The field `start` of a new cell: zeros to be trained if `learn`, else None."""
+    return cast(rest(state_type, None, hidden_size, dtype), dtype) if learn else None
+
+
+def describe(cell: object) -> str:
+    """The name by which messages speak of a cell, a network or a function."""
+    return type(cell).__name__ if isinstance(cell, eqx.Module) else getattr(cell, "__name__", type(cell).__name__)

@@ -1,0 +1,1 @@
+"""Cells of the literature, one published thing per file."""

@@ -1,0 +1,67 @@
+"""The Elman network, vanilla, rectified or linear."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
+from ..cell import AbstractGatedCell, Hidden, learned
+
+
+class Elman(AbstractGatedCell):
+    """Elman 1990, "Finding structure in time".
+
+        h_t = activation(W x_t + R h_{t-1} + b)
+
+    `activation` is any elementwise function: `jnp.tanh`, `jax.nn.relu` (with `initialise.identity` the IRNN), or
+    `rnnjax.linear`, which gives the linear network `s_k = s_{k-1} w_rec + x_k w_x`. That one is linear with a dense R,
+    so `Associative` does not run it.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: RecurrentWeight
+    bias: Bias | None
+    gains: None
+    start: Hidden | None
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        activation: Callable[[Array], Array] = jnp.tanh,
+        heads: int = 1,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`, and `activation`."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        keys = jax.random.split(key, 3)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
+        self.recurrent_weight = initialise.recurrent_weight(
+            recurrent_initialiser, keys[1], "n", hidden_size, heads, dtype
+        )
+        self.bias = bias_initialiser(keys[2], "n", hidden_size, dtype) if bias else None
+        self.gains = None
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.activation = activation
+
+    def pointwise(self, gains: None, u: Gates, v: Gates, state: Hidden) -> Hidden:
+        del gains, state
+        (n,) = u + v
+        return Hidden(self.activation(n))
+
+
+def linear(n: Array) -> Array:
+    """The activation that changes nothing."""
+    return n

@@ -1,0 +1,61 @@
+"""The gated recurrent unit, reset after the product."""
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
+from ..cell import AbstractGatedCell, Hidden, learned
+
+
+class GRU(AbstractGatedCell):
+    """Cho et al. 2014 (arXiv:1406.1078v1), reset *after* the product as torch, cuDNN, Keras and Flax have it.
+
+        r, z = sigmoid(W x_t + b + R h_{t-1})
+        n    = tanh(W x_t + b + r * (R h_{t-1} + d))
+        h_t  = (1 - z) * n + z * h_{t-1}
+
+    Gate order r, z, n; a z of one keeps the state. `gains` is d, the candidate's bias inside the reset; r and z have no
+    second bias, being sums. The form with the reset before the product is `ResetBeforeGRU`.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: RecurrentWeight
+    bias: Bias | None
+    gains: Units | None
+    start: Hidden | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        heads: int = 1,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        keys = jax.random.split(key, 4)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
+        self.recurrent_weight = initialise.recurrent_weight(
+            recurrent_initialiser, keys[1], "rzn", hidden_size, heads, dtype
+        )
+        self.bias = bias_initialiser(keys[2], "rzn", hidden_size, dtype) if bias else None
+        self.gains = bias_initialiser(keys[3], "n", hidden_size, dtype)[0] if bias else None
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+
+    def pointwise(self, gains: Units | None, u: Gates, v: Gates, state: Hidden) -> Hidden:
+        (u_r, u_z, u_n), (v_r, v_z, v_n) = u, v
+        if gains is not None:
+            v_n = v_n + gains
+        z = sigmoid(u_z + v_z)
+        n = jnp.tanh(u_n + sigmoid(u_r + v_r) * v_n)
+        return Hidden((1 - z) * n + z * state.h)

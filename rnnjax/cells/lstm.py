@@ -1,0 +1,117 @@
+"""Long short-term memory, with peepholes, a coupled gate or a clipped cell where asked."""
+
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
+from ..cell import AbstractGatedCell, learned
+
+
+class LSTMState(NamedTuple):
+    """Hidden and cell state."""
+
+    h: Units
+    c: Units
+
+
+class Peepholes(NamedTuple):
+    """What each gate sees of the cell state; `f` holds one vector, or none where the gates are coupled."""
+
+    i: Units
+    f: tuple[Units, ...]
+    o: Units
+
+
+class LSTM(AbstractGatedCell):
+    """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o, as in torch.
+
+        i, f, o = sigmoid(W x_t + R h_{t-1} + b)         g = tanh(W x_t + R h_{t-1} + b)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    Options, which combine:
+        peepholes   i and f see p * c_{t-1}, o sees p * c_t (Gers et al. 2002, JMLR 3:115)
+        coupled     f = 1 - i, three gates i, g, o (CIFG; Greff et al. 2015, arXiv:1503.04069)
+        clip        c_t is held within [-clip, clip] (Sak et al. 2014, arXiv:1402.1128)
+    With an output projection there is a second matrix in the loop: that is `ProjectedLSTM`.
+    """
+
+    state_type: ClassVar[type] = LSTMState
+
+    input_weight: InputWeight
+    recurrent_weight: RecurrentWeight
+    bias: Bias | None
+    gains: Peepholes | None
+    start: LSTMState | None
+    clip: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        peepholes: bool = False,
+        coupled: bool = False,
+        clip: float | None = None,
+        heads: int = 1,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
+        dtype=jnp.float32,
+    ):
+        """Draw the weights.
+
+        input_size, hidden_size   I and H
+        heads                     R is block-diagonal with this many blocks; it must divide H
+        bias                      whether there is a b
+        learn_initial             whether the initial state is a weight (of zeros, to be trained) or the constant zero
+        *_initialiser             see `rnnjax.initialise`
+        dtype                     of weights, inputs and outputs; below float32 the state stays in float32
+        """
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip: expected a positive bound or None, got {clip!r}")
+        gates = "igo" if coupled else "ifgo"
+        keys = jax.random.split(key, 4)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)
+        self.recurrent_weight = initialise.recurrent_weight(
+            recurrent_initialiser, keys[1], gates, hidden_size, heads, dtype
+        )
+        self.bias = bias_initialiser(keys[2], gates, hidden_size, dtype) if bias else None
+        self.gains = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
+        self.start = learned(learn_initial, LSTMState, hidden_size, dtype)
+        self.clip = clip
+
+    def pointwise(self, gains: Peepholes | None, u: Gates, v: Gates, state: LSTMState) -> LSTMState:
+        return gate(gains, u + v, state.c, self.clip)
+
+
+def gate(peepholes: Peepholes | None, gates: Gates, c: Units, clip: float | None) -> LSTMState:
+    """The elementwise half of every LSTM here: `gates` before their nonlinearities, three of them if coupled."""
+    i, *f, g, o = gates
+    if peepholes is not None:
+        i = i + peepholes.i * c
+        f = [forget + peephole * c for forget, peephole in zip(f, peepholes.f, strict=True)]
+    i = sigmoid(i)
+    keep = sigmoid(f[0]) if f else 1 - i
+    c = keep * c + i * jnp.tanh(g)
+    if clip is not None:
+        c = jnp.clip(c, -clip, clip)
+    if peepholes is not None:
+        o = o + peepholes.o * c
+    return LSTMState(sigmoid(o) * jnp.tanh(c), c)
+
+
+def draw_peepholes(key: PRNGKeyArray, hidden_size: int, coupled: bool, dtype) -> Peepholes:
+    """Peepholes uniform within 1/sqrt(H), as other weights that see H units."""
+    draws = [initialise.uniform(key, (hidden_size,), dtype) for key in jax.random.split(key, 3)]
+    return Peepholes(draws[0], () if coupled else (draws[1],), draws[2])

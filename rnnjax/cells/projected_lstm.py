@@ -1,0 +1,83 @@
+"""Long short-term memory whose hidden state is a projection of its cell."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, RecurrentWeight, carry_dtype, cast
+from ..cell import AbstractCell, affine, recur
+from .lstm import LSTMState, Peepholes, draw_peepholes, gate
+
+
+class ProjectedLSTM(AbstractCell):
+    """Sak, Senior & Beaufays 2014, arXiv:1402.1128: the LSTM of `LSTM`, and then
+
+        h_t = Q (o * tanh(c_t)),        h: [P], c: [H], P < H
+
+    so that R is [P, G, H]. Two matrix products stand in the loop: a plain cell, run by `Scan` and its kin, not fused.
+    Peepholes, the coupled gate and the clipped cell are those of `LSTM`.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: RecurrentWeight
+    bias: Bias | None
+    peepholes: Peepholes | None
+    projection: Float[Array, "H P"]
+    start: LSTMState | None
+    clip: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        projected_size: int,
+        key: PRNGKeyArray,
+        peepholes: bool = False,
+        coupled: bool = False,
+        clip: float | None = None,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.glorot,
+        bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`; `projected_size` is P, the size of h and of the output."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, projected_size=projected_size)
+        gates = "igo" if coupled else "ifgo"
+        keys = jax.random.split(key, 5)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)
+        recurrent = initialise.input_weight(recurrent_initialiser, keys[1], projected_size, gates, hidden_size, dtype)
+        self.recurrent_weight = recurrent[None]
+        self.bias = bias_initialiser(keys[2], gates, hidden_size, dtype) if bias else None
+        self.peepholes = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
+        self.projection = initialise.glorot(keys[4], (hidden_size, projected_size), carry_dtype(dtype)).astype(dtype)
+        self.start = cast(self._zeros(), dtype) if learn_initial else None
+        self.clip = clip
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
+
+    def initial(self) -> LSTMState:
+        return self._zeros() if self.start is None else cast(self.start, carry_dtype(self.projection.dtype))
+
+    def _zeros(self) -> LSTMState:
+        hidden_size, projected_size = self.projection.shape
+        carried = carry_dtype(self.projection.dtype)
+        return LSTMState(jnp.zeros(projected_size, carried), jnp.zeros(hidden_size, carried))
+
+    def project(self, xs: Inputs) -> GatesOverTime:
+        return affine(self.input_weight, self.bias, xs)
+
+    def step(self, state: LSTMState, u: Gates) -> LSTMState:
+        carried = state.h.dtype
+        gates = u.astype(carried) + recur(self.recurrent_weight, state.h)
+        unprojected, c = gate(cast(self.peepholes, carried), gates, state.c, self.clip)
+        operand = unprojected.astype(self.projection.dtype)
+        return LSTMState(jnp.matmul(operand, self.projection, preferred_element_type=carried), c)
+
+    def readout(self, states: LSTMState) -> Float[Array, "T P"]:
+        return states.h.astype(self.projection.dtype)

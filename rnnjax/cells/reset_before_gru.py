@@ -1,0 +1,72 @@
+"""The gated recurrent unit of the paper, reset before the product."""
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, RecurrentWeight, UnitsOverTime
+from ..cell import AbstractCell, Hidden, affine, learned, recur, rest
+
+
+class ResetBeforeGRU(AbstractCell):
+    """Cho et al. 2014 (arXiv:1406.1078v3).
+
+        r, z = sigmoid(W x_t + b + R h_{t-1})
+        n    = tanh(W x_t + b + C (r * h_{t-1}))
+        h_t  = (1 - z) * n + z * h_{t-1}
+
+    The product with C waits for r, so two products follow each other in the loop: a plain cell, run by `Scan` and its
+    kin, not fused. Where speed matters take `GRU`; the two are different functions and do not share weights.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: RecurrentWeight  # of r and z
+    candidate_weight: RecurrentWeight  # C, of n
+    bias: Bias | None
+    start: Hidden | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        heads: int = 1,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        keys = jax.random.split(key, 4)
+        recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
+            recurrent_initialiser, key, gates, hidden_size, heads, dtype
+        )
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
+        self.recurrent_weight = recurrent(keys[1], "rz")
+        self.candidate_weight = recurrent(keys[2], "n")
+        self.bias = bias_initialiser(keys[3], "rzn", hidden_size, dtype) if bias else None
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
+
+    def initial(self) -> Hidden:
+        return rest(Hidden, self.start, self.input_weight.shape[-1], self.input_weight.dtype)
+
+    def project(self, xs: Inputs) -> GatesOverTime:
+        return affine(self.input_weight, self.bias, xs)
+
+    def step(self, state: Hidden, u: Gates) -> Hidden:
+        u = u.astype(state.h.dtype)
+        r, z = sigmoid(u[:2] + recur(self.recurrent_weight, state.h))
+        n = jnp.tanh(u[2] + recur(self.candidate_weight, r * state.h)[0])
+        return Hidden((1 - z) * n + z * state.h)
+
+    def readout(self, states: Hidden) -> UnitsOverTime:
+        return states.h.astype(self.input_weight.dtype)

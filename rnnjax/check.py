@@ -1,0 +1,114 @@
+"""What `unroll` says of arguments that do not fit, at trace time: name, what was expected, what came, what to do."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from .arrays import Flags, Length, State
+from .engine import AbstractEngine
+
+BATCH_HINT = "unroll takes one sequence, time first; batch it: jax.vmap(lambda xs: unroll(cell, None, xs))(xs)"
+
+
+def inputs(xs: Any, expected: PyTree[jax.ShapeDtypeStruct], name: str) -> PyTree[Array]:
+    """`xs` as arrays over time, each step like `expected`; `name` is the cell's."""
+    xs = sequence(xs)
+    if jax.tree.structure(xs) != jax.tree.structure(expected):
+        raise ValueError(f"xs: expected {show(expected)} at each step for {name}, got {show(xs)}")
+    jax.tree.map(lambda leaf, step: _input_leaf(leaf, step, name), xs, expected)
+    return xs
+
+
+def sequence(xs: Any) -> PyTree[Array]:
+    """`xs` as arrays that lead with one and the same time axis."""
+    leaves = jax.tree.leaves(xs)
+    for leaf in leaves:
+        if not isinstance(leaf, (jax.Array, np.ndarray)):
+            raise TypeError(f"xs: expected an array [T, ...], got {type(leaf).__name__}")
+        if leaf.ndim == 0:
+            raise ValueError("xs: expected an array [T, ...] with time first, got a scalar")
+    lengths = {leaf.shape[0] for leaf in leaves}
+    if len(lengths) != 1:
+        raise ValueError(f"xs: expected arrays of one length T on their first axis, got lengths {sorted(lengths)}")
+    return jax.tree.map(jnp.asarray, xs)
+
+
+def _input_leaf(leaf: Array, step: jax.ShapeDtypeStruct, name: str) -> None:
+    expected = f"[T, {', '.join(map(str, step.shape))}]" if step.shape else "[T]"
+    got = list(leaf.shape)
+    if leaf.ndim == len(step.shape) + 2:
+        raise ValueError(f"xs: expected {expected} for {name}, got the batch {got}. {BATCH_HINT}")
+    if leaf.ndim != len(step.shape) + 1:
+        raise ValueError(f"xs: expected rank {len(step.shape) + 1}, {expected}, for {name}, got {got}")
+    if leaf.shape[1:] != step.shape:
+        raise ValueError(f"xs: expected {expected} for {name}, got {got}: the feature sizes differ")
+    if leaf.dtype != step.dtype:
+        raise TypeError(
+            f"xs: expected {step.dtype} for {name}, got {leaf.dtype}. "
+            f"Cast the inputs, xs.astype({step.dtype}), or build the cell with their dtype"
+        )
+
+
+def state(state: Any, expected: State, name: str) -> State:
+    """`state` as arrays of the structure, shapes and dtypes of `expected`."""
+    arrays = jax.tree.map(jnp.asarray, state)
+    if not alike(arrays, expected):
+        raise ValueError(
+            f"state: expected {show(expected)} for {name}, got {show(state)}. Pass None to start from cell.initial()"
+        )
+    return arrays
+
+
+def alike(tree: PyTree, expected: PyTree) -> bool:
+    """Whether both have the same structure, and their arrays the same shapes and dtypes."""
+    if jax.tree.structure(tree) != jax.tree.structure(expected):
+        return False
+    same = jax.tree.map(lambda leaf, like: leaf.shape == like.shape and leaf.dtype == like.dtype, tree, expected)
+    return all(jax.tree.leaves(same))
+
+
+def length(length: Any, T: int) -> Length | None:
+    """`length` as a scalar in [0, T]; one that is traced is clamped, one that is known must fit."""
+    if length is None:
+        return None
+    if isinstance(length, (bool, np.bool_)) or not isinstance(length, (int, np.integer, np.ndarray, jax.Array)):
+        raise TypeError(f"length: expected an integer scalar, got {length!r}")
+    array = jnp.asarray(length)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"length: expected an integer scalar, got {array.dtype}")
+    if array.shape:
+        raise ValueError(f"length: expected a scalar, one sequence's length, got {list(array.shape)}. {BATCH_HINT}")
+    if not isinstance(array, Tracer) and not 0 <= int(array) <= T:
+        raise ValueError(f"length: expected a value from 0 to T={T}, got {int(array)}")
+    return jnp.clip(array, 0, T)
+
+
+def resets(resets: Any, T: int) -> Flags | None:
+    """`resets` as booleans [T]."""
+    if resets is None:
+        return None
+    if not isinstance(resets, (jax.Array, np.ndarray)):
+        raise TypeError(f"resets: expected booleans [T={T}], got {type(resets).__name__}")
+    if resets.dtype != np.bool_:
+        raise TypeError(f"resets: expected booleans [T={T}], got {resets.dtype}. True marks a step to reset before")
+    if resets.shape != (T,):
+        raise ValueError(f"resets: expected shape [{T}], one flag per step of xs, got {list(resets.shape)}")
+    return jnp.asarray(resets)
+
+
+def engine(engine: Any) -> None:
+    """Raise unless `engine` is one."""
+    if isinstance(engine, type) and issubclass(engine, AbstractEngine):
+        raise TypeError(f"engine: expected an engine, got the class {engine.__name__}. Write {engine.__name__}()")
+    if not isinstance(engine, AbstractEngine):
+        raise TypeError(f"engine: expected an engine, such as Scan(), got {engine!r}")
+
+
+def show(tree: Any) -> str:
+    """A tree by its structure, shapes and dtypes, on one line."""
+    return eqx.tree_pformat(tree, width=10_000, struct_as_array=True)

@@ -1,0 +1,35 @@
+"""The engine `Scan`: one step after the other, as one compiled loop."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from ..arrays import State, States
+from ..cell import AbstractCell
+from ..engine import AbstractEngine, marked_step
+from ..marks import Marks
+
+
+class Scan(AbstractEngine):
+    """`jax.lax.scan`: any cell, compile time flat in T. The engine that the others are measured and tested against.
+
+    The gradient keeps what every step computed: memory of about T times the gates. Where that is too much, take
+    `Checkpointed`. `unroll` steps are compiled into one turn of the loop.
+    """
+
+    unroll: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
+            raise ValueError(f"unroll: expected a positive number of steps, got {self.unroll!r}")
+
+    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+        del cell, xs
+        return None
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        T = jax.tree.leaves(xs)[0].shape[0]
+        inputs = cell.project(xs), marks.over_time(T)
+        return jax.lax.scan(partial(marked_step, cell, marks.initial), state, inputs, unroll=self.unroll)

@@ -1,0 +1,32 @@
+"""The engine `Unrolled`: a Python loop, every step a piece of the compiled program."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ..arrays import State, States
+from ..cell import AbstractCell
+from ..engine import AbstractEngine, marked_step
+from ..marks import Marks
+
+
+class Unrolled(AbstractEngine):
+    """A Python loop over time, for study and for comparison: any cell, the same numbers as `Scan`.
+
+    The program grows with T, and compile time with it (seconds at T = 100, minutes soon after). Use `Scan`.
+    """
+
+    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+        del cell, xs
+        return None
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        T = jax.tree.leaves(xs)[0].shape[0]
+        inputs = cell.project(xs), marks.over_time(T)
+        states = []
+        leaves, structure = jax.tree.flatten(inputs)
+        for t in range(T):
+            step_inputs = jax.tree.unflatten(structure, [leaf[t] for leaf in leaves])
+            state, _ = marked_step(cell, marks.initial, state, step_inputs)
+            states.append(state)
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

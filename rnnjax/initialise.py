@@ -1,0 +1,111 @@
+"""Initial weights. An initialiser draws the block of ONE gate and one head, so per-gate laws hold by construction.
+
+An initialiser of weights is any `(key, shape, dtype) -> array` with `shape = [in, out]`, those of
+`jax.nn.initializers` included: an orthogonal one gives every gate an orthogonal block, a Glorot one counts the fan of
+one gate. An initialiser of biases is any `(key, gates, hidden_size, dtype) -> [G, H]`, `gates` naming the gates in
+order by their letters: `i` writes, `f` and `z` keep (a cell that has `i` but not `f` keeps with `1 - i`).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .arrays import Bias, InputWeight, RecurrentWeight, carry_dtype
+
+Initialiser = Callable[..., Array]
+
+orthogonal = jax.nn.initializers.orthogonal()
+glorot = jax.nn.initializers.glorot_uniform()
+lecun = jax.nn.initializers.lecun_normal()
+
+
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
+    """Uniform within 1/sqrt(H), H being the last axis of `shape`: torch's for every weight and bias."""
+    bound = shape[-1] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def identity(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
+    """The identity: with `Elman(activation=jax.nn.relu)` the IRNN (Le et al. 2015, arXiv:1504.00941)."""
+    del key
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def zeros(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+    """Biases of zero."""
+    del key
+    return jnp.zeros((len(gates), hidden_size), dtype)
+
+
+def uniform_bias(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+    """Biases uniform within 1/sqrt(H), as torch draws them."""
+    return uniform(key, (len(gates), hidden_size), dtype)
+
+
+def forget(value: float = 1.0) -> Initialiser:
+    """Biases of zero, but `value` on the gate that keeps, stored where it can be seen and trained.
+
+    Gers et al. 2000, "Learning to forget"; Jozefowicz et al. 2015.
+    """
+
+    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+        del key
+        return _biases(gates, hidden_size, dtype, keep=value, write=0.0)
+
+    return draw
+
+
+def chrono(longest: int) -> Initialiser:
+    """Biases for memories of up to `longest` steps: keep ~ log U(1, longest - 1), write = -keep.
+
+    Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", arXiv:1804.11188. For LSTM, GRU and their kin.
+    """
+    if longest <= 2:
+        raise ValueError(f"longest: expected more than 2 steps, got {longest}")
+
+    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+        keep = jnp.log(jax.random.uniform(key, (hidden_size,), dtype, 1.0, longest - 1.0))
+        return _biases(gates, hidden_size, dtype, keep=keep, write=-keep)
+
+    return draw
+
+
+def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Bias:
+    if "f" not in gates and "z" not in gates:
+        write = -keep  # the one gate there is keeps with 1 - i
+    rows = {"f": keep, "z": keep, "i": write}
+    return jnp.stack([jnp.broadcast_to(jnp.asarray(rows.get(gate, 0.0), dtype), hidden_size) for gate in gates])
+
+
+def input_weight(
+    initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, dtype
+) -> InputWeight:
+    """W, one draw a gate."""
+    return _per_gate(initialiser, key, (inputs, units), len(gates), dtype)
+
+
+def recurrent_weight(
+    initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, heads: int, dtype
+) -> RecurrentWeight:
+    """R, one draw a gate and head."""
+    block = (units // heads, units // heads)
+    draw = lambda key: _per_gate(initialiser, key, block, len(gates), dtype)  # noqa: E731
+    return jax.vmap(draw)(jax.random.split(key, heads))
+
+
+def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype) -> Array:
+    """[in, gates, out]; drawn in float32 or wider, since decompositions know nothing narrower."""
+    drawn = carry_dtype(dtype)
+    blocks = jax.vmap(lambda key: initialiser(key, shape, drawn), out_axes=1)(jax.random.split(key, gates))
+    return blocks.astype(dtype)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise unless every size is a positive integer and `heads`, where given, divides `hidden_size`."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {size!r}")
+    if sizes["hidden_size"] % sizes.get("heads", 1):
+        raise ValueError(f"heads: expected a divisor of hidden_size={sizes['hidden_size']}, got {sizes['heads']}")

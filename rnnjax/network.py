@@ -1,0 +1,48 @@
+"""The abstract *network*: cells put together, unrolled by the same verb as one cell."""
+
+import abc
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from .arrays import Flags, Length, State
+from .engine import AbstractEngine
+
+
+class Options(NamedTuple):
+    """What `unroll` was given beside cell, state and inputs, to be handed on to the parts of a network."""
+
+    length: Length | None
+    resets: Flags | None
+    engine: AbstractEngine
+    key: PRNGKeyArray | None
+
+    def split_key(self, number: int) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
+        """Two keys of its own for part `number`; None where nothing is random."""
+        if self.key is None:
+            return None, None
+        first, second = jax.random.split(jax.random.fold_in(self.key, number))
+        return first, second
+
+
+class AbstractNetwork(eqx.Module):
+    """Sequence in, sequence out, state in, state out.
+
+    Subclass requirements: `input_type` and `initial` as for a cell; `run`, which calls `unroll` on its parts and hands
+    on what it was given, so that lengths, resets and engines mean the same at any depth. Inputs arrive checked, zero
+    in ignored steps, and already flipped if they were to run in reverse.
+    """
+
+    @abc.abstractmethod
+    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Shape and dtype of the input of one step, to check `xs` by."""
+
+    @abc.abstractmethod
+    def initial(self) -> State:
+        """The state before the first step, and after a reset."""
+
+    @abc.abstractmethod
+    def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
+        """The last state and the outputs over time."""

@@ -1,0 +1,143 @@
+"""The verb: run a cell, a network or a plain function along one sequence."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from . import check
+from .arrays import State
+from .cell import AbstractCell, describe
+from .engine import AbstractEngine
+from .engines.auto import Auto
+from .marks import Marks, blank, counted, flip, mark_touched, quarantine
+from .network import AbstractNetwork, Options
+
+
+def unroll(
+    cell: Any,
+    state: Any,
+    xs: Any,
+    *,
+    length: Any = None,
+    resets: Any = None,
+    reverse: bool = False,
+    engine: Any = Auto(),
+    key: PRNGKeyArray | None = None,
+) -> tuple[State, PyTree[Array]]:
+    """Run `cell` along one sequence: `state, ys = unroll(cell, state, xs)`, as `jax.lax.scan` would.
+
+    cell      a cell, a network of `rnnjax.compose`, or any function `(state, x) -> (state, y)`
+    state     the state before the first step; None: `cell.initial()`. A function has none of its own: give it one
+    xs        [T, I], one sequence, time first; `jax.vmap` makes it a batch
+    length    an integer: steps from `length` on are ignored, their outputs are zero, and the last state is the one
+              after step `length - 1`; 0 returns the initial state. A traced value is clamped to [0, T], a known one
+              outside of it is an error
+    resets    [T] booleans: where true, the state goes back to `cell.initial()` before that step (for a function: to
+              `state`), in the order in which the steps are run
+    reverse   run the valid part from its end to its start; outputs stay in time order
+    engine    how to run along time; `Auto()` takes the first of its candidates that can
+    key       randomness of a network that has some (dropout); None: nothing is dropped
+
+    Returns the last state and the outputs, [T, ...]. What is ignored changes no value and no gradient, NaN or not:
+    steps from `length` on are replaced before the cell sees them; where there are `resets`, a step that meets an input
+    or a state that is not finite gives NaN and passes no gradient on, until the next reset.
+
+    Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes, sizes and an
+    engine that refuses the cell (with its reasons), TypeError for types and dtypes.
+    """
+    check.engine(engine)
+    xs = check.sequence(xs)
+    T = jax.tree.leaves(xs)[0].shape[0]
+    length, resets = check.length(length, T), check.resets(resets, T)
+    if not isinstance(cell, AbstractCell | AbstractNetwork):
+        last, ys = unroll(
+            _as_cell(cell, state, xs), None, xs, length=length, resets=resets, reverse=reverse, engine=engine
+        )
+        return last.state, ys
+    check.inputs(xs, cell.input_type(), describe(cell))
+    state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
+
+    xs = blank(xs, length, T)
+    if resets is not None and length is not None:
+        resets = resets & counted(length, T)
+    if reverse:
+        xs, resets = flip((xs, resets), length)
+    with jax.named_scope(describe(cell)):
+        if isinstance(cell, AbstractNetwork):
+            last, ys = cell.run(state, xs, Options(length, resets, engine, key))
+        else:
+            last, ys = _run(cell, state, xs, Marks(length, resets, cell.initial()), engine)
+    if reverse:
+        ys = flip(ys, length)
+    return last, blank(ys, length, T)
+
+
+def _run(
+    cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
+) -> tuple[State, PyTree[Array]]:
+    """Run one cell in running order. What is not finite is kept apart where a reset may end its influence."""
+    if jax.tree.leaves(xs)[0].shape[0] == 0:
+        return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state))
+    reason = engine.refusal(cell, xs)
+    if reason is not None:
+        raise ValueError(f"engine: {reason}")
+    if marks.resets is None:
+        last, states = engine.run(cell, state, xs, marks)
+        return last, cell.readout(states)
+    safe = quarantine(xs, state, marks.length, marks.resets, marks.initial)
+    last, states = engine.run(cell, safe.state, safe.xs, marks)
+    return mark_touched(safe.last_touched, last), mark_touched(safe.touched, cell.readout(states))
+
+
+class FunctionState(NamedTuple):
+    """The state of a plain function, and its last output."""
+
+    state: State
+    y: PyTree[Array]
+
+
+class FunctionCell(AbstractCell):
+    """A function `(state, x) -> (state, y)` as a cell: its state keeps y until the readout."""
+
+    function: Callable[..., Any]
+    start: FunctionState
+    input: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
+
+    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
+        return self.input
+
+    def initial(self) -> FunctionState:
+        return self.start
+
+    def project(self, xs: PyTree[Array]) -> PyTree[Array]:
+        return xs
+
+    def step(self, state: FunctionState, u: PyTree[Array]) -> FunctionState:
+        return FunctionState(*self.function(state.state, u))
+
+    def readout(self, states: FunctionState) -> PyTree[Array]:
+        return states.y
+
+
+def _as_cell(function: Any, state: Any, xs: PyTree[Array]) -> FunctionCell:
+    """`function` as a cell that starts from `state`, once it is seen to keep the state's form."""
+    if not callable(function):
+        raise TypeError(f"cell: expected a cell, a network or a function (state, x) -> (state, y), got {function!r}")
+    if state is None:
+        raise ValueError(f"state: expected the state before the first step, since {describe(function)} is a function")
+    state = jax.tree.map(jnp.asarray, state)
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+    given = jax.eval_shape(lambda: state)
+    answer = jax.eval_shape(function, given, x)
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        raise ValueError(f"cell: expected {describe(function)} to return (state, y), got {eqx.tree_pformat(answer)}")
+    if not check.alike(answer[0], given):
+        raise ValueError(
+            f"cell: expected {describe(function)} to return a state like the one it was given, {check.show(given)}, "
+            f"got {check.show(answer[0])}"
+        )
+    return FunctionCell(function, FunctionState(state, jax.tree.map(jnp.zeros_like, answer[1])), x)
