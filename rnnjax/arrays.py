@@ -38,7 +38,8 @@ States = PyTree[Any]  # a state over time: a leading axis T on every leaf
 
 def carry_dtype(dtype: Any) -> jnp.dtype:
     """The dtype a state is carried in: float32 for anything narrower, else `dtype` itself."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:

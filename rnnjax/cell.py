@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .arrays import (
     Bias,
@@ -144,7 +144,7 @@ def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> GatesOverTime:
     return us if bias is None else us + bias
 
 
-def recur(weight: RecurrentWeight, h: Units) -> Gates:
+def recur(weight: RecurrentWeight, h: Float[Array, " h"]) -> Gates:
     """`v = R h`, summed in the dtype of `h`. One head is a plain matrix product: XLA runs the batched one slower."""
     heads, inputs, gates, units = weight.shape
     operand = h.astype(weight.dtype)
@@ -170,4 +170,4 @@ def learned(learn: bool, state_type: type, hidden_size: int, dtype) -> State | N
 
 def describe(cell: object) -> str:
     """The name by which messages speak of a cell, a network or a function."""
-    return type(cell).__name__ if isinstance(cell, eqx.Module) else getattr(cell, "__name__", type(cell).__name__)
+    return getattr(cell, "__name__", type(cell).__name__)

@@ -27,6 +27,8 @@ def inputs(xs: Any, expected: PyTree[jax.ShapeDtypeStruct], name: str) -> PyTree
 def sequence(xs: Any) -> PyTree[Array]:
     """`xs` as arrays that lead with one and the same time axis."""
     leaves = jax.tree.leaves(xs)
+    if not leaves:
+        raise TypeError(f"xs: expected an array [T, ...], got {xs!r}")
     for leaf in leaves:
         if not isinstance(leaf, (jax.Array, np.ndarray)):
             raise TypeError(f"xs: expected an array [T, ...], got {type(leaf).__name__}")
@@ -56,11 +58,14 @@ def _input_leaf(leaf: Array, step: jax.ShapeDtypeStruct, name: str) -> None:
 
 def state(state: Any, expected: State, name: str) -> State:
     """`state` as arrays of the structure, shapes and dtypes of `expected`."""
+    message = f"state: expected {show(expected)} for {name}, got {show(state)}. Pass None to start from cell.initial()"
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise ValueError(message)
     arrays = jax.tree.map(jnp.asarray, state)
+    if jax.tree.map(jnp.shape, arrays) != jax.tree.map(jnp.shape, expected):
+        raise ValueError(message)
     if not alike(arrays, expected):
-        raise ValueError(
-            f"state: expected {show(expected)} for {name}, got {show(state)}. Pass None to start from cell.initial()"
-        )
+        raise TypeError(message)
     return arrays
 
 
@@ -78,14 +83,16 @@ def length(length: Any, T: int) -> Length | None:
         return None
     if isinstance(length, (bool, np.bool_)) or not isinstance(length, (int, np.integer, np.ndarray, jax.Array)):
         raise TypeError(f"length: expected an integer scalar, got {length!r}")
-    array = jnp.asarray(length)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"length: expected an integer scalar, got {array.dtype}")
-    if array.shape:
-        raise ValueError(f"length: expected a scalar, one sequence's length, got {list(array.shape)}. {BATCH_HINT}")
-    if not isinstance(array, Tracer) and not 0 <= int(array) <= T:
-        raise ValueError(f"length: expected a value from 0 to T={T}, got {int(array)}")
-    return jnp.clip(array, 0, T)
+    dtype = jnp.result_type(length)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"length: expected an integer scalar, got {dtype}")
+    if jnp.shape(length):
+        raise ValueError(
+            f"length: expected a scalar, one sequence's length, got {list(jnp.shape(length))}. {BATCH_HINT}"
+        )
+    if not isinstance(length, Tracer) and not 0 <= int(length) <= T:
+        raise ValueError(f"length: expected a value from 0 to T={T}, got {int(length)}")
+    return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # eight bits would not hold every T
 
 
 def resets(resets: Any, T: int) -> Flags | None:

@@ -33,6 +33,7 @@ class Stack(AbstractNetwork):
 
     def __init__(self, layers: Sequence[Part], *, dropout: float = 0.0):
         """Raises a ValueError that names the layer whose input is not what the one below puts out."""
+        layers = tuple(layers)
         if not layers:
             raise ValueError("layers: expected at least one cell or network, got none")
         if not 0 <= dropout < 1:
@@ -41,7 +42,7 @@ class Stack(AbstractNetwork):
             _check_part(f"layers[{number}]", layer)
         for number, (below, above) in enumerate(pairwise(layers), 1):
             _check_fit(f"layers[{number}]", above.input_type(), _output_type(below))
-        self.layers = tuple(layers)
+        self.layers = layers
         self.dropout = dropout
 
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -75,8 +76,7 @@ class Bidirectional(AbstractNetwork):
     """Schuster & Paliwal 1997: one part runs forward, the other backward over the valid part, their outputs merged.
 
     `merge` takes both outputs, in time order: `concatenate`, `add`, `average`, `multiply`, `pair`, or any function.
-    The state is a `Directions`. A reset at t starts a new sequence at t for both: the backward part, coming from the
-    right, is reset before it enters t - 1. That part reads from the end: a sequence fed in chunks is not the whole.
+    The state is a `Directions`. The backward part is `Reversed`, and what is said there of resets and chunks holds here.
     """
 
     forward: Part
@@ -100,16 +100,18 @@ class Bidirectional(AbstractNetwork):
 
     def run(self, state: Directions, xs: PyTree[Array], options: Options) -> tuple[Directions, PyTree[Array]]:
         keys = options.split_key(0)
-        ends = None if options.resets is None else jnp.roll(options.resets, -1).at[-1:].set(False)
-        onward = options._replace(key=keys[0])._asdict()
-        inward = options._replace(key=keys[1], resets=ends)._asdict()
-        forward, forward_ys = unroll(self.forward, state.forward, xs, **onward)
-        backward, backward_ys = unroll(self.backward, state.backward, xs, **inward, reverse=True)
+        forward, forward_ys = unroll(self.forward, state.forward, xs, **options._replace(key=keys[0])._asdict())
+        backward, backward_ys = Reversed(self.backward).run(state.backward, xs, options._replace(key=keys[1]))
         return Directions(forward, backward), self.merge(forward_ys, backward_ys)
 
 
 class Reversed(AbstractNetwork):
-    """The part run from the end of the valid part to its start, outputs in time order, whatever it stands in."""
+    """The part run from the end of the valid steps to their start, outputs in time order.
+
+    A reset at t starts a new sequence at t here as elsewhere: coming from the right, the part is reset before it enters
+    t - 1. (`unroll(..., reverse=True)` takes resets as they are, before step t in running order.) The part reads from
+    the end, so a sequence fed in chunks is not the sequence fed whole.
+    """
 
     part: Part
 
@@ -123,7 +125,8 @@ class Reversed(AbstractNetwork):
         return self.part.initial()
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
-        return unroll(self.part, state, xs, **options._asdict(), reverse=True)
+        ends = None if options.resets is None else jnp.roll(options.resets, -1).at[-1:].set(False)
+        return unroll(self.part, state, xs, **options._replace(resets=ends)._asdict(), reverse=True)
 
 
 class Connected(AbstractNetwork):
@@ -148,6 +151,7 @@ class Connected(AbstractNetwork):
 
 def residual(part: Part) -> Connected:
     """`ys = xs + part(xs)`. Raises a ValueError where the part does not put out what it takes in."""
+    _check_part("part", part)
     _check_fit("part", part.input_type(), _output_type(part))
     return Connected(part, add)
 

@@ -107,6 +107,10 @@ class FunctionCell(AbstractCell):
     start: FunctionState
     input: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
 
+    @property
+    def __name__(self) -> str:
+        return describe(self.function)
+
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
         return self.input
 
@@ -125,6 +129,8 @@ class FunctionCell(AbstractCell):
 
 def _as_cell(function: Any, state: Any, xs: PyTree[Array]) -> FunctionCell:
     """`function` as a cell that starts from `state`, once it is seen to keep the state's form."""
+    if isinstance(function, type):
+        raise TypeError(f"cell: expected a cell, got the class {function.__name__}. Write {function.__name__}(...)")
     if not callable(function):
         raise TypeError(f"cell: expected a cell, a network or a function (state, x) -> (state, y), got {function!r}")
     if state is None:
@@ -134,7 +140,7 @@ def _as_cell(function: Any, state: Any, xs: PyTree[Array]) -> FunctionCell:
     given = jax.eval_shape(lambda: state)
     answer = jax.eval_shape(function, given, x)
     if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise ValueError(f"cell: expected {describe(function)} to return (state, y), got {eqx.tree_pformat(answer)}")
+        raise ValueError(f"cell: expected {describe(function)} to return (state, y), got {check.show(answer)}")
     if not check.alike(answer[0], given):
         raise ValueError(
             f"cell: expected {describe(function)} to return a state like the one it was given, {check.show(given)}, "

@@ -78,8 +78,7 @@ class LSTM(AbstractGatedCell):
         dtype                     of weights, inputs and outputs; below float32 the state stays in float32
         """
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip: expected a positive bound or None, got {clip!r}")
+        check_clip(clip)
         gates = "igo" if coupled else "ifgo"
         keys = jax.random.split(key, 4)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)
@@ -109,6 +108,12 @@ def gate(peepholes: Peepholes | None, gates: Gates, c: Units, clip: float | None
     if peepholes is not None:
         o = o + peepholes.o * c
     return LSTMState(sigmoid(o) * jnp.tanh(c), c)
+
+
+def check_clip(clip: float | None) -> None:
+    """Raise unless `clip` is a bound or none."""
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: expected a positive bound or None, got {clip!r}")
 
 
 def draw_peepholes(key: PRNGKeyArray, hidden_size: int, coupled: bool, dtype) -> Peepholes:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import initialise
 from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, RecurrentWeight, carry_dtype, cast
 from ..cell import AbstractCell, affine, recur
-from .lstm import LSTMState, Peepholes, draw_peepholes, gate
+from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate
 
 
 class ProjectedLSTM(AbstractCell):
@@ -47,6 +47,7 @@ class ProjectedLSTM(AbstractCell):
     ):
         """Draw the weights. Arguments as in `LSTM`; `projected_size` is P, the size of h and of the output."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, projected_size=projected_size)
+        check_clip(clip)
         gates = "igo" if coupled else "ifgo"
         keys = jax.random.split(key, 5)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)

@@ -1,0 +1,1 @@
+"""Benchmarks of the engines: time, compile time and memory."""

@@ -1,0 +1,62 @@
+"""What is measured: cells, shapes and engines, once, for the benchmarks and for the tests."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rnnjax import (
+    GRU,
+    LSTM,
+    AbstractCell,
+    AbstractEngine,
+    Associative,
+    Checkpointed,
+    Elman,
+    MinGRU,
+    Scan,
+    Unrolled,
+)
+
+
+class Case(NamedTuple):
+    """A cell by its name, the batch, the steps, and the sizes of input and state."""
+
+    cell: str
+    B: int
+    T: int
+    I: int  # noqa: E741  an axis of the notation in rnnjax/arrays.py
+    H: int
+
+
+CELLS: dict[str, Callable[..., AbstractCell]] = {"LSTM": LSTM, "GRU": GRU, "Elman": Elman, "MinGRU": MinGRU}
+
+SHAPES = ((1, 256, 128, 128), (16, 256, 128, 128), (32, 128, 256, 256), (64, 35, 200, 200))
+CASES = tuple(Case(cell, *shape) for cell in CELLS for shape in SHAPES)
+
+QUICK_SHAPES = ((4, 8, 16, 16), (2, 128, 16, 16))
+QUICK_CASES = tuple(Case(cell, *shape) for cell in CELLS for shape in QUICK_SHAPES)
+
+ENGINES: dict[str, AbstractEngine] = {
+    "Scan": Scan(),
+    "Unrolled": Unrolled(),
+    "Checkpointed": Checkpointed(),
+    "Associative": Associative(),
+}
+
+UNROLLED_STEPS = 64  # a gradient of so many steps takes the better part of a minute to compile
+
+
+def draw(case: Case) -> tuple[AbstractCell, Float[Array, "B T I"]]:
+    """The case's cell, and a batch of random sequences for it."""
+    weights, inputs = jax.random.split(jax.random.key(0))
+    return CELLS[case.cell](case.I, case.H, key=weights), jax.random.normal(inputs, (case.B, case.T, case.I))
+
+
+def refusal(engine: AbstractEngine, cell: AbstractCell, case: Case) -> str | None:
+    """Why `engine` is not measured on this case; None if it is."""
+    if isinstance(engine, Unrolled) and case.T > UNROLLED_STEPS:
+        return f"Unrolled is not compiled for T = {case.T}: minutes, beyond {UNROLLED_STEPS} steps."
+    return engine.refusal(cell, jax.ShapeDtypeStruct((case.T, case.I), jnp.float32))

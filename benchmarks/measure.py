@@ -1,0 +1,173 @@
+"""How it is measured: compile, run the engines in turn, and give one record per engine."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.cases import Case, draw
+from rnnjax import AbstractCell, AbstractEngine, unroll
+
+REPEATS = 5  # at least
+
+
+class Record(NamedTuple):
+    """One engine on one case. `spread` is the interquartile range over the median, of the time per call.
+
+    `compile_seconds` go from the Python function to the executable: tracing, lowering, compiling. `temporary_bytes`
+    are what the executable allocates beside its arguments and results. `ratio_to_scan` is the engine's time over
+    Scan's, in the same run: below 1 is faster than Scan.
+    """
+
+    cell: str
+    engine: str
+    platform: str
+    dtype: str
+    B: int
+    T: int
+    I: int  # noqa: E741  an axis of the notation in rnnjax/arrays.py
+    H: int
+    direction: str
+    milliseconds: float
+    spread: float
+    compile_seconds: float
+    temporary_bytes: int
+    ratio_to_scan: float
+    machine: str
+    cores: int
+    jax: str
+    python: str
+
+
+class Compiled(NamedTuple):
+    """An executable, and what it took to make it."""
+
+    call: Callable[..., Any]
+    seconds: float
+    temporary_bytes: int
+
+
+def forward(engine: AbstractEngine, cell: AbstractCell, xs: jax.Array) -> Any:
+    """The last state and the outputs of a batch."""
+    return jax.vmap(lambda sequence: unroll(cell, None, sequence, engine=engine))(xs)
+
+
+def gradient(engine: AbstractEngine, cell: AbstractCell, xs: jax.Array) -> Any:
+    """The gradient of a loss on all outputs and on the last state, by the weights and by the inputs."""
+
+    def loss(cell: AbstractCell, xs: jax.Array) -> jax.Array:
+        last, ys = forward(engine, cell, xs)
+        return jnp.sum(ys**2) + jnp.sum(last.h**2)
+
+    return jax.grad(loss, argnums=(0, 1))(cell, xs)
+
+
+def compile_program(program: Callable[..., Any], *arguments: Any) -> Compiled:
+    """Compile `program` for `arguments`, by the clock."""
+    start = time.perf_counter()
+    executable = jax.jit(program).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    memory = executable.memory_analysis()
+    assert memory is not None, "this platform does not say how much memory an executable takes"
+    return Compiled(executable, seconds, memory.temp_size_in_bytes)
+
+
+def interleave(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
+    """The milliseconds of every call, run in turn: A B A B, so that a change of the machine's pace meets all alike.
+
+    One warm-up each, then rounds until about `seconds` per call are spent, and at least REPEATS.
+    """
+    for call in calls:
+        jax.block_until_ready(call())
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds * len(calls)
+    while len(times[0]) < REPEATS or time.perf_counter() < end:
+        for call, milliseconds in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def measure(
+    case: Case, direction: str, program: Callable[..., Any], engines: Mapping[str, AbstractEngine], seconds: float = 1.0
+) -> list[Record]:
+    """Records of `program(engine, cell, xs)` for every one of `engines`, of which Scan must be one."""
+    cell, xs = draw(case)
+    compiled = [compile_program(partial(program, engine), cell, xs) for engine in engines.values()]
+    times = interleave([partial(each.call, cell, xs) for each in compiled], seconds)
+    medians = dict(zip(engines, map(statistics.median, times), strict=True))
+    records = []
+    for engine, each, milliseconds in zip(engines, compiled, times, strict=True):
+        first, _, third = statistics.quantiles(milliseconds, n=4, method="inclusive")
+        records.append(
+            Record(
+                **case._asdict(),
+                **machine(),
+                engine=engine,
+                platform=jax.default_backend(),
+                dtype=str(xs.dtype),
+                direction=direction,
+                milliseconds=medians[engine],
+                spread=(third - first) / medians[engine],
+                compile_seconds=each.seconds,
+                temporary_bytes=each.temporary_bytes,
+                ratio_to_scan=medians[engine] / medians["Scan"],
+            )
+        )
+    return records
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions, as fields of a record."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    device = jax.devices()[0]
+    name = processor if device.platform == "cpu" else f"{device.device_kind}, {processor}"
+    versions = {"jax": jax.__version__, "python": platform.python_version()}
+    return {"machine": name, "cores": os.cpu_count() or 1, **versions}
+
+
+def heading() -> str:
+    """What a reader must know first: the machine, the versions, and how busy it is with other work."""
+    about = machine()
+    load = " ".join(f"{average:.2f}" for average in os.getloadavg())
+    versions = f"JAX {about['jax']}, Python {about['python']}"
+    return f"{about['machine']}, {about['cores']} cores, {versions}, load average {load}"
+
+
+TABLE_HEAD = (
+    f"{'cell':<7}{'direction':<22}{'B':>4}{'T':>7}{'I':>5}{'H':>5}  {'engine':<14}"
+    f"{'ms':>10}{'spread':>8}{'compile s':>11}{'temporary MB':>14}{'ratio':>8}"
+)
+TABLE_LEGEND = (
+    "ms: median per call; spread: interquartile range / median; temporary MB: 10^6 bytes allocated by the executable;\n"
+    "ratio: the engine's time / Scan's time, below 1 is faster than Scan"
+)
+
+
+def row(record: Record) -> str:
+    """A record as a line under TABLE_HEAD."""
+    return (
+        f"{record.cell:<7}{record.direction:<22}{record.B:>4}{record.T:>7}{record.I:>5}{record.H:>5}  "
+        f"{record.engine:<14}{record.milliseconds:>10.3f}{record.spread:>7.0%} {record.compile_seconds:>11.2f}"
+        f"{record.temporary_bytes / 1e6:>14.3f}{record.ratio_to_scan:>8.2f}"
+    )
+
+
+def write_json(path: Path, records: Sequence[Record]) -> None:
+    """Write the list of records at once: a run that is cut short leaves the old file whole."""
+    text = json.dumps([record._asdict() for record in records], indent=1) + "\n"
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

@@ -1,0 +1,182 @@
+"""The grid: every cell, network, engine and view, and the tolerances, once. To be in a table here is to be tested."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+import rnnjax
+
+T, I, H, B = 12, 3, 8, 5  # noqa: E741
+KEY = jax.random.key(7)
+
+VIEW_T = 7  # compiled many times over, and still two segments of 5
+
+TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 6e-2, "float16": 8e-3}
+
+CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
+    "elman": lambda inputs, dtype: rnnjax.Elman(inputs, H, key=KEY, dtype=dtype),
+    "elman_linear": lambda inputs, dtype: rnnjax.Elman(inputs, H, key=KEY, activation=rnnjax.linear, dtype=dtype),
+    "lstm": lambda inputs, dtype: rnnjax.LSTM(inputs, H, key=KEY, dtype=dtype),
+    "lstm_options": lambda inputs, dtype: rnnjax.LSTM(
+        inputs, H, key=KEY, peepholes=True, coupled=True, clip=0.8, heads=2, learn_initial=True, dtype=dtype
+    ),
+    "projected_lstm": lambda inputs, dtype: rnnjax.ProjectedLSTM(
+        inputs, H, projected_size=H // 2, key=KEY, peepholes=True, dtype=dtype
+    ),
+    "gru": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, bias=False, dtype=dtype),
+    "gru_heads": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, heads=4, learn_initial=True, dtype=dtype),
+    "reset_before_gru": lambda inputs, dtype: rnnjax.ResetBeforeGRU(inputs, H, key=KEY, dtype=dtype),
+    "min_gru": lambda inputs, dtype: rnnjax.MinGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
+}
+
+
+def _layer(inputs: int, dtype: Any, cell: type = rnnjax.GRU) -> Any:
+    return cell(inputs, H, key=KEY, dtype=dtype)
+
+
+NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
+    "stack": lambda inputs, dtype: rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype, rnnjax.MinGRU)], dropout=0.5),
+    "residual_and_skip": lambda inputs, dtype: rnnjax.Stack(
+        [rnnjax.skip(_layer(inputs, dtype)), _layer(H + inputs, dtype), rnnjax.residual(_layer(H, dtype))]
+    ),
+    "reversed": lambda inputs, dtype: rnnjax.Reversed(_layer(inputs, dtype)),
+    "bidirectional": lambda inputs, dtype: rnnjax.Bidirectional(_layer(inputs, dtype), _layer(inputs, dtype)),
+    "stack_of_bidirectional": lambda inputs, dtype: rnnjax.Stack(
+        [
+            rnnjax.Bidirectional(_layer(inputs, dtype), _layer(inputs, dtype, rnnjax.MinGRU)),
+            rnnjax.Bidirectional(_layer(2 * H, dtype), _layer(2 * H, dtype), merge=rnnjax.average),
+        ]
+    ),
+    "bidirectional_of_stacks": lambda inputs, dtype: rnnjax.Bidirectional(
+        rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype)]), _layer(inputs, dtype), merge=rnnjax.multiply
+    ),
+}
+CAUSAL = (*CELLS, "stack", "residual_and_skip")  # those that read their sequence from the left alone
+
+ENGINES: dict[str, rnnjax.AbstractEngine] = {
+    "scan": rnnjax.Scan(unroll=5),
+    "unrolled": rnnjax.Unrolled(),
+    "checkpointed": rnnjax.Checkpointed(),
+    "checkpointed_5": rnnjax.Checkpointed(segment=5),
+    "associative": rnnjax.Associative(),
+}
+ORACLE = rnnjax.Scan()
+
+Run = Callable[[Any, PyTree, Array], tuple[PyTree, Array]]
+
+
+@lru_cache
+def build(name: str, dtype: str = "float64") -> Any:
+    """The cell or network of that name, its zero-valued weights (biases, learned states) made random."""
+    made = (CELLS | NETWORKS)[name](I, jnp.dtype(dtype))
+    weights, static = eqx.partition(made, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(weights)
+    keys = jax.random.split(KEY, len(leaves))
+    shaken = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return eqx.combine(jax.tree.unflatten(structure, shaken), static)
+
+
+def inputs(*shape: int, dtype: str = "float64", seed: int = 1) -> Array:
+    """Random inputs [*shape, I]."""
+    return jax.random.normal(jax.random.key(seed), (*shape, I), dtype)
+
+
+def random_state(part: Any, *shape: int, seed: int = 2) -> PyTree:
+    """A random state of a cell or network, with leading axes `shape`."""
+    leaves, structure = jax.tree.flatten(jax.eval_shape(part.initial))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    draws = [
+        0.5 * jax.random.normal(key, (*shape, *leaf.shape), leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, draws)
+
+
+def contract(tree: PyTree) -> Array:
+    """A scalar that sees every entry of `tree`, each with a weight of its own: random cotangents for a gradient."""
+
+    def leaf(number: int, values: Array) -> Array:
+        weights = np.cos(np.arange(values.size) * 0.7 + number).reshape(values.shape)
+        return jnp.sum(values.astype("float64") * weights)
+
+    return sum(leaf(number, values) for number, values in enumerate(jax.tree.leaves(tree)))
+
+
+def loss(run: Run) -> Callable[[PyTree, Any, PyTree, Array], Array]:
+    """A loss on the outputs and the last state, of (weights, the rest of the cell, state, xs)."""
+    return lambda weights, static, state, xs: contract(run(eqx.combine(weights, static), state, xs))
+
+
+def view_plain(run: Run, cell: Any) -> PyTree:
+    return run(cell, random_state(cell), inputs(VIEW_T))
+
+
+def view_vmap(run: Run, cell: Any) -> PyTree:
+    return jax.vmap(lambda state, xs: run(cell, state, xs))(random_state(cell, B), inputs(B, VIEW_T))
+
+
+def view_vmap_vmap(run: Run, cell: Any) -> PyTree:
+    inner = jax.vmap(lambda state, xs: run(cell, state, xs), (None, 0))
+    return jax.vmap(inner, (0, 1), 1)(random_state(cell, 2), inputs(B, 2, VIEW_T))
+
+
+def view_weights_vmapped(run: Run, cell: Any) -> PyTree:
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf, 0.5 * leaf]), weights)
+    return jax.vmap(lambda weights: run(eqx.combine(weights, static), random_state(cell), inputs(VIEW_T)))(many)
+
+
+def view_grad(run: Run, cell: Any) -> PyTree:
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    return jax.grad(loss(run), (0, 2, 3))(weights, static, random_state(cell), inputs(VIEW_T))
+
+
+def view_grad_of_vmap(run: Run, cell: Any) -> PyTree:
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    batched = lambda *arguments: jax.vmap(loss(run), (None, None, 0, 0))(*arguments).sum()  # noqa: E731
+    return jax.grad(batched, (0, 2, 3))(weights, static, random_state(cell, B), inputs(B, VIEW_T))
+
+
+def view_vmap_of_grad(run: Run, cell: Any) -> PyTree:
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    gradient = jax.grad(loss(run), (0, 2, 3))
+    return jax.vmap(gradient, (None, None, 0, 0))(weights, static, random_state(cell, B), inputs(B, VIEW_T))
+
+
+def view_jvp(run: Run, cell: Any) -> PyTree:
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    primals = weights, random_state(cell), inputs(VIEW_T)
+    tangents = jax.tree.map(jnp.sin, primals)
+    return jax.jvp(lambda weights, state, xs: run(eqx.combine(weights, static), state, xs), primals, tangents)
+
+
+def view_remat(run: Run, cell: Any) -> PyTree:
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    rematerialised = jax.checkpoint(lambda weights, state, xs: loss(run)(weights, static, state, xs))
+    return jax.grad(rematerialised, (0, 1, 2))(weights, random_state(cell), inputs(VIEW_T))
+
+
+def view_inside_scan(run: Run, cell: Any) -> PyTree:
+    return jax.lax.scan(lambda state, xs: run(cell, state, xs), random_state(cell), inputs(4, 3))
+
+
+# `plain` is run as it stands, and once more as `jit`; every other view is compiled.
+VIEWS = {name.removeprefix("view_"): view for name, view in dict(globals()).items() if name.startswith("view_")}
+VIEWS["jit"] = VIEWS["plain"]
+
+
+def assert_close(got: PyTree, expected: PyTree, dtype: str = "float64") -> None:
+    """Equal to the tolerance of `dtype`, relative to the largest expected entry of each leaf."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        assert one.shape == other.shape
+        scale = max(1.0, float(np.max(np.abs(other), initial=0.0)))
+        np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype] * scale)

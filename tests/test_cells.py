@@ -1,0 +1,411 @@
+"""Every cell equals its equations, in value and in gradient, and starts from the weights it says it does."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from itertools import product
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import rnnjax
+from rnnjax import initialise, unroll
+
+T, I, H, P, HEADS = 12, 3, 8, 5, 2  # noqa: E741
+KEY = jax.random.key(11)
+LARGE = 100.0  # a bias that saturates a gate in float64
+TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 3e-2, "float16": 4e-3}
+
+
+def lstm_variants() -> dict[str, Callable[..., rnnjax.AbstractCell]]:
+    """The LSTM, plain and projected, with its options in every combination."""
+    variants = {}
+    for peepholes, coupled, clip in product((False, True), (False, True), (None, 0.3)):
+        options = {"peepholes": peepholes, "coupled": coupled, "clip": clip}
+        name = "".join(f"_{option}" for option, value in options.items() if value)
+        variants[f"lstm{name}"] = partial(rnnjax.LSTM, **options)
+        variants[f"lstm{name}_heads"] = partial(rnnjax.LSTM, heads=HEADS, **options)
+        variants[f"projected_lstm{name}"] = partial(rnnjax.ProjectedLSTM, projected_size=P, **options)
+    return variants
+
+
+VARIANTS = lstm_variants() | {
+    "lstm_no_bias": partial(rnnjax.LSTM, bias=False),
+    "elman_tanh": rnnjax.Elman,
+    "elman_relu": partial(rnnjax.Elman, activation=jax.nn.relu),
+    "elman_linear": partial(rnnjax.Elman, activation=rnnjax.linear),
+    "elman_heads": partial(rnnjax.Elman, heads=HEADS),
+    "gru": rnnjax.GRU,
+    "gru_no_bias": partial(rnnjax.GRU, bias=False),
+    "gru_heads": partial(rnnjax.GRU, heads=HEADS),
+    "reset_before_gru": rnnjax.ResetBeforeGRU,
+    "reset_before_gru_no_bias": partial(rnnjax.ResetBeforeGRU, bias=False),
+    "reset_before_gru_heads": partial(rnnjax.ResetBeforeGRU, heads=HEADS),
+    "min_gru": rnnjax.MinGRU,
+    "min_gru_no_bias": partial(rnnjax.MinGRU, bias=False),
+}
+CELLS = {
+    name: VARIANTS[name]
+    for name in (
+        "elman_tanh",
+        "lstm",
+        "lstm_peepholes",
+        "lstm_coupled",
+        "projected_lstm",
+        "gru",
+        "reset_before_gru",
+        "min_gru",
+    )
+}
+HEADED = [name for name in VARIANTS if name.endswith("_heads")]
+GATED = [name for name in VARIANTS if name.startswith(("lstm", "gru", "elman"))]
+MATRICES = ("input_weight", "recurrent_weight", "candidate_weight")  # [.., G, ..]
+
+each_variant = pytest.mark.parametrize("name", VARIANTS)
+each_cell = pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
+
+
+def draw(tree: Any, seed: int, scale: float = 0.5) -> Any:
+    """`tree` with every floating array drawn afresh."""
+    leaves, structure = jax.tree.flatten(tree)
+    generator = np.random.default_rng(seed)
+    drawn = [jnp.asarray(scale * generator.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
+    return jax.tree.unflatten(structure, drawn)
+
+
+@lru_cache
+def random_cell(name: str, dtype: str = "float64") -> Any:
+    """A cell with random weights, biases and peepholes included."""
+    return draw(VARIANTS[name](I, H, key=KEY, dtype=jnp.dtype(dtype)), seed=1, scale=0.3)
+
+
+def random_state(cell: Any) -> Any:
+    return draw(jax.eval_shape(cell.initial), seed=2)
+
+
+def random_inputs(dtype: str = "float64") -> jax.Array:
+    return jnp.asarray(np.random.default_rng(3).standard_normal((T, I)), dtype)
+
+
+def loss(last: Any, ys: Any) -> Any:
+    """A weighted sum of all that comes out, the same in NumPy and in JAX."""
+    parts = [*jax.tree.leaves(last), ys]
+    return sum(
+        (part * np.cos(np.arange(part.size) + number).reshape(part.shape)).sum() for number, part in enumerate(parts)
+    )
+
+
+@lru_cache
+def evaluate(name: str) -> tuple[tuple[Any, jax.Array], Any]:
+    """The last state and the outputs of a random cell, and the gradient in (cell, state, xs)."""
+
+    def run(arguments):
+        last, ys = unroll(*arguments, engine=rnnjax.Scan())
+        return loss(last, ys), (last, ys)
+
+    cell = random_cell(name)
+    (_, values), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))((cell, random_state(cell), random_inputs()))
+    return values, gradient
+
+
+def assert_close(got: Any, expected: Any, dtype: str = "float64") -> None:
+    leaves, like = jax.tree.leaves(got), jax.tree.leaves(expected)
+    assert len(leaves) == len(like)
+    for leaf, other in zip(leaves, like, strict=True):
+        np.testing.assert_allclose(oracle.float64(leaf), oracle.float64(other), rtol=0, atol=TOLERANCE[dtype])
+
+
+def replace(cell: Any, **fields: Any) -> Any:
+    """The cell with other arrays in some of its fields."""
+    return eqx.tree_at(lambda cell: [getattr(cell, field) for field in fields], cell, list(fields.values()))
+
+
+# Values and gradients
+
+
+@each_variant
+def test_values_are_those_of_the_equations(name):
+    cell = random_cell(name)
+    values, _ = evaluate(name)
+    assert_close(values, oracle.run(cell, random_state(cell), random_inputs()))
+
+
+@each_variant
+def test_gradient_is_the_slope_of_the_equations(name):
+    arguments = random_cell(name), random_state(random_cell(name)), random_inputs()
+    _, gradient = evaluate(name)
+    for seed in (4, 5):
+        direction = draw(arguments, seed, scale=1.0)
+        along = lambda size, direction=direction: jax.tree.map(lambda a, d: a + size * d, arguments, direction)  # noqa: E731
+        high, low = (loss(*oracle.run(*along(size))) for size in (1e-6, -1e-6))
+        pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        slope = sum(float(jnp.vdot(leaf, along)) for leaf, along in pairs)
+        np.testing.assert_allclose(slope, (high - low) / 2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "clip" in name])
+def test_clipped_cell_reaches_its_bound(name):
+    (last, _), _ = evaluate(name)
+    assert float(jnp.max(jnp.abs(last.c))) == 0.3
+
+
+# Gates
+
+
+def saturated(make: Callable[..., Any], order: str, biases: dict[str, float], **fields: Any) -> Any:
+    """One step, from a state of 0.3s, of a cell that has no weights but the biases of some gates (and `fields`)."""
+    cell = jax.tree.map(jnp.zeros_like, make(I, H, key=KEY, dtype=jnp.float64))
+    assert cell.bias.shape == (len(order), H)
+    rows = jnp.stack([jnp.full(H, biases.get(gate, 0.0)) for gate in order])
+    state = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.3), jax.eval_shape(cell.initial))
+    last, _ = unroll(replace(cell, bias=rows, **fields), state, jnp.zeros((1, I)))
+    return last
+
+
+WRITE = {"i": LARGE, "f": -LARGE}
+GATES = [
+    pytest.param(rnnjax.LSTM, "ifgo", {"i": -LARGE, "f": LARGE}, {}, "c", 0.3, id="lstm_f_keeps"),
+    pytest.param(rnnjax.LSTM, "ifgo", {"i": -LARGE, "f": -LARGE}, {}, "c", 0.0, id="lstm_f_forgets"),
+    pytest.param(rnnjax.LSTM, "ifgo", WRITE | {"g": LARGE}, {}, "c", 1.0, id="lstm_i_writes_g"),
+    pytest.param(rnnjax.LSTM, "ifgo", {"o": -LARGE}, {}, "h", 0.0, id="lstm_o_closes"),
+    pytest.param(rnnjax.LSTM, "ifgo", WRITE | {"g": LARGE, "o": LARGE}, {}, "h", np.tanh(1), id="lstm_o_opens"),
+    pytest.param(partial(rnnjax.LSTM, coupled=True), "igo", {"i": -LARGE}, {}, "c", 0.3, id="coupled_keeps"),
+    pytest.param(
+        partial(rnnjax.LSTM, coupled=True), "igo", {"i": LARGE, "g": LARGE}, {}, "c", 1.0, id="coupled_writes"
+    ),
+    pytest.param(partial(rnnjax.LSTM, coupled=True), "igo", {"o": -LARGE}, {}, "h", 0.0, id="coupled_o_closes"),
+    pytest.param(rnnjax.GRU, "rzn", {"z": LARGE, "n": LARGE}, {}, "h", 0.3, id="gru_z_keeps"),
+    pytest.param(rnnjax.GRU, "rzn", {"z": -LARGE, "n": LARGE}, {}, "h", 1.0, id="gru_n_is_written"),
+    pytest.param(
+        rnnjax.GRU, "rzn", {"z": -LARGE, "r": LARGE}, {"gains": jnp.full(H, 0.5)}, "h", np.tanh(0.5), id="gru_r_opens"
+    ),
+    pytest.param(
+        rnnjax.GRU, "rzn", {"z": -LARGE, "r": -LARGE}, {"gains": jnp.full(H, 0.5)}, "h", 0.0, id="gru_r_closes"
+    ),
+    pytest.param(rnnjax.ResetBeforeGRU, "rzn", {"z": LARGE, "n": LARGE}, {}, "h", 0.3, id="reset_before_z_keeps"),
+    pytest.param(rnnjax.ResetBeforeGRU, "rzn", {"z": -LARGE, "n": LARGE}, {}, "h", 1.0, id="reset_before_n_is_written"),
+    pytest.param(
+        rnnjax.ResetBeforeGRU,
+        "rzn",
+        {"z": -LARGE, "r": LARGE},
+        {"candidate_weight": jnp.eye(H)[None, :, None]},
+        "h",
+        np.tanh(0.3),
+        id="reset_before_r_opens",
+    ),
+    pytest.param(
+        rnnjax.ResetBeforeGRU,
+        "rzn",
+        {"z": -LARGE, "r": -LARGE},
+        {"candidate_weight": jnp.eye(H)[None, :, None]},
+        "h",
+        0.0,
+        id="reset_before_r_closes",
+    ),
+    pytest.param(rnnjax.MinGRU, "ig", {"i": -LARGE, "g": 0.7}, {}, "h", 0.3, id="min_gru_keeps"),
+    pytest.param(rnnjax.MinGRU, "ig", {"i": LARGE, "g": 0.7}, {}, "h", 0.7, id="min_gru_i_writes_g"),
+]
+
+
+@pytest.mark.parametrize(("make", "order", "biases", "fields", "field", "expected"), GATES)
+def test_gates_stand_in_their_order(make, order, biases, fields, field, expected):
+    last = saturated(make, order, biases, **fields)
+    assert_close(getattr(last, field), np.full(H, expected))
+
+
+# Heads
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_heads_are_a_block_diagonal_matrix(name):
+    cell = random_cell(name)
+    matrices = [field for field in MATRICES[1:] if hasattr(cell, field)]
+    assert all(getattr(cell, field).shape[0] == HEADS for field in matrices)
+    one_head = replace(cell, **{field: jnp.asarray(oracle.dense(getattr(cell, field)))[None] for field in matrices})
+    values, _ = evaluate(name)
+    assert_close(jax.jit(unroll)(one_head, random_state(cell), random_inputs()), values)
+
+
+# The initial state
+
+
+@each_cell
+def test_learned_start_is_zero_and_gets_a_gradient(make):
+    cell = make(I, H, key=KEY, learn_initial=True, dtype=jnp.float64)
+    assert jax.tree.structure(cell.start) == jax.tree.structure(cell.initial())
+    assert all(not leaf.any() for leaf in jax.tree.leaves(cell.start))
+    gradient = jax.jit(jax.grad(lambda cell: loss(*unroll(cell, None, random_inputs()))))(cell)
+    assert all(leaf.all() for leaf in jax.tree.leaves(gradient.start))
+    assert make(I, H, key=KEY).start is None
+
+
+@each_cell
+def test_learned_start_is_where_runs_and_resets_begin(make):
+    cell = draw(make(I, H, key=KEY, learn_initial=True, dtype=jnp.float64), seed=1)
+    xs = random_inputs()
+    run = jax.jit(unroll)
+    whole = run(cell, None, xs)
+    assert_close(whole, run(cell, cell.start, xs))
+    assert_close(whole, oracle.run(cell, cell.start, xs))
+    last, ys = run(cell, random_state(cell), xs, resets=jnp.arange(T) == 5)
+    assert_close((last, ys[5:]), oracle.run(cell, cell.start, xs[5:]))
+
+
+# The drawn weights
+
+
+@each_cell
+def test_bias_false_leaves_no_bias(make):
+    cell = make(I, H, key=KEY, bias=False)
+    assert cell.bias is None
+    biases = 2 if make is rnnjax.GRU else 1  # the GRU's other one is inside the reset
+    assert len(jax.tree.leaves(make(I, H, key=KEY))) - len(jax.tree.leaves(cell)) == biases
+
+
+DEFAULT_BIASES = {
+    "elman_tanh": {"n": 0},
+    "lstm": {"i": 0, "f": 1, "g": 0, "o": 0},
+    "lstm_peepholes": {"i": 0, "f": 1, "g": 0, "o": 0},
+    "lstm_coupled": {"i": -1, "g": 0, "o": 0},
+    "projected_lstm": {"i": 0, "f": 1, "g": 0, "o": 0},
+    "gru": {"r": 0, "z": 0, "n": 0},
+    "reset_before_gru": {"r": 0, "z": 0, "n": 0},
+    "min_gru": {"i": 0, "g": 0},
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_default_biases(name):
+    cell = CELLS[name](I, H, key=KEY)
+    expected = np.array(list(DEFAULT_BIASES[name].values()))[:, None]
+    np.testing.assert_array_equal(cell.bias, np.broadcast_to(expected, cell.bias.shape))
+
+
+def test_default_bias_of_the_gru_inside_its_reset_is_zero():
+    np.testing.assert_array_equal(rnnjax.GRU(I, H, key=KEY).gains, np.zeros(H))
+
+
+@pytest.mark.parametrize("heads", [1, HEADS])
+@pytest.mark.parametrize("make", [rnnjax.Elman, rnnjax.LSTM, rnnjax.GRU, rnnjax.ResetBeforeGRU])
+def test_recurrent_blocks_are_orthogonal(make, heads):
+    cell = make(I, H, heads=heads, key=KEY, dtype=jnp.float64)
+    matrices = [cell.recurrent_weight] + ([cell.candidate_weight] if make is rnnjax.ResetBeforeGRU else [])
+    for matrix in matrices:
+        blocks = np.swapaxes(np.asarray(matrix), 1, 2)  # [N, G, D, D]
+        assert_close(np.linalg.svd(blocks, compute_uv=False), np.ones(blocks.shape[:3]))
+
+
+@each_cell
+def test_glorot_counts_the_fan_of_one_gate(make):
+    inputs, units = 40, 60
+    weight = np.abs(make(inputs, units, key=KEY).input_weight)
+    bound = np.sqrt(6 / (inputs + units))
+    assert np.all(weight.max((0, 2)) <= bound)
+    assert np.all(weight.max((0, 2)) > 0.95 * bound)
+
+
+def test_uniform_stays_within_one_over_the_root_of_the_units():
+    draws = {
+        "input_initialiser": initialise.uniform,
+        "recurrent_initialiser": initialise.uniform,
+        "bias_initialiser": initialise.uniform_bias,
+    }
+    cell = rnnjax.LSTM(40, 60, key=KEY, peepholes=True, **draws)
+    bound = 60**-0.5
+    for leaf in jax.tree.leaves(cell):
+        assert 0.9 * bound < np.abs(leaf).max() <= bound
+
+
+@pytest.mark.parametrize("heads", [1, HEADS])
+def test_identity_makes_the_irnn(heads):
+    cell = rnnjax.Elman(
+        I, H, heads=heads, key=KEY, activation=jax.nn.relu, recurrent_initialiser=initialise.identity, dtype=jnp.float64
+    )
+    np.testing.assert_array_equal(oracle.dense(cell.recurrent_weight)[:, 0], np.eye(H))
+    positive = rnnjax.Hidden(jnp.linspace(0.1, 2.0, H))
+    last, _ = unroll(cell, positive, jnp.zeros((T, I)))
+    np.testing.assert_array_equal(last.h, positive.h)
+
+
+CHRONO = {
+    "lstm": (rnnjax.LSTM, "ifgo", "f", "i"),
+    "projected_lstm": (VARIANTS["projected_lstm"], "ifgo", "f", "i"),
+    "lstm_coupled": (VARIANTS["lstm_coupled"], "igo", None, "i"),
+    "gru": (rnnjax.GRU, "rzn", "z", None),
+    "reset_before_gru": (rnnjax.ResetBeforeGRU, "rzn", "z", None),
+    "min_gru": (rnnjax.MinGRU, "ig", None, "i"),
+}
+
+
+@pytest.mark.parametrize(("make", "order", "keep", "write"), CHRONO.values(), ids=CHRONO)
+def test_chrono_spreads_the_gate_that_keeps(make, order, keep, write):
+    longest, units = 50, 100
+    cell = make(I, units, key=KEY, bias_initialiser=initialise.chrono(longest))
+    biases = dict(zip(order, np.asarray(cell.bias), strict=True))
+    kept = biases.pop(keep) if keep else -biases[write]
+    assert np.all((kept >= 0) & (kept <= np.log(longest - 1)))
+    memories = np.exp(kept)  # uniform within 1 and longest - 1
+    assert memories.max() > 0.9 * longest
+    assert abs(memories.mean() - longest / 2) < 0.1 * longest
+    if write:
+        np.testing.assert_array_equal(biases.pop(write), -kept)
+    assert all(not row.any() for row in biases.values())
+
+
+def test_forget_puts_its_value_where_the_cell_keeps():
+    lstm = rnnjax.LSTM(I, H, key=KEY, bias_initialiser=initialise.forget(2.5))
+    np.testing.assert_array_equal(lstm.bias, np.outer([0, 2.5, 0, 0], np.ones(H)))
+    gru = rnnjax.GRU(I, H, key=KEY, bias_initialiser=initialise.forget(2.5))
+    np.testing.assert_array_equal(gru.bias, np.outer([0, 2.5, 0], np.ones(H)))
+
+
+@each_cell
+def test_weights_are_drawn_from_the_key(make):
+    one, same, other = (make(I, H, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    assert eqx.tree_equal(one, same)
+    assert not eqx.tree_equal(one, other)
+
+
+@pytest.mark.parametrize("name", [*CELLS, *HEADED])
+def test_no_two_gates_or_heads_are_drawn_alike(name):
+    cell = VARIANTS[name](I, H, key=KEY)
+    matrices = [np.asarray(getattr(cell, field)) for field in MATRICES if hasattr(cell, field)]
+    blocks = [block for matrix in matrices for block in np.moveaxis(matrix, -2, 0)]  # one gate each
+    corners = [head[:2, :3].tobytes() for block in blocks for head in (block if block.ndim == 3 else [block])]
+    assert len(set(corners)) == len(corners)
+
+
+# Dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", [*CELLS, "lstm_peepholes_coupled_clip_heads", "gru_heads"])
+def test_narrow_weights_give_narrow_outputs_and_a_wide_state(name, dtype):
+    cell = random_cell(name, dtype)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(cell)} == {dtype}
+    xs, state = random_inputs(dtype), random_state(cell)
+    last, ys = unroll(cell, state, xs)
+    assert ys.dtype == dtype
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((last, cell.initial()))} == {"float32"}
+    assert_close((last, ys), oracle.run(cell, state, xs), dtype)
+
+
+# What a kernel relies on
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_pointwise_needs_no_array_of_its_cell(name):
+    cell = random_cell(name)
+    state, u = random_state(cell), cell.project(random_inputs())[0]
+    v = jnp.moveaxis(jnp.asarray(oracle.dense(cell.recurrent_weight)), 1, 0).swapaxes(1, 2) @ state.h
+    hollow = eqx.filter(cell, eqx.is_array, inverse=True)
+    assert not jax.tree.leaves(eqx.filter(hollow, eqx.is_array))
+    after, transpose = jax.vjp(hollow.pointwise, cell.gains, u, v, state)
+    expected, _ = oracle.run(cell, state, random_inputs()[:1])
+    assert_close(after, expected)
+    assert all(leaf.shape[-1] == H for leaf in jax.tree.leaves(transpose(after)))
+    assert not jax.make_jaxpr(hollow.pointwise)(cell.gains, u, v, state).consts

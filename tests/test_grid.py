@@ -1,0 +1,91 @@
+"""Every engine equals float64 `Scan` on every cell, under every view and in every dtype."""
+
+from functools import lru_cache, partial
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnnjax
+
+
+def skip_if_refused(engine: str, cell: rnnjax.AbstractCell) -> rnnjax.AbstractEngine:
+    """The engine of that name; a refusal skips the test, with its sentence."""
+    reason = grid.ENGINES[engine].refusal(cell, grid.inputs(grid.T))
+    if reason is not None:
+        pytest.skip(reason)
+    return grid.ENGINES[engine]
+
+
+@lru_cache
+def expected(view: str, cell: str):
+    """What `Scan` gives."""
+    return eqx.filter_jit(partial(grid.VIEWS[view], partial(rnnjax.unroll, engine=grid.ORACLE)))(grid.build(cell))
+
+
+@pytest.mark.parametrize("view", grid.VIEWS)
+@pytest.mark.parametrize("engine", grid.ENGINES)
+@pytest.mark.parametrize("cell", grid.CELLS)
+def test_engine_equals_scan(cell, engine, view):
+    built = grid.build(cell)
+    run = partial(rnnjax.unroll, engine=skip_if_refused(engine, built))
+    compiled = (lambda function: function) if view == "plain" else eqx.filter_jit
+    got = compiled(partial(grid.VIEWS[view], run))(built)
+    grid.assert_close(got, expected(view, cell))
+
+
+def values_and_gradients(cell: rnnjax.AbstractCell, xs: jax.Array, engine: rnnjax.AbstractEngine):
+    """Outputs and last state, and the gradients of a loss on both, all as float64."""
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    run = partial(rnnjax.unroll, engine=engine)
+    values = run(cell, None, xs)
+    gradients = jax.grad(grid.loss(run), (0, 3))(weights, static, None, xs)
+    return jax.tree.map(lambda leaf: leaf.astype("float64"), (values, gradients))
+
+
+@lru_cache
+def expected_rounded(cell: str, dtype: str):
+    """What float64 `Scan` gives for the weights and inputs that `dtype` can hold."""
+    widen = lambda leaf: leaf.astype("float64") if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
+    exact = jax.tree.map(widen, grid.build(cell, dtype))
+    xs = grid.inputs(grid.T, dtype=dtype).astype("float64")
+    return eqx.filter_jit(values_and_gradients)(exact, xs, grid.ORACLE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("engine", [name for name in grid.ENGINES if name != "unrolled"])
+@pytest.mark.parametrize("cell", grid.CELLS)
+def test_narrow_dtypes(cell, engine, dtype):
+    built = grid.build(cell, dtype)
+    xs = grid.inputs(grid.T, dtype=dtype)
+    state, ys = eqx.filter_eval_shape(rnnjax.unroll, built, None, xs, engine=skip_if_refused(engine, built))
+    assert ys.dtype == jnp.dtype(dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
+    got = eqx.filter_jit(values_and_gradients)(built, xs, grid.ENGINES[engine])
+    grid.assert_close(got, expected_rounded(cell, dtype), dtype)
+
+
+def test_no_view_is_traced_twice():
+    """The same call with other numbers is not compiled again."""
+    traces = []
+
+    @eqx.filter_jit
+    def run(cell, xs):
+        traces.append(1)
+        return rnnjax.unroll(cell, None, xs)
+
+    run(grid.build("lstm"), grid.inputs(grid.T))
+    run(grid.build("lstm"), grid.inputs(grid.T, seed=3))
+    assert len(traces) == 1
+
+
+def test_auto_selects_and_explains():
+    lstm, min_gru = grid.build("lstm"), grid.build("min_gru")
+    xs = grid.inputs(grid.T)
+    auto = rnnjax.Auto((rnnjax.Associative(), rnnjax.Scan()))
+    assert auto.select(min_gru, xs) == (rnnjax.Associative(), ())
+    engine, (reason,) = auto.select(lstm, xs)
+    assert engine == rnnjax.Scan()
+    assert reason == "Associative cannot run LSTM: it needs an AbstractLinearCell. Use Scan()."

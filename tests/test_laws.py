@@ -1,0 +1,47 @@
+"""Every law for every cell, for every network and for every engine; and the one that binds them, for every pair.
+
+`law_everything_composes` says that an engine equals `Scan` with lengths, resets and reverse at once. It holds for every
+cell under every engine, so what the other laws find of a cell under one engine they find of it under all.
+"""
+
+from functools import partial
+
+import equinox as eqx
+import grid
+import laws
+import pytest
+
+import rnnjax
+
+ENGINES = {"auto": rnnjax.Auto(), **grid.ENGINES}
+CASES = [(part, "auto") for part in grid.CELLS | grid.NETWORKS]
+CASES += [(part, engine) for part in ("lstm_options", "min_gru") for engine in grid.ENGINES]
+PAIRS = [(part, engine) for part in grid.CELLS for engine in grid.ENGINES if (part, engine) not in CASES]
+
+
+def obey(law, part, engine):
+    """Hold the part, run by the engine, to the law; a refusal skips the test, with its sentence."""
+    built, engine = grid.build(part), ENGINES[engine]
+    reason = engine.refusal(built, grid.inputs(grid.T)) if part in grid.CELLS else None
+    if reason is not None:
+        pytest.skip(reason)
+    law(eqx.filter_jit(partial(rnnjax.unroll, engine=engine)), built)
+
+
+@pytest.mark.parametrize("law", laws.LAWS.values(), ids=laws.LAWS)
+@pytest.mark.parametrize(("part", "engine"), CASES)
+def test_law(part, engine, law):
+    obey(law, part, engine)
+
+
+@pytest.mark.parametrize(("part", "engine"), PAIRS)
+def test_every_pair(part, engine):
+    obey(laws.law_everything_composes, part, engine)
+
+
+@pytest.mark.parametrize("law", laws.CAUSAL_LAWS.values(), ids=laws.CAUSAL_LAWS)
+@pytest.mark.parametrize(("part", "engine"), CASES)
+def test_causal_law(part, engine, law):
+    if part not in grid.CAUSAL:
+        pytest.skip(f"{part} reads its sequence from the right too, so it has no chunks and no last state of the left.")
+    obey(law, part, engine)

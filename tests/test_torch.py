@@ -1,0 +1,146 @@
+"""The cells that torch has too: the same outputs, last states and gradients, in both directions, deep and ragged."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+torch = pytest.importorskip("torch")
+
+T, B, I, H = 7, 5, 3, 5  # noqa: E741
+LENGTHS = np.array([4, 7, 1, 6, 3])
+TOLERANCE = 1e-10
+CELLS = {
+    "lstm": (lambda inputs, key: rnnjax.LSTM(inputs, H, key=key, dtype=jnp.float64), torch.nn.LSTM, {}),
+    "gru": (lambda inputs, key: rnnjax.GRU(inputs, H, key=key, dtype=jnp.float64), torch.nn.GRU, {}),
+    "elman_tanh": (
+        lambda inputs, key: rnnjax.Elman(inputs, H, key=key, dtype=jnp.float64),
+        torch.nn.RNN,
+        {"nonlinearity": "tanh"},
+    ),
+    "elman_relu": (
+        lambda inputs, key: rnnjax.Elman(inputs, H, key=key, activation=jax.nn.relu, dtype=jnp.float64),
+        torch.nn.RNN,
+        {"nonlinearity": "relu"},
+    ),
+}
+
+
+def draw(tree: Any, *shape: int, seed: int) -> Any:
+    """`tree` with every array drawn afresh, with leading axes `shape`."""
+    leaves, structure = jax.tree.flatten(tree)
+    generator = np.random.default_rng(seed)
+    drawn = [jnp.asarray(0.5 * generator.standard_normal((*shape, *leaf.shape))) for leaf in leaves]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def network(name: str, layers: int, directions: int) -> rnnjax.Stack:
+    """Layers of the cell in one or both directions, all weights random."""
+    make, keys = CELLS[name][0], jax.random.split(jax.random.key(0), (layers, 2))
+    parts = []
+    for layer in range(layers):
+        inputs = H * directions if layer else I
+        forward, backward = (make(inputs, key) for key in keys[layer])
+        parts.append(forward if directions == 1 else rnnjax.Bidirectional(forward, backward, merge=rnnjax.concatenate))
+    return draw(rnnjax.Stack(parts), seed=1)
+
+
+def in_order(tree: Any, kind: Any) -> list[Any]:
+    """The cells, or the states, of a network by layer and direction, as torch counts them."""
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, kind))
+
+
+def flat(weight: jax.Array) -> np.ndarray:
+    """[in, G, H] as torch's [G * H, in]."""
+    return np.asarray(weight).reshape(len(weight), -1).T
+
+
+def torch_weights(cell: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """weight_ih, weight_hh and bias_ih, of a cell or of its gradient."""
+    return flat(cell.input_weight), flat(cell.recurrent_weight[0]), np.asarray(cell.bias).ravel()
+
+
+def torch_gains(cell: Any) -> np.ndarray:
+    """The rows of bias_hh that we have too: the last H, for a GRU."""
+    return np.zeros(0) if cell.gains is None else np.asarray(cell.gains)
+
+
+def torch_states(state: Any) -> list[np.ndarray]:
+    """Field by field, [layers * directions, B, H]."""
+    states = in_order(state, (rnnjax.Hidden, rnnjax.LSTMState))
+    return [np.stack(fields) for fields in zip(*states, strict=True)]
+
+
+def torch_module(name: str, cells: list[Any], layers: int, directions: int) -> Any:
+    """The module of torch that has the weights of `cells`."""
+    _, kind, options = CELLS[name]
+    module = kind(I, H, num_layers=layers, bidirectional=directions == 2, dtype=torch.float64, **options)
+    for cell, parameters in zip(cells, module.all_weights, strict=True):
+        gains = torch_gains(cell)
+        bias_hh = np.zeros(cell.bias.size)
+        bias_hh[bias_hh.size - gains.size :] = gains
+        for parameter, value in zip(parameters, (*torch_weights(cell), bias_hh), strict=True):
+            parameter.data = torch.tensor(value)
+    return module
+
+
+def torch_run(module: Any, state: list[np.ndarray], xs: np.ndarray, ragged: bool, cotangents: Any) -> Any:
+    """Outputs [T, B, H], last states, and the gradients in inputs and states; the module keeps those of its weights."""
+    xs, fields = torch.tensor(xs, requires_grad=True), [torch.tensor(field, requires_grad=True) for field in state]
+    before = tuple(fields) if len(fields) == 2 else fields[0]
+    if ragged:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(xs, torch.tensor(LENGTHS), enforce_sorted=False)
+        ys, last = module(packed, before)
+        ys, _ = torch.nn.utils.rnn.pad_packed_sequence(ys, total_length=T)
+    else:
+        ys, last = module(xs, before)
+    last = list(last) if isinstance(last, tuple) else [last]
+    parts = zip((ys, *last), cotangents, strict=True)
+    sum((part * torch.tensor(cotangent)).sum() for part, cotangent in parts).backward()
+    return [ys, *last], [xs.grad, *(field.grad for field in fields)]
+
+
+def rnnjax_run(net: Any, state: Any, xs: jax.Array, ragged: bool, cotangents: Any) -> Any:
+    """((last, ys), gradients in (net, state, xs)), for a batch [B, T, I]."""
+
+    def run(arguments):
+        net, state, xs = arguments
+        one = lambda state, xs, length: rnnjax.unroll(net, state, xs, length=length)  # noqa: E731
+        return jax.vmap(one)(state, xs, jnp.asarray(LENGTHS) if ragged else None)
+
+    values, transpose = jax.vjp(run, (net, state, xs))
+    return values, transpose(cotangents)[0]
+
+
+def assert_close(got: Any, expected: Any) -> None:
+    for leaf, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(leaf), other.detach().numpy(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("directions", [1, 2], ids=["unidirectional", "bidirectional"])
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_torch(name, directions, layers, ragged):
+    net = network(name, layers, directions)
+    state = draw(jax.eval_shape(net.initial), B, seed=2)
+    xs = draw(jax.ShapeDtypeStruct((I,), "float64"), B, T, seed=3)
+    last_cotangent, ys_cotangent = draw(state, seed=4), draw(jnp.zeros(H * directions), B, T, seed=5)
+    run = eqx.filter_jit(rnnjax_run)
+    (last, ys), (dnet, dstate, dxs) = run(net, state, xs, ragged, (last_cotangent, ys_cotangent))
+
+    module = torch_module(name, in_order(net, rnnjax.AbstractCell), layers, directions)
+    time_first = lambda array: np.swapaxes(np.asarray(array), 0, 1)  # noqa: E731
+    cotangents = [time_first(ys_cotangent), *torch_states(last_cotangent)]
+    values, gradients = torch_run(module, torch_states(state), time_first(xs), ragged, cotangents)
+    assert_close([time_first(ys), *torch_states(last)], values)
+    assert_close([time_first(dxs), *torch_states(dstate)], gradients)
+    for dcell, parameters in zip(in_order(dnet, rnnjax.AbstractCell), module.all_weights, strict=True):
+        *weights, bias_hh = (parameter.grad for parameter in parameters)
+        assert_close(torch_weights(dcell), weights)
+        assert_close([torch_gains(dcell)], [bias_hh[bias_hh.numel() - torch_gains(dcell).size :]])
