@@ -38,8 +38,21 @@ from .kernel import AbstractKernel as AbstractKernel
 from .kernel import Cotangents as Cotangents
 from .marks import Marks as Marks
 from .marks import StepMarks as StepMarks
+from .models.language import LanguageModel as LanguageModel
+from .models.language import batch_of_states as batch_of_states
+from .models.language import language_loss as language_loss
+from .models.language import sample as sample
 from .network import AbstractNetwork as AbstractNetwork
 from .network import Options as Options
+from .training.batches import Chunk as Chunk
+from .training.batches import minibatches as minibatches
+from .training.batches import streams as streams
+from .training.checkpoint import CheckpointError as CheckpointError
+from .training.checkpoint import load as load
+from .training.checkpoint import save as save
+from .training.fit import Fitted as Fitted
+from .training.fit import fit as fit
+from .training.fit import read_metrics as read_metrics
 from .unroll import unroll as unroll
 
 __version__ = "0.1.0"

@@ -76,7 +76,7 @@ class Bidirectional(AbstractNetwork):
     """Schuster & Paliwal 1997: one part runs forward, the other backward over the valid part, their outputs merged.
 
     `merge` takes both outputs, in time order: `concatenate`, `add`, `average`, `multiply`, `pair`, or any function.
-    The state is a `Directions`. The backward part is `Reversed`, and what is said there of resets and chunks holds here.
+    The state is a `Directions`. The backward part is `Reversed`: what is said there of resets and chunks holds here.
     """
 
     forward: Part

@@ -6,7 +6,7 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from ..arrays import State, States
 from ..cell import AbstractCell
@@ -39,17 +39,17 @@ class Checkpointed(AbstractEngine):
         whole = T - T % segment
         inputs = xs, marks.over_time(T)
 
-        @jax.checkpoint
-        def run_segment(state, inputs):
-            xs, step_marks = inputs
-            return jax.lax.scan(partial(marked_step, cell, marks.initial), state, (cell.project(xs), step_marks))
+        # Each segment slices what it needs out of the whole: to scan over folded inputs would copy all of them first.
+        @partial(jax.checkpoint, static_argnums=2)
+        def run_segment(state: State, start: Int[Array, ""], steps: int) -> tuple[State, States]:
+            part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, steps), inputs)
+            us_and_marks = cell.project(part[0]), part[1]
+            return jax.lax.scan(partial(marked_step, cell, marks.initial), state, us_and_marks)
 
-        def fold(leaf):
-            return leaf[:whole].reshape(whole // segment, segment, *leaf.shape[1:])
-
-        state, folded = jax.lax.scan(run_segment, state, jax.tree.map(fold, inputs))
+        starts = jnp.arange(0, whole, segment)
+        state, folded = jax.lax.scan(lambda state, start: run_segment(state, start, segment), state, starts)
         states = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), folded)
         if whole == T:
             return state, states
-        state, remainder = run_segment(state, jax.tree.map(lambda leaf: leaf[whole:], inputs))
+        state, remainder = run_segment(state, jnp.asarray(whole), T - whole)
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), states, remainder)

@@ -13,7 +13,7 @@ from ..marks import Marks
 class Unrolled(AbstractEngine):
     """A Python loop over time, for study and for comparison: any cell, the same numbers as `Scan`.
 
-    The program grows with T, and compile time with it (seconds at T = 100, minutes soon after). Use `Scan`.
+    The program grows with T, and compile time with it: tens of seconds at T = 64, minutes soon after. Use `Scan`.
     """
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:

@@ -1,0 +1,1 @@
+"""Whole models, each a small pure module over `unroll`."""

@@ -1,0 +1,140 @@
+"""Language models: embedding, network, softmax; and sampling from them."""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from ..arrays import State
+from ..cell import AbstractCell
+from ..engine import AbstractEngine
+from ..engines.auto import Auto
+from ..network import AbstractNetwork
+from ..unroll import unroll
+
+
+class LanguageModel(eqx.Module):
+    """The next token's distribution, by a recurrent network over the tokens so far (Mikolov et al. 2010).
+
+        xs = embedding[tokens]        ys = network(xs)        logits = ys V^T + b
+
+    With `tied` weights V is the embedding itself (Press & Wolf 2017, arXiv:1608.05859), and the network must put out
+    what it takes in.
+    """
+
+    embedding: Float[Array, "V E"]
+    network: AbstractCell | AbstractNetwork
+    output_weight: Float[Array, "V O"] | None
+    output_bias: Float[Array, " V"]
+
+    def __init__(
+        self, vocabulary_size: int, network: AbstractCell | AbstractNetwork, *, key: PRNGKeyArray, tied: bool = False
+    ):
+        """Draw the embedding and the output weights, of the sizes and dtype of the network's input and output."""
+        step = network.input_type()
+        one = jax.ShapeDtypeStruct((1, *step.shape), step.dtype)
+        (output_size,) = jax.eval_shape(lambda xs: unroll(network, None, xs)[1], one).shape[1:]
+        (input_size,) = step.shape
+        if tied and output_size != input_size:
+            raise ValueError(f"tied: expected an output size that is the input size {input_size}, got {output_size}")
+        keys = jax.random.split(key)
+        self.embedding = jax.random.normal(keys[0], (vocabulary_size, input_size), step.dtype) * input_size**-0.5
+        draw = jax.random.normal(keys[1], (vocabulary_size, output_size), step.dtype) * output_size**-0.5
+        self.network = network
+        self.output_weight = None if tied else draw
+        self.output_bias = jnp.zeros(vocabulary_size, step.dtype)
+
+    def initial(self) -> State:
+        """The network's state before the first token."""
+        return self.network.initial()
+
+    def logits(
+        self,
+        state: State,
+        tokens: Int[Array, " T"],
+        *,
+        resets: Bool[Array, " T"] | None = None,
+        engine: AbstractEngine = Auto(),
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[State, Float[Array, "T V"]]:
+        """The state after `tokens`, and after each of them the logits of the next, unnormalised natural logarithms."""
+        state, ys = unroll(self.network, state, self.embedding[tokens], resets=resets, engine=engine, key=key)
+        weight = self.embedding if self.output_weight is None else self.output_weight
+        return state, ys @ weight.T + self.output_bias
+
+
+def language_loss(
+    model: LanguageModel, state: State, batch: Any, key: PRNGKeyArray | None, *, engine: AbstractEngine = Auto()
+) -> tuple[Float[Array, ""], State]:
+    """Mean cross-entropy of the next token in nats, and the states after the chunk: a loss for `fit`.
+
+    batch     (inputs, targets, resets), each [B, T]: a `Chunk` of `rnnjax.training.streams`
+    state     B states, a leading axis on each leaf; see `batch_of_states`
+    key       for dropout in the network, drawn anew for each of the B streams; None: nothing is dropped
+    """
+    inputs, targets, resets = batch
+    keys = None if key is None else jax.random.split(key, inputs.shape[0])
+
+    def one(state: State, tokens: Array, resets: Array, key: PRNGKeyArray | None) -> tuple[State, Array]:
+        return model.logits(state, tokens, resets=resets, engine=engine, key=key)
+
+    state, logits = jax.vmap(one)(state, inputs, resets, keys)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), state
+
+
+def batch_of_states(model: LanguageModel, size: int) -> State:
+    """`size` initial states."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), model.initial())
+
+
+def sample(
+    model: LanguageModel,
+    prompt: Int[Array, " P"],
+    length: int,
+    *,
+    key: PRNGKeyArray,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> Int[Array, " length"]:
+    """`length` tokens that follow `prompt`, drawn one by one, the state carried from each to the next; jitted.
+
+    temperature   divides the logits: below 1 the likely becomes likelier; 0 takes the likeliest
+    top_k         draws from the k likeliest tokens only
+    """
+    vocabulary_size = model.embedding.shape[0]
+    if prompt.ndim != 1 or prompt.shape[0] == 0:
+        raise ValueError(f"prompt: expected at least one token, [P], got {list(prompt.shape)}")
+    if temperature < 0:
+        raise ValueError(f"temperature: expected 0 or more, got {temperature}")
+    if top_k is not None and not 1 <= top_k <= vocabulary_size:
+        raise ValueError(f"top_k: expected from 1 to the vocabulary's {vocabulary_size}, got {top_k}")
+    return _sample(model, prompt, length, key, temperature, top_k)
+
+
+@eqx.filter_jit
+def _sample(
+    model: LanguageModel, prompt: Array, length: int, key: PRNGKeyArray, temperature: float, top_k: int | None
+) -> Array:
+    def step(carry: tuple[State, Array], key: PRNGKeyArray) -> tuple[tuple[State, Array], Array]:
+        state, logits = carry
+        token = draw(key, logits)
+        state, (logits,) = model.logits(state, token[None])
+        return (state, logits), token
+
+    draw = partial(_draw, temperature=temperature, top_k=top_k)
+    state, logits = model.logits(model.initial(), prompt)
+    _, tokens = jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, length))
+    return tokens
+
+
+def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | None) -> Array:
+    if temperature == 0:
+        return jnp.argmax(logits)
+    if top_k is not None:
+        least = jax.lax.top_k(logits, top_k)[0][-1]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits / temperature)

@@ -1,0 +1,61 @@
+"""Batches as functions of the step, so that a run can be resumed at any step without a past."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable[[int], PyTree[np.ndarray]]:
+    """Shuffled minibatches of examples: each epoch is a permutation of its own, and drops what does not fill a batch.
+
+    arrays    any tree of arrays that lead with the same number of examples
+    """
+    leaves = jax.tree.leaves(arrays)
+    examples = len(leaves[0])
+    per_epoch = examples // size
+    if any(len(leaf) != examples for leaf in leaves):
+        raise ValueError(f"arrays: expected one number of examples, got {[len(leaf) for leaf in leaves]}")
+    if size < 1 or per_epoch < 1:
+        raise ValueError(f"size: expected a batch from 1 to the {examples} examples, got {size}")
+
+    def batch(step: int) -> PyTree[np.ndarray]:
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng((seed, epoch)).permutation(examples)[place * size : (place + 1) * size]
+        return jax.tree.map(lambda leaf: leaf[order], arrays)
+
+    return batch
+
+
+class Chunk(NamedTuple):
+    """B streams for T steps: what is read, what comes next, and whether the streams begin here."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    resets: np.ndarray
+
+
+def streams(sequence: np.ndarray, size: int, chunk: int) -> Callable[[int], Chunk]:
+    """Truncated BPTT's batches: `sequence` cut into `size` streams, read side by side in chunks of `chunk` steps.
+
+    The state after one chunk is the state before the next; `resets` is true on the first step of every epoch, where it
+    is not. Arrays are [B, T, ...]. Drops what does not fill the last chunk.
+    """
+    length = (len(sequence) - 1) // size
+    per_epoch = length // chunk
+    if size < 1 or chunk < 1 or per_epoch < 1:
+        raise ValueError(
+            f"sequence: expected at least size * chunk + 1 = {size * chunk + 1} steps to fill one chunk, "
+            f"got {len(sequence)}"
+        )
+    starts = np.arange(size)[:, None] * length
+
+    def batch(step: int) -> Chunk:
+        place = step % per_epoch
+        where = starts + place * chunk + np.arange(chunk)
+        resets = np.broadcast_to((where - starts) == 0, where.shape)
+        return Chunk(sequence[where], sequence[where + 1], resets)
+
+    return batch

@@ -1,0 +1,110 @@
+"""Checkpoints: arrays in one file that is either whole or not there.
+
+A file is a line of JSON, which names every array with its shape and dtype and carries the digest of what follows, and
+then the arrays' bytes one after the other. It is written beside its place, forced to disk, and moved into place at
+once, so that a kill at any moment leaves the last good one.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+FORMAT = "rnnjax checkpoint 1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that belongs to something else. Nothing has been changed."""
+
+
+def save(path: str | Path, tree: PyTree) -> None:
+    """Write the arrays of `tree` to `path`, all or nothing."""
+    leaves = _named_arrays(tree)
+    payload = b"".join(np.asarray(leaf).tobytes() for leaf in leaves.values())
+    header = {
+        "format": FORMAT,
+        "arrays": {name: _describe(leaf) for name, leaf in leaves.items()},
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    write_atomically(path, json.dumps(header).encode() + b"\n" + payload)
+
+
+def load(path: str | Path, like: PyTree) -> PyTree:
+    """`like` with its arrays replaced by those of the file at `path`.
+
+    Raises FileNotFoundError where there is no file, and CheckpointError where it is cut short, damaged, no checkpoint,
+    or holds other arrays than `like`: the message says which differ.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: expected a file at {path}, found none")
+    line, _, payload = path.read_bytes().partition(b"\n")
+    header = _read_header(path, line)
+    if hashlib.sha256(payload).hexdigest() != header["sha256"]:
+        raise CheckpointError(
+            f"checkpoint: {path} is cut short or damaged: its {len(payload)} bytes are not those saved"
+        )
+    expected = {name: _describe(leaf) for name, leaf in _named_arrays(like).items()}
+    if expected != header["arrays"]:
+        raise CheckpointError(f"checkpoint: {path} is of another model: {_differences(expected, header['arrays'])}")
+    arrays, rest = eqx.partition(like, eqx.is_array)
+    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), _read_arrays(header["arrays"], payload)), rest)
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file so that `path` holds the old content or the new, whatever happens in between."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, is on disk before anyone relies on it
+    finally:
+        os.close(folder)
+
+
+def _named_arrays(tree: PyTree) -> dict[str, jax.Array]:
+    leaves = jax.tree.leaves_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _describe(leaf: jax.Array) -> str:
+    return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _read_header(path: Path, line: bytes) -> dict:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint: {path} is not a checkpoint of this library, or is cut short")
+    return header
+
+
+def _read_arrays(described: dict[str, str], payload: bytes) -> list[jax.Array]:
+    arrays, start = [], 0
+    for description in described.values():
+        name, _, shape = description.rstrip("]").partition("[")
+        sizes = tuple(int(size) for size in shape.split(",") if size)
+        dtype = jnp.dtype(name)
+        stop = start + dtype.itemsize * int(np.prod(sizes, dtype=int))
+        arrays.append(jnp.asarray(np.frombuffer(payload[start:stop], dtype).reshape(sizes)))
+        start = stop
+    return arrays
+
+
+def _differences(expected: dict[str, str], found: dict[str, str]) -> str:
+    names = [name for name in expected | found if expected.get(name) != found.get(name)]
+    shown = [f"{name}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}" for name in names[:5]]
+    return "; ".join(shown) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")

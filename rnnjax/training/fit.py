@@ -1,0 +1,200 @@
+"""The training loop: any model, any loss, any optax optimiser; watched, stopped early, killed and resumed."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from tqdm import tqdm
+
+from .checkpoint import load, save, write_atomically
+
+Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
+Optimiser = optax.GradientTransformation | optax.MultiSteps
+
+
+class Run(NamedTuple):
+    """All that a run needs to go on: what a checkpoint holds."""
+
+    weights: PyTree
+    optimiser: PyTree
+    carry: PyTree
+    step: Array
+    key: Array
+    best: PyTree  # the weights with the least validation loss so far
+    best_loss: Array
+    waited: Array  # validations since then
+
+
+class Fitted(NamedTuple):
+    """The trained model (the best by validation, where there was one; else the last), the carry, the steps taken."""
+
+    model: Any
+    carry: PyTree
+    steps: int
+
+
+def fit(
+    model: Any,
+    loss: Loss,
+    batches: Callable[[int], PyTree],
+    optimiser: Optimiser,
+    *,
+    steps: int,
+    key: PRNGKeyArray,
+    carry: PyTree = None,
+    validate: Callable[[Any], Any] | None = None,
+    every: int = 100,
+    patience: int | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Fitted:
+    """Take `steps` steps of `optimiser` down `loss`.
+
+    model       any pytree; its floating-point arrays are trained
+    loss        `(model, carry, batch, key) -> (scalar, carry)`. The carry is handed from one step to the next and never
+                differentiated through: with a recurrent state in it and consecutive chunks as batches (see `streams`)
+                that is truncated BPTT. Return the carry you were given (None) where there is none
+    batches     step -> batch. A function of the step alone, so that a resumed run sees what the killed one would have
+    optimiser   all that optax composes. Clipping by global norm: `optax.chain(optax.clip_by_global_norm(1.0), ...)`; by
+                value: `optax.clip(1.0)`; accumulation over k batches: `optax.MultiSteps(optimiser, k)`
+    key         randomness: step t gets `jax.random.fold_in(key, t)`
+    validate    `model -> scalar`, called every `every` steps; the model with the least value is returned
+    patience    stop after so many validations without a new least
+    folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere
+    resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted
+
+    Raises FloatingPointError when the loss is not finite (the last checkpoint is from before), FileExistsError when
+    `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it does not hold this one.
+    """
+    if patience is not None and validate is None:
+        raise ValueError("patience: expected a `validate` to be patient about, got none")
+    if every < 1 or steps < 0:
+        raise ValueError(f"steps, every: expected steps >= 0 and every >= 1, got {steps} and {every}")
+    weights, static = eqx.partition(model, eqx.is_inexact_array)
+    run = _start(weights, optimiser, carry, key)
+    log = None if folder is None else Log(Path(folder))
+    if log is not None:
+        run = log.open(run, resume)
+    update = _compile(loss, optimiser, static)
+    losses, norms, begun = [], [], time.perf_counter()
+    with tqdm(total=steps, initial=int(run.step), disable=not progress, unit="step") as bar:
+        for step in range(int(run.step), steps):
+            if patience is not None and int(run.waited) >= patience:
+                break
+            run, value, norm = update(run, batches(step))
+            losses.append(value)
+            norms.append(norm)
+            bar.update()
+            if (step + 1) % every and step + 1 < steps:
+                continue
+            metrics = {"step": step + 1, **_summary(losses, norms, log)}
+            if validate is not None:
+                run, metrics["validation"] = _judge(run, float(validate(eqx.combine(run.weights, static))))
+            bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
+            if log is not None:
+                log.write(run, metrics | {"seconds": round(time.perf_counter() - begun, 3)})
+            losses, norms = [], []
+    kept = run.weights if validate is None else run.best
+    return Fitted(eqx.combine(kept, static), run.carry, int(run.step))
+
+
+def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArray) -> Run:
+    state = jax.tree.map(jnp.asarray, optimiser.init(weights))
+    carry = jax.tree.map(jnp.asarray, carry)
+    zero = jnp.zeros((), jnp.int32)
+    infinity = jnp.asarray(jnp.inf, jnp.float32)
+    return Run(weights, state, carry, zero, jax.random.key_data(key), weights, infinity, zero)
+
+
+def _compile(loss: Loss, optimiser: Optimiser, static: PyTree) -> Callable:
+    @jax.jit
+    def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(run.key), run.step)
+
+        def objective(weights: PyTree) -> tuple[Array, PyTree]:
+            return loss(eqx.combine(weights, static), run.carry, batch, key)
+
+        (value, carry), gradient = jax.value_and_grad(objective, has_aux=True)(run.weights)
+        updates, state = optimiser.update(gradient, run.optimiser, run.weights)
+        weights = optax.apply_updates(run.weights, updates)
+        moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
+        return moved, value, optax.global_norm(gradient)
+
+    return update
+
+
+def _summary(losses: list[Array], norms: list[Array], log: "Log | None") -> dict[str, float]:
+    """Means since the last report. A loss that is not finite ends the run here, before anything is written."""
+    values = np.asarray(jax.device_get(losses), np.float64)
+    if not np.isfinite(values).all():
+        kept = "" if log is None else f" The last good weights are in {log.checkpoint}."
+        raise FloatingPointError(
+            f"loss: expected a finite value, got {values[~np.isfinite(values)][0]} "
+            f"{len(values) - int(np.argmax(~np.isfinite(values)))} steps ago. "
+            f"Clip the gradient, lower the learning rate, or look at the data.{kept}"
+        )
+    return {"loss": float(values.mean()), "gradient_norm": float(np.mean(jax.device_get(norms)))}
+
+
+def _judge(run: Run, value: float) -> tuple[Run, float]:
+    """The run with its best weights and its patience brought up to date."""
+    if math.isnan(value):
+        raise FloatingPointError("validate: expected a number, got NaN")
+    if value < float(run.best_loss):
+        best = run._replace(
+            best=run.weights, best_loss=jnp.asarray(value, jnp.float32), waited=jnp.zeros_like(run.waited)
+        )
+        return best, value
+    return run._replace(waited=run.waited + 1), value
+
+
+class Log:
+    """The folder of a run: its checkpoint, and its metrics as lines of JSON."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.checkpoint = folder / "checkpoint"
+        self.metrics = folder / "metrics.jsonl"
+
+    def open(self, run: Run, resume: bool) -> Run:
+        """The run to go on with: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
+        if resume:
+            run = load(self.checkpoint, run)
+            self._forget_after(int(run.step))
+            return run
+        if self.checkpoint.exists():
+            raise FileExistsError(
+                f"folder: expected none with a run in it, got {self.folder}. "
+                "Pass resume=True to go on with that run, or another folder; nothing was overwritten"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.metrics, b"")
+        save(self.checkpoint, run)
+        return run
+
+    def write(self, run: Run, metrics: dict[str, float]) -> None:
+        """The metrics first, so that a checkpoint never lacks the lines that led to it."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        save(self.checkpoint, run)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of steps that the killed run took after its last checkpoint; they will be taken again."""
+        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; a last one that a kill cut short is left out."""
+    lines = Path(path).read_text().split("\n") if Path(path).exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
