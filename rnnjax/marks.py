@@ -5,6 +5,7 @@ the derivative at the ignored value, and 0 * NaN is NaN. So whatever is ignored 
 the cell sees it, and selected away after.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -89,6 +90,12 @@ def mark_touched(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Arr
     """`tree` with NaN where `touched`, in the leaves that can hold one."""
     invalid = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if _inexact(leaf) else leaf, tree)
     return select(touched, invalid, tree)
+
+
+def isolate(function: Callable[..., PyTree[Array]], *arguments: PyTree[Array]) -> PyTree[Array]:
+    """`function` of arrays over time; a step at which they are not finite gives NaN and passes no gradient on."""
+    bad = ~_finite(arguments, leading=1)
+    return mark_touched(bad, function(*select(bad, jax.tree.map(jnp.zeros_like, arguments), arguments)))
 
 
 def _inexact(leaf: Array) -> bool:

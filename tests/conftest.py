@@ -1,13 +1,25 @@
 """How every test runs: float64 at hand, strict promotion, and a compiler that spends no time on speed."""
 
 import os
+from itertools import count
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+TESTS_RUN = count(1)
+
+
+@pytest.fixture(autouse=True)
+def release_executables():
+    """Drop compiled programs now and then: each holds memory mappings, and a process may only have so many."""
+    yield
+    if next(TESTS_RUN) % 50 == 0:
+        jax.clear_caches()

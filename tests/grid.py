@@ -60,10 +60,9 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
 CAUSAL = (*CELLS, "stack", "residual_and_skip")  # those that read their sequence from the left alone
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
-    "scan": rnnjax.Scan(unroll=5),
+    "scan": rnnjax.Scan(unroll=2),
     "unrolled": rnnjax.Unrolled(),
-    "checkpointed": rnnjax.Checkpointed(),
-    "checkpointed_5": rnnjax.Checkpointed(segment=5),
+    "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
 }
 ORACLE = rnnjax.Scan()

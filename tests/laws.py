@@ -28,7 +28,7 @@ def gradients(run: Unroll, part: Any, state: PyTree, xs: Array, seen: slice = sl
         last, ys = run(eqx.combine(weights, static), state, xs, **options)
         return grid.contract((last, ys) if seen == slice(None) else ys[seen])
 
-    return jax.value_and_grad(loss, (0, 1, 2))(weights, state, xs)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(weights, state, xs)
 
 
 def law_length_zero_is_identity(run: Unroll, part: Any) -> None:

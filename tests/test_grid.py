@@ -67,6 +67,14 @@ def test_narrow_dtypes(cell, engine, dtype):
     grid.assert_close(got, expected_rounded(cell, dtype), dtype)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 12, 13])
+@pytest.mark.parametrize("segment", [None, 1, 20])
+def test_checkpointed_takes_any_segment_and_any_length(segment, steps):
+    cell, xs = grid.build("lstm"), grid.inputs(steps)
+    got = eqx.filter_jit(values_and_gradients)(cell, xs, rnnjax.Checkpointed(segment))
+    grid.assert_close(got, eqx.filter_jit(values_and_gradients)(cell, xs, grid.ORACLE))
+
+
 def test_no_view_is_traced_twice():
     """The same call with other numbers is not compiled again."""
     traces = []

@@ -1,0 +1,241 @@
+"""Train a character language model on real text, the manual that comes with Python, and sample from it.
+
+python examples/language_model.py                       about two minutes on two cores
+python examples/language_model.py --text book.txt --cell gru --minutes 10
+python examples/language_model.py --resume              go on with the newest run
+python examples/language_model.py --sample "The yield"  let its model write on
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from text import Corpus, TextError, compressed_bits, entropy_bits, primed_bits, read_text
+
+import rnnjax
+from rnnjax.training.checkpoint import write_atomically
+from rnnjax.training.plot import draw_curve
+
+CELLS = {"lstm": rnnjax.LSTM, "gru": rnnjax.GRU, "elman": rnnjax.Elman, "mingru": rnnjax.MinGRU}
+LAYERS = {"mingru": 3}  # a linear layer cannot compare; three of them, with nonlinear outputs between, can
+ENGINES = {
+    "auto": rnnjax.Auto(),
+    "scan": rnnjax.Scan(),
+    "unrolled": rnnjax.Unrolled(),
+    "checkpointed": rnnjax.Checkpointed(),
+    "associative": rnnjax.Associative(),
+}
+EMBEDDING, HIDDEN, STREAMS, CHUNK = 64, 256, 16, 64
+LEARNING_RATE, CLIP = 4e-3, 1.0
+EVALUATIONS = 10
+VALIDATION_STREAMS = 16
+
+
+class Plan(NamedTuple):
+    """What a run was begun with, and must be resumed with; kept beside its checkpoint."""
+
+    text: str | None
+    cell: str
+    engine: str
+    steps: int
+    vocabulary: str
+
+
+def main() -> None:
+    """Train, resume or sample, as the command line says."""
+    arguments = parse(sys.argv[1:])
+    try:
+        if arguments.sample:
+            folder = arguments.folder or newest(arguments.runs)
+            plan = read_plan(folder)
+            print(arguments.sample + write_on(restore(plan, folder), plan, arguments.sample, 600))
+        elif arguments.resume:
+            resume(arguments.folder or newest(arguments.runs))
+        else:
+            begin(arguments, arguments.folder or next_folder(arguments.runs))
+    except (TextError, FileNotFoundError, FileExistsError, rnnjax.CheckpointError) as error:
+        sys.exit(str(error))
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", metavar="FILE", help="a text in UTF-8; default: Python's manual, pydoc_data.topics")
+    parser.add_argument("--cell", choices=CELLS, default="lstm")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
+    parser.add_argument("--minutes", type=float, default=1.6, help="how long to train, after compiling (default 1.6)")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest run, or with --folder")
+    parser.add_argument("--sample", metavar="PROMPT", help="write on from this, with the model of that run")
+    parser.add_argument("--folder", type=Path, help="the run's folder; default: a new one, or the newest, in --runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default ./runs)")
+    return parser.parse_args(words)
+
+
+def begin(arguments: argparse.Namespace, folder: Path) -> None:
+    """A new run in `folder`."""
+    if (folder / "plan.json").exists():
+        raise FileExistsError(f"--folder: expected a new one, got {folder}, which holds a run. Add --resume")
+    corpus = Corpus(read_text(arguments.text))
+    steps = count_steps(arguments, corpus)
+    text = arguments.text and str(Path(arguments.text).resolve())
+    plan = Plan(text, arguments.cell, arguments.engine, steps, corpus.vocabulary)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "plan.json", json.dumps(plan._asdict()).encode())
+    train(plan, corpus, folder, resume=False)
+
+
+def resume(folder: Path) -> None:
+    """The run in `folder` from its last checkpoint, or from the start if it has none yet."""
+    plan = read_plan(folder)
+    train(plan, Corpus(read_text(plan.text), plan.vocabulary), folder, resume=(folder / "checkpoint").exists())
+
+
+def train(plan: Plan, corpus: Corpus, folder: Path, *, resume: bool) -> None:
+    """Fit the model, compare it with compressors, and leave a sample, the curve and the model in the folder."""
+    print(f"{len(corpus.training):,} characters to train on, {len(corpus.held_out):,} held out throughout the text")
+    model = build(plan)
+    begun = time.perf_counter()
+    fitted = rnnjax.fit(
+        model,
+        partial(rnnjax.language_loss, engine=ENGINES[plan.engine]),
+        batches(corpus),
+        optimiser(plan.steps),
+        steps=plan.steps,
+        key=jax.random.key(1),
+        carry=rnnjax.batch_of_states(model, STREAMS),
+        validate=partial(validation_loss, corpus=corpus),
+        every=-(-plan.steps // EVALUATIONS),
+        folder=folder,
+        resume=resume,
+    )
+    report(fitted.model, plan, corpus, folder, time.perf_counter() - begun)
+
+
+def build(plan: Plan) -> rnnjax.LanguageModel:
+    """A model of the plan's cell, its weights as drawn."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    cells = [CELLS[plan.cell](EMBEDDING, HIDDEN, key=keys[0])]
+    for key in keys[1 : LAYERS.get(plan.cell, 1)]:
+        cells.append(rnnjax.residual(CELLS[plan.cell](HIDDEN, HIDDEN, key=key)))
+    return rnnjax.LanguageModel(len(plan.vocabulary), rnnjax.Stack(cells), key=keys[3])
+
+
+def batches(corpus: Corpus):
+    """Consecutive chunks of the training text."""
+    return rnnjax.streams(corpus.training, STREAMS, CHUNK)
+
+
+def optimiser(steps: int) -> optax.GradientTransformation:
+    """Adam, clipped, warmed up and cooled down over the run."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(50, steps // 10), steps, LEARNING_RATE / 50)
+    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(schedule))
+
+
+def count_steps(arguments: argparse.Namespace, corpus: Corpus) -> int:
+    """How many steps fill the minutes, by the time of a few on a model that is thrown away.
+
+    The number is settled before the run, and kept with it: a schedule that followed the clock could not be resumed.
+    """
+    plan = Plan(arguments.text, arguments.cell, arguments.engine, 100, corpus.vocabulary)
+    model = build(plan)
+    weights, static = eqx.partition(model, eqx.is_inexact_array)
+    carry, chunk = rnnjax.batch_of_states(model, STREAMS), batches(corpus)(0)
+    update = optimiser(plan.steps)
+
+    @jax.jit
+    def step(weights, state):
+        objective = lambda weights: rnnjax.language_loss(  # noqa: E731
+            eqx.combine(weights, static), carry, chunk, None, engine=ENGINES[plan.engine]
+        )
+        gradient, _ = jax.grad(objective, has_aux=True)(weights)
+        updates, state = update.update(gradient, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    state = update.init(weights)
+    weights, state = jax.block_until_ready(step(weights, state))
+    seconds = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        weights, state = jax.block_until_ready(step(weights, state))
+        seconds.append(time.perf_counter() - begun)
+    return max(1, int(arguments.minutes * 60 / np.median(seconds)))
+
+
+def validation_loss(model: rnnjax.LanguageModel, corpus: Corpus) -> jax.Array:
+    """Nats per character on the held-out text, read as a few long streams, the state carried through each."""
+    return _validation_loss(
+        model, rnnjax.streams(corpus.held_out, VALIDATION_STREAMS, (len(corpus.held_out) - 1) // VALIDATION_STREAMS)(0)
+    )
+
+
+@eqx.filter_jit
+def _validation_loss(model: rnnjax.LanguageModel, chunk: rnnjax.Chunk) -> jax.Array:
+    states = rnnjax.batch_of_states(model, VALIDATION_STREAMS)
+    return rnnjax.language_loss(model, states, chunk, None)[0]
+
+
+def write_on(model: rnnjax.LanguageModel, plan: Plan, prompt: str, length: int) -> str:
+    """What the model writes after `prompt`."""
+    tokens = Corpus.encode(prompt, plan.vocabulary)
+    written = rnnjax.sample(model, jnp.asarray(tokens), length, key=jax.random.key(2), temperature=0.7, top_k=40)
+    return "".join(plan.vocabulary[token] for token in np.asarray(written))
+
+
+def report(model: rnnjax.LanguageModel, plan: Plan, corpus: Corpus, folder: Path, seconds: float) -> None:
+    """Print bits per character beside what compressors reach, and say where everything is."""
+    rnnjax.save(folder / "model", model)
+    draw_curve(folder / "metrics.jsonl", folder / "curve.png", scale=1 / math.log(2), unit="bits per character")
+    prompt = "The "
+    sample = prompt + write_on(model, plan, prompt, 600)
+    (folder / "sample.txt").write_text(sample + "\n")
+
+    held_out = corpus.decode(corpus.held_out)
+    rows = {f"{plan.cell}, this run": float(validation_loss(model, corpus)) / math.log(2)}
+    rows |= {f"order-{order} entropy": entropy_bits(corpus, order) for order in (0, 2)}
+    rows |= {name: compressed_bits(name, held_out) for name in ("bz2", "lzma")}
+    rows["lzma, having read the training text"] = primed_bits("lzma", corpus.decode(corpus.training), held_out)
+    print(f"\n{sample}\n\nbits per character on {len(held_out):,} held-out characters")
+    for name, bits in rows.items():
+        print(f"  {name:<36} {bits:6.3f}")
+    print(f"{plan.steps} steps, {seconds:.0f} s. In {folder}: model, checkpoint, metrics.jsonl, curve.png, sample.txt")
+
+
+def restore(plan: Plan, folder: Path) -> rnnjax.LanguageModel:
+    """The model that a finished run left."""
+    return rnnjax.load(folder / "model", build(plan))
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of the run in `folder`."""
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"--folder: expected a run, found no plan.json in {folder}")
+    return Plan(**json.loads(path.read_text()))
+
+
+def newest(runs: Path) -> Path:
+    """The run begun last."""
+    found = sorted(runs.glob("language_model-*/plan.json"), key=lambda plan: plan.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"--runs: expected a run in {runs}, found none. Train one first: leave out --resume")
+    return found[-1].parent
+
+
+def next_folder(runs: Path) -> Path:
+    """A folder for a new run."""
+    numbers = [int(path.name.rpartition("-")[2]) for path in runs.glob("language_model-[0-9]*")]
+    return runs / f"language_model-{max(numbers, default=0) + 1}"
+
+
+if __name__ == "__main__":
+    main()

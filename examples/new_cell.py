@@ -1,0 +1,59 @@
+"""Skeleton of a new cell: copy it, change the equation, and every engine runs it. The tests run this file.
+
+A gated cell is its `pointwise`: what happens unit by unit once `u = W x + b` and `v = R h` are known. The families, and
+what each asks for, are in rnnjax/cell.py; put the finished cell into rnnjax/cells/, export it from rnnjax/__init__.py,
+add it to CELLS in tests/grid.py and its NumPy step to tests/oracle.py: the grid and the laws then hold it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+
+import rnnjax
+from rnnjax import initialise
+
+
+class UpdateGateRNN(rnnjax.AbstractGatedCell):
+    """The UGRNN of Collins, Sohl-Dickstein & Sussillo 2017, arXiv:1611.09913.
+
+    z   = sigmoid(W x_t + R h_{t-1} + b)        n = tanh(W x_t + R h_{t-1} + b)
+    h_t = z * h_{t-1} + (1 - z) * n
+    """
+
+    input_weight: jax.Array
+    recurrent_weight: jax.Array
+    bias: jax.Array
+    gains: None
+    start: None
+
+    def __init__(self, input_size: int, hidden_size: int, *, key: jax.Array, dtype=jnp.float32):
+        """Draw the weights, [I, G, H] and [1, H, G, H], gate by gate; the letters tell which gate keeps."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        keys = jax.random.split(key, 3)
+        orthogonal, glorot = initialise.orthogonal, initialise.glorot
+        self.input_weight = initialise.input_weight(glorot, keys[0], input_size, "zn", hidden_size, dtype)
+        self.recurrent_weight = initialise.recurrent_weight(orthogonal, keys[1], "zn", hidden_size, 1, dtype)
+        self.bias = initialise.forget(1.0)(keys[2], "zn", hidden_size, dtype)
+        self.gains = None
+        self.start = None
+
+    def pointwise(self, gains: None, u: jax.Array, v: jax.Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
+        del gains
+        z, n = u + v
+        z = sigmoid(z)
+        return rnnjax.Hidden(z * state.h + (1 - z) * jnp.tanh(n))
+
+
+def main() -> None:
+    """Run it by two engines, and differentiate it."""
+    cell = UpdateGateRNN(3, 8, key=jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (100, 3))
+    for engine in (rnnjax.Scan(), rnnjax.Checkpointed()):
+        loss = lambda cell, engine=engine: rnnjax.unroll(cell, None, xs, engine=engine)[1].sum()  # noqa: E731
+        value, gradient = jax.value_and_grad(loss)(cell)
+        print(f"{type(engine).__name__:<14} loss {value:.5f}   |dR| {jnp.linalg.norm(gradient.recurrent_weight):.5f}")
+    print(rnnjax.Associative().refusal(cell, xs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The examples do what they say: the skeletons run everywhere, the textbook network counts, the main job trains."""
+
+import json
+import sys
+from functools import partial
+
+import count_ones
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import language_model
+import laws
+import numpy as np
+import pytest
+import text
+from new_cell import UpdateGateRNN
+from new_engine import Doubled
+
+import rnnjax
+
+VIEWS = ("jit", "vmap", "grad_of_vmap", "vmap_of_grad", "jvp")
+
+
+@pytest.mark.parametrize("engine", grid.ENGINES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_new_cell_runs_on_every_engine_that_admits_it(engine, view):
+    cell = UpdateGateRNN(grid.I, grid.H, key=grid.KEY, dtype=jnp.float64)
+    reason = grid.ENGINES[engine].refusal(cell, grid.inputs(grid.T))
+    if reason is not None:
+        pytest.skip(reason)
+    compute = lambda engine: eqx.filter_jit(partial(grid.VIEWS[view], partial(rnnjax.unroll, engine=engine)))  # noqa: E731
+    grid.assert_close(compute(grid.ENGINES[engine])(cell), compute(grid.ORACLE)(cell))
+
+
+@pytest.mark.parametrize("law", laws.LAWS.values(), ids=laws.LAWS)
+def test_new_cell_and_new_engine_obey_the_laws(law):
+    cell = UpdateGateRNN(grid.I, grid.H, key=grid.KEY, dtype=jnp.float64)
+    law(eqx.filter_jit(partial(rnnjax.unroll, engine=Doubled())), cell)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_new_engine_equals_scan(steps):
+    cell, xs = grid.build("lstm_options"), grid.inputs(steps)
+    got = rnnjax.unroll(cell, None, xs, engine=Doubled())
+    grid.assert_close(got, rnnjax.unroll(cell, None, xs, engine=grid.ORACLE))
+
+
+def test_gradient_by_hand_is_that_of_jax():
+    xs = np.random.default_rng(3).integers(0, 2, (5, 12)).astype(np.float64)
+    weights = count_ones.Weights(jnp.asarray(1.1), jnp.asarray(-0.5))
+    by_jax = jax.jit(jax.grad(count_ones.loss))(weights, jnp.asarray(xs))
+    np.testing.assert_allclose(count_ones.gradient_by_hand(1.1, -0.5, xs), by_jax, rtol=1e-10)
+
+
+def test_the_linear_network_learns_to_count():
+    xs = jnp.asarray(np.random.default_rng(0).integers(0, 2, (count_ones.B, count_ones.T)).astype(np.float64))
+    learned = jax.jit(count_ones.learn)(count_ones.Weights(jnp.asarray(1.2), jnp.asarray(-1.5)), xs)
+    np.testing.assert_allclose(learned, (1.0, 1.0), atol=1e-3)
+
+
+@pytest.fixture
+def main_job(tmp_path, monkeypatch):
+    """The main job, scaled down: `main_job("--minutes", "0.01")` runs it in a folder of its own."""
+    for name, value in {"EMBEDDING": 8, "HIDDEN": 16, "STREAMS": 4, "CHUNK": 8, "EVALUATIONS": 2}.items():
+        monkeypatch.setattr(language_model, name, value)
+    (tmp_path / "book.txt").write_text("A rose is a rose is a rose. " * 800)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["language_model.py", "--runs", str(tmp_path / "runs"), *words])
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            language_model.main()
+
+    return run
+
+
+def test_the_main_job_trains_resumes_and_samples(main_job, tmp_path, capsys):
+    book = str(tmp_path / "book.txt")
+    main_job("--text", book, "--minutes", "0.002", "--cell", "gru", "--engine", "scan")
+    folder = tmp_path / "runs" / "language_model-1"
+    assert {path.name for path in folder.iterdir()} >= {
+        "model",
+        "checkpoint",
+        "metrics.jsonl",
+        "curve.png",
+        "sample.txt",
+    }
+    printed = capsys.readouterr().out
+    for row in ("gru, this run", "order-0 entropy", "order-2 entropy", "bz2", "lzma", str(folder)):
+        assert row in printed
+    weights = (folder / "model").read_bytes()
+    main_job("--resume")
+    assert (folder / "model").read_bytes() == weights
+    main_job("--sample", "A rose")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("A rose") or "A rose" in printed
+    main_job("--text", book, "--minutes", "0.002", "--cell", "mingru")
+    assert (tmp_path / "runs" / "language_model-2" / "model").exists()
+
+
+BAD_CALLS = [
+    pytest.param(["--text", "nowhere"], "--text: expected a file, found none at nowhere", id="missing"),
+    pytest.param(["--resume"], "--runs: expected a run in", id="nothing to resume"),
+    pytest.param(["--sample", "x", "--folder", "nowhere"], "--folder: expected a run, found no plan.json", id="no run"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_CALLS)
+def test_the_main_job_refuses(main_job, words, message):
+    with pytest.raises(SystemExit, match=message):
+        main_job(*words)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "got 0 in"), (b"\xff\xfe" * 20_000, "UTF-8"), (b"a\0" * 20_000, "binary"), (b"short", "got 5 in")],
+)
+def test_a_file_that_is_no_text(tmp_path, content, message):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(text.TextError, match=message):
+        text.read_text(str(path))
+
+
+def test_a_run_is_never_overwritten(main_job, tmp_path):
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps({}))
+    with pytest.raises(SystemExit, match="holds a run"):
+        main_job("--folder", str(folder))
+    assert (folder / "plan.json").read_text() == "{}"
+
+
+def test_entropies_of_a_text_that_is_known():
+    """Order 0 of four equal letters is two bits; in a cycle the two letters before tell the next."""
+    corpus = text.Corpus("abcd" * 10_000)
+    assert text.entropy_bits(corpus, 0) == pytest.approx(2.0, abs=1e-3)
+    assert text.entropy_bits(corpus, 2) == pytest.approx(0.0, abs=1e-2)
+    assert len(corpus.training) == 9 * len(corpus.held_out)
