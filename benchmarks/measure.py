@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from benchmarks.cases import Case, draw
 from rnnjax import AbstractCell, AbstractEngine, unroll
+from rnnjax.training.checkpoint import write_atomically
 
 REPEATS = 5  # at least
 
@@ -167,7 +168,4 @@ def row(record: Record) -> str:
 
 def write_json(path: Path, records: Sequence[Record]) -> None:
     """Write the list of records at once: a run that is cut short leaves the old file whole."""
-    text = json.dumps([record._asdict() for record in records], indent=1) + "\n"
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    write_atomically(path, (json.dumps([record._asdict() for record in records], indent=1) + "\n").encode())

@@ -187,7 +187,7 @@ def _validation_loss(model: rnnjax.LanguageModel, chunk: rnnjax.Chunk) -> jax.Ar
 def write_on(model: rnnjax.LanguageModel, plan: Plan, prompt: str, length: int) -> str:
     """What the model writes after `prompt`."""
     tokens = Corpus.encode(prompt, plan.vocabulary)
-    written = rnnjax.sample(model, jnp.asarray(tokens), length, key=jax.random.key(2), temperature=0.7, top_k=40)
+    written = rnnjax.sample(model, jnp.asarray(tokens), length, key=jax.random.key(2), temperature=0.7)
     return "".join(plan.vocabulary[token] for token in np.asarray(written))
 
 
@@ -195,7 +195,7 @@ def report(model: rnnjax.LanguageModel, plan: Plan, corpus: Corpus, folder: Path
     """Print bits per character beside what compressors reach, and say where everything is."""
     rnnjax.save(folder / "model", model)
     draw_curve(folder / "metrics.jsonl", folder / "curve.png", scale=1 / math.log(2), unit="bits per character")
-    prompt = "The "
+    prompt = corpus.decode(corpus.held_out[:40])
     sample = prompt + write_on(model, plan, prompt, 600)
     (folder / "sample.txt").write_text(sample + "\n")
 

@@ -92,7 +92,7 @@ def test_the_main_job_trains_resumes_and_samples(main_job, tmp_path, capsys):
     main_job("--resume")
     assert (folder / "model").read_bytes() == weights
     main_job("--sample", "A rose")
-    assert capsys.readouterr().out.splitlines()[-1].startswith("A rose") or "A rose" in printed
+    assert "\nA rose" in capsys.readouterr().out
     main_job("--text", book, "--minutes", "0.002", "--cell", "mingru")
     assert (tmp_path / "runs" / "language_model-2" / "model").exists()
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .checkpoint import load, save, write_atomically
 
 Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
+Metrics = dict[str, int | float]
 Optimiser = optax.GradientTransformation | optax.MultiSteps
 
 
@@ -97,7 +98,7 @@ def fit(
             bar.update()
             if (step + 1) % every and step + 1 < steps:
                 continue
-            metrics = {"step": step + 1, **_summary(losses, norms, log)}
+            metrics: Metrics = {"step": step + 1, **_summary(losses, norms, log)}
             if validate is not None:
                 run, metrics["validation"] = _judge(run, float(validate(eqx.combine(run.weights, static))))
             bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
@@ -128,12 +129,12 @@ def _compile(loss: Loss, optimiser: Optimiser, static: PyTree) -> Callable:
         updates, state = optimiser.update(gradient, run.optimiser, run.weights)
         weights = optax.apply_updates(run.weights, updates)
         moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
-        return moved, value, optax.global_norm(gradient)
+        return moved, value, optax.tree.norm(gradient)
 
     return update
 
 
-def _summary(losses: list[Array], norms: list[Array], log: "Log | None") -> dict[str, float]:
+def _summary(losses: list[Array], norms: list[Array], log: "Log | None") -> Metrics:
     """Means since the last report. A loss that is not finite ends the run here, before anything is written."""
     values = np.asarray(jax.device_get(losses), np.float64)
     if not np.isfinite(values).all():
@@ -182,7 +183,7 @@ class Log:
         save(self.checkpoint, run)
         return run
 
-    def write(self, run: Run, metrics: dict[str, float]) -> None:
+    def write(self, run: Run, metrics: Metrics) -> None:
         """The metrics first, so that a checkpoint never lacks the lines that led to it."""
         with open(self.metrics, "a") as file:
             file.write(json.dumps(metrics) + "\n")
@@ -194,7 +195,7 @@ class Log:
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
+def read_metrics(path: str | Path) -> list[Metrics]:
     """The lines of a `metrics.jsonl`; a last one that a kill cut short is left out."""
     lines = Path(path).read_text().split("\n") if Path(path).exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]

@@ -1,0 +1,751 @@
+"""Training: what a batch is, what a step does, and that a run survives whatever interrupts it, to the bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import killed_run
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax import CheckpointError, load, minibatches, read_metrics, save, streams
+from rnnjax.training.plot import draw_curve
+
+KEY = jax.random.key(11)
+TEXT = np.random.default_rng(0).integers(0, 5, 47)  # three streams of 15 and the last target, one step too many
+
+
+# A model small enough to know: three weights, pulled towards each batch
+
+
+def pull(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    """A loss whose gradient is `w - batch`."""
+    del key
+    return 0.5 * jnp.sum((model["w"] - batch) ** 2), carry
+
+
+def noise(step: int) -> np.ndarray:
+    return np.random.default_rng(step).standard_normal(3)
+
+
+def train(
+    loss: Callable = pull, batches: Callable = noise, optimiser: Any = None, *, steps: int = 6, **options: Any
+) -> rnnjax.Fitted:
+    """Fit three weights, from zero."""
+    model, optimiser = {"w": jnp.zeros(3)}, optimiser or optax.sgd(0.1, momentum=0.9)
+    return rnnjax.fit(model, loss, batches, optimiser, steps=steps, key=KEY, **{"progress": False, **options})
+
+
+def weights(fitted: rnnjax.Fitted) -> np.ndarray:
+    return np.asarray(fitted.model["w"])
+
+
+def one(model: Any) -> float:
+    """A validation that stands still."""
+    del model
+    return 1.0
+
+
+@pytest.fixture
+def promoting():
+    """Some of optax adds float32 or integers to float64, as strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """The metrics of the run in `folder`, without the times."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{name: number for name, number in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    assert (folder / "checkpoint").read_bytes() == (other / "checkpoint").read_bytes()
+    assert metrics_of(folder) == metrics_of(other)
+
+
+def no_batches(step: int) -> np.ndarray:
+    raise AssertionError(f"batch {step} was asked for")
+
+
+# Killed
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """`killed_run` in a process of its own; what one of them has compiled the next ones find."""
+    tests = Path(killed_run.__file__).parent
+    settings = {
+        "PYTHONPATH": str(tests.parent),
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, str(tests / "killed_run.py"), str(folder), *arguments]
+    return subprocess.Popen(command, env=os.environ | settings)
+
+
+def kill_after(process: subprocess.Popen, folder: Path, lines: int) -> None:
+    """Kill -9, a random moment after the run in `folder` has written so many lines of metrics."""
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines):
+        time.sleep(0.002)
+    time.sleep(random.SystemRandom().uniform(0, 0.02))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_twice_and_resumed_ends_in_the_same_bits(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert start(straight).wait() == 0
+    first, second = sorted(random.SystemRandom().sample(range(int(0.8 * killed_run.STEPS)), 2))
+    print(f"killed after {first} and {second} of {killed_run.STEPS} steps")
+    kill_after(start(killed), killed, first)
+    kill_after(start(killed, "resume"), killed, second)
+    assert start(killed, "resume").wait() == 0
+    assert [line["step"] for line in metrics_of(straight)] == list(range(1, killed_run.STEPS + 1))
+    assert_same_run(killed, straight)
+
+
+class Killed(BaseException):
+    """Stands in for the kill."""
+
+
+class KilledAt:
+    """`os` with its syncs and renames counted, and the process killed in place of number `moment`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, moment: int):
+        self.left = moment
+        for name in ("fsync", "replace"):
+            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
+
+    def counted(self, function: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("moment", range(5, 12))  # each write syncs, renames, syncs; the third is of the checkpoint
+def test_killed_at_any_moment_of_a_write_resumes(moment, tmp_path, monkeypatch):
+    options = {"steps": 4, "every": 2, "validate": lambda model: float(jnp.sum(model["w"] ** 2))}
+    train(folder=tmp_path / "straight", **options)
+    with monkeypatch.context() as patch:
+        KilledAt(patch, moment)
+        with pytest.raises(Killed):
+            train(folder=tmp_path / "killed", **options)
+    train(folder=tmp_path / "killed", resume=True, **options)
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_save_cut_short_leaves_the_old_checkpoint(moment, tmp_path, monkeypatch):
+    path, old, new = tmp_path / "checkpoint", {"w": jnp.arange(3.0)}, {"w": -jnp.arange(3.0)}
+    save(path, old)
+    with monkeypatch.context() as patch:
+        KilledAt(patch, moment)
+        with pytest.raises(Killed):
+            save(path, new)
+    assert (tmp_path / "checkpoint.partial").exists()
+    assert_equal(load(path, new), old)
+    save(path, new)
+    assert_equal(load(path, old), new)
+    assert not (tmp_path / "checkpoint.partial").exists()
+
+
+def test_lines_after_the_checkpoint_are_forgotten_on_resume(tmp_path):
+    train(folder=tmp_path / "straight", every=2)
+    train(folder=tmp_path / "killed", steps=4, every=2)
+    with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "loss": 77.0, "gradient_norm": 1.0, "seconds": 1.0}\n{"step": 8, "lo')
+    assert [line["step"] for line in metrics_of(tmp_path / "killed")] == [2, 4, 6]
+    train(folder=tmp_path / "killed", every=2, resume=True)
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+
+def test_a_partial_file_is_no_hindrance(tmp_path):
+    train(folder=tmp_path / "straight", every=2)
+    train(folder=tmp_path / "killed", steps=4, every=2)
+    (tmp_path / "killed" / "checkpoint.partial").write_bytes(b"{")
+    (tmp_path / "killed" / "metrics.jsonl.partial").write_bytes(b"{")
+    train(folder=tmp_path / "killed", every=2, resume=True)
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+
+def test_a_finished_run_takes_no_further_step(tmp_path):
+    fitted = train(folder=tmp_path)
+    before = (tmp_path / "checkpoint").read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()
+    again = train(batches=no_batches, folder=tmp_path, resume=True)
+    assert (before, again.steps) == (
+        ((tmp_path / "checkpoint").read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()),
+        6,
+    )
+    assert_equal(again.model, fitted.model)
+
+
+def test_a_run_stopped_early_stays_stopped(tmp_path):
+    options = {"validate": one, "every": 1, "patience": 2, "folder": tmp_path}
+    fitted = train(**options)
+    again = train(batches=no_batches, resume=True, **options)
+    assert (fitted.steps, again.steps) == (3, 3)
+    assert_equal(again.model, fitted.model)
+
+
+@pytest.mark.parametrize(
+    ("key", "optimiser"),
+    [
+        pytest.param(jax.random.PRNGKey(3), optax.sgd(0.1), id="legacy_key"),
+        pytest.param(jax.random.key(3, impl="rbg"), optax.sgd(0.1), id="key_of_another_generator"),
+        pytest.param(
+            KEY, optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(5)), optax.sgd(0.1)), id="key_in_the_optimiser"
+        ),
+        pytest.param(KEY, optax.MultiSteps(optax.adam(0.1), 4), id="multi_steps"),
+    ],
+)
+@pytest.mark.usefixtures("promoting")
+def test_any_key_and_any_optimiser_resume(key, optimiser, tmp_path):
+    def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return pull(model, carry, batch + jax.random.normal(key, (3,)), key)
+
+    def run(folder: str, steps: int, resume: bool) -> rnnjax.Fitted:
+        options = {"every": 2, "progress": False, "folder": tmp_path / folder, "resume": resume}
+        return rnnjax.fit({"w": jnp.zeros(3)}, loss, noise, optimiser, steps=steps, key=key, **options)
+
+    run("straight", 6, resume=False)
+    run("halved", 4, resume=False)
+    run("halved", 6, resume=True)
+    assert_same_run(tmp_path / "halved", tmp_path / "straight")
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int32", "uint8", "bool", "complex64"])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (5,), (2, 3)], ids=str)
+def test_round_trip_is_exact(dtype, shape, tmp_path):
+    draw = 10 * np.random.default_rng(4).standard_normal((2, *shape))
+    tree = {"first": jnp.asarray(draw[0]).astype(dtype), "rest": (jnp.asarray(draw[1]).astype(dtype), "text", None)}
+    like = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+    save(tmp_path / "checkpoint", tree)
+    assert_equal(load(tmp_path / "checkpoint", like), tree)
+
+
+def test_round_trip_keeps_what_no_sum_would(tmp_path):
+    special = jnp.array([jnp.nan, -jnp.nan, jnp.inf, -jnp.inf, -0.0, 5e-324, 1.7976931348623157e308])
+    save(tmp_path / "checkpoint", special)
+    loaded = load(tmp_path / "checkpoint", jnp.zeros(7))
+    assert np.asarray(loaded).tobytes() == np.asarray(special).tobytes()
+
+
+def test_round_trip_of_random_keys(tmp_path):
+    tree = {"one": jax.random.key(3), "many": jax.random.split(jax.random.key(4, impl="rbg"), 3)}
+    save(tmp_path / "checkpoint", tree)
+    like = {"one": jax.random.key(0), "many": jax.random.split(jax.random.key(0, impl="rbg"), 3)}
+    loaded = load(tmp_path / "checkpoint", like)
+    assert jax.tree.map(jax.random.key_impl, loaded) == jax.tree.map(jax.random.key_impl, tree)
+    assert_equal(jax.tree.map(jax.random.key_data, loaded), jax.tree.map(jax.random.key_data, tree))
+
+
+class ThisWay(NamedTuple):
+    weight: jax.Array
+    bias: jax.Array
+
+
+class ThatWay(NamedTuple):
+    bias: jax.Array
+    weight: jax.Array
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_arrays_are_found_by_name_not_by_place(size, tmp_path):
+    saved = ThisWay(weight=jnp.arange(3.0), bias=-jnp.arange(1.0 * size))
+    save(tmp_path / "checkpoint", saved)
+    loaded = load(tmp_path / "checkpoint", ThatWay(bias=jnp.zeros(size), weight=jnp.zeros(3)))
+    assert_equal(loaded, ThatWay(bias=saved.bias, weight=saved.weight))
+
+
+SMALL = {"w": jnp.arange(3.0), "n": jnp.asarray(2)}
+
+
+def content_of(tree: Any, folder: Path) -> bytes:
+    save(folder / "whole", tree)
+    return (folder / "whole").read_bytes()
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file at .*nowhere, found none$"):
+        load(tmp_path / "nowhere", SMALL)
+
+
+def test_checkpoint_cut_short_at_every_length(tmp_path):
+    whole, path = content_of(SMALL, tmp_path), tmp_path / "cut"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"^checkpoint: .*cut is .*cut short"):
+            load(path, SMALL)
+
+
+@pytest.mark.parametrize("flip", [0xFF, 0x01])
+def test_checkpoint_with_any_byte_flipped(flip, tmp_path):
+    whole, path = content_of(SMALL, tmp_path), tmp_path / "flipped"
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"^checkpoint: .*flipped is (cut short or damaged|not a checkpoint)"):
+            load(path, SMALL)
+
+
+def test_checkpoint_with_more_behind_it(tmp_path):
+    (tmp_path / "longer").write_bytes(content_of(SMALL, tmp_path) + b"\n")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(tmp_path / "longer", SMALL)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\n", b"hello\n", b"\x89PNG\r\n\x1a\n\x00", b"[]\n", b"3\n", b'{"format": "other"}\n'],
+    ids=["newline", "text", "png", "list", "number", "format"],
+)
+def test_not_a_checkpoint(content, tmp_path):
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"^checkpoint: .*other is not a checkpoint of this library"):
+        load(tmp_path / "other", SMALL)
+
+
+@pytest.mark.parametrize("rest", ["", ', "arrays": {}', ', "sha256": "0"', ', "arrays": [], "sha256": 0'])
+def test_a_header_that_lacks_its_parts_is_no_checkpoint(rest, tmp_path):
+    (tmp_path / "other").write_text('{"format": "rnnjax checkpoint 1"' + rest + "}\n")
+    with pytest.raises(CheckpointError, match=r"^checkpoint: .*other is (not a checkpoint|cut short or damaged)"):
+        load(tmp_path / "other", {})
+
+
+def gru(hidden_size: int, **options: Any) -> rnnjax.GRU:
+    return rnnjax.GRU(3, hidden_size, key=KEY, **options)
+
+
+@pytest.mark.parametrize(
+    ("like", "differences"),
+    [
+        pytest.param(
+            gru(6), [".recurrent_weight: expected float32[1,6,3,6], found float32[1,4,3,4]"], id="hidden_size"
+        ),
+        pytest.param(gru(4, dtype=jnp.float64), [".gains: expected float64[4], found float32[4]"], id="dtype"),
+        pytest.param(
+            rnnjax.LSTM(3, 4, key=KEY),
+            [".bias: expected float32[4,4], found float32[3,4]", ".gains: expected none, found float32[4]"],
+            id="cell",
+        ),
+        pytest.param(gru(4, bias=False), [".bias: expected none, found float32[3,4]"], id="fewer_arrays"),
+        pytest.param(gru(4, learn_initial=True), [".start.h: expected float32[4], found none"], id="more_arrays"),
+        pytest.param([jnp.zeros(3)] * 7, ["[0]: expected float64[3], found none", "; and 6 more"], id="seven_and_four"),
+    ],
+)
+def test_checkpoint_of_another_model(like, differences, tmp_path):
+    save(tmp_path / "gru", gru(4))
+    with pytest.raises(CheckpointError, match=r"^checkpoint: .*gru is of another model: ") as caught:
+        load(tmp_path / "gru", like)
+    assert [difference for difference in differences if difference not in str(caught.value)] == []
+
+
+def test_load_leaves_what_it_is_given(tmp_path):
+    save(tmp_path / "checkpoint", gru(4))
+    like = rnnjax.GRU(3, 4, key=jax.random.key(99))
+    loaded = load(tmp_path / "checkpoint", like)
+    assert_equal(like, rnnjax.GRU(3, 4, key=jax.random.key(99)))
+    assert_equal(loaded, gru(4))
+
+
+# What a folder holds
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    train(folder=tmp_path, steps=2)
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"^folder: .*resume=True.*nothing was overwritten"):
+        train(folder=tmp_path, batches=no_batches)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "size", "difference"),
+    [
+        pytest.param(
+            optax.sgd(0.1, momentum=0.9), 4, r"\.weights\['w'\]: expected float64\[4\], found float64\[3\]", id="size"
+        ),
+        pytest.param(optax.sgd(0.1), 3, r"\.optimiser.*expected none, found float64\[3\]", id="optimiser"),
+    ],
+)
+def test_another_run_is_not_resumed(optimiser, size, difference, tmp_path):
+    train(folder=tmp_path, steps=2)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"is of another model: .*{difference}"):
+        rnnjax.fit({"w": jnp.zeros(size)}, pull, no_batches, optimiser, steps=4, key=KEY, folder=tmp_path, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_never_was_is_not_resumed(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file at .*checkpoint, found none"):
+        train(folder=tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_metrics_say_what_happened(tmp_path):
+    train(
+        optimiser=optax.sgd(0.5), steps=5, every=2, folder=tmp_path / "a" / "b", validate=lambda model: model["w"].sum()
+    )
+    path, losses, norms, sums = [np.zeros(3)], [], [], []
+    for step in range(5):
+        gradient = path[-1] - noise(step)
+        losses.append(0.5 * np.sum(gradient**2))
+        norms.append(np.sqrt(np.sum(gradient**2)))
+        path.append(path[-1] - 0.5 * gradient)
+        sums.append(path[-1].sum())
+    lines = read_metrics(tmp_path / "a" / "b" / "metrics.jsonl")
+    assert [list(line) for line in lines] == [["step", "loss", "gradient_norm", "validation", "seconds"]] * 3
+    for line, begin, end in zip(lines, (0, 2, 4), (2, 4, 5), strict=True):
+        assert line["step"] == end
+        assert line["loss"] == pytest.approx(np.mean(losses[begin:end]), rel=1e-12)
+        assert line["gradient_norm"] == pytest.approx(np.mean(norms[begin:end]), rel=1e-12)
+        assert line["validation"] == pytest.approx(sums[end - 1], rel=1e-12)
+    assert sorted(line["seconds"] for line in lines) == [line["seconds"] for line in lines]
+
+
+def test_no_validation_no_folder_no_trace(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    train()
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_is_shown(capfd):
+    train(steps=3, progress=True)
+    assert "3/3" in capfd.readouterr().err
+
+
+def test_metrics_cut_short_are_read_up_to_the_cut(tmp_path):
+    path, lines = tmp_path / "metrics.jsonl", [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    first = len(json.dumps(lines[0]))
+    for length in range(len(whole)):
+        path.write_text(whole[:length])
+        assert read_metrics(path) == lines[: (length >= first) + (length >= len(whole) - 1)]
+    assert read_metrics(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("options", [{}, {"validate": lambda model: model["w"].sum()}], ids=["plain", "validated"])
+def test_curve_is_a_picture(options, tmp_path):
+    train(folder=tmp_path, every=2, **options)
+    draw_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png", scale=1 / np.log(2), unit="bits")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_no_curve_of_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"^metrics: expected at least one line in .*none\.jsonl, found none"):
+        draw_curve(tmp_path / "none.jsonl", tmp_path / "curve.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Truncated backpropagation through time
+
+
+def character_model() -> rnnjax.LanguageModel:
+    cell = rnnjax.Elman(3, 4, key=KEY, dtype=jnp.float64, learn_initial=True)
+    return rnnjax.LanguageModel(5, cell, key=jax.random.key(12))
+
+
+def second_loss(
+    model: Any, start: Any, chunks: Callable[[int], Any], *, constant: jax.Array, through: jax.Array
+) -> jax.Array:
+    """The loss on the second chunk, from shares of the state after the first, held constant and not."""
+    first, second = (jax.tree.map(jnp.asarray, chunks(step)) for step in (0, 1))
+    _, between = rnnjax.language_loss(model, start, first, None)
+    between = jax.tree.map(lambda leaf: constant * jax.lax.stop_gradient(leaf) + through * leaf, between)
+    return rnnjax.language_loss(model, between, second, None)[0]
+
+
+def second_step(chunks: Callable[[int], Any]) -> tuple[Any, Any]:
+    """What `fit` adds to the model on the second chunk, the first chunk having taught it nothing."""
+    model = character_model()
+    optimiser = optax.sgd(lambda count: jnp.where(count == 0, 0.0, 1.0))
+    carry = rnnjax.batch_of_states(model, 3)
+    fitted = rnnjax.fit(model, rnnjax.language_loss, chunks, optimiser, steps=2, key=KEY, carry=carry, progress=False)
+    return model, jax.tree.map(jnp.subtract, model, fitted.model)
+
+
+def test_state_is_carried_and_gradient_is_cut_between_chunks():
+    chunks = streams(TEXT, 3, 5)
+    model, got = second_step(chunks)
+    start = rnnjax.batch_of_states(model, 3)
+
+    @jax.jit
+    @jax.grad
+    def gradient(model: Any, constant: float, through: float) -> Any:
+        return second_loss(model, start, chunks, constant=constant, through=through)
+
+    assert distance(got, gradient(model, 1.0, 0.0)) < 1e-12
+    assert distance(got, gradient(model, 0.0, 1.0)) > 1e-3  # through both chunks
+    assert distance(got, gradient(model, 0.0, 0.0)) > 1e-3  # begun anew
+
+
+def test_streams_wrap_and_begin_anew():
+    chunks, model = streams(TEXT, 3, 5), character_model()
+    start = rnnjax.batch_of_states(model, 3)
+    elsewhere = jax.tree.map(lambda leaf: leaf + 0.7, start)
+    assert_equal(chunks(3), chunks(0))
+    loss = jax.jit(lambda state, chunk: rnnjax.language_loss(model, state, chunk, None)[0])
+    assert loss(elsewhere, chunks(3)) == loss(start, chunks(0))
+    assert loss(elsewhere, chunks(4)) != loss(start, chunks(1))
+
+
+def test_carry_comes_back_and_may_be_handed_on():
+    model, chunks = character_model(), streams(TEXT, 3, 5)
+
+    def run(model: Any, carry: Any, steps: int, batches: Callable) -> rnnjax.Fitted:
+        optimiser, options = optax.sgd(0.1), {"key": KEY, "carry": carry, "progress": False}
+        return rnnjax.fit(model, rnnjax.language_loss, batches, optimiser, steps=steps, **options)
+
+    start = rnnjax.batch_of_states(model, 3)
+    both, one = run(model, start, 2, chunks), run(model, start, 1, chunks)
+    two = run(one.model, one.carry, 1, lambda step: chunks(step + 1))
+    assert_equal((two.model, two.carry), (both.model, both.carry))
+
+
+# Batches
+
+
+@pytest.mark.parametrize(("size", "chunk"), [(1, 1), (1, 46), (3, 5), (3, 15), (3, 4), (46, 1)])
+@pytest.mark.parametrize("features", [(), (2,)], ids=["tokens", "vectors"])
+def test_chunks_tile_the_sequence(size, chunk, features):
+    sequence = np.arange(47 * int(np.prod(features))).reshape(47, *features)
+    chunks = streams(sequence, size, chunk)
+    length = 46 // size
+    epoch = [chunks(step) for step in range(length // chunk)]
+    inputs, targets, resets = (np.concatenate(parts, 1) for parts in zip(*epoch, strict=True))
+    used = length // chunk * chunk
+    expected = sequence[: size * length].reshape(size, length, *features)[:, :used]
+    np.testing.assert_array_equal(inputs, expected)
+    np.testing.assert_array_equal(targets, expected + int(np.prod(features)))
+    assert (resets.dtype, resets[:, 0].all(), resets[:, 1:].any()) == (bool, True, False)
+    assert_equal(chunks(len(epoch)), epoch[0])
+    assert_equal(chunks(7 * len(epoch) + len(epoch) - 1), epoch[-1])
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "chunk", "message"),
+    [
+        (15, 3, 5, "^sequence: expected at least .* = 16 steps .* got 15"),
+        (0, 1, 1, "^sequence: expected at least .* = 2 steps .* got 0"),
+        (9, 0, 1, "^size, chunk: expected 1 or more, got 0 and 1"),
+        (9, 1, 0, "^size, chunk: expected 1 or more, got 1 and 0"),
+        (9, -1, -1, "^size, chunk: expected 1 or more, got -1 and -1"),
+    ],
+)
+def test_streams_too_short(length, size, chunk, message):
+    with pytest.raises(ValueError, match=message):
+        streams(np.arange(length), size, chunk)
+    streams(np.arange(16), 3, 5)
+
+
+def epoch_of(batch: Callable[[int], Any], epoch: int) -> np.ndarray:
+    return np.concatenate([batch(step)["x"] for step in range(3 * epoch, 3 * epoch + 3)])
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+    data = {"x": np.arange(12), "rest": (np.arange(24).reshape(12, 2),)}
+    batch = minibatches(data, 4, seed=1)
+    epochs = [epoch_of(batch, epoch) for epoch in range(4)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 4
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    np.testing.assert_array_equal(batch(5)["rest"][0][:, 0], 2 * batch(5)["x"])
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    data = {"x": np.arange(14)}  # two of which are left out of every epoch
+    batch, again, other = (minibatches(data, 4, seed=seed) for seed in (1, 1, 2))
+    for step in (8, 0, 5, 1, 8):
+        assert_equal(batch(step), again(step))
+    assert len(set(epoch_of(batch, 1))) == 12
+    assert epoch_of(batch, 0).tolist() != epoch_of(other, 0).tolist()
+    assert set(epoch_of(batch, 0)) != set(epoch_of(batch, 1)) or set(epoch_of(batch, 0)) != set(epoch_of(batch, 2))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "size", "message"),
+    [
+        (np.arange(4), 5, "^size: expected a batch from 1 to the 4 examples, got 5"),
+        (np.arange(4), 0, "^size: expected a batch from 1 to the 4 examples, got 0"),
+        (np.arange(4), -2, "^size: expected a batch from 1 to the 4 examples, got -2"),
+        ((np.arange(4), np.arange(5)), 2, r"^arrays: expected one number of examples, got \[4, 5\]"),
+        ({}, 2, "^arrays: expected at least one array, got none"),
+    ],
+)
+def test_minibatches_misfit(arrays, size, message):
+    with pytest.raises(ValueError, match=message):
+        minibatches(arrays, size, seed=0)
+
+
+# Optax
+
+
+def test_gradient_is_clipped_by_global_norm(tmp_path):
+    gradient = -noise(0)
+    norm = np.linalg.norm(gradient)
+    clipped = optax.chain(optax.clip_by_global_norm(0.25 * norm), optax.sgd(1.0))
+    got = weights(train(optimiser=clipped, steps=1, folder=tmp_path))
+    np.testing.assert_allclose(got, -0.25 * gradient, rtol=1e-12)
+    assert metrics_of(tmp_path)[0]["gradient_norm"] == pytest.approx(norm)  # as it was before
+
+
+def test_gradient_is_clipped_by_value():
+    limit = float(np.median(np.abs(noise(0))))
+    got = weights(train(optimiser=optax.chain(optax.clip(limit), optax.sgd(1.0)), steps=1))
+    np.testing.assert_allclose(got, np.clip(noise(0), -limit, limit), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("promoting")
+def test_accumulated_batches_are_one_step_on_their_mean_gradient():
+    accumulated = optax.MultiSteps(optax.sgd(0.5), 3)
+    np.testing.assert_array_equal(weights(train(optimiser=accumulated, steps=2)), np.zeros(3))
+    mean = np.mean([noise(step) for step in range(3)], axis=0)
+    three, five = (weights(train(optimiser=accumulated, steps=steps)) for steps in (3, 5))
+    np.testing.assert_allclose(three, 0.5 * mean, rtol=1e-6)  # optax divides in float32
+    np.testing.assert_array_equal(five, three)
+
+
+def test_each_step_has_a_key_of_its_own():
+    def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        del batch, carry
+        return jnp.sum(0 * model["w"]), jax.random.key_data(key)
+
+    carry = jax.random.key_data(KEY)
+    for steps in (1, 3):
+        got = train(loss, steps=steps, carry=carry).carry
+        np.testing.assert_array_equal(got, jax.random.key_data(jax.random.fold_in(KEY, steps - 1)))
+
+
+# Stopping
+
+
+def climb(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    """A loss down which each step of `sgd(1.0)` adds one to every weight."""
+    del batch, key
+    return -jnp.sum(model["w"]), carry
+
+
+def test_patience_returns_the_best_model_not_the_last(tmp_path):
+    options = {"optimiser": optax.sgd(1.0), "every": 1, "validate": lambda model: jnp.sum((model["w"] - 3) ** 2)}
+    fitted = train(climb, steps=20, patience=4, folder=tmp_path, **options)
+    assert (fitted.steps, weights(fitted).tolist()) == (7, [3.0, 3.0, 3.0])
+    assert [line["validation"] for line in metrics_of(tmp_path)] == [12, 3, 0, 3, 12, 27, 48]
+    unhurried = train(climb, steps=5, **options)
+    assert (unhurried.steps, weights(unhurried).tolist()) == (5, [3.0, 3.0, 3.0])
+
+
+def test_without_validation_the_last_model_is_returned():
+    fitted = train(climb, optimiser=optax.sgd(1.0), steps=5, every=1)
+    assert (fitted.steps, weights(fitted).tolist()) == (5, [5.0, 5.0, 5.0])
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1e-300, float("inf")])
+def test_patience_ends_where_validation_stands_still(value):
+    def stand_still(model: Any) -> float:
+        return 0 * float(model["w"].sum()) + value
+
+    fitted = train(climb, optimiser=optax.sgd(1.0), every=1, steps=9, patience=2, validate=stand_still)
+    least = 0 if value == float("inf") else 1
+    assert (fitted.steps, weights(fitted).tolist()) == (least + 2, [least] * 3)
+
+
+def spoilt(value: float, at: int) -> Callable[[int], np.ndarray]:
+    """`noise`, but for one batch."""
+    return lambda step: np.full(3, value) if step == at else noise(step)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf")])
+@pytest.mark.parametrize("at", [4, 5])
+def test_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(value, shown, at, tmp_path):
+    message = rf"^loss: expected a finite value, got {shown} {6 - at} steps? ago.*good weights are in .*checkpoint"
+    with pytest.raises(FloatingPointError, match=message):
+        train(batches=spoilt(value, at), every=2, folder=tmp_path / "spoilt")
+    assert [line["step"] for line in metrics_of(tmp_path / "spoilt")] == [2, 4]
+    train(every=2, folder=tmp_path / "straight")
+    train(every=2, folder=tmp_path / "spoilt", resume=True)
+    assert_same_run(tmp_path / "spoilt", tmp_path / "straight")
+
+
+def test_loss_that_is_not_finite_without_a_folder():
+    with pytest.raises(FloatingPointError, match=r"^loss: .*look at the data\.$"):
+        train(batches=spoilt(np.nan, 1))
+
+
+def test_gradient_that_is_not_finite_spares_the_checkpoint(tmp_path):
+    """A finite loss may have a gradient that is not; the weights it leads to are not the last good ones."""
+
+    def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        value, carry = pull(model, carry, batch, key)
+        return value + jnp.sqrt(jnp.sum(0 * model["w"]) + jnp.abs(batch).sum()), carry
+
+    with pytest.raises(FloatingPointError, match=r"expected .*finite.*good weights are in .*checkpoint"):
+        train(loss, spoilt(0.0, 3), every=2, folder=tmp_path / "spoilt")
+    assert [line["step"] for line in metrics_of(tmp_path / "spoilt")] == [2]
+    train(loss, every=2, folder=tmp_path / "straight")
+    train(loss, every=2, folder=tmp_path / "spoilt", resume=True)
+    assert_same_run(tmp_path / "spoilt", tmp_path / "straight")
+
+
+def test_validation_that_is_not_a_number_ends_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"^validate: expected a number, got NaN$"):
+        train(validate=lambda model: jnp.nan * model["w"].sum(), every=2, folder=tmp_path)
+    assert metrics_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patience": 2}, "^patience: expected a `validate`"),
+        ({"patience": 0, "validate": one}, "^patience: expected 1 or more, got 0"),
+        ({"every": 0}, "^steps, every: .* got 6 and 0"),
+        ({"steps": -1}, "^steps, every: .* got -1 and 100"),
+        ({"resume": True}, "^resume: expected a `folder`"),
+    ],
+)
+def test_arguments_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(batches=no_batches, **options)
+
+
+def test_no_steps_at_all(tmp_path):
+    fitted = train(batches=no_batches, steps=0, folder=tmp_path, carry=jnp.ones(2), validate=one)
+    assert (fitted.steps, weights(fitted).tolist(), fitted.carry.tolist()) == (0, [0.0, 0.0, 0.0], [1.0, 1.0])
+    train(folder=tmp_path, carry=jnp.ones(2), validate=one, resume=True)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [6]
+
+
+def distance(tree: Any, other: Any) -> float:
+    """The largest difference between two trees of arrays."""
+    differences = jax.tree.map(lambda one, two: float(jnp.max(jnp.abs(one - two))), tree, other)
+    return max(jax.tree.leaves(differences))
+
+
+def assert_equal(got: Any, expected: Any) -> None:
+    """The same tree, the same dtypes, the same bits."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert (getattr(one, "dtype", None), np.shape(one)) == (getattr(other, "dtype", None), np.shape(other))
+        np.testing.assert_array_equal(one, other)
