@@ -15,6 +15,7 @@ SYMBOLS = sorted(set(TEXT))
 TOKENS = np.array([SYMBOLS.index(symbol) for symbol in TEXT])
 
 
+@jax.jit
 def language_model(key: jax.Array) -> rnnjax.LanguageModel:
     keys = jax.random.split(key, 3)
     layers = [rnnjax.LSTM(6, 8, key=keys[0]), rnnjax.GRU(8, 8, key=keys[1])]

@@ -134,7 +134,7 @@ def _sample(
 def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | None) -> Array:
     if temperature == 0:
         return jnp.argmax(logits)
-    if top_k is not None:
-        least = jax.lax.top_k(logits, top_k)[0][-1]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits / temperature)
+    if top_k is None:
+        return jax.random.categorical(key, logits / temperature)
+    logits, tokens = jax.lax.top_k(logits, top_k)  # k of them even where some are equally likely
+    return tokens[jax.random.categorical(key, logits / temperature)]

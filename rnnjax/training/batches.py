@@ -14,12 +14,14 @@ def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable
     arrays    any tree of arrays that lead with the same number of examples
     """
     leaves = jax.tree.leaves(arrays)
+    if not leaves:
+        raise ValueError("arrays: expected at least one array, got none")
     examples = len(leaves[0])
-    per_epoch = examples // size
     if any(len(leaf) != examples for leaf in leaves):
         raise ValueError(f"arrays: expected one number of examples, got {[len(leaf) for leaf in leaves]}")
-    if size < 1 or per_epoch < 1:
+    if not 1 <= size <= examples:
         raise ValueError(f"size: expected a batch from 1 to the {examples} examples, got {size}")
+    per_epoch = examples // size
 
     def batch(step: int) -> PyTree[np.ndarray]:
         epoch, place = divmod(step, per_epoch)
@@ -43,9 +45,11 @@ def streams(sequence: np.ndarray, size: int, chunk: int) -> Callable[[int], Chun
     The state after one chunk is the state before the next; `resets` is true on the first step of every epoch, where it
     is not. Arrays are [B, T, ...]. Drops what does not fill the last chunk.
     """
+    if size < 1 or chunk < 1:
+        raise ValueError(f"size, chunk: expected 1 or more, got {size} and {chunk}")
     length = (len(sequence) - 1) // size
     per_epoch = length // chunk
-    if size < 1 or chunk < 1 or per_epoch < 1:
+    if per_epoch < 1:
         raise ValueError(
             f"sequence: expected at least size * chunk + 1 = {size * chunk + 1} steps to fill one chunk, "
             f"got {len(sequence)}"

@@ -1,6 +1,6 @@
 """Checkpoints: arrays in one file that is either whole or not there.
 
-A file is a line of JSON, which names every array with its shape and dtype and carries the digest of what follows, and
+A file is a line of JSON, which names every array with its shape and dtype and carries the digest of all of it, and
 then the arrays' bytes one after the other. It is written beside its place, forced to disk, and moved into place at
 once, so that a kill at any moment leaves the last good one.
 """
@@ -27,11 +27,8 @@ def save(path: str | Path, tree: PyTree) -> None:
     """Write the arrays of `tree` to `path`, all or nothing."""
     leaves = _named_arrays(tree)
     payload = b"".join(np.asarray(leaf).tobytes() for leaf in leaves.values())
-    header = {
-        "format": FORMAT,
-        "arrays": {name: _describe(leaf) for name, leaf in leaves.items()},
-        "sha256": hashlib.sha256(payload).hexdigest(),
-    }
+    described = {name: _describe(leaf) for name, leaf in leaves.items()}
+    header = {"format": FORMAT, "arrays": described, "sha256": _digest(described, payload)}
     write_atomically(path, json.dumps(header).encode() + b"\n" + payload)
 
 
@@ -46,7 +43,7 @@ def load(path: str | Path, like: PyTree) -> PyTree:
         raise FileNotFoundError(f"checkpoint: expected a file at {path}, found none")
     line, _, payload = path.read_bytes().partition(b"\n")
     header = _read_header(path, line)
-    if hashlib.sha256(payload).hexdigest() != header["sha256"]:
+    if _digest(header["arrays"], payload) != header["sha256"]:
         raise CheckpointError(
             f"checkpoint: {path} is cut short or damaged: its {len(payload)} bytes are not those saved"
         )
@@ -54,7 +51,9 @@ def load(path: str | Path, like: PyTree) -> PyTree:
     if expected != header["arrays"]:
         raise CheckpointError(f"checkpoint: {path} is of another model: {_differences(expected, header['arrays'])}")
     arrays, rest = eqx.partition(like, eqx.is_array)
-    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), _read_arrays(header["arrays"], payload)), rest)
+    found = _read_arrays(header["arrays"], payload)
+    named = jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in expected])
+    return eqx.combine(jax.tree.map(_keyed, named, arrays), rest)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -75,7 +74,22 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 def _named_arrays(tree: PyTree) -> dict[str, jax.Array]:
     leaves = jax.tree.leaves_with_path(eqx.filter(tree, eqx.is_array))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in leaves}
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _keyed(array: jax.Array, like: jax.Array) -> jax.Array:
+    """`array`, as a key of the same generator where `like` is a key."""
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
+
+
+def _digest(described: dict[str, str], payload: bytes) -> str:
+    digest = hashlib.sha256(json.dumps(described).encode())
+    digest.update(payload)
+    return digest.hexdigest()
 
 
 def _describe(leaf: jax.Array) -> str:
@@ -87,19 +101,20 @@ def _read_header(path: Path, line: bytes) -> dict:
         header = json.loads(line)
     except ValueError:
         header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    fields = header if isinstance(header, dict) else {}
+    if fields.get("format") != FORMAT or not isinstance(fields.get("arrays"), dict) or "sha256" not in fields:
         raise CheckpointError(f"checkpoint: {path} is not a checkpoint of this library, or is cut short")
-    return header
+    return fields
 
 
-def _read_arrays(described: dict[str, str], payload: bytes) -> list[jax.Array]:
-    arrays, start = [], 0
-    for description in described.values():
+def _read_arrays(described: dict[str, str], payload: bytes) -> dict[str, jax.Array]:
+    arrays, start = {}, 0
+    for place, description in described.items():
         name, _, shape = description.rstrip("]").partition("[")
         sizes = tuple(int(size) for size in shape.split(",") if size)
         dtype = jnp.dtype(name)
         stop = start + dtype.itemsize * int(np.prod(sizes, dtype=int))
-        arrays.append(jnp.asarray(np.frombuffer(payload[start:stop], dtype).reshape(sizes)))
+        arrays[place] = jnp.asarray(np.frombuffer(payload[start:stop], dtype).reshape(sizes))
         start = stop
     return arrays
 

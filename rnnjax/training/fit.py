@@ -74,13 +74,11 @@ def fit(
     folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere
     resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted
 
-    Raises FloatingPointError when the loss is not finite (the last checkpoint is from before), FileExistsError when
-    `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it does not hold this one.
+    Raises FloatingPointError when loss or weights are not finite (the last checkpoint is from before), FileExistsError
+    when `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it holds not this one,
+    ValueError for arguments that make no sense.
     """
-    if patience is not None and validate is None:
-        raise ValueError("patience: expected a `validate` to be patient about, got none")
-    if every < 1 or steps < 0:
-        raise ValueError(f"steps, every: expected steps >= 0 and every >= 1, got {steps} and {every}")
+    _check_arguments(steps, every, patience, validate, folder, resume)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     run = _start(weights, optimiser, carry, key)
     log = None if folder is None else Log(Path(folder))
@@ -99,6 +97,7 @@ def fit(
             if (step + 1) % every and step + 1 < steps:
                 continue
             metrics: Metrics = {"step": step + 1, **_summary(losses, norms, log)}
+            _check_weights(run, log)
             if validate is not None:
                 run, metrics["validation"] = _judge(run, float(validate(eqx.combine(run.weights, static))))
             bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
@@ -109,18 +108,29 @@ def fit(
     return Fitted(eqx.combine(kept, static), run.carry, int(run.step))
 
 
+def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, folder: Any, resume: bool) -> None:
+    if patience is not None and validate is None:
+        raise ValueError("patience: expected a `validate` to be patient about, got none")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience: expected 1 or more, got {patience}")
+    if resume and folder is None:
+        raise ValueError("resume: expected a `folder` to resume from, got none")
+    if every < 1 or steps < 0:
+        raise ValueError(f"steps, every: expected steps >= 0 and every >= 1, got {steps} and {every}")
+
+
 def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArray) -> Run:
     state = jax.tree.map(jnp.asarray, optimiser.init(weights))
     carry = jax.tree.map(jnp.asarray, carry)
     zero = jnp.zeros((), jnp.int32)
     infinity = jnp.asarray(jnp.inf, jnp.float32)
-    return Run(weights, state, carry, zero, jax.random.key_data(key), weights, infinity, zero)
+    return Run(weights, state, carry, zero, key, weights, infinity, zero)
 
 
 def _compile(loss: Loss, optimiser: Optimiser, static: PyTree) -> Callable:
     @jax.jit
     def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(run.key), run.step)
+        key = jax.random.fold_in(run.key, run.step)
 
         def objective(weights: PyTree) -> tuple[Array, PyTree]:
             return loss(eqx.combine(weights, static), run.carry, batch, key)
@@ -138,24 +148,34 @@ def _summary(losses: list[Array], norms: list[Array], log: "Log | None") -> Metr
     """Means since the last report. A loss that is not finite ends the run here, before anything is written."""
     values = np.asarray(jax.device_get(losses), np.float64)
     if not np.isfinite(values).all():
-        kept = "" if log is None else f" The last good weights are in {log.checkpoint}."
         raise FloatingPointError(
             f"loss: expected a finite value, got {values[~np.isfinite(values)][0]} "
             f"{len(values) - int(np.argmax(~np.isfinite(values)))} steps ago. "
-            f"Clip the gradient, lower the learning rate, or look at the data.{kept}"
+            f"Clip the gradient, lower the learning rate, or look at the data.{_kept(log)}"
         )
     return {"loss": float(values.mean()), "gradient_norm": float(np.mean(jax.device_get(norms)))}
+
+
+def _check_weights(run: Run, log: "Log | None") -> None:
+    """The last step's gradient has met no loss yet: what it made of the weights must be seen before they are kept."""
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(run.weights)):
+        raise FloatingPointError(
+            f"weights: expected finite values, got some that are not after step {int(run.step)}, though the loss was "
+            f"finite. Clip the gradient, lower the learning rate, or look at the gradient.{_kept(log)}"
+        )
+
+
+def _kept(log: "Log | None") -> str:
+    return "" if log is None else f" The last good weights are in {log.checkpoint}."
 
 
 def _judge(run: Run, value: float) -> tuple[Run, float]:
     """The run with its best weights and its patience brought up to date."""
     if math.isnan(value):
         raise FloatingPointError("validate: expected a number, got NaN")
-    if value < float(run.best_loss):
-        best = run._replace(
-            best=run.weights, best_loss=jnp.asarray(value, jnp.float32), waited=jnp.zeros_like(run.waited)
-        )
-        return best, value
+    rounded = jnp.asarray(value, jnp.float32)  # as the best one is, or its like would pass for better
+    if rounded < run.best_loss:
+        return run._replace(best=run.weights, best_loss=rounded, waited=jnp.zeros_like(run.waited)), value
     return run._replace(waited=run.waited + 1), value
 
 
