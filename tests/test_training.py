@@ -754,3 +754,9 @@ def assert_equal(got: Any, expected: Any) -> None:
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert (getattr(one, "dtype", None), np.shape(one)) == (getattr(other, "dtype", None), np.shape(other))
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_carry_of_another_form_is_refused():
+    grows = lambda model, carry, batch, key: (climb(model, carry, batch, key)[0], (carry, carry))  # noqa: E731
+    with pytest.raises(ValueError, match=r"^loss: expected it to return a carry like the one it was given"):
+        train(grows, carry=jnp.zeros(3), steps=1)

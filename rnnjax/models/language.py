@@ -128,7 +128,7 @@ def _sample(
     draw = partial(_draw, temperature=temperature, top_k=top_k)
     state, logits = model.logits(model.initial(), prompt)
     _, tokens = jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, length))
-    return tokens
+    return tokens.astype(prompt.dtype)
 
 
 def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | None) -> Array:

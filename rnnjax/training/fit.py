@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
+from ..check import alike, show
 from .checkpoint import load, save, write_atomically
 
 Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
@@ -136,6 +137,10 @@ def _compile(loss: Loss, optimiser: Optimiser, static: PyTree) -> Callable:
             return loss(eqx.combine(weights, static), run.carry, batch, key)
 
         (value, carry), gradient = jax.value_and_grad(objective, has_aux=True)(run.weights)
+        if not alike(carry, run.carry):
+            raise ValueError(
+                f"loss: expected it to return a carry like the one it was given, {show(run.carry)}, got {show(carry)}"
+            )
         updates, state = optimiser.update(gradient, run.optimiser, run.weights)
         weights = optax.apply_updates(run.weights, updates)
         moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
