@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from text import Corpus, TextError, compressed_bits, entropy_bits, primed_bits, read_text
+from text import Corpus, compressed_bits, entropy_bits, primed_bits, read_text
 
 import rnnjax
 from rnnjax.training.checkpoint import write_atomically
@@ -55,7 +55,7 @@ def main() -> None:
     """Train, resume or sample, as the command line says."""
     arguments = parse(sys.argv[1:])
     try:
-        if arguments.sample:
+        if arguments.sample is not None:
             folder = arguments.folder or newest(arguments.runs)
             plan = read_plan(folder)
             print(arguments.sample + write_on(restore(plan, folder), plan, arguments.sample, 600))
@@ -63,7 +63,7 @@ def main() -> None:
             resume(arguments.folder or newest(arguments.runs))
         else:
             begin(arguments, arguments.folder or next_folder(arguments.runs))
-    except (TextError, FileNotFoundError, FileExistsError, rnnjax.CheckpointError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(str(error))
 
 
@@ -233,8 +233,8 @@ def newest(runs: Path) -> Path:
 
 def next_folder(runs: Path) -> Path:
     """A folder for a new run."""
-    numbers = [int(path.name.rpartition("-")[2]) for path in runs.glob("language_model-[0-9]*")]
-    return runs / f"language_model-{max(numbers, default=0) + 1}"
+    names = [path.name.removeprefix("language_model-") for path in runs.glob("language_model-*")]
+    return runs / f"language_model-{max((int(name) for name in names if name.isdigit()), default=0) + 1}"
 
 
 if __name__ == "__main__":

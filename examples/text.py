@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
-BLOCK = 4_000  # of every ten blocks of so many characters, one is held out
+BLOCK = 4_000  # of every ten blocks of at most so many characters, one is held out
 COMPRESSORS = {
     "bz2": lambda content: bz2.compress(content, 9),
     "lzma": lambda content: lzma.compress(content, preset=9 | lzma.PRESET_EXTREME),
@@ -23,14 +23,15 @@ class TextError(ValueError):
 class Corpus:
     """Characters as numbers, nine blocks in ten to train on and one held out.
 
-    Held-out blocks lie throughout the text, so that they are of its every part; a last piece, if short, is left out.
+    Held-out blocks lie throughout the text, so that they are of its every part; what fills no block is left out.
     """
 
     def __init__(self, text: str, vocabulary: str | None = None):
         self.vocabulary = "".join(sorted(set(text))) if vocabulary is None else vocabulary
         tokens = self.encode(text, self.vocabulary)
-        block = min(BLOCK, len(tokens) // 10)
-        blocks = tokens[: len(tokens) // (10 * block) * 10 * block].reshape(-1, 10, block)
+        pieces = -(-len(tokens) // (10 * BLOCK))
+        block = len(tokens) // (10 * pieces)
+        blocks = tokens[: 10 * pieces * block].reshape(-1, 10, block)
         self.held_out = blocks[:, 5].reshape(-1)
         self.training = np.delete(blocks, 5, axis=1).reshape(-1)
 

@@ -31,7 +31,7 @@ def sequence(xs: Any) -> PyTree[Array]:
         raise TypeError(f"xs: expected an array [T, ...], got {xs!r}")
     for leaf in leaves:
         if not isinstance(leaf, (jax.Array, np.ndarray)):
-            raise TypeError(f"xs: expected an array [T, ...], got {type(leaf).__name__}")
+            raise TypeError(f"xs: expected an array [T, ...], got {type(leaf).__name__}. Write jnp.asarray(xs)")
         if leaf.ndim == 0:
             raise ValueError("xs: expected an array [T, ...] with time first, got a scalar")
     lengths = {leaf.shape[0] for leaf in leaves}

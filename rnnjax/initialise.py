@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from .arrays import Bias, InputWeight, RecurrentWeight, carry_dtype
@@ -83,6 +84,8 @@ def input_weight(
     initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, dtype
 ) -> InputWeight:
     """W, one draw a gate."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype: expected a floating one, such as jnp.float32, got {jnp.dtype(dtype)}")
     return _per_gate(initialiser, key, (inputs, units), len(gates), dtype)
 
 
@@ -105,7 +108,7 @@ def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int
 def check_sizes(**sizes: int) -> None:
     """Raise unless every size is a positive integer and `heads`, where given, divides `hidden_size`."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name}: expected a positive integer, got {size!r}")
     if sizes["hidden_size"] % sizes.get("heads", 1):
         raise ValueError(f"heads: expected a divisor of hidden_size={sizes['hidden_size']}, got {sizes['heads']}")

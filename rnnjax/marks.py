@@ -46,6 +46,22 @@ def blank(tree: PyTree, length: Length | None, T: int) -> PyTree:
     return select(counted(length, T), tree, jax.tree.map(jnp.zeros_like, tree))
 
 
+def fill(tree: PyTree, length: Length | None, T: int) -> PyTree:
+    """`tree` over time with its first step, which is a valid one, in place of those from `length` on.
+
+    No constant would do: zero is no safe input to a function that takes its logarithm. Zeros where no step is valid.
+    """
+    if length is None or T == 0:
+        return tree
+
+    def leaf(values: Array) -> Array:
+        first = jax.lax.stop_gradient(values[:1])
+        safe = jnp.where(length > 0, first, jnp.zeros_like(first))
+        return select(counted(length, T), values, jnp.broadcast_to(safe, values.shape))
+
+    return jax.tree.map(leaf, tree)
+
+
 def flip(tree: PyTree, length: Length | None) -> PyTree:
     """`tree` over time with its first `length` steps in reverse order; its own inverse on those steps.
 
@@ -64,25 +80,24 @@ class Quarantine(NamedTuple):
     last_touched: Bool[Array, ""]
 
 
-def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: Flags, initial: State) -> Quarantine:
-    """Set aside inputs and a state that are not finite, up to the reset that ends their influence.
+def quarantine(xs: PyTree[Array], state: State, resets: Flags, initial: State) -> Quarantine:
+    """Set aside inputs that are not finite and a state that is NaN, up to the reset that ends their influence.
 
     What comes before a reset cannot reach what comes after, but a NaN before it would reach the weights' gradient.
     So steps between a bad value and the next reset run on safe values here, and `mark_touched` shows them as NaN after.
     """
     T = resets.shape[0]
-    bad = ~_finite(xs, leading=1)
-    bad_state = ~_finite(state, leading=0)
+    bad = ~_finite(xs)
+    bad_state = jnp.asarray([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state) if _inexact(leaf)]).any()
     steps = jnp.arange(T)
     last_reset = jax.lax.cummax(jnp.where(resets, steps, -1))
     last_bad = jax.lax.cummax(jnp.where(bad, steps, jnp.where(bad_state, -1, -2)))
     touched = last_bad >= last_reset
-    some = True if length is None else length > 0
     return Quarantine(
         select(bad, jax.tree.map(jnp.zeros_like, xs), xs),
         select(bad_state, initial, state),
         touched,
-        touched[-1] & some,
+        touched[-1],
     )
 
 
@@ -94,7 +109,7 @@ def mark_touched(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Arr
 
 def isolate(function: Callable[..., PyTree[Array]], *arguments: PyTree[Array]) -> PyTree[Array]:
     """`function` of arrays over time; a step at which they are not finite gives NaN and passes no gradient on."""
-    bad = ~_finite(arguments, leading=1)
+    bad = ~_finite(arguments)
     return mark_touched(bad, function(*select(bad, jax.tree.map(jnp.zeros_like, arguments), arguments)))
 
 
@@ -102,8 +117,8 @@ def _inexact(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _finite(tree: PyTree[Array], *, leading: int) -> Bool[Array, "..."]:
-    """Whether all is finite, over every axis but the `leading` ones."""
+def _finite(tree: PyTree[Array]) -> Bool[Array, "..."]:
+    """At which steps all is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if _inexact(leaf)]
-    reduced = [jnp.isfinite(leaf).all(axis=tuple(range(leading, leaf.ndim))) for leaf in leaves]
+    reduced = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
     return jnp.stack(reduced).all(0) if reduced else jnp.asarray(True)

@@ -31,8 +31,8 @@ class AbstractNetwork(eqx.Module):
     """Sequence in, sequence out, state in, state out.
 
     Subclass requirements: `input_type` and `initial` as for a cell; `run`, which calls `unroll` on its parts and hands
-    on what it was given, so that lengths, resets and engines mean the same at any depth. Inputs arrive checked, zero
-    in ignored steps, and already flipped if they were to run in reverse.
+    on what it was given, so that lengths, resets and engines mean the same at any depth. Inputs arrive checked, with
+    safe values in ignored steps, and already flipped if they were to run in reverse.
     """
 
     @abc.abstractmethod

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from . import check
-from .arrays import State
+from .arrays import State, select
 from .cell import AbstractCell, describe
 from .engine import AbstractEngine
 from .engines.auto import Auto
-from .marks import Marks, blank, counted, flip, mark_touched, quarantine
+from .marks import Marks, blank, counted, fill, flip, mark_touched, quarantine
 from .network import AbstractNetwork, Options
 
 
@@ -43,8 +43,9 @@ def unroll(
     key       randomness of a network that has some (dropout); None: nothing is dropped
 
     Returns the last state and the outputs, [T, ...]. What is ignored changes no value and no gradient, NaN or not:
-    steps from `length` on are replaced before the cell sees them; where there are `resets`, a step that meets an input
-    or a state that is not finite gives NaN and passes no gradient on, until the next reset.
+    steps from `length` on are replaced before the cell sees them. Where there are `resets`, an input that is not
+    finite, or a given state that is NaN, makes its step and those after it NaN and passes no gradient on, until the
+    next reset. (What overflows on finite inputs ends at the reset in value only; its gradient is NaN.)
 
     Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes, sizes and an
     engine that refuses the cell (with its reasons), TypeError for types and dtypes.
@@ -61,7 +62,7 @@ def unroll(
     check.inputs(xs, cell.input_type(), describe(cell))
     state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
 
-    xs = blank(xs, length, T)
+    xs = fill(xs, length, T)
     if resets is not None and length is not None:
         resets = resets & counted(length, T)
     if reverse:
@@ -88,9 +89,12 @@ def _run(
     if marks.resets is None:
         last, states = engine.run(cell, state, xs, marks)
         return last, cell.readout(states)
-    safe = quarantine(xs, state, marks.length, marks.resets, marks.initial)
+    safe = quarantine(xs, state, marks.resets, marks.initial)
     last, states = engine.run(cell, safe.state, safe.xs, marks)
-    return mark_touched(safe.last_touched, last), mark_touched(safe.touched, cell.readout(states))
+    last = mark_touched(safe.last_touched, last)
+    if marks.length is not None:
+        last = select(marks.length > 0, last, state)
+    return last, mark_touched(safe.touched, cell.readout(states))
 
 
 class FunctionState(NamedTuple):

@@ -14,7 +14,7 @@ from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate
 class ProjectedLSTM(AbstractCell):
     """Sak, Senior & Beaufays 2014, arXiv:1402.1128: the LSTM of `LSTM`, and then
 
-        h_t = Q (o * tanh(c_t)),        h: [P], c: [H], P < H
+        h_t = Q (o * tanh(c_t)),        h: [P], c: [H], usually P < H
 
     so that R is [P, G, H]. Two matrix products stand in the loop: a plain cell, run by `Scan` and its kin, not fused.
     Peepholes, the coupled gate and the clipped cell are those of `LSTM`.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array, PyTree
 
 from ..arrays import State, States
-from ..cell import AbstractCell
+from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine
 from ..marks import Marks
 from .associative import Associative
@@ -33,6 +33,8 @@ class Auto(AbstractEngine):
 
     def select(self, cell: AbstractCell, xs: PyTree[Array]) -> Selection:
         """Which engine would run `cell` on `xs`, and the reasons of those passed over."""
+        if not isinstance(cell, AbstractCell):
+            raise TypeError(f"cell: expected a cell, got {describe(cell)}. A network asks for each of its cells apart")
         refusals = []
         for candidate in self.candidates:
             reason = candidate.refusal(cell, xs)

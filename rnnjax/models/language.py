@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..arrays import State
+from ..arrays import State, carry_dtype
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
@@ -61,10 +61,11 @@ class LanguageModel(eqx.Module):
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T V"]]:
-        """The state after `tokens`, and after each of them the logits of the next, unnormalised natural logarithms."""
+        """The state after `tokens`, and after each of them the logits of the next, in float32 or wider."""
         state, ys = unroll(self.network, state, self.embedding[tokens], resets=resets, engine=engine, key=key)
         weight = self.embedding if self.output_weight is None else self.output_weight
-        return state, ys @ weight.T + self.output_bias
+        logits = jnp.matmul(ys, weight.T, preferred_element_type=carry_dtype(ys.dtype))
+        return state, logits + self.output_bias.astype(logits.dtype)
 
 
 def language_loss(

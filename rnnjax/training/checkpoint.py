@@ -53,7 +53,7 @@ def load(path: str | Path, like: PyTree) -> PyTree:
     arrays, rest = eqx.partition(like, eqx.is_array)
     found = _read_arrays(header["arrays"], payload)
     named = jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in expected])
-    return eqx.combine(jax.tree.map(_keyed, named, arrays), rest)
+    return eqx.combine(jax.tree.map(_like, named, arrays), rest)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -81,9 +81,15 @@ def _is_key(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _keyed(array: jax.Array, like: jax.Array) -> jax.Array:
-    """`array`, as a key of the same generator where `like` is a key."""
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
+def _like(array: np.ndarray, like: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """`array` as what it was: NumPy's, JAX's, or a key of the same generator."""
+    if isinstance(like, np.ndarray):
+        return array.copy()
+    return (
+        jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+        if _is_key(like)
+        else jnp.asarray(array)
+    )
 
 
 def _digest(described: dict[str, str], payload: bytes) -> str:
@@ -107,14 +113,14 @@ def _read_header(path: Path, line: bytes) -> dict:
     return fields
 
 
-def _read_arrays(described: dict[str, str], payload: bytes) -> dict[str, jax.Array]:
+def _read_arrays(described: dict[str, str], payload: bytes) -> dict[str, np.ndarray]:
     arrays, start = {}, 0
     for place, description in described.items():
         name, _, shape = description.rstrip("]").partition("[")
         sizes = tuple(int(size) for size in shape.split(",") if size)
         dtype = jnp.dtype(name)
         stop = start + dtype.itemsize * int(np.prod(sizes, dtype=int))
-        arrays[place] = jnp.asarray(np.frombuffer(payload[start:stop], dtype).reshape(sizes))
+        arrays[place] = np.frombuffer(payload[start:stop], dtype).reshape(sizes)
         start = stop
     return arrays
 
