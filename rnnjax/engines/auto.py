@@ -1,6 +1,6 @@
 """The engine `Auto`: the first of its candidates that can."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, PyTree
 
@@ -31,7 +31,7 @@ class Auto(AbstractEngine):
             if not isinstance(candidate, AbstractEngine):
                 raise TypeError(f"candidates: expected engines, such as Scan(), got {candidate!r}")
 
-    def select(self, cell: AbstractCell, xs: PyTree[Array]) -> Selection:
+    def select(self, cell: Any, xs: PyTree[Array]) -> Selection:
         """Which engine would run `cell` on `xs`, and the reasons of those passed over."""
         if not isinstance(cell, AbstractCell):
             raise TypeError(f"cell: expected a cell, got {describe(cell)}. A network asks for each of its cells apart")
