@@ -80,7 +80,7 @@ class Quarantine(NamedTuple):
     last_touched: Bool[Array, ""]
 
 
-def quarantine(xs: PyTree[Array], state: State, resets: Flags, initial: State) -> Quarantine:
+def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: Flags, initial: State) -> Quarantine:
     """Set aside inputs that are not finite and a state that is NaN, up to the reset that ends their influence.
 
     What comes before a reset cannot reach what comes after, but a NaN before it would reach the weights' gradient.
@@ -91,7 +91,8 @@ def quarantine(xs: PyTree[Array], state: State, resets: Flags, initial: State) -
     bad_state = jnp.asarray([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state) if _inexact(leaf)]).any()
     steps = jnp.arange(T)
     last_reset = jax.lax.cummax(jnp.where(resets, steps, -1))
-    last_bad = jax.lax.cummax(jnp.where(bad, steps, jnp.where(bad_state, -1, -2)))
+    seen = bad if length is None else bad & counted(length, T)  # what fills the padding touches nothing
+    last_bad = jax.lax.cummax(jnp.where(seen, steps, jnp.where(bad_state, -1, -2)))
     touched = last_bad >= last_reset
     return Quarantine(
         select(bad, jax.tree.map(jnp.zeros_like, xs), xs),

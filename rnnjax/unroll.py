@@ -89,7 +89,7 @@ def _run(
     if marks.resets is None:
         last, states = engine.run(cell, state, xs, marks)
         return last, cell.readout(states)
-    safe = quarantine(xs, state, marks.resets, marks.initial)
+    safe = quarantine(xs, state, marks.length, marks.resets, marks.initial)
     last, states = engine.run(cell, safe.state, safe.xs, marks)
     last = mark_touched(safe.last_touched, last)
     if marks.length is not None:

@@ -87,3 +87,11 @@ def test_merges(merge):
         "pair": lambda: rnnjax.Directions(first, second),
     }
     grid.assert_close(ys, expected[merge.__name__]())
+
+
+def test_nan_in_the_first_step_does_not_reach_the_last_state_through_the_padding():
+    """Padding is filled with the first step; a reset ends that step's influence, in the padding too."""
+    cell, xs = grid.build("gru"), grid.inputs(T).at[0].set(jnp.nan)
+    last, _ = rnnjax.unroll(cell, None, xs, length=3, resets=jnp.arange(T) == 1)
+    expected, _ = rnnjax.unroll(cell, None, xs[1:3])
+    grid.assert_close(last, expected)
