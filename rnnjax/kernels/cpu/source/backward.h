@@ -1,0 +1,470 @@
+// The backward half: a tile of sequences back through time, and every gradient.
+#pragma once
+
+#include "pack.h"
+
+namespace rnnjax {
+namespace RNNJAX_TARGET {
+
+// Gate cotangents are gathered in a ring of about this many rows; then come the products that need no order in time.
+constexpr int64_t RING_ROWS = 256;
+
+// Sums over sequences and time, of one group and one part of its sequences.
+template <class E>
+struct Sums {
+  E *W, *b, *R, *gains, *initial;
+
+  Sums(const Layout<E>& layout, const Backward& call, Carver& carver) {
+    constexpr int L = Vector<E>::lanes;
+    const Shape& shape = layout.shape;
+    W = carver.carve<E>(call.dW ? layout.blocks * layout.input.count * shape.I * L : 0);
+    b = carver.carve<E>(call.db ? layout.blocks * layout.input.count * L : 0);
+    R = carver.carve<E>(call.dR ? layout.blocks * layout.recurrent.count * shape.D * L : 0);
+    gains = carver.carve<E>(shape.K * layout.blocks * L);
+    initial = carver.carve<E>(shape.F * layout.blocks * L);
+  }
+};
+
+template <class E>
+struct BackwardPass {
+  static constexpr int L = Vector<E>::lanes;
+  const Backward& call;
+  const Crew& crew;
+  const Shape& shape;
+  Layout<E> layout;
+  Tiles tiles;
+  int64_t parts;  // of the tiles of a group, each summed apart
+  int64_t weight_groups, batch;
+  int64_t recurrent_size, input_size, sums_size = 0;
+  E *recurrent_panels, *input_panels, *gains, *initial;
+  char* sums;
+  bool out_of_memory = false;
+
+  BackwardPass(const Backward& call, const Crew& crew)
+      : call(call), crew(crew), shape(call.problem.shape), layout(call.problem), tiles(shape, crew.threads) {
+    parts = least(tiles.count, ceiling(crew.threads, shape.S));
+    batch = least(layout.head_blocks, most(1, Runner<E>(call.problem.code).step / (tiles.rows(shape, 0) * L)));
+    recurrent_size = layout.blocks * shape.D * layout.recurrent.count * L;
+    input_size = call.dxs ? layout.input_pieces * layout.H * layout.input.count * L : 0;
+    Carver sizes{nullptr};
+    Sums<E>(layout, call, sizes);
+    sums_size = int64_t(sizes.used);
+    weight_groups = call.problem.W.stride || call.problem.R.stride || call.problem.gains.stride ||
+                            call.problem.initial.stride ? shape.S : 1;
+  }
+
+  bool run() {
+    Carver sizes{nullptr};
+    carve_weights(sizes);
+    char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
+    if (!memory) return false;
+    Carver carver{memory};
+    carve_weights(carver);
+    crew.run(crew.self, weight_groups * (layout.blocks + (call.dxs ? layout.input_pieces : 0)),
+             [](void* self, int64_t index) { static_cast<BackwardPass*>(self)->pack(index); }, this);
+    crew.run(crew.self, shape.S * parts,
+             [](void* self, int64_t index) { static_cast<BackwardPass*>(self)->part(index); }, this);
+    if (parts > 1 && !out_of_memory)
+      crew.run(crew.self, shape.S * layout.blocks, [](void* self, int64_t index) {
+        BackwardPass* pass = static_cast<BackwardPass*>(self);
+        pass->finish(index / pass->layout.blocks, index % pass->layout.blocks, pass->sums);
+      }, this);
+    crew.give(crew.self, memory);
+    return !out_of_memory;
+  }
+
+  void carve_weights(Carver& carver) {
+    recurrent_panels = carver.carve<E>(weight_groups * recurrent_size);
+    input_panels = carver.carve<E>(weight_groups * input_size);
+    gains = carver.carve<E>(weight_groups * layout.blocks * shape.K * L);
+    initial = carver.carve<E>(weight_groups * layout.blocks * shape.F * L);
+    sums = carver.carve<char>(parts > 1 ? shape.S * parts * sums_size : 0);
+  }
+
+  int64_t recurrent_depth() const { return shape.D * layout.recurrent.count; }
+  int64_t input_depth() const { return layout.H * layout.input.count; }
+
+  void pack(int64_t index) {
+    const Problem& problem = call.problem;
+    const int64_t each = layout.blocks + (call.dxs ? layout.input_pieces : 0);
+    const int64_t group = index / each, at = index % each;
+    if (at == 0) {
+      pack_units(layout, group_of<E>(problem.gains, group), shape.K, gains + group * layout.blocks * shape.K * L);
+      pack_units(layout, group_of<E>(problem.initial, group), shape.F, initial + group * layout.blocks * shape.F * L);
+    }
+    if (at < layout.blocks) {
+      const int64_t within = at % layout.head_blocks;
+      if (within % TILE_VECTORS) return;
+      const int vectors = int(least(TILE_VECTORS, layout.head_blocks - within));
+      pack_recurrent_transposed(layout, group_of<E>(problem.R, group), at, vectors,
+                                panel_of(recurrent_panels + group * recurrent_size, at, recurrent_depth()));
+    } else {
+      const int64_t piece = at - layout.blocks;
+      if (piece % TILE_VECTORS) return;
+      const int vectors = int(least(TILE_VECTORS, layout.input_pieces - piece));
+      pack_input_transposed(layout, group_of<E>(problem.W, group), piece, vectors,
+                            panel_of(input_panels + group * input_size, piece, input_depth()));
+    }
+  }
+
+  // What one part works in.
+  struct Scratch {
+    int64_t ring_rows;
+    E *ring, *ring_h, *ring_x, *ones, *carry, *next, *before, *kept, *dcolumns, *dgains, *gains, *dx;
+    int64_t *ring_step, *recurrent_offsets, *input_offsets;
+    Runner<E> runner;
+
+    Scratch(const BackwardPass& pass, Carver& carver) : runner(pass.call.problem.code) {
+      const Layout<E>& layout = pass.layout;
+      const Shape& shape = pass.shape;
+      const int64_t rows = pass.tiles.rows(shape, 0), tile = pass.batch * rows * L;
+      ring_rows = least(rows * shape.T, most(RING_ROWS / rows, 1) * rows);
+      ring = carver.carve<E>(layout.blocks * shape.C * ring_rows * L);
+      ring_h = carver.carve<E>(layout.blocks * ring_rows * L);
+      ring_x = carver.carve<E>(pass.call.dW ? layout.input_pieces * ring_rows * L : 0);
+      ones = carver.carve<E>(pass.call.db ? ring_rows * L : 0);
+      dx = carver.carve<E>(pass.call.dxs ? TILE_VECTORS * ring_rows * L : 0);
+      carry = carver.carve<E>(shape.F * layout.blocks * rows * L);
+      next = carver.carve<E>(shape.F * layout.blocks * rows * L);
+      before = carver.carve<E>(shape.F * tile);
+      kept = carver.carve<E>(shape.C * tile);
+      dcolumns = carver.carve<E>(shape.C * tile);
+      gains = carver.carve<E>(shape.K * tile);
+      dgains = carver.carve<E>(shape.K * tile);
+      ring_step = carver.carve<int64_t>(ring_rows);
+      recurrent_offsets = carver.carve<int64_t>(layout.head_blocks * layout.recurrent.count);
+      input_offsets = carver.carve<int64_t>(layout.blocks * layout.input.count);
+      runner.carve(carver);
+      if (!carver.memory) return;
+      if (pass.call.db) fill(ones, splat(E(1)), ring_rows);
+      for (int64_t k = 0; k < layout.head_blocks * layout.recurrent.count; ++k)
+        recurrent_offsets[k] = ring_offset(shape, k / layout.recurrent.count,
+                                           layout.recurrent.columns[k % layout.recurrent.count]);
+      for (int64_t k = 0; k < layout.blocks * layout.input.count; ++k)
+        input_offsets[k] = ring_offset(shape, k / layout.input.count, layout.input.columns[k % layout.input.count]);
+    }
+    int64_t ring_offset(const Shape& shape, int64_t block, int64_t column) const {
+      return (block * shape.C + column) * ring_rows * L;
+    }
+  };
+
+  void part(int64_t index) {
+    const int64_t group = index / parts;
+    Carver sizes{nullptr};
+    Scratch(*this, sizes);
+    const size_t own = parts > 1 ? 0 : size_t(sums_size);
+    char* memory = static_cast<char*>(crew.take(crew.self, sizes.used + own));
+    if (!memory) {
+      out_of_memory = true;
+      return;
+    }
+    Carver carver{memory};
+    Scratch scratch(*this, carver);
+    char* summed = own ? memory + sizes.used : sums + index * sums_size;
+    memset(summed, 0, size_t(sums_size));
+    Carver sum_carver{summed};
+    const Sums<E> part_sums(layout, call, sum_carver);
+    for (int64_t number = index % parts; number < tiles.count; number += parts) {
+      const Rows rows(call.problem, group, number, tiles);
+      if (rows.count == 0) continue;
+      Step step{*this, rows, scratch, part_sums, group * (weight_groups > 1)};
+      step.sequence();
+    }
+    if (own)
+      for (int64_t block = 0; block < layout.blocks; ++block) finish(group, block, summed);
+    crew.give(crew.self, memory);
+  }
+
+  // One tile on its way back through time.
+  struct Step {
+    const BackwardPass& pass;
+    const Rows& rows;
+    Scratch& scratch;
+    const Sums<E>& sums;
+    int64_t weight_group;
+    const Backward& call = pass.call;
+    const Shape& shape = pass.shape;
+    const Layout<E>& layout = pass.layout;
+    int64_t filled = 0;  // rows of the ring
+
+    void sequence() {
+      clear(scratch.carry, shape.F * layout.blocks * rows.count * L);
+      clear(scratch.next, shape.F * layout.blocks * rows.count * L);
+      for (int64_t row = 0; row < rows.count; ++row) start(row);
+      for (int64_t t = rows.longest - 1; t >= 0; --t) {
+        const int64_t active = rows.active(t);
+        if (filled + active > scratch.ring_rows) empty_ring();
+        for (int64_t block = 0; block < layout.blocks;) {
+          const int64_t blocks = least(pass.batch, layout.head_blocks - block % layout.head_blocks);
+          read(block, blocks, t, active);
+          run_program(block, blocks, active);
+          to_ring(block, blocks, active);
+          block += blocks;
+        }
+        swap_carry(active);
+        through_recurrence(active);
+        for (int64_t row = 0; row < active; ++row) {
+          scratch.ring_step[filled + row] = rows.sequence[row] * shape.T + t;
+          if (call.dW) load_x(row, t);
+        }
+        reset(t, active);
+        filled += active;
+      }
+      empty_ring();
+      if (call.dstate) write_state();
+    }
+
+    E* state_of(E* state, int64_t field, int64_t block) const {
+      return state + (field * layout.blocks + block) * rows.count * L;
+    }
+    E* tile_of(E* tile, int64_t number, int64_t blocks, int64_t u) const {
+      return tile + (number * blocks + u) * rows.count * L;
+    }
+    E* ring_of(int64_t block, int64_t column) const { return scratch.ring + scratch.ring_offset(shape, block, column); }
+
+    // The cotangent of the last state, and of the steps that hold it.
+    void start(int64_t row) {
+      const int64_t sequence = rows.sequence[row];
+      if (call.dxs)
+        clear(static_cast<E*>(call.dxs) + (sequence * shape.T + rows.length[row]) * shape.I,
+              (shape.T - rows.length[row]) * shape.I);
+      for (int64_t f = 0; f < shape.F; ++f)
+        for (int64_t block = 0; block < layout.blocks; ++block) {
+          const int64_t unit = layout.first_unit(block);
+          const int width = layout.width(block);
+          V<E> sum = {};
+          if (call.dlast)
+            sum = load_part(static_cast<const E*>(call.dlast) + (sequence * shape.F + f) * layout.H + unit, width);
+          if (call.dstates[f])
+            for (int64_t t = rows.length[row]; t < shape.T; ++t)
+              sum += load_part(static_cast<const E*>(call.dstates[f]) + (sequence * shape.T + t) * layout.H + unit, width);
+          store(state_of(scratch.carry, f, block) + row * L, sum);
+        }
+    }
+
+    // State before, kept columns, and the cotangent of the state after, for a batch of blocks.
+    void read(int64_t block, int64_t blocks, int64_t t, int64_t active) {
+      for (int64_t u = 0; u < blocks; ++u) {
+        for (int64_t row = 0; row < active; ++row) read_before(block + u, blocks, u, t, row);
+        const int64_t unit = layout.first_unit(block + u);
+        const int width = layout.width(block + u);
+        for (int64_t c = 0; c < shape.C; ++c) {
+          const E* from = static_cast<const E*>(call.kept) + c * layout.H + unit;
+          E* to = tile_of(scratch.kept, c, blocks, u);
+          for (int64_t row = 0; row < active; ++row)
+            store(to + row * L, load_part(from + (rows.sequence[row] * shape.T + t) * shape.C * layout.H, width));
+        }
+        for (int64_t f = 0; f < shape.F; ++f) {
+          if (!call.dstates[f]) continue;
+          const E* from = static_cast<const E*>(call.dstates[f]) + unit;
+          E* to = state_of(scratch.carry, f, block + u);
+          for (int64_t row = 0; row < active; ++row)
+            store(to + row * L, load(to + row * L) +
+                                    load_part(from + (rows.sequence[row] * shape.T + t) * layout.H, width));
+        }
+      }
+    }
+
+    bool is_reset(int64_t row, int64_t t) const {
+      const uint8_t* resets = call.problem.resets;
+      return resets && resets[rows.sequence[row] * shape.T + t];
+    }
+
+    void read_before(int64_t block, int64_t blocks, int64_t u, int64_t t, int64_t row) {
+      const int64_t sequence = rows.sequence[row], unit = layout.first_unit(block);
+      const int width = layout.width(block);
+      const bool fresh = is_reset(row, t);
+      for (int64_t f = 0; f < shape.F; ++f) {
+        V<E> value;
+        if (fresh) {
+          value = load(pass.initial + ((weight_group * shape.F + f) * layout.blocks + block) * L);
+        } else if (t == 0) {
+          value = load_part(static_cast<const E*>(call.problem.state) + (sequence * shape.F + f) * layout.H + unit, width);
+        } else {
+          value = load_part(static_cast<const E*>(call.states[f]) + (sequence * shape.T + t - 1) * layout.H + unit, width);
+        }
+        store(tile_of(scratch.before, f, blocks, u) + row * L, value);
+        if (f == 0) store(scratch.ring_h + (block * scratch.ring_rows + filled + row) * L, value);
+      }
+    }
+
+    void run_program(int64_t block, int64_t blocks, int64_t active) {
+      E *inputs[MOST_COLUMNS + 2 * MOST_FIELDS + MOST_GAINS], *outputs[MOST_COLUMNS + MOST_FIELDS + MOST_GAINS];
+      int64_t in = 0, out = 0;
+      for (int64_t c = 0; c < shape.C; ++c) inputs[in++] = tile_of(scratch.kept, c, blocks, 0);
+      for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = tile_of(scratch.before, f, blocks, 0);
+      for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = state_of(scratch.carry, f, block);
+      for (int64_t k = 0; k < shape.K; ++k) {
+        E* to = inputs[in++] = tile_of(scratch.gains, k, blocks, 0);
+        for (int64_t u = 0; u < blocks; ++u)
+          fill(to + u * rows.count * L,
+               load(pass.gains + ((weight_group * shape.K + k) * layout.blocks + block + u) * L), rows.count);
+      }
+      for (int64_t c = 0; c < shape.C; ++c) outputs[out++] = tile_of(scratch.dcolumns, c, blocks, 0);
+      for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = state_of(scratch.next, f, block);
+      for (int64_t k = 0; k < shape.K; ++k) outputs[out++] = tile_of(scratch.dgains, k, blocks, 0);
+      scratch.runner.run(inputs, outputs, out, blocks, rows.count * L, active * L);
+    }
+
+    void to_ring(int64_t block, int64_t blocks, int64_t active) {
+      for (int64_t u = 0; u < blocks; ++u) {
+        for (int64_t c = 0; c < shape.C; ++c)
+          copy(ring_of(block + u, c) + filled * L, tile_of(scratch.dcolumns, c, blocks, u), active * L);
+        for (int64_t k = 0; k < shape.K; ++k) {
+          const E* from = tile_of(scratch.dgains, k, blocks, u);
+          E* to = sums.gains + (k * layout.blocks + block + u) * L;
+          V<E> sum = load(to);
+          for (int64_t row = 0; row < active; ++row) sum += load(from + row * L);
+          store(to, sum);
+        }
+      }
+    }
+
+    // What has just been made is the carry of the running rows; rows that have not begun keep theirs.
+    void swap_carry(int64_t active) {
+      for (int64_t k = 0; k < shape.F * layout.blocks && active < rows.count; ++k)
+        copy(scratch.next + (k * rows.count + active) * L, scratch.carry + (k * rows.count + active) * L,
+             (rows.count - active) * L);
+      E* swapped = scratch.carry;
+      scratch.carry = scratch.next;
+      scratch.next = swapped;
+    }
+
+    // dh += R^T dv
+    void through_recurrence(int64_t active) {
+      const int64_t whole = shape.D / L * layout.recurrent.count, all = layout.head_blocks * layout.recurrent.count;
+      for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
+        const E* base = ring_of(start, 0) + filled * L;
+        const Pieces<E> parts[2] = {{base, scratch.recurrent_offsets, whole, L},
+                                    {base, scratch.recurrent_offsets + whole, all - whole, int(shape.D % L)}};
+        for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
+          E* out[TILE_VECTORS];
+          for (int v = 0; v < vectors; ++v) out[v] = state_of(scratch.carry, 0, first + v);
+          multiply_all(parts, 2, active,
+                       panel_of(pass.recurrent_panels + weight_group * pass.recurrent_size, first, pass.recurrent_depth()),
+                       out, vectors);
+        });
+      }
+    }
+
+    void load_x(int64_t row, int64_t t) {
+      const E* from = static_cast<const E*>(call.problem.xs) + (rows.sequence[row] * shape.T + t) * shape.I;
+      for (int64_t piece = 0; piece < layout.input_pieces; ++piece)
+        store(scratch.ring_x + (piece * scratch.ring_rows + filled + row) * L,
+              load_part(from + piece * L, layout.input_width(piece)));
+    }
+
+    // Before a reset the state is the initial one: its cotangent goes there, and no further back.
+    void reset(int64_t t, int64_t active) {
+      for (int64_t row = 0; row < active; ++row) {
+        if (!is_reset(row, t)) continue;
+        for (int64_t k = 0; k < shape.F * layout.blocks; ++k) {
+          E* carry = scratch.carry + (k * rows.count + row) * L;
+          store(sums.initial + k * L, load(sums.initial + k * L) + load(carry));
+          store(carry, V<E>{});
+        }
+      }
+    }
+
+    // The products over the rows of the ring: weight gradients, and the cotangents of the inputs.
+    void empty_ring() {
+      for (int64_t start = 0; call.dR && start < layout.blocks; start += layout.head_blocks)
+        for_panels(start, layout.head_blocks, layout.recurrent.count, [&](int64_t first, int vectors) {
+          correlate_panel(layout.recurrent, first, vectors, scratch.ring_h + start * scratch.ring_rows * L, shape.D, sums.R);
+        });
+      if (call.dW || call.db)
+        for_panels(0, layout.blocks, layout.input.count, [&](int64_t first, int vectors) {
+          if (call.dW) correlate_panel(layout.input, first, vectors, scratch.ring_x, shape.I, sums.W);
+          if (call.db) correlate_panel(layout.input, first, vectors, scratch.ones, 1, sums.b);
+        });
+      if (call.dxs) make_dxs();
+      filled = 0;
+    }
+
+    void correlate_panel(const Fill& fill, int64_t first, int vectors, const E* left, int64_t depth, E* to) {
+      const E* d[TILE_VECTORS];
+      for (int v = 0; v < vectors; ++v) d[v] = ring_of((first + v) / fill.count, fill.columns[(first + v) % fill.count]);
+      E* panel = panel_of(to, first, depth);
+      for (int64_t m = 0; m < depth; m += L)
+        correlate_piece(left + m * scratch.ring_rows, int(least(L, depth - m)), d, vectors, filled, panel + m * vectors * L);
+    }
+
+    void make_dxs() {
+      // Heads end in blocks that are not whole, so the pieces are taken block by block.
+      for_panels(0, layout.input_pieces, 1, [&](int64_t first, int vectors) {
+        E* out[TILE_VECTORS];
+        for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * scratch.ring_rows * L;
+        clear(scratch.dx, vectors * scratch.ring_rows * L);
+        const E* panel = panel_of(pass.input_panels + weight_group * pass.input_size, first, pass.input_depth());
+        for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
+          const int64_t whole = shape.D / L * layout.input.count, all = layout.head_blocks * layout.input.count;
+          const int64_t* offsets = scratch.input_offsets + start * layout.input.count;
+          const Pieces<E> parts[2] = {{scratch.ring, offsets, whole, L},
+                                      {scratch.ring, offsets + whole, all - whole, int(shape.D % L)}};
+          multiply_all(parts, 2, filled, panel, out, vectors);
+          panel += shape.D * layout.input.count * vectors * L;
+        }
+        for (int v = 0; v < vectors; ++v)
+          for (int64_t row = 0; row < filled; ++row)
+            store_part(static_cast<E*>(call.dxs) + scratch.ring_step[row] * shape.I + (first + v) * L,
+                       load(out[v] + row * L), layout.input_width(first + v));
+      });
+    }
+
+    void write_state() {
+      for (int64_t row = 0; row < rows.count; ++row)
+        for (int64_t f = 0; f < shape.F; ++f)
+          for (int64_t block = 0; block < layout.blocks; ++block)
+            store_part(static_cast<E*>(call.dstate) + (rows.sequence[row] * shape.F + f) * layout.H +
+                           layout.first_unit(block),
+                       load(state_of(scratch.carry, f, block) + row * L), layout.width(block));
+    }
+  };
+
+  // The sums of all parts, put where they belong: the weights' gradients of one group, as far as they concern one block.
+  void finish(int64_t group, int64_t block, char* summed) {
+    const int64_t unit = layout.first_unit(block);
+    const int width = layout.width(block);
+    const auto write = [&](E* Sums<E>::*sum, int64_t at, E* to) {
+      V<E> value = {};
+      for (int64_t part = 0; part < parts; ++part) {
+        Carver carver{summed + (parts > 1 ? (group * parts + part) * sums_size : 0)};
+        value += load(Sums<E>(layout, call, carver).*sum + at);
+      }
+      store_part(to, value, width);
+    };
+    const auto write_panel = [&](E* Sums<E>::*sum, const Fill& fill, int64_t depth, int64_t begin, int64_t blocks, auto place) {
+      for_panels(begin, blocks, fill.count, [&](int64_t first, int vectors) {
+        for (int v = 0; v < vectors; ++v) {
+          if ((first + v) / fill.count != block) continue;
+          const int64_t gate = layout.columns[fill.columns[(first + v) % fill.count]].gate;
+          for (int64_t m = 0; m < depth; ++m) write(sum, (first * depth + m * vectors + v) * L, place(m, gate));
+        }
+      });
+    };
+    const int64_t H = layout.H, G = shape.G, D = shape.D;
+    if (call.dW)
+      write_panel(&Sums<E>::W, layout.input, shape.I, 0, layout.blocks, [&](int64_t i, int64_t gate) {
+        return static_cast<E*>(call.dW) + ((group * shape.I + i) * G + gate) * H + unit;
+      });
+    if (call.db)
+      write_panel(&Sums<E>::b, layout.input, 1, 0, layout.blocks, [&](int64_t, int64_t gate) {
+        return static_cast<E*>(call.db) + (group * G + gate) * H + unit;
+      });
+    if (call.dR) {
+      const int64_t start = layout.head(block) * layout.head_blocks;
+      write_panel(&Sums<E>::R, layout.recurrent, D, start, layout.head_blocks, [&](int64_t p, int64_t gate) {
+        return static_cast<E*>(call.dR) + (((group * shape.N + layout.head(block)) * D + p) * G + gate) * D + unit -
+               layout.head(block) * D;
+      });
+    }
+    for (int64_t k = 0; call.dgains && k < shape.K; ++k)
+      write(&Sums<E>::gains, (k * layout.blocks + block) * L, static_cast<E*>(call.dgains) + (group * shape.K + k) * H + unit);
+    for (int64_t f = 0; call.dinitial && f < shape.F; ++f)
+      write(&Sums<E>::initial, (f * layout.blocks + block) * L,
+            static_cast<E*>(call.dinitial) + (group * shape.F + f) * H + unit);
+  }
+};
+
+}  // namespace RNNJAX_TARGET
+}  // namespace rnnjax

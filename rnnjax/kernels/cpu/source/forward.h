@@ -1,0 +1,335 @@
+// The forward half: a tile of sequences through all of time, one step after the other.
+#pragma once
+
+#include "pack.h"
+
+namespace rnnjax {
+namespace RNNJAX_TARGET {
+
+// All of W's product is made ahead, for blocks of this many rows, where a single step has too few rows to make it well.
+constexpr int64_t AHEAD_ROWS = 96;
+constexpr int64_t FEW_ROWS = 3;
+
+template <class E>
+struct ForwardPass {
+  static constexpr int L = Vector<E>::lanes;
+  const Forward& call;
+  const Crew& crew;
+  const Shape& shape;
+  Layout<E> layout;
+  Tiles tiles;
+  bool ahead, out_of_memory = false;
+  Fill fills[2];
+  int fill_count = 0;
+  int64_t batch;  // blocks whose program runs together
+  int64_t panel_size[2];
+  E *panels[2], *bias, *gains, *initial;  // packed, of all groups
+  int64_t weight_groups;
+
+  ForwardPass(const Forward& call, const Crew& crew)
+      : call(call), crew(crew), shape(call.problem.shape), layout(call.problem), tiles(shape, crew.threads) {
+    const int64_t rows = tiles.rows(shape, 0);
+    ahead = rows <= FEW_ROWS;
+    fills[0] = layout.input, fills[1] = layout.recurrent;
+    fills[0].from_x = fills[1].from_h = true, fills[0].from_h = fills[1].from_x = false;
+    fill_count = 2;
+    if (layout.joined && !ahead) fills[0].from_h = true, fill_count = 1;
+    batch = least(layout.head_blocks, most(1, Runner<E>(call.problem.code).step / (rows * L)));
+  }
+
+  int64_t depth(const Fill& fill) const { return fill.from_x * shape.I + fill.from_h * shape.D; }
+
+  bool run() {
+    weight_groups = call.problem.W.stride || call.problem.R.stride || call.problem.b.stride ||
+                            call.problem.gains.stride || call.problem.initial.stride ? shape.S : 1;
+    Carver sizes{nullptr};
+    carve_weights(sizes);
+    char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
+    if (!memory) return false;
+    Carver carver{memory};
+    carve_weights(carver);
+    crew.run(crew.self, weight_groups * layout.blocks, [](void* self, int64_t index) {
+      static_cast<ForwardPass*>(self)->pack(index);
+    }, this);
+    crew.run(crew.self, shape.S * tiles.count, [](void* self, int64_t index) {
+      static_cast<ForwardPass*>(self)->tile(index / static_cast<ForwardPass*>(self)->tiles.count,
+                                            index % static_cast<ForwardPass*>(self)->tiles.count);
+    }, this);
+    crew.give(crew.self, memory);
+    return !out_of_memory;
+  }
+
+  void carve_weights(Carver& carver) {
+    for (int f = 0; f < fill_count; ++f) {
+      panel_size[f] = layout.blocks * fills[f].count * depth(fills[f]) * L;
+      panels[f] = carver.carve<E>(weight_groups * panel_size[f]);
+    }
+    bias = carver.carve<E>(weight_groups * layout.blocks * shape.C * L);
+    gains = carver.carve<E>(weight_groups * layout.blocks * shape.K * L);
+    initial = carver.carve<E>(weight_groups * layout.blocks * shape.F * L);
+  }
+
+  // Blocks run their programs in batches that do not straddle heads; panels do not straddle batches.
+  int64_t batch_of(int64_t block) const { return least(batch, layout.head_blocks - block % layout.head_blocks); }
+  bool starts_batch(int64_t block) const { return block % layout.head_blocks % batch == 0; }
+
+  void pack(int64_t index) {
+    const int64_t group = index / layout.blocks, block = index % layout.blocks;
+    const Problem& problem = call.problem;
+    if (block == 0) {
+      pack_bias(layout, group_of<E>(problem.b, group), bias + group * layout.blocks * shape.C * L);
+      pack_units(layout, group_of<E>(problem.gains, group), shape.K, gains + group * layout.blocks * shape.K * L);
+      pack_units(layout, group_of<E>(problem.initial, group), shape.F, initial + group * layout.blocks * shape.F * L);
+    }
+    if (!starts_batch(block)) return;
+    for (int f = 0; f < fill_count; ++f)
+      for_panels(block, batch_of(block), fills[f].count, [&](int64_t first, int vectors) {
+        E* to = panel_of(panels[f] + group * panel_size[f], first, depth(fills[f]));
+        pack_panel(layout, fills[f], group_of<E>(problem.W, group), group_of<E>(problem.R, group), first, vectors, to);
+      });
+  }
+
+  // What one tile works in.
+  struct Scratch {
+    E *x, *us, *before, *after, *columns, *kept, *gains;
+    int64_t *x_offsets, *h_offsets;
+    Runner<E> runner;
+    int64_t x_rows;
+
+    Scratch(const ForwardPass& pass, int64_t rows, Carver& carver) : runner(pass.call.problem.code) {
+      const Layout<E>& layout = pass.layout;
+      const Shape& shape = pass.shape;
+      x_rows = pass.ahead ? least(most(AHEAD_ROWS, rows), rows * most(1, shape.T)) : rows;
+      x = carver.carve<E>(layout.input_pieces * x_rows * L);
+      us = carver.carve<E>(pass.ahead ? layout.blocks * layout.input.count * x_rows * L : 0);
+      before = carver.carve<E>(shape.F * layout.blocks * rows * L);
+      after = carver.carve<E>(shape.F * layout.blocks * rows * L);
+      columns = carver.carve<E>(shape.C * pass.batch * rows * L);
+      kept = carver.carve<E>(shape.C * pass.batch * rows * L);
+      gains = carver.carve<E>(shape.K * pass.batch * rows * L);
+      x_offsets = carver.carve<int64_t>(layout.input_pieces);
+      h_offsets = carver.carve<int64_t>(layout.head_blocks);
+      runner.carve(carver);
+      if (!carver.memory) return;
+      for (int64_t piece = 0; piece < layout.input_pieces; ++piece) x_offsets[piece] = piece * x_rows * L;
+      for (int64_t block = 0; block < layout.head_blocks; ++block) h_offsets[block] = block * rows * L;
+    }
+  };
+
+  void tile(int64_t group, int64_t number) {
+    const Rows rows(call.problem, group, number, tiles);
+    if (rows.count == 0) return;
+    Carver sizes{nullptr};
+    Scratch(*this, rows.count, sizes);
+    char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
+    if (!memory) {
+      out_of_memory = true;
+      return;
+    }
+    Carver carver{memory};
+    Scratch scratch(*this, rows.count, carver);
+    clear(scratch.before, shape.F * layout.blocks * rows.count * L);
+    clear(scratch.after, shape.F * layout.blocks * rows.count * L);
+    Step step{*this, rows, scratch, group * (weight_groups > 1)};
+    step.sequence();
+    crew.give(crew.self, memory);
+  }
+
+  // One tile on its way through time.
+  struct Step {
+    const ForwardPass& pass;
+    const Rows& rows;
+    Scratch& scratch;
+    int64_t weight_group;
+    const Shape& shape = pass.shape;
+    const Layout<E>& layout = pass.layout;
+    int64_t us_end = 0, us_row = 0, us_next = 0;  // the steps made ahead end here; rows of this step; and of the next
+
+    void sequence() {
+      load_state();
+      for (int64_t row = 0; row < rows.count; ++row)
+        if (rows.length[row] == 0) finish(row);
+      for (int64_t t = 0; t < rows.longest; ++t) {
+        const int64_t active = rows.active(t);
+        reset(t, active);
+        if (pass.ahead) {
+          if (t == us_end) make_ahead(t);
+          us_row = us_next;
+          us_next += active;
+        } else {
+          for (int64_t row = 0; row < active; ++row) load_x(row, t, row);
+        }
+        for (int64_t block = 0; block < layout.blocks;) {
+          const int64_t blocks = pass.batch_of(block);
+          fill_columns(block, blocks, active);
+          run_program(block, blocks, active);
+          write(block, blocks, t, active);
+          block += blocks;
+        }
+        E* swapped = scratch.before;
+        scratch.before = scratch.after;
+        scratch.after = swapped;
+        for (int64_t row = 0; row < active; ++row)
+          if (rows.length[row] == t + 1) finish(row);
+      }
+    }
+
+    E* state_of(E* state, int64_t field, int64_t block) const {
+      return state + (field * layout.blocks + block) * rows.count * L;
+    }
+
+    void load_state() {
+      const E* from = static_cast<const E*>(pass.call.problem.state);
+      for (int64_t row = 0; row < rows.count; ++row)
+        for (int64_t f = 0; f < shape.F; ++f)
+          for (int64_t block = 0; block < layout.blocks; ++block)
+            store(state_of(scratch.before, f, block) + row * L,
+                  load_part(from + (rows.sequence[row] * shape.F + f) * layout.H + layout.first_unit(block),
+                            layout.width(block)));
+    }
+
+    void reset(int64_t t, int64_t active) {
+      const uint8_t* resets = pass.call.problem.resets;
+      if (!resets) return;
+      const E* initial = pass.initial + weight_group * layout.blocks * shape.F * L;
+      for (int64_t row = 0; row < active; ++row)
+        if (resets[rows.sequence[row] * shape.T + t])
+          for (int64_t k = 0; k < shape.F * layout.blocks; ++k)
+            store(scratch.before + (k * rows.count + row) * L, load(initial + k * L));
+    }
+
+    void load_x(int64_t row, int64_t t, int64_t to) {
+      const E* from = static_cast<const E*>(pass.call.problem.xs) + (rows.sequence[row] * shape.T + t) * shape.I;
+      for (int64_t piece = 0; piece < layout.input_pieces; ++piece)
+        store(scratch.x + (piece * scratch.x_rows + to) * L,
+              load_part(from + piece * L, layout.input_width(piece)));
+    }
+
+    // The left operands: whole pieces, then the one that is not.
+    int parts_of_x(Pieces<E>* parts) const {
+      const int64_t whole = shape.I / L;
+      parts[0] = {scratch.x, scratch.x_offsets, whole, L};
+      parts[1] = {scratch.x, scratch.x_offsets + whole, layout.input_pieces - whole, int(shape.I % L)};
+      return 2;
+    }
+    int parts_of_h(Pieces<E>* parts, int64_t block) const {
+      const int64_t whole = shape.D / L;
+      const E* h = state_of(scratch.before, 0, layout.head(block) * layout.head_blocks);
+      parts[0] = {h, scratch.h_offsets, whole, L};
+      parts[1] = {h, scratch.h_offsets + whole, layout.head_blocks - whole, int(shape.D % L)};
+      return 2;
+    }
+
+    // us = W x + b for as many steps as there is room for.
+    void make_ahead(int64_t t) {
+      int64_t made = 0;
+      for (; us_end < rows.longest && made + rows.active(us_end) <= scratch.x_rows; ++us_end)
+        for (int64_t row = 0, active = rows.active(us_end); row < active; ++row) load_x(row, us_end, made++);
+      const Fill& fill_ = pass.fills[0];
+      Pieces<E> parts[2];
+      const int count = parts_of_x(parts);
+      for (int64_t block = 0; block < layout.blocks; block += pass.batch_of(block)) {
+        for_panels(block, pass.batch_of(block), fill_.count, [&](int64_t first, int vectors) {
+          E* out[TILE_VECTORS];
+          for (int v = 0; v < vectors; ++v) {
+            const int64_t at = (first + v) / fill_.count, c = fill_.columns[(first + v) % fill_.count];
+            out[v] = scratch.us + (first + v) * scratch.x_rows * L;
+            fill(out[v], load(bias_of(at, c)), made);
+          }
+          multiply_all(parts, count, made, panel(0, first), out, vectors);
+        });
+      }
+      us_next = 0;
+      (void)t;
+    }
+
+    const E* bias_of(int64_t block, int64_t column) const {
+      return pass.bias + ((weight_group * layout.blocks + block) * shape.C + column) * L;
+    }
+    const E* panel(int f, int64_t first) const {
+      return panel_of(pass.panels[f] + weight_group * pass.panel_size[f], first, pass.depth(pass.fills[f]));
+    }
+
+    E* column_of(E* columns, int64_t column, int64_t blocks, int64_t block_in_batch) const {
+      return columns + (column * blocks + block_in_batch) * rows.count * L;
+    }
+
+    // The gate buffer of a batch of blocks, [column][block][row][lane]: bias, or what was made ahead, plus the products.
+    void fill_columns(int64_t block, int64_t blocks, int64_t active) {
+      for (int64_t u = 0; u < blocks; ++u)
+        for (int64_t c = 0; c < shape.C; ++c)
+          fill(column_of(scratch.columns, c, blocks, u), load(bias_of(block + u, c)), rows.count);
+      if (pass.ahead)
+        for (int64_t u = 0; u < blocks; ++u)
+          for (int k = 0; k < layout.input.count; ++k)
+            copy(column_of(scratch.columns, layout.input.columns[k], blocks, u),
+                 scratch.us + (((block + u) * layout.input.count + k) * scratch.x_rows + us_row) * L, active * L);
+      for (int f = pass.ahead; f < pass.fill_count; ++f) {
+        const Fill& filled = pass.fills[f];
+        Pieces<E> parts[4];
+        int count = filled.from_x ? parts_of_x(parts) : 0;
+        if (filled.from_h) count += parts_of_h(parts + count, block);
+        for_panels(block, blocks, filled.count, [&](int64_t first, int vectors) {
+          E* out[TILE_VECTORS];
+          for (int v = 0; v < vectors; ++v)
+            out[v] = column_of(scratch.columns, filled.columns[(first + v) % filled.count], blocks,
+                               (first + v) / filled.count - block);
+          multiply_all(parts, count, active, panel(f, first), out, vectors);
+        });
+      }
+    }
+
+    void run_program(int64_t block, int64_t blocks, int64_t active) {
+      E *inputs[MOST_COLUMNS + MOST_FIELDS + MOST_GAINS], *outputs[MOST_FIELDS + MOST_COLUMNS];
+      int64_t in = 0, out = 0;
+      for (int64_t c = 0; c < shape.C; ++c) inputs[in++] = column_of(scratch.columns, c, blocks, 0);
+      for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = state_of(scratch.before, f, block);
+      for (int64_t k = 0; k < shape.K; ++k) {
+        E* to = inputs[in++] = scratch.gains + k * pass.batch * rows.count * L;
+        for (int64_t u = 0; u < blocks; ++u)
+          fill(to + u * rows.count * L,
+               load(pass.gains + ((weight_group * shape.K + k) * layout.blocks + block + u) * L), rows.count);
+      }
+      for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = state_of(scratch.after, f, block);
+      for (int64_t c = 0; c < shape.C; ++c) outputs[out++] = column_of(scratch.kept, c, blocks, 0);
+      if (!pass.call.kept) out = shape.F;
+      scratch.runner.run(inputs, outputs, out, blocks, rows.count * L, active * L);
+    }
+
+    void write(int64_t block, int64_t blocks, int64_t t, int64_t active) {
+      for (int64_t u = 0; u < blocks; ++u) {
+        const int64_t unit = layout.first_unit(block + u);
+        const int width = layout.width(block + u);
+        for (int64_t f = 0; f < shape.F; ++f) {
+          const E* from = state_of(scratch.after, f, block + u);
+          E* to = static_cast<E*>(pass.call.states[f]) + unit;
+          for (int64_t row = 0; row < active; ++row)
+            store_part(to + (rows.sequence[row] * shape.T + t) * layout.H, load(from + row * L), width);
+        }
+        if (!pass.call.kept) continue;
+        for (int64_t c = 0; c < shape.C; ++c) {
+          const E* from = column_of(scratch.kept, c, blocks, u);
+          E* to = static_cast<E*>(pass.call.kept) + c * layout.H + unit;
+          for (int64_t row = 0; row < active; ++row)
+            store_part(to + (rows.sequence[row] * shape.T + t) * shape.C * layout.H, load(from + row * L), width);
+        }
+      }
+    }
+
+    // The row has come to its end: its state is the last one, and is held in the steps that are ignored.
+    void finish(int64_t row) {
+      const int64_t sequence = rows.sequence[row];
+      for (int64_t f = 0; f < shape.F; ++f) {
+        E* last = static_cast<E*>(pass.call.last) + (sequence * shape.F + f) * layout.H;
+        for (int64_t block = 0; block < layout.blocks; ++block)
+          store_part(last + layout.first_unit(block), load(state_of(scratch.before, f, block) + row * L),
+                     layout.width(block));
+        E* states = static_cast<E*>(pass.call.states[f]) + sequence * shape.T * layout.H;
+        for (int64_t t = rows.length[row]; t < shape.T; ++t) copy(states + t * layout.H, last, layout.H);
+      }
+    }
+  };
+};
+
+}  // namespace RNNJAX_TARGET
+}  // namespace rnnjax

@@ -1,0 +1,316 @@
+// The entry points that XLA calls: buffers are checked against each other, then handed to the best instruction set here.
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "crew.h"
+#include "interface.h"
+#include "memory.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace rnnjax {
+
+#if defined(RNNJAX_X86)
+namespace avx512 {
+extern const Target target;
+}
+namespace avx2 {
+extern const Target target;
+}
+#endif
+namespace portable {
+extern const Target target;
+}
+
+// The widest instruction set that this processor has, up to the widest that may be used.
+static const Target& target_of(int32_t widest) {
+#if defined(RNNJAX_X86)
+  __builtin_cpu_init();
+  if (widest >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+    return avx512::target;
+  if (widest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::target;
+#endif
+  (void)widest;
+  return portable::target;
+}
+
+static Memory& memory() {
+  static Memory* kept = new Memory;  // never destroyed: a pool's thread may outlive the library's statics
+  return *kept;
+}
+
+static ffi::Error invalid(const std::string& message) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, message); }
+
+#define RNNJAX_CHECK(CONDITION, MESSAGE) \
+  if (!(CONDITION)) return invalid(std::string("rnnjax: ") + (MESSAGE))
+
+using Dimensions = std::vector<int64_t>;
+
+// The arguments, or the results, one by one.
+struct Buffers {
+  std::vector<ffi::AnyBuffer> buffers;
+  std::string fault;
+  size_t next = 0;
+  ffi::DataType type;
+
+  explicit Buffers(ffi::DataType type) : type(type) {}
+
+  // A buffer of these dimensions; or, where `optional`, one without elements, which stands for none.
+  void* take(const char* name, ffi::DataType expected, const Dimensions& dimensions, bool optional = false) {
+    if (next >= buffers.size()) {
+      if (fault.empty()) fault = std::string("expected a buffer for ") + name + ", got none";
+      return nullptr;
+    }
+    const ffi::AnyBuffer& buffer = buffers[next++];
+    if (optional && buffer.element_count() == 0) return nullptr;
+    const auto got = buffer.dimensions();
+    const bool same = got.size() == dimensions.size() && std::equal(got.begin(), got.end(), dimensions.begin());
+    if ((!same || buffer.element_type() != expected) && fault.empty())
+      fault = std::string("the shape or dtype of ") + name + " does not fit the others";
+    return buffer.untyped_data();
+  }
+  void* take(const char* name, const Dimensions& dimensions, bool optional = false) {
+    return take(name, type, dimensions, optional);
+  }
+  // One that leads with S, or with 1 where it is shared.
+  Shared shared(const char* name, int64_t groups, Dimensions dimensions) {
+    int64_t size = 1;
+    for (int64_t dimension : dimensions) size *= dimension;
+    const bool each = next < buffers.size() && buffers[next].dimensions().size() &&
+                      buffers[next].dimensions()[0] != 1;
+    dimensions.insert(dimensions.begin(), each ? groups : 1);
+    return {take(name, dimensions), each ? size : 0};
+  }
+};
+
+struct Attributes {
+  ffi::Span<const int32_t> instructions, outputs, columns;
+  ffi::Span<const double> constants;
+  int32_t registers, widest;
+};
+
+// That the program reads and writes what it has, and that every gate gets each product once.
+static std::string fault_of(const Attributes& attributes, const Shape& shape, int64_t inputs, int64_t outputs) {
+  const auto& code = attributes.instructions;
+  if (code.size() % 5) return "the program has a part of an instruction";
+  if (attributes.registers > MOST_REGISTERS || attributes.registers < 0) return "the program has too many registers";
+  if (shape.C > MOST_COLUMNS || shape.F > MOST_FIELDS || shape.K > MOST_GAINS) return "too many columns, fields or gains";
+  const int64_t fixed = inputs + int64_t(attributes.constants.size());
+  if (fixed > attributes.registers) return "the program has fewer registers than inputs and constants";
+  for (size_t k = 0; k < code.size(); k += 5) {
+    if (code[k] < 0 || code[k] >= OPERATIONS) return "the program has an unknown operation";
+    if (code[k + 1] < fixed || code[k + 1] >= attributes.registers) return "the program writes where it must not";
+    for (size_t operand = 2; operand < 5; ++operand)
+      if (code[k + operand] < 0 || code[k + operand] >= attributes.registers) return "the program reads where it must not";
+  }
+  if (int64_t(attributes.outputs.size()) != outputs) return "the program has too few or too many outputs";
+  for (int32_t output : attributes.outputs)
+    if (output < 0 || output >= attributes.registers) return "the program returns what it does not have";
+  std::vector<int> input(shape.G), recurrent(shape.G);
+  for (size_t c = 0; c < attributes.columns.size(); c += 3) {
+    const int32_t gate = attributes.columns[c];
+    if (gate < 0 || gate >= shape.G) return "a column is of a gate that there is not";
+    input[gate] += attributes.columns[c + 1] != 0;
+    recurrent[gate] += attributes.columns[c + 2] != 0;
+  }
+  for (int64_t gate = 0; gate < shape.G; ++gate)
+    if (input[gate] != 1 || recurrent[gate] != 1) return "a gate does not get each product once";
+  return "";
+}
+
+static Problem problem_of(const Attributes& attributes, int64_t inputs) {
+  Problem problem = {};
+  problem.columns = reinterpret_cast<const Column*>(attributes.columns.begin());
+  problem.code = {reinterpret_cast<const Instruction*>(attributes.instructions.begin()),
+                  int64_t(attributes.instructions.size() / 5),
+                  attributes.constants.begin(),
+                  int64_t(attributes.constants.size()),
+                  attributes.outputs.begin(),
+                  int64_t(attributes.outputs.size()),
+                  int32_t(inputs),
+                  attributes.registers};
+  return problem;
+}
+
+// In each group the longest sequence first; lengths are brought into [0, T].
+struct Order {
+  std::vector<int64_t> order;
+  std::vector<int32_t> length;
+
+  Order(const int32_t* given, const Shape& shape) {
+    for (int64_t k = 0; k < shape.S * shape.B; ++k) {
+      length.push_back(std::min<int32_t>(std::max<int32_t>(given[k], 0), int32_t(shape.T)));
+      order.push_back(k);
+    }
+    for (int64_t group = 0; group < shape.S; ++group)
+      std::stable_sort(order.begin() + group * shape.B, order.begin() + (group + 1) * shape.B,
+                       [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  }
+};
+
+// The parts of both calls: sizes from xs, R, gains and state; then every argument they share.
+static std::string take_problem(Buffers& arguments, const Attributes& attributes, Shape& shape, Problem& problem,
+                                bool with_bias) {
+  const auto& given = arguments.buffers;
+  if (given.size() < 9) return "expected more arguments";
+  const auto xs = given[0].dimensions(), state = given[1].dimensions();
+  const auto R = given[with_bias ? 6 : 5].dimensions(), gains = given[with_bias ? 7 : 6].dimensions();
+  if (xs.size() != 4 || state.size() != 4 || R.size() != 5 || gains.size() != 3) return "expected other ranks";
+  shape = {xs[0], xs[1], xs[2], xs[3], R[1], R[2], R[3], state[2], gains[1], int64_t(attributes.columns.size() / 3)};
+  if (shape.T > INT32_MAX) return "T is too large";
+  if (attributes.columns.size() % 3) return "a part of a column";
+  const int64_t H = shape.N * shape.D;
+  problem.xs = arguments.take("xs", {shape.S, shape.B, shape.T, shape.I});
+  problem.state = arguments.take("state", {shape.S, shape.B, shape.F, H});
+  problem.length = static_cast<const int32_t*>(arguments.take("length", ffi::DataType::S32, {shape.S, shape.B}, true));
+  problem.resets = static_cast<const uint8_t*>(
+      arguments.take("resets", ffi::DataType::PRED, {shape.S, shape.B, shape.T}, true));
+  problem.W = arguments.shared("W", shape.S, {shape.I, shape.G, H});
+  if (with_bias) problem.b = arguments.shared("b", shape.S, {shape.G, H});
+  problem.R = arguments.shared("R", shape.S, {shape.N, shape.D, shape.G, shape.D});
+  problem.gains = arguments.shared("gains", shape.S, {shape.K, H});
+  problem.initial = arguments.shared("initial", shape.S, {shape.F, H});
+  problem.shape = shape;
+  return arguments.fault;
+}
+
+template <class Call>
+static ffi::Error run(Call& call, ffi::DataType type, ffi::ThreadPool pool, const Target& target) {
+  const Shape& shape = call.problem.shape;
+  Order* order = nullptr;
+  std::unique_ptr<Order> owned;
+  if (call.problem.length) {
+    owned = std::make_unique<Order>(call.problem.length, shape);
+    order = owned.get();
+    call.problem.length = order->length.data();
+    call.problem.order = order->order.data();
+  }
+  Team team(std::max<int64_t>(1, pool.num_threads()),
+            [&pool](std::function<void()> help) { pool.Schedule(std::move(help)); });
+  const Crew crew = {
+      team.threads(), &team,
+      [](void* self, int64_t tasks, void (*task)(void*, int64_t), void* context) {
+        static_cast<Team*>(self)->run(tasks, task, context);
+      },
+      [](void*, size_t bytes) { return memory().take(bytes); },
+      [](void*, void* taken) { memory().give(taken); }};
+  bool done;
+  if constexpr (std::is_same_v<Call, Forward>) {
+    done = (type == ffi::DataType::F32 ? target.forward_float : target.forward_double)(call, crew);
+  } else {
+    done = (type == ffi::DataType::F32 ? target.backward_float : target.backward_double)(call, crew);
+  }
+  return done ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kResourceExhausted, "rnnjax: out of memory");
+}
+
+static std::string collect(ffi::RemainingArgs arguments, ffi::RemainingRets results, Buffers& from, Buffers& to) {
+  for (size_t k = 0; k < arguments.size(); ++k) {
+    auto buffer = arguments.get<ffi::AnyBuffer>(k);
+    if (!buffer.has_value()) return "an argument is no buffer";
+    from.buffers.push_back(*buffer);
+  }
+  for (size_t k = 0; k < results.size(); ++k) {
+    auto buffer = results.get<ffi::AnyBuffer>(k);
+    if (!buffer.has_value()) return "a result is no buffer";
+    to.buffers.push_back(**buffer);
+    advise_huge((*buffer)->untyped_data(), (*buffer)->size_bytes());
+  }
+  if (from.buffers.empty()) return "expected arguments, got none";
+  from.type = to.type = from.buffers[0].element_type();
+  if (from.type != ffi::DataType::F32 && from.type != ffi::DataType::F64) return "expected float32 or float64";
+  return "";
+}
+
+// Arguments xs, state, length, resets, W, b, R, gains, initial; results states (F of them), last, kept.
+static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
+                          ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
+                          ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
+                          int32_t widest) {
+  const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
+  Buffers from(ffi::DataType::INVALID), to(ffi::DataType::INVALID);
+  Shape shape;
+  Problem problem = problem_of(attributes, 0);
+  std::string fault = collect(arguments, results, from, to);
+  if (fault.empty()) fault = take_problem(from, attributes, shape, problem, true);
+  if (fault.empty())
+    fault = fault_of(attributes, shape, shape.C + shape.F + shape.K, shape.F + shape.C);
+  RNNJAX_CHECK(fault.empty(), fault);
+  problem.code.inputs = int32_t(shape.C + shape.F + shape.K);
+  const int64_t H = shape.N * shape.D;
+  std::vector<void*> states;
+  for (int64_t f = 0; f < shape.F; ++f) states.push_back(to.take("states", {shape.S, shape.B, shape.T, H}));
+  Forward call = {problem, states.data(), nullptr, nullptr};
+  call.last = to.take("last", {shape.S, shape.B, shape.F, H});
+  call.kept = to.take("kept", {shape.S, shape.B, shape.T, shape.C, H}, true);
+  RNNJAX_CHECK(to.fault.empty(), to.fault);
+  RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
+  if (shape.S * shape.B * H == 0) return ffi::Error::Success();
+  return run(call, from.type, pool, target_of(widest));
+}
+
+// Arguments xs, state, length, resets, W, R, gains, initial, kept, dlast, states (F), dstates (F); results dxs, dW, db, dR,
+// dgains, dinitial, dstate. Cotangents that are absent, or not wanted, have no elements.
+static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
+                           ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
+                           ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
+                           int32_t widest) {
+  const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
+  Buffers from(ffi::DataType::INVALID), to(ffi::DataType::INVALID);
+  Shape shape;
+  Problem problem = problem_of(attributes, 0);
+  std::string fault = collect(arguments, results, from, to);
+  if (fault.empty()) fault = take_problem(from, attributes, shape, problem, false);
+  if (fault.empty())
+    fault = fault_of(attributes, shape, shape.C + 2 * shape.F + shape.K, shape.C + shape.F + shape.K);
+  RNNJAX_CHECK(fault.empty(), fault);
+  problem.code.inputs = int32_t(shape.C + 2 * shape.F + shape.K);
+  const int64_t S = shape.S, H = shape.N * shape.D;
+  const Dimensions over_time = {S, shape.B, shape.T, H};
+  Backward call = {};
+  call.problem = problem;
+  call.kept = from.take("kept", {S, shape.B, shape.T, shape.C, H});
+  call.dlast = from.take("dlast", {S, shape.B, shape.F, H}, true);
+  std::vector<const void*> states, dstates;
+  for (int64_t f = 0; f < shape.F; ++f) states.push_back(from.take("states", over_time));
+  for (int64_t f = 0; f < shape.F; ++f) dstates.push_back(from.take("dstates", over_time, true));
+  call.states = states.data();
+  call.dstates = dstates.data();
+  call.dxs = to.take("dxs", {S, shape.B, shape.T, shape.I}, true);
+  call.dW = to.take("dW", {S, shape.I, shape.G, H}, true);
+  call.db = to.take("db", {S, shape.G, H}, true);
+  call.dR = to.take("dR", {S, shape.N, shape.D, shape.G, shape.D}, true);
+  call.dgains = to.take("dgains", {S, shape.K, H}, true);
+  call.dinitial = to.take("dinitial", {S, shape.F, H}, true);
+  call.dstate = to.take("dstate", {S, shape.B, shape.F, H}, true);
+  RNNJAX_CHECK(from.fault.empty(), from.fault);
+  RNNJAX_CHECK(to.fault.empty(), to.fault);
+  RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
+  if (S * shape.B * H == 0) {
+    for (auto& buffer : to.buffers) std::fill_n(static_cast<char*>(buffer.untyped_data()), buffer.size_bytes(), 0);
+    return ffi::Error::Success();
+  }
+  return run(call, from.type, pool, target_of(widest));
+}
+
+}  // namespace rnnjax
+
+#define RNNJAX_BINDING                                     \
+  ffi::Ffi::Bind()                                         \
+      .Ctx<ffi::ThreadPool>()                              \
+      .RemainingArgs()                                     \
+      .RemainingRets()                                     \
+      .Attr<ffi::Span<const int32_t>>("instructions")      \
+      .Attr<ffi::Span<const int32_t>>("outputs")           \
+      .Attr<ffi::Span<const int32_t>>("columns")           \
+      .Attr<ffi::Span<const double>>("constants")          \
+      .Attr<int32_t>("registers")                          \
+      .Attr<int32_t>("widest")
+
+#pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_forward, rnnjax::forward, RNNJAX_BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_backward, rnnjax::backward, RNNJAX_BINDING);
+#pragma GCC visibility pop

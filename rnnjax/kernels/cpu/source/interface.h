@@ -1,0 +1,103 @@
+// What the handler hands to the code of one instruction set: plain data, nothing with code of its own.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace rnnjax {
+
+struct Instruction {
+  int32_t operation, destination, a, b, c;
+};
+
+// A vector program. Registers: inputs, then constants, then temporaries.
+struct Code {
+  const Instruction* instructions;
+  int64_t instruction_count;
+  const double* constants;
+  int64_t constant_count;
+  const int32_t* outputs;
+  int64_t output_count;
+  int32_t inputs, registers;
+};
+
+// One row of the gate buffer: which gate it is, and which products fill it.
+struct Column {
+  int32_t gate, input, recurrent;
+};
+
+// Bounds that the handler checks, so that small tables can have fixed sizes.
+constexpr int MOST_REGISTERS = 512, MOST_COLUMNS = 64, MOST_FIELDS = 16, MOST_GAINS = 64;
+
+enum : int32_t {
+  COPY, NEGATE, ABSOLUTE, SIGN, FLOOR, CEIL, ROUND_EVEN, SQUARE_ROOT, RECIPROCAL_SQUARE_ROOT, EXP, EXPM1, LOG, LOG1P, TANH,
+  LOGISTIC, SIN, COS, TAN, ASIN, ACOS, ATAN, SINH, COSH, ERF, ERFC, RECIPROCAL, SQUARE,
+  ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, POWER, ATAN2, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, EQUAL,
+  NOT_EQUAL,
+  SELECT, MULTIPLY_ADD,
+  OPERATIONS
+};
+
+struct Shape {
+  int64_t S, B, T, I, N, D, G, F, K, C;
+};
+
+// A matrix or vector of weights by group; `stride` elements from one group to the next, 0 where all share one.
+struct Shared {
+  const void* data;
+  int64_t stride;
+};
+
+struct Problem {
+  Shape shape;
+  const Column* columns;
+  Code code;
+  Shared W, b, R, gains, initial;
+  const void* xs;
+  const void* state;
+  const int32_t* length;   // null: all T
+  const uint8_t* resets;   // null: none
+  const int64_t* order;    // of [S B], in each group the longest first; null: as they come
+};
+
+struct Forward {
+  Problem problem;
+  void* const* states;  // F of [S B T H]
+  void* last;           // [S B F H]
+  void* kept;           // [S B T C H], or null
+};
+
+struct Backward {
+  Problem problem;
+  const void* const* states;
+  const void* kept;
+  const void* const* dstates;  // F, each [S B T H] or null
+  const void* dlast;           // or null
+  void* dxs;                   // these: null where not wanted
+  void* dW;
+  void* db;
+  void* dR;
+  void* dgains;
+  void* dinitial;
+  void* dstate;
+};
+
+// Whoever runs tasks: `run` calls `task(context, index)` once for each index, perhaps on several threads, and returns when
+// all are done. `memory` lends aligned scratch, to be given back; it returns null when there is none to be had.
+struct Crew {
+  int64_t threads;
+  void* self;
+  void (*run)(void* self, int64_t tasks, void (*task)(void* context, int64_t index), void* context);
+  void* (*take)(void* self, size_t bytes);
+  void (*give)(void* self, void* memory);
+};
+
+// The entry points of one instruction set; false: out of memory.
+struct Target {
+  bool (*forward_float)(const Forward&, const Crew&);
+  bool (*forward_double)(const Forward&, const Crew&);
+  bool (*backward_float)(const Backward&, const Crew&);
+  bool (*backward_double)(const Backward&, const Crew&);
+};
+
+}  // namespace rnnjax
