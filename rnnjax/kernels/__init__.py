@@ -1,0 +1,1 @@
+"""Kernels: how fast a gated cell goes, platform by platform."""

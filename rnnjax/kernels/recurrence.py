@@ -1,0 +1,131 @@
+"""The recurrence as three primitives, and every rule that JAX asks of them, written once for all kernels.
+
+    forward     weights, sequences -> trajectory                                 run by the kernels
+    tangent     its derivative, linear in those tangents that are not zero       run by the reference, in forward mode
+    backward    the transpose of `tangent`                                       run by the kernels
+
+Why the weights' tangents are inputs of `tangent`: under `grad(vmap(f))` the batch is folded into B before anything is
+transposed, so `backward` meets the whole batch and makes one gradient of each weight. Under `vmap(grad(f))` it is
+`backward` that is mapped, and the mapped axis is folded into S: one gradient for each sequence, as asked.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, PyTree
+
+from ..kernel import Cotangents, Pointwise, Sequences, Trajectory, Weights
+from . import functions
+from .fold import batch
+from .functions import Kernels, Tangents, of_seven, present, seven
+
+
+def run(pointwise: Pointwise, kernels: Kernels, weights: Weights, sequences: Sequences) -> Trajectory:
+    """All states of all sequences, on each platform by its kernel, or by the reference where there is none.
+
+    It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
+    """
+    operands = _varying_alike((weights, sequences))
+    return _trajectory(_bind(forward_p, operands, pointwise=pointwise, kernels=kernels, keep=0))
+
+
+def _bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
+    leaves, form = jax.tree.flatten(operands)
+    return primitive.bind(*leaves, form=form, **static)
+
+
+def _trajectory(outputs: list[Array]) -> Trajectory:
+    *states, last, kept = outputs
+    return Trajectory(tuple(states), last, kept)
+
+
+def _varying_alike(operands: PyTree) -> PyTree:
+    """`operands`, all varying over the same axes of a `jax.shard_map`: what is shared is sent to every device.
+
+    The transpose of that is a sum over the devices, which makes one gradient of theirs.
+    """
+    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(operands)))
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - _varying(leaf)), to="varying"), operands)
+
+
+def _varying(leaf: Array) -> frozenset[Any]:
+    return jax.typeof(leaf).mat.varying
+
+
+# Derivatives
+
+
+def _forward_jvp(primals: Any, tangents: Any, *, form: Any, keep: int, **static: Any) -> tuple[list[Any], list[Any]]:
+    """Run it with all kept that `backward` needs, and bind `tangent`."""
+    operands = jax.tree.unflatten(form, primals)
+    needed = [kernel.keeps(static["pointwise"], operands[0]) for _, kernel in static["kernels"]]
+    trajectory = _trajectory(_bind(forward_p, operands, keep=max(keep, *needed, 0), **static))
+    moving = of_seven(Tangents, map(present, tangents[:7]))
+    moved = _bind(tangent_p, (*operands, trajectory, moving), **static)
+    kept = trajectory.kept[:, :, :, :keep]
+    # What is kept has no tangent: `backward` alone reads it, and the derivative of that does without.
+    return [*trajectory.states, trajectory.last, kept], [*moved, ad.Zero(jax.typeof(kept).to_tangent_aval())]
+
+
+def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) -> list[Any]:
+    """Bind `backward` for the tangents that are asked for, with the cotangents that are not zero."""
+    *at, tangents = jax.tree.unflatten(form, leaves)
+    *dstates, dlast = map(present, cotangents)
+    wanted = of_seven(Cotangents, map(ad.is_undefined_primal, seven(tangents)))
+    asked = [leaf.aval if ad.is_undefined_primal(leaf) else None for leaf in seven(tangents) if leaf is not None]
+    if all(cotangent is None for cotangent in (*dstates, dlast)):
+        answers = [None if aval is None else ad.Zero(aval) for aval in asked]
+    else:
+        made = iter(_bind(backward_p, (*at, tuple(dstates), dlast), wanted=wanted, **static))
+        answers = [None if aval is None else _fit(next(made), aval) for aval in asked]
+    return [*(None for _ in leaves[: -len(asked)]), *answers]
+
+
+def _fit(cotangent: Array, aval: Any) -> Array:
+    """A cotangent as its array takes it: summed over the groups that share that array, in its dtype."""
+    summed = cotangent if cotangent.shape == aval.shape else cotangent.sum(0, keepdims=True)
+    return summed.astype(aval.dtype)
+
+
+def _jvp_by_reference(
+    primitive: Primitive, function: Callable[..., list[Array]], primals: Any, tangents: Any, **static: Any
+) -> tuple[list[Array], list[Array]]:
+    """`primitive`, and its tangent by the reference, which is plain JAX and has all derivatives."""
+    plain = partial(function, **{**static, "kernels": ()})
+    return primitive.bind(*primals, **static), functions.jvp(plain, primals, tangents)
+
+
+# The primitives
+
+
+def _primitive(
+    name: str, function: Callable[..., list[Array]], types: Callable[..., list[Any]], *parameters: str
+) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(jax.jit(function, static_argnames=("form", "pointwise", "kernels", *parameters)))
+    primitive.def_abstract_eval(types)
+    mlir.register_lowering(primitive, partial(_lower, function))
+    batching.primitive_batchers[primitive] = partial(batch, primitive)
+    return primitive
+
+
+def _lower(function: Callable[..., list[Array]], context: Any, *operands: Any, **static: Any) -> Any:
+    """Lower `function`. Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know."""
+    nothing = jax.sharding.ManualAxisType()
+    plain = [aval.update(manual_axis_type=nothing) for aval in context.avals_in]
+    return mlir.lower_fun(function)(context.replace(avals_in=plain), *operands, **static)
+
+
+forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "keep")
+tangent_p = _primitive("recurrence_tangent", functions.tangent, functions.tangent_types)
+backward_p = _primitive("recurrence_backward", functions.backward, functions.backward_types, "wanted")
+
+ad.primitive_jvps[forward_p] = _forward_jvp
+ad.primitive_jvps[tangent_p] = partial(_jvp_by_reference, tangent_p, functions.tangent)
+ad.primitive_jvps[backward_p] = partial(_jvp_by_reference, backward_p, functions.backward)
+ad.primitive_transposes[tangent_p] = _tangent_transpose
