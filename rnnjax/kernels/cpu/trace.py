@@ -1,0 +1,177 @@
+"""The symbolic run of a function of arrays [rows, units]: every entry of its outputs as an expression of its inputs."""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from .expressions import Graph
+from .primitives import CALLS, ELEMENTWISE, INDEXED, MOVES, REDUCTIONS, TranslationError
+
+UNITS = 7  # any number would do: each unit must have the same expression
+
+NOWHERE = -1  # the number of no node
+
+# An array of the run holds the numbers of nodes where its dtype is the graph's or bool. Of any other dtype, it holds
+# values that no input can change: the indices of a gather, the key of a random number.
+
+
+def trace(graph: Graph, function: Callable[..., Any], inputs: dict[str, int]) -> dict[str, np.ndarray]:
+    """The nodes [rows, units] of what `function` returns, a dict of arrays.
+
+    inputs   the names of its arguments, and how many rows each has; an entry is the input `(name, row, unit)`
+
+    Raises `TranslationError` where an operation has no counterpart.
+    """
+    shapes = {name: jax.ShapeDtypeStruct((count, UNITS), graph.dtype) for name, count in inputs.items()}
+    try:
+        closed, returned = jax.make_jaxpr(lambda inputs: function(**inputs), return_shape=True)(shapes)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TranslationError(f"pointwise cannot be traced at {UNITS} units: {reason}") from error
+    for name, shape in returned.items():
+        if shape.dtype != graph.dtype:
+            raise TranslationError(
+                f"pointwise gives `{name}` in {shape.dtype}, and states are carried in {graph.dtype}"
+            )
+    arguments = [_entries(graph, name, inputs[name]) for name in sorted(inputs)]
+    return dict(zip(sorted(returned), _run(graph, closed.jaxpr, closed.consts, arguments), strict=True))
+
+
+def _entries(graph: Graph, name: str, count: int) -> np.ndarray:
+    nodes = [graph.input((name, row, unit)) for row in range(count) for unit in range(UNITS)]
+    return np.array(nodes, np.int32).reshape(count, UNITS)
+
+
+def _run(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    values = dict(zip(jaxpr.invars, arguments, strict=True))
+    for variable, value in zip(jaxpr.constvars, constants, strict=True):
+        values[variable] = _constant(graph, value, variable.aval)
+
+    def read(atom: Any) -> Any:
+        return _constant(graph, atom.val, atom.aval) if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        outputs = _apply(graph, equation, [read(atom) for atom in equation.invars])
+        values |= dict(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _has_nodes(graph: Graph, aval: Any) -> bool:
+    return aval.dtype in (graph.dtype, np.bool_)
+
+
+def _constant(graph: Graph, value: Any, aval: Any) -> Any:
+    if isinstance(value, Tracer):
+        raise TranslationError("pointwise closes over an array that is not known yet")
+    if not _has_nodes(graph, aval):
+        return value if isinstance(value, jax.Array) else np.asarray(value, aval.dtype)
+    entries = np.asarray(value, aval.dtype)
+    return np.array([graph.constant(entry) for entry in entries.ravel().tolist()], np.int32).reshape(entries.shape)
+
+
+def _apply(graph: Graph, equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
+    """The outputs of one equation."""
+    name = _name(equation)
+    if name in CALLS:
+        inner = equation.params[CALLS[name]]
+        return _run(graph, getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+    nodes = all(_has_nodes(graph, atom.aval) for atom in (*equation.invars, *equation.outvars))
+    for known, act in ((MOVES, _move), (REDUCTIONS, _reduce), (ELEMENTWISE, _combine)):
+        if nodes and inputs and name in known:
+            return act(graph, equation, inputs)
+    return _by_value(graph, equation, inputs)
+
+
+def _name(equation: JaxprEqn) -> str:
+    """The name of the primitive, with that of the function called, where that one has a counterpart."""
+    name = equation.primitive.name
+    if name != "custom_jvp_call":
+        return name
+    function, _, _ = str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).partition(" at ")
+    return f"{name} {function}" if f"{name} {function}" in ELEMENTWISE else name
+
+
+def _move(graph: Graph, equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    del graph
+    moved = MOVES[equation.primitive.name](*inputs, **equation.params)
+    return moved if isinstance(moved, list) else [moved]
+
+
+def _reduce(graph: Graph, equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    (nodes,), axes = inputs, equation.params["axes"]
+    operation, nothing = REDUCTIONS[equation.primitive.name]
+    aval: Any = equation.outvars[0].aval
+    start = np.full(aval.shape, graph.constant(nothing))
+    lines = np.moveaxis(nodes, axes, range(len(axes))).reshape(-1, *start.shape)
+    return [reduce(lambda a, b: _each(lambda *pair: graph.node(operation, *pair), a, b), lines, start)]
+
+
+def _combine(graph: Graph, equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    combine = ELEMENTWISE[_name(equation)]
+    return [_each(lambda *nodes: combine(graph, equation.params, *nodes), *inputs)]
+
+
+def _each(function: Callable[..., int], *arrays: np.ndarray | np.int32) -> np.ndarray:
+    return np.asarray(np.frompyfunc(function, len(arrays), 1)(*arrays), np.int32)
+
+
+def _by_value(graph: Graph, equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
+    """What JAX itself does: compute with what is known, and move the numbers of nodes by indices that are."""
+    if equation.outvars and _has_nodes(graph, equation.outvars[0].aval):
+        if equation.primitive.name in INDEXED:
+            return [_moved_by_index(equation, inputs)]
+        if equation.primitive.name == "scatter-add":
+            return [_scatter_add(graph, equation, *inputs)]
+    known = [_value(graph, value, atom.aval) for value, atom in zip(inputs, equation.invars, strict=True)]
+    if any(value is None for value in known):
+        raise TranslationError(_refusal(graph, equation))
+    outputs = _bind(equation, known)
+    return [_constant(graph, value, atom.aval) for value, atom in zip(outputs, equation.outvars, strict=True)]
+
+
+def _bind(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Sequence[Any]:
+    with jax.ensure_compile_time_eval():
+        outputs = equation.primitive.bind(*inputs, **equation.params | changed)
+    return outputs if equation.primitive.multiple_results else [outputs]
+
+
+def _moved_by_index(equation: JaxprEqn, inputs: list[Any]) -> np.ndarray:
+    filled = {"fill_value": NOWHERE} if "fill_value" in equation.params else {}
+    (moved,) = _bind(equation, inputs, **filled)
+    nodes = np.asarray(moved, np.int32)
+    if NOWHERE in nodes:
+        raise TranslationError("pointwise has an index that is out of bounds")
+    return nodes
+
+
+def _scatter_add(graph: Graph, equation: JaxprEqn, onto: np.ndarray, indices: Any, updates: np.ndarray) -> np.ndarray:
+    """One update at a time, at the place where JAX adds it."""
+    nothing, each = np.zeros(onto.shape, graph.dtype), np.eye(updates.size, dtype=graph.dtype)
+    with jax.ensure_compile_time_eval():
+        places = jax.vmap(lambda one: _bind(equation, [nothing, indices, one])[0])(each.reshape(-1, *updates.shape))
+    total = onto.copy()
+    for place, update in zip(np.asarray(places) != 0, updates.ravel().tolist(), strict=True):
+        total[place] = _each(lambda node, update=update: graph.node("add", node, update), total[place])
+    return total
+
+
+def _value(graph: Graph, value: Any, aval: Any) -> Any:
+    """The value of an array, None where it depends on an input."""
+    if not _has_nodes(graph, aval):
+        return value
+    entries = [graph.value(number) for number in value.ravel().tolist()]
+    return None if None in entries else np.array(entries, aval.dtype).reshape(value.shape)
+
+
+def _refusal(graph: Graph, equation: JaxprEqn) -> str:
+    name = equation.primitive.name
+    avals: list[Any] = [atom.aval for atom in (*equation.outvars, *equation.invars)]
+    others = [aval.dtype for aval in avals if not _has_nodes(graph, aval)]
+    if others and (name in ELEMENTWISE or name in MOVES or name in REDUCTIONS):
+        return f"pointwise computes in {others[0]} (`{name}`), and the vector program in {graph.dtype} alone"
+    return f"pointwise uses `{name}`, which has no counterpart in the vector program"

@@ -1,0 +1,433 @@
+"""The vector program of a cell: interpreted in NumPy, it gives what the cell gives, and its transposed derivative."""
+
+import math
+import re
+from collections import Counter, namedtuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import new_cell
+import numpy as np
+import pytest
+from grid import KEY
+from jax import lax, nn
+
+import rnnjax
+from rnnjax.kernel import Pointwise
+from rnnjax.kernels.cpu.code import Code
+from rnnjax.kernels.cpu.program import Column, Program, translate
+
+UNITS = 11
+FLOAT64 = np.dtype("float64")
+
+# In the order of the C++ kernel.
+OPERATIONS = re.findall(
+    r"\w+",
+    """
+    copy neg abs sign floor ceil round_even sqrt rsqrt exp expm1 log log1p tanh logistic sin cos tan asin acos atan sinh
+    cosh erf erfc reciprocal square add sub mul div max min pow atan2 lt le gt ge eq ne select multiply_add
+""",
+)
+IN_NUMPY: dict[str, Callable[..., Any]] = {
+    "neg": np.negative,
+    "round_even": np.rint,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
+    "logistic": lambda a: 1 / (1 + np.exp(-a)),
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "erf": np.vectorize(math.erf, "d"),
+    "erfc": np.vectorize(math.erfc, "d"),
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "pow": np.power,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "select": lambda a, b, c: np.where(c != 0, a, b),
+    "multiply_add": lambda a, b, c: a * b + c,
+}
+TERNARY = ("select", "multiply_add")
+
+
+def operands(operation: int) -> int:
+    unary = OPERATIONS.index("square")
+    return 3 if OPERATIONS[operation] in TERNARY else 1 if operation <= unary else 2
+
+
+def interpret(code: Code, *inputs: np.ndarray) -> np.ndarray:
+    """What the code leaves in its outputs; inputs and constants are read alone, and nothing before it is written."""
+    given = [row for array in inputs for row in array]
+    given += [np.full(UNITS, constant) for constant in code.constants]
+    registers: list[np.ndarray | None] = [*given, *[None] * (code.registers - len(given))]
+    for operation, destination, *sources in code.instructions:
+        name, arity = OPERATIONS[operation], operands(operation)
+        read = [registers[source] for source in sources[:arity]]
+        assert destination >= len(given)
+        assert all(value is not None for value in read)
+        assert not any(sources[arity:])
+        compute = IN_NUMPY[name] if name in IN_NUMPY else getattr(np, name)
+        registers[destination] = np.asarray(compute(*read), FLOAT64)
+    return np.array([registers[output] for output in code.outputs]).reshape(-1, UNITS)
+
+
+class Made(rnnjax.AbstractGatedCell):
+    """A cell of one equation, without weights."""
+
+    equation: Callable[..., Any] = eqx.field(static=True)
+    state_type: Any = eqx.field(static=True)
+    gains: None = None
+    input_weight: None = None
+    recurrent_weight: None = None
+    bias: None = None
+    start: None = None
+
+    def pointwise(self, gains, u, v, state):
+        return self.state_type(*self.equation(gains, u, v, *state))
+
+
+STATES = {fields: namedtuple("State", list("hcnm"[:fields])) for fields in (1, 2, 4)}
+
+
+def made(equation: Callable[..., Any], gates: int = 1, fields: int = 1, gains: int = 0) -> Pointwise:
+    """`equation(gains, u, v, *state) -> state`."""
+    return Pointwise(Made(equation=equation, state_type=STATES[fields]), jax.tree.structure([0] * gains), gates)
+
+
+def activated(activation: Callable[..., Any]) -> Pointwise:
+    return Pointwise.of(rnnjax.Elman(3, 8, key=KEY, activation=activation))
+
+
+def of_sum(function: Callable[..., Any], gates: int = 4) -> Pointwise:
+    """A function of the gates' sums [G, H] that gives the hidden state, itself added for good measure."""
+    return made(lambda _, u, v, h: (function(u + v) + 0.5 * h,), gates)
+
+
+def stabilised(_, u, v, _h, c, n, m):
+    """The sLSTM of xLSTM: exponential gates, held in range by the running maximum m."""
+    i, f, z, o = u + v
+    f = nn.log_sigmoid(f)
+    highest = jnp.maximum(f + m, i)
+    i, f = jnp.exp(i - highest), jnp.exp(f + m - highest)
+    c, n = f * c + i * jnp.tanh(z), f * n + i
+    return nn.sigmoid(o) * c / n, c, n, highest
+
+
+def leaky(gains, u, v, h):
+    leak, gain = nn.sigmoid(gains[0]), gains[1]
+    return ((1 - leak) * h + leak * jnp.tanh(gain * u[0] + v[0]),)
+
+
+def six_gates(_, u, v, h, c):
+    a, b, d, e, f, g = u + v
+    return nn.sigmoid(a) * h + nn.relu(b) * jnp.tanh(c * d), nn.sigmoid(e) * c + f * g
+
+
+@jax.custom_vjp
+def lopsided(u, v):
+    return u + v
+
+
+lopsided.defvjp(lambda u, v: (u + v, None), lambda _, d: (d, 2 * d))
+
+
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.round(x)
+
+
+straight_through.defjvp(lambda primals, tangents: (straight_through(*primals), tangents[0]))
+
+
+def logic(x):
+    a, b, c, d = x
+    both = (a > b) & ~(c <= d) | jnp.isfinite(a) ^ (b >= c)
+    return jnp.where(both & (a != c), a, jnp.astype(a < d, a.dtype) * b)
+
+
+def rounding(x):
+    a, b, c, d = 3 * x
+    return a * jnp.round(b) + jnp.floor(c) * d + jnp.ceil(a) * jnp.sign(b) + straight_through(c)
+
+
+def transcendental(x):
+    a, b, c, d = x
+    circular = jnp.sin(a) * jnp.cos(b) + jnp.tan(0.3 * c) + jnp.arcsin(0.2 * d) + jnp.arccos(0.2 * b) + jnp.arctan(c)
+    hyperbolic = jnp.sinh(a) + jnp.cosh(b) + jnp.arctan2(c, d) + jnp.expm1(a) + jnp.log1p(b**2) + jnp.exp2(c)
+    return circular + hyperbolic + lax.erf(a) * lax.erfc(b) + jnp.log(1 + d * d) + lax.rsqrt(1 + c**2)
+
+
+def powers(x):
+    a, b, c, d = x
+    return (
+        a**3
+        - b**-2
+        + jnp.abs(c) ** 2.5
+        + d**4 * a**5
+        + jnp.abs(a) ** b
+        + jnp.sqrt(jnp.square(c) + 1)
+        + (1 + d**2) ** -1
+    )
+
+
+def moved(x):
+    """What moves entries about: gathers and scatters whose indices are known, and their transposes."""
+    x = x.at[1].set(2 * x[0]).at[jnp.array([3])].add(x[2:3])
+    picked = x[jnp.array([0, 2, 0])].sum(0) + jnp.take(x, 1, axis=0) + jnp.roll(x, 1, axis=0)[2]
+    sliced = lax.dynamic_slice_in_dim(x, 1, 2).prod(0) + x[::-1][0] * x[::2][1] + jnp.split(x, 2)[1].max(0)
+    padded = lax.pad(x, jnp.zeros((), x.dtype), ((-1, 2, 1), (0, 0, 0)))
+    return picked + sliced + (padded * jnp.arange(1.0, 9.0).astype(x.dtype)[:, None]).sum(0)
+
+
+def shaped(x):
+    wide = jnp.tile(x[:2], (2, 1)) * jnp.repeat(x[2:], 2, axis=0) + jnp.concatenate([x[1:], x[:1]])
+    turned = jnp.transpose(x.T.reshape(-1, 2, 2), (1, 2, 0)).reshape(x.shape)
+    odd = jnp.where((jnp.arange(4) % 2 == 1)[:, None], jnp.sin(x), jnp.cos(x))
+    return (wide + turned + odd + jnp.expand_dims(x[0], 0)).sum(0) + jnp.stack([x[0], x.min(0)], axis=1)[:, 1]
+
+
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    "tanh": jnp.tanh,
+    "relu": nn.relu,
+    "linear": rnnjax.linear,
+    "softplus": nn.softplus,
+    "gelu": nn.gelu,
+    "exact_gelu": partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "selu": nn.selu,
+    "celu": nn.celu,
+    "leaky_relu": nn.leaky_relu,
+    "log_sigmoid": nn.log_sigmoid,
+    "soft_sign": nn.soft_sign,
+    "hard_tanh": nn.hard_tanh,
+    "hard_silu": nn.hard_silu,
+    "mish": nn.mish,
+    "sine": jnp.sin,
+    "exp": jnp.exp,
+    "nan_to_num": jnp.nan_to_num,
+}
+CELLS = {
+    "lstm": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY)),
+    "lstm_peepholes": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, peepholes=True)),
+    "lstm_coupled": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, coupled=True)),
+    "lstm_clipped": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, clip=0.3)),
+    "lstm_options": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, peepholes=True, coupled=True, clip=0.3)),
+    "gru": Pointwise.of(rnnjax.GRU(3, 8, key=KEY)),
+    "gru_without_gains": Pointwise.of(rnnjax.GRU(3, 8, key=KEY, bias=False)),
+    "update_gate_rnn": Pointwise.of(new_cell.UpdateGateRNN(3, 8, key=KEY)),
+    **{f"elman_{name}": activated(activation) for name, activation in ACTIVATIONS.items()},
+    "stabilised": made(stabilised, 4, 4),
+    "leaky": made(leaky, 1, 1, 2),
+    "six_gates": made(six_gates, 6, 2),
+    "no_recurrence": made(lambda _, u, v, h: (jnp.tanh(u[0] + v[0]) + u[1] * h,), 2),
+    "no_input": made(lambda _, _u, v, _h: (jnp.tanh(v[0]) * v[1],), 2),
+    "no_product": made(lambda _, _u, _v, h: (0.9 * h,)),
+    "both_and_their_sum": made(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * u[0],)),
+    "either_order": made(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * (v[0] + u[0]),)),
+    "seen_apart": made(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * lax.stop_gradient(u[0]),)),
+    "divided": of_sum(lambda x: x[0] / 3 + x[1] / 4 + x[2] / 0.1 + 1 / x[3]),
+    "lopsided": made(lambda _, u, v, h: (lopsided(u, v)[0] + h,)),
+    "one_kept_for_two": made(lambda _, u, v, _h, _c: (jnp.tanh(u[0] + 2 * v[0]), u[0] + 2 * v[0]), fields=2),
+    "rematerialised": of_sum(jax.checkpoint(lambda x: jnp.sin(x[0] * jnp.tanh(x[1])))),
+    "stopped": of_sum(lambda x: lax.stop_gradient(nn.sigmoid(x[0])) * x[1]),
+    "where": of_sum(lambda x: jnp.where(x[0] > 0.1, x[1], jnp.where(x[2] < x[3], -x[2], 1.0))),
+    "clip": of_sum(lambda x: jnp.clip(x[0], -0.3, 0.4) + lax.clamp(-0.2, x[1], 0.2)),
+    "bounds": of_sum(lambda x: jnp.minimum(jnp.abs(x[0]), x[1]) - jnp.maximum(x[2], 0.2) / jnp.abs(x[3])),
+    "softmax": of_sum(lambda x: (nn.softmax(x, axis=0) * jnp.tanh(x)).sum(0)),
+    "logic": of_sum(logic),
+    "any_and_all": of_sum(lambda x: jnp.where((x > 0.2).any(0), x[0], x[1]) * jnp.where((x > -0.6).all(0), 1.5, x[2])),
+    "rounding": of_sum(rounding),
+    "powers": of_sum(powers),
+    "transcendental": of_sum(transcendental),
+    "moved": of_sum(moved),
+    "shaped": of_sum(shaped),
+}
+
+
+def program_of(pointwise: Pointwise) -> Program:
+    program = translate(pointwise, FLOAT64)
+    assert isinstance(program, Program), program
+    return program
+
+
+def draw(pointwise: Pointwise) -> dict[str, np.ndarray]:
+    counts = {
+        "gains": pointwise.gains.num_leaves,
+        "u": pointwise.gates,
+        "v": pointwise.gates,
+        "before": pointwise.fields,
+        "dafter": pointwise.fields,
+    }
+    generator = np.random.default_rng(3)
+    return {name: 0.5 * generator.normal(size=(count, UNITS)) for name, count in counts.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def by_jax(pointwise: Pointwise, gains, u, v, before, dafter):
+    after, pull = jax.vjp(pointwise, gains, u, v, before)
+    return after, *pull(dafter)
+
+
+@np.errstate(all="ignore")
+def by_program(pointwise: Pointwise, gains, u, v, before, dafter):
+    """As `by_jax`, both halves of the program run in NumPy."""
+    program = program_of(pointwise)
+    zero = np.zeros(UNITS)
+    columns = [(u[c.gate] if c.input else zero) + (v[c.gate] if c.recurrent else zero) for c in program.columns]
+    after, kept = np.split(interpret(program.forward, columns, before, gains), [len(before)])
+    cotangents = interpret(program.backward, kept, before, dafter, gains)
+    dcolumns, dbefore, dgains = np.split(cotangents, [len(columns), len(columns) + len(before)])
+    du, dv = np.zeros_like(u), np.zeros_like(v)
+    for column, cotangent in zip(program.columns, dcolumns, strict=True):
+        du[column.gate] += cotangent if column.input else 0
+        dv[column.gate] += cotangent if column.recurrent else 0
+    return after, dgains, du, dv, dbefore
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_program_is_the_cell_and_its_transpose(name):
+    arguments = draw(CELLS[name])
+    expected = by_jax(CELLS[name], **arguments)
+    for one, other in zip(by_program(CELLS[name], **arguments), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "stabilised", "elman_softplus", "elman_gelu", "where", "lstm_clipped"])
+def test_special_values_come_out_as_they_do_in_jax(name):
+    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 800.0, -800.0]
+    pointwise, rows = CELLS[name], draw(CELLS[name])
+    for array in ("u", "before", "dafter"):
+        arguments = {key: value.copy() for key, value in rows.items()}
+        arguments[array][:, : len(special)] = special
+        expected = by_jax(pointwise, **arguments)
+        for one, other in zip(by_program(pointwise, **arguments), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+
+
+def count(code: Code) -> Counter:
+    return Counter(OPERATIONS[operation] for operation, *_ in code.instructions)
+
+
+# Columns; and of both halves the instructions, and the registers beside those of inputs and constants.
+LENGTHS = {
+    "lstm": (4, (8, 6), (25, 6)),
+    "lstm_options": (3, (14, 6), (40, 8)),
+    "gru": (4, (8, 6), (16, 6)),
+    "elman_tanh": (1, (1, 1), (3, 1)),
+    "elman_linear": (1, (0, 0), (0, 0)),
+    "update_gate_rnn": (2, (5, 3), (11, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_programs_are_short(name):
+    columns, *halves = LENGTHS[name]
+    program, fields, gains = program_of(CELLS[name]), CELLS[name].fields, CELLS[name].gains.num_leaves
+    assert len(program.columns) == columns
+    given = (columns + fields + gains, columns + 2 * fields + gains)
+    for code, inputs, (instructions, registers) in zip(program[1:], given, halves, strict=True):
+        assert len(code.instructions) <= instructions
+        assert code.registers - inputs - len(code.constants) <= registers
+
+
+def test_a_quotient_is_a_product_where_that_is_exact():
+    forward = program_of(CELLS["divided"]).forward
+    assert (count(forward)["div"], count(forward)["reciprocal"]) == (2, 1)
+    assert 0.25 in forward.constants
+
+
+def test_what_is_kept_spares_the_backward_code_the_activations():
+    lstm, gru = program_of(CELLS["lstm"]), program_of(CELLS["gru"])
+    assert (count(lstm.forward)["logistic"], count(lstm.forward)["tanh"]) == (3, 2)
+    assert (count(lstm.backward)["logistic"], count(lstm.backward)["tanh"]) == (0, 1)  # that of c
+    assert (count(gru.backward)["logistic"], count(gru.backward)["tanh"]) == (0, 0)
+    assert program_of(CELLS["elman_tanh"]).forward.outputs == (2, 2)  # the state is what is kept
+
+
+def test_both_products_of_a_gate_share_a_column_where_only_their_sum_is_seen():
+    both = [Column(gate, True, True) for gate in range(2)]
+    assert program_of(CELLS["gru"]).columns == (*both, Column(2, True, False), Column(2, False, True))
+    assert program_of(CELLS["either_order"]).columns == (Column(0, True, True),)
+    for name in ("both_and_their_sum", "seen_apart", "lopsided", "no_input"):
+        assert Column(0, True, False) in program_of(CELLS[name]).columns
+
+
+def test_an_instruction_is_its_number_a_destination_and_three_operands():
+    for code in program_of(CELLS["lstm_options"])[1:]:
+        assert all(len(instruction) == 5 for instruction in code.instructions)
+        assert all(0 <= number < code.registers for _, *numbers in code.instructions for number in numbers)
+        assert max(code.outputs) < code.registers
+    assert hash(program_of(CELLS["lstm"])) == hash(program_of(Pointwise.of(rnnjax.LSTM(5, 9, key=KEY))))
+
+
+@pytest.mark.parametrize("name", ["elman_tanh", "elman_softplus", "moved"])
+def test_translation_works_while_something_else_is_being_traced_and_happens_once(name):
+    translate.cache_clear()
+    traced = jax.jit(lambda: len(program_of(CELLS[name]).forward.instructions))
+    assert traced() == len(program_of(CELLS[name]).forward.instructions)
+    assert translate.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("name", ["lstm_clipped", "powers"])
+def test_constants_are_of_the_dtype(name):
+    program = translate(CELLS[name], np.dtype("float32"))
+    assert isinstance(program, Program)
+    assert program.forward.constants == tuple(float(np.float32(constant)) for constant in program.forward.constants)
+
+
+SEEN_BY_ALL = r"pointwise is not elementwise in the units: unit 0 of after\[0\] depends on unit \d of u\[0\]"
+OWN = r"pointwise has constants of each unit's own: units 0 and 1 of after\[0\]"
+
+
+def no_counterpart(name: str) -> str:
+    return f"pointwise uses `{name}`, which has no counterpart in the vector program"
+
+
+REFUSED = {
+    "mean": (lambda x: x[0] - x[0].mean(), SEEN_BY_ALL),
+    "roll": (lambda x: jnp.roll(x[0], 1), SEEN_BY_ALL),
+    "reversed": (lambda x: x[0, ::-1], SEEN_BY_ALL),
+    "softmax": (lambda x: nn.softmax(x[0]), SEEN_BY_ALL),
+    "cumsum": (lambda x: jnp.cumsum(x[0]), no_counterpart("cumsum")),
+    "sort": (lambda x: jnp.sort(x[0]), no_counterpart("sort")),
+    "argmax": (lambda x: jnp.argmax(x, axis=0).astype(x.dtype), no_counterpart("argmax")),
+    "matmul": (lambda x: x[0] @ jnp.ones((7, 7)), no_counterpart("dot_general")),
+    "erf_inv": (lambda x: lax.erf_inv(x[0]), no_counterpart("erf_inv")),
+    "loop": (lambda x: lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y), x[0]), no_counterpart("scan")),
+    "away": (
+        lambda x: lax.round(x[0], lax.RoundingMethod.AWAY_FROM_ZERO),
+        no_counterpart("round` away from zero")[:30],
+    ),
+    "positions": (lambda x: x[0] * jnp.arange(x.shape[1]).astype(x.dtype), OWN),
+    "random": (lambda x: x[0] + jax.random.normal(KEY, x.shape[1:]), OWN),
+    "vector": (lambda x: x[0] * jnp.arange(8.0), "pointwise cannot be traced at 7 units: "),
+    "integers": (lambda x: (x[0].astype("int32") + 1).astype(x.dtype), r"pointwise computes in int32 \(`convert_elem"),
+    "half": (lambda x: x[0].astype("float16").astype(x.dtype), r"pointwise computes in float16 \(`convert_element_"),
+    "other_dtype": (lambda x: x[0].astype("float32"), r"pointwise gives `after` in float32, and states are carried in"),
+    "out_of_bounds": (lambda x: x.at[jnp.array([9])].get(mode="fill")[0], "pointwise has an index that is out of b"),
+    "callback": (lambda x: (jax.debug.print("{}", x[0, 0]), x[0])[1], no_counterpart(r"\w*")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusal(name):
+    function, reason = REFUSED[name]
+    assert_refused(made(lambda _, u, v, _h: (function(u + v),), 2), reason)
+
+
+def assert_refused(pointwise: Pointwise, reason: str) -> None:
+    refusal = translate(pointwise, FLOAT64)
+    assert isinstance(refusal, str)
+    assert re.match(reason, refusal)
