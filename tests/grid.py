@@ -12,6 +12,7 @@ import pytest
 from jaxtyping import Array, PyTree
 
 import rnnjax
+from rnnjax.engines.fused import Fused
 
 T, I, H, B = 12, 3, 8, 5  # noqa: E741
 KEY = jax.random.key(7)
@@ -63,6 +64,7 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "unrolled": rnnjax.Unrolled(),
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
+    "reference": Fused(cpu=None),
 }
 ORACLE = rnnjax.Scan()
 

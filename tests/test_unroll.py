@@ -18,7 +18,7 @@ def running_maximum(state, x):
     return state, state
 
 
-@pytest.mark.parametrize("engine", [engine for name, engine in grid.ENGINES.items() if name != "associative"])
+@pytest.mark.parametrize("engine", [grid.ENGINES[name] for name in ("scan", "unrolled", "checkpointed")])
 def test_a_function_is_run_as_scan_would(engine):
     state, xs = jnp.asarray(0.0), jnp.arange(1.0, T + 1)
     step = lambda state, x: (state + x, {"sum": state + x, "input": x})  # noqa: E731
@@ -53,7 +53,8 @@ def test_overflow_before_a_reset_ends_there_under_every_engine():
     run = lambda engine: rnnjax.unroll(cell, None, xs, resets=jnp.arange(T) == 2, engine=engine)[1]  # noqa: E731
     expected = rnnjax.unroll(cell, None, xs[2:], engine=grid.ORACLE)[1]
     for engine in grid.ENGINES.values():
-        grid.assert_close(run(engine)[2:], expected, "float16")
+        if engine.refusal(cell, xs) is None:
+            grid.assert_close(run(engine)[2:], expected, "float16")
 
 
 def test_auto_speaks_of_cells_only():

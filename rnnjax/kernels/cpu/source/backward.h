@@ -43,7 +43,7 @@ struct BackwardPass {
   BackwardPass(const Backward& call, const Crew& crew)
       : call(call), crew(crew), shape(call.problem.shape), layout(call.problem), tiles(shape, crew.threads) {
     parts = least(tiles.count, ceiling(crew.threads, shape.S));
-    batch = least(layout.head_blocks, most(1, Runner<E>(call.problem.code).step / (tiles.rows(shape, 0) * L)));
+    batch = layout.batch(Runner<E>(call.problem.code).step, tiles.rows(shape, 0));
     recurrent_size = layout.blocks * shape.D * layout.recurrent.count * L;
     input_size = call.dxs ? layout.input_pieces * layout.H * layout.input.count * L : 0;
     Carver sizes{nullptr};
@@ -93,17 +93,18 @@ struct BackwardPass {
       pack_units(layout, group_of<E>(problem.initial, group), shape.F, initial + group * layout.blocks * shape.F * L);
     }
     if (at < layout.blocks) {
-      const int64_t within = at % layout.head_blocks;
-      if (within % TILE_VECTORS) return;
-      const int vectors = int(least(TILE_VECTORS, layout.head_blocks - within));
-      pack_recurrent_transposed(layout, group_of<E>(problem.R, group), at, vectors,
-                                panel_of(recurrent_panels + group * recurrent_size, at, recurrent_depth()));
+      const int64_t start = at - at % layout.head_blocks;
+      for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
+        if (first != at) return;
+        pack_recurrent_transposed(layout, group_of<E>(problem.R, group), first, vectors,
+                                  panel_of(recurrent_panels + group * recurrent_size, first, recurrent_depth()));
+      });
     } else {
-      const int64_t piece = at - layout.blocks;
-      if (piece % TILE_VECTORS) return;
-      const int vectors = int(least(TILE_VECTORS, layout.input_pieces - piece));
-      pack_input_transposed(layout, group_of<E>(problem.W, group), piece, vectors,
-                            panel_of(input_panels + group * input_size, piece, input_depth()));
+      for_panels(0, layout.input_pieces, 1, [&](int64_t first, int vectors) {
+        if (first != at - layout.blocks) return;
+        pack_input_transposed(layout, group_of<E>(problem.W, group), first, vectors,
+                              panel_of(input_panels + group * input_size, first, input_depth()));
+      });
     }
   }
 
@@ -242,7 +243,8 @@ struct BackwardPass {
         }
     }
 
-    // State before, kept columns, and the cotangent of the state after, for a batch of blocks.
+    // State before, kept columns, and the cotangent of the state after, for a batch of blocks. What the next step back
+    // will read is asked for ahead: there are too many streams of memory for the processor to see that by itself.
     void read(int64_t block, int64_t blocks, int64_t t, int64_t active) {
       for (int64_t u = 0; u < blocks; ++u) {
         for (int64_t row = 0; row < active; ++row) read_before(block + u, blocks, u, t, row);
@@ -251,16 +253,21 @@ struct BackwardPass {
         for (int64_t c = 0; c < shape.C; ++c) {
           const E* from = static_cast<const E*>(call.kept) + c * layout.H + unit;
           E* to = tile_of(scratch.kept, c, blocks, u);
-          for (int64_t row = 0; row < active; ++row)
-            store(to + row * L, load_part(from + (rows.sequence[row] * shape.T + t) * shape.C * layout.H, width));
+          for (int64_t row = 0; row < active; ++row) {
+            const E* at = from + (rows.sequence[row] * shape.T + t) * shape.C * layout.H;
+            __builtin_prefetch(at - shape.C * layout.H);
+            store(to + row * L, load_part(at, width));
+          }
         }
         for (int64_t f = 0; f < shape.F; ++f) {
           if (!call.dstates[f]) continue;
           const E* from = static_cast<const E*>(call.dstates[f]) + unit;
           E* to = state_of(scratch.carry, f, block + u);
-          for (int64_t row = 0; row < active; ++row)
-            store(to + row * L, load(to + row * L) +
-                                    load_part(from + (rows.sequence[row] * shape.T + t) * layout.H, width));
+          for (int64_t row = 0; row < active; ++row) {
+            const E* at = from + (rows.sequence[row] * shape.T + t) * layout.H;
+            __builtin_prefetch(at - layout.H);
+            store(to + row * L, load(to + row * L) + load_part(at, width));
+          }
         }
       }
     }
@@ -281,7 +288,9 @@ struct BackwardPass {
         } else if (t == 0) {
           value = load_part(static_cast<const E*>(call.problem.state) + (sequence * shape.F + f) * layout.H + unit, width);
         } else {
-          value = load_part(static_cast<const E*>(call.states[f]) + (sequence * shape.T + t - 1) * layout.H + unit, width);
+          const E* at = static_cast<const E*>(call.states[f]) + (sequence * shape.T + t - 1) * layout.H + unit;
+          __builtin_prefetch(at - layout.H);
+          value = load_part(at, width);
         }
         store(tile_of(scratch.before, f, blocks, u) + row * L, value);
         if (f == 0) store(scratch.ring_h + (block * scratch.ring_rows + filled + row) * L, value);

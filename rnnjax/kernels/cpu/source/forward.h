@@ -34,7 +34,7 @@ struct ForwardPass {
     fills[0].from_x = fills[1].from_h = true, fills[0].from_h = fills[1].from_x = false;
     fill_count = 2;
     if (layout.joined && !ahead) fills[0].from_h = true, fill_count = 1;
-    batch = least(layout.head_blocks, most(1, Runner<E>(call.problem.code).step / (rows * L)));
+    batch = layout.batch(Runner<E>(call.problem.code).step, rows);
   }
 
   int64_t depth(const Fill& fill) const { return fill.from_x * shape.I + fill.from_h * shape.D; }
@@ -200,9 +200,11 @@ struct ForwardPass {
 
     void load_x(int64_t row, int64_t t, int64_t to) {
       const E* from = static_cast<const E*>(pass.call.problem.xs) + (rows.sequence[row] * shape.T + t) * shape.I;
-      for (int64_t piece = 0; piece < layout.input_pieces; ++piece)
+      for (int64_t piece = 0; piece < layout.input_pieces; ++piece) {
+        __builtin_prefetch(from + shape.I + piece * L);
         store(scratch.x + (piece * scratch.x_rows + to) * L,
               load_part(from + piece * L, layout.input_width(piece)));
+      }
     }
 
     // The left operands: whole pieces, then the one that is not.
@@ -303,15 +305,21 @@ struct ForwardPass {
         for (int64_t f = 0; f < shape.F; ++f) {
           const E* from = state_of(scratch.after, f, block + u);
           E* to = static_cast<E*>(pass.call.states[f]) + unit;
-          for (int64_t row = 0; row < active; ++row)
-            store_part(to + (rows.sequence[row] * shape.T + t) * layout.H, load(from + row * L), width);
+          for (int64_t row = 0; row < active; ++row) {
+            E* at = to + (rows.sequence[row] * shape.T + t) * layout.H;
+            __builtin_prefetch(at + layout.H, 1);
+            store_part(at, load(from + row * L), width);
+          }
         }
         if (!pass.call.kept) continue;
         for (int64_t c = 0; c < shape.C; ++c) {
           const E* from = column_of(scratch.kept, c, blocks, u);
           E* to = static_cast<E*>(pass.call.kept) + c * layout.H + unit;
-          for (int64_t row = 0; row < active; ++row)
-            store_part(to + (rows.sequence[row] * shape.T + t) * shape.C * layout.H, load(from + row * L), width);
+          for (int64_t row = 0; row < active; ++row) {
+            E* at = to + (rows.sequence[row] * shape.T + t) * shape.C * layout.H;
+            __builtin_prefetch(at + shape.C * layout.H, 1);
+            store_part(at, load(from + row * L), width);
+          }
         }
       }
     }

@@ -153,12 +153,11 @@ struct Order {
 };
 
 // The parts of both calls: sizes from xs, R, gains and state; then every argument they share.
-static std::string take_problem(Buffers& arguments, const Attributes& attributes, Shape& shape, Problem& problem,
-                                bool with_bias) {
+static std::string take_problem(Buffers& arguments, const Attributes& attributes, Shape& shape, Problem& problem) {
   const auto& given = arguments.buffers;
   if (given.size() < 9) return "expected more arguments";
   const auto xs = given[0].dimensions(), state = given[1].dimensions();
-  const auto R = given[with_bias ? 6 : 5].dimensions(), gains = given[with_bias ? 7 : 6].dimensions();
+  const auto R = given[6].dimensions(), gains = given[7].dimensions();
   if (xs.size() != 4 || state.size() != 4 || R.size() != 5 || gains.size() != 3) return "expected other ranks";
   shape = {xs[0], xs[1], xs[2], xs[3], R[1], R[2], R[3], state[2], gains[1], int64_t(attributes.columns.size() / 3)};
   if (shape.T > INT32_MAX) return "T is too large";
@@ -170,7 +169,7 @@ static std::string take_problem(Buffers& arguments, const Attributes& attributes
   problem.resets = static_cast<const uint8_t*>(
       arguments.take("resets", ffi::DataType::PRED, {shape.S, shape.B, shape.T}, true));
   problem.W = arguments.shared("W", shape.S, {shape.I, shape.G, H});
-  if (with_bias) problem.b = arguments.shared("b", shape.S, {shape.G, H});
+  problem.b = arguments.shared("b", shape.S, {shape.G, H});
   problem.R = arguments.shared("R", shape.S, {shape.N, shape.D, shape.G, shape.D});
   problem.gains = arguments.shared("gains", shape.S, {shape.K, H});
   problem.initial = arguments.shared("initial", shape.S, {shape.F, H});
@@ -235,7 +234,7 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
   Shape shape;
   Problem problem = problem_of(attributes, 0);
   std::string fault = collect(arguments, results, from, to);
-  if (fault.empty()) fault = take_problem(from, attributes, shape, problem, true);
+  if (fault.empty()) fault = take_problem(from, attributes, shape, problem);
   if (fault.empty())
     fault = fault_of(attributes, shape, shape.C + shape.F + shape.K, shape.F + shape.C);
   RNNJAX_CHECK(fault.empty(), fault);
@@ -252,7 +251,7 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
   return run(call, from.type, pool, target_of(widest));
 }
 
-// Arguments xs, state, length, resets, W, R, gains, initial, kept, dlast, states (F), dstates (F); results dxs, dW, db, dR,
+// Arguments xs, state, length, resets, W, b, R, gains, initial, kept, dlast, states (F), dstates (F); results dxs, dW, db, dR,
 // dgains, dinitial, dstate. Cotangents that are absent, or not wanted, have no elements.
 static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
                            ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
@@ -263,7 +262,7 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
   Shape shape;
   Problem problem = problem_of(attributes, 0);
   std::string fault = collect(arguments, results, from, to);
-  if (fault.empty()) fault = take_problem(from, attributes, shape, problem, false);
+  if (fault.empty()) fault = take_problem(from, attributes, shape, problem);
   if (fault.empty())
     fault = fault_of(attributes, shape, shape.C + 2 * shape.F + shape.K, shape.C + shape.F + shape.K);
   RNNJAX_CHECK(fault.empty(), fault);

@@ -60,6 +60,10 @@ struct Layout {
 
   int width(int64_t block) const { return int(least(L, shape.D - block % head_blocks * L)); }
   int input_width(int64_t piece) const { return int(least(L, shape.I - piece * L)); }
+  // How many blocks of a head run their program together: enough to fill a row of it, and the panels of a product.
+  int64_t batch(int64_t step, int64_t rows) const {
+    return least(head_blocks, most(ceiling(TILE_VECTORS, most(1, shape.C)), step / (rows * L)));
+  }
   int64_t head(int64_t block) const { return block / head_blocks; }
   int64_t first_unit(int64_t block) const { return head(block) * shape.D + block % head_blocks * L; }
 };

@@ -13,11 +13,15 @@ inline E* panel_of(E* panels, int64_t first, int64_t depth) {
   return panels + first * depth * Vector<E>::lanes;
 }
 
-// Calls act(first number, vectors) for the panels of `blocks` blocks from `block` on, `columns` vectors each.
+// Calls act(first number, vectors) for the panels of `blocks` blocks from `block` on, `columns` vectors each: as few as
+// can be, and of nearly equal width.
 template <class Act>
 inline void for_panels(int64_t block, int64_t blocks, int64_t columns, Act act) {
-  const int64_t begin = block * columns, end = begin + blocks * columns;
-  for (int64_t first = begin; first < end; first += TILE_VECTORS) act(first, int(least(TILE_VECTORS, end - first)));
+  const int64_t begin = block * columns, count = blocks * columns, panels = ceiling(count, TILE_VECTORS);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t first = count * panel / panels;
+    act(begin + first, int(count * (panel + 1) / panels - first));
+  }
 }
 
 // A panel of the forward products: rows of W, then rows of R, as `fill` asks.

@@ -1,0 +1,91 @@
+"""The engine `Fused`: a gated cell as one kernel."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ..arrays import State, States, carry_dtype, cast
+from ..cell import AbstractCell, AbstractGatedCell, describe
+from ..engine import AbstractEngine
+from ..kernel import AbstractKernel, Pointwise, Sequences, Weights
+from ..kernels import recurrence
+from ..kernels.cpu.cpu import CPU
+from ..marks import Marks
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+class Fused(AbstractEngine):
+    """Projection, steps and gradients of a gated cell by the kernel of the platform that it runs on.
+
+    `jax.vmap` hands the whole batch to one call, and its gradient is one call too. The gradient keeps the states and
+    rebuilds the gates. Where a platform has no kernel, or its kernel refuses the cell, the reference runs: plain JAX,
+    as fast as `Scan`. It needs an `AbstractGatedCell`, whose one product inside the loop is `R h`.
+    """
+
+    cpu: AbstractKernel | None = CPU()
+
+    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+        reason = _misfit(cell, xs)
+        if reason is not None:
+            return f"Fused cannot run {describe(cell)}: {reason}. Use Scan()."
+        assert isinstance(cell, AbstractGatedCell)
+        kernels = self._kernels()
+        refusals = [kernel.refusal(*_asked(cell)) for _, kernel in kernels]
+        if not kernels or None in refusals:
+            return None
+        return f"Fused has no kernel for {describe(cell)}. " + " ".join(filter(None, refusals))
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        assert isinstance(cell, AbstractGatedCell)
+        kernels = tuple(each for each in self._kernels() if each[1].refusal(*_asked(cell)) is None)
+        length = None if marks.length is None else marks.length.astype(jnp.int32)
+        sequence = Sequences(xs, jnp.stack(list(state)), length, marks.resets)
+        one = jax.tree.map(lambda leaf: leaf[None, None], sequence)  # a group of one sequence
+        trajectory = recurrence.run(Pointwise.of(cell), kernels, _weights(cell, marks.initial), one)
+        return cell.state_type(*trajectory.last[0, 0]), cell.state_type(*(leaf[0, 0] for leaf in trajectory.states))
+
+    def _kernels(self) -> tuple[tuple[str, AbstractKernel], ...]:
+        """The kernels there are, by the platform that each is for."""
+        return () if self.cpu is None else (("cpu", self.cpu),)
+
+
+def _misfit(cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    """Why no kernel can run `cell` on `xs`, be the platform what it may."""
+    if not isinstance(cell, AbstractGatedCell):
+        return "it needs an AbstractGatedCell"
+    for name in ("project", "step"):
+        if getattr(type(cell), name) is not getattr(AbstractGatedCell, name):
+            return f"`{name}` is its own, and no kernel would call it"
+    dtypes = {leaf.dtype.name for leaf in (cell.input_weight, cell.recurrent_weight, cell.bias) if leaf is not None}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        return f"its weights are {' and '.join(sorted(dtypes))}, and kernels take one of {', '.join(DTYPES)}"
+    vectors = jax.tree.leaves(cell.gains) + jax.tree.leaves(jax.eval_shape(cell.initial))
+    if any(leaf.shape != (cell.hidden_size,) for leaf in vectors):
+        return f"not all its gains and states are vectors of {cell.hidden_size} units"
+    if any(_explicit(leaf) for leaf in jax.tree.leaves(eqx.filter((cell, xs), eqx.is_array))):
+        return "its arrays are sharded by explicit axes of a mesh, which a kernel sees under jax.shard_map alone"
+    return None
+
+
+def _explicit(leaf: Any) -> bool:
+    """Whether the type of an array says how it is sharded."""
+    return jax.sharding.AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
+
+
+def _asked(cell: AbstractGatedCell) -> tuple[Pointwise, Weights]:
+    """What a kernel is asked of: shapes and dtypes."""
+    return Pointwise.of(cell), jax.eval_shape(lambda: _weights(cell, cell.initial()))
+
+
+def _weights(cell: AbstractGatedCell, initial: State) -> Weights:
+    """The weights of `cell` for a group that is all there is."""
+    gates, carried = cell.input_weight.shape[1:], carry_dtype(cell.dtype)
+    bias = jnp.zeros(gates, cell.dtype) if cell.bias is None else cell.bias
+    gains = [cast(leaf, carried) for leaf in jax.tree.leaves(cell.gains)]
+    stacked = jnp.stack(gains) if gains else jnp.zeros((0, cell.hidden_size), carried)
+    one = cell.input_weight, bias, cell.recurrent_weight, stacked, jnp.stack(list(initial))
+    return Weights(*(jnp.asarray(leaf)[None] for leaf in one))

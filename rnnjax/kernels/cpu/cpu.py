@@ -1,0 +1,133 @@
+"""The kernel of processors: compiled code, handed the cell's elementwise step as a vector program."""
+
+from enum import IntEnum
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ...kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
+from . import library
+from .code import Code
+from .program import Program, translate
+
+LIMITS = {"gates": 32, "fields": 16, "gains": 64, "registers": 512}  # what the tables of the compiled code hold
+
+
+class InstructionSet(IntEnum):
+    """What the compiled code is compiled for; a processor that lacks one gets the widest below it."""
+
+    PORTABLE = 0
+    AVX2 = 1
+    AVX512 = 2
+
+
+class CPU(AbstractKernel):
+    """Every gated cell whose `pointwise` has a vector program, forward and backward, on all cores.
+
+    A tile of sequences goes through all of time on one core, its gates in the first-level cache; weights are packed
+    once per call; products, elementwise steps and weight gradients are all made inside. float32 and float64 are
+    computed as they are, bfloat16 and float16 in float32. `widest` bounds the instructions used, for comparison.
+    """
+
+    widest: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512)
+
+    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
+        missing = library.absence()
+        if missing is not None:
+            return f"The CPU kernel is not here: {missing}."
+        program = translate(pointwise, carried(weights))
+        if isinstance(program, str):
+            return f"The CPU kernel has no program for it: {program}."
+        sizes = {
+            "gates": pointwise.gates,
+            "fields": pointwise.fields,
+            "gains": pointwise.gains.num_leaves,
+            "registers": max(program.forward.registers, program.backward.registers),
+        }
+        for name, most in LIMITS.items():
+            if sizes[name] > most:
+                return f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}."
+        return None
+
+    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
+        return len(_program(pointwise, carried(weights)).columns)
+
+    def forward(self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int) -> Trajectory:
+        dtype = carried(weights)
+        program = _program(pointwise, dtype)
+        S, B, T, _ = sequences.xs.shape
+        F, H = sequences.state.shape[2:]
+        over_time = jax.ShapeDtypeStruct((S, B, T, H), dtype)
+        last = jax.ShapeDtypeStruct((S, B, F, H), dtype)
+        columns = len(program.columns)
+        kept = jax.ShapeDtypeStruct((S, B, T, columns, H) if keep else (0,), dtype)
+        operands = *_sequences(sequences, dtype), *_in(dtype, weights)
+        call = jax.ffi.ffi_call("rnnjax_forward", [over_time] * F + [last, kept])
+        *states, last, kept = call(*operands, **self._attributes(program, program.forward))
+        if not keep:
+            return Trajectory(tuple(states), last, jnp.zeros((S, B, T, 0, H), dtype))
+        return Trajectory(tuple(states), last, jnp.pad(kept, [(0, 0)] * 3 + [(0, keep - columns), (0, 0)]))
+
+    def backward(
+        self,
+        pointwise: Pointwise,
+        weights: Weights,
+        sequences: Sequences,
+        trajectory: Trajectory,
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"] | None,
+        wanted: Cotangents,
+    ) -> Cotangents:
+        dtype = carried(weights)
+        program = _program(pointwise, dtype)
+        absent = jnp.zeros(0, dtype)
+        operands = (
+            *_sequences(sequences, dtype),
+            *_in(dtype, weights),
+            trajectory.kept[:, :, :, : len(program.columns)],
+            absent if dlast is None else dlast,
+            *trajectory.states,
+            *(absent if leaf is None else leaf for leaf in dstates),
+        )
+        asked = wanted.xs, *wanted.weights, wanted.state
+        groups = sequences.xs.shape[:1]
+        shapes = sequences.xs.shape, *(groups + leaf.shape[1:] for leaf in weights), sequences.state.shape
+        sizes = [shape if want else (0,) for want, shape in zip(asked, shapes, strict=True)]
+        call = jax.ffi.ffi_call("rnnjax_backward", [jax.ShapeDtypeStruct(size, dtype) for size in sizes])
+        made = call(*operands, **self._attributes(program, program.backward))
+        answers: list[Any] = [leaf if want else None for want, leaf in zip(asked, made, strict=True)]
+        dxs, *dweights, dstate = answers
+        return Cotangents(Weights(*dweights), None if dxs is None else dxs.astype(sequences.xs.dtype), dstate)
+
+    def _attributes(self, program: Program, code: Code) -> dict[str, Any]:
+        columns = [(column.gate, column.input, column.recurrent) for column in program.columns]
+        return {
+            "instructions": np.asarray(code.instructions, np.int32).ravel(),
+            "outputs": np.asarray(code.outputs, np.int32),
+            "columns": np.asarray(columns, np.int32).ravel(),
+            "constants": np.asarray(code.constants, np.float64),
+            "registers": np.int32(code.registers),
+            "widest": np.int32(self.widest),
+        }
+
+
+def _program(pointwise: Pointwise, dtype: jnp.dtype) -> Program:
+    program = translate(pointwise, dtype)
+    assert isinstance(program, Program), program
+    return program
+
+
+def _in(dtype: jnp.dtype, weights: Weights) -> list[Array]:
+    """The weights in the dtype that sums are made in."""
+    return [leaf.astype(dtype) for leaf in weights]
+
+
+def _sequences(sequences: Sequences, dtype: jnp.dtype) -> list[Array]:
+    """What each sequence has for itself; an array without elements stands for none."""
+    length = jnp.zeros(0, jnp.int32) if sequences.length is None else sequences.length
+    resets = jnp.zeros(0, bool) if sequences.resets is None else sequences.resets
+    return [sequences.xs.astype(dtype), sequences.state, length, resets]
