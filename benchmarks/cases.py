@@ -36,6 +36,16 @@ CELLS: dict[str, Callable[..., AbstractCell]] = {"LSTM": LSTM, "GRU": GRU, "Elma
 SHAPES = ((1, 256, 128, 128), (16, 256, 128, 128), (32, 128, 256, 256), (64, 35, 200, 200))
 CASES = tuple(Case(cell, *shape) for cell in CELLS for shape in SHAPES)
 
+GATES = {"LSTM": 4, "GRU": 3, "Elman": 1}  # the cells that other libraries have too, and their gates
+PEER_SHAPES = (
+    *SHAPES,
+    (20, 35, 200, 200),
+    (32, 512, 512, 512),
+    (128, 784, 1, 128),
+    (1, 256, 32, 32),
+    (8, 1000, 64, 64),
+)
+
 QUICK_SHAPES = ((4, 8, 16, 16), (2, 128, 16, 16))
 QUICK_CASES = tuple(Case(cell, *shape) for cell in CELLS for shape in QUICK_SHAPES)
 

@@ -24,8 +24,10 @@ class Record(NamedTuple):
     """One engine on one case. `spread` is the interquartile range over the median, of the time per call.
 
     `compile_seconds` go from the Python function to the executable: tracing, lowering, compiling. `temporary_bytes`
-    are what the executable allocates beside its arguments and results. `ratio_to_scan` is the engine's time over
-    Scan's, in the same run: below 1 is faster than Scan.
+    are what the executable allocates beside its arguments and results. Both are None where nothing is compiled.
+    `ratio_to_scan` is the engine's time over Scan's, in the same run: below 1 is faster than Scan.
+    Where another library was measured, `peer` is its name and `engine` is what it calls its layer; `gigaflops` (10^9
+    operations per second) and `fraction_of_peak` are filled in by `peers.py`.
     """
 
     cell: str
@@ -39,21 +41,28 @@ class Record(NamedTuple):
     direction: str
     milliseconds: float
     spread: float
-    compile_seconds: float
-    temporary_bytes: int
+    compile_seconds: float | None
+    temporary_bytes: int | None
     ratio_to_scan: float
     machine: str
     cores: int
     jax: str
     python: str
+    peer: str | None = None
+    peer_version: str | None = None
+    gigaflops: float | None = None
+    fraction_of_peak: float | None = None
 
 
-class Compiled(NamedTuple):
-    """An executable, and what it took to make it."""
+class Contestant(NamedTuple):
+    """A program with its arguments, ready to be called, and what it took to make it."""
 
-    call: Callable[..., Any]
-    seconds: float
-    temporary_bytes: int
+    engine: str
+    call: Callable[[], Any]
+    compile_seconds: float | None = None
+    temporary_bytes: int | None = None
+    peer: str | None = None
+    peer_version: str | None = None
 
 
 def forward(engine: AbstractEngine, cell: AbstractCell, xs: jax.Array) -> Any:
@@ -71,14 +80,21 @@ def gradient(engine: AbstractEngine, cell: AbstractCell, xs: jax.Array) -> Any:
     return jax.grad(loss, argnums=(0, 1))(cell, xs)
 
 
-def compile_program(program: Callable[..., Any], *arguments: Any) -> Compiled:
+def compile_program(engine: str, program: Callable[..., Any], *arguments: Any) -> Contestant:
     """Compile `program` for `arguments`, by the clock."""
     start = time.perf_counter()
     executable = jax.jit(program).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     memory = executable.memory_analysis()
     assert memory is not None, "this platform does not say how much memory an executable takes"
-    return Compiled(executable, seconds, memory.temp_size_in_bytes)
+    return Contestant(engine, partial(executable, *arguments), seconds, memory.temp_size_in_bytes)
+
+
+def milliseconds_of(call: Callable[[], Any]) -> float:
+    """How long one call takes, until all of its results are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return 1e3 * (time.perf_counter() - start)
 
 
 def interleave(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
@@ -87,14 +103,12 @@ def interleave(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[
     One warm-up each, then rounds until about `seconds` per call are spent, and at least REPEATS.
     """
     for call in calls:
-        jax.block_until_ready(call())
+        milliseconds_of(call)
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds * len(calls)
     while len(times[0]) < REPEATS or time.perf_counter() < end:
         for call, milliseconds in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            milliseconds.append(1e3 * (time.perf_counter() - start))
+            milliseconds.append(milliseconds_of(call))
     return times
 
 
@@ -102,29 +116,39 @@ def measure(
     case: Case, direction: str, program: Callable[..., Any], engines: Mapping[str, AbstractEngine], seconds: float = 1.0
 ) -> list[Record]:
     """Records of `program(engine, cell, xs)` for every one of `engines`, of which Scan must be one."""
-    cell, xs = draw(case)
-    compiled = [compile_program(partial(program, engine), cell, xs) for engine in engines.values()]
-    times = interleave([partial(each.call, cell, xs) for each in compiled], seconds)
-    medians = dict(zip(engines, map(statistics.median, times), strict=True))
-    records = []
-    for engine, each, milliseconds in zip(engines, compiled, times, strict=True):
+    arguments = draw(case)
+    contestants = [compile_program(name, partial(program, engine), *arguments) for name, engine in engines.items()]
+    times = interleave([contestant.call for contestant in contestants], seconds)
+    return records(case, direction, contestants, times)
+
+
+def records(
+    case: Case, direction: str, contestants: Sequence[Contestant], times: Sequence[Sequence[float]]
+) -> list[Record]:
+    """The records of contestants, of which Scan must be one, and of the milliseconds that each took."""
+    medians = [statistics.median(milliseconds) for milliseconds in times]
+    (scan,) = [median for each, median in zip(contestants, medians, strict=True) if each.engine == "Scan"]
+    made = []
+    for contestant, milliseconds, median in zip(contestants, times, medians, strict=True):
         first, _, third = statistics.quantiles(milliseconds, n=4, method="inclusive")
-        records.append(
+        made.append(
             Record(
                 **case._asdict(),
                 **machine(),
-                engine=engine,
+                engine=contestant.engine,
                 platform=jax.default_backend(),
-                dtype=str(xs.dtype),
+                dtype="float32",
                 direction=direction,
-                milliseconds=medians[engine],
-                spread=(third - first) / medians[engine],
-                compile_seconds=each.seconds,
-                temporary_bytes=each.temporary_bytes,
-                ratio_to_scan=medians[engine] / medians["Scan"],
+                milliseconds=median,
+                spread=(third - first) / median,
+                compile_seconds=contestant.compile_seconds,
+                temporary_bytes=contestant.temporary_bytes,
+                ratio_to_scan=median / scan,
+                peer=contestant.peer,
+                peer_version=contestant.peer_version,
             )
         )
-    return records
+    return made
 
 
 def machine() -> dict[str, Any]:
@@ -136,7 +160,12 @@ def machine() -> dict[str, Any]:
     device = jax.devices()[0]
     name = processor if device.platform == "cpu" else f"{device.device_kind}, {processor}"
     versions = {"jax": jax.__version__, "python": platform.python_version()}
-    return {"machine": name, "cores": os.cpu_count() or 1, **versions}
+    return {"machine": name, "cores": cores(), **versions}
+
+
+def cores() -> int:
+    """How many cores there are: JAX's CPU programs take them all, and so must those that they are compared with."""
+    return os.cpu_count() or 1
 
 
 def heading() -> str:
@@ -158,7 +187,9 @@ TABLE_LEGEND = (
 
 
 def row(record: Record) -> str:
-    """A record as a line under TABLE_HEAD."""
+    """The record of an engine as a line under TABLE_HEAD."""
+    assert record.compile_seconds is not None
+    assert record.temporary_bytes is not None
     return (
         f"{record.cell:<7}{record.direction:<22}{record.B:>4}{record.T:>7}{record.I:>5}{record.H:>5}  "
         f"{record.engine:<14}{record.milliseconds:>10.3f}{record.spread:>7.0%} {record.compile_seconds:>11.2f}"

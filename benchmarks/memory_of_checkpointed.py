@@ -52,6 +52,8 @@ def gradient_of_last_state(engine: AbstractEngine, cell: AbstractCell, xs: jax.A
 
 def compare(scan: Record, checkpointed: Record) -> str:
     """One sentence: Checkpointed's memory as a share of Scan's, and whether that is what was aimed at."""
+    assert checkpointed.temporary_bytes is not None
+    assert scan.temporary_bytes is not None
     share = checkpointed.temporary_bytes / scan.temporary_bytes
     verdict = "met" if share < TARGET else "MISSED"
     return f"{scan.cell}, B = {scan.B}: {share:.2%} of the temporary memory of Scan (target < {TARGET:.0%}: {verdict})"

@@ -49,17 +49,18 @@ def run(cases: tuple[Case, ...], seconds: float) -> list[Record]:
 
 
 def plot(path: Path, records: list[Record]) -> None:
-    """One panel per direction, one line per case, one point per engine."""
+    """One panel per direction, one line per case, one point per engine or peer."""
     labels = list(dict.fromkeys(label(record) for record in records))
+    contestants = list(dict.fromkeys(contestant(record) for record in records))
     from matplotlib.figure import Figure  # only a run with --plot needs it
 
     figure = Figure(figsize=(10, 1.5 + 0.28 * len(labels)), layout="constrained")
     panels = figure.subplots(1, len(DIRECTIONS), sharex=True, sharey=True)
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
-        for engine in ENGINES:
-            points = [record for record in records if (record.engine, record.direction) == (engine, direction)]
+        for name in contestants:
+            points = [record for record in records if (contestant(record), record.direction) == (name, direction)]
             ratios = [record.ratio_to_scan for record in points]
-            panel.plot(ratios, [labels.index(label(record)) for record in points], "o", label=engine)
+            panel.plot(ratios, [labels.index(label(record)) for record in points], "o", label=name)
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
         panel.set(title=direction, xlabel="time / time of Scan (below 1: faster than Scan)")
@@ -68,12 +69,18 @@ def plot(path: Path, records: list[Record]) -> None:
     panels[0].set_xlim(min(0.45, 0.9 * min(ratios)), max(2.2, 1.1 * max(ratios)))
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ENGINES), frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(contestants), frameon=False
+    )
     figure.savefig(path, dpi=150)
 
 
 def label(record: Record) -> str:
     return f"{record.cell}  B={record.B} T={record.T} I={record.I} H={record.H}"
+
+
+def contestant(record: Record) -> str:
+    return record.peer or record.engine
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""torch: `LSTM`, `GRU` and `RNN`, and the rate of its matrix product, the machine's peak."""
+# pyright: reportMissingImports=false
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.layers.layer import FORWARD, AbstractLayer, Work
+from benchmarks.measure import Contestant, cores
+
+PEAK_SIZE = 1024
+PEAK_OPERATIONS = 2 * PEAK_SIZE**3
+
+
+class Torch(AbstractLayer):
+    """Batch first, as all are here: on a CPU it costs torch nothing."""
+
+    peer = "torch"
+    package = "torch"
+
+    def __init__(self):
+        torch.set_num_threads(cores())
+
+    def names(self) -> Mapping[str, str]:
+        return {"LSTM": "LSTM", "GRU": "GRU", "Elman": "RNN"}
+
+    def prepare(self, work: Work) -> Contestant:
+        name = self.names()[work.case.cell]
+        layer = getattr(torch.nn, name)(work.case.I, work.case.H, batch_first=True)
+        xs, cotangent = torch.from_numpy(work.xs), torch.from_numpy(work.cotangent)
+        states = [torch.from_numpy(field)[None].contiguous() for field in work.state]  # [1, B, H]
+        state = tuple(states) if len(states) > 1 else states[0]
+
+        @torch.no_grad()
+        def forward() -> Any:
+            return layer(xs, state)
+
+        def gradient() -> Any:
+            ys, _ = layer(xs, state)
+            loss = (ys * cotangent).sum()
+            return loss, torch.autograd.grad(loss, [*layer.parameters(), xs, *states])
+
+        if work.direction == FORWARD:
+            return Contestant(name, forward)
+        for tensor in (xs, *states):
+            tensor.requires_grad_()
+        return Contestant(name, gradient)
+
+
+def peak() -> Callable[[], Any]:
+    """A call of PEAK_OPERATIONS: the product of two square float32 matrices."""
+    left, right = torch.randn(2, PEAK_SIZE, PEAK_SIZE)
+    return lambda: torch.mm(left, right)

@@ -1,0 +1,151 @@
+"""rnnjax against the same layer in torch, ONNX Runtime, Flax, Equinox, Keras and plain JAX; needs `.[peers]`."""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import measure
+from benchmarks.cases import ENGINES, GATES, PEER_SHAPES, QUICK_SHAPES, Case
+from benchmarks.layers.layer import FORWARD, GRADIENT, AbstractLayer, draw_work, operations
+from benchmarks.layers.scans import Ours, PlainScan
+from benchmarks.measure import Record
+from benchmarks.run import plot
+from benchmarks.summary import summary
+
+OURS = ("Fused", "Scan")
+PEERS = (  # what must be installed, and where its layer is
+    ("torch", "pytorch", "Torch"),
+    ("onnxruntime", "onnx_runtime", "OnnxRuntime"),
+    ("flax", "flax_nnx", "Flax"),
+    ("equinox", "equinox_nn", "Equinox"),
+    ("keras", "keras_jax", "Keras"),
+)
+
+ROUNDS = 3  # at least
+SECONDS, QUICK_SECONDS = 5.0, 0.5  # for all contestants of a case together, if that is enough for ROUNDS
+PAUSE = 0.01  # seconds; torch's threads spin for 5 milliseconds after a call, and would slow whoever is next
+BRIEF = 200.0  # milliseconds; the first call after a pause wakes threads up: up to 10 milliseconds, which are not timed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small shapes, short measurements")
+    parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES), help="which cells")
+    parser.add_argument("--shapes", nargs="+", type=shape, metavar="B,T,I,H", help="other shapes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios to Scan")
+    options = parser.parse_args()
+    shapes = options.shapes or (QUICK_SHAPES if options.quick else PEER_SHAPES)
+    print(measure.heading(), flush=True)
+    cases = [Case(cell, *shape) for cell in options.cells for shape in shapes]
+    records = run(cases, QUICK_SECONDS if options.quick else SECONDS)
+    print("\n".join(summary(records)))
+    if options.json:
+        measure.write_json(options.json, records)
+    if options.plot:
+        plot(options.plot, records)
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """The four sizes of `B,T,I,H`."""
+    B, T, I, H = map(int, text.split(","))  # noqa: E741
+    return B, T, I, H
+
+
+def run(cases: Sequence[Case], seconds: float) -> list[Record]:
+    """Measure every case in both directions, and print a line for each contestant as it is done."""
+    layers, skipped = installed_layers()
+    print(f"{LEGEND}\n{HEAD}", flush=True)
+    records = []
+    for case, direction in tqdm(list(product(cases, (FORWARD, GRADIENT))), unit="case"):
+        reasons = [layer.refusal(case, direction) for layer in layers]
+        skipped |= dict.fromkeys(reason for reason in reasons if reason)
+        taking_part = [layer for layer, reason in zip(layers, reasons, strict=True) if reason is None]
+        for record in compare(case, direction, taking_part, seconds):
+            records.append(record)
+            tqdm.write(row(record))
+    for reason in skipped:
+        print(f"skipped: {reason}")
+    return records
+
+
+def installed_layers() -> tuple[list[AbstractLayer], dict[str, None]]:
+    """What can be measured here, and a sentence for each library that is missing."""
+    layers: list[AbstractLayer] = [Ours(name, ENGINES[name]) for name in OURS if name in ENGINES]
+    layers.append(PlainScan())
+    missing = [package for package, _, _ in PEERS if find_spec(package) is None]
+    for package, module, name in PEERS:
+        if package not in missing:
+            layers.append(getattr(import_module(f"benchmarks.layers.{module}"), name)())
+    return layers, dict.fromkeys(f"{package} is not installed: pip install -e '.[peers]'" for package in missing)
+
+
+def compare(case: Case, direction: str, layers: Sequence[AbstractLayer], seconds: float) -> list[Record]:
+    """Records of every layer, measured in turn with each other and, where torch is there, with the machine's peak."""
+    work = draw_work(case, direction)
+    contestants = [layer.contestant(work) for layer in layers]
+    calls = [contestant.call for contestant in contestants]
+    rate = 1e-6 * operations(case, direction)  # gigaflops, times milliseconds
+    if find_spec("torch") is None:
+        peak, times = None, take_turns(calls, seconds)
+    else:
+        torch = import_module("benchmarks.layers.pytorch")
+        *times, peak_times = take_turns([*calls, torch.peak()], seconds)
+        peak = 1e-6 * torch.PEAK_OPERATIONS / statistics.median(peak_times)
+    return [
+        record._replace(
+            gigaflops=rate / record.milliseconds,
+            fraction_of_peak=rate / record.milliseconds / peak if peak else None,
+        )
+        for record in measure.records(case, direction, contestants, times)
+    ]
+
+
+def take_turns(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
+    """The milliseconds of every call: a warm-up each, then rounds in which each has its turn, for about `seconds`."""
+    expected = [min(measure.milliseconds_of(call) for _ in range(2)) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < ROUNDS or time.perf_counter() < end:
+        for call, known, milliseconds in zip(calls, expected, times, strict=True):
+            time.sleep(PAUSE)
+            if known < BRIEF:
+                call()
+            milliseconds.append(measure.milliseconds_of(call))
+    return times
+
+
+HEAD = (
+    f"{'cell':<6}{'direction':<10}{'B':>4}{'T':>5}{'I':>4}{'H':>4}  {'layer':<24}"
+    f"{'ms':>9}{'spread':>8}{'GF/s':>7}{'of peak':>9}{'ratio':>7}"
+)
+LEGEND = (
+    "ms: median per call; spread: interquartile range / median; GF/s: 10^9 operations per second, of matrix products;\n"
+    "of peak: as a share of torch.mm's rate at 1024^3; ratio: time / Scan's time, below 1 is faster than Scan"
+)
+
+
+def row(record: Record) -> str:
+    """A record as a line under HEAD."""
+    layer = f"{record.peer} {record.engine}" if record.peer else record.engine
+    share = "" if record.fraction_of_peak is None else f"{record.fraction_of_peak:.2f}"
+    return (
+        f"{record.cell:<6}{record.direction:<10}{record.B:>4}{record.T:>5}{record.I:>4}{record.H:>4}  {layer:<24}"
+        f"{record.milliseconds:>9.3f}{record.spread:>8.0%}{record.gigaflops:>7.1f}{share:>9}{record.ratio_to_scan:>7.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What the records of `peers.py` come to: how much faster than torch and than a scan, and how near to the peak."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from benchmarks.measure import Record
+
+LARGE_BATCH, LARGE_STATE = 16, 128  # from where on the peak is within reach
+
+HEAD = (
+    f"{'cell':<6}{'direction':<10}{'engine':<8}{'shapes':>7}{'torch / ours':>18}{'better scan / ours':>22}"
+    f"{f'of peak, B >= {LARGE_BATCH}, H >= {LARGE_STATE}':>28}"
+)
+
+
+def summary(records: Sequence[Record]) -> list[str]:
+    """A table: a line per cell and direction."""
+    lines = ["", "ratios of times, above 1: ours is faster; geometric mean over the shapes (and the least)", HEAD]
+    for cell, direction in dict.fromkeys((record.cell, record.direction) for record in records):
+        lines.append(line([record for record in records if (record.cell, record.direction) == (cell, direction)]))
+    return lines
+
+
+def line(records: Sequence[Record]) -> str:
+    """The line of one cell and direction; ours is Fused where it was measured, else Scan."""
+    ours = by_shape(records, is_fused) or by_shape(records, is_scan)
+    torch = by_shape(records, lambda record: record.peer == "torch")
+    better_scan = by_shape(records, lambda record: is_scan(record) or record.engine == "lax.scan")
+    any_of_ours = next(iter(ours.values()))
+    large = [
+        record.fraction_of_peak
+        for record in ours.values()
+        if record.B >= LARGE_BATCH and record.H >= LARGE_STATE and record.fraction_of_peak is not None
+    ]
+    return (
+        f"{any_of_ours.cell:<6}{any_of_ours.direction:<10}{any_of_ours.engine:<8}{len(ours):>7}"
+        f"{mean_and_least(ratios(torch, ours)):>18}{mean_and_least(ratios(better_scan, ours)):>22}"
+        f"{mean_and_least(large):>28}"
+    )
+
+
+def is_fused(record: Record) -> bool:
+    return record.engine == "Fused"
+
+
+def is_scan(record: Record) -> bool:
+    return record.engine == "Scan"
+
+
+def by_shape(records: Iterable[Record], chosen: Callable[[Record], bool]) -> dict[tuple[int, ...], Record]:
+    """The fastest of the chosen records, by shape."""
+    fastest: dict[tuple[int, ...], Record] = {}
+    for record in filter(chosen, records):
+        shape = record.B, record.T, record.I, record.H
+        fastest[shape] = min(record, fastest.get(shape, record), key=lambda record: record.milliseconds)
+    return fastest
+
+
+def ratios(theirs: dict[tuple[int, ...], Record], ours: dict[tuple[int, ...], Record]) -> list[float]:
+    """Their time over ours, for each shape that both were measured on."""
+    return [theirs[shape].milliseconds / ours[shape].milliseconds for shape in theirs if shape in ours]
+
+
+def mean_and_least(values: Sequence[float]) -> str:
+    return f"{statistics.geometric_mean(values):.2f} (least {min(values):.2f})" if values else "-"
