@@ -15,6 +15,7 @@ from rnnjax import (
     Associative,
     Checkpointed,
     Elman,
+    Fused,
     MinGRU,
     Scan,
     Unrolled,
@@ -51,6 +52,7 @@ QUICK_CASES = tuple(Case(cell, *shape) for cell in CELLS for shape in QUICK_SHAP
 
 ENGINES: dict[str, AbstractEngine] = {
     "Scan": Scan(),
+    "Fused": Fused(),
     "Unrolled": Unrolled(),
     "Checkpointed": Checkpointed(),
     "Associative": Associative(),

@@ -1,6 +1,7 @@
 """rnnjax: recurrent networks in JAX. Write a cell once, choose how it runs; same numbers, same gradients."""
 
 from . import initialise as initialise
+from . import kernel as kernel
 from .cell import AbstractCell as AbstractCell
 from .cell import AbstractGatedCell as AbstractGatedCell
 from .cell import AbstractLinearCell as AbstractLinearCell
@@ -32,10 +33,12 @@ from .engines.associative import Associative as Associative
 from .engines.auto import Auto as Auto
 from .engines.auto import Selection as Selection
 from .engines.checkpointed import Checkpointed as Checkpointed
+from .engines.fused import Fused as Fused
 from .engines.scan import Scan as Scan
 from .engines.unrolled import Unrolled as Unrolled
 from .kernel import AbstractKernel as AbstractKernel
-from .kernel import Cotangents as Cotangents
+from .kernels.cpu.cpu import CPU as CPU
+from .kernels.cpu.cpu import InstructionSet as InstructionSet
 from .marks import Marks as Marks
 from .marks import StepMarks as StepMarks
 from .models.language import LanguageModel as LanguageModel

@@ -12,7 +12,6 @@ import pytest
 from jaxtyping import Array, PyTree
 
 import rnnjax
-from rnnjax.engines.fused import Fused
 
 T, I, H, B = 12, 3, 8, 5  # noqa: E741
 KEY = jax.random.key(7)
@@ -64,7 +63,8 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "unrolled": rnnjax.Unrolled(),
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
-    "reference": Fused(cpu=None),
+    "fused": rnnjax.Fused(),
+    "reference": rnnjax.Fused(cpu=None),
 }
 ORACLE = rnnjax.Scan()
 

@@ -55,7 +55,7 @@ def expected_rounded(cell: str, dtype: str):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("engine", ["scan", "associative"])  # the others take the steps of `scan`
+@pytest.mark.parametrize("engine", ["scan", "associative", "fused"])  # the others take the steps of `scan`
 @pytest.mark.parametrize("cell", grid.GROUPED_CELLS)
 def test_narrow_dtypes(cell, engine, dtype):
     built = grid.build(cell, dtype)
