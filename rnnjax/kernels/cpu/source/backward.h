@@ -1,13 +1,15 @@
 // The backward half: a tile of sequences back through time, and every gradient.
 #pragma once
 
+#include <new>
+
 #include "pack.h"
 
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
 // Gate cotangents are gathered in a ring of about this many rows; then come the products that need no order in time.
-constexpr int64_t RING_ROWS = 256;
+constexpr int64_t RING_ROWS = 256, FIRST_RING_ROWS = 12;  // the latter while some have yet to join
 
 // Sums over sequences and time, of one group and one part of its sequences.
 template <class E>
@@ -34,7 +36,8 @@ struct BackwardPass {
   Layout<E> layout;
   Tiles tiles;
   int64_t parts;  // of the tiles of a group, each summed apart
-  int64_t weight_groups, batch;
+  int64_t weight_groups, members, batch;
+  Gang* gangs;  // of each tile
   int64_t recurrent_size, input_size, sums_size = 0;
   E *recurrent_panels, *input_panels, *gains, *initial;
   char* sums;
@@ -43,6 +46,7 @@ struct BackwardPass {
   BackwardPass(const Backward& call, const Crew& crew)
       : call(call), crew(crew), shape(call.problem.shape), layout(call.problem), tiles(shape, crew.threads) {
     parts = least(tiles.count, ceiling(crew.threads, shape.S));
+    members = sharers(layout, tiles, crew.threads);
     batch = layout.batch(Runner<E>(call.problem.code).step, tiles.rows(shape, 0));
     recurrent_size = layout.blocks * shape.D * layout.recurrent.count * L;
     input_size = call.dxs ? layout.input_pieces * layout.H * layout.input.count * L : 0;
@@ -62,23 +66,29 @@ struct BackwardPass {
     carve_weights(carver);
     crew.run(crew.self, weight_groups * (layout.blocks + (call.dxs ? layout.input_pieces : 0)),
              [](void* self, int64_t index) { static_cast<BackwardPass*>(self)->pack(index); }, this);
-    crew.run(crew.self, shape.S * parts,
+    for (int64_t tile = 0; members > 1 && tile < shape.S * parts; ++tile) new (gangs + tile) Gang;
+    crew.run(crew.self, shape.S * parts * members,
              [](void* self, int64_t index) { static_cast<BackwardPass*>(self)->part(index); }, this);
-    if (parts > 1 && !out_of_memory)
+    if (!sums_are_own() && !out_of_memory)
       crew.run(crew.self, shape.S * layout.blocks, [](void* self, int64_t index) {
         BackwardPass* pass = static_cast<BackwardPass*>(self);
-        pass->finish(index / pass->layout.blocks, index % pass->layout.blocks, pass->sums);
+        const int64_t group = index / pass->layout.blocks;
+        pass->finish(group, index % pass->layout.blocks, pass->sums + group * pass->parts * pass->sums_size);
       }, this);
     crew.give(crew.self, memory);
     return !out_of_memory;
   }
 
+  // Where a group is one part that nobody shares, its sums are made and written by one task, in memory of its own.
+  bool sums_are_own() const { return parts == 1 && members == 1; }
+
   void carve_weights(Carver& carver) {
+    gangs = carver.carve<Gang>(members > 1 ? shape.S * parts : 0);
     recurrent_panels = carver.carve<E>(weight_groups * recurrent_size);
     input_panels = carver.carve<E>(weight_groups * input_size);
     gains = carver.carve<E>(weight_groups * layout.blocks * shape.K * L);
     initial = carver.carve<E>(weight_groups * layout.blocks * shape.F * L);
-    sums = carver.carve<char>(parts > 1 ? shape.S * parts * sums_size : 0);
+    sums = carver.carve<char>(sums_are_own() ? 0 : shape.S * parts * sums_size);
   }
 
   int64_t recurrent_depth() const { return shape.D * layout.recurrent.count; }
@@ -108,34 +118,25 @@ struct BackwardPass {
     }
   }
 
-  // What one part works in.
-  struct Scratch {
+  // What the members of a tile have in common.
+  struct Common {
     int64_t ring_rows;
-    E *ring, *ring_h, *ring_x, *ones, *carry, *next, *before, *kept, *dcolumns, *dgains, *gains, *dx;
+    E *ring, *ring_h, *ring_x, *ones, *states;
     int64_t *ring_step, *recurrent_offsets, *input_offsets;
-    Runner<E> runner;
 
-    Scratch(const BackwardPass& pass, Carver& carver) : runner(pass.call.problem.code) {
+    Common(const BackwardPass& pass, Carver& carver) {
       const Layout<E>& layout = pass.layout;
       const Shape& shape = pass.shape;
-      const int64_t rows = pass.tiles.rows(shape, 0), tile = pass.batch * rows * L;
+      const int64_t rows = pass.tiles.rows(shape, 0);
       ring_rows = least(rows * shape.T, most(RING_ROWS / rows, 1) * rows);
       ring = carver.carve<E>(layout.blocks * shape.C * ring_rows * L);
       ring_h = carver.carve<E>(layout.blocks * ring_rows * L);
       ring_x = carver.carve<E>(pass.call.dW ? layout.input_pieces * ring_rows * L : 0);
       ones = carver.carve<E>(pass.call.db ? ring_rows * L : 0);
-      dx = carver.carve<E>(pass.call.dxs ? TILE_VECTORS * ring_rows * L : 0);
-      carry = carver.carve<E>(shape.F * layout.blocks * rows * L);
-      next = carver.carve<E>(shape.F * layout.blocks * rows * L);
-      before = carver.carve<E>(shape.F * tile);
-      kept = carver.carve<E>(shape.C * tile);
-      dcolumns = carver.carve<E>(shape.C * tile);
-      gains = carver.carve<E>(shape.K * tile);
-      dgains = carver.carve<E>(shape.K * tile);
+      states = carver.carve<E>(2 * shape.F * layout.blocks * rows * L);
       ring_step = carver.carve<int64_t>(ring_rows);
       recurrent_offsets = carver.carve<int64_t>(layout.head_blocks * layout.recurrent.count);
       input_offsets = carver.carve<int64_t>(layout.blocks * layout.input.count);
-      runner.carve(carver);
       if (!carver.memory) return;
       if (pass.call.db) fill(ones, splat(E(1)), ring_rows);
       for (int64_t k = 0; k < layout.head_blocks * layout.recurrent.count; ++k)
@@ -149,70 +150,154 @@ struct BackwardPass {
     }
   };
 
+  // What one member works in.
+  struct Scratch {
+    E *before, *kept, *dcolumns, *dgains, *gains, *dx;
+    Runner<E> runner;
+
+    Scratch(const BackwardPass& pass, int64_t ring_rows, Carver& carver) : runner(pass.call.problem.code) {
+      const Shape& shape = pass.shape;
+      const int64_t tile = pass.batch * pass.tiles.rows(shape, 0) * L;
+      dx = carver.carve<E>(pass.call.dxs ? TILE_VECTORS * ring_rows * L : 0);
+      before = carver.carve<E>(shape.F * tile);
+      kept = carver.carve<E>(shape.C * tile);
+      dcolumns = carver.carve<E>(shape.C * tile);
+      gains = carver.carve<E>(shape.K * tile);
+      dgains = carver.carve<E>(shape.K * tile);
+      runner.carve(carver);
+    }
+  };
+
+  // The owners of all parts come first, so that a helper finds one that has begun, or has ended.
   void part(int64_t index) {
+    if (index < shape.S * parts) {
+      lead(index);
+    } else {
+      follow(index % (shape.S * parts));
+    }
+  }
+
+  void lead(int64_t index) {
     const int64_t group = index / parts;
     Carver sizes{nullptr};
-    Scratch(*this, sizes);
-    const size_t own = parts > 1 ? 0 : size_t(sums_size);
+    const Common sized(*this, sizes);
+    Scratch(*this, sized.ring_rows, sizes);
+    const size_t own = sums_are_own() ? size_t(sums_size) : 0;
     char* memory = static_cast<char*>(crew.take(crew.self, sizes.used + own));
     if (!memory) {
-      out_of_memory = true;
+      __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
       return;
     }
     Carver carver{memory};
-    Scratch scratch(*this, carver);
+    Common common(*this, carver);
+    Scratch scratch(*this, common.ring_rows, carver);
     char* summed = own ? memory + sizes.used : sums + index * sums_size;
     memset(summed, 0, size_t(sums_size));
-    Carver sum_carver{summed};
-    const Sums<E> part_sums(layout, call, sum_carver);
     for (int64_t number = index % parts; number < tiles.count; number += parts) {
       const Rows rows(call.problem, group, number, tiles);
-      if (rows.count == 0) continue;
-      Step step{*this, rows, scratch, part_sums, group * (weight_groups > 1)};
-      step.sequence();
+      if (rows.count) step_of(index, rows, scratch, summed).lead(&common);
     }
     if (own)
       for (int64_t block = 0; block < layout.blocks; ++block) finish(group, block, summed);
     crew.give(crew.self, memory);
   }
 
-  // One tile on its way back through time.
+  // Only where a part is one tile: there are fewer tiles than threads.
+  void follow(int64_t index) {
+    const Rows rows(call.problem, index / parts, index % parts, tiles);
+    if (rows.count == 0) return;
+    Carver sizes{nullptr}, uncounted{nullptr};
+    const int64_t ring_rows = Common(*this, uncounted).ring_rows;
+    Scratch(*this, ring_rows, sizes);
+    char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
+    if (!memory) return;
+    Carver carver{memory};
+    Scratch scratch(*this, ring_rows, carver);
+    step_of(index, rows, scratch, sums + index * sums_size).follow();
+    crew.give(crew.self, memory);
+  }
+
+  // One tile on its way back through time, as far as one member goes with it.
   struct Step {
     const BackwardPass& pass;
     const Rows& rows;
     Scratch& scratch;
-    const Sums<E>& sums;
+    Sums<E> sums;
     int64_t weight_group;
+    Gang* gang;
     const Backward& call = pass.call;
     const Shape& shape = pass.shape;
     const Layout<E>& layout = pass.layout;
-    int64_t filled = 0;  // rows of the ring
+    const Common* common = nullptr;
+    E *carry = nullptr, *next = nullptr;  // the cotangents of the state after a step and before it, in turns
+    Member member = {};
+    int64_t begin = 0, end = 0;  // the blocks of this member
+    int64_t filled = 0;          // rows of the ring
+    int64_t key = 0;             // of the section
 
-    void sequence() {
-      clear(scratch.carry, shape.F * layout.blocks * rows.count * L);
-      clear(scratch.next, shape.F * layout.blocks * rows.count * L);
+    void lead(const Common* shared) {
+      common = shared;
+      clear(common->states, 2 * state_size());
+      begin = 0, end = layout.blocks;
+      carry = common->states;
       for (int64_t row = 0; row < rows.count; ++row) start(row);
-      for (int64_t t = rows.longest - 1; t >= 0; --t) {
+      if (gang) gang->shared = const_cast<Common*>(common);
+      for (int64_t t = rows.longest - 1; t >= 0;) {
+        key = rows.longest - t;
+        if (gang) member = gang->open(key);
+        t = section(t);
+      }
+      if (gang) gang->close(member, key);
+      if (call.dstate) write_state();
+    }
+
+    void follow() {
+      const int64_t number = gang->join();
+      while (number && gang->enter(number, &key, &member)) {
+        common = static_cast<const Common*>(gang->shared);
+        section(rows.longest - key);
+        gang->done(member, key);
+      }
+    }
+
+    void meet(int64_t phase) {
+      if (gang) gang->meet(member, key, phase);
+    }
+
+    // Back from step t as far as the ring has room: not far until all are there who may come. Returns where it stopped.
+    int64_t section(int64_t t) {
+      const int64_t room = member.members < pass.members ? least(FIRST_RING_ROWS, common->ring_rows) : common->ring_rows;
+      const int64_t first = t, panels = ceiling(layout.head_blocks, TILE_VECTORS) * shape.N;
+      begin = start_of_panel(member.begin(panels)), end = start_of_panel(member.end(panels));
+      filled = 0;
+      meet(0);
+      for (; t >= 0 && (t == first || filled + rows.active(t) <= room); --t) {
         const int64_t active = rows.active(t);
-        if (filled + active > scratch.ring_rows) empty_ring();
-        for (int64_t block = 0; block < layout.blocks;) {
-          const int64_t blocks = least(pass.batch, layout.head_blocks - block % layout.head_blocks);
+        carry = common->states + ((rows.longest - 1 - t) & 1) * state_size();
+        next = common->states + (~(rows.longest - 1 - t) & 1) * state_size();
+        for (int64_t block = begin; block < end;) {
+          const int64_t blocks = least(least(pass.batch, layout.head_blocks - block % layout.head_blocks), end - block);
           read(block, blocks, t, active);
           run_program(block, blocks, active);
           to_ring(block, blocks, active);
           block += blocks;
         }
+        if (member.number == 0) rows_to_ring(t, active);
         swap_carry(active);
+        meet(first - t + 1);
         through_recurrence(active);
-        for (int64_t row = 0; row < active; ++row) {
-          scratch.ring_step[filled + row] = rows.sequence[row] * shape.T + t;
-          if (call.dW) load_x(row, t);
-        }
         reset(t, active);
         filled += active;
       }
       empty_ring();
-      if (call.dstate) write_state();
+      return t;
+    }
+
+    int64_t state_size() const { return shape.F * layout.blocks * rows.count * L; }
+    // The block where a panel of R transposed begins, by the number of the panel.
+    int64_t start_of_panel(int64_t number) const {
+      const int64_t each = ceiling(layout.head_blocks, TILE_VECTORS);
+      return number / each * layout.head_blocks + layout.head_blocks * (number % each) / each;
     }
 
     E* state_of(E* state, int64_t field, int64_t block) const {
@@ -221,7 +306,7 @@ struct BackwardPass {
     E* tile_of(E* tile, int64_t number, int64_t blocks, int64_t u) const {
       return tile + (number * blocks + u) * rows.count * L;
     }
-    E* ring_of(int64_t block, int64_t column) const { return scratch.ring + scratch.ring_offset(shape, block, column); }
+    E* ring_of(int64_t block, int64_t column) const { return common->ring + common->ring_offset(shape, block, column); }
 
     // The cotangent of the last state, and of the steps that hold it.
     void start(int64_t row) {
@@ -239,7 +324,7 @@ struct BackwardPass {
           if (call.dstates[f])
             for (int64_t t = rows.length[row]; t < shape.T; ++t)
               sum += load_part(static_cast<const E*>(call.dstates[f]) + (sequence * shape.T + t) * layout.H + unit, width);
-          store(state_of(scratch.carry, f, block) + row * L, sum);
+          store(state_of(carry, f, block) + row * L, sum);
         }
     }
 
@@ -255,17 +340,17 @@ struct BackwardPass {
           E* to = tile_of(scratch.kept, c, blocks, u);
           for (int64_t row = 0; row < active; ++row) {
             const E* at = from + (rows.sequence[row] * shape.T + t) * shape.C * layout.H;
-            __builtin_prefetch(at - shape.C * layout.H);
+            __builtin_prefetch(at - shape.C * layout.H, 0, 1);
             store(to + row * L, load_part(at, width));
           }
         }
         for (int64_t f = 0; f < shape.F; ++f) {
           if (!call.dstates[f]) continue;
           const E* from = static_cast<const E*>(call.dstates[f]) + unit;
-          E* to = state_of(scratch.carry, f, block + u);
+          E* to = state_of(carry, f, block + u);
           for (int64_t row = 0; row < active; ++row) {
             const E* at = from + (rows.sequence[row] * shape.T + t) * layout.H;
-            __builtin_prefetch(at - layout.H);
+            __builtin_prefetch(at - layout.H, 0, 1);
             store(to + row * L, load(to + row * L) + load_part(at, width));
           }
         }
@@ -289,11 +374,11 @@ struct BackwardPass {
           value = load_part(static_cast<const E*>(call.problem.state) + (sequence * shape.F + f) * layout.H + unit, width);
         } else {
           const E* at = static_cast<const E*>(call.states[f]) + (sequence * shape.T + t - 1) * layout.H + unit;
-          __builtin_prefetch(at - layout.H);
+          __builtin_prefetch(at - layout.H, 0, 1);
           value = load_part(at, width);
         }
         store(tile_of(scratch.before, f, blocks, u) + row * L, value);
-        if (f == 0) store(scratch.ring_h + (block * scratch.ring_rows + filled + row) * L, value);
+        if (f == 0) store(common->ring_h + (block * common->ring_rows + filled + row) * L, value);
       }
     }
 
@@ -302,7 +387,7 @@ struct BackwardPass {
       int64_t in = 0, out = 0;
       for (int64_t c = 0; c < shape.C; ++c) inputs[in++] = tile_of(scratch.kept, c, blocks, 0);
       for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = tile_of(scratch.before, f, blocks, 0);
-      for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = state_of(scratch.carry, f, block);
+      for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = state_of(carry, f, block);
       for (int64_t k = 0; k < shape.K; ++k) {
         E* to = inputs[in++] = tile_of(scratch.gains, k, blocks, 0);
         for (int64_t u = 0; u < blocks; ++u)
@@ -310,7 +395,7 @@ struct BackwardPass {
                load(pass.gains + ((weight_group * shape.K + k) * layout.blocks + block + u) * L), rows.count);
       }
       for (int64_t c = 0; c < shape.C; ++c) outputs[out++] = tile_of(scratch.dcolumns, c, blocks, 0);
-      for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = state_of(scratch.next, f, block);
+      for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = state_of(next, f, block);
       for (int64_t k = 0; k < shape.K; ++k) outputs[out++] = tile_of(scratch.dgains, k, blocks, 0);
       scratch.runner.run(inputs, outputs, out, blocks, rows.count * L, active * L);
     }
@@ -331,12 +416,12 @@ struct BackwardPass {
 
     // What has just been made is the carry of the running rows; rows that have not begun keep theirs.
     void swap_carry(int64_t active) {
-      for (int64_t k = 0; k < shape.F * layout.blocks && active < rows.count; ++k)
-        copy(scratch.next + (k * rows.count + active) * L, scratch.carry + (k * rows.count + active) * L,
-             (rows.count - active) * L);
-      E* swapped = scratch.carry;
-      scratch.carry = scratch.next;
-      scratch.next = swapped;
+      for (int64_t f = 0; f < shape.F && active < rows.count; ++f)
+        for (int64_t block = begin; block < end; ++block)
+          copy(state_of(next, f, block) + active * L, state_of(carry, f, block) + active * L, (rows.count - active) * L);
+      E* swapped = carry;
+      carry = next;
+      next = swapped;
     }
 
     // dh += R^T dv
@@ -344,11 +429,12 @@ struct BackwardPass {
       const int64_t whole = shape.D / L * layout.recurrent.count, all = layout.head_blocks * layout.recurrent.count;
       for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
         const E* base = ring_of(start, 0) + filled * L;
-        const Pieces<E> parts[2] = {{base, scratch.recurrent_offsets, whole, L},
-                                    {base, scratch.recurrent_offsets + whole, all - whole, int(shape.D % L)}};
+        const Pieces<E> parts[2] = {{base, common->recurrent_offsets, whole, L},
+                                    {base, common->recurrent_offsets + whole, all - whole, int(shape.D % L)}};
         for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
+          if (first < begin || first >= end) return;
           E* out[TILE_VECTORS];
-          for (int v = 0; v < vectors; ++v) out[v] = state_of(scratch.carry, 0, first + v);
+          for (int v = 0; v < vectors; ++v) out[v] = state_of(carry, 0, first + v);
           multiply_all(parts, 2, active,
                        panel_of(pass.recurrent_panels + weight_group * pass.recurrent_size, first, pass.recurrent_depth()),
                        out, vectors);
@@ -356,38 +442,51 @@ struct BackwardPass {
       }
     }
 
-    void load_x(int64_t row, int64_t t) {
-      const E* from = static_cast<const E*>(call.problem.xs) + (rows.sequence[row] * shape.T + t) * shape.I;
-      for (int64_t piece = 0; piece < layout.input_pieces; ++piece)
-        store(scratch.ring_x + (piece * scratch.ring_rows + filled + row) * L,
-              load_part(from + piece * L, layout.input_width(piece)));
+    // Which step each row of the ring is, and its input.
+    void rows_to_ring(int64_t t, int64_t active) {
+      for (int64_t row = 0; row < active; ++row) {
+        const int64_t step = rows.sequence[row] * shape.T + t;
+        common->ring_step[filled + row] = step;
+        if (!call.dW) continue;
+        const E* from = static_cast<const E*>(call.problem.xs) + step * shape.I;
+        for (int64_t piece = 0; piece < layout.input_pieces; ++piece)
+          store(common->ring_x + (piece * common->ring_rows + filled + row) * L,
+                load_part(from + piece * L, layout.input_width(piece)));
+      }
     }
 
     // Before a reset the state is the initial one: its cotangent goes there, and no further back.
     void reset(int64_t t, int64_t active) {
       for (int64_t row = 0; row < active; ++row) {
         if (!is_reset(row, t)) continue;
-        for (int64_t k = 0; k < shape.F * layout.blocks; ++k) {
-          E* carry = scratch.carry + (k * rows.count + row) * L;
-          store(sums.initial + k * L, load(sums.initial + k * L) + load(carry));
-          store(carry, V<E>{});
-        }
+        for (int64_t f = 0; f < shape.F; ++f)
+          for (int64_t block = begin; block < end; ++block) {
+            E *from = state_of(carry, f, block) + row * L, *to = sums.initial + (f * layout.blocks + block) * L;
+            store(to, load(to) + load(from));
+            store(from, V<E>{});
+          }
       }
     }
 
-    // The products over the rows of the ring: weight gradients, and the cotangents of the inputs.
+    // The products over the rows of the ring: weight gradients, and the cotangents of the inputs. Members take panels in
+    // turns. The rows are theirs to read until the next section begins.
     void empty_ring() {
+      int64_t turn = 0;
+      const auto is_own = [&] { return turn++ % member.members == member.number; };
       for (int64_t start = 0; call.dR && start < layout.blocks; start += layout.head_blocks)
         for_panels(start, layout.head_blocks, layout.recurrent.count, [&](int64_t first, int vectors) {
-          correlate_panel(layout.recurrent, first, vectors, scratch.ring_h + start * scratch.ring_rows * L, shape.D, sums.R);
+          if (!is_own()) return;
+          correlate_panel(layout.recurrent, first, vectors, common->ring_h + start * common->ring_rows * L, shape.D, sums.R);
         });
       if (call.dW || call.db)
         for_panels(0, layout.blocks, layout.input.count, [&](int64_t first, int vectors) {
-          if (call.dW) correlate_panel(layout.input, first, vectors, scratch.ring_x, shape.I, sums.W);
-          if (call.db) correlate_panel(layout.input, first, vectors, scratch.ones, 1, sums.b);
+          if (!is_own()) return;
+          if (call.dW) correlate_panel(layout.input, first, vectors, common->ring_x, shape.I, sums.W);
+          if (call.db) correlate_panel(layout.input, first, vectors, common->ones, 1, sums.b);
         });
-      if (call.dxs) make_dxs();
-      filled = 0;
+      for_panels(0, call.dxs ? layout.input_pieces : 0, 1, [&](int64_t first, int vectors) {
+        if (is_own()) make_dxs(first, vectors);
+      });
     }
 
     void correlate_panel(const Fill& fill, int64_t first, int vectors, const E* left, int64_t depth, E* to) {
@@ -395,29 +494,27 @@ struct BackwardPass {
       for (int v = 0; v < vectors; ++v) d[v] = ring_of((first + v) / fill.count, fill.columns[(first + v) % fill.count]);
       E* panel = panel_of(to, first, depth);
       for (int64_t m = 0; m < depth; m += L)
-        correlate_piece(left + m * scratch.ring_rows, int(least(L, depth - m)), d, vectors, filled, panel + m * vectors * L);
+        correlate_piece(left + m * common->ring_rows, int(least(L, depth - m)), d, vectors, filled, panel + m * vectors * L);
     }
 
-    void make_dxs() {
-      // Heads end in blocks that are not whole, so the pieces are taken block by block.
-      for_panels(0, layout.input_pieces, 1, [&](int64_t first, int vectors) {
-        E* out[TILE_VECTORS];
-        for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * scratch.ring_rows * L;
-        clear(scratch.dx, vectors * scratch.ring_rows * L);
-        const E* panel = panel_of(pass.input_panels + weight_group * pass.input_size, first, pass.input_depth());
-        for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
-          const int64_t whole = shape.D / L * layout.input.count, all = layout.head_blocks * layout.input.count;
-          const int64_t* offsets = scratch.input_offsets + start * layout.input.count;
-          const Pieces<E> parts[2] = {{scratch.ring, offsets, whole, L},
-                                      {scratch.ring, offsets + whole, all - whole, int(shape.D % L)}};
-          multiply_all(parts, 2, filled, panel, out, vectors);
-          panel += shape.D * layout.input.count * vectors * L;
-        }
-        for (int v = 0; v < vectors; ++v)
-          for (int64_t row = 0; row < filled; ++row)
-            store_part(static_cast<E*>(call.dxs) + scratch.ring_step[row] * shape.I + (first + v) * L,
-                       load(out[v] + row * L), layout.input_width(first + v));
-      });
+    // Of some pieces of the inputs. Heads end in blocks that are not whole, so the columns are taken head by head.
+    void make_dxs(int64_t first, int vectors) {
+      E* out[TILE_VECTORS];
+      for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * common->ring_rows * L;
+      clear(scratch.dx, vectors * common->ring_rows * L);
+      const E* panel = panel_of(pass.input_panels + weight_group * pass.input_size, first, pass.input_depth());
+      for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
+        const int64_t whole = shape.D / L * layout.input.count, all = layout.head_blocks * layout.input.count;
+        const int64_t* offsets = common->input_offsets + start * layout.input.count;
+        const Pieces<E> parts[2] = {{common->ring, offsets, whole, L},
+                                    {common->ring, offsets + whole, all - whole, int(shape.D % L)}};
+        multiply_all(parts, 2, filled, panel, out, vectors);
+        panel += shape.D * layout.input.count * vectors * L;
+      }
+      for (int v = 0; v < vectors; ++v)
+        for (int64_t row = 0; row < filled; ++row)
+          store_part(static_cast<E*>(call.dxs) + common->ring_step[row] * shape.I + (first + v) * L,
+                     load(out[v] + row * L), layout.input_width(first + v));
     }
 
     void write_state() {
@@ -426,18 +523,24 @@ struct BackwardPass {
           for (int64_t block = 0; block < layout.blocks; ++block)
             store_part(static_cast<E*>(call.dstate) + (rows.sequence[row] * shape.F + f) * layout.H +
                            layout.first_unit(block),
-                       load(state_of(scratch.carry, f, block) + row * L), layout.width(block));
+                       load(state_of(carry, f, block) + row * L), layout.width(block));
     }
   };
 
+  Step step_of(int64_t index, const Rows& rows, Scratch& scratch, char* summed) const {
+    Carver carver{summed};
+    return {*this, rows, scratch, Sums<E>(layout, call, carver), index / parts * (weight_groups > 1),
+            members > 1 ? gangs + index : nullptr};
+  }
+
   // The sums of all parts, put where they belong: the weights' gradients of one group, as far as they concern one block.
-  void finish(int64_t group, int64_t block, char* summed) {
+  void finish(int64_t group, int64_t block, char* summed) const {
     const int64_t unit = layout.first_unit(block);
     const int width = layout.width(block);
     const auto write = [&](E* Sums<E>::*sum, int64_t at, E* to) {
       V<E> value = {};
       for (int64_t part = 0; part < parts; ++part) {
-        Carver carver{summed + (parts > 1 ? (group * parts + part) * sums_size : 0)};
+        Carver carver{summed + part * sums_size};
         value += load(Sums<E>(layout, call, carver).*sum + at);
       }
       store_part(to, value, width);

@@ -1,14 +1,13 @@
 // Tasks for whoever has time: the caller, and threads of a pool that may come late or not at all.
 #pragma once
 
-#include <sched.h>
-
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
 
 #include "interface.h"
+#include "spin.h"
 
 namespace rnnjax {
 
@@ -63,6 +62,7 @@ class Team {
     }
   }
 
+  // Between phases it waits for a caller that is at work, so never for long.
   static void help(Work& work) {
     int finished = 0;
     for (int spins = 0;;) {
@@ -70,19 +70,6 @@ class Team {
       if (work.closed.load(std::memory_order_acquire)) return;
       relax(++spins);
     }
-  }
-
-  // Between phases a helper waits for a caller that is at work, so never for long; but it must not hold a core it needs.
-  static void relax(int spins) {
-    if (spins > 1000) {
-      sched_yield();
-      return;
-    }
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
   }
 
   int64_t threads_;

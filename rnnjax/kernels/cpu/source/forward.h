@@ -1,6 +1,8 @@
 // The forward half: a tile of sequences through all of time, one step after the other.
 #pragma once
 
+#include <new>
+
 #include "pack.h"
 
 namespace rnnjax {
@@ -9,6 +11,7 @@ namespace RNNJAX_TARGET {
 // All of W's product is made ahead, for blocks of this many rows, where a single step has too few rows to make it well.
 constexpr int64_t AHEAD_ROWS = 96;
 constexpr int64_t FEW_ROWS = 3;
+constexpr int64_t SECTION_STEPS = 32, FIRST_ROWS = 12;  // of a section that is shared; while some have yet to join
 
 template <class E>
 struct ForwardPass {
@@ -18,6 +21,7 @@ struct ForwardPass {
   const Shape& shape;
   Layout<E> layout;
   Tiles tiles;
+  int64_t members;  // who may share a tile
   bool ahead, out_of_memory = false;
   Fill fills[2];
   int fill_count = 0;
@@ -25,6 +29,7 @@ struct ForwardPass {
   int64_t panel_size[2];
   E *panels[2], *bias, *gains, *initial;  // packed, of all groups
   int64_t weight_groups;
+  Gang* gangs;  // of each tile
 
   ForwardPass(const Forward& call, const Crew& crew)
       : call(call), crew(crew), shape(call.problem.shape), layout(call.problem), tiles(shape, crew.threads) {
@@ -34,7 +39,8 @@ struct ForwardPass {
     fills[0].from_x = fills[1].from_h = true, fills[0].from_h = fills[1].from_x = false;
     fill_count = 2;
     if (layout.joined && !ahead) fills[0].from_h = true, fill_count = 1;
-    batch = layout.batch(Runner<E>(call.problem.code).step, rows);
+    members = sharers(layout, tiles, crew.threads);
+    batch = least(layout.batch(Runner<E>(call.problem.code).step, rows), ceiling(layout.blocks, members));
   }
 
   int64_t depth(const Fill& fill) const { return fill.from_x * shape.I + fill.from_h * shape.D; }
@@ -51,15 +57,17 @@ struct ForwardPass {
     crew.run(crew.self, weight_groups * layout.blocks, [](void* self, int64_t index) {
       static_cast<ForwardPass*>(self)->pack(index);
     }, this);
-    crew.run(crew.self, shape.S * tiles.count, [](void* self, int64_t index) {
-      static_cast<ForwardPass*>(self)->tile(index / static_cast<ForwardPass*>(self)->tiles.count,
-                                            index % static_cast<ForwardPass*>(self)->tiles.count);
-    }, this);
+    for (int64_t tile = 0; members > 1 && tile < all_tiles(); ++tile) new (gangs + tile) Gang;
+    crew.run(crew.self, all_tiles() * members,
+             [](void* self, int64_t index) { static_cast<ForwardPass*>(self)->tile(index); }, this);
     crew.give(crew.self, memory);
     return !out_of_memory;
   }
 
+  int64_t all_tiles() const { return shape.S * tiles.count; }
+
   void carve_weights(Carver& carver) {
+    gangs = carver.carve<Gang>(members > 1 ? all_tiles() : 0);
     for (int f = 0; f < fill_count; ++f) {
       panel_size[f] = layout.blocks * fills[f].count * depth(fills[f]) * L;
       panels[f] = carver.carve<E>(weight_groups * panel_size[f]);
@@ -72,6 +80,11 @@ struct ForwardPass {
   // Blocks run their programs in batches that do not straddle heads; panels do not straddle batches.
   int64_t batch_of(int64_t block) const { return least(batch, layout.head_blocks - block % layout.head_blocks); }
   bool starts_batch(int64_t block) const { return block % layout.head_blocks % batch == 0; }
+  // The block where a batch begins, by the number of the batch.
+  int64_t start_of_batch(int64_t number) const {
+    const int64_t each = ceiling(layout.head_blocks, batch);
+    return number / each * layout.head_blocks + number % each * batch;
+  }
 
   void pack(int64_t index) {
     const int64_t group = index / layout.blocks, block = index % layout.blocks;
@@ -89,9 +102,9 @@ struct ForwardPass {
       });
   }
 
-  // What one tile works in.
+  // What one member works in.
   struct Scratch {
-    E *x, *us, *before, *after, *columns, *kept, *gains;
+    E *x, *us, *columns, *kept, *gains;
     int64_t *x_offsets, *h_offsets;
     Runner<E> runner;
     int64_t x_rows;
@@ -102,8 +115,6 @@ struct ForwardPass {
       x_rows = pass.ahead ? least(most(AHEAD_ROWS, rows), rows * most(1, shape.T)) : rows;
       x = carver.carve<E>(layout.input_pieces * x_rows * L);
       us = carver.carve<E>(pass.ahead ? layout.blocks * layout.input.count * x_rows * L : 0);
-      before = carver.carve<E>(shape.F * layout.blocks * rows * L);
-      after = carver.carve<E>(shape.F * layout.blocks * rows * L);
       columns = carver.carve<E>(shape.C * pass.batch * rows * L);
       kept = carver.carve<E>(shape.C * pass.batch * rows * L);
       gains = carver.carve<E>(shape.K * pass.batch * rows * L);
@@ -116,62 +127,119 @@ struct ForwardPass {
     }
   };
 
-  void tile(int64_t group, int64_t number) {
-    const Rows rows(call.problem, group, number, tiles);
+  int64_t state_size(int64_t rows) const { return shape.F * layout.blocks * rows * L; }
+
+  // The owners of all tiles come first, so that a helper finds one that has begun, or has ended.
+  void tile(int64_t index) {
+    const int64_t number = index % all_tiles(), group = number / tiles.count;
+    const bool owner = index < all_tiles();
+    const Rows rows(call.problem, group, number % tiles.count, tiles);
     if (rows.count == 0) return;
     Carver sizes{nullptr};
     Scratch(*this, rows.count, sizes);
+    sizes.carve<E>(owner ? 2 * state_size(rows.count) : 0);
     char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
     if (!memory) {
-      out_of_memory = true;
+      if (owner) __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
       return;
     }
     Carver carver{memory};
     Scratch scratch(*this, rows.count, carver);
-    clear(scratch.before, shape.F * layout.blocks * rows.count * L);
-    clear(scratch.after, shape.F * layout.blocks * rows.count * L);
-    Step step{*this, rows, scratch, group * (weight_groups > 1)};
-    step.sequence();
+    Gang* gang = members > 1 ? gangs + number : nullptr;
+    Step step{*this, rows, scratch, group * (weight_groups > 1), gang};
+    if (owner) {
+      E* states = carver.carve<E>(2 * state_size(rows.count));
+      clear(states, 2 * state_size(rows.count));
+      step.lead(states);
+    } else {
+      step.follow();
+    }
     crew.give(crew.self, memory);
   }
 
-  // One tile on its way through time.
+  // One tile on its way through time, as far as one member goes with it.
   struct Step {
     const ForwardPass& pass;
     const Rows& rows;
     Scratch& scratch;
     int64_t weight_group;
+    Gang* gang;
     const Shape& shape = pass.shape;
     const Layout<E>& layout = pass.layout;
-    int64_t us_end = 0, us_row = 0, us_next = 0;  // the steps made ahead end here; rows of this step; and of the next
+    E* states = nullptr;  // before and after a step, in turns
+    E *before = nullptr, *after = nullptr;
+    Member member = {};
+    int64_t begin = 0, end = 0;  // the blocks of this member
+    int64_t us_row = 0;          // where the rows of this step begin in what was made ahead
+    int64_t key = 0;             // of the section
 
-    void sequence() {
+    void lead(E* fresh) {
+      states = before = fresh;
       load_state();
+      begin = 0, end = layout.blocks;
       for (int64_t row = 0; row < rows.count; ++row)
-        if (rows.length[row] == 0) finish(row);
-      for (int64_t t = 0; t < rows.longest; ++t) {
-        const int64_t active = rows.active(t);
-        reset(t, active);
-        if (pass.ahead) {
-          if (t == us_end) make_ahead(t);
-          us_row = us_next;
-          us_next += active;
-        } else {
-          for (int64_t row = 0; row < active; ++row) load_x(row, t, row);
-        }
-        for (int64_t block = 0; block < layout.blocks;) {
-          const int64_t blocks = pass.batch_of(block);
-          fill_columns(block, blocks, active);
-          run_program(block, blocks, active);
-          write(block, blocks, t, active);
-          block += blocks;
-        }
-        E* swapped = scratch.before;
-        scratch.before = scratch.after;
-        scratch.after = swapped;
-        for (int64_t row = 0; row < active; ++row)
-          if (rows.length[row] == t + 1) finish(row);
+        if (rows.length[row] == 0) finish(row, before);
+      if (gang) gang->shared = states;
+      for (int64_t t = 0; t < rows.longest;) {
+        key = t + 1;
+        if (gang) member = gang->open(key);
+        t = section(t);
       }
+      if (gang) gang->close(member, key);
+    }
+
+    void follow() {
+      const int64_t number = gang->join();
+      while (number && gang->enter(number, &key, &member)) {
+        states = static_cast<E*>(gang->shared);
+        section(key - 1);
+        gang->done(member, key);
+      }
+    }
+
+    void meet(int64_t phase) {
+      if (gang) gang->meet(member, key, phase);
+    }
+
+    // Where a section that begins at step t ends: short ones until all are there who may come.
+    int64_t end_of_section(int64_t t) const {
+      if (!pass.ahead) return gang ? least(t + SECTION_STEPS, rows.longest) : rows.longest;
+      const int64_t room = member.members < pass.members ? least(FIRST_ROWS, scratch.x_rows) : scratch.x_rows;
+      int64_t made = 0;
+      for (; t < rows.longest && made + rows.active(t) <= room; ++t) made += rows.active(t);
+      return t;
+    }
+
+    int64_t section(int64_t first) {
+      const int64_t batches = shape.N * ceiling(layout.head_blocks, pass.batch), last = end_of_section(first);
+      begin = pass.start_of_batch(member.begin(batches)), end = pass.start_of_batch(member.end(batches));
+      us_row = 0;
+      if (pass.ahead) make_ahead(first, last);
+      meet(0);
+      for (int64_t t = first; t < last; ++t) {
+        before = states + (t & 1) * pass.state_size(rows.count);
+        after = states + (~t & 1) * pass.state_size(rows.count);
+        step(t, t - first + 1);
+      }
+      return last;
+    }
+
+    void step(int64_t t, int64_t phase) {
+      const int64_t active = rows.active(t);
+      reset(t, active);
+      meet(phase);
+      if (!pass.ahead)
+        for (int64_t row = 0; row < active; ++row) load_x(row, t, row);
+      for (int64_t block = begin; block < end;) {
+        const int64_t blocks = pass.batch_of(block);
+        fill_columns(block, blocks, active);
+        run_program(block, blocks, active);
+        write(block, blocks, t, active);
+        block += blocks;
+      }
+      us_row += active;
+      for (int64_t row = 0; row < active; ++row)
+        if (rows.length[row] == t + 1) finish(row, after);
     }
 
     E* state_of(E* state, int64_t field, int64_t block) const {
@@ -183,7 +251,7 @@ struct ForwardPass {
       for (int64_t row = 0; row < rows.count; ++row)
         for (int64_t f = 0; f < shape.F; ++f)
           for (int64_t block = 0; block < layout.blocks; ++block)
-            store(state_of(scratch.before, f, block) + row * L,
+            store(state_of(before, f, block) + row * L,
                   load_part(from + (rows.sequence[row] * shape.F + f) * layout.H + layout.first_unit(block),
                             layout.width(block)));
     }
@@ -194,8 +262,9 @@ struct ForwardPass {
       const E* initial = pass.initial + weight_group * layout.blocks * shape.F * L;
       for (int64_t row = 0; row < active; ++row)
         if (resets[rows.sequence[row] * shape.T + t])
-          for (int64_t k = 0; k < shape.F * layout.blocks; ++k)
-            store(scratch.before + (k * rows.count + row) * L, load(initial + k * L));
+          for (int64_t f = 0; f < shape.F; ++f)
+            for (int64_t block = begin; block < end; ++block)
+              store(state_of(before, f, block) + row * L, load(initial + (f * layout.blocks + block) * L));
     }
 
     void load_x(int64_t row, int64_t t, int64_t to) {
@@ -216,21 +285,21 @@ struct ForwardPass {
     }
     int parts_of_h(Pieces<E>* parts, int64_t block) const {
       const int64_t whole = shape.D / L;
-      const E* h = state_of(scratch.before, 0, layout.head(block) * layout.head_blocks);
+      const E* h = state_of(before, 0, layout.head(block) * layout.head_blocks);
       parts[0] = {h, scratch.h_offsets, whole, L};
       parts[1] = {h, scratch.h_offsets + whole, layout.head_blocks - whole, int(shape.D % L)};
       return 2;
     }
 
-    // us = W x + b for as many steps as there is room for.
-    void make_ahead(int64_t t) {
+    // us = W x + b of a section.
+    void make_ahead(int64_t first_step, int64_t last_step) {
       int64_t made = 0;
-      for (; us_end < rows.longest && made + rows.active(us_end) <= scratch.x_rows; ++us_end)
-        for (int64_t row = 0, active = rows.active(us_end); row < active; ++row) load_x(row, us_end, made++);
+      for (int64_t t = first_step; t < last_step; ++t)
+        for (int64_t row = 0, active = rows.active(t); row < active; ++row) load_x(row, t, made++);
       const Fill& fill_ = pass.fills[0];
       Pieces<E> parts[2];
       const int count = parts_of_x(parts);
-      for (int64_t block = 0; block < layout.blocks; block += pass.batch_of(block)) {
+      for (int64_t block = begin; block < end; block += pass.batch_of(block)) {
         for_panels(block, pass.batch_of(block), fill_.count, [&](int64_t first, int vectors) {
           E* out[TILE_VECTORS];
           for (int v = 0; v < vectors; ++v) {
@@ -241,8 +310,6 @@ struct ForwardPass {
           multiply_all(parts, count, made, panel(0, first), out, vectors);
         });
       }
-      us_next = 0;
-      (void)t;
     }
 
     const E* bias_of(int64_t block, int64_t column) const {
@@ -285,14 +352,14 @@ struct ForwardPass {
       E *inputs[MOST_COLUMNS + MOST_FIELDS + MOST_GAINS], *outputs[MOST_FIELDS + MOST_COLUMNS];
       int64_t in = 0, out = 0;
       for (int64_t c = 0; c < shape.C; ++c) inputs[in++] = column_of(scratch.columns, c, blocks, 0);
-      for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = state_of(scratch.before, f, block);
+      for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = state_of(before, f, block);
       for (int64_t k = 0; k < shape.K; ++k) {
         E* to = inputs[in++] = scratch.gains + k * pass.batch * rows.count * L;
         for (int64_t u = 0; u < blocks; ++u)
           fill(to + u * rows.count * L,
                load(pass.gains + ((weight_group * shape.K + k) * layout.blocks + block + u) * L), rows.count);
       }
-      for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = state_of(scratch.after, f, block);
+      for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = state_of(after, f, block);
       for (int64_t c = 0; c < shape.C; ++c) outputs[out++] = column_of(scratch.kept, c, blocks, 0);
       if (!pass.call.kept) out = shape.F;
       scratch.runner.run(inputs, outputs, out, blocks, rows.count * L, active * L);
@@ -303,7 +370,7 @@ struct ForwardPass {
         const int64_t unit = layout.first_unit(block + u);
         const int width = layout.width(block + u);
         for (int64_t f = 0; f < shape.F; ++f) {
-          const E* from = state_of(scratch.after, f, block + u);
+          const E* from = state_of(after, f, block + u);
           E* to = static_cast<E*>(pass.call.states[f]) + unit;
           for (int64_t row = 0; row < active; ++row) {
             E* at = to + (rows.sequence[row] * shape.T + t) * layout.H;
@@ -325,15 +392,15 @@ struct ForwardPass {
     }
 
     // The row has come to its end: its state is the last one, and is held in the steps that are ignored.
-    void finish(int64_t row) {
-      const int64_t sequence = rows.sequence[row];
+    void finish(int64_t row, E* state) {
+      const int64_t sequence = rows.sequence[row], unit = layout.first_unit(begin);
+      const int64_t units = (end < layout.blocks ? layout.first_unit(end) : layout.H) - unit;
       for (int64_t f = 0; f < shape.F; ++f) {
         E* last = static_cast<E*>(pass.call.last) + (sequence * shape.F + f) * layout.H;
-        for (int64_t block = 0; block < layout.blocks; ++block)
-          store_part(last + layout.first_unit(block), load(state_of(scratch.before, f, block) + row * L),
-                     layout.width(block));
-        E* states = static_cast<E*>(pass.call.states[f]) + sequence * shape.T * layout.H;
-        for (int64_t t = rows.length[row]; t < shape.T; ++t) copy(states + t * layout.H, last, layout.H);
+        for (int64_t block = begin; block < end; ++block)
+          store_part(last + layout.first_unit(block), load(state_of(state, f, block) + row * L), layout.width(block));
+        E* held = static_cast<E*>(pass.call.states[f]) + sequence * shape.T * layout.H;
+        for (int64_t t = rows.length[row]; t < shape.T; ++t) copy(held + t * layout.H + unit, last + unit, units);
       }
     }
   };

@@ -1,6 +1,7 @@
 // How a problem is laid out in scratch: hidden units in blocks of one vector, heads padded to whole blocks.
 #pragma once
 
+#include "gang.h"
 #include "interface.h"
 #include "product.h"
 #include "program.h"
@@ -78,6 +79,18 @@ struct Tiles {
   }
   int64_t rows(const Shape& shape, int64_t tile) const { return (shape.B - tile + count - 1) / count; }
 };
+
+// A step is shared by several cores where tiles are too few for them, down to so many multiplications for each: with
+// fewer, a core has done its part before the other has heard of it.
+constexpr int64_t SHARED_WORK = 16384;
+
+template <class E>
+inline int64_t sharers(const Layout<E>& layout, const Tiles& tiles, int64_t threads) {
+  const Shape& shape = layout.shape;
+  const int64_t work = tiles.rows(shape, 0) * layout.H * shape.D * layout.recurrent.count;
+  const int64_t idle = threads / most(1, shape.S * tiles.count);
+  return most(1, least(least(idle, Gang::MOST), least(work / SHARED_WORK, layout.blocks)));
+}
 
 // The sequences of one tile.
 struct Rows {

@@ -15,13 +15,11 @@ namespace rnnjax {
 
 constexpr size_t HUGE_PAGE = size_t(2) << 20, PAGE = size_t(4) << 10;
 
-// Asks for huge pages in a block of many, which saves most of the faults of its first use; a hint, refused in silence.
-// Not in one that malloc maps, and gives back to the system, by itself: such a block is fresh in every call, and where
-// a virtual machine has handed its free huge pages back to the host, each costs more than the small ones in its place.
+// Asks for huge pages in the whole pages of a large, fresh block, where faults would cost more than what is computed;
+// only a hint, refused in silence.
 inline void advise_huge(void* memory, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-  constexpr size_t MOST_NOT_MAPPED = size_t(32) << 20;
-  if (bytes < 4 * HUGE_PAGE || bytes > MOST_NOT_MAPPED) return;
+  if (bytes < 4 * HUGE_PAGE) return;
   const uintptr_t begin = (uintptr_t(memory) + PAGE - 1) / PAGE * PAGE, end = (uintptr_t(memory) + bytes) / PAGE * PAGE;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
