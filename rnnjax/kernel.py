@@ -64,7 +64,7 @@ class Sequences(NamedTuple):
 class Trajectory(NamedTuple):
     """What `forward` gives, all of it in the carry's dtype."""
 
-    states: tuple[Float[Array, "S B T H"], ...]  # field by field; an ignored step holds the state before it
+    states: tuple[Float[Array, "S B T H"] | None, ...]  # by field; an ignored step holds the state before it
     last: Float[Array, "S B F H"]
     kept: Float[Array, "S B T C H"]  # for `backward`
 
@@ -97,8 +97,14 @@ class AbstractKernel(eqx.Module):
         """C, how many vectors [H] of every step `forward` keeps for `backward`. Asked of shapes and dtypes alone."""
 
     @abc.abstractmethod
-    def forward(self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int) -> Trajectory:
-        """All states; `keep` is the C of `kept`: zero, or (as another platform may keep more) at least `keeps(...)`."""
+    def forward(
+        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+    ) -> Trajectory:
+        """All states.
+
+        keep   the C of `kept`: zero, or (as another platform may keep more) at least `keeps(...)`
+        seen   for each field whether anybody looks at its states; where not, they are None. `backward` sees all
+        """
 
     @abc.abstractmethod
     def backward(

@@ -204,12 +204,14 @@ class Recorder(Reference):
         del pointwise, weights
         return 2
 
-    def forward(self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int) -> Trajectory:
+    def forward(
+        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+    ) -> Trajectory:
         assert {leaf.dtype for leaf in (weights.W, weights.b, weights.R, sequences.xs)} == {weights.W.dtype}
         assert {leaf.dtype for leaf in (weights.gains, weights.initial, sequences.state)} == {carried(weights)}
         assert sequences.length is None or sequences.length.dtype == jnp.int32
         CALLS.append(("forward", *sequences.xs.shape[:2], keep))
-        trajectory = super().forward(pointwise, weights, sequences, keep)
+        trajectory = super().forward(pointwise, weights, sequences, keep, seen)
         return trajectory._replace(kept=jnp.ones_like(trajectory.kept))
 
     def backward(
@@ -372,7 +374,7 @@ def test_a_platform_without_a_kernel_runs_the_reference():
     got = jax.jit(lambda: recurrence.run(pointwise, (("tpu", Recorder()),), weights, sequences))()
     assert CALLS == [("forward", S, B, 0)]  # traced, and not compiled
     assert got.kept.shape == (S, B, T, 0, H)
-    grid.assert_close(got, Reference().forward(pointwise, weights, sequences, 0))
+    grid.assert_close(got, Reference().forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields))
 
 
 # Corners

@@ -46,7 +46,8 @@ class Fused(AbstractEngine):
         sequence = Sequences(xs, jnp.stack(list(state)), length, marks.resets)
         one = jax.tree.map(lambda leaf: leaf[None, None], sequence)  # a group of one sequence
         trajectory = recurrence.run(Pointwise.of(cell), kernels, _weights(cell, marks.initial), one)
-        return cell.state_type(*trajectory.last[0, 0]), cell.state_type(*(leaf[0, 0] for leaf in trajectory.states))
+        last, states = jax.tree.map(lambda leaf: leaf[0, 0], (trajectory.last, trajectory.states))
+        return cell.state_type(*last), cell.state_type(*states)
 
     def _kernels(self) -> tuple[tuple[str, AbstractKernel], ...]:
         """The kernels there are, by the platform that each is for."""

@@ -39,9 +39,11 @@ def of_seven(kind: type, entries: Iterable[Any]) -> Any:
     return kind(Weights(*weights), xs, state)
 
 
-def forward(*leaves: Array, form: Any, pointwise: Pointwise, kernels: Kernels, keep: int) -> list[Array]:
+def forward(
+    *leaves: Array, form: Any, pointwise: Pointwise, kernels: Kernels, keep: int, seen: tuple[bool, ...]
+) -> list[Array]:
     """`(weights, sequences)` to a trajectory."""
-    half = lambda kernel: partial(kernel.forward, pointwise, keep=keep)  # noqa: E731
+    half = lambda kernel: partial(kernel.forward, pointwise, keep=keep, seen=seen)  # noqa: E731
     return _on_platform(half, kernels, jax.tree.unflatten(form, leaves))
 
 
@@ -63,7 +65,8 @@ def tangent(*leaves: Array, form: Any, pointwise: Pointwise, kernels: Kernels) -
 
     def run(*entries: Array) -> PyTree:
         at = of_seven(Tangents, entries)
-        return REFERENCE.forward(pointwise, at.weights, sequences._replace(xs=at.xs, state=at.state), keep=0)[:2]
+        moved = sequences._replace(xs=at.xs, state=at.state)
+        return REFERENCE.forward(pointwise, at.weights, moved, keep=0, seen=(True,) * pointwise.fields)[:2]
 
     pairs = [_alike(*pair) for pair in zip(leaves[:7], seven(tangents), strict=True)]
     return jax.tree.leaves(jvp(run, [primal for primal, _ in pairs], [moving for _, moving in pairs]))
@@ -98,14 +101,14 @@ def present(tangent: Any) -> Any:
 # The types. Each varies over those axes of a `jax.shard_map` that all operands vary over.
 
 
-def forward_types(*leaves: Any, form: Any, pointwise: Pointwise, keep: int, **static: Any) -> list[Any]:
+def forward_types(*leaves: Any, form: Any, keep: int, seen: tuple[bool, ...], **static: Any) -> list[Any]:
     del static
     weights, sequences = jax.tree.unflatten(form, leaves)
     xs, state = sequences.xs, sequences.state
     leading, units = xs.shape[:3], state.shape[3]
     states = _like(xs, (*leading, units), state.dtype)
     kept = _like(weights.R, (*leading, keep, units), state.dtype)
-    return [*(states for _ in range(pointwise.fields)), _like(state, state.shape, state.dtype), kept]
+    return [*(states for _ in range(sum(seen))), _like(state, state.shape, state.dtype), kept]
 
 
 def tangent_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:

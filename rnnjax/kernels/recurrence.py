@@ -11,11 +11,12 @@ transposed, so `backward` meets the whole batch and makes one gradient of each w
 
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import jax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxtyping import Array, PyTree
 
 from ..kernel import Cotangents, Pointwise, Sequences, Trajectory, Weights
@@ -30,7 +31,8 @@ def run(pointwise: Pointwise, kernels: Kernels, weights: Weights, sequences: Seq
     It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
     """
     operands = _varying_alike((weights, sequences))
-    return _trajectory(_bind(forward_p, operands, pointwise=pointwise, kernels=kernels, keep=0))
+    seen = (True,) * pointwise.fields
+    return _trajectory(_bind(forward_p, operands, pointwise=pointwise, kernels=kernels, keep=0, seen=seen))
 
 
 def _bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
@@ -59,16 +61,19 @@ def _varying(leaf: Array) -> frozenset[Any]:
 # Derivatives
 
 
-def _forward_jvp(primals: Any, tangents: Any, *, form: Any, keep: int, **static: Any) -> tuple[list[Any], list[Any]]:
+def _forward_jvp(
+    primals: Any, tangents: Any, *, form: Any, keep: int, seen: tuple[bool, ...], **static: Any
+) -> tuple[list[Any], list[Any]]:
     """Run it with all kept that `backward` needs, and bind `tangent`."""
     operands = jax.tree.unflatten(form, primals)
     needed = [kernel.keeps(static["pointwise"], operands[0]) for _, kernel in static["kernels"]]
-    trajectory = _trajectory(_bind(forward_p, operands, keep=max(keep, *needed, 0), **static))
+    trajectory = _trajectory(_bind(forward_p, operands, keep=max(keep, *needed, 0), seen=(True,) * len(seen), **static))
     moving = of_seven(Tangents, map(present, tangents[:7]))
-    moved = _bind(tangent_p, (*operands, trajectory, moving), **static)
+    *moved, moved_last = _bind(tangent_p, (*operands, trajectory, moving), **static)
     kept = trajectory.kept[:, :, :, :keep]
     # What is kept has no tangent: `backward` alone reads it, and the derivative of that does without.
-    return [*trajectory.states, trajectory.last, kept], [*moved, ad.Zero(jax.typeof(kept).to_tangent_aval())]
+    no_tangent = ad.Zero(jax.typeof(kept).to_tangent_aval())
+    return [*compress(trajectory.states, seen), trajectory.last, kept], [*compress(moved, seen), moved_last, no_tangent]
 
 
 def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) -> list[Any]:
@@ -99,6 +104,25 @@ def _jvp_by_reference(
     return primitive.bind(*primals, **static), functions.jvp(plain, primals, tangents)
 
 
+# What nobody looks at
+
+
+def _forward_of_seen(used: list[bool], equation: Any) -> tuple[list[bool], Any]:
+    """`equation` without the states that are not used, as `dce_rules` asks: half of what an LSTM would write."""
+    if not any(used):
+        return [False] * len(equation.invars), None
+    wanted = iter(used)
+    seen = tuple(was and next(wanted) for was in equation.params["seen"])
+    answers = [*used[: -len(ALWAYS)], *ALWAYS]
+    params = equation.params | {"seen": seen}
+    return [True] * len(equation.invars), equation.replace(
+        outvars=[*compress(equation.outvars, answers)], params=params
+    )
+
+
+ALWAYS = True, True  # the last state, and what is kept
+
+
 # The primitives
 
 
@@ -121,11 +145,12 @@ def _lower(function: Callable[..., list[Array]], context: Any, *operands: Any, *
     return mlir.lower_fun(function)(context.replace(avals_in=plain), *operands, **static)
 
 
-forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "keep")
+forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "keep", "seen")
 tangent_p = _primitive("recurrence_tangent", functions.tangent, functions.tangent_types)
 backward_p = _primitive("recurrence_backward", functions.backward, functions.backward_types, "wanted")
 
 ad.primitive_jvps[forward_p] = _forward_jvp
+partial_eval.dce_rules[forward_p] = _forward_of_seen
 ad.primitive_jvps[tangent_p] = partial(_jvp_by_reference, tangent_p, functions.tangent)
 ad.primitive_jvps[backward_p] = partial(_jvp_by_reference, backward_p, functions.backward)
 ad.primitive_transposes[tangent_p] = _tangent_transpose

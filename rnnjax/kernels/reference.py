@@ -27,11 +27,13 @@ class Reference(AbstractKernel):
         del pointwise, weights
         return 0
 
-    def forward(self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int) -> Trajectory:
+    def forward(
+        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+    ) -> Trajectory:
         batch = jax.vmap(partial(_run, pointwise), (None, 0))
         last, states = _over_groups(batch, weights, sequences)
         kept = jnp.zeros((*states[0].shape[:3], keep, states[0].shape[3]), carried(weights))
-        return Trajectory(states, last, kept)
+        return Trajectory(tuple(leaf if look else None for leaf, look in zip(states, seen, strict=True)), last, kept)
 
     def backward(
         self,

@@ -56,21 +56,24 @@ class CPU(AbstractKernel):
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         return len(_program(pointwise, carried(weights)).columns)
 
-    def forward(self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int) -> Trajectory:
+    def forward(
+        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+    ) -> Trajectory:
         dtype = carried(weights)
         program = _program(pointwise, dtype)
         S, B, T, _ = sequences.xs.shape
         F, H = sequences.state.shape[2:]
-        over_time = jax.ShapeDtypeStruct((S, B, T, H), dtype)
+        over_time = [jax.ShapeDtypeStruct((S, B, T, H) if look else (0,), dtype) for look in seen]
         last = jax.ShapeDtypeStruct((S, B, F, H), dtype)
         columns = len(program.columns)
         kept = jax.ShapeDtypeStruct((S, B, T, columns, H) if keep else (0,), dtype)
         operands = *_sequences(sequences, dtype), *_in(dtype, weights)
-        call = jax.ffi.ffi_call("rnnjax_forward", [over_time] * F + [last, kept])
-        *states, last, kept = call(*operands, **self._attributes(program, program.forward))
+        call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, kept])
+        *made, last, kept = call(*operands, **self._attributes(program, program.forward))
+        states = tuple(leaf if look else None for leaf, look in zip(made, seen, strict=True))
         if not keep:
-            return Trajectory(tuple(states), last, jnp.zeros((S, B, T, 0, H), dtype))
-        return Trajectory(tuple(states), last, jnp.pad(kept, [(0, 0)] * 3 + [(0, keep - columns), (0, 0)]))
+            return Trajectory(states, last, jnp.zeros((S, B, T, 0, H), dtype))
+        return Trajectory(states, last, jnp.pad(kept, [(0, 0)] * 3 + [(0, keep - columns), (0, 0)]))
 
     def backward(
         self,

@@ -370,6 +370,7 @@ struct ForwardPass {
         const int64_t unit = layout.first_unit(block + u);
         const int width = layout.width(block + u);
         for (int64_t f = 0; f < shape.F; ++f) {
+          if (!pass.call.states[f]) continue;
           const E* from = state_of(after, f, block + u);
           E* to = static_cast<E*>(pass.call.states[f]) + unit;
           for (int64_t row = 0; row < active; ++row) {
@@ -399,6 +400,7 @@ struct ForwardPass {
         E* last = static_cast<E*>(pass.call.last) + (sequence * shape.F + f) * layout.H;
         for (int64_t block = begin; block < end; ++block)
           store_part(last + layout.first_unit(block), load(state_of(state, f, block) + row * L), layout.width(block));
+        if (!pass.call.states[f]) continue;
         E* held = static_cast<E*>(pass.call.states[f]) + sequence * shape.T * layout.H;
         for (int64_t t = rows.length[row]; t < shape.T; ++t) copy(held + t * layout.H + unit, last + unit, units);
       }

@@ -224,7 +224,8 @@ static std::string collect(ffi::RemainingArgs arguments, ffi::RemainingRets resu
   return "";
 }
 
-// Arguments xs, state, length, resets, W, b, R, gains, initial; results states (F of them), last, kept.
+// Arguments xs, state, length, resets, W, b, R, gains, initial; results states (F of them), last,
+// kept. Results that are not wanted have no elements.
 static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
                           ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
                           ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
@@ -241,7 +242,7 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
   problem.code.inputs = int32_t(shape.C + shape.F + shape.K);
   const int64_t H = shape.N * shape.D;
   std::vector<void*> states;
-  for (int64_t f = 0; f < shape.F; ++f) states.push_back(to.take("states", {shape.S, shape.B, shape.T, H}));
+  for (int64_t f = 0; f < shape.F; ++f) states.push_back(to.take("states", {shape.S, shape.B, shape.T, H}, true));
   Forward call = {problem, states.data(), nullptr, nullptr};
   call.last = to.take("last", {shape.S, shape.B, shape.F, H});
   call.kept = to.take("kept", {shape.S, shape.B, shape.T, shape.C, H}, true);

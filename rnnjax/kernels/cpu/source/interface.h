@@ -62,7 +62,7 @@ struct Problem {
 
 struct Forward {
   Problem problem;
-  void* const* states;  // F of [S B T H]
+  void* const* states;  // F, each [S B T H] or null
   void* last;           // [S B F H]
   void* kept;           // [S B T C H], or null
 };
