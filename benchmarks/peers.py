@@ -3,13 +3,11 @@
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -23,6 +21,7 @@ from benchmarks.layers.scans import Ours, PlainScan
 from benchmarks.measure import Record
 from benchmarks.run import plot
 from benchmarks.summary import summary
+from benchmarks.turns import take_turns
 
 OURS = ("Fused", "Scan")
 PEERS = (  # what must be installed, and where its layer is
@@ -33,10 +32,7 @@ PEERS = (  # what must be installed, and where its layer is
     ("keras", "keras_jax", "Keras"),
 )
 
-ROUNDS = 3  # at least
-SECONDS, QUICK_SECONDS = 5.0, 0.5  # for all contestants of a case together, if that is enough for ROUNDS
-PAUSE = 0.01  # seconds; torch's threads spin for 5 milliseconds after a call, and would slow whoever is next
-BRIEF = 200.0  # milliseconds; the first call after a pause wakes threads up: up to 10 milliseconds, which are not timed
+SECONDS, QUICK_SECONDS = 5.0, 0.5  # for all contestants of a case together, if that is enough
 
 
 def main() -> None:
@@ -111,20 +107,6 @@ def compare(case: Case, direction: str, layers: Sequence[AbstractLayer], seconds
         )
         for record in measure.records(case, direction, contestants, times)
     ]
-
-
-def take_turns(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
-    """The milliseconds of every call: a warm-up each, then rounds in which each has its turn, for about `seconds`."""
-    expected = [min(measure.milliseconds_of(call) for _ in range(2)) for call in calls]
-    times: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + seconds
-    while len(times[0]) < ROUNDS or time.perf_counter() < end:
-        for call, known, milliseconds in zip(calls, expected, times, strict=True):
-            time.sleep(PAUSE)
-            if known < BRIEF:
-                measure.milliseconds_of(call)  # to its end: JAX returns before
-            milliseconds.append(measure.milliseconds_of(call))
-    return times
 
 
 HEAD = (

@@ -14,7 +14,7 @@ PEAK_OPERATIONS = 2 * PEAK_SIZE**3
 
 
 class Torch(AbstractLayer):
-    """Batch first, as all are here: on a CPU it costs torch nothing."""
+    """Batch first, as all are here: it costs torch up to 3 % of the time of an LSTM, against time first."""
 
     peer = "torch"
     package = "torch"
@@ -49,6 +49,6 @@ class Torch(AbstractLayer):
 
 
 def peak() -> Callable[[], Any]:
-    """A call of PEAK_OPERATIONS: the product of two square float32 matrices."""
-    left, right = torch.randn(2, PEAK_SIZE, PEAK_SIZE)
-    return lambda: torch.mm(left, right)
+    """A call of PEAK_OPERATIONS: the product of two square float32 matrices, into memory that is there already."""
+    left, right, result = torch.randn(3, PEAK_SIZE, PEAK_SIZE)
+    return lambda: torch.mm(left, right, out=result)
