@@ -15,7 +15,7 @@ import rnnjax
 
 ENGINES = {"auto": rnnjax.Auto(), **grid.ENGINES}
 CASES = [(part, "auto") for part in grid.CELLS | grid.NETWORKS]
-CASES += [("min_gru", engine) for engine in grid.ENGINES]
+CASES += [("min_gru", engine) for engine in grid.ENGINES] + [("lstm_options", "fused")]
 PAIRS = [(part, engine) for part in grid.CELLS for engine in grid.ENGINES if (part, engine) not in CASES]
 
 

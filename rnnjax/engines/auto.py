@@ -9,6 +9,7 @@ from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine
 from ..marks import Marks
 from .associative import Associative
+from .fused import Fused
 from .scan import Scan
 
 
@@ -20,9 +21,12 @@ class Selection(NamedTuple):
 
 
 class Auto(AbstractEngine):
-    """The first candidate that does not refuse. The candidates, and their order, are the caller's to replace."""
+    """The first candidate that does not refuse. The candidates, and their order, are the caller's to replace.
 
-    candidates: tuple[AbstractEngine, ...] = (Associative(), Scan())
+    From which sizes on Fused pays is what `benchmarks/fused_against_scan.py` measures.
+    """
+
+    candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(shortest=16, narrowest=8), Scan())
 
     def __check_init__(self):
         if not isinstance(self.candidates, tuple) or not self.candidates:

@@ -21,18 +21,34 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 class Fused(AbstractEngine):
     """Projection, steps and gradients of a gated cell by the kernel of the platform that it runs on.
 
-    `jax.vmap` hands the whole batch to one call, and its gradient is one call too. The gradient keeps the states and
-    rebuilds the gates. Where a platform has no kernel, or its kernel refuses the cell, the reference runs: plain JAX,
-    as fast as `Scan`. It needs an `AbstractGatedCell`, whose one product inside the loop is `R h`.
+    `jax.vmap` hands the whole batch to one call, and its gradient is one call too. Where a platform has no kernel, or
+    its kernel refuses the cell, the reference runs: plain JAX, as fast as `Scan`. It needs an `AbstractGatedCell`,
+    whose one product inside the loop is `R h`. Forward mode and derivatives of the second order are right but not fast:
+    they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`.
+
+    A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
+    than `shortest`, or a cell of fewer units than `narrowest`, is refused. By default none is.
     """
 
     cpu: AbstractKernel | None = CPU()
+    shortest: int = eqx.field(static=True, default=1)
+    narrowest: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        for name in ("shortest", "narrowest"):
+            bound = getattr(self, name)
+            if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {bound!r}")
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
         reason = _misfit(cell, xs)
         if reason is not None:
             return f"Fused cannot run {describe(cell)}: {reason}. Use Scan()."
         assert isinstance(cell, AbstractGatedCell)
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        for name, size, unit in (("shortest", steps, "steps"), ("narrowest", cell.hidden_size, "units")):
+            if size < getattr(self, name):
+                return f"Fused({name}={getattr(self, name)}) leaves {size} {unit} of {describe(cell)} to Scan()."
         kernels = self._kernels()
         refusals = [kernel.refusal(*_asked(cell)) for _, kernel in kernels]
         if not kernels or None in refusals:
