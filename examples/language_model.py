@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from text import Corpus, compressed_bits, entropy_bits, primed_bits, read_text
 
 import rnnjax
@@ -31,6 +33,7 @@ LAYERS = {"mingru": 3}  # a linear layer cannot compare; three of them, with non
 ENGINES = {
     "auto": rnnjax.Auto(),
     "scan": rnnjax.Scan(),
+    "fused": rnnjax.Fused(),
     "unrolled": rnnjax.Unrolled(),
     "checkpointed": rnnjax.Checkpointed(),
     "associative": rnnjax.Associative(),
@@ -146,7 +149,18 @@ def count_steps(arguments: argparse.Namespace, corpus: Corpus) -> int:
 
     The number is settled before the run, and kept with it: a schedule that followed the clock could not be resumed.
     """
-    plan = Plan(arguments.text, arguments.cell, arguments.engine, 100, corpus.vocabulary)
+    step = rehearsal(Plan(arguments.text, arguments.cell, arguments.engine, 100, corpus.vocabulary), corpus)
+    jax.block_until_ready(step())
+    seconds = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        jax.block_until_ready(step())
+        seconds.append(time.perf_counter() - begun)
+    return max(1, int(arguments.minutes * 60 / np.median(seconds)))
+
+
+def rehearsal(plan: Plan, corpus: Corpus) -> Callable[[], PyTree]:
+    """The first step of training, to be timed as often as one likes: nothing is kept of it."""
     model = build(plan)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     carry, chunk = rnnjax.batch_of_states(model, STREAMS), batches(corpus)(0)
@@ -161,14 +175,7 @@ def count_steps(arguments: argparse.Namespace, corpus: Corpus) -> int:
         updates, state = update.update(gradient, state, weights)
         return optax.apply_updates(weights, updates), state
 
-    state = update.init(weights)
-    weights, state = jax.block_until_ready(step(weights, state))
-    seconds = []
-    for _ in range(10):
-        begun = time.perf_counter()
-        weights, state = jax.block_until_ready(step(weights, state))
-        seconds.append(time.perf_counter() - begun)
-    return max(1, int(arguments.minutes * 60 / np.median(seconds)))
+    return partial(step, weights, update.init(weights))
 
 
 def validation_loss(model: rnnjax.LanguageModel, corpus: Corpus) -> jax.Array:

@@ -48,7 +48,7 @@ def main() -> None:
     """Run it by two engines, and differentiate it."""
     cell = UpdateGateRNN(3, 8, key=jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (100, 3))
-    for engine in (rnnjax.Scan(), rnnjax.Checkpointed()):
+    for engine in (rnnjax.Scan(), rnnjax.Checkpointed(), rnnjax.Fused()):
         loss = lambda cell, engine=engine: rnnjax.unroll(cell, None, xs, engine=engine)[1].sum()  # noqa: E731
         value, gradient = jax.value_and_grad(loss)(cell)
         print(f"{type(engine).__name__:<14} loss {value:.5f}   |dR| {jnp.linalg.norm(gradient.recurrent_weight):.5f}")
