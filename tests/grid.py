@@ -64,7 +64,6 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
     "fused": rnnjax.Fused(),
-    "reference": rnnjax.Fused(cpu=None),
 }
 ORACLE = rnnjax.Scan()
 

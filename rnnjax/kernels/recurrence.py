@@ -107,8 +107,9 @@ def _jvp_by_reference(
 # What nobody looks at
 
 
-def _forward_of_seen(used: list[bool], equation: Any) -> tuple[list[bool], Any]:
+def _forward_of_seen(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
     """`equation` without the states that are not used, as `dce_rules` asks: half of what an LSTM would write."""
+    equation = others[-1]  # JAX 0.12 puts before it which inputs are alive
     if not any(used):
         return [False] * len(equation.invars), None
     wanted = iter(used)

@@ -98,6 +98,7 @@ static std::string fault_of(const Attributes& attributes, const Shape& shape, in
   const auto& code = attributes.instructions;
   if (code.size() % 5) return "the program has a part of an instruction";
   if (attributes.registers > MOST_REGISTERS || attributes.registers < 0) return "the program has too many registers";
+  if (shape.F < 1) return "the state has no fields";
   if (shape.C > MOST_COLUMNS || shape.F > MOST_FIELDS || shape.K > MOST_GAINS) return "too many columns, fields or gains";
   const int64_t fixed = inputs + int64_t(attributes.constants.size());
   if (fixed > attributes.registers) return "the program has fewer registers than inputs and constants";

@@ -38,9 +38,7 @@ inline void multiply_piece(V<E> (&sum)[ROWS][VECTORS], const E* a, const E* pane
 template <class E, int ROWS, int VECTORS>
 void multiply(const Pieces<E>* parts, int count, int64_t row, const E* panel, E* const* out) {
   constexpr int L = Vector<E>::lanes;
-  V<E> sum[ROWS][VECTORS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v) sum[r][v] = load(out[v] + (row + r) * L);
+  V<E> sum[ROWS][VECTORS] = {};  // from zero: a shorter chain of roundings than one that goes on from the last product's
   for (int part = 0; part < count; ++part) {
     const Pieces<E>& pieces = parts[part];
     for (int64_t piece = 0; piece < pieces.count; ++piece) {
@@ -55,7 +53,10 @@ void multiply(const Pieces<E>* parts, int count, int64_t row, const E* panel, E*
     }
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v) store(out[v] + (row + r) * L, sum[r][v]);
+    for (int v = 0; v < VECTORS; ++v) {
+      E* to = out[v] + (row + r) * L;
+      store(to, load(to) + sum[r][v]);
+    }
 }
 
 template <class E, int VECTORS>
@@ -92,11 +93,9 @@ void multiply_all(const Pieces<E>* parts, int count, int64_t rows, const E* pane
 template <class E, int HEIGHT, int VECTORS>
 void correlate(const E* a, const E* const* d, int64_t rows, E* sums) {
   constexpr int L = Vector<E>::lanes;
-  V<E> sum[HEIGHT][VECTORS];
+  V<E> sum[HEIGHT][VECTORS] = {};
   const E* right[VECTORS];
   for (int v = 0; v < VECTORS; ++v) right[v] = d[v];
-  for (int m = 0; m < HEIGHT; ++m)
-    for (int v = 0; v < VECTORS; ++v) sum[m][v] = load(sums + (m * VECTORS + v) * L);
   for (int64_t row = 0; row < rows; ++row) {
     V<E> b[VECTORS];
     for (int v = 0; v < VECTORS; ++v) b[v] = load(right[v] + row * L);
@@ -106,7 +105,10 @@ void correlate(const E* a, const E* const* d, int64_t rows, E* sums) {
     }
   }
   for (int m = 0; m < HEIGHT; ++m)
-    for (int v = 0; v < VECTORS; ++v) store(sums + (m * VECTORS + v) * L, sum[m][v]);
+    for (int v = 0; v < VECTORS; ++v) {
+      E* to = sums + (m * VECTORS + v) * L;
+      store(to, load(to) + sum[m][v]);
+    }
 }
 
 template <class E, int VECTORS>

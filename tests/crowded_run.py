@@ -1,0 +1,93 @@
+"""For `test_cpu`, in a process of its own: many calls of the kernel at once, all of which must finish and be right."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+import rnnjax
+
+SIZES = ((1, 30, 80), (3, 17, 20), (40, 9, 8))  # B, T and H: units, sequences or both are what cores can share
+THREADS, CALLS = 12, 60
+
+
+class Problem(eqx.Module):
+    """The gradient of a loss on a batch of its own."""
+
+    weights: PyTree
+    static: PyTree = eqx.field(static=True)
+    xs: Array
+
+    @classmethod
+    def of(cls, B: int, T: int, H: int) -> "Problem":
+        generator = np.random.default_rng(H)
+        cell = eqx.filter_eval_shape(rnnjax.LSTM, grid.I, H, key=grid.KEY, dtype=jnp.float64)
+        shapes, static = eqx.partition(cell, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+        weights = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape) / np.sqrt(H)), shapes)
+        return cls(weights, static, jnp.asarray(generator.normal(size=(B, T, grid.I))))
+
+    def loss(self, engine: rnnjax.AbstractEngine, weights: PyTree, xs: Array) -> Array:
+        run = partial(rnnjax.unroll, eqx.combine(weights, self.static), None, engine=engine)
+        return jax.vmap(lambda xs: grid.contract(run(xs)))(xs).sum()
+
+    def gradients(self, engine: rnnjax.AbstractEngine) -> PyTree:
+        return jax.grad(partial(self.loss, engine), (0, 1))(self.weights, self.xs)
+
+
+def of_threads(problems: list[Problem], expected: list[PyTree]) -> None:
+    """Compiled programs, called from many threads by turns."""
+    compiled = [jax.jit(Problem.gradients, static_argnums=1).lower(each, rnnjax.Fused()).compile() for each in problems]
+    with ThreadPoolExecutor(THREADS) as pool:
+        made = list(pool.map(lambda call: compiled[call % len(problems)](problems[call % len(problems)]), range(CALLS)))
+    for call, got in enumerate(made):
+        grid.assert_close(got, expected[call % len(problems)])
+
+
+def of_one_program(problems: list[Problem], expected: list[PyTree]) -> None:
+    """Calls that do not wait for each other within one program, each on inputs of its own."""
+
+    def all_at_once(problems: list[Problem]) -> list[PyTree]:
+        scaled = [[eqx.tree_at(lambda each: each.xs, each, each.xs + 0.01 * k) for k in range(4)] for each in problems]
+        return [[each.gradients(rnnjax.Fused()) for each in copies] for copies in scaled]
+
+    made = jax.jit(all_at_once)(problems)
+    for copies, one in zip(made, expected, strict=True):
+        grid.assert_close(copies[0], one)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(copies))
+
+
+def of_all_devices(problem: Problem) -> None:
+    """A batch with as many sequences on every device, the loss summed over them."""
+    devices = jax.device_count()
+    mesh = jax.make_mesh((devices,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    xs = jnp.concatenate([problem.xs + 0.01 * k for k in range(devices)])
+
+    def gradient(loss: Callable[..., Array]) -> Any:
+        return jax.grad(loss)(problem.weights, xs)
+
+    def summed(weights: PyTree, xs: Array) -> Array:
+        return jax.lax.psum(problem.loss(rnnjax.Fused(), weights, xs), "device")
+
+    got = jax.jit(lambda: gradient(jax.shard_map(summed, mesh=mesh, in_specs=(P(), P("device")), out_specs=P())))()
+    grid.assert_close(got, jax.jit(lambda: gradient(partial(problem.loss, rnnjax.Scan())))())
+
+
+def main() -> None:
+    problems = [Problem.of(*sizes) for sizes in SIZES]
+    expected = [jax.jit(Problem.gradients, static_argnums=1)(each, rnnjax.Scan()) for each in problems]
+    of_threads(problems, expected)
+    of_one_program(problems, expected)
+    for problem in problems[:2]:
+        of_all_devices(problem)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""The CPU kernel itself: right at any shape, whatever is asked of it at once, and an error where it is misused."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import crowded_run
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import random_shapes
+import test_fused
+from jax import ShapeDtypeStruct
+from jaxtyping import Array, PyTree
+from random_shapes import CELLS, Case, Sizes, draw, draw_at, errors, outside
+
+import rnnjax
+from rnnjax.kernel import Pointwise, Sequences, Weights
+from rnnjax.kernels import recurrence
+from rnnjax.kernels.cpu import library
+from rnnjax.kernels.cpu.program import Program, translate
+from rnnjax.kernels.reference import Reference
+
+HERE = Path(__file__).parent
+
+
+# Against the oracle
+
+
+def check(case: Case, kernel: rnnjax.AbstractKernel | None = None) -> None:
+    found = errors(case, kernel or case.kernel)
+    assert not outside(case, found), (case.title, found)
+
+
+@pytest.mark.parametrize("seed", range(36))
+def test_random_shape(seed):
+    check(draw(seed))
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_the_oracle_is_the_reference(seed):
+    check(draw_at(seed, Sizes(2, 3, 6, 4, 2, 5)), Reference())
+
+
+@pytest.mark.parametrize(
+    "sizes", [Sizes(2, 3, 0, 4, 1, 9), Sizes(2, 0, 5, 4, 1, 9), Sizes(2, 3, 5, 0, 1, 9), Sizes(1, 1, 1, 1, 1, 1)]
+)
+@pytest.mark.parametrize("seed", [13, 68])
+def test_sizes_of_none_and_of_one(sizes, seed):
+    check(draw_at(seed, sizes))
+
+
+T = 6
+LENGTHS = {"none": [0, 0, 0, 0], "all": [T, T, T, T], "some": [0, T, 1, T - 1], "rising": [1, 2, 5, T]}
+STEPS = np.arange(T)
+RESETS = {"first": STEPS == 0, "last": STEPS == T - 1, "late": STEPS > 2, "all": STEPS >= 0}
+
+
+@pytest.mark.parametrize("resets", RESETS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_lengths_and_resets(length, resets):
+    case = draw_at(12, Sizes(2, 4, T, 3, 1, 5))
+    marks = {
+        "length": np.asarray([LENGTHS[length], LENGTHS[length][::-1]], np.int32),
+        "resets": np.broadcast_to(RESETS[resets], (2, 4, T)),
+    }
+    check(case._replace(sequences=case.sequences._replace(**marks)))
+
+
+def test_lengths_out_of_range_are_brought_into_it():
+    case = draw_at(0, Sizes(1, 4, T, 3, 1, 5))
+    wild = np.asarray([[-3, T + 1, 2**31 - 1, -(2**31)]], np.int32)
+    results = [
+        random_shapes.by_kernel(case._replace(sequences=case.sequences._replace(length=length)), case.kernel)
+        for length in (wild, np.clip(wild, 0, T))
+    ]
+    grid.assert_close(*results)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm_options"])
+def test_backward_is_the_transpose(cell):
+    """`<tangent(t), c> == <t, backward(c)>`."""
+    pointwise = Pointwise.of(grid.build(cell))
+    zeros = test_fused.shapes(grid.build(cell))
+
+    def run(weights: Weights, xs: Array, state: Array) -> PyTree:
+        sequences = Sequences(xs, state, test_fused.LENGTH, test_fused.RESETS)
+        return recurrence.run(pointwise, (("cpu", rnnjax.CPU()),), weights, sequences)[:2]
+
+    @jax.jit
+    def both(primals: PyTree, tangents: PyTree, cotangents: PyTree) -> tuple[Array, Array]:
+        moved = jax.jvp(run, primals, tangents)[1]
+        return test_fused.dot(moved, cotangents), test_fused.dot(tangents, jax.vjp(run, *primals)[1](cotangents))
+
+    cotangents = test_fused.draw(jax.eval_shape(run, *zeros), 3)
+    forward, backward = both(test_fused.draw(zeros, 1), test_fused.draw(zeros, 2), cotangents)
+    np.testing.assert_allclose(forward, backward, rtol=1e-11)
+
+
+# What is compiled
+
+
+def calls(function: Callable, *arguments: Any) -> list[tuple[str, str]]:
+    """The kernel's calls in the compiled program: which half, and the types of its results."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    found = re.findall(r"= (\(.*?\)) custom-call\(.*custom_call_target=\"rnnjax_(\w+)\"", text)
+    return [(half, results) for results, half in found]
+
+
+def value(cell: Any, xs: Array) -> Array:
+    return grid.contract(rnnjax.unroll(cell, None, xs, engine=rnnjax.Fused()))
+
+
+def of_batch(cell: Any, xs: Array) -> Array:
+    return jax.vmap(value, (None, 0))(cell, xs).sum()
+
+
+@pytest.mark.parametrize(
+    "gradient", [jax.grad(of_batch), jax.vmap(jax.grad(value), (None, 0))], ids=["grad_of_vmap", "vmap_of_grad"]
+)
+def test_a_gradient_is_one_call_of_each_half(gradient):
+    """Of `test_fused`, `largest` shows that neither makes more weight gradients than it is asked for."""
+    found = calls(gradient, grid.build("lstm"), grid.inputs(9, 3))
+    assert sorted(half for half, _ in found) == ["backward", "forward"]
+
+
+def test_a_plain_run_is_one_call_and_keeps_nothing():
+    ((half, results),) = calls(of_batch, grid.build("lstm"), grid.inputs(9, 3))
+    assert half == "forward"
+    assert re.findall(r"f64\[([\d,]*)\]", results) == ["1,9,3,8", "0", "1,9,2,8", "0"]  # h, no c, the last of both
+
+
+# Misuse: an error that names the fault, and no crash
+
+
+class Call(NamedTuple):
+    """A call of an entry point of the library; arrays and results by name, in order."""
+
+    target: str
+    arguments: dict[str, np.ndarray]
+    results: dict[str, ShapeDtypeStruct]
+    attributes: dict[str, Any]
+
+    def run(self) -> list[Array]:
+        made = jax.ffi.ffi_call(self.target, list(self.results.values()))
+        return jax.block_until_ready(made(*self.arguments.values(), **self.attributes))
+
+
+S, B, I, G, H, F, K = 2, 3, 2, 3, 5, 1, 1  # noqa: E741
+HALVES = ("forward", "backward")
+
+
+def zeros(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape) for name, shape in shapes.items()}
+
+
+@lru_cache
+def call_of(half: str) -> Call:
+    """A call of a GRU that is in order."""
+    assert library.absence() is None
+    program = translate(CELLS["gru"], np.dtype("float64"))
+    assert isinstance(program, Program)
+    code = getattr(program, half)
+    columns = len(program.columns)
+    attributes = {
+        "instructions": np.asarray(code.instructions, np.int32).ravel(),
+        "outputs": np.asarray(code.outputs, np.int32),
+        "columns": np.asarray(program.columns, np.int32).ravel(),
+        "constants": np.asarray(code.constants, np.float64),
+        "registers": np.int32(code.registers),
+        "widest": np.int32(2),
+    }
+    arguments = {
+        **zeros(xs=(S, B, T, I), state=(S, B, F, H)),
+        "length": np.full((S, B), T, np.int32),
+        "resets": np.zeros((S, B, T), bool),
+        **zeros(W=(1, I, G, H), b=(1, G, H), R=(1, 1, H, G, H), gains=(1, K, H), initial=(1, F, H)),
+    }
+    states = zeros(states=(S, B, T, H))
+    if half == "forward":
+        results = states | zeros(last=(S, B, F, H), kept=(S, B, T, columns, H))
+    else:
+        arguments |= zeros(kept=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
+        results = zeros(dxs=(S, B, T, I), dW=(S, I, G, H), db=(S, G, H), dR=(S, 1, H, G, H), dgains=(S, K, H))
+        results |= zeros(dinitial=(S, F, H), dstate=(S, B, F, H))
+    types = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in results.items()}
+    return Call(f"rnnjax_{half}", arguments, types, attributes)
+
+
+def fixed(call: Call) -> int:
+    """How many registers a program may only read: its inputs and constants."""
+    columns = len(call.attributes["columns"]) // 3
+    fields = F if call.target == "rnnjax_forward" else 2 * F
+    return columns + fields + K + len(call.attributes["constants"])
+
+
+def edited(name: str, place: int, number: Callable[[Call], int] | int) -> Callable[[Call], Call]:
+    """A call with one number of an attribute replaced."""
+
+    def edit(call: Call) -> Call:
+        array = call.attributes[name].copy()
+        array[place] = number(call) if callable(number) else number
+        return call._replace(attributes=call.attributes | {name: array})
+
+    return edit
+
+
+def changed(name: str, change: Callable[[Any, Call], Any]) -> Callable[[Call], Call]:
+    """A call with an attribute replaced."""
+    return lambda call: call._replace(attributes=call.attributes | {name: change(call.attributes[name], call)})
+
+
+def registers(number: Callable[[Call], int]) -> Callable[[Call], Call]:
+    return changed("registers", lambda _, call: np.int32(number(call)))
+
+
+def resized(**shapes: tuple[int, ...]) -> Callable[[Call], Call]:
+    """A call with arguments of other shapes."""
+    return lambda call: call._replace(arguments=call.arguments | zeros(**shapes))
+
+
+def all_registers(call: Call) -> int:
+    return int(call.attributes["registers"])
+
+
+CORRUPT = {
+    "part_of_an_instruction": (changed("instructions", lambda code, _: code[:-1]), "a part of an instruction"),
+    "operation_unknown": (edited("instructions", 0, 43), "an unknown operation"),
+    "operation_negative": (edited("instructions", 0, -1), "an unknown operation"),
+    "destination_beyond": (edited("instructions", 1, all_registers), "writes where it must not"),
+    "destination_negative": (edited("instructions", 1, -1), "writes where it must not"),
+    "destination_an_input": (edited("instructions", 1, 0), "writes where it must not"),
+    "destination_the_last_fixed": (edited("instructions", 1, lambda call: fixed(call) - 1), "writes where it must not"),
+    "last_destination_beyond": (edited("instructions", -4, all_registers), "writes where it must not"),
+    "operand_beyond": (edited("instructions", 2, all_registers), "reads where it must not"),
+    "unused_operand_beyond": (edited("instructions", -1, all_registers), "reads where it must not"),
+    "operand_negative": (edited("instructions", 3, -1), "reads where it must not"),
+    "output_beyond": (edited("outputs", 0, all_registers), "returns what it does not have"),
+    "output_negative": (edited("outputs", -1, -1), "returns what it does not have"),
+    "output_missing": (changed("outputs", lambda outputs, _: outputs[:-1]), "too few or too many outputs"),
+    "output_too_many": (changed("outputs", lambda outputs, _: np.append(outputs, outputs[:1])), "too few or too many"),
+    "registers_too_many": (registers(lambda _: 513), "too many registers"),
+    "registers_negative": (registers(lambda _: -1), "registers"),
+    "registers_fewer_than_fixed": (registers(lambda call: fixed(call) - 1), "fewer registers than inputs"),
+    "constants_too_many": (changed("constants", lambda *_: np.zeros(513)), "fewer registers than inputs"),
+    "column_of_no_gate": (edited("columns", 0, G), "a gate that there is not"),
+    "column_negative": (edited("columns", 0, -1), "a gate that there is not"),
+    "gate_filled_twice": (edited("columns", 0, 1), "a gate does not get each product once"),
+    "gate_without_a_product": (edited("columns", 1, 0), "a gate does not get each product once"),
+    "part_of_a_column": (changed("columns", lambda columns, _: columns[:-1]), "a part of a column"),
+    "columns_missing": (changed("columns", lambda columns, _: columns[:0]), "rnnjax: "),
+    "columns_too_many": (changed("columns", lambda columns, _: np.resize(columns, 3 * 65)), "too many columns"),
+    "fields_too_many": (resized(state=(S, B, 17, H), initial=(1, 17, H)), "too many columns, fields or gains"),
+    "gains_too_many": (resized(gains=(1, 65, H)), "too many columns, fields or gains"),
+}
+
+
+def fault(call: Call) -> str:
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        call.run()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_call_in_order_is_no_error(half):
+    assert len(call_of(half).run()) == len(call_of(half).results)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("name", CORRUPT)
+def test_a_corrupt_program_is_an_error(name, half):
+    corrupt, message = CORRUPT[name]
+    assert message in fault(corrupt(call_of(half)))
+
+
+def longer(array: Any) -> Any:
+    return ShapeDtypeStruct((*array.shape[:-1], array.shape[-1] + 1), array.dtype)
+
+
+def deeper(array: Any) -> Any:
+    return ShapeDtypeStruct((1, *array.shape), array.dtype)
+
+
+def of_other_groups(array: Any) -> Any:
+    return ShapeDtypeStruct((S + 1, *array.shape[1:]), array.dtype)
+
+
+def of_other_dtype(array: Any) -> Any:
+    other = {"float64": "float32", "int32": "int64", "bool": "uint8"}
+    return ShapeDtypeStruct(array.shape, other[array.dtype.name])
+
+
+# What is at fault where it is not the buffer itself: sizes and dtype are those of `xs`, ranks are compared first.
+BLAMED = {
+    ("longer", "xs"): "the shape or dtype of W",
+    ("of_other_groups", "xs"): "the shape or dtype of state",
+    ("of_other_dtype", "xs"): "the shape or dtype of state",
+    **{("deeper", name): "other ranks" for name in ("xs", "state", "R", "gains")},
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("change", [longer, deeper, of_other_groups, of_other_dtype])
+def test_a_buffer_that_does_not_fit_is_an_error(change, half):
+    call = call_of(half)
+    for name, array in call.arguments.items():
+        like = change(array)
+        misfit = call._replace(arguments=call.arguments | {name: np.zeros(like.shape, like.dtype)})
+        assert BLAMED.get((change.__name__, name), f"the shape or dtype of {name} ") in fault(misfit)
+    for name, array in call.results.items():
+        assert f"the shape or dtype of {name} " in fault(call._replace(results=call.results | {name: change(array)}))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float16", "complex128"])
+@pytest.mark.parametrize("half", HALVES)
+def test_a_dtype_that_there_is_no_code_for_is_an_error(half, dtype):
+    call = call_of(half)
+    arguments = {name: array.astype(dtype) for name, array in call.arguments.items()}
+    assert "expected float32 or float64" in fault(call._replace(arguments=arguments))
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_missing_and_extra_buffers_are_an_error(half):
+    call = call_of(half)
+    for count in range(len(call.arguments)):
+        some = dict(list(call.arguments.items())[:count])
+        assert re.search("expected (arguments|more arguments|a buffer for)", fault(call._replace(arguments=some)))
+    for count in range(1, len(call.results)):
+        some = dict(list(call.results.items())[:count])
+        assert "expected a buffer for" in fault(call._replace(results=some))
+    for extra in (
+        call._replace(arguments=call.arguments | zeros(extra=(1,))),
+        call._replace(results=call.results | {"extra": ShapeDtypeStruct((1,), np.float64)}),
+    ):
+        assert "more buffers than expected" in fault(extra)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_state_without_fields_is_an_error(half):
+    """There would be no h for the recurrence."""
+    call = resized(state=(S, B, 0, H), initial=(1, 0, H))(call_of(half))
+    outputs = call.attributes["outputs"][F:] if half == "forward" else np.delete(call.attributes["outputs"], -K - 1)
+    none = {"last": (S, B, 0, H), "dlast": (S, B, 0, H), "dinitial": (S, 0, H), "dstate": (S, B, 0, H)}
+    without = lambda arrays: {  # noqa: E731
+        name: ShapeDtypeStruct(none.get(name, array.shape), array.dtype)
+        for name, array in arrays.items()
+        if name not in ("states", "dstates")
+    }
+    arguments = {name: np.zeros(array.shape, array.dtype) for name, array in without(call.arguments).items()}
+    attributes = call.attributes | {"outputs": outputs}
+    assert "fields" in fault(Call(call.target, arguments, without(call.results), attributes))
+
+
+# Many calls at once
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"NPROC": "1"}, {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}],
+    ids=["pool_of_one", "eight_devices"],
+)
+def test_many_calls_at_once(settings):
+    """`NPROC` is how many threads XLA's pool has."""
+    script = Path(crowded_run.__file__)
+    fast = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    settings = settings | {"XLA_FLAGS": settings.get("XLA_FLAGS", "") + fast, "JAX_ENABLE_X64": "1"}
+    settings |= {"PYTHONPATH": str(script.parents[1]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", str(script)]
+    subprocess.run(command, env=os.environ | settings, check=True, timeout=120)
+
+
+# Without the library
+
+CELL, XS = rnnjax.GRU(3, 8, key=grid.KEY), jnp.ones((5, 3), jnp.float32)
+AUTO = rnnjax.Auto((rnnjax.Fused(), rnnjax.Scan()))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        ("off", "RNNJAX_CPU_KERNEL=off has switched it off"),
+        ("/nowhere/a.so", "RNNJAX_CPU_KERNEL=/nowhere/a.so is no file. Install rnnjax by pip where there is a C++ "),
+        (str(HERE), f"RNNJAX_CPU_KERNEL={HERE} is no file. "),
+        (__file__, f"the library does not load: {__file__}: "),
+    ],
+)
+def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen, reason):
+    monkeypatch.setenv(library.VARIABLE, chosen)
+    monkeypatch.setattr(library, "absence", library.absence.__wrapped__)  # it remembers that it has loaded the library
+    refusal = rnnjax.Fused().refusal(CELL, XS)
+    assert refusal is not None
+    assert refusal.startswith(f"Fused has no kernel for GRU. The CPU kernel is not here: {reason}")
+    assert AUTO.select(CELL, XS) == (rnnjax.Scan(), (refusal,))
+    with pytest.raises(ValueError, match="Fused has no kernel for GRU"):
+        rnnjax.unroll(CELL, None, XS, engine=rnnjax.Fused())
+
+
+SWITCHED_OFF = """
+import jax, rnnjax
+cell, xs = rnnjax.GRU(3, 8, key=jax.random.key(0)), jax.numpy.ones((5, 3))
+state, ys = rnnjax.unroll(cell, None, xs, engine=rnnjax.Auto((rnnjax.Fused(), rnnjax.Scan())))
+print(rnnjax.Fused().refusal(cell, xs), ys.shape)
+"""
+
+
+def test_switched_off_in_a_new_process():
+    settings = {library.VARIABLE: "off", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, "-W", "error", "-c", SWITCHED_OFF]
+    made = subprocess.run(command, env=os.environ | settings, check=True, timeout=120, capture_output=True, text=True)
+    assert "RNNJAX_CPU_KERNEL=off has switched it off" in made.stdout
+    assert made.stdout.endswith("(5, 8)\n")
