@@ -435,7 +435,7 @@ struct BackwardPass {
           if (first < begin || first >= end) return;
           E* out[TILE_VECTORS];
           for (int v = 0; v < vectors; ++v) out[v] = state_of(carry, 0, first + v);
-          multiply_all(parts, 2, active,
+          multiply_all(parts, 1, active,
                        panel_of(pass.recurrent_panels + weight_group * pass.recurrent_size, first, pass.recurrent_depth()),
                        out, vectors);
         });
@@ -508,7 +508,7 @@ struct BackwardPass {
         const int64_t* offsets = common->input_offsets + start * layout.input.count;
         const Pieces<E> parts[2] = {{common->ring, offsets, whole, L},
                                     {common->ring, offsets + whole, all - whole, int(shape.D % L)}};
-        multiply_all(parts, 2, filled, panel, out, vectors);
+        multiply_all(parts, 1, filled, panel, out, vectors);
         panel += shape.D * layout.input.count * vectors * L;
       }
       for (int v = 0; v < vectors; ++v)

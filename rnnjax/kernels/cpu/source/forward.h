@@ -276,19 +276,16 @@ struct ForwardPass {
       }
     }
 
-    // The left operands: whole pieces, then the one that is not.
-    int parts_of_x(Pieces<E>* parts) const {
+    void parts_of_x(Pieces<E>* parts) const {
       const int64_t whole = shape.I / L;
       parts[0] = {scratch.x, scratch.x_offsets, whole, L};
       parts[1] = {scratch.x, scratch.x_offsets + whole, layout.input_pieces - whole, int(shape.I % L)};
-      return 2;
     }
-    int parts_of_h(Pieces<E>* parts, int64_t block) const {
+    void parts_of_h(Pieces<E>* parts, int64_t block) const {
       const int64_t whole = shape.D / L;
       const E* h = state_of(before, 0, layout.head(block) * layout.head_blocks);
       parts[0] = {h, scratch.h_offsets, whole, L};
       parts[1] = {h, scratch.h_offsets + whole, layout.head_blocks - whole, int(shape.D % L)};
-      return 2;
     }
 
     // us = W x + b of a section.
@@ -298,7 +295,7 @@ struct ForwardPass {
         for (int64_t row = 0, active = rows.active(t); row < active; ++row) load_x(row, t, made++);
       const Fill& fill_ = pass.fills[0];
       Pieces<E> parts[2];
-      const int count = parts_of_x(parts);
+      parts_of_x(parts);
       for (int64_t block = begin; block < end; block += pass.batch_of(block)) {
         for_panels(block, pass.batch_of(block), fill_.count, [&](int64_t first, int vectors) {
           E* out[TILE_VECTORS];
@@ -307,7 +304,7 @@ struct ForwardPass {
             out[v] = scratch.us + (first + v) * scratch.x_rows * L;
             fill(out[v], load(bias_of(at, c)), made);
           }
-          multiply_all(parts, count, made, panel(0, first), out, vectors);
+          multiply_all(parts, 1, made, panel(0, first), out, vectors);
         });
       }
     }
@@ -336,14 +333,14 @@ struct ForwardPass {
       for (int f = pass.ahead; f < pass.fill_count; ++f) {
         const Fill& filled = pass.fills[f];
         Pieces<E> parts[4];
-        int count = filled.from_x ? parts_of_x(parts) : 0;
-        if (filled.from_h) count += parts_of_h(parts + count, block);
+        if (filled.from_x) parts_of_x(parts);
+        if (filled.from_h) parts_of_h(parts + 2 * filled.from_x, block);
         for_panels(block, blocks, filled.count, [&](int64_t first, int vectors) {
           E* out[TILE_VECTORS];
           for (int v = 0; v < vectors; ++v)
             out[v] = column_of(scratch.columns, filled.columns[(first + v) % filled.count], blocks,
                                (first + v) / filled.count - block);
-          multiply_all(parts, count, active, panel(f, first), out, vectors);
+          multiply_all(parts, filled.from_x + filled.from_h, active, panel(f, first), out, vectors);
         });
       }
     }

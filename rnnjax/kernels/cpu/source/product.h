@@ -12,7 +12,8 @@ namespace RNNJAX_TARGET {
 constexpr int TILE_ROWS = 6;
 constexpr int TILE_VECTORS = RNNJAX_BYTES == 64 ? 4 : 2;
 
-// A left operand: `count` pieces at `base + offsets[]`, of which `width` lanes count.
+// Part of a left operand: `count` pieces at `base + offsets[]`, of which `width` lanes count. An operand is two parts: its
+// whole pieces, then the one that is not.
 template <class E>
 struct Pieces {
   const E* base;
@@ -34,12 +35,11 @@ inline void multiply_piece(V<E> (&sum)[ROWS][VECTORS], const E* a, const E* pane
   }
 }
 
-// out[v][row] += sum over k of a[row][k] * panel[k][v], for ROWS rows; `panel` runs through the pieces' lanes in order.
 template <class E, int ROWS, int VECTORS>
-void multiply(const Pieces<E>* parts, int count, int64_t row, const E* panel, E* const* out) {
+inline const E* multiply_operand(const Pieces<E>* parts, int64_t row, const E* panel, E* const* out) {
   constexpr int L = Vector<E>::lanes;
-  V<E> sum[ROWS][VECTORS] = {};  // from zero: a shorter chain of roundings than one that goes on from the last product's
-  for (int part = 0; part < count; ++part) {
+  V<E> sum[ROWS][VECTORS] = {};
+  for (int part = 0; part < 2; ++part) {
     const Pieces<E>& pieces = parts[part];
     for (int64_t piece = 0; piece < pieces.count; ++piece) {
       const E* a = pieces.base + pieces.offsets[piece] + row * L;
@@ -57,33 +57,42 @@ void multiply(const Pieces<E>* parts, int count, int64_t row, const E* panel, E*
       E* to = out[v] + (row + r) * L;
       store(to, load(to) + sum[r][v]);
     }
+  return panel;
+}
+
+// out[v][row] += sum over k of a[row][k] * panel[k][v], for ROWS rows and each of the operands a; `panel` runs through
+// the pieces' lanes in order. Each sum starts from zero: a shorter chain of roundings than one that goes on.
+template <class E, int ROWS, int VECTORS>
+void multiply(const Pieces<E>* parts, int operands, int64_t row, const E* panel, E* const* out) {
+  for (int operand = 0; operand < operands; ++operand)
+    panel = multiply_operand<E, ROWS, VECTORS>(parts + 2 * operand, row, panel, out);
 }
 
 template <class E, int VECTORS>
-inline void multiply_rows(const Pieces<E>* parts, int count, int64_t row, int rows, const E* panel, E* const* out) {
+inline void multiply_rows(const Pieces<E>* parts, int operands, int64_t row, int rows, const E* panel, E* const* out) {
   switch (rows) {
-    case 1: return multiply<E, 1, VECTORS>(parts, count, row, panel, out);
-    case 2: return multiply<E, 2, VECTORS>(parts, count, row, panel, out);
-    case 3: return multiply<E, 3, VECTORS>(parts, count, row, panel, out);
-    case 4: return multiply<E, 4, VECTORS>(parts, count, row, panel, out);
-    case 5: return multiply<E, 5, VECTORS>(parts, count, row, panel, out);
-    case 6: return multiply<E, 6, VECTORS>(parts, count, row, panel, out);
+    case 1: return multiply<E, 1, VECTORS>(parts, operands, row, panel, out);
+    case 2: return multiply<E, 2, VECTORS>(parts, operands, row, panel, out);
+    case 3: return multiply<E, 3, VECTORS>(parts, operands, row, panel, out);
+    case 4: return multiply<E, 4, VECTORS>(parts, operands, row, panel, out);
+    case 5: return multiply<E, 5, VECTORS>(parts, operands, row, panel, out);
+    case 6: return multiply<E, 6, VECTORS>(parts, operands, row, panel, out);
   }
 }
 
 // The same for `rows` rows, in tiles of nearly equal height, and 1 to TILE_VECTORS vectors.
 template <class E>
-void multiply_all(const Pieces<E>* parts, int count, int64_t rows, const E* panel, E* const* out, int vectors) {
+void multiply_all(const Pieces<E>* parts, int operands, int64_t rows, const E* panel, E* const* out, int vectors) {
   const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t row = rows * tile / tiles;
     const int height = int(rows * (tile + 1) / tiles - row);
     switch (vectors) {
-      case 1: multiply_rows<E, 1>(parts, count, row, height, panel, out); break;
-      case 2: multiply_rows<E, 2>(parts, count, row, height, panel, out); break;
+      case 1: multiply_rows<E, 1>(parts, operands, row, height, panel, out); break;
+      case 2: multiply_rows<E, 2>(parts, operands, row, height, panel, out); break;
 #if RNNJAX_BYTES == 64
-      case 3: multiply_rows<E, 3>(parts, count, row, height, panel, out); break;
-      case 4: multiply_rows<E, 4>(parts, count, row, height, panel, out); break;
+      case 3: multiply_rows<E, 3>(parts, operands, row, height, panel, out); break;
+      case 4: multiply_rows<E, 4>(parts, operands, row, height, panel, out); break;
 #endif
     }
   }
