@@ -1,5 +1,6 @@
 """The CPU kernel itself: right at any shape, whatever is asked of it at once, and an error where it is misused."""
 
+import math
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ import rnnjax
 from rnnjax.kernel import Pointwise, Sequences, Weights
 from rnnjax.kernels import recurrence
 from rnnjax.kernels.cpu import library
+from rnnjax.kernels.cpu.operations import MEANINGS, NUMBERS
 from rnnjax.kernels.cpu.program import Program, translate
 from rnnjax.kernels.reference import Reference
 
@@ -104,6 +106,33 @@ def test_backward_is_the_transpose(cell):
     np.testing.assert_allclose(forward, backward, rtol=1e-11)
 
 
+def test_every_operation_of_the_compiled_code():
+    """One program that has them all: gate k is k in all its units, and what is kept of it is operation k of a few."""
+    gates, registers = len(MEANINGS), 2 * len(MEANINGS) + 1  # of columns, the state before, and the results
+    values = np.random.default_rng(0).uniform(0.1, 0.9, (gates, 5))
+    instructions = [
+        (number, gates + 1 + number, number, (number + 1) % gates, (number + 2) % gates) for number in range(gates)
+    ]
+    attributes = {
+        "instructions": np.asarray(instructions, np.int32).ravel(),
+        "outputs": np.arange(gates, registers, dtype=np.int32),
+        "columns": np.asarray([(gate, 1, 1) for gate in range(gates)], np.int32).ravel(),
+        "constants": np.zeros(0),
+        "registers": np.int32(registers),
+        "widest": np.int32(2),
+    }
+    nothing = np.zeros((1, 1, 1, 0)), np.zeros((1, 1, 1, 5)), np.zeros(0, np.int32), np.zeros(0, bool)
+    weights = np.zeros((1, 0, gates, 5)), values[None], np.zeros((1, 1, 5, gates, 5)), np.zeros((1, 0, 5))
+    results = [ShapeDtypeStruct(shape, "float64") for shape in ((1, 1, 1, 5), (1, 1, 1, 5), (1, 1, 1, gates, 5))]
+    assert rnnjax.CPU().refusal(CELLS["gru"], random_shapes.draw(0).weights) is None  # to ask is what loads the library
+    call = jax.ffi.ffi_call("rnnjax_forward", results)
+    kept = call(*nothing, *weights, np.zeros((1, 1, 5)), **attributes)[2][0, 0, 0]
+    for number, meaning in enumerate(MEANINGS.values()):
+        operands = 1 + (number >= NUMBERS["add"]) + (number >= NUMBERS["select"])
+        expected = meaning(*(jnp.asarray(values[(number + place) % gates]) for place in range(operands)))
+        np.testing.assert_allclose(kept[number], expected, rtol=1e-14, err_msg=list(MEANINGS)[number])
+
+
 # What is compiled
 
 
@@ -165,7 +194,7 @@ def zeros(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
 def call_of(half: str) -> Call:
     """A call of a GRU that is in order."""
     assert library.absence() is None
-    program = translate(CELLS["gru"], np.dtype("float64"))
+    program = translate(CELLS["gru"], np.dtype("float64"), 8)
     assert isinstance(program, Program)
     code = getattr(program, half)
     columns = len(program.columns)
@@ -385,10 +414,11 @@ AUTO = rnnjax.Auto((rnnjax.Fused(), rnnjax.Scan()))
 @pytest.mark.parametrize(
     ("chosen", "reason"),
     [
-        ("off", "RNNJAX_CPU_KERNEL=off has switched it off"),
-        ("/nowhere/a.so", "RNNJAX_CPU_KERNEL=/nowhere/a.so is no file. Install rnnjax by pip where there is a C++ "),
-        (str(HERE), f"RNNJAX_CPU_KERNEL={HERE} is no file. "),
-        (__file__, f"the library does not load: {__file__}: "),
+        ("Off", "RNNJAX_CPU_KERNEL=Off has switched it off"),
+        ("/a.so", "RNNJAX_CPU_KERNEL: expected `off` or the path of a library, got /a.so, which is no file"),
+        (str(HERE), f"RNNJAX_CPU_KERNEL: expected `off` or the path of a library, got {HERE}, which is no file"),
+        (__file__, f"{__file__} does not load: "),
+        (math.__file__, f"{math.__file__} does not load: "),
     ],
 )
 def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen, reason):

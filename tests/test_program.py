@@ -257,7 +257,7 @@ CELLS = {
 
 
 def program_of(pointwise: Pointwise) -> Program:
-    program = translate(pointwise, FLOAT64)
+    program = translate(pointwise, FLOAT64, 24)
     assert isinstance(program, Program), program
     return program
 
@@ -382,7 +382,7 @@ def test_translation_works_while_something_else_is_being_traced_and_happens_once
 
 @pytest.mark.parametrize("name", ["lstm_clipped", "powers"])
 def test_constants_are_of_the_dtype(name):
-    program = translate(CELLS[name], np.dtype("float32"))
+    program = translate(CELLS[name], np.dtype("float32"), 24)
     assert isinstance(program, Program)
     assert program.forward.constants == tuple(float(np.float32(constant)) for constant in program.forward.constants)
 
@@ -393,6 +393,11 @@ OWN = r"pointwise has constants of each unit's own: units 0 and 1 of after\[0\]"
 
 def no_counterpart(name: str) -> str:
     return f"pointwise uses `{name}`, which has no counterpart in the vector program"
+
+
+def _of_width_24(x):
+    assert x.shape[1] == 24, "24, please"
+    return x
 
 
 REFUSED = {
@@ -417,6 +422,10 @@ REFUSED = {
     "half": (lambda x: x[0].astype("float16").astype(x.dtype), r"pointwise computes in float16 \(`convert_element_"),
     "other_dtype": (lambda x: x[0].astype("float32"), r"pointwise gives `after` in float32, and states are carried in"),
     "out_of_bounds": (lambda x: x.at[jnp.array([9])].get(mode="fill")[0], "pointwise has an index that is out of b"),
+    "scale": (lambda x: x[0] / np.sqrt(x.shape[1]), "pointwise has other constants at 7 and at 24 units"),
+    "first": (lambda x: jnp.where(jnp.arange(x.shape[1]) < 7, x[0], 0), r"pointwise numbers its units \(`iota`\)"),
+    "width": (lambda x: x[0] if x.shape[1] < 9 else jnp.tanh(x[0]), "pointwise is not the same at 7 and at 24 units"),
+    "fixed": (lambda x: _of_width_24(x)[0], "pointwise cannot be traced at 7 units: AssertionError: 24, please"),
     "callback": (lambda x: (jax.debug.print("{}", x[0, 0]), x[0])[1], no_counterpart(r"\w*")),
 }
 
@@ -428,6 +437,6 @@ def test_refusal(name):
 
 
 def assert_refused(pointwise: Pointwise, reason: str) -> None:
-    refusal = translate(pointwise, FLOAT64)
+    refusal = translate(pointwise, FLOAT64, 24)
     assert isinstance(refusal, str)
     assert re.match(reason, refusal)

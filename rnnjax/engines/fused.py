@@ -24,7 +24,8 @@ class Fused(AbstractEngine):
     `jax.vmap` hands the whole batch to one call, and its gradient is one call too. Where a platform has no kernel, or
     its kernel refuses the cell, the reference runs: plain JAX, as fast as `Scan`. It needs an `AbstractGatedCell`,
     whose one product inside the loop is `R h`. Forward mode and derivatives of the second order are right but not fast:
-    they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`.
+    they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export`
+    does not take the CPU kernel's calls unless told to: export with `Scan`.
 
     A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
     than `shortest`, or a cell of fewer units than `narrowest`, is refused. By default none is.
@@ -80,12 +81,25 @@ def _misfit(cell: AbstractCell, xs: PyTree[Array]) -> str | None:
     dtypes = {leaf.dtype.name for leaf in (cell.input_weight, cell.recurrent_weight, cell.bias) if leaf is not None}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         return f"its weights are {' and '.join(sorted(dtypes))}, and kernels take one of {', '.join(DTYPES)}"
-    vectors = jax.tree.leaves(cell.gains) + jax.tree.leaves(jax.eval_shape(cell.initial))
-    if any(leaf.shape != (cell.hidden_size,) for leaf in vectors):
+    state = jax.tree.leaves(jax.eval_shape(cell.initial))
+    if any(leaf.shape != (cell.hidden_size,) for leaf in jax.tree.leaves(cell.gains) + state):
         return f"not all its gains and states are vectors of {cell.hidden_size} units"
+    carry = carry_dtype(cell.dtype)
+    if any(leaf.dtype != carry for leaf in state):
+        return f"not all its states are {carry}"
+    if not _is_hashable(Pointwise.of(cell)):
+        return "a static field of it cannot be hashed, as one that is an array"
     if any(_explicit(leaf) for leaf in jax.tree.leaves(eqx.filter((cell, xs), eqx.is_array))):
         return "its arrays are sharded by explicit axes of a mesh, which a kernel sees under jax.shard_map alone"
     return None
+
+
+def _is_hashable(pointwise: Pointwise) -> bool:
+    try:
+        hash(pointwise)
+    except TypeError:
+        return False
+    return True
 
 
 def _explicit(leaf: Any) -> bool:

@@ -28,9 +28,10 @@ class InstructionSet(IntEnum):
 class CPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, forward and backward, on all cores.
 
-    A tile of sequences goes through all of time on one core, its gates in the first-level cache; weights are packed
-    once per call; products, elementwise steps and weight gradients are all made inside. float32 and float64 are
-    computed as they are, bfloat16 and float16 in float32. `widest` bounds the instructions used, for comparison.
+    A tile of sequences goes through all of time on one core, or, where there are fewer tiles than cores, on several
+    that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call; products,
+    elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are, bfloat16
+    and float16 in float32. `widest` bounds the instructions used, for comparison.
     """
 
     widest: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512)
@@ -39,7 +40,7 @@ class CPU(AbstractKernel):
         missing = library.absence()
         if missing is not None:
             return f"The CPU kernel is not here: {missing}."
-        program = translate(pointwise, carried(weights))
+        program = translate(pointwise, carried(weights), weights.W.shape[-1])
         if isinstance(program, str):
             return f"The CPU kernel has no program for it: {program}."
         sizes = {
@@ -54,13 +55,13 @@ class CPU(AbstractKernel):
         return None
 
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
-        return len(_program(pointwise, carried(weights)).columns)
+        return len(_program(pointwise, weights).columns)
 
     def forward(
         self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
     ) -> Trajectory:
         dtype = carried(weights)
-        program = _program(pointwise, dtype)
+        program = _program(pointwise, weights)
         S, B, T, _ = sequences.xs.shape
         F, H = sequences.state.shape[2:]
         over_time = [jax.ShapeDtypeStruct((S, B, T, H) if look else (0,), dtype) for look in seen]
@@ -86,7 +87,7 @@ class CPU(AbstractKernel):
         wanted: Cotangents,
     ) -> Cotangents:
         dtype = carried(weights)
-        program = _program(pointwise, dtype)
+        program = _program(pointwise, weights)
         absent = jnp.zeros(0, dtype)
         operands = (
             *_sequences(sequences, dtype),
@@ -118,8 +119,8 @@ class CPU(AbstractKernel):
         }
 
 
-def _program(pointwise: Pointwise, dtype: jnp.dtype) -> Program:
-    program = translate(pointwise, dtype)
+def _program(pointwise: Pointwise, weights: Weights) -> Program:
+    program = translate(pointwise, carried(weights), weights.W.shape[-1])
     assert isinstance(program, Program), program
     return program
 

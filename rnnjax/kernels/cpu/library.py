@@ -8,24 +8,31 @@ from pathlib import Path
 
 import jax
 
+from .operations import MEANINGS
+
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
 ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward")
+INTERFACE = 1  # what is handed over, and how: as in source/interface.h
 
 
 @cache
 def absence() -> str | None:
     """Why there is no library here; None once it is loaded."""
     chosen = os.environ.get(VARIABLE, "")
-    if chosen == "off":
-        return f"{VARIABLE}=off has switched it off"
+    if chosen.lower() == "off":
+        return f"{VARIABLE}={chosen} has switched it off"
     path = Path(chosen) if chosen else _installed()
+    if chosen and not Path(chosen).is_file():
+        return f"{VARIABLE}: expected `off` or the path of a library, got {chosen}, which is no file"
     if path is None or not path.is_file():
-        where = f"{VARIABLE}={chosen} is no file" if chosen else "the library was not built when rnnjax was installed"
-        return f"{where}. Install rnnjax by pip where there is a C++ compiler (GCC or Clang)"
+        return "it was not built when rnnjax was installed. Install rnnjax by pip where there is GCC or Clang"
     try:
         library = ctypes.CDLL(os.fspath(path))
-    except OSError as error:
-        return f"the library does not load: {error}"
+        interface = library.rnnjax_interface()
+    except (OSError, AttributeError) as error:
+        return f"{path} does not load: {error}"
+    if interface != INTERFACE * 1000 + len(MEANINGS):
+        return f"{path} was built from another version of rnnjax. Install rnnjax again"
     for name in ENTRY_POINTS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None

@@ -1,5 +1,6 @@
 """The vector program of a cell: its columns, what it keeps of them, and both halves as code."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from ...kernel import Pointwise
 from .code import Code, assemble
 from .expressions import OUTPUT, Graph
 from .primitives import TranslationError
-from .trace import trace
+from .sizes import check_sizes
+from .trace import UNITS, trace
 from .units import forget_units
 
 
@@ -52,8 +54,21 @@ class _Rows(NamedTuple):
 
 
 @lru_cache
-def translate(pointwise: Pointwise, dtype: np.dtype) -> Program | str:
+def translate(pointwise: Pointwise, dtype: np.dtype, units: int) -> Program | str:
     """The program of `pointwise` in the dtype that states are carried in, or the reason why there is none."""
+    program = _translated(pointwise, dtype)
+    if isinstance(program, Program):
+        try:
+            for function, inputs in _functions(pointwise):
+                check_sizes(function, inputs, dtype, (UNITS, units))
+        except TranslationError as refusal:
+            return str(refusal)
+    return program
+
+
+@lru_cache
+def _translated(pointwise: Pointwise, dtype: np.dtype) -> Program | str:
+    """The program, whatever the number of units."""
     try:
         columns, graph, rows = _in_columns(*_expressions(pointwise, dtype))
     except TranslationError as refusal:
@@ -76,15 +91,24 @@ def _names(name: str, count: int) -> list[tuple[str, int]]:
 def _expressions(pointwise: Pointwise, dtype: np.dtype) -> tuple[Graph, dict[str, list[int]]]:
     """The rows of the state after a step and of all cotangents, as nodes of the inputs' rows."""
     by_unit, graph = Graph(dtype), Graph(dtype)
-    inputs = {
+    outputs = {}
+    for function, inputs in _functions(pointwise):
+        outputs |= trace(by_unit, function, inputs)
+    return graph, forget_units(by_unit, graph, outputs)
+
+
+def _functions(pointwise: Pointwise) -> list[tuple[Callable[..., dict[str, Array]], dict[str, int]]]:
+    """`pointwise` and its transposed derivative, each with the rows of its inputs."""
+    rows = {
         "gains": pointwise.gains.num_leaves,
         "u": pointwise.gates,
         "v": pointwise.gates,
         "before": pointwise.fields,
     }
-    outputs = trace(by_unit, lambda **arguments: {"after": pointwise(**arguments)}, inputs)
-    outputs |= trace(by_unit, partial(_transposed, pointwise), inputs | {"dafter": pointwise.fields})
-    return graph, forget_units(by_unit, graph, outputs)
+    return [
+        (lambda **arguments: {"after": pointwise(**arguments)}, rows),
+        (partial(_transposed, pointwise), rows | {"dafter": pointwise.fields}),
+    ]
 
 
 def _transposed(pointwise: Pointwise, dafter: Float[Array, "F H"], **inputs: Float[Array, "_ H"]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from .expressions import Graph
 from .primitives import CALLS, ELEMENTWISE, INDEXED, MOVES, REDUCTIONS, TranslationError
 
-UNITS = 7  # any number would do: each unit must have the same expression
+UNITS = 7  # each must have the same expression, and `sizes` sees to it that it is that of any number of units
 
 NOWHERE = -1  # the number of no node
 
@@ -27,12 +27,7 @@ def trace(graph: Graph, function: Callable[..., Any], inputs: dict[str, int]) ->
 
     Raises `TranslationError` where an operation has no counterpart.
     """
-    shapes = {name: jax.ShapeDtypeStruct((count, UNITS), graph.dtype) for name, count in inputs.items()}
-    try:
-        closed, returned = jax.make_jaxpr(lambda inputs: function(**inputs), return_shape=True)(shapes)
-    except (TypeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise TranslationError(f"pointwise cannot be traced at {UNITS} units: {reason}") from error
+    closed, returned = jaxpr_of(function, inputs, graph.dtype, UNITS)
     for name, shape in returned.items():
         if shape.dtype != graph.dtype:
             raise TranslationError(
@@ -40,6 +35,16 @@ def trace(graph: Graph, function: Callable[..., Any], inputs: dict[str, int]) ->
             )
     arguments = [_entries(graph, name, inputs[name]) for name in sorted(inputs)]
     return dict(zip(sorted(returned), _run(graph, closed.jaxpr, closed.consts, arguments), strict=True))
+
+
+def jaxpr_of(function: Callable[..., Any], inputs: dict[str, int], dtype: Any, units: int) -> tuple[Any, Any]:
+    """The jaxpr of `function` at so many units, and the shapes of what it returns."""
+    shapes = {name: jax.ShapeDtypeStruct((count, units), dtype) for name, count in inputs.items()}
+    try:
+        return jax.make_jaxpr(lambda inputs: function(**inputs), return_shape=True)(shapes)
+    except Exception as error:  # whatever a cell's own code may raise: another engine may run it all the same
+        reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        raise TranslationError(f"pointwise cannot be traced at {units} units: {reason}") from error
 
 
 def _entries(graph: Graph, name: str, count: int) -> np.ndarray:

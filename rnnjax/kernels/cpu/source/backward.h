@@ -36,7 +36,8 @@ struct BackwardPass {
   Layout<E> layout;
   Tiles tiles;
   int64_t parts;  // of the tiles of a group, each summed apart
-  int64_t weight_groups, members, batch;
+  int64_t weight_groups, panel_groups;  // one, where all share what is packed
+  int64_t members, batch;
   Gang* gangs;  // of each tile
   int64_t recurrent_size, input_size, sums_size = 0;
   E *recurrent_panels, *input_panels, *gains, *initial;
@@ -55,6 +56,7 @@ struct BackwardPass {
     sums_size = int64_t(sizes.used);
     weight_groups = call.problem.W.stride || call.problem.R.stride || call.problem.gains.stride ||
                             call.problem.initial.stride ? shape.S : 1;
+    panel_groups = call.problem.W.stride || call.problem.R.stride ? shape.S : 1;
   }
 
   bool run() {
@@ -84,8 +86,8 @@ struct BackwardPass {
 
   void carve_weights(Carver& carver) {
     gangs = carver.carve<Gang>(members > 1 ? shape.S * parts : 0);
-    recurrent_panels = carver.carve<E>(weight_groups * recurrent_size);
-    input_panels = carver.carve<E>(weight_groups * input_size);
+    recurrent_panels = carver.carve<E>(panel_groups * recurrent_size);
+    input_panels = carver.carve<E>(panel_groups * input_size);
     gains = carver.carve<E>(weight_groups * layout.blocks * shape.K * L);
     initial = carver.carve<E>(weight_groups * layout.blocks * shape.F * L);
     sums = carver.carve<char>(sums_are_own() ? 0 : shape.S * parts * sums_size);
@@ -102,6 +104,7 @@ struct BackwardPass {
       pack_units(layout, group_of<E>(problem.gains, group), shape.K, gains + group * layout.blocks * shape.K * L);
       pack_units(layout, group_of<E>(problem.initial, group), shape.F, initial + group * layout.blocks * shape.F * L);
     }
+    if (group >= panel_groups) return;
     if (at < layout.blocks) {
       const int64_t start = at - at % layout.head_blocks;
       for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
@@ -186,6 +189,7 @@ struct BackwardPass {
     char* memory = static_cast<char*>(crew.take(crew.self, sizes.used + own));
     if (!memory) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
+      if (members > 1) gangs[index].close({}, 0);
       return;
     }
     Carver carver{memory};
@@ -436,7 +440,7 @@ struct BackwardPass {
           E* out[TILE_VECTORS];
           for (int v = 0; v < vectors; ++v) out[v] = state_of(carry, 0, first + v);
           multiply_all(parts, 1, active,
-                       panel_of(pass.recurrent_panels + weight_group * pass.recurrent_size, first, pass.recurrent_depth()),
+                       panel_of(pass.recurrent_panels + weight_group % pass.panel_groups * pass.recurrent_size, first, pass.recurrent_depth()),
                        out, vectors);
         });
       }
@@ -502,7 +506,7 @@ struct BackwardPass {
       E* out[TILE_VECTORS];
       for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * common->ring_rows * L;
       clear(scratch.dx, vectors * common->ring_rows * L);
-      const E* panel = panel_of(pass.input_panels + weight_group * pass.input_size, first, pass.input_depth());
+      const E* panel = panel_of(pass.input_panels + weight_group % pass.panel_groups * pass.input_size, first, pass.input_depth());
       for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
         const int64_t whole = shape.D / L * layout.input.count, all = layout.head_blocks * layout.input.count;
         const int64_t* offsets = common->input_offsets + start * layout.input.count;

@@ -5,21 +5,22 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 
 #include "interface.h"
 #include "spin.h"
 
 namespace rnnjax {
 
-// Tasks are claimed one by one from an atomic counter, so the caller can always finish alone, and the only thing ever
-// waited for is a task that somebody has begun. A helper that comes after the end finds nothing to claim; what it looks
-// at then is shared with it, and outlives the call.
+// Tasks are claimed one by one, in order, from an atomic counter, so the caller can finish alone, and the only thing ever
+// waited for is a task that somebody has begun. Helpers stay no longer than there is something to claim. One that comes
+// after the end finds nothing; what it looks at then is shared with it, and outlives the call. A full pool may run a
+// helper at once, on the caller's own thread: that one claims, too, and goes.
 class Team {
  public:
   using Schedule = std::function<void(std::function<void()>)>;
 
   Team(int64_t threads, Schedule schedule) : threads_(threads), schedule_(schedule), work_(std::make_shared<Work>()) {}
-  ~Team() { work_->closed.store(true, std::memory_order_release); }
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
@@ -31,44 +32,44 @@ class Team {
     phase.task = task;
     phase.context = context;
     phase.tasks = tasks;
-    work_->published.store(phases_, std::memory_order_release);
+    phase.next.store(0, std::memory_order_release);
     const int64_t helpers = (tasks < threads_ ? tasks : threads_) - 1;
-    for (; helpers_ < helpers; ++helpers_) schedule_([work = work_] { help(*work); });
+    for (int64_t helper = 0; helper < helpers; ++helper)
+      if (!call_for_help(phase)) break;
     work_on(phase);
-    for (int spins = 0; phase.done.load(std::memory_order_acquire) < tasks;) relax(++spins);
+    for (int spins = 0; phase.done.load(std::memory_order_acquire) < tasks;) relax(spins);
   }
 
  private:
   static constexpr int MOST_PHASES = 4;
+  static constexpr int64_t NONE = INT64_MAX / 2;  // the next task of a phase that has not begun
 
   struct Phase {
     void (*task)(void*, int64_t);
     void* context;
-    int64_t tasks;
-    std::atomic<int64_t> next{0}, done{0};
+    int64_t tasks = 0;
+    std::atomic<int64_t> next{NONE}, done{0};
   };
   struct Work {
     Phase phases[MOST_PHASES];
-    std::atomic<int> published{0};
-    std::atomic<bool> closed{false};
   };
 
-  static void work_on(Phase& phase) {
-    for (;;) {
-      const int64_t index = phase.next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= phase.tasks) return;
-      phase.task(phase.context, index);
-      phase.done.fetch_add(1, std::memory_order_release);
+  // False where there is no memory for it: those who are there do it then.
+  bool call_for_help(Phase& phase) {
+    try {
+      schedule_([work = work_, &phase] { work_on(phase); });
+      return true;
+    } catch (const std::bad_alloc&) {
+      return false;
     }
   }
 
-  // Between phases it waits for a caller that is at work, so never for long.
-  static void help(Work& work) {
-    int finished = 0;
-    for (int spins = 0;;) {
-      while (finished < work.published.load(std::memory_order_acquire)) work_on(work.phases[finished++]), spins = 0;
-      if (work.closed.load(std::memory_order_acquire)) return;
-      relax(++spins);
+  static void work_on(Phase& phase) {
+    for (;;) {
+      const int64_t index = phase.next.fetch_add(1, std::memory_order_acq_rel);
+      if (index >= phase.tasks) return;
+      phase.task(phase.context, index);
+      phase.done.fetch_add(1, std::memory_order_release);
     }
   }
 
@@ -76,7 +77,6 @@ class Team {
   Schedule schedule_;
   std::shared_ptr<Work> work_;
   int phases_ = 0;
-  int64_t helpers_ = 0;
 };
 
 }  // namespace rnnjax

@@ -28,7 +28,7 @@ struct ForwardPass {
   int64_t batch;  // blocks whose program runs together
   int64_t panel_size[2];
   E *panels[2], *bias, *gains, *initial;  // packed, of all groups
-  int64_t weight_groups;
+  int64_t weight_groups, panel_groups;  // one, where all share what is packed
   Gang* gangs;  // of each tile
 
   ForwardPass(const Forward& call, const Crew& crew)
@@ -48,6 +48,7 @@ struct ForwardPass {
   bool run() {
     weight_groups = call.problem.W.stride || call.problem.R.stride || call.problem.b.stride ||
                             call.problem.gains.stride || call.problem.initial.stride ? shape.S : 1;
+    panel_groups = call.problem.W.stride || call.problem.R.stride ? shape.S : 1;
     Carver sizes{nullptr};
     carve_weights(sizes);
     char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
@@ -70,7 +71,7 @@ struct ForwardPass {
     gangs = carver.carve<Gang>(members > 1 ? all_tiles() : 0);
     for (int f = 0; f < fill_count; ++f) {
       panel_size[f] = layout.blocks * fills[f].count * depth(fills[f]) * L;
-      panels[f] = carver.carve<E>(weight_groups * panel_size[f]);
+      panels[f] = carver.carve<E>(panel_groups * panel_size[f]);
     }
     bias = carver.carve<E>(weight_groups * layout.blocks * shape.C * L);
     gains = carver.carve<E>(weight_groups * layout.blocks * shape.K * L);
@@ -94,7 +95,7 @@ struct ForwardPass {
       pack_units(layout, group_of<E>(problem.gains, group), shape.K, gains + group * layout.blocks * shape.K * L);
       pack_units(layout, group_of<E>(problem.initial, group), shape.F, initial + group * layout.blocks * shape.F * L);
     }
-    if (!starts_batch(block)) return;
+    if (!starts_batch(block) || group >= panel_groups) return;
     for (int f = 0; f < fill_count; ++f)
       for_panels(block, batch_of(block), fills[f].count, [&](int64_t first, int vectors) {
         E* to = panel_of(panels[f] + group * panel_size[f], first, depth(fills[f]));
@@ -141,6 +142,7 @@ struct ForwardPass {
     char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
     if (!memory) {
       if (owner) __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
+      if (owner && members > 1) gangs[number].close({}, 0);
       return;
     }
     Carver carver{memory};
@@ -313,7 +315,8 @@ struct ForwardPass {
       return pass.bias + ((weight_group * layout.blocks + block) * shape.C + column) * L;
     }
     const E* panel(int f, int64_t first) const {
-      return panel_of(pass.panels[f] + weight_group * pass.panel_size[f], first, pass.depth(pass.fills[f]));
+      const int64_t group = weight_group % pass.panel_groups;
+      return panel_of(pass.panels[f] + group * pass.panel_size[f], first, pass.depth(pass.fills[f]));
     }
 
     E* column_of(E* columns, int64_t column, int64_t blocks, int64_t block_in_batch) const {

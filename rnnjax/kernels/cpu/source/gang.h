@@ -31,6 +31,7 @@ class Gang {
     __atomic_store_n(&word_, key * MOST_WORD + members, __ATOMIC_RELEASE);
     return {0, members};
   }
+  // At the end, or where there is none to wait for, at once.
   void close(const Member& owner, int64_t key) {
     meet(owner, key, DONE);
     __atomic_store_n(&word_, CLOSED, __ATOMIC_RELEASE);
@@ -44,7 +45,7 @@ class Gang {
   }
   // Waits for the section after `key` in which the helper takes part, and enters it; false if there is none.
   bool enter(int64_t number, int64_t* key, Member* member) {
-    for (int spins = 0;; relax(++spins)) {
+    for (int spins = 0;; relax(spins)) {
       const int64_t word = __atomic_load_n(&word_, __ATOMIC_ACQUIRE);
       if (word == CLOSED) return false;
       if (word / MOST_WORD <= *key || word % MOST_WORD <= number) continue;
@@ -61,7 +62,7 @@ class Gang {
     if (member.members == 1) return;
     arrive(member, key, phase);
     for (int64_t other = 0; other < member.members; ++other)
-      for (int spins = 0; __atomic_load_n(&places_[other].place, __ATOMIC_ACQUIRE) < place(key, phase);) relax(++spins);
+      for (int spins = 0; __atomic_load_n(&places_[other].place, __ATOMIC_ACQUIRE) < place(key, phase);) relax(spins);
   }
 
  private:

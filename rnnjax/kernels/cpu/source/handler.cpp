@@ -1,6 +1,7 @@
 // The entry points that XLA calls: buffers are checked against each other, then handed to the best instruction set here.
 #include <algorithm>
 #include <cstdint>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -178,6 +179,8 @@ static std::string take_problem(Buffers& arguments, const Attributes& attributes
   return arguments.fault;
 }
 
+static ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "rnnjax: out of memory"); }
+
 template <class Call>
 static ffi::Error run(Call& call, ffi::DataType type, ffi::ThreadPool pool, const Target& target) {
   const Shape& shape = call.problem.shape;
@@ -204,7 +207,7 @@ static ffi::Error run(Call& call, ffi::DataType type, ffi::ThreadPool pool, cons
   } else {
     done = (type == ffi::DataType::F32 ? target.backward_float : target.backward_double)(call, crew);
   }
-  return done ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kResourceExhausted, "rnnjax: out of memory");
+  return done ? ffi::Error::Success() : out_of_memory();
 }
 
 static std::string collect(ffi::RemainingArgs arguments, ffi::RemainingRets results, Buffers& from, Buffers& to) {
@@ -230,7 +233,7 @@ static std::string collect(ffi::RemainingArgs arguments, ffi::RemainingRets resu
 static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
                           ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
                           ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
-                          int32_t widest) {
+                          int32_t widest) try {
   const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
   Buffers from(ffi::DataType::INVALID), to(ffi::DataType::INVALID);
   Shape shape;
@@ -251,6 +254,8 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
   RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
   if (shape.S * shape.B * H == 0) return ffi::Error::Success();
   return run(call, from.type, pool, target_of(widest));
+} catch (const std::bad_alloc&) {
+  return out_of_memory();
 }
 
 // Arguments xs, state, length, resets, W, b, R, gains, initial, kept, dlast, states (F), dstates (F); results dxs, dW, db, dR,
@@ -258,7 +263,7 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
 static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
                            ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
                            ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
-                           int32_t widest) {
+                           int32_t widest) try {
   const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
   Buffers from(ffi::DataType::INVALID), to(ffi::DataType::INVALID);
   Shape shape;
@@ -295,6 +300,8 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
     return ffi::Error::Success();
   }
   return run(call, from.type, pool, target_of(widest));
+} catch (const std::bad_alloc&) {
+  return out_of_memory();
 }
 
 }  // namespace rnnjax
@@ -314,4 +321,5 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_forward, rnnjax::forward, RNNJAX_BINDING);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_backward, rnnjax::backward, RNNJAX_BINDING);
+extern "C" int32_t rnnjax_interface() { return rnnjax::INTERFACE * 1000 + rnnjax::OPERATIONS; }
 #pragma GCC visibility pop

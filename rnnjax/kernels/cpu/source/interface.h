@@ -6,6 +6,9 @@
 
 namespace rnnjax {
 
+// Counted up with every change to what Python hands over: its arrays, its attributes, or the meaning of a number in them.
+constexpr int32_t INTERFACE = 1;
+
 struct Instruction {
   int32_t operation, destination, a, b, c;
 };

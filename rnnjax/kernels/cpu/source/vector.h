@@ -69,13 +69,6 @@ inline void store_part(E* to, V<E> value, int count) {
   }
 }
 
-template <class E>
-inline E total(V<E> value) {
-  E sum = 0;
-  for (int lane = 0; lane < Vector<E>::lanes; ++lane) sum += value[lane];
-  return sum;
-}
-
 // What the exponential needs, by type: the number whose sum rounds to an integer, ln 2 in two parts, where the exponential
 // overflows and where it is zero, where tanh is one, and p of exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2.
 template <class E>
