@@ -29,8 +29,8 @@ GATED: dict[str, Callable[..., AbstractCell]] = {
 ENGINES: dict[str, AbstractEngine] = {"Scan": Scan(), "Fused": Fused()}
 DIRECTIONS = {"forward": measure.forward, "gradient": measure.gradient}
 
-BATCHES, LENGTHS, SIZES = (1, 4, 32), (1, 4, 16, 128), (4, 8, 64, 256)
-QUICK_BATCHES, QUICK_LENGTHS, QUICK_SIZES = (1, 4), (1, 16), (4, 64)
+BATCHES, LENGTHS, SIZES = (1, 4, 32), (1, 4, 32, 256), (4, 16, 64, 256)
+QUICK_BATCHES, QUICK_LENGTHS, QUICK_SIZES = (1, 4), (1, 32), (4, 64)
 SECONDS, QUICK_SECONDS = 0.25, 0.1  # for both engines on one case
 BATCH_MILLISECONDS = 3.0  # so many calls are timed together: one alone may take less than the clock and its caller do
 SLOWER = 0.95  # Scan's time over Fused's, below which Fused is the wrong choice

@@ -26,7 +26,7 @@ class Auto(AbstractEngine):
     From which sizes on Fused pays is what `benchmarks/fused_against_scan.py` measures.
     """
 
-    candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(shortest=16, narrowest=8), Scan())
+    candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(shortest=32, narrowest=16), Scan())
 
     def __check_init__(self):
         if not isinstance(self.candidates, tuple) or not self.candidates:
