@@ -21,19 +21,34 @@ def check_sizes(function: Callable[..., Any], inputs: dict[str, int], dtype: Any
 
 
 def _check_jaxprs(one: Any, other: Any, sizes: Sizes) -> None:
-    for a, b in zip(getattr(one, "consts", ()), getattr(other, "consts", ()), strict=True):
-        _check_constants(a, b, sizes)
+    constants = getattr(one, "consts", ()), getattr(other, "consts", ())
     one, other = getattr(one, "jaxpr", one), getattr(other, "jaxpr", other)
-    if [equation.primitive for equation in one.eqns] != [equation.primitive for equation in other.eqns]:
+    if _wiring(one) != _wiring(other) or len(constants[0]) != len(constants[1]):
         raise TranslationError(f"pointwise is not the same at {sizes[0]} and at {sizes[1]} units")
+    for a, b in zip(*constants, strict=True):
+        _check_constants(a, b, sizes)
+    for a, b in zip(one.outvars, other.outvars, strict=True):
+        if isinstance(a, Literal):
+            _check_constants(a.val, b.val, sizes)
     for a, b in zip(one.eqns, other.eqns, strict=True):
         if a.primitive.name == "iota" and a.outvars[0].aval != b.outvars[0].aval:
             raise TranslationError("pointwise numbers its units (`iota`)")
         for left, right in zip(a.invars, b.invars, strict=True):
-            if isinstance(left, Literal) and isinstance(right, Literal):
+            if isinstance(left, Literal):
                 _check_constants(left.val, right.val, sizes)
         for name in a.params:
             _check_parameters(a.params[name], b.params[name], sizes, f"{name} of `{a.primitive.name}`")
+
+
+def _wiring(jaxpr: Jaxpr) -> list[Any]:
+    """What is computed of what: primitives and the numbers of their operands, in the order in which these are made."""
+    numbers = {variable: number for number, variable in enumerate((*jaxpr.constvars, *jaxpr.invars))}
+    wiring: list[Any] = [len(numbers)]
+    for equation in jaxpr.eqns:
+        operands = [None if isinstance(atom, Literal) else numbers[atom] for atom in equation.invars]
+        wiring.append((equation.primitive, operands, len(equation.outvars), sorted(equation.params)))
+        numbers |= {variable: len(numbers) + place for place, variable in enumerate(equation.outvars)}
+    return [*wiring, [None if isinstance(atom, Literal) else numbers[atom] for atom in jaxpr.outvars]]
 
 
 def _check_constants(one: Any, other: Any, sizes: Sizes) -> None:
