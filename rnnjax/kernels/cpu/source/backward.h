@@ -4,28 +4,13 @@
 #include <new>
 
 #include "pack.h"
+#include "ring.h"
+#include "sums.h"
 
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
-// Gate cotangents are gathered in a ring of about this many rows; then come the products that need no order in time.
-constexpr int64_t RING_ROWS = 256, FIRST_RING_ROWS = 12;  // the latter while some have yet to join
-
-// Sums over sequences and time, of one group and one part of its sequences.
-template <class E>
-struct Sums {
-  E *W, *b, *R, *gains, *initial;
-
-  Sums(const Layout<E>& layout, const Backward& call, Carver& carver) {
-    constexpr int L = Vector<E>::lanes;
-    const Shape& shape = layout.shape;
-    W = carver.carve<E>(call.dW ? layout.blocks * layout.input.count * shape.I * L : 0);
-    b = carver.carve<E>(call.db ? layout.blocks * layout.input.count * L : 0);
-    R = carver.carve<E>(call.dR ? layout.blocks * layout.recurrent.count * shape.D * L : 0);
-    gains = carver.carve<E>(shape.K * layout.blocks * L);
-    initial = carver.carve<E>(shape.F * layout.blocks * L);
-  }
-};
+constexpr int64_t FIRST_RING_ROWS = 12;  // of a section, while some have yet to join
 
 template <class E>
 struct BackwardPass {
@@ -39,7 +24,7 @@ struct BackwardPass {
   int64_t weight_groups, panel_groups;  // one, where all share what is packed
   int64_t members, batch;
   Gang* gangs;  // of each tile
-  int64_t recurrent_size, input_size, sums_size = 0;
+  int64_t recurrent_size, input_size, sums_size;
   E *recurrent_panels, *input_panels, *gains, *initial;
   char* sums;
   bool out_of_memory = false;
@@ -51,9 +36,7 @@ struct BackwardPass {
     batch = layout.batch(Runner<E>(call.problem.code).step, tiles.rows(shape, 0));
     recurrent_size = layout.blocks * shape.D * layout.recurrent.count * L;
     input_size = call.dxs ? layout.input_pieces * layout.H * layout.input.count * L : 0;
-    Carver sizes{nullptr};
-    Sums<E>(layout, call, sizes);
-    sums_size = int64_t(sizes.used);
+    sums_size = Sums<E>::size(layout, call);
     weight_groups = call.problem.W.stride || call.problem.R.stride || call.problem.gains.stride ||
                             call.problem.initial.stride ? shape.S : 1;
     panel_groups = call.problem.W.stride || call.problem.R.stride ? shape.S : 1;
@@ -75,7 +58,8 @@ struct BackwardPass {
       crew.run(crew.self, shape.S * layout.blocks, [](void* self, int64_t index) {
         BackwardPass* pass = static_cast<BackwardPass*>(self);
         const int64_t group = index / pass->layout.blocks;
-        pass->finish(group, index % pass->layout.blocks, pass->sums + group * pass->parts * pass->sums_size);
+        Finish<E>{pass->layout, pass->call, pass->parts, group, index % pass->layout.blocks,
+                  pass->sums + group * pass->parts * pass->sums_size}.run();
       }, this);
     crew.give(crew.self, memory);
     return !out_of_memory;
@@ -93,6 +77,7 @@ struct BackwardPass {
     sums = carver.carve<char>(sums_are_own() ? 0 : shape.S * parts * sums_size);
   }
 
+  int64_t ring_rows() const { return Ring<E>::ring_rows(shape, tiles.rows(shape, 0)); }
   int64_t recurrent_depth() const { return shape.D * layout.recurrent.count; }
   int64_t input_depth() const { return layout.H * layout.input.count; }
 
@@ -123,33 +108,11 @@ struct BackwardPass {
 
   // What the members of a tile have in common.
   struct Common {
-    int64_t ring_rows;
-    E *ring, *ring_h, *ring_x, *ones, *states;
-    int64_t *ring_step, *recurrent_offsets, *input_offsets;
+    Ring<E> ring;
+    E* states;
 
-    Common(const BackwardPass& pass, Carver& carver) {
-      const Layout<E>& layout = pass.layout;
-      const Shape& shape = pass.shape;
-      const int64_t rows = pass.tiles.rows(shape, 0);
-      ring_rows = least(rows * shape.T, most(RING_ROWS / rows, 1) * rows);
-      ring = carver.carve<E>(layout.blocks * shape.C * ring_rows * L);
-      ring_h = carver.carve<E>(layout.blocks * ring_rows * L);
-      ring_x = carver.carve<E>(pass.call.dW ? layout.input_pieces * ring_rows * L : 0);
-      ones = carver.carve<E>(pass.call.db ? ring_rows * L : 0);
-      states = carver.carve<E>(2 * shape.F * layout.blocks * rows * L);
-      ring_step = carver.carve<int64_t>(ring_rows);
-      recurrent_offsets = carver.carve<int64_t>(layout.head_blocks * layout.recurrent.count);
-      input_offsets = carver.carve<int64_t>(layout.blocks * layout.input.count);
-      if (!carver.memory) return;
-      if (pass.call.db) fill(ones, splat(E(1)), ring_rows);
-      for (int64_t k = 0; k < layout.head_blocks * layout.recurrent.count; ++k)
-        recurrent_offsets[k] = ring_offset(shape, k / layout.recurrent.count,
-                                           layout.recurrent.columns[k % layout.recurrent.count]);
-      for (int64_t k = 0; k < layout.blocks * layout.input.count; ++k)
-        input_offsets[k] = ring_offset(shape, k / layout.input.count, layout.input.columns[k % layout.input.count]);
-    }
-    int64_t ring_offset(const Shape& shape, int64_t block, int64_t column) const {
-      return (block * shape.C + column) * ring_rows * L;
+    Common(const BackwardPass& pass, Carver& carver) : ring(pass.layout, pass.call, pass.tiles.rows(pass.shape, 0), carver) {
+      states = carver.carve<E>(2 * pass.shape.F * pass.layout.blocks * pass.tiles.rows(pass.shape, 0) * L);
     }
   };
 
@@ -158,10 +121,10 @@ struct BackwardPass {
     E *before, *kept, *dcolumns, *dgains, *gains, *dx;
     Runner<E> runner;
 
-    Scratch(const BackwardPass& pass, int64_t ring_rows, Carver& carver) : runner(pass.call.problem.code) {
+    Scratch(const BackwardPass& pass, Carver& carver) : runner(pass.call.problem.code) {
       const Shape& shape = pass.shape;
       const int64_t tile = pass.batch * pass.tiles.rows(shape, 0) * L;
-      dx = carver.carve<E>(pass.call.dxs ? TILE_VECTORS * ring_rows * L : 0);
+      dx = carver.carve<E>(pass.call.dxs ? TILE_VECTORS * pass.ring_rows() * L : 0);
       before = carver.carve<E>(shape.F * tile);
       kept = carver.carve<E>(shape.C * tile);
       dcolumns = carver.carve<E>(shape.C * tile);
@@ -183,8 +146,8 @@ struct BackwardPass {
   void lead(int64_t index) {
     const int64_t group = index / parts;
     Carver sizes{nullptr};
-    const Common sized(*this, sizes);
-    Scratch(*this, sized.ring_rows, sizes);
+    Common(*this, sizes);
+    Scratch(*this, sizes);
     const size_t own = sums_are_own() ? size_t(sums_size) : 0;
     char* memory = static_cast<char*>(crew.take(crew.self, sizes.used + own));
     if (!memory) {
@@ -194,7 +157,7 @@ struct BackwardPass {
     }
     Carver carver{memory};
     Common common(*this, carver);
-    Scratch scratch(*this, common.ring_rows, carver);
+    Scratch scratch(*this, carver);
     char* summed = own ? memory + sizes.used : sums + index * sums_size;
     memset(summed, 0, size_t(sums_size));
     for (int64_t number = index % parts; number < tiles.count; number += parts) {
@@ -202,7 +165,7 @@ struct BackwardPass {
       if (rows.count) step_of(index, rows, scratch, summed).lead(&common);
     }
     if (own)
-      for (int64_t block = 0; block < layout.blocks; ++block) finish(group, block, summed);
+      for (int64_t block = 0; block < layout.blocks; ++block) Finish<E>{layout, call, parts, group, block, summed}.run();
     crew.give(crew.self, memory);
   }
 
@@ -210,13 +173,12 @@ struct BackwardPass {
   void follow(int64_t index) {
     const Rows rows(call.problem, index / parts, index % parts, tiles);
     if (rows.count == 0) return;
-    Carver sizes{nullptr}, uncounted{nullptr};
-    const int64_t ring_rows = Common(*this, uncounted).ring_rows;
-    Scratch(*this, ring_rows, sizes);
+    Carver sizes{nullptr};
+    Scratch(*this, sizes);
     char* memory = static_cast<char*>(crew.take(crew.self, sizes.used));
     if (!memory) return;
     Carver carver{memory};
-    Scratch scratch(*this, ring_rows, carver);
+    Scratch scratch(*this, carver);
     step_of(index, rows, scratch, sums + index * sums_size).follow();
     crew.give(crew.self, memory);
   }
@@ -270,7 +232,7 @@ struct BackwardPass {
 
     // Back from step t as far as the ring has room: not far until all are there who may come. Returns where it stopped.
     int64_t section(int64_t t) {
-      const int64_t room = member.members < pass.members ? least(FIRST_RING_ROWS, common->ring_rows) : common->ring_rows;
+      const int64_t room = member.members < pass.members ? least(FIRST_RING_ROWS, pass.ring_rows()) : pass.ring_rows();
       const int64_t first = t, panels = ceiling(layout.head_blocks, TILE_VECTORS) * shape.N;
       begin = start_of_panel(member.begin(panels)), end = start_of_panel(member.end(panels));
       filled = 0;
@@ -310,7 +272,7 @@ struct BackwardPass {
     E* tile_of(E* tile, int64_t number, int64_t blocks, int64_t u) const {
       return tile + (number * blocks + u) * rows.count * L;
     }
-    E* ring_of(int64_t block, int64_t column) const { return common->ring + common->ring_offset(shape, block, column); }
+    const Ring<E>& ring() const { return common->ring; }
 
     // The cotangent of the last state, and of the steps that hold it.
     void start(int64_t row) {
@@ -382,7 +344,7 @@ struct BackwardPass {
           value = load_part(at, width);
         }
         store(tile_of(scratch.before, f, blocks, u) + row * L, value);
-        if (f == 0) store(common->ring_h + (block * common->ring_rows + filled + row) * L, value);
+        if (f == 0) store(ring().h + (block * ring().rows + filled + row) * L, value);
       }
     }
 
@@ -407,7 +369,7 @@ struct BackwardPass {
     void to_ring(int64_t block, int64_t blocks, int64_t active) {
       for (int64_t u = 0; u < blocks; ++u) {
         for (int64_t c = 0; c < shape.C; ++c)
-          copy(ring_of(block + u, c) + filled * L, tile_of(scratch.dcolumns, c, blocks, u), active * L);
+          copy(ring().d + ring().offset(block + u, c) + filled * L, tile_of(scratch.dcolumns, c, blocks, u), active * L);
         for (int64_t k = 0; k < shape.K; ++k) {
           const E* from = tile_of(scratch.dgains, k, blocks, u);
           E* to = sums.gains + (k * layout.blocks + block + u) * L;
@@ -430,11 +392,9 @@ struct BackwardPass {
 
     // dh += R^T dv
     void through_recurrence(int64_t active) {
-      const int64_t whole = shape.D / L * layout.recurrent.count, all = layout.head_blocks * layout.recurrent.count;
       for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
-        const E* base = ring_of(start, 0) + filled * L;
-        const Pieces<E> parts[2] = {{base, common->recurrent_offsets, whole, L},
-                                    {base, common->recurrent_offsets + whole, all - whole, int(shape.D % L)}};
+        Pieces<E> parts[2];
+        ring().parts_of_recurrent(parts, start, filled);
         for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
           if (first < begin || first >= end) return;
           E* out[TILE_VECTORS];
@@ -450,12 +410,11 @@ struct BackwardPass {
     void rows_to_ring(int64_t t, int64_t active) {
       for (int64_t row = 0; row < active; ++row) {
         const int64_t step = rows.sequence[row] * shape.T + t;
-        common->ring_step[filled + row] = step;
+        ring().step[filled + row] = step;
         if (!call.dW) continue;
         const E* from = static_cast<const E*>(call.problem.xs) + step * shape.I;
         for (int64_t piece = 0; piece < layout.input_pieces; ++piece)
-          store(common->ring_x + (piece * common->ring_rows + filled + row) * L,
-                load_part(from + piece * L, layout.input_width(piece)));
+          store(ring().x + (piece * ring().rows + filled + row) * L, load_part(from + piece * L, layout.input_width(piece)));
       }
     }
 
@@ -480,44 +439,34 @@ struct BackwardPass {
       for (int64_t start = 0; call.dR && start < layout.blocks; start += layout.head_blocks)
         for_panels(start, layout.head_blocks, layout.recurrent.count, [&](int64_t first, int vectors) {
           if (!is_own()) return;
-          correlate_panel(layout.recurrent, first, vectors, common->ring_h + start * common->ring_rows * L, shape.D, sums.R);
+          ring().correlate_panel(layout.recurrent, first, vectors, ring().h + start * ring().rows * L, shape.D, filled, sums.R);
         });
       if (call.dW || call.db)
         for_panels(0, layout.blocks, layout.input.count, [&](int64_t first, int vectors) {
           if (!is_own()) return;
-          if (call.dW) correlate_panel(layout.input, first, vectors, common->ring_x, shape.I, sums.W);
-          if (call.db) correlate_panel(layout.input, first, vectors, common->ones, 1, sums.b);
+          if (call.dW) ring().correlate_panel(layout.input, first, vectors, ring().x, shape.I, filled, sums.W);
+          if (call.db) ring().correlate_panel(layout.input, first, vectors, ring().ones, 1, filled, sums.b);
         });
       for_panels(0, call.dxs ? layout.input_pieces : 0, 1, [&](int64_t first, int vectors) {
         if (is_own()) make_dxs(first, vectors);
       });
     }
 
-    void correlate_panel(const Fill& fill, int64_t first, int vectors, const E* left, int64_t depth, E* to) {
-      const E* d[TILE_VECTORS];
-      for (int v = 0; v < vectors; ++v) d[v] = ring_of((first + v) / fill.count, fill.columns[(first + v) % fill.count]);
-      E* panel = panel_of(to, first, depth);
-      for (int64_t m = 0; m < depth; m += L)
-        correlate_piece(left + m * common->ring_rows, int(least(L, depth - m)), d, vectors, filled, panel + m * vectors * L);
-    }
-
     // Of some pieces of the inputs. Heads end in blocks that are not whole, so the columns are taken head by head.
     void make_dxs(int64_t first, int vectors) {
       E* out[TILE_VECTORS];
-      for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * common->ring_rows * L;
-      clear(scratch.dx, vectors * common->ring_rows * L);
+      for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * ring().rows * L;
+      clear(scratch.dx, vectors * ring().rows * L);
       const E* panel = panel_of(pass.input_panels + weight_group % pass.panel_groups * pass.input_size, first, pass.input_depth());
       for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
-        const int64_t whole = shape.D / L * layout.input.count, all = layout.head_blocks * layout.input.count;
-        const int64_t* offsets = common->input_offsets + start * layout.input.count;
-        const Pieces<E> parts[2] = {{common->ring, offsets, whole, L},
-                                    {common->ring, offsets + whole, all - whole, int(shape.D % L)}};
+        Pieces<E> parts[2];
+        ring().parts_of_input(parts, start);
         multiply_all(parts, 1, filled, panel, out, vectors);
         panel += shape.D * layout.input.count * vectors * L;
       }
       for (int v = 0; v < vectors; ++v)
         for (int64_t row = 0; row < filled; ++row)
-          store_part(static_cast<E*>(call.dxs) + common->ring_step[row] * shape.I + (first + v) * L,
+          store_part(static_cast<E*>(call.dxs) + ring().step[row] * shape.I + (first + v) * L,
                      load(out[v] + row * L), layout.input_width(first + v));
     }
 
@@ -535,50 +484,6 @@ struct BackwardPass {
     Carver carver{summed};
     return {*this, rows, scratch, Sums<E>(layout, call, carver), index / parts * (weight_groups > 1),
             members > 1 ? gangs + index : nullptr};
-  }
-
-  // The sums of all parts, put where they belong: the weights' gradients of one group, as far as they concern one block.
-  void finish(int64_t group, int64_t block, char* summed) const {
-    const int64_t unit = layout.first_unit(block);
-    const int width = layout.width(block);
-    const auto write = [&](E* Sums<E>::*sum, int64_t at, E* to) {
-      V<E> value = {};
-      for (int64_t part = 0; part < parts; ++part) {
-        Carver carver{summed + part * sums_size};
-        value += load(Sums<E>(layout, call, carver).*sum + at);
-      }
-      store_part(to, value, width);
-    };
-    const auto write_panel = [&](E* Sums<E>::*sum, const Fill& fill, int64_t depth, int64_t begin, int64_t blocks, auto place) {
-      for_panels(begin, blocks, fill.count, [&](int64_t first, int vectors) {
-        for (int v = 0; v < vectors; ++v) {
-          if ((first + v) / fill.count != block) continue;
-          const int64_t gate = layout.columns[fill.columns[(first + v) % fill.count]].gate;
-          for (int64_t m = 0; m < depth; ++m) write(sum, (first * depth + m * vectors + v) * L, place(m, gate));
-        }
-      });
-    };
-    const int64_t H = layout.H, G = shape.G, D = shape.D;
-    if (call.dW)
-      write_panel(&Sums<E>::W, layout.input, shape.I, 0, layout.blocks, [&](int64_t i, int64_t gate) {
-        return static_cast<E*>(call.dW) + ((group * shape.I + i) * G + gate) * H + unit;
-      });
-    if (call.db)
-      write_panel(&Sums<E>::b, layout.input, 1, 0, layout.blocks, [&](int64_t, int64_t gate) {
-        return static_cast<E*>(call.db) + (group * G + gate) * H + unit;
-      });
-    if (call.dR) {
-      const int64_t start = layout.head(block) * layout.head_blocks;
-      write_panel(&Sums<E>::R, layout.recurrent, D, start, layout.head_blocks, [&](int64_t p, int64_t gate) {
-        return static_cast<E*>(call.dR) + (((group * shape.N + layout.head(block)) * D + p) * G + gate) * D + unit -
-               layout.head(block) * D;
-      });
-    }
-    for (int64_t k = 0; call.dgains && k < shape.K; ++k)
-      write(&Sums<E>::gains, (k * layout.blocks + block) * L, static_cast<E*>(call.dgains) + (group * shape.K + k) * H + unit);
-    for (int64_t f = 0; call.dinitial && f < shape.F; ++f)
-      write(&Sums<E>::initial, (f * layout.blocks + block) * L,
-            static_cast<E*>(call.dinitial) + (group * shape.F + f) * H + unit);
   }
 };
 
