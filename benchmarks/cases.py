@@ -23,13 +23,14 @@ from rnnjax import (
 
 
 class Case(NamedTuple):
-    """A cell by its name, the batch, the steps, and the sizes of input and state."""
+    """A cell by its name, the batch, the steps, the sizes of input and state, and the dtype of weights and inputs."""
 
     cell: str
     B: int
     T: int
     I: int  # noqa: E741  an axis of the notation in rnnjax/arrays.py
     H: int
+    dtype: str = "float32"
 
 
 CELLS: dict[str, Callable[..., AbstractCell]] = {"LSTM": LSTM, "GRU": GRU, "Elman": Elman, "MinGRU": MinGRU}
@@ -63,12 +64,13 @@ UNROLLED_STEPS = 64  # a gradient of so many steps takes the better part of a mi
 
 def draw(case: Case) -> tuple[AbstractCell, Float[Array, "B T I"]]:
     """The case's cell, and a batch of random sequences for it."""
-    weights, inputs = jax.random.split(jax.random.key(0))
-    return CELLS[case.cell](case.I, case.H, key=weights), jax.random.normal(inputs, (case.B, case.T, case.I))
+    (weights, inputs), dtype = jax.random.split(jax.random.key(0)), jnp.dtype(case.dtype)
+    cell = CELLS[case.cell](case.I, case.H, key=weights, dtype=dtype)
+    return cell, jax.random.normal(inputs, (case.B, case.T, case.I), dtype)
 
 
 def refusal(engine: AbstractEngine, cell: AbstractCell, case: Case) -> str | None:
     """Why `engine` is not measured on this case; None if it is."""
     if isinstance(engine, Unrolled) and case.T > UNROLLED_STEPS:
         return f"Unrolled is not compiled for T = {case.T}: minutes, beyond {UNROLLED_STEPS} steps."
-    return engine.refusal(cell, jax.ShapeDtypeStruct((case.T, case.I), jnp.float32))
+    return engine.refusal(cell, jax.ShapeDtypeStruct((case.T, case.I), jnp.dtype(case.dtype)))

@@ -137,7 +137,6 @@ def records(
                 **machine(),
                 engine=contestant.engine,
                 platform=jax.default_backend(),
-                dtype="float32",
                 direction=direction,
                 milliseconds=median,
                 spread=(third - first) / median,

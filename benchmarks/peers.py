@@ -39,13 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small shapes, short measurements")
     parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES), help="which cells")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and inputs")
     parser.add_argument("--shapes", nargs="+", type=shape, metavar="B,T,I,H", help="other shapes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios to Scan")
     options = parser.parse_args()
     shapes = options.shapes or (QUICK_SHAPES if options.quick else PEER_SHAPES)
     print(measure.heading(), flush=True)
-    cases = [Case(cell, *shape) for cell in options.cells for shape in shapes]
+    cases = [Case(cell, *shape, dtype=options.dtype) for cell in options.cells for shape in shapes]
     records = run(cases, QUICK_SECONDS if options.quick else SECONDS)
     print("\n".join(summary(records)))
     if options.json:
@@ -98,7 +99,7 @@ def compare(case: Case, direction: str, layers: Sequence[AbstractLayer], seconds
         peak, times = None, take_turns(calls, seconds)
     else:
         torch = import_module("benchmarks.layers.pytorch")
-        *times, peak_times = take_turns([*calls, torch.peak()], seconds)
+        *times, peak_times = take_turns([*calls, torch.peak(case.dtype)], seconds)
         peak = 1e-6 * torch.PEAK_OPERATIONS / statistics.median(peak_times)
     return [
         record._replace(
@@ -115,7 +116,7 @@ HEAD = (
 )
 LEGEND = (
     "ms: median per call; spread: interquartile range / median; GF/s: 10^9 operations per second, of matrix products;\n"
-    "of peak: as a share of torch.mm's rate at 1024^3; ratio: time / Scan's time, below 1 is faster than Scan"
+    "of peak: as a share of torch.mm's rate at 1024^3, in the same dtype; ratio: time / Scan's, below 1 is faster"
 )
 
 

@@ -28,8 +28,8 @@ FLOAT64 = np.dtype("float64")
 OPERATIONS = re.findall(
     r"\w+",
     """
-    copy neg abs sign floor ceil round_even sqrt rsqrt exp expm1 log log1p tanh logistic sin cos tan asin acos atan sinh
-    cosh erf erfc reciprocal square add sub mul div max min pow atan2 lt le gt ge eq ne select multiply_add
+    neg abs sign floor ceil round_even sqrt rsqrt exp expm1 log log1p tanh logistic sin cos tan asin acos atan sinh
+    cosh erf erfc reciprocal add sub mul div max min pow atan2 lt le gt ge eq ne select multiply_add
 """,
 )
 IN_NUMPY: dict[str, Callable[..., Any]] = {
@@ -62,7 +62,7 @@ TERNARY = ("select", "multiply_add")
 
 
 def operands(operation: int) -> int:
-    unary = OPERATIONS.index("square")
+    unary = OPERATIONS.index("reciprocal")
     return 3 if OPERATIONS[operation] in TERNARY else 1 if operation <= unary else 2
 
 

@@ -30,7 +30,7 @@ class Work(NamedTuple):
 
 
 def draw_work(case: Case, direction: str) -> Work:
-    """Random inputs, initial state and cotangent, in float32."""
+    """Random inputs, initial state and cotangent; in float32, for a layer to make them what it takes."""
     random = np.random.default_rng(0)
     shapes = [(case.B, case.T, case.I), (case.B, case.T, case.H)] + [(case.B, case.H)] * (1 + (case.cell == "LSTM"))
     xs, cotangent, *state = (random.standard_normal(shape, dtype=np.float32) for shape in shapes)
@@ -53,6 +53,7 @@ class AbstractLayer(abc.ABC):
     peer: ClassVar[str | None]  # the library's name; None for rnnjax
     package: ClassVar[str]  # whose version is recorded
     directions: ClassVar[tuple[str, ...]] = (FORWARD, GRADIENT)
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)  # that are measured here
 
     @abc.abstractmethod
     def names(self) -> Mapping[str, str]:
@@ -72,6 +73,8 @@ class AbstractLayer(abc.ABC):
             return f"{self.peer} has no {case.cell} cell"
         if direction not in self.directions:
             return f"{self.peer} has no {direction}"
+        if case.dtype not in self.dtypes:
+            return f"{self.peer} is measured in {' and '.join(self.dtypes)} alone"
         return None
 
 
@@ -96,7 +99,8 @@ class AbstractJaxLayer(AbstractLayer):
         def loss(weights: Any, state: Any, xs: jax.Array, cotangent: jax.Array) -> jax.Array:
             return jnp.sum(function(weights, state, xs)[0] * cotangent)
 
-        arguments, name = (weights, state, jnp.asarray(work.xs)), self.names()[work.case.cell]
+        xs, cotangent = (jnp.asarray(array, work.case.dtype) for array in (work.xs, work.cotangent))
+        arguments, name = (weights, state, xs), self.names()[work.case.cell]
         if work.direction == FORWARD:
             return compile_program(name, function, *arguments)
-        return compile_program(name, jax.value_and_grad(loss, (0, 1, 2)), *arguments, jnp.asarray(work.cotangent))
+        return compile_program(name, jax.value_and_grad(loss, (0, 1, 2)), *arguments, cotangent)

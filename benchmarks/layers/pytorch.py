@@ -18,6 +18,7 @@ class Torch(AbstractLayer):
 
     peer = "torch"
     package = "torch"
+    dtypes = ("float32", "bfloat16")
 
     def __init__(self):
         torch.set_num_threads(cores())
@@ -27,9 +28,10 @@ class Torch(AbstractLayer):
 
     def prepare(self, work: Work) -> Contestant:
         name = self.names()[work.case.cell]
-        layer = getattr(torch.nn, name)(work.case.I, work.case.H, batch_first=True)
-        xs, cotangent = torch.from_numpy(work.xs), torch.from_numpy(work.cotangent)
-        states = [torch.from_numpy(field)[None].contiguous() for field in work.state]  # [1, B, H]
+        dtype = getattr(torch, work.case.dtype)
+        layer = getattr(torch.nn, name)(work.case.I, work.case.H, batch_first=True, dtype=dtype)
+        xs, cotangent, *fields = (torch.from_numpy(array).to(dtype) for array in (work.xs, work.cotangent, *work.state))
+        states = [field[None].contiguous() for field in fields]  # [1, B, H]
         state = tuple(states) if len(states) > 1 else states[0]
 
         @torch.no_grad()
@@ -48,7 +50,7 @@ class Torch(AbstractLayer):
         return Contestant(name, gradient)
 
 
-def peak() -> Callable[[], Any]:
-    """A call of PEAK_OPERATIONS: the product of two square float32 matrices, into memory that is there already."""
-    left, right, result = torch.randn(3, PEAK_SIZE, PEAK_SIZE)
+def peak(dtype: str) -> Callable[[], Any]:
+    """A call of PEAK_OPERATIONS: the product of two square matrices, into memory that is there already."""
+    left, right, result = torch.randn(3, PEAK_SIZE, PEAK_SIZE).to(getattr(torch, dtype))
     return lambda: torch.mm(left, right, out=result)

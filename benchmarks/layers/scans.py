@@ -14,6 +14,7 @@ class Ours(AbstractJaxLayer):
 
     peer = None
     package = "rnnjax"
+    dtypes = ("float32", "bfloat16")
 
     def __init__(self, name: str, engine: AbstractEngine):
         self.name, self.engine = name, engine
@@ -39,6 +40,7 @@ class PlainScan(AbstractJaxLayer):
 
     peer = "jax"
     package = "jax"
+    dtypes = ("float32", "bfloat16")
 
     def names(self) -> Mapping[str, str]:
         return dict.fromkeys(GATES, "lax.scan")
@@ -49,7 +51,7 @@ class PlainScan(AbstractJaxLayer):
             by_gate = (case.B, -1, case.H)
 
             def step(state, x):
-                u, v = (x @ W).reshape(by_gate) + cell.bias, (state.h @ R).reshape(by_gate)
+                u, v = (x @ W).reshape(by_gate) + cell.bias, (state.h.astype(R.dtype) @ R).reshape(by_gate)
                 state = jax.vmap(cell.pointwise, (None, 0, 0, 0))(cell.gains, u, v, state)
                 return state, state.h
 

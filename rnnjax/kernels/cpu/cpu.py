@@ -23,6 +23,7 @@ class InstructionSet(IntEnum):
     PORTABLE = 0
     AVX2 = 1
     AVX512 = 2
+    AVX512_BF16 = 3
 
 
 class CPU(AbstractKernel):
@@ -30,11 +31,17 @@ class CPU(AbstractKernel):
 
     A tile of sequences goes through all of time on one core, or, where there are fewer tiles than cores, on several
     that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call; products,
-    elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are, bfloat16
-    and float16 in float32. `widest` bounds the instructions used, for comparison.
+    elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are. Weights
+    and inputs of bfloat16 are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32;
+    where the processor multiplies bfloat16, gate cotangents are rounded for theirs, too. float16 is made float32 first.
+    `widest` bounds the instructions used, for comparison.
     """
 
-    widest: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512)
+    widest: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512_BF16)
+
+    def __check_init__(self):
+        if not isinstance(self.widest, InstructionSet):
+            raise TypeError(f"widest: expected an InstructionSet, got {self.widest!r}")
 
     def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
         missing = library.absence()
@@ -68,7 +75,7 @@ class CPU(AbstractKernel):
         last = jax.ShapeDtypeStruct((S, B, F, H), dtype)
         columns = len(program.columns)
         kept = jax.ShapeDtypeStruct((S, B, T, columns, H) if keep else (0,), dtype)
-        operands = *_sequences(sequences, dtype), *_in(dtype, weights)
+        operands = *_sequences(sequences), *_stored(weights)
         call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, kept])
         *made, last, kept = call(*operands, **self._attributes(program, program.forward))
         states = tuple(leaf if look else None for leaf, look in zip(made, seen, strict=True))
@@ -90,8 +97,8 @@ class CPU(AbstractKernel):
         program = _program(pointwise, weights)
         absent = jnp.zeros(0, dtype)
         operands = (
-            *_sequences(sequences, dtype),
-            *_in(dtype, weights),
+            *_sequences(sequences),
+            *_stored(weights),
             trajectory.kept[:, :, :, : len(program.columns)],
             absent if dlast is None else dlast,
             *trajectory.states,
@@ -101,7 +108,8 @@ class CPU(AbstractKernel):
         groups = sequences.xs.shape[:1]
         shapes = sequences.xs.shape, *(groups + leaf.shape[1:] for leaf in weights), sequences.state.shape
         sizes = [shape if want else (0,) for want, shape in zip(asked, shapes, strict=True)]
-        call = jax.ffi.ffi_call("rnnjax_backward", [jax.ShapeDtypeStruct(size, dtype) for size in sizes])
+        dtypes = _in_store(sequences.xs).dtype, *(dtype for _ in sizes[1:])
+        call = jax.ffi.ffi_call("rnnjax_backward", list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
         made = call(*operands, **self._attributes(program, program.backward))
         answers: list[Any] = [leaf if want else None for want, leaf in zip(asked, made, strict=True)]
         dxs, *dweights, dstate = answers
@@ -125,13 +133,17 @@ def _program(pointwise: Pointwise, weights: Weights) -> Program:
     return program
 
 
-def _in(dtype: jnp.dtype, weights: Weights) -> list[Array]:
-    """The weights in the dtype that sums are made in."""
-    return [leaf.astype(dtype) for leaf in weights]
+def _in_store(array: Array) -> Array:
+    """An array of a dtype that the compiled code reads."""
+    return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
 
 
-def _sequences(sequences: Sequences, dtype: jnp.dtype) -> list[Array]:
+def _stored(weights: Weights) -> Weights:
+    return Weights(*map(_in_store, weights))
+
+
+def _sequences(sequences: Sequences) -> list[Array]:
     """What each sequence has for itself; an array without elements stands for none."""
     length = jnp.zeros(0, jnp.int32) if sequences.length is None else sequences.length
     resets = jnp.zeros(0, bool) if sequences.resets is None else sequences.resets
-    return [sequences.xs.astype(dtype), sequences.state, length, resets]
+    return [_in_store(sequences.xs), sequences.state, length, resets]

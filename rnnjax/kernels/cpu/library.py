@@ -12,7 +12,7 @@ from .operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
 ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward")
-INTERFACE = 1  # what is handed over, and how: as in source/interface.h
+INTERFACE = 2  # what is handed over, and how: as in source/interface.h
 
 
 @cache
@@ -21,7 +21,7 @@ def absence() -> str | None:
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() == "off":
         return f"{VARIABLE}={chosen} has switched it off"
-    path = Path(chosen) if chosen else _installed()
+    path = Path(chosen) if chosen else installed()
     if chosen and not Path(chosen).is_file():
         return f"{VARIABLE}: expected `off` or the path of a library, got {chosen}, which is no file"
     if path is None or not path.is_file():
@@ -38,7 +38,7 @@ def absence() -> str | None:
     return None
 
 
-def _installed() -> Path | None:
+def installed() -> Path | None:
     """Where pip puts the library, be the package itself installed or merely linked."""
     try:
         return Path(str(distribution("rnnjax").locate_file("rnnjax/kernels/cpu/librnnjax_cpu.so")))

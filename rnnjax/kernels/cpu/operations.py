@@ -9,7 +9,6 @@ from jax import lax
 
 # In the order of the C++ kernel, to which an operation is its position. A boolean is 1 or 0.
 MEANINGS: dict[str, Callable[..., Any]] = {
-    "copy": lambda a: a,
     "neg": lax.neg,
     "abs": lax.abs,
     "sign": lax.sign,
@@ -35,7 +34,6 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "erf": lax.erf,
     "erfc": lax.erfc,
     "reciprocal": jnp.reciprocal,
-    "square": lax.square,
     "add": lax.add,
     "sub": lax.sub,
     "mul": lax.mul,

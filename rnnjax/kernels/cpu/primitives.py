@@ -59,7 +59,7 @@ def _is_finite(graph: Graph, _: Parameters, x: int) -> int:
     return graph.node("lt", graph.node("abs", x), graph.constant(np.inf))
 
 
-OF_ANOTHER_NAME = ("copy", "round_even", "reciprocal", "square", "select", "multiply_add")
+OF_ANOTHER_NAME = ("round_even", "reciprocal", "select", "multiply_add")
 
 # The node that a primitive makes of the nodes of one entry.
 ELEMENTWISE: dict[str, Callable[..., int]] = {

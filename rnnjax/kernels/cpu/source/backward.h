@@ -12,8 +12,10 @@ namespace RNNJAX_TARGET {
 
 constexpr int64_t FIRST_RING_ROWS = 12;  // of a section, while some have yet to join
 
-template <class E>
+template <class Stored>
 struct BackwardPass {
+  using E = typename Computed<Stored>::Type;
+  using A = typename Factor<Stored>::Type;
   static constexpr int L = Vector<E>::lanes;
   const Backward& call;
   const Crew& crew;
@@ -25,7 +27,8 @@ struct BackwardPass {
   int64_t members, batch;
   Gang* gangs;  // of each tile
   int64_t recurrent_size, input_size, sums_size;
-  E *recurrent_panels, *input_panels, *gains, *initial;
+  A *recurrent_panels, *input_panels;
+  E *gains, *initial;
   char* sums;
   bool out_of_memory = false;
 
@@ -34,8 +37,8 @@ struct BackwardPass {
     parts = least(tiles.count, ceiling(crew.threads, shape.S));
     members = sharers(layout, tiles, crew.threads);
     batch = layout.batch(Runner<E>(call.problem.code).step, tiles.rows(shape, 0));
-    recurrent_size = layout.blocks * shape.D * layout.recurrent.count * L;
-    input_size = call.dxs ? layout.input_pieces * layout.H * layout.input.count * L : 0;
+    recurrent_size = layout.blocks * recurrent_depth() * L;
+    input_size = call.dxs ? layout.input_pieces * input_depth() * L : 0;
     sums_size = Sums<E>::size(layout, call);
     weight_groups = call.problem.W.stride || call.problem.R.stride || call.problem.gains.stride ||
                             call.problem.initial.stride ? shape.S : 1;
@@ -70,16 +73,16 @@ struct BackwardPass {
 
   void carve_weights(Carver& carver) {
     gangs = carver.carve<Gang>(members > 1 ? shape.S * parts : 0);
-    recurrent_panels = carver.carve<E>(panel_groups * recurrent_size);
-    input_panels = carver.carve<E>(panel_groups * input_size);
+    recurrent_panels = carver.carve<A>(panel_groups * recurrent_size);
+    input_panels = carver.carve<A>(panel_groups * input_size);
     gains = carver.carve<E>(weight_groups * layout.blocks * shape.K * L);
     initial = carver.carve<E>(weight_groups * layout.blocks * shape.F * L);
     sums = carver.carve<char>(sums_are_own() ? 0 : shape.S * parts * sums_size);
   }
 
-  int64_t ring_rows() const { return Ring<E>::ring_rows(shape, tiles.rows(shape, 0)); }
-  int64_t recurrent_depth() const { return shape.D * layout.recurrent.count; }
-  int64_t input_depth() const { return layout.H * layout.input.count; }
+  int64_t ring_rows() const { return Ring<Stored>::ring_rows(shape, tiles.rows(shape, 0)); }
+  int64_t recurrent_depth() const { return factors<A>(shape.D) * layout.recurrent.count; }
+  int64_t input_depth() const { return shape.N * factors<A>(shape.D) * layout.input.count; }
 
   void pack(int64_t index) {
     const Problem& problem = call.problem;
@@ -94,13 +97,13 @@ struct BackwardPass {
       const int64_t start = at - at % layout.head_blocks;
       for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
         if (first != at) return;
-        pack_recurrent_transposed(layout, group_of<E>(problem.R, group), first, vectors,
+        pack_recurrent_transposed(layout, group_of<Stored>(problem.R, group), first, vectors,
                                   panel_of(recurrent_panels + group * recurrent_size, first, recurrent_depth()));
       });
     } else {
       for_panels(0, layout.input_pieces, 1, [&](int64_t first, int vectors) {
         if (first != at - layout.blocks) return;
-        pack_input_transposed(layout, group_of<E>(problem.W, group), first, vectors,
+        pack_input_transposed(layout, group_of<Stored>(problem.W, group), first, vectors,
                               panel_of(input_panels + group * input_size, first, input_depth()));
       });
     }
@@ -108,7 +111,7 @@ struct BackwardPass {
 
   // What the members of a tile have in common.
   struct Common {
-    Ring<E> ring;
+    Ring<Stored> ring;
     E* states;
 
     Common(const BackwardPass& pass, Carver& carver) : ring(pass.layout, pass.call, pass.tiles.rows(pass.shape, 0), carver) {
@@ -272,13 +275,13 @@ struct BackwardPass {
     E* tile_of(E* tile, int64_t number, int64_t blocks, int64_t u) const {
       return tile + (number * blocks + u) * rows.count * L;
     }
-    const Ring<E>& ring() const { return common->ring; }
+    const Ring<Stored>& ring() const { return common->ring; }
 
     // The cotangent of the last state, and of the steps that hold it.
     void start(int64_t row) {
       const int64_t sequence = rows.sequence[row];
       if (call.dxs)
-        clear(static_cast<E*>(call.dxs) + (sequence * shape.T + rows.length[row]) * shape.I,
+        clear(static_cast<Stored*>(call.dxs) + (sequence * shape.T + rows.length[row]) * shape.I,
               (shape.T - rows.length[row]) * shape.I);
       for (int64_t f = 0; f < shape.F; ++f)
         for (int64_t block = 0; block < layout.blocks; ++block) {
@@ -344,7 +347,7 @@ struct BackwardPass {
           value = load_part(at, width);
         }
         store(tile_of(scratch.before, f, blocks, u) + row * L, value);
-        if (f == 0) store(ring().h + (block * ring().rows + filled + row) * L, value);
+        if (f == 0) ring().put_h(block, filled + row, value);
       }
     }
 
@@ -369,7 +372,7 @@ struct BackwardPass {
     void to_ring(int64_t block, int64_t blocks, int64_t active) {
       for (int64_t u = 0; u < blocks; ++u) {
         for (int64_t c = 0; c < shape.C; ++c)
-          copy(ring().d + ring().offset(block + u, c) + filled * L, tile_of(scratch.dcolumns, c, blocks, u), active * L);
+          ring().put_d(block + u, c, filled, tile_of(scratch.dcolumns, c, blocks, u), active);
         for (int64_t k = 0; k < shape.K; ++k) {
           const E* from = tile_of(scratch.dgains, k, blocks, u);
           E* to = sums.gains + (k * layout.blocks + block + u) * L;
@@ -393,15 +396,14 @@ struct BackwardPass {
     // dh += R^T dv
     void through_recurrence(int64_t active) {
       for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
-        Pieces<E> parts[2];
+        Pieces<A> parts[2];
         ring().parts_of_recurrent(parts, start, filled);
         for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
           if (first < begin || first >= end) return;
           E* out[TILE_VECTORS];
           for (int v = 0; v < vectors; ++v) out[v] = state_of(carry, 0, first + v);
-          multiply_all(parts, 1, active,
-                       panel_of(pass.recurrent_panels + weight_group % pass.panel_groups * pass.recurrent_size, first, pass.recurrent_depth()),
-                       out, vectors);
+          const A* panels = pass.recurrent_panels + weight_group % pass.panel_groups * pass.recurrent_size;
+          multiply_all(parts, 1, active, panel_of(panels, first, pass.recurrent_depth()), out, vectors);
         });
       }
     }
@@ -412,9 +414,9 @@ struct BackwardPass {
         const int64_t step = rows.sequence[row] * shape.T + t;
         ring().step[filled + row] = step;
         if (!call.dW) continue;
-        const E* from = static_cast<const E*>(call.problem.xs) + step * shape.I;
+        const Stored* from = static_cast<const Stored*>(call.problem.xs) + step * shape.I;
         for (int64_t piece = 0; piece < layout.input_pieces; ++piece)
-          store(ring().x + (piece * ring().rows + filled + row) * L, load_part(from + piece * L, layout.input_width(piece)));
+          ring().put_x(piece, filled + row, load_part(from + piece * L, layout.input_width(piece)));
       }
     }
 
@@ -439,7 +441,7 @@ struct BackwardPass {
       for (int64_t start = 0; call.dR && start < layout.blocks; start += layout.head_blocks)
         for_panels(start, layout.head_blocks, layout.recurrent.count, [&](int64_t first, int vectors) {
           if (!is_own()) return;
-          ring().correlate_panel(layout.recurrent, first, vectors, ring().h + start * ring().rows * L, shape.D, filled, sums.R);
+          ring().correlate_panel(layout.recurrent, first, vectors, ring().h + start * ring().size(), shape.D, filled, sums.R);
         });
       if (call.dW || call.db)
         for_panels(0, layout.blocks, layout.input.count, [&](int64_t first, int vectors) {
@@ -457,16 +459,17 @@ struct BackwardPass {
       E* out[TILE_VECTORS];
       for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * ring().rows * L;
       clear(scratch.dx, vectors * ring().rows * L);
-      const E* panel = panel_of(pass.input_panels + weight_group % pass.panel_groups * pass.input_size, first, pass.input_depth());
+      const A* panels = pass.input_panels + weight_group % pass.panel_groups * pass.input_size;
+      const A* panel = panel_of(panels, first, pass.input_depth());
       for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
-        Pieces<E> parts[2];
+        Pieces<A> parts[2];
         ring().parts_of_input(parts, start);
         multiply_all(parts, 1, filled, panel, out, vectors);
-        panel += shape.D * layout.input.count * vectors * L;
+        panel += factors<A>(shape.D) * layout.input.count * vectors * L;
       }
       for (int v = 0; v < vectors; ++v)
         for (int64_t row = 0; row < filled; ++row)
-          store_part(static_cast<E*>(call.dxs) + ring().step[row] * shape.I + (first + v) * L,
+          store_part(static_cast<Stored*>(call.dxs) + ring().step[row] * shape.I + (first + v) * L,
                      load(out[v] + row * L), layout.input_width(first + v));
     }
 

@@ -13,9 +13,12 @@ constexpr int64_t AHEAD_ROWS = 96;
 constexpr int64_t FEW_ROWS = 3;
 constexpr int64_t SECTION_STEPS = 32, FIRST_ROWS = 12;  // of a section that is shared; while some have yet to join
 
-template <class E>
+template <class Stored>
 struct ForwardPass {
+  using E = typename Computed<Stored>::Type;
+  using A = typename Factor<Stored>::Type;
   static constexpr int L = Vector<E>::lanes;
+  static constexpr bool ROUNDED = !std::is_same_v<Stored, E>;  // h, before it is multiplied
   const Forward& call;
   const Crew& crew;
   const Shape& shape;
@@ -27,7 +30,8 @@ struct ForwardPass {
   int fill_count = 0;
   int64_t batch;  // blocks whose program runs together
   int64_t panel_size[2];
-  E *panels[2], *bias, *gains, *initial;  // packed, of all groups
+  A* panels[2];  // packed, of all groups, as all the others
+  E *bias, *gains, *initial;
   int64_t weight_groups, panel_groups;  // one, where all share what is packed
   Gang* gangs;  // of each tile
 
@@ -43,7 +47,7 @@ struct ForwardPass {
     batch = least(layout.batch(Runner<E>(call.problem.code).step, rows), ceiling(layout.blocks, members));
   }
 
-  int64_t depth(const Fill& fill) const { return fill.from_x * shape.I + fill.from_h * shape.D; }
+  int64_t depth(const Fill& fill) const { return fill.from_x * factors<A>(shape.I) + fill.from_h * factors<A>(shape.D); }
 
   bool run() {
     weight_groups = call.problem.W.stride || call.problem.R.stride || call.problem.b.stride ||
@@ -71,7 +75,7 @@ struct ForwardPass {
     gangs = carver.carve<Gang>(members > 1 ? all_tiles() : 0);
     for (int f = 0; f < fill_count; ++f) {
       panel_size[f] = layout.blocks * fills[f].count * depth(fills[f]) * L;
-      panels[f] = carver.carve<E>(panel_groups * panel_size[f]);
+      panels[f] = carver.carve<A>(panel_groups * panel_size[f]);
     }
     bias = carver.carve<E>(weight_groups * layout.blocks * shape.C * L);
     gains = carver.carve<E>(weight_groups * layout.blocks * shape.K * L);
@@ -91,21 +95,22 @@ struct ForwardPass {
     const int64_t group = index / layout.blocks, block = index % layout.blocks;
     const Problem& problem = call.problem;
     if (block == 0) {
-      pack_bias(layout, group_of<E>(problem.b, group), bias + group * layout.blocks * shape.C * L);
+      pack_bias(layout, group_of<Stored>(problem.b, group), bias + group * layout.blocks * shape.C * L);
       pack_units(layout, group_of<E>(problem.gains, group), shape.K, gains + group * layout.blocks * shape.K * L);
       pack_units(layout, group_of<E>(problem.initial, group), shape.F, initial + group * layout.blocks * shape.F * L);
     }
     if (!starts_batch(block) || group >= panel_groups) return;
     for (int f = 0; f < fill_count; ++f)
       for_panels(block, batch_of(block), fills[f].count, [&](int64_t first, int vectors) {
-        E* to = panel_of(panels[f] + group * panel_size[f], first, depth(fills[f]));
-        pack_panel(layout, fills[f], group_of<E>(problem.W, group), group_of<E>(problem.R, group), first, vectors, to);
+        A* to = panel_of(panels[f] + group * panel_size[f], first, depth(fills[f]));
+        pack_panel(layout, fills[f], group_of<Stored>(problem.W, group), group_of<Stored>(problem.R, group), first, vectors, to);
       });
   }
 
   // What one member works in.
   struct Scratch {
-    E *x, *us, *columns, *kept, *gains;
+    A *x, *h;
+    E *us, *columns, *kept, *gains;
     int64_t *x_offsets, *h_offsets;
     Runner<E> runner;
     int64_t x_rows;
@@ -114,7 +119,8 @@ struct ForwardPass {
       const Layout<E>& layout = pass.layout;
       const Shape& shape = pass.shape;
       x_rows = pass.ahead ? least(most(AHEAD_ROWS, rows), rows * most(1, shape.T)) : rows;
-      x = carver.carve<E>(layout.input_pieces * x_rows * L);
+      x = carver.carve<A>(layout.input_pieces * x_rows * ROW<A>);
+      h = carver.carve<A>(ROUNDED ? layout.blocks * rows * ROW<A> : 0);
       us = carver.carve<E>(pass.ahead ? layout.blocks * layout.input.count * x_rows * L : 0);
       columns = carver.carve<E>(shape.C * pass.batch * rows * L);
       kept = carver.carve<E>(shape.C * pass.batch * rows * L);
@@ -123,8 +129,8 @@ struct ForwardPass {
       h_offsets = carver.carve<int64_t>(layout.head_blocks);
       runner.carve(carver);
       if (!carver.memory) return;
-      for (int64_t piece = 0; piece < layout.input_pieces; ++piece) x_offsets[piece] = piece * x_rows * L;
-      for (int64_t block = 0; block < layout.head_blocks; ++block) h_offsets[block] = block * rows * L;
+      for (int64_t piece = 0; piece < layout.input_pieces; ++piece) x_offsets[piece] = piece * x_rows * ROW<A>;
+      for (int64_t block = 0; block < layout.head_blocks; ++block) h_offsets[block] = block * rows * ROW<A>;
     }
   };
 
@@ -230,6 +236,7 @@ struct ForwardPass {
       const int64_t active = rows.active(t);
       reset(t, active);
       meet(phase);
+      if (ROUNDED) round_h(active);
       if (!pass.ahead)
         for (int64_t row = 0; row < active; ++row) load_x(row, t, row);
       for (int64_t block = begin; block < end;) {
@@ -270,24 +277,37 @@ struct ForwardPass {
     }
 
     void load_x(int64_t row, int64_t t, int64_t to) {
-      const E* from = static_cast<const E*>(pass.call.problem.xs) + (rows.sequence[row] * shape.T + t) * shape.I;
+      const Stored* from = static_cast<const Stored*>(pass.call.problem.xs) + (rows.sequence[row] * shape.T + t) * shape.I;
       for (int64_t piece = 0; piece < layout.input_pieces; ++piece) {
         __builtin_prefetch(from + shape.I + piece * L);
-        store(scratch.x + (piece * scratch.x_rows + to) * L,
-              load_part(from + piece * L, layout.input_width(piece)));
+        put_lanes(scratch.x + (piece * scratch.x_rows + to) * ROW<A>,
+                  load_part(from + piece * L, layout.input_width(piece)));
       }
     }
 
-    void parts_of_x(Pieces<E>* parts) const {
-      const int64_t whole = shape.I / L;
-      parts[0] = {scratch.x, scratch.x_offsets, whole, L};
-      parts[1] = {scratch.x, scratch.x_offsets + whole, layout.input_pieces - whole, int(shape.I % L)};
+    // The h of those heads that this member has blocks of. Each member makes its own: that takes less than to wait for it.
+    void round_h(int64_t active) {
+      for (int64_t block = start_of_head(begin), all = start_of_head(end + layout.head_blocks - 1); block < all; ++block)
+        for (int64_t row = 0; row < active; ++row)
+          put_lanes(scratch.h + (block * rows.count + row) * ROW<A>,
+                    as_stored<Stored>(load(state_of(before, 0, block) + row * L)));
     }
-    void parts_of_h(Pieces<E>* parts, int64_t block) const {
-      const int64_t whole = shape.D / L;
-      const E* h = state_of(before, 0, layout.head(block) * layout.head_blocks);
-      parts[0] = {h, scratch.h_offsets, whole, L};
-      parts[1] = {h, scratch.h_offsets + whole, layout.head_blocks - whole, int(shape.D % L)};
+    int64_t start_of_head(int64_t block) const { return layout.head(block) * layout.head_blocks; }
+
+    void parts_of_x(Pieces<A>* parts) const {
+      parts_of(scratch.x, scratch.x_offsets, shape.I, parts);
+    }
+    void parts_of_h(Pieces<A>* parts, int64_t block) const {
+      const int64_t start = start_of_head(block);
+      if constexpr (ROUNDED) {
+        parts_of(scratch.h + start * rows.count * ROW<A>, scratch.h_offsets, shape.D, parts);
+      } else {
+        parts_of(state_of(before, 0, start), scratch.h_offsets, shape.D, parts);
+      }
+    }
+    static void parts_of(const A* base, const int64_t* offsets, int64_t numbers, Pieces<A>* parts) {
+      parts[0] = {base, offsets, numbers / L, ROW<A>};
+      parts[1] = {base, offsets + numbers / L, ceiling(numbers, L) - numbers / L, factors<A>(int(numbers % L))};
     }
 
     // us = W x + b of a section.
@@ -296,7 +316,7 @@ struct ForwardPass {
       for (int64_t t = first_step; t < last_step; ++t)
         for (int64_t row = 0, active = rows.active(t); row < active; ++row) load_x(row, t, made++);
       const Fill& fill_ = pass.fills[0];
-      Pieces<E> parts[2];
+      Pieces<A> parts[2];
       parts_of_x(parts);
       for (int64_t block = begin; block < end; block += pass.batch_of(block)) {
         for_panels(block, pass.batch_of(block), fill_.count, [&](int64_t first, int vectors) {
@@ -314,7 +334,7 @@ struct ForwardPass {
     const E* bias_of(int64_t block, int64_t column) const {
       return pass.bias + ((weight_group * layout.blocks + block) * shape.C + column) * L;
     }
-    const E* panel(int f, int64_t first) const {
+    const A* panel(int f, int64_t first) const {
       const int64_t group = weight_group % pass.panel_groups;
       return panel_of(pass.panels[f] + group * pass.panel_size[f], first, pass.depth(pass.fills[f]));
     }
@@ -335,7 +355,7 @@ struct ForwardPass {
                  scratch.us + (((block + u) * layout.input.count + k) * scratch.x_rows + us_row) * L, active * L);
       for (int f = pass.ahead; f < pass.fill_count; ++f) {
         const Fill& filled = pass.fills[f];
-        Pieces<E> parts[4];
+        Pieces<A> parts[4];
         if (filled.from_x) parts_of_x(parts);
         if (filled.from_h) parts_of_h(parts + 2 * filled.from_x, block);
         for_panels(block, blocks, filled.count, [&](int64_t first, int vectors) {

@@ -1,7 +1,9 @@
 // The entry points that XLA calls: buffers are checked against each other, then handed to the best instruction set here.
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <new>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -14,6 +16,11 @@ namespace ffi = xla::ffi;
 
 namespace rnnjax {
 
+#if defined(RNNJAX_X86_BF16)
+namespace avx512_bf16 {
+extern const Target target;
+}
+#endif
 #if defined(RNNJAX_X86)
 namespace avx512 {
 extern const Target target;
@@ -30,9 +37,12 @@ extern const Target target;
 static const Target& target_of(int32_t widest) {
 #if defined(RNNJAX_X86)
   __builtin_cpu_init();
-  if (widest >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-    return avx512::target;
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#if defined(RNNJAX_X86_BF16)
+  if (widest >= 3 && has_avx512 && __builtin_cpu_supports("avx512bf16")) return avx512_bf16::target;
+#endif
+  if (widest >= 2 && has_avx512) return avx512::target;
   if (widest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::target;
 #endif
   (void)widest;
@@ -51,14 +61,20 @@ static ffi::Error invalid(const std::string& message) { return ffi::Error(ffi::E
 
 using Dimensions = std::vector<int64_t>;
 
+static std::string described(ffi::DataType type, const Dimensions& dimensions) {
+  std::ostringstream text;
+  text << type;
+  for (size_t k = 0; k < dimensions.size(); ++k) text << (k ? "," : "[") << dimensions[k];
+  text << (dimensions.empty() ? "[]" : "]");
+  return text.str();
+}
+
 // The arguments, or the results, one by one.
 struct Buffers {
   std::vector<ffi::AnyBuffer> buffers;
   std::string fault;
   size_t next = 0;
-  ffi::DataType type;
-
-  explicit Buffers(ffi::DataType type) : type(type) {}
+  ffi::DataType stored = ffi::DataType::INVALID, computed = ffi::DataType::INVALID;  // of xs, W, b and R; of the others
 
   // A buffer of these dimensions; or, where `optional`, one without elements, which stands for none.
   void* take(const char* name, ffi::DataType expected, const Dimensions& dimensions, bool optional = false) {
@@ -71,20 +87,21 @@ struct Buffers {
     const auto got = buffer.dimensions();
     const bool same = got.size() == dimensions.size() && std::equal(got.begin(), got.end(), dimensions.begin());
     if ((!same || buffer.element_type() != expected) && fault.empty())
-      fault = std::string("the shape or dtype of ") + name + " does not fit the others";
+      fault = std::string("the shape or dtype of ") + name + " does not fit the others: expected " +
+              described(expected, dimensions) + ", got " + described(buffer.element_type(), {got.begin(), got.end()});
     return buffer.untyped_data();
   }
   void* take(const char* name, const Dimensions& dimensions, bool optional = false) {
-    return take(name, type, dimensions, optional);
+    return take(name, computed, dimensions, optional);
   }
   // One that leads with S, or with 1 where it is shared.
-  Shared shared(const char* name, int64_t groups, Dimensions dimensions) {
+  Shared shared(const char* name, ffi::DataType type, int64_t groups, Dimensions dimensions) {
     int64_t size = 1;
     for (int64_t dimension : dimensions) size *= dimension;
     const bool each = next < buffers.size() && buffers[next].dimensions().size() &&
                       buffers[next].dimensions()[0] != 1;
     dimensions.insert(dimensions.begin(), each ? groups : 1);
-    return {take(name, dimensions), each ? size : 0};
+    return {take(name, type, dimensions), each ? size : 0};
   }
 };
 
@@ -165,16 +182,16 @@ static std::string take_problem(Buffers& arguments, const Attributes& attributes
   if (shape.T > INT32_MAX) return "T is too large";
   if (attributes.columns.size() % 3) return "a part of a column";
   const int64_t H = shape.N * shape.D;
-  problem.xs = arguments.take("xs", {shape.S, shape.B, shape.T, shape.I});
+  problem.xs = arguments.take("xs", arguments.stored, {shape.S, shape.B, shape.T, shape.I});
   problem.state = arguments.take("state", {shape.S, shape.B, shape.F, H});
   problem.length = static_cast<const int32_t*>(arguments.take("length", ffi::DataType::S32, {shape.S, shape.B}, true));
   problem.resets = static_cast<const uint8_t*>(
       arguments.take("resets", ffi::DataType::PRED, {shape.S, shape.B, shape.T}, true));
-  problem.W = arguments.shared("W", shape.S, {shape.I, shape.G, H});
-  problem.b = arguments.shared("b", shape.S, {shape.G, H});
-  problem.R = arguments.shared("R", shape.S, {shape.N, shape.D, shape.G, shape.D});
-  problem.gains = arguments.shared("gains", shape.S, {shape.K, H});
-  problem.initial = arguments.shared("initial", shape.S, {shape.F, H});
+  problem.W = arguments.shared("W", arguments.stored, shape.S, {shape.I, shape.G, H});
+  problem.b = arguments.shared("b", arguments.stored, shape.S, {shape.G, H});
+  problem.R = arguments.shared("R", arguments.stored, shape.S, {shape.N, shape.D, shape.G, shape.D});
+  problem.gains = arguments.shared("gains", arguments.computed, shape.S, {shape.K, H});
+  problem.initial = arguments.shared("initial", arguments.computed, shape.S, {shape.F, H});
   problem.shape = shape;
   return arguments.fault;
 }
@@ -201,11 +218,13 @@ static ffi::Error run(Call& call, ffi::DataType type, ffi::ThreadPool pool, cons
       },
       [](void*, size_t bytes) { return memory().take(bytes); },
       [](void*, void* taken) { memory().give(taken); }};
+  const Kernel& kernel = type == ffi::DataType::F32 ? target.float32
+                         : type == ffi::DataType::F64 ? target.float64 : target.bfloat16;
   bool done;
   if constexpr (std::is_same_v<Call, Forward>) {
-    done = (type == ffi::DataType::F32 ? target.forward_float : target.forward_double)(call, crew);
+    done = kernel.forward(call, crew);
   } else {
-    done = (type == ffi::DataType::F32 ? target.backward_float : target.backward_double)(call, crew);
+    done = kernel.backward(call, crew);
   }
   return done ? ffi::Error::Success() : out_of_memory();
 }
@@ -223,8 +242,11 @@ static std::string collect(ffi::RemainingArgs arguments, ffi::RemainingRets resu
     advise_huge((*buffer)->untyped_data(), (*buffer)->size_bytes());
   }
   if (from.buffers.empty()) return "expected arguments, got none";
-  from.type = to.type = from.buffers[0].element_type();
-  if (from.type != ffi::DataType::F32 && from.type != ffi::DataType::F64) return "expected float32 or float64";
+  const ffi::DataType type = from.buffers[0].element_type();
+  if (type != ffi::DataType::F32 && type != ffi::DataType::F64 && type != ffi::DataType::BF16)
+    return "expected float32, float64 or bfloat16";
+  from.stored = to.stored = type;
+  from.computed = to.computed = type == ffi::DataType::BF16 ? ffi::DataType::F32 : type;
   return "";
 }
 
@@ -235,7 +257,7 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
                           ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
                           int32_t widest) try {
   const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
-  Buffers from(ffi::DataType::INVALID), to(ffi::DataType::INVALID);
+  Buffers from, to;
   Shape shape;
   Problem problem = problem_of(attributes, 0);
   std::string fault = collect(arguments, results, from, to);
@@ -253,7 +275,7 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
   RNNJAX_CHECK(to.fault.empty(), to.fault);
   RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
   if (shape.S * shape.B * H == 0) return ffi::Error::Success();
-  return run(call, from.type, pool, target_of(widest));
+  return run(call, from.stored, pool, target_of(widest));
 } catch (const std::bad_alloc&) {
   return out_of_memory();
 }
@@ -265,7 +287,7 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
                            ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
                            int32_t widest) try {
   const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
-  Buffers from(ffi::DataType::INVALID), to(ffi::DataType::INVALID);
+  Buffers from, to;
   Shape shape;
   Problem problem = problem_of(attributes, 0);
   std::string fault = collect(arguments, results, from, to);
@@ -285,7 +307,7 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
   for (int64_t f = 0; f < shape.F; ++f) dstates.push_back(from.take("dstates", over_time, true));
   call.states = states.data();
   call.dstates = dstates.data();
-  call.dxs = to.take("dxs", {S, shape.B, shape.T, shape.I}, true);
+  call.dxs = to.take("dxs", to.stored, {S, shape.B, shape.T, shape.I}, true);
   call.dW = to.take("dW", {S, shape.I, shape.G, H}, true);
   call.db = to.take("db", {S, shape.G, H}, true);
   call.dR = to.take("dR", {S, shape.N, shape.D, shape.G, shape.D}, true);
@@ -299,7 +321,7 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
     for (auto& buffer : to.buffers) std::fill_n(static_cast<char*>(buffer.untyped_data()), buffer.size_bytes(), 0);
     return ffi::Error::Success();
   }
-  return run(call, from.type, pool, target_of(widest));
+  return run(call, from.stored, pool, target_of(widest));
 } catch (const std::bad_alloc&) {
   return out_of_memory();
 }

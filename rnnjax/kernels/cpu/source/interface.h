@@ -7,7 +7,7 @@
 namespace rnnjax {
 
 // Counted up with every change to what Python hands over: its arrays, its attributes, or the meaning of a number in them.
-constexpr int32_t INTERFACE = 1;
+constexpr int32_t INTERFACE = 2;
 
 struct Instruction {
   int32_t operation, destination, a, b, c;
@@ -33,8 +33,8 @@ struct Column {
 constexpr int MOST_REGISTERS = 512, MOST_COLUMNS = 64, MOST_FIELDS = 16, MOST_GAINS = 64;
 
 enum : int32_t {
-  COPY, NEGATE, ABSOLUTE, SIGN, FLOOR, CEIL, ROUND_EVEN, SQUARE_ROOT, RECIPROCAL_SQUARE_ROOT, EXP, EXPM1, LOG, LOG1P, TANH,
-  LOGISTIC, SIN, COS, TAN, ASIN, ACOS, ATAN, SINH, COSH, ERF, ERFC, RECIPROCAL, SQUARE,
+  NEGATE, ABSOLUTE, SIGN, FLOOR, CEIL, ROUND_EVEN, SQUARE_ROOT, RECIPROCAL_SQUARE_ROOT, EXP, EXPM1, LOG, LOG1P, TANH,
+  LOGISTIC, SIN, COS, TAN, ASIN, ACOS, ATAN, SINH, COSH, ERF, ERFC, RECIPROCAL,
   ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, POWER, ATAN2, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, EQUAL,
   NOT_EQUAL,
   SELECT, MULTIPLY_ADD,
@@ -95,12 +95,15 @@ struct Crew {
   void (*give)(void* self, void* memory);
 };
 
-// The entry points of one instruction set; false: out of memory.
+// Both halves for one dtype of xs, W, b and R; each returns false when out of memory.
+struct Kernel {
+  bool (*forward)(const Forward&, const Crew&);
+  bool (*backward)(const Backward&, const Crew&);
+};
+
+// All of one instruction set.
 struct Target {
-  bool (*forward_float)(const Forward&, const Crew&);
-  bool (*forward_double)(const Forward&, const Crew&);
-  bool (*backward_float)(const Backward&, const Crew&);
-  bool (*backward_double)(const Backward&, const Crew&);
+  Kernel float32, float64, bfloat16;
 };
 
 }  // namespace rnnjax

@@ -146,7 +146,8 @@ struct Runner {
   void carve(Carver& carver) {
     scratch = carver.carve<E>((code.registers - code.inputs) * step);
     if (!scratch) return;
-    for (int64_t k = 0; k < code.constant_count; ++k) fill(scratch + k * step, splat(E(code.constants[k])), step / Vector<E>::lanes);
+    for (int64_t k = 0; k < code.constant_count; ++k)
+      fill(scratch + k * step, splat(E(code.constants[k])), step / Vector<E>::lanes);
   }
   // `count` numbers in each of `pieces` rows that lie `stride` apart; the first `wanted` outputs are copied out.
   void run(E* const* inputs, E* const* outputs, int64_t wanted, int64_t pieces, int64_t stride, int64_t count) const {

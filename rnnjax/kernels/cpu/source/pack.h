@@ -8,9 +8,9 @@ namespace RNNJAX_TARGET {
 
 // Vectors (block, column) are numbered block by block. A group of `vectors` of them from number `first` on is one panel,
 // [depth][vectors][lanes], which starts at first * depth * lanes.
-template <class E>
-inline E* panel_of(E* panels, int64_t first, int64_t depth) {
-  return panels + first * depth * Vector<E>::lanes;
+template <class A>
+inline A* panel_of(A* panels, int64_t first, int64_t depth) {
+  return panels + first * depth * Vector<std::remove_const_t<A>>::lanes;
 }
 
 // Calls act(first number, vectors) for the panels of `blocks` blocks from `block` on, `columns` vectors each: as few as
@@ -25,51 +25,51 @@ inline void for_panels(int64_t block, int64_t blocks, int64_t columns, Act act) 
 }
 
 // A panel of the forward products: rows of W, then rows of R, as `fill` asks.
-template <class E>
-void pack_panel(const Layout<E>& layout, const Fill& fill, const E* W, const E* R, int64_t first, int vectors, E* to) {
+template <class E, class Stored, class A>
+void pack_panel(const Layout<E>& layout, const Fill& fill, const Stored* W, const Stored* R, int64_t first, int vectors,
+                A* to) {
   constexpr int L = Vector<E>::lanes;
   const Shape& shape = layout.shape;
   for (int v = 0; v < vectors; ++v) {
     const int64_t block = (first + v) / fill.count;
     const int64_t gate = layout.columns[fill.columns[(first + v) % fill.count]].gate;
     const int width = layout.width(block);
-    E* out = to + v * L;
+    A* out = to + v * L;
     if (fill.from_x) {
-      const E* from = W + gate * layout.H + layout.first_unit(block);
-      for (int64_t i = 0; i < shape.I; ++i, out += vectors * L)
-        store(out, load_part(from + i * shape.G * layout.H, width));
+      const Stored* from = W + gate * layout.H + layout.first_unit(block);
+      for (int64_t i = 0; i < shape.I; ++i) put_row(out, i, vectors * L, load_part(from + i * shape.G * layout.H, width));
+      out += factors<A>(shape.I) * vectors * L;
     }
     if (fill.from_h) {
-      const E* from = R + (layout.head(block) * shape.D * shape.G + gate) * shape.D + block % layout.head_blocks * L;
-      for (int64_t p = 0; p < shape.D; ++p, out += vectors * L)
-        store(out, load_part(from + p * shape.G * shape.D, width));
+      const Stored* from = R + (layout.head(block) * shape.D * shape.G + gate) * shape.D + block % layout.head_blocks * L;
+      for (int64_t p = 0; p < shape.D; ++p) put_row(out, p, vectors * L, load_part(from + p * shape.G * shape.D, width));
     }
   }
 }
 
-// Stores at to[k * stride + lane] = from[lane * row + k], k < depth, for `width` lanes; the other lanes are zero.
-template <class E>
-inline void transpose(E* to, int64_t stride, const E* from, int64_t row, int depth, int width) {
+// Row k < depth of what is stored is from[lane * row + k] in `width` lanes, zero in the others.
+template <class Stored, class A>
+inline void transpose(A* to, int64_t stride, const Stored* from, int64_t row, int depth, int width) {
+  typename Computed<Stored>::Type numbers[Vector<A>::lanes] = {};
   for (int k = 0; k < depth; ++k) {
-    V<E> value = {};
-    for (int lane = 0; lane < width; ++lane) value[lane] = from[lane * row + k];
-    store(to + k * stride, value);
+    for (int lane = 0; lane < width; ++lane) numbers[lane] = number(from[lane * row + k]);
+    put_row(to, k, stride, load(numbers));
   }
 }
 
 // A panel of R transposed: from the recurrent columns of a head, block by block, to the h of `vectors` of its blocks.
-template <class E>
-void pack_recurrent_transposed(const Layout<E>& layout, const E* R, int64_t first, int vectors, E* to) {
+template <class E, class Stored, class A>
+void pack_recurrent_transposed(const Layout<E>& layout, const Stored* R, int64_t first, int vectors, A* to) {
   constexpr int L = Vector<E>::lanes;
   const Shape& shape = layout.shape;
   const int64_t head = layout.head(first), start = head * layout.head_blocks;
   for (int64_t block = start; block < start + layout.head_blocks; ++block) {
     const int depth = layout.width(block);
-    for (int c = 0; c < layout.recurrent.count; ++c, to += depth * vectors * L) {
+    for (int c = 0; c < layout.recurrent.count; ++c, to += factors<A>(depth) * vectors * L) {
       const int64_t gate = layout.columns[layout.recurrent.columns[c]].gate;
       for (int v = 0; v < vectors; ++v) {
         const int64_t p = (first + v - start) * L;
-        const E* from = R + ((head * shape.D + p) * shape.G + gate) * shape.D + (block - start) * L;
+        const Stored* from = R + ((head * shape.D + p) * shape.G + gate) * shape.D + (block - start) * L;
         transpose(to + v * L, int64_t(vectors) * L, from, shape.G * shape.D, depth, layout.width(first + v));
       }
     }
@@ -77,16 +77,16 @@ void pack_recurrent_transposed(const Layout<E>& layout, const E* R, int64_t firs
 }
 
 // A panel of W transposed: from the input columns of all blocks to `vectors` pieces of x.
-template <class E>
-void pack_input_transposed(const Layout<E>& layout, const E* W, int64_t first, int vectors, E* to) {
+template <class E, class Stored, class A>
+void pack_input_transposed(const Layout<E>& layout, const Stored* W, int64_t first, int vectors, A* to) {
   constexpr int L = Vector<E>::lanes;
   const Shape& shape = layout.shape;
   for (int64_t block = 0; block < layout.blocks; ++block) {
     const int depth = layout.width(block);
-    for (int c = 0; c < layout.input.count; ++c, to += depth * vectors * L) {
+    for (int c = 0; c < layout.input.count; ++c, to += factors<A>(depth) * vectors * L) {
       const int64_t gate = layout.columns[layout.input.columns[c]].gate;
       for (int v = 0; v < vectors; ++v) {
-        const E* from = W + ((first + v) * L * shape.G + gate) * layout.H + layout.first_unit(block);
+        const Stored* from = W + ((first + v) * L * shape.G + gate) * layout.H + layout.first_unit(block);
         transpose(to + v * L, int64_t(vectors) * L, from, shape.G * layout.H, depth, layout.input_width(first + v));
       }
     }
@@ -103,13 +103,13 @@ void pack_units(const Layout<E>& layout, const E* from, int64_t count, E* to) {
 }
 
 // The bias by block and column, zero where the column takes no input: [block][C][lanes].
-template <class E>
-void pack_bias(const Layout<E>& layout, const E* b, E* to) {
+template <class E, class Stored>
+void pack_bias(const Layout<E>& layout, const Stored* b, E* to) {
   constexpr int L = Vector<E>::lanes;
   for (int64_t block = 0; block < layout.blocks; ++block)
     for (int64_t c = 0; c < layout.shape.C; ++c, to += L) {
       const Column& column = layout.columns[c];
-      const E* from = b + column.gate * layout.H + layout.first_unit(block);
+      const Stored* from = b + column.gate * layout.H + layout.first_unit(block);
       store(to, column.input ? load_part(from, layout.width(block)) : V<E>{});
     }
 }

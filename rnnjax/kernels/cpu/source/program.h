@@ -78,7 +78,6 @@ void execute(const Code& code, E* const* rows, int64_t count) {
     E* to = rows[now.destination];
     const E *a = rows[now.a], *b = rows[now.b], *c = rows[now.c];
     switch (now.operation) {
-      case COPY: each(to, a, count, [](X x) { return x; }); break;
       case NEGATE: each(to, a, count, [](X x) { return -x; }); break;
       case ABSOLUTE: each(to, a, count, [](X x) { return choose<E>(x < X{}, -x, x + X{}); }); break;
       case SIGN:
@@ -106,7 +105,6 @@ void execute(const Code& code, E* const* rows, int64_t count) {
       case ERF: each_number(to, a, count, Erf<E>()); break;
       case ERFC: each_number(to, a, count, Erfc<E>()); break;
       case RECIPROCAL: each(to, a, count, [](X x) { return splat<E>(1) / x; }); break;
-      case SQUARE: each(to, a, count, [](X x) { return x * x; }); break;
       case ADD: each(to, a, b, count, [](X x, X y) { return x + y; }); break;
       case SUBTRACT: each(to, a, b, count, [](X x, X y) { return x - y; }); break;
       case MULTIPLY: each(to, a, b, count, [](X x, X y) { return x * y; }); break;

@@ -9,63 +9,81 @@ namespace RNNJAX_TARGET {
 // Gate cotangents are gathered in about this many rows, beside what they are to be multiplied with.
 constexpr int64_t RING_ROWS = 256;
 
-// A row is one step of one sequence. All is in pieces, [rows][lanes].
-template <class E>
+// A row is one step of one sequence. All is in pieces: `d` by lanes, for the products that sum over columns, the rest by
+// rows, for those that sum over rows. Where a factor is a number, both are the same.
+template <class Stored>
 struct Ring {
+  using E = typename Computed<Stored>::Type;
+  using A = typename Factor<Stored>::Type;
   static constexpr int L = Vector<E>::lanes;
   const Layout<E>& layout;
   int64_t rows;
-  E *d, *h, *x, *ones;  // cotangents of all columns, the state before, the input
+  A *d, *d_by_row, *h, *x, *ones;  // cotangents of all columns, the state before, the input
   int64_t* step;        // of which step of [S B T] a row is
   int64_t *recurrent_offsets, *input_offsets;
 
   Ring(const Layout<E>& layout, const Backward& call, int64_t tile_rows, Carver& carver) : layout(layout) {
     const Shape& shape = layout.shape;
     rows = ring_rows(shape, tile_rows);
-    d = carver.carve<E>(layout.blocks * shape.C * rows * L);
-    h = carver.carve<E>(layout.blocks * rows * L);
-    x = carver.carve<E>(call.dW ? layout.input_pieces * rows * L : 0);
-    ones = carver.carve<E>(call.db ? rows * L : 0);
+    d = d_by_row = carver.carve<A>(layout.blocks * shape.C * size());
+    if (EACH<A> > 1) d_by_row = carver.carve<A>(layout.blocks * shape.C * size());
+    h = carver.carve<A>(layout.blocks * size());
+    x = carver.carve<A>(call.dW ? layout.input_pieces * size() : 0);
+    ones = carver.carve<A>(call.db ? size() : 0);
     step = carver.carve<int64_t>(rows);
     recurrent_offsets = carver.carve<int64_t>(layout.head_blocks * layout.recurrent.count);
     input_offsets = carver.carve<int64_t>(layout.blocks * layout.input.count);
     if (!carver.memory) return;
-    if (call.db) fill(ones, splat(E(1)), rows);
+    for (int64_t row = 0; call.db && row < rows; ++row) put_row(ones, row, L, splat(E(1)));
     offsets_of(layout.recurrent, layout.head_blocks, recurrent_offsets);
     offsets_of(layout.input, layout.blocks, input_offsets);
   }
 
   static int64_t ring_rows(const Shape& shape, int64_t tile_rows) {
-    return least(tile_rows * shape.T, most(RING_ROWS / tile_rows, 1) * tile_rows);
+    return ceiling(least(tile_rows * shape.T, most(RING_ROWS / tile_rows, 1) * tile_rows), EACH<A>) * EACH<A>;
   }
 
-  int64_t offset(int64_t block, int64_t column) const { return (block * layout.shape.C + column) * rows * L; }
+  int64_t size() const { return rows * ROW<A>; }  // of a piece
+  int64_t offset(int64_t block, int64_t column) const { return (block * layout.shape.C + column) * size(); }
   void offsets_of(const Fill& fill, int64_t blocks, int64_t* offsets) const {
     for (int64_t block = 0; block < blocks; ++block)
       for (int k = 0; k < fill.count; ++k) *offsets++ = offset(block, fill.columns[k]);
   }
 
-  // The cotangents of a head's columns as the left operand of a product, from one row on.
-  void parts_of_recurrent(Pieces<E>* parts, int64_t start, int64_t row) const {
-    parts_of(layout.recurrent, d + offset(start, 0) + row * L, recurrent_offsets, parts);
+  // What is put there, from row `first` on: cotangents of one column of one block, a row of a block's h, or of a piece of x.
+  void put_d(int64_t block, int64_t column, int64_t first, const E* from, int64_t count) const {
+    const int64_t at = offset(block, column);
+    for (int64_t row = 0; row < count; ++row) {
+      put_lanes(d + at + (first + row) * ROW<A>, load(from + row * L));
+      if (EACH<A> > 1) put_row(d_by_row + at, first + row, L, load(from + row * L));
+    }
   }
-  void parts_of_input(Pieces<E>* parts, int64_t start) const {
+  void put_h(int64_t block, int64_t row, V<E> value) const { put_row(h + block * size(), row, L, as_stored<Stored>(value)); }
+  void put_x(int64_t piece, int64_t row, V<E> value) const { put_row(x + piece * size(), row, L, value); }
+
+  // The cotangents of a head's columns as the left operand of a product, from one row on.
+  void parts_of_recurrent(Pieces<A>* parts, int64_t start, int64_t row) const {
+    parts_of(layout.recurrent, d + offset(start, 0) + row * ROW<A>, recurrent_offsets, parts);
+  }
+  void parts_of_input(Pieces<A>* parts, int64_t start) const {
     parts_of(layout.input, d, input_offsets + start * layout.input.count, parts);
   }
-  void parts_of(const Fill& fill, const E* base, const int64_t* offsets, Pieces<E>* parts) const {
+  void parts_of(const Fill& fill, const A* base, const int64_t* offsets, Pieces<A>* parts) const {
     const int64_t D = layout.shape.D, whole = D / L * fill.count, all = layout.head_blocks * fill.count;
-    parts[0] = {base, offsets, whole, L};
-    parts[1] = {base, offsets + whole, all - whole, int(D % L)};
+    parts[0] = {base, offsets, whole, ROW<A>};
+    parts[1] = {base, offsets + whole, all - whole, factors<A>(int(D % L))};
   }
 
   // sums += left^T d, over `filled` rows, for the vectors of one panel of `to`.
-  void correlate_panel(const Fill& fill, int64_t first, int vectors, const E* left, int64_t depth, int64_t filled, E* to) const {
-    const E* right[TILE_VECTORS];
+  void correlate_panel(const Fill& fill, int64_t first, int vectors, const A* left, int64_t depth, int64_t filled,
+                       E* to) const {
+    const A* right[TILE_VECTORS];
     for (int v = 0; v < vectors; ++v)
-      right[v] = d + offset((first + v) / fill.count, fill.columns[(first + v) % fill.count]);
+      right[v] = d_by_row + offset((first + v) / fill.count, fill.columns[(first + v) % fill.count]);
     E* panel = to + first * depth * L;
     for (int64_t m = 0; m < depth; m += L)
-      correlate_piece(left + m * rows, int(least(L, depth - m)), right, vectors, filled, panel + m * vectors * L);
+      correlate_piece(left + m / L * size(), int(least(L, depth - m)), right, vectors, factors<A>(filled),
+                      panel + m * vectors * L);
   }
 };
 

@@ -5,17 +5,19 @@
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
-template <class E>
+template <class Stored>
 bool forward(const Forward& call, const Crew& crew) {
-  return ForwardPass<E>(call, crew).run();
+  return ForwardPass<Stored>(call, crew).run();
 }
-template <class E>
+template <class Stored>
 bool backward(const Backward& call, const Crew& crew) {
-  return BackwardPass<E>(call, crew).run();
+  return BackwardPass<Stored>(call, crew).run();
 }
+template <class Stored>
+constexpr Kernel kernel = {forward<Stored>, backward<Stored>};
 
 extern const Target target;
-const Target target = {forward<float>, forward<double>, backward<float>, backward<double>};
+const Target target = {kernel<float>, kernel<double>, kernel<Bfloat16>};
 
 }  // namespace RNNJAX_TARGET
 }  // namespace rnnjax

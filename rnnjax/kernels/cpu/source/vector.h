@@ -22,6 +22,12 @@ struct Lane<double> {
   using Bits = uint64_t;
 };
 
+template <>
+struct Lane<uint32_t> {
+  using Integer = int32_t;
+  using Bits = uint32_t;
+};
+
 template <class E>
 struct Vector {
   static constexpr int lanes = RNNJAX_BYTES / sizeof(E);
@@ -66,6 +72,62 @@ inline void store_part(E* to, V<E> value, int count) {
     store(to, value);
   } else {
     memcpy(to, &value, count * sizeof(E));
+  }
+}
+
+// How numbers may be stored, the upper half of a float. All is computed in float.
+struct Bfloat16 {
+  uint16_t bits;
+};
+template <class Stored>
+struct Computed {
+  using Type = Stored;
+};
+template <>
+struct Computed<Bfloat16> {
+  using Type = float;
+};
+typedef uint16_t Halves __attribute__((vector_size(RNNJAX_BYTES / 2)));
+
+// The nearest bfloat16, ties to the even one, as a float.
+inline V<float> rounded(V<float> value) {
+  using Bits = Vector<float>::Bits;
+  const Bits bits = reinterpret_cast<Bits>(value), nearest = bits + 0x7fff + (bits >> 16 & 1);
+  return reinterpret_cast<V<float>>((value == value ? nearest : bits | 0x400000) & 0xffff0000);
+}
+template <class Stored>
+inline V<typename Computed<Stored>::Type> as_stored(V<typename Computed<Stored>::Type> value) {
+  if constexpr (sizeof(Stored) == sizeof(Bfloat16)) {
+    return rounded(value);
+  } else {
+    return value;
+  }
+}
+template <class E>
+inline E number(E stored) {
+  return stored;
+}
+inline float number(Bfloat16 stored) {
+  const uint32_t bits = uint32_t(stored.bits) << 16;
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline V<float> load_part(const Bfloat16* from, int count) {
+  Halves halves = {};
+  if (count == Vector<float>::lanes) {
+    memcpy(&halves, from, sizeof(halves));
+  } else {
+    memcpy(&halves, from, count * sizeof(Bfloat16));
+  }
+  return reinterpret_cast<V<float>>(__builtin_convertvector(halves, Vector<float>::Bits) << 16);
+}
+inline void store_part(Bfloat16* to, V<float> value, int count) {
+  const Halves halves = __builtin_convertvector(reinterpret_cast<Vector<float>::Bits>(rounded(value)) >> 16, Halves);
+  if (count == Vector<float>::lanes) {
+    memcpy(to, &halves, sizeof(halves));
+  } else {
+    memcpy(to, &halves, count * sizeof(Bfloat16));
   }
 }
 
