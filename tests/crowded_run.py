@@ -17,7 +17,6 @@ import rnnjax
 
 SIZES = ((1, 30, 80), (3, 17, 20), (40, 9, 8))  # B, T and H: units, sequences or both are what cores can share
 THREADS, CALLS = 12, 60
-QUEUED, LONG = 20_000, 150_000  # more calls than a queue holds, and steps of a call that outlasts them
 
 
 class Problem(eqx.Module):
@@ -81,25 +80,6 @@ def of_all_devices(problem: Problem) -> None:
     grid.assert_close(got, jax.jit(lambda: gradient(partial(problem.loss, rnnjax.Scan())))())
 
 
-def of_a_full_queue() -> None:
-    """Short calls while long ones keep the cores busy: helpers that nobody has time to be pile up, and fill the queue.
-
-    The pool runs what does not fit in there at once, on the thread that schedules it.
-    """
-    wide, narrow = (rnnjax.LSTM(1, size, key=grid.KEY, dtype=jnp.float64) for size in (48, 2))
-    long = jax.jit(lambda xs: rnnjax.unroll(wide, None, xs, engine=rnnjax.Fused())[0].h)
-    xs, batch = jnp.ones((LONG, 1)), jnp.ones((4, 1, 1))
-
-    def short(total: Array, _: None) -> tuple[Array, None]:
-        last, _ = jax.vmap(lambda xs: rnnjax.unroll(narrow, None, xs + total, engine=rnnjax.Fused()))(batch)
-        return 1e-6 * last.h.sum(), None
-
-    shorts = jax.jit(lambda start: jax.lax.scan(short, start, length=QUEUED)[0])
-    calls = [partial(long.lower(xs).compile(), xs)] * 4 + [partial(shorts.lower(0.0).compile(), 0.0)]
-    with ThreadPoolExecutor(len(calls)) as pool:
-        assert all(bool(jnp.isfinite(made).all()) for made in pool.map(lambda call: call(), calls))
-
-
 def main() -> None:
     problems = [Problem.of(*sizes) for sizes in SIZES]
     expected = [jax.jit(Problem.gradients, static_argnums=1)(each, rnnjax.Scan()) for each in problems]
@@ -107,7 +87,6 @@ def main() -> None:
     of_one_program(problems, expected)
     for problem in problems[:2]:
         of_all_devices(problem)
-    of_a_full_queue()
 
 
 if __name__ == "__main__":

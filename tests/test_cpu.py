@@ -436,6 +436,15 @@ def run_apart(script: Path, settings: dict[str, str], *arguments: str) -> None:
     subprocess.run(command, env=os.environ | settings, check=True, timeout=120)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_team_finishes_whatever_the_pool_does_with_its_helpers(tmp_path):
+    program = tmp_path / "team"
+    source = Path(library.__file__).parent / "source"
+    subprocess.run(["g++", "-std=c++17", "-pthread", f"-I{source}", HERE / "team.cpp", "-o", program], check=True)
+    for pool in ("at_once", "too_late", "out_of_memory", "on_threads"):
+        subprocess.run([program, pool], check=True, timeout=20)
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler for an allocator that fails")
 @pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="the place of the allocator is taken")
 @pytest.mark.skipif(sys.platform != "linux", reason="how an allocator is replaced is Linux's own")

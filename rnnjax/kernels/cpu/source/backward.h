@@ -53,12 +53,13 @@ struct BackwardPass {
     Carver carver{memory};
     carve_weights(carver);
     crew.run(crew.self, weight_groups * (layout.blocks + (call.dxs ? layout.input_pieces : 0)),
+             panel_groups * 2 * weights_work(layout),
              [](void* self, int64_t index) { static_cast<BackwardPass*>(self)->pack(index); }, this);
     for (int64_t tile = 0; members > 1 && tile < shape.S * parts; ++tile) new (gangs + tile) Gang;
-    crew.run(crew.self, shape.S * parts * members,
+    crew.run(crew.self, shape.S * parts * members, 2 * steps_work(layout),
              [](void* self, int64_t index) { static_cast<BackwardPass*>(self)->part(index); }, this);
     if (!sums_are_own() && !out_of_memory)
-      crew.run(crew.self, shape.S * layout.blocks, [](void* self, int64_t index) {
+      crew.run(crew.self, shape.S * layout.blocks, shape.S * parts * weights_work(layout), [](void* self, int64_t index) {
         BackwardPass* pass = static_cast<BackwardPass*>(self);
         const int64_t group = index / pass->layout.blocks;
         Finish<E>{pass->layout, pass->call, pass->parts, group, index % pass->layout.blocks,

@@ -26,15 +26,14 @@ class Team {
 
   int64_t threads() const { return threads_; }
 
-  // At most MOST_PHASES times.
-  void run(int64_t tasks, void (*task)(void*, int64_t), void* context) {
+  // At most MOST_PHASES times. `work` in nanoseconds of one thread: to wake another up takes this one WORTH of them.
+  void run(int64_t tasks, int64_t work, void (*task)(void*, int64_t), void* context) {
     Phase& phase = work_->phases[phases_++];
     phase.task = task;
     phase.context = context;
     phase.tasks = tasks;
     phase.next.store(0, std::memory_order_release);
-    const int64_t helpers = (tasks < threads_ ? tasks : threads_) - 1;
-    for (int64_t helper = 0; helper < helpers; ++helper)
+    for (int64_t helpers = 1; helpers < tasks && helpers < threads_ && helpers <= work / WORTH; ++helpers)
       if (!call_for_help(phase)) break;
     work_on(phase);
     for (int spins = 0; phase.done.load(std::memory_order_acquire) < tasks;) relax(spins);
@@ -42,6 +41,7 @@ class Team {
 
  private:
   static constexpr int MOST_PHASES = 4;
+  static constexpr int64_t WORTH = 30000;
   static constexpr int64_t NONE = INT64_MAX / 2;  // the next task of a phase that has not begun
 
   struct Phase {

@@ -59,11 +59,10 @@ struct ForwardPass {
     if (!memory) return false;
     Carver carver{memory};
     carve_weights(carver);
-    crew.run(crew.self, weight_groups * layout.blocks, [](void* self, int64_t index) {
-      static_cast<ForwardPass*>(self)->pack(index);
-    }, this);
+    crew.run(crew.self, weight_groups * layout.blocks, panel_groups * weights_work(layout),
+             [](void* self, int64_t index) { static_cast<ForwardPass*>(self)->pack(index); }, this);
     for (int64_t tile = 0; members > 1 && tile < all_tiles(); ++tile) new (gangs + tile) Gang;
-    crew.run(crew.self, all_tiles() * members,
+    crew.run(crew.self, all_tiles() * members, steps_work(layout),
              [](void* self, int64_t index) { static_cast<ForwardPass*>(self)->tile(index); }, this);
     crew.give(crew.self, memory);
     return !out_of_memory;

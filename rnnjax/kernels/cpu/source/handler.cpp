@@ -213,8 +213,8 @@ static ffi::Error run(Call& call, ffi::DataType type, ffi::ThreadPool pool, cons
             [&pool](std::function<void()> help) { pool.Schedule(std::move(help)); });
   const Crew crew = {
       team.threads(), &team,
-      [](void* self, int64_t tasks, void (*task)(void*, int64_t), void* context) {
-        static_cast<Team*>(self)->run(tasks, task, context);
+      [](void* self, int64_t tasks, int64_t work, void (*task)(void*, int64_t), void* context) {
+        static_cast<Team*>(self)->run(tasks, work, task, context);
       },
       [](void*, size_t bytes) { return memory().take(bytes); },
       [](void*, void* taken) { memory().give(taken); }};

@@ -86,11 +86,12 @@ struct Backward {
 };
 
 // Whoever runs tasks: `run` calls `task(context, index)` once for each index, perhaps on several threads, and returns when
-// all are done. `memory` lends aligned scratch, to be given back; it returns null when there is none to be had.
+// all are done; `work` is about how many nanoseconds one thread would need for them all. `take` lends aligned scratch, to be
+// given back; it returns null when there is none to be had.
 struct Crew {
   int64_t threads;
   void* self;
-  void (*run)(void* self, int64_t tasks, void (*task)(void* context, int64_t index), void* context);
+  void (*run)(void* self, int64_t tasks, int64_t work, void (*task)(void* context, int64_t index), void* context);
   void* (*take)(void* self, size_t bytes);
   void (*give)(void* self, void* memory);
 };

@@ -92,6 +92,19 @@ inline int64_t sharers(const Layout<E>& layout, const Tiles& tiles, int64_t thre
   return most(1, least(least(idle, Gang::MOST), least(work / SHARED_WORK, layout.blocks)));
 }
 
+// About how many nanoseconds it takes to go once through all steps, and to pack the weights of one group.
+template <class E>
+inline int64_t steps_work(const Layout<E>& layout) {
+  const Shape& shape = layout.shape;
+  const int64_t products = shape.I * layout.input.count + shape.D * layout.recurrent.count;
+  return shape.S * shape.B * shape.T * layout.H * (shape.C + products / 32);
+}
+template <class E>
+inline int64_t weights_work(const Layout<E>& layout) {
+  const Shape& shape = layout.shape;
+  return layout.H * (shape.I * layout.input.count + shape.D * layout.recurrent.count) / 2;
+}
+
 // The sequences of one tile.
 struct Rows {
   int64_t count, longest;
