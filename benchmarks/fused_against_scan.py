@@ -18,7 +18,7 @@ from benchmarks import measure
 from benchmarks.cases import CELLS, Case
 from benchmarks.measure import Contestant, Record
 from benchmarks.summary import mean_and_least
-from benchmarks.turns import take_turns
+from benchmarks.turns import milliseconds_of, take_turns
 from examples.new_cell import UpdateGateRNN
 from rnnjax import AbstractCell, AbstractEngine, Auto, Fused, Scan
 
@@ -125,7 +125,7 @@ def compare(case: Case, direction: str, seconds: float) -> Comparison:
 
 def calls_together(contestant: Contestant) -> int:
     """How many calls take about BATCH_MILLISECONDS."""
-    shortest = min(measure.milliseconds_of(contestant.call) for _ in range(3))
+    shortest = min(milliseconds_of(contestant.call) for _ in range(3))
     return max(1, round(BATCH_MILLISECONDS / shortest))
 
 

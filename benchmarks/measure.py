@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case, draw
+from benchmarks.turns import take_turns
 from rnnjax import AbstractCell, AbstractEngine, unroll
 from rnnjax.training.checkpoint import write_atomically
-
-REPEATS = 5  # at least
 
 
 class Record(NamedTuple):
@@ -90,35 +89,13 @@ def compile_program(engine: str, program: Callable[..., Any], *arguments: Any) -
     return Contestant(engine, partial(executable, *arguments), seconds, memory.temp_size_in_bytes)
 
 
-def milliseconds_of(call: Callable[[], Any]) -> float:
-    """How long one call takes, until all of its results are there."""
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return 1e3 * (time.perf_counter() - start)
-
-
-def interleave(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
-    """The milliseconds of every call, run in turn: A B A B, so that a change of the machine's pace meets all alike.
-
-    One warm-up each, then rounds until about `seconds` per call are spent, and at least REPEATS.
-    """
-    for call in calls:
-        milliseconds_of(call)
-    times: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + seconds * len(calls)
-    while len(times[0]) < REPEATS or time.perf_counter() < end:
-        for call, milliseconds in zip(calls, times, strict=True):
-            milliseconds.append(milliseconds_of(call))
-    return times
-
-
 def measure(
     case: Case, direction: str, program: Callable[..., Any], engines: Mapping[str, AbstractEngine], seconds: float = 1.0
 ) -> list[Record]:
     """Records of `program(engine, cell, xs)` for every one of `engines`, of which Scan must be one."""
     arguments = draw(case)
     contestants = [compile_program(name, partial(program, engine), *arguments) for name, engine in engines.items()]
-    times = interleave([contestant.call for contestant in contestants], seconds)
+    times = take_turns([contestant.call for contestant in contestants], seconds * len(contestants))
     return records(case, direction, contestants, times)
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.measure import milliseconds_of
+import jax
 
 ROUNDS = 3  # at least
 BRIEF = 1500.0  # milliseconds; the first call after a pause wakes threads up and finds cold memory, and is not timed
@@ -25,6 +25,13 @@ def take_turns(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[
                 milliseconds_of(call)
             milliseconds.append(milliseconds_of(call))
     return times
+
+
+def milliseconds_of(call: Callable[[], Any]) -> float:
+    """How long one call takes, until all of its results are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return 1e3 * (time.perf_counter() - start)
 
 
 def rest() -> None:
