@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
     @property
     def ratio(self) -> float:
         """How many times faster Fused is."""
-        return self.scan.milliseconds / self.fused.milliseconds
+        return 1 / self.fused.ratio_to_scan
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def compare(cell: str, corpus: Corpus) -> list[dict[str, Any]]:
     records = []
     for engine, milliseconds in times.items():
         median, (first, _, third) = statistics.median(milliseconds), statistics.quantiles(milliseconds, n=4)
-        ratio, spread = median / statistics.median(times["scan"]), (third - first) / median
+        ratio, spread = measure.median_ratio(milliseconds, times["scan"]), (third - first) / median
         seconds = 1e-3 * median * steps
         print(f"{cell:<7}{engine:<8}{median:>12.1f}{spread:>8.0%}{seconds:>19.2f}{ratio:>15.2f}", flush=True)
         made = {"cell": cell, "engine": engine, "milliseconds": median, "spread": spread, "seconds_per_epoch": seconds}

@@ -24,7 +24,7 @@ class Record(NamedTuple):
 
     `compile_seconds` go from the Python function to the executable: tracing, lowering, compiling. `temporary_bytes`
     are what the executable allocates beside its arguments and results. Both are None where nothing is compiled.
-    `ratio_to_scan` is the engine's time over Scan's, in the same run: below 1 is faster than Scan.
+    `ratio_to_scan` is the engine's time over Scan's, the median over the rounds of a run: below 1 is faster than Scan.
     Where another library was measured, `peer` is its name and `engine` is what it calls its layer; `gigaflops` (10^9
     operations per second) and `fraction_of_peak` are filled in by `peers.py`.
     """
@@ -102,12 +102,11 @@ def measure(
 def records(
     case: Case, direction: str, contestants: Sequence[Contestant], times: Sequence[Sequence[float]]
 ) -> list[Record]:
-    """The records of contestants, of which Scan must be one, and of the milliseconds that each took."""
-    medians = [statistics.median(milliseconds) for milliseconds in times]
-    (scan,) = [median for each, median in zip(contestants, medians, strict=True) if each.engine == "Scan"]
+    """The records of contestants, of which Scan must be one, and of the milliseconds that each took, round by round."""
+    (scan,) = [milliseconds for each, milliseconds in zip(contestants, times, strict=True) if each.engine == "Scan"]
     made = []
-    for contestant, milliseconds, median in zip(contestants, times, medians, strict=True):
-        first, _, third = statistics.quantiles(milliseconds, n=4, method="inclusive")
+    for contestant, milliseconds in zip(contestants, times, strict=True):
+        first, median, third = statistics.quantiles(milliseconds, n=4, method="inclusive")
         made.append(
             Record(
                 **case._asdict(),
@@ -119,12 +118,17 @@ def records(
                 spread=(third - first) / median,
                 compile_seconds=contestant.compile_seconds,
                 temporary_bytes=contestant.temporary_bytes,
-                ratio_to_scan=median / scan,
+                ratio_to_scan=median_ratio(milliseconds, scan),
                 peer=contestant.peer,
                 peer_version=contestant.peer_version,
             )
         )
     return made
+
+
+def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the rounds' ratios: a machine whose pace changes between rounds changes both times of a round."""
+    return statistics.median(time / other for time, other in zip(times, others, strict=True))
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """rnnjax against the same layer in torch, ONNX Runtime, Flax, Equinox, Keras and plain JAX; needs `.[peers]`."""
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -91,22 +90,22 @@ def installed_layers() -> tuple[list[AbstractLayer], dict[str, None]]:
 
 def compare(case: Case, direction: str, layers: Sequence[AbstractLayer], seconds: float) -> list[Record]:
     """Records of every layer, measured in turn with each other and, where torch is there, with the machine's peak."""
-    work = draw_work(case, direction)
-    contestants = [layer.contestant(work) for layer in layers]
+    given = draw_work(case, direction)
+    contestants = [layer.contestant(given) for layer in layers]
     calls = [contestant.call for contestant in contestants]
     rate = 1e-6 * operations(case, direction)  # gigaflops, times milliseconds
     if find_spec("torch") is None:
-        peak, times = None, take_turns(calls, seconds)
+        times = take_turns(calls, seconds)
+        shares = [None for _ in times]
     else:
         torch = import_module("benchmarks.layers.pytorch")
-        *times, peak_times = take_turns([*calls, torch.peak(case.dtype)], seconds)
-        peak = 1e-6 * torch.PEAK_OPERATIONS / statistics.median(peak_times)
+        *times, peak = take_turns([*calls, torch.peak(case.dtype)], seconds)
+        work = operations(case, direction) / torch.PEAK_OPERATIONS
+        shares = [work * measure.median_ratio(peak, milliseconds) for milliseconds in times]
+    made = measure.records(case, direction, contestants, times)
     return [
-        record._replace(
-            gigaflops=rate / record.milliseconds,
-            fraction_of_peak=rate / record.milliseconds / peak if peak else None,
-        )
-        for record in measure.records(case, direction, contestants, times)
+        record._replace(gigaflops=rate / record.milliseconds, fraction_of_peak=share)
+        for record, share in zip(made, shares, strict=True)
     ]
 
 

@@ -52,13 +52,13 @@ def by_shape(records: Iterable[Record], chosen: Callable[[Record], bool]) -> dic
     fastest: dict[tuple[int, ...], Record] = {}
     for record in filter(chosen, records):
         shape = record.B, record.T, record.I, record.H
-        fastest[shape] = min(record, fastest.get(shape, record), key=lambda record: record.milliseconds)
+        fastest[shape] = min(record, fastest.get(shape, record), key=lambda record: record.ratio_to_scan)
     return fastest
 
 
 def ratios(theirs: dict[tuple[int, ...], Record], ours: dict[tuple[int, ...], Record]) -> list[float]:
     """Their time over ours, for each shape that both were measured on."""
-    return [theirs[shape].milliseconds / ours[shape].milliseconds for shape in theirs if shape in ours]
+    return [theirs[shape].ratio_to_scan / ours[shape].ratio_to_scan for shape in theirs if shape in ours]
 
 
 def mean_and_least(values: Sequence[float]) -> str:

@@ -7,24 +7,36 @@ from typing import Any
 import jax
 
 ROUNDS = 3  # at least
-BRIEF = 1500.0  # milliseconds; the first call after a pause wakes threads up and finds cold memory, and is not timed
+WARM = 20.0  # milliseconds of calls that are not timed, before one that is
+LONG = 1500.0  # milliseconds; a call that takes longer is warm soon after its beginning
 PAUSE = 0.01  # seconds
 AT_REST = 0.1  # of one core
 PATIENCE = 1.0  # seconds
 
 
 def take_turns(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
-    """The milliseconds of every call: a warm-up each, then rounds in which each has its turn, for about `seconds`."""
-    brief = [any(milliseconds_of(call) < BRIEF for _ in range(2)) for call in calls]  # a first call may take longer
+    """The milliseconds of every call, round by round, for about `seconds`; in a round each has its turn.
+
+    After a pause the first calls find cold memory, and threads that have slept: Linux may wake two of them on one core,
+    and takes milliseconds to see that the other is idle. So a turn is some calls, of which the last is timed.
+    """
+    is_long = [all(milliseconds_of(call) > LONG for _ in range(2)) for call in calls]  # a first call may take longer
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(times[0]) < ROUNDS or time.perf_counter() < end:
-        for call, is_brief, milliseconds in zip(calls, brief, times, strict=True):
+        for call, long, milliseconds in zip(calls, is_long, times, strict=True):
             rest()
-            if is_brief:
-                milliseconds_of(call)
+            if not long:
+                warm_up(call)
             milliseconds.append(milliseconds_of(call))
     return times
+
+
+def warm_up(call: Callable[[], Any]) -> None:
+    """At least one call."""
+    spent = 0.0
+    while spent < WARM:
+        spent += milliseconds_of(call)
 
 
 def milliseconds_of(call: Callable[[], Any]) -> float:

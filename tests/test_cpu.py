@@ -110,6 +110,26 @@ def test_what_a_bfloat16_cannot_hold():
         np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
 
 
+class Quotient(rnnjax.AbstractGatedCell):
+    """What the kernel pads units with, zeros, is not a number after a step of this."""
+
+    input_weight: Array
+    recurrent_weight: Array
+    gains: Array
+    bias: None = None
+    start: None = None
+
+    def pointwise(self, gains: Array, u: Array, v: Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
+        return rnnjax.Hidden(jnp.tanh((u[0] + v[0]) / gains))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_padding_that_is_not_a_number_stays_out_of_it(dtype):
+    of = lambda *shape: jnp.ones(shape, dtype)  # noqa: E731
+    cell = Quotient(of(3, 1, 10), of(2, 5, 1, 5) / 5, jnp.ones(10, jnp.float32))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.grad(of_batch)(cell, of(3, 4, 3))))
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm_options"])
 def test_backward_is_the_transpose(cell):
     """`<tangent(t), c> == <t, backward(c)>`."""

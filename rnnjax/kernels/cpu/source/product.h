@@ -63,7 +63,7 @@ inline V<Sum<A>> add_product(V<Sum<A>> sum, V<A> a, V<A> b) {
     return sum + a * b;
 }
 
-// Stores a row of a piece, to be summed over its lanes.
+// Stores a row of a piece, to be summed over its lanes. Lanes beyond the width must be zero: one of them may be in a pair.
 template <class A>
 inline void put_lanes(A* to, V<Sum<A>> value) {
   if constexpr (EACH<A> == 2) {

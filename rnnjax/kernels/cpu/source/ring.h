@@ -54,8 +54,9 @@ struct Ring {
   void put_d(int64_t block, int64_t column, int64_t first, const E* from, int64_t count) const {
     const int64_t at = offset(block, column);
     for (int64_t row = 0; row < count; ++row) {
-      put_lanes(d + at + (first + row) * ROW<A>, load(from + row * L));
-      if (EACH<A> > 1) put_row(d_by_row + at, first + row, L, load(from + row * L));
+      const V<E> value = load_part(from + row * L, layout.width(block));
+      put_lanes(d + at + (first + row) * ROW<A>, value);
+      if (EACH<A> > 1) put_row(d_by_row + at, first + row, L, value);
     }
   }
   void put_h(int64_t block, int64_t row, V<E> value) const { put_row(h + block * size(), row, L, as_stored<Stored>(value)); }

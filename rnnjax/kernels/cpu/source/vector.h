@@ -58,15 +58,15 @@ inline V<E> choose(M<E> where, V<E> chosen, V<E> other) {
   return where ? chosen : other;
 }
 
-// `count` <= lanes values, the rest zero.
-template <class E>
+// `count` <= lanes values, the rest zero. Of dtypes that are computed in; there is one below for those that are not.
+template <class E, class = typename Lane<E>::Bits>
 inline V<E> load_part(const E* from, int count) {
   if (count == Vector<E>::lanes) return load(from);
   V<E> value = {};
   memcpy(&value, from, count * sizeof(E));
   return value;
 }
-template <class E>
+template <class E, class = typename Lane<E>::Bits>
 inline void store_part(E* to, V<E> value, int count) {
   if (count == Vector<E>::lanes) {
     store(to, value);
