@@ -91,7 +91,7 @@ def compare_memory() -> str:
     assert scan is not None
     assert fused is not None
     verdict = "met" if fused <= MEMORY_TARGET * scan else "MISSED"
-    shape = "(B, T, I, H) = " + str(tuple(MEMORY_CASE[1:]))
+    shape = "(B, T, I, H) = " + str(MEMORY_CASE[1:5])
     return (
         f"gradient of the {MEMORY_CASE.cell} at {shape}: temporary memory of Fused {fused / 1e6:.0f} MB, "
         f"of Scan {scan / 1e6:.0f} MB: {fused / scan:.0%} (target <= {MEMORY_TARGET:.0%}: {verdict})"

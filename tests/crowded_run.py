@@ -15,7 +15,13 @@ from jaxtyping import Array, PyTree
 
 import rnnjax
 
-SIZES = ((1, 30, 80), (3, 17, 20), (40, 9, 8))  # B, T and H: units, sequences or both are what cores can share
+# B, T, heads, H and dtype: units, sequences or both are what cores can share. Of a pair of heads, one is shared itself.
+SIZES = (
+    (1, 30, 1, 80, "float64"),
+    (3, 17, 1, 20, "float64"),
+    (40, 9, 1, 8, "float64"),
+    (1, 60, 2, 2 * 163, "bfloat16"),
+)
 THREADS, CALLS = 12, 60
 
 
@@ -27,12 +33,13 @@ class Problem(eqx.Module):
     xs: Array
 
     @classmethod
-    def of(cls, B: int, T: int, H: int) -> "Problem":
+    def of(cls, B: int, T: int, heads: int, H: int, dtype: str) -> "Problem":
         generator = np.random.default_rng(H)
-        cell = eqx.filter_eval_shape(rnnjax.LSTM, grid.I, H, key=grid.KEY, dtype=jnp.float64)
+        cell = eqx.filter_eval_shape(rnnjax.LSTM, grid.I, H, heads=heads, key=grid.KEY, dtype=jnp.dtype(dtype))
         shapes, static = eqx.partition(cell, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-        weights = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape) / np.sqrt(H)), shapes)
-        return cls(weights, static, jnp.asarray(generator.normal(size=(B, T, grid.I))))
+        draw = lambda *shape: jnp.asarray(generator.normal(size=shape) / np.sqrt(shape[-1]), dtype)  # noqa: E731
+        weights = jax.tree.map(lambda leaf: draw(*leaf.shape), shapes)
+        return cls(weights, static, 2 * draw(B, T, grid.I))
 
     def loss(self, engine: rnnjax.AbstractEngine, weights: PyTree, xs: Array) -> Array:
         run = partial(rnnjax.unroll, eqx.combine(weights, self.static), None, engine=engine)
@@ -41,6 +48,9 @@ class Problem(eqx.Module):
     def gradients(self, engine: rnnjax.AbstractEngine) -> PyTree:
         return jax.grad(partial(self.loss, engine), (0, 1))(self.weights, self.xs)
 
+    def check(self, got: PyTree, expected: PyTree) -> None:
+        grid.assert_close(got, expected, self.xs.dtype.name)
+
 
 def of_threads(problems: list[Problem], expected: list[PyTree]) -> None:
     """Compiled programs, called from many threads by turns."""
@@ -48,7 +58,7 @@ def of_threads(problems: list[Problem], expected: list[PyTree]) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         made = list(pool.map(lambda call: compiled[call % len(problems)](problems[call % len(problems)]), range(CALLS)))
     for call, got in enumerate(made):
-        grid.assert_close(got, expected[call % len(problems)])
+        problems[call % len(problems)].check(got, expected[call % len(problems)])
 
 
 def of_one_program(problems: list[Problem], expected: list[PyTree]) -> None:
@@ -59,8 +69,8 @@ def of_one_program(problems: list[Problem], expected: list[PyTree]) -> None:
         return [[each.gradients(rnnjax.Fused()) for each in copies] for copies in scaled]
 
     made = jax.jit(all_at_once)(problems)
-    for copies, one in zip(made, expected, strict=True):
-        grid.assert_close(copies[0], one)
+    for problem, copies, one in zip(problems, made, expected, strict=True):
+        problem.check(copies[0], one)
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(copies))
 
 

@@ -7,7 +7,9 @@ import sys
 from itertools import count
 from pathlib import Path
 
+import grid
 import jax
+import numpy as np
 from random_shapes import Sizes
 from test_cpu import HALVES, Call, call_of
 
@@ -17,22 +19,40 @@ SHARED = Sizes(1, 3, 9, 4, 1, 160)  # one tile, and work enough for several core
 
 
 def main(folder: Path) -> None:
-    failing = ctypes.c_int.in_dll(ctypes.CDLL(None), "failing")
     for half in HALVES:
-        refused = 0
-        for number in count(1):
-            call = of_another_library(call_of(half, SHARED), number, folder)
-            failing.value = number
-            try:
-                call.run()
-            except jax.errors.JaxRuntimeError as error:
-                refused += "rnnjax: out of memory" in str(error)
-            if failing.value > 0:  # not so many are asked for
-                break
-        assert refused >= 2, (
-            refused
-        )  # for packed weights, and for what the owner of a tile works in; helpers do without
-        failing.value = 0
+        call = with_numbers(call_of(half, SHARED))
+        refused = refusals(call, folder)
+        # The packed weights, and what the owner of a tile works in. Helpers can do without.
+        assert refused >= 2, (half, refused)
+
+
+def refusals(call: Call, folder: Path) -> int:
+    """How many calls fail when one allocation does, be it the first, the second, and so on; the others are right."""
+    failing = ctypes.c_int.in_dll(ctypes.CDLL(None), "failing")
+    failing.value = 0
+    expected = of_another_library(call, 0, folder).run()
+    refused = 0
+    for number in count(1):
+        made = of_another_library(call, number, folder)
+        failing.value = number
+        try:
+            got = made.run()
+        except jax.errors.JaxRuntimeError as error:
+            if "rnnjax: out of memory" not in str(error):
+                raise
+            refused += 1
+        else:
+            grid.assert_close(got, expected)
+        if failing.value > 0:  # not so many are asked for
+            return refused
+    raise AssertionError("no end")
+
+
+def with_numbers(call: Call) -> Call:
+    """The call with weights, inputs and cotangents that are not zero."""
+    generator = np.random.default_rng(0)
+    draw = lambda array: generator.normal(size=array.shape) / 10 if array.dtype == np.float64 else array  # noqa: E731
+    return call._replace(arguments={name: draw(array) for name, array in call.arguments.items()})
 
 
 def of_another_library(call: Call, number: int, folder: Path) -> Call:

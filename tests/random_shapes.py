@@ -17,8 +17,8 @@ from rnnjax.kernels.reference import Reference
 MOST = 70  # of B, T, I and H
 CHUNK = 4096  # units that the oracle's elementwise step takes at once: one compiled program for all shapes
 
-# Relative to the largest entry, or to 1 where that is larger: of values, and of gradients.
 TIMES = 5  # the reference's error, above which that of a case outside is the kernel's fault
+# Relative to the largest entry, or to 1 where that is larger: of values, and of gradients.
 BARS = {"float64": (1e-11, 1e-11), "float32": (1e-6, 2e-6), "bfloat16": (1e-2, 2e-2)}
 
 

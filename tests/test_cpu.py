@@ -43,7 +43,7 @@ def check(case: Case, kernel: rnnjax.AbstractKernel | None = None) -> None:
     assert not outside(case, found), (case.title, found)
 
 
-@pytest.mark.parametrize("seed", range(72))
+@pytest.mark.parametrize("seed", range(96))
 def test_random_shape(seed):
     check(draw(seed))
 

@@ -405,6 +405,10 @@ def _from_the_other_where_wide(x):
     return a / b if x.shape[1] < 9 else b / a
 
 
+def _one_number(units):
+    return jax.jit(lambda: 2.0 if units < 9 else 3.0)()
+
+
 REFUSED = {
     "mean": (lambda x: x[0] - x[0].mean(), SEEN_BY_ALL),
     "roll": (lambda x: jnp.roll(x[0], 1), SEEN_BY_ALL),
@@ -430,7 +434,8 @@ REFUSED = {
     "scale": (lambda x: x[0] / np.sqrt(x.shape[1]), "pointwise has other constants at 7 and at 24 units"),
     "first": (lambda x: jnp.where(jnp.arange(x.shape[1]) < 7, x[0], 0), r"pointwise numbers its units \(`iota`\)"),
     "width": (lambda x: x[0] if x.shape[1] < 9 else jnp.tanh(x[0]), "pointwise is not the same at 7 and at 24 units"),
-    "wiring": (lambda x: x[0] * x[x.shape[1] % 2], "pointwise has another .* at 7 and at 24 units"),
+    "slice": (lambda x: x[0] * x[x.shape[1] % 2], "pointwise has another .* at 7 and at 24 units"),
+    "answer": (lambda x: x[0] * _one_number(x.shape[1]), "pointwise has other constants at 7 and at 24 units"),
     "operand": (_from_the_other_where_wide, "pointwise is not the same at 7 and at 24 units"),
     "fixed": (lambda x: _of_width_24(x)[0], "pointwise cannot be traced at 7 units: AssertionError: 24, please"),
     "callback": (lambda x: (jax.debug.print("{}", x[0, 0]), x[0])[1], no_counterpart(r"\w*")),

@@ -7,6 +7,7 @@ import jax
 from benchmarks.cases import CELLS, GATES, Case, draw
 from benchmarks.layers.layer import AbstractJaxLayer, Pure
 from rnnjax import AbstractEngine, AbstractGatedCell, unroll
+from rnnjax.arrays import cast
 
 
 class Ours(AbstractJaxLayer):
@@ -52,8 +53,9 @@ class PlainScan(AbstractJaxLayer):
 
             def step(state, x):
                 u, v = (x @ W).reshape(by_gate) + cell.bias, (state.h.astype(R.dtype) @ R).reshape(by_gate)
-                state = jax.vmap(cell.pointwise, (None, 0, 0, 0))(cell.gains, u, v, state)
-                return state, state.h
+                gains, u, v = cast((cell.gains, u, v), state.h.dtype)
+                state = jax.vmap(cell.pointwise, (None, 0, 0, 0))(gains, u, v, state)
+                return state, state.h.astype(x.dtype)
 
             last, ys = jax.lax.scan(step, state, xs.swapaxes(0, 1))
             return ys.swapaxes(0, 1), last

@@ -289,7 +289,7 @@ struct ForwardPass {
       for (int64_t block = start_of_head(begin), all = start_of_head(end + layout.head_blocks - 1); block < all; ++block)
         for (int64_t row = 0; row < active; ++row)
           put_lanes(scratch.h + (block * rows.count + row) * ROW<A>,
-                    as_stored<Stored>(load_part(state_of(before, 0, block) + row * L, layout.width(block))));
+                    as_factor<Stored>(load_part(state_of(before, 0, block) + row * L, layout.width(block))));
     }
     int64_t start_of_head(int64_t block) const { return layout.head(block) * layout.head_blocks; }
 

@@ -33,20 +33,25 @@ namespace portable {
 extern const Target target;
 }
 
-// The widest instruction set that this processor has, up to the widest that may be used.
-static const Target& target_of(int32_t widest) {
+static const Kernel& kernel_of(ffi::DataType type, const Target& target) {
+  return type == ffi::DataType::F32 ? target.float32 : type == ffi::DataType::F64 ? target.float64 : target.bfloat16;
+}
+
+// The kernel of the widest instruction set that this processor has, up to the widest that may be used.
+static const Kernel& kernel_of(ffi::DataType type, int32_t widest) {
 #if defined(RNNJAX_X86)
   __builtin_cpu_init();
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 #if defined(RNNJAX_X86_BF16)
-  if (widest >= 3 && has_avx512 && __builtin_cpu_supports("avx512bf16")) return avx512_bf16::target;
+  if (type == ffi::DataType::BF16 && widest >= 3 && has_avx512 && __builtin_cpu_supports("avx512bf16"))
+    return avx512_bf16::target.bfloat16;
 #endif
-  if (widest >= 2 && has_avx512) return avx512::target;
-  if (widest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::target;
+  if (widest >= 2 && has_avx512) return kernel_of(type, avx512::target);
+  if (widest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernel_of(type, avx2::target);
 #endif
   (void)widest;
-  return portable::target;
+  return kernel_of(type, portable::target);
 }
 
 static Memory& memory() {
@@ -199,7 +204,7 @@ static std::string take_problem(Buffers& arguments, const Attributes& attributes
 static ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "rnnjax: out of memory"); }
 
 template <class Call>
-static ffi::Error run(Call& call, ffi::DataType type, ffi::ThreadPool pool, const Target& target) {
+static ffi::Error run(Call& call, ffi::ThreadPool pool, const Kernel& kernel) {
   const Shape& shape = call.problem.shape;
   Order* order = nullptr;
   std::unique_ptr<Order> owned;
@@ -218,8 +223,6 @@ static ffi::Error run(Call& call, ffi::DataType type, ffi::ThreadPool pool, cons
       },
       [](void*, size_t bytes) { return memory().take(bytes); },
       [](void*, void* taken) { memory().give(taken); }};
-  const Kernel& kernel = type == ffi::DataType::F32 ? target.float32
-                         : type == ffi::DataType::F64 ? target.float64 : target.bfloat16;
   bool done;
   if constexpr (std::is_same_v<Call, Forward>) {
     done = kernel.forward(call, crew);
@@ -275,7 +278,7 @@ static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ff
   RNNJAX_CHECK(to.fault.empty(), to.fault);
   RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
   if (shape.S * shape.B * H == 0) return ffi::Error::Success();
-  return run(call, from.stored, pool, target_of(widest));
+  return run(call, pool, kernel_of(from.stored, widest));
 } catch (const std::bad_alloc&) {
   return out_of_memory();
 }
@@ -321,7 +324,7 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
     for (auto& buffer : to.buffers) std::fill_n(static_cast<char*>(buffer.untyped_data()), buffer.size_bytes(), 0);
     return ffi::Error::Success();
   }
-  return run(call, from.stored, pool, target_of(widest));
+  return run(call, pool, kernel_of(from.stored, widest));
 } catch (const std::bad_alloc&) {
   return out_of_memory();
 }

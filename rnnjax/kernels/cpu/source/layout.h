@@ -97,7 +97,7 @@ template <class E>
 inline int64_t steps_work(const Layout<E>& layout) {
   const Shape& shape = layout.shape;
   const int64_t products = shape.I * layout.input.count + shape.D * layout.recurrent.count;
-  return shape.S * shape.B * shape.T * layout.H * (shape.C + products / 32);
+  return shape.S * shape.B * shape.T * layout.H * (shape.C + products * int64_t(sizeof(E)) / (2 * RNNJAX_BYTES));
 }
 template <class E>
 inline int64_t weights_work(const Layout<E>& layout) {

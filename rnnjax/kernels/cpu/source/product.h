@@ -63,6 +63,16 @@ inline V<Sum<A>> add_product(V<Sum<A>> sum, V<A> a, V<A> b) {
     return sum + a * b;
 }
 
+// A number as a product sees it. A pair is rounded where it is made.
+template <class Stored>
+inline V<typename Computed<Stored>::Type> as_factor(V<typename Computed<Stored>::Type> value) {
+  if constexpr (std::is_same_v<Stored, Bfloat16> && EACH<typename Factor<Stored>::Type> == 1) {
+    return rounded(value);
+  } else {
+    return value;
+  }
+}
+
 // Stores a row of a piece, to be summed over its lanes. Lanes beyond the width must be zero: one of them may be in a pair.
 template <class A>
 inline void put_lanes(A* to, V<Sum<A>> value) {

@@ -59,7 +59,7 @@ struct Ring {
       if (EACH<A> > 1) put_row(d_by_row + at, first + row, L, value);
     }
   }
-  void put_h(int64_t block, int64_t row, V<E> value) const { put_row(h + block * size(), row, L, as_stored<Stored>(value)); }
+  void put_h(int64_t block, int64_t row, V<E> value) const { put_row(h + block * size(), row, L, as_factor<Stored>(value)); }
   void put_x(int64_t piece, int64_t row, V<E> value) const { put_row(x + piece * size(), row, L, value); }
 
   // The cotangents of a head's columns as the left operand of a product, from one row on.

@@ -17,7 +17,11 @@ template <class Stored>
 constexpr Kernel kernel = {forward<Stored>, backward<Stored>};
 
 extern const Target target;
+#if RNNJAX_PAIRS
+const Target target = {{}, {}, kernel<Bfloat16>};  // the others are what they are without pairs
+#else
 const Target target = {kernel<float>, kernel<double>, kernel<Bfloat16>};
+#endif
 
 }  // namespace RNNJAX_TARGET
 }  // namespace rnnjax

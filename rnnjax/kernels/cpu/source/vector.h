@@ -75,7 +75,7 @@ inline void store_part(E* to, V<E> value, int count) {
   }
 }
 
-// How numbers may be stored, the upper half of a float. All is computed in float.
+// How numbers may be stored: the upper half of a float, in which they are computed.
 struct Bfloat16 {
   uint16_t bits;
 };
@@ -94,14 +94,6 @@ inline V<float> rounded(V<float> value) {
   using Bits = Vector<float>::Bits;
   const Bits bits = reinterpret_cast<Bits>(value), nearest = bits + 0x7fff + (bits >> 16 & 1);
   return reinterpret_cast<V<float>>((value == value ? nearest : bits | 0x400000) & 0xffff0000);
-}
-template <class Stored>
-inline V<typename Computed<Stored>::Type> as_stored(V<typename Computed<Stored>::Type> value) {
-  if constexpr (sizeof(Stored) == sizeof(Bfloat16)) {
-    return rounded(value);
-  } else {
-    return value;
-  }
 }
 template <class E>
 inline E number(E stored) {
