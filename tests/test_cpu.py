@@ -120,7 +120,7 @@ class Quotient(rnnjax.AbstractGatedCell):
     start: None = None
 
     def pointwise(self, gains: Array, u: Array, v: Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
-        return rnnjax.Hidden(jnp.tanh((u[0] + v[0]) / gains))
+        return rnnjax.Hidden(state.h + (jnp.tanh(u[0] + v[0]) - state.h) / gains)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
