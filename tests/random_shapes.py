@@ -17,7 +17,6 @@ from rnnjax.kernels.reference import Reference
 MOST = 70  # of B, T, I and H
 CHUNK = 4096  # units that the oracle's elementwise step takes at once: one compiled program for all shapes
 
-TIMES = 5  # the reference's error, above which that of a case outside is the kernel's fault
 # Relative to the largest entry, or to 1 where that is larger: of values, and of gradients.
 BARS = {"float64": (1e-11, 1e-11), "float32": (1e-6, 2e-6), "bfloat16": (1e-2, 2e-2)}
 
@@ -308,27 +307,22 @@ def outside(case: Case, found: tuple[float, float]) -> bool:
 
 
 def main(count: int) -> int:
-    """Run so many cases, print those that are outside of the bars, and the largest errors; how many are wrong.
+    """Run so many cases, print those that are outside of the bars, and the largest errors; how many are outside.
 
     A network may amplify what is rounded off, in whichever way it is computed, as one does whose single units feed
-    themselves with weights above one. So where a case is outside, the reference is run in the same dtype: the kernel is
-    wrong if its error is TIMES that of the reference.
+    themselves with weights above one. So beside a case that is outside stands what the reference gives in its dtype.
     """
-    largest, count_outside, wrong = dict.fromkeys(BARS, (0.0, 0.0)), 0, 0
+    largest, failed = dict.fromkeys(BARS, (0.0, 0.0)), 0
     for seed in range(count):
         case = draw(seed)
         found = errors(case, case.kernel)
         largest[case.dtype] = tuple(map(max, largest[case.dtype], found))
-        if not outside(case, found):
-            continue
-        by_reference = errors(case, Reference())
-        bars = zip(found, by_reference, BARS[case.dtype], strict=True)
-        is_wrong = any(error > max(bar, TIMES * other) for error, other, bar in bars)
-        count_outside, wrong = count_outside + 1, wrong + is_wrong
-        print(f"{case.title}: {both(found)}; the reference's {both(by_reference)}{' WRONG' * is_wrong}", flush=True)
+        if outside(case, found):
+            failed += 1
+            print(f"{case.title}: {both(found)}; the reference's {both(errors(case, Reference()))}", flush=True)
     parts = [f"{dtype}: {both(worst)}" for dtype, worst in largest.items()]
-    print(f"{count} random shapes, {count_outside} outside of the bars, {wrong} wrong; largest: {'; '.join(parts)}")
-    return wrong
+    print(f"{count} random shapes, {failed} outside of the bars; largest errors, {'; '.join(parts)}")
+    return failed
 
 
 def both(found: tuple[float, float]) -> str:

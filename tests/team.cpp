@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
-#include <mutex>
 #include <new>
 #include <thread>
 #include <vector>
@@ -34,16 +33,16 @@ int main(int, char** arguments) {
   Pool pool{arguments[1]};
   const auto task = [](void* done, int64_t index) { ++static_cast<std::atomic<int>*>(done)[index]; };
   std::atomic<int> done[TASKS] = {};
-  int phases = 0;
+  constexpr int PHASES = 4;
   {
     rnnjax::Team team(4, [&](Helper helper) { pool.schedule(helper); });
-    for (; phases < 1; ++phases) team.run(TASKS, TOO_LITTLE_WORK, task, done);
+    team.run(TASKS, TOO_LITTLE_WORK, task, done);
     if (pool.scheduled) return printf("a thread was woken up for nothing\n"), 1;
-    for (; phases < 4; ++phases) team.run(TASKS, ENOUGH_WORK, task, done);
+    for (int phase = 1; phase < PHASES; ++phase) team.run(TASKS, ENOUGH_WORK, task, done);
   }
   for (Helper& helper : pool.late) helper();  // the team is no more
   for (std::thread& thread : pool.threads) thread.join();
   for (const std::atomic<int>& count : done)
-    if (count != phases) return printf("a task was done %d times in %d phases\n", count.load(), phases), 1;
+    if (count != PHASES) return printf("a task was done %d times in %d phases\n", count.load(), PHASES), 1;
   return 0;
 }

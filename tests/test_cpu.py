@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import crowded_run
@@ -87,6 +88,12 @@ def test_lengths_out_of_range_are_brought_into_it():
         for length in (wild, np.clip(wild, 0, T))
     ]
     grid.assert_close(*results)
+
+
+@pytest.mark.parametrize("widest", [3, "avx2", True])
+def test_what_is_no_instruction_set_is_an_error(widest):
+    with pytest.raises(TypeError, match=f"widest: expected an InstructionSet, got {widest!r}"):
+        rnnjax.CPU.__check_init__(SimpleNamespace(widest=widest))  # under test, annotations are checked before it
 
 
 @pytest.mark.parametrize("widest", InstructionSet)
@@ -390,7 +397,9 @@ def test_a_buffer_that_does_not_fit_is_an_error(change, half):
     for name, array in call.arguments.items():
         like = change(array)
         misfit = call._replace(arguments=call.arguments | {name: np.zeros(like.shape, like.dtype)})
-        assert BLAMED.get((change.__name__, name), f"the shape or dtype of {name} ") in fault(misfit)
+        message = fault(misfit)
+        assert BLAMED.get((change.__name__, name), f"the shape or dtype of {name} ") in message
+        assert "other ranks" in message or re.search(r": expected \w+\[[\d,]*\], got \w+\[[\d,]*\]", message)
     for name, array in call.results.items():
         assert f"the shape or dtype of {name} " in fault(call._replace(results=call.results | {name: change(array)}))
 

@@ -14,8 +14,8 @@ constexpr int64_t FIRST_RING_ROWS = 12;  // of a section, while some have yet to
 
 template <class Stored>
 struct BackwardPass {
-  using E = typename Computed<Stored>::Type;
-  using A = typename Factor<Stored>::Type;
+  using E = Computed<Stored>;
+  using A = Factor<Stored>;
   static constexpr int L = Vector<E>::lanes;
   const Backward& call;
   const Crew& crew;

@@ -15,8 +15,8 @@ constexpr int64_t SECTION_STEPS = 32, FIRST_ROWS = 12;  // of a section that is 
 
 template <class Stored>
 struct ForwardPass {
-  using E = typename Computed<Stored>::Type;
-  using A = typename Factor<Stored>::Type;
+  using E = Computed<Stored>;
+  using A = Factor<Stored>;
   static constexpr int L = Vector<E>::lanes;
   static constexpr bool ROUNDED = !std::is_same_v<Stored, E>;  // h, before it is multiplied
   const Forward& call;

@@ -50,7 +50,7 @@ void pack_panel(const Layout<E>& layout, const Fill& fill, const Stored* W, cons
 // Row k < depth of what is stored is from[lane * row + k] in `width` lanes, zero in the others.
 template <class Stored, class A>
 inline void transpose(A* to, int64_t stride, const Stored* from, int64_t row, int depth, int width) {
-  typename Computed<Stored>::Type numbers[Vector<A>::lanes] = {};
+  Computed<Stored> numbers[Vector<A>::lanes] = {};
   for (int k = 0; k < depth; ++k) {
     for (int lane = 0; lane < width; ++lane) numbers[lane] = number(from[lane * row + k]);
     put_row(to, k, stride, load(numbers));

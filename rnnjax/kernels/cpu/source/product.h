@@ -6,8 +6,6 @@
 #include <immintrin.h>
 #endif
 
-#include <type_traits>
-
 #include "interface.h"
 #include "vector.h"
 
@@ -22,28 +20,17 @@ constexpr int TILE_VECTORS = RNNJAX_BYTES == 64 ? 4 : 2;
 // of a pair to a float at once. So the numbers that a sum runs over come in pairs, and what is stored by lanes for one
 // product is stored by rows for another.
 using Pair = uint32_t;
-template <class Stored>
-struct Factor {
-  using Type = typename Computed<Stored>::Type;
-};
 #if RNNJAX_PAIRS
-template <>
-struct Factor<Bfloat16> {
-  using Type = Pair;
-};
+template <class Stored>
+using Factor = std::conditional_t<std::is_same_v<Stored, Bfloat16>, Pair, Stored>;
+#else
+template <class Stored>
+using Factor = Computed<Stored>;
 #endif
 template <class A>
-struct Summed {
-  using Type = A;
-};
-template <>
-struct Summed<Pair> {
-  using Type = float;
-};
+using Sum = std::conditional_t<std::is_same_v<A, Pair>, float, A>;
 template <class A>
-using Sum = typename Summed<A>::Type;
-template <class A>
-constexpr int EACH = sizeof(A) == sizeof(Pair) && !std::is_same_v<A, Sum<A>> ? 2 : 1;  // numbers in a factor
+constexpr int EACH = std::is_same_v<A, Pair> ? 2 : 1;  // numbers in a factor
 template <class A>
 constexpr int ROW = Vector<A>::lanes / EACH<A>;  // factors in a row of a piece
 
@@ -65,8 +52,8 @@ inline V<Sum<A>> add_product(V<Sum<A>> sum, V<A> a, V<A> b) {
 
 // A number as a product sees it. A pair is rounded where it is made.
 template <class Stored>
-inline V<typename Computed<Stored>::Type> as_factor(V<typename Computed<Stored>::Type> value) {
-  if constexpr (std::is_same_v<Stored, Bfloat16> && EACH<typename Factor<Stored>::Type> == 1) {
+inline V<Computed<Stored>> as_factor(V<Computed<Stored>> value) {
+  if constexpr (std::is_same_v<Stored, Bfloat16> && EACH<Factor<Stored>> == 1) {
     return rounded(value);
   } else {
     return value;

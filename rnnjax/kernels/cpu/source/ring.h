@@ -13,8 +13,8 @@ constexpr int64_t RING_ROWS = 256;
 // rows, for those that sum over rows. Where a factor is a number, both are the same.
 template <class Stored>
 struct Ring {
-  using E = typename Computed<Stored>::Type;
-  using A = typename Factor<Stored>::Type;
+  using E = Computed<Stored>;
+  using A = Factor<Stored>;
   static constexpr int L = Vector<E>::lanes;
   const Layout<E>& layout;
   int64_t rows;

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
@@ -21,7 +23,6 @@ struct Lane<double> {
   using Integer = int64_t;
   using Bits = uint64_t;
 };
-
 template <>
 struct Lane<uint32_t> {
   using Integer = int32_t;
@@ -80,13 +81,7 @@ struct Bfloat16 {
   uint16_t bits;
 };
 template <class Stored>
-struct Computed {
-  using Type = Stored;
-};
-template <>
-struct Computed<Bfloat16> {
-  using Type = float;
-};
+using Computed = std::conditional_t<std::is_same_v<Stored, Bfloat16>, float, Stored>;
 typedef uint16_t Halves __attribute__((vector_size(RNNJAX_BYTES / 2)));
 
 // The nearest bfloat16, ties to the even one, as a float.
