@@ -372,7 +372,7 @@ def test_a_platform_without_a_kernel_runs_the_reference():
     sequences = Sequences(*draw(shapes(cell)[1:], 2), None, None)
     CALLS.clear()
     got = jax.jit(lambda: recurrence.run(pointwise, (("tpu", Recorder()),), weights, sequences))()
-    assert CALLS == [("forward", S, B, 0)]  # traced, and not compiled
+    assert CALLS == []  # the kernel of another platform is not even traced
     assert got.kept.shape == (S, B, T, 0, H)
     grid.assert_close(got, Reference().forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields))
 

@@ -4,7 +4,6 @@ An operand is a leaf of the tuple that each function names; `form` is the struct
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from .reference import Reference
 
 REFERENCE = Reference()
 
-Kernels = tuple[tuple[str, AbstractKernel], ...]  # by platform, as `jax.lax.platform_dependent` names them
+Kernels = tuple[tuple[str, AbstractKernel], ...]  # by platform, as JAX names it
 
 
 class Tangents(NamedTuple):
@@ -40,27 +39,22 @@ def of_seven(kind: type, entries: Iterable[Any]) -> Any:
 
 
 def forward(
-    *leaves: Array, form: Any, pointwise: Pointwise, kernels: Kernels, keep: int, seen: tuple[bool, ...]
+    *leaves: Array, form: Any, pointwise: Pointwise, kernel: AbstractKernel, keep: int, seen: tuple[bool, ...]
 ) -> list[Array]:
     """`(weights, sequences)` to a trajectory."""
-    half = lambda kernel: partial(kernel.forward, pointwise, keep=keep, seen=seen)  # noqa: E731
-    return _on_platform(half, kernels, jax.tree.unflatten(form, leaves))
+    return jax.tree.leaves(kernel.forward(pointwise, *jax.tree.unflatten(form, leaves), keep=keep, seen=seen))
 
 
-def backward(*leaves: Array, form: Any, pointwise: Pointwise, kernels: Kernels, wanted: Cotangents) -> list[Array]:
+def backward(
+    *leaves: Array, form: Any, pointwise: Pointwise, kernel: AbstractKernel, wanted: Cotangents
+) -> list[Array]:
     """`(weights, sequences, trajectory, dstates, dlast)` to the cotangents that are wanted."""
-    half = lambda kernel: partial(kernel.backward, pointwise, wanted=wanted)  # noqa: E731
-    return _on_platform(half, kernels, jax.tree.unflatten(form, leaves))
+    return jax.tree.leaves(kernel.backward(pointwise, *jax.tree.unflatten(form, leaves), wanted=wanted))
 
 
-def _on_platform(half: Callable[[AbstractKernel], Callable[..., PyTree]], kernels: Kernels, operands: Any) -> list[Any]:
-    halves = {platform: half(kernel) for platform, kernel in kernels}
-    return jax.tree.leaves(jax.lax.platform_dependent(*operands, default=half(REFERENCE), **halves))
-
-
-def tangent(*leaves: Array, form: Any, pointwise: Pointwise, kernels: Kernels) -> list[Array]:
+def tangent(*leaves: Array, form: Any, pointwise: Pointwise, kernel: AbstractKernel) -> list[Array]:
     """`(weights, sequences, trajectory, tangents)` to the tangents of the states and of the last one."""
-    del kernels
+    del kernel
     _, sequences, _, tangents = jax.tree.unflatten(form, leaves)
 
     def run(*entries: Array) -> PyTree:

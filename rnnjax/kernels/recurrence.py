@@ -22,7 +22,7 @@ from jaxtyping import Array, PyTree
 from ..kernel import Cotangents, Pointwise, Sequences, Trajectory, Weights
 from . import functions
 from .fold import batch
-from .functions import Kernels, Tangents, of_seven, present, seven
+from .functions import REFERENCE, Kernels, Tangents, of_seven, present, seven
 
 
 def run(pointwise: Pointwise, kernels: Kernels, weights: Weights, sequences: Sequences) -> Trajectory:
@@ -100,8 +100,10 @@ def _jvp_by_reference(
     primitive: Primitive, function: Callable[..., list[Array]], primals: Any, tangents: Any, **static: Any
 ) -> tuple[list[Array], list[Array]]:
     """`primitive`, and its tangent by the reference, which is plain JAX and has all derivatives."""
-    plain = partial(function, **{**static, "kernels": ()})
-    return primitive.bind(*primals, **static), functions.jvp(plain, primals, tangents)
+    made = primitive.bind(*primals, **static)
+    del static["kernels"]
+    plain = partial(function, **static, kernel=REFERENCE)
+    return made, functions.jvp(plain, primals, tangents)
 
 
 # What nobody looks at
@@ -132,19 +134,33 @@ def _primitive(
 ) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(jax.jit(function, static_argnames=("form", "pointwise", "kernels", *parameters)))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("form", "pointwise", "kernels", *parameters)))
     primitive.def_abstract_eval(types)
-    mlir.register_lowering(primitive, partial(_lower, function))
+    for platform in (None, *PLATFORMS):
+        mlir.register_lowering(primitive, partial(_lower, function, platform), platform=platform)
     batching.primitive_batchers[primitive] = partial(batch, primitive)
     return primitive
 
 
-def _lower(function: Callable[..., list[Array]], context: Any, *operands: Any, **static: Any) -> Any:
-    """Lower `function`. Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know."""
-    nothing = jax.sharding.ManualAxisType()
-    plain = [aval.update(manual_axis_type=nothing) for aval in context.avals_in]
-    return mlir.lower_fun(function)(context.replace(avals_in=plain), *operands, **static)
+def _lower(
+    function: Callable[..., list[Array]],
+    platform: str | None,
+    context: Any,
+    *operands: Any,
+    kernels: Kernels,
+    **static: Any,
+) -> Any:
+    """Lower `function` by the kernel of `platform`, or by the reference: no kernel of another one is traced.
 
+    Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know.
+    """
+    nothing = jax.sharding.ManualAxisType()
+    plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
+    kernel = dict(kernels).get(platform, REFERENCE)
+    return mlir.lower_fun(partial(function, kernel=kernel))(plain, *operands, **static)
+
+
+PLATFORMS = "cpu", "cuda", "tpu"  # those there are kernels for; any other has the reference
 
 forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "keep", "seen")
 tangent_p = _primitive("recurrence_tangent", functions.tangent, functions.tangent_types)
