@@ -29,8 +29,8 @@ from rnnjax import InstructionSet
 from rnnjax.kernel import Pointwise, Sequences, Weights
 from rnnjax.kernels import recurrence
 from rnnjax.kernels.cpu import library
-from rnnjax.kernels.cpu.operations import MEANINGS, NUMBERS
 from rnnjax.kernels.cpu.program import Program, translate
+from rnnjax.kernels.elementwise.operations import MEANINGS, NUMBERS
 from rnnjax.kernels.reference import Reference
 
 HERE = Path(__file__).parent

@@ -19,7 +19,8 @@ from jax import lax, nn
 import rnnjax
 from rnnjax.kernel import Pointwise
 from rnnjax.kernels.cpu.code import Code
-from rnnjax.kernels.cpu.program import Column, Program, translate
+from rnnjax.kernels.cpu.program import Program, translate
+from rnnjax.kernels.elementwise.step import Column
 
 UNITS = 11
 FLOAT64 = np.dtype("float64")

@@ -5,8 +5,8 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
-from .expressions import Graph, Node
-from .operations import NUMBERS
+from ..elementwise.expressions import Graph, Node
+from ..elementwise.operations import NUMBERS
 
 
 class Code(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from .operations import MEANINGS
+from ..elementwise.operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
 ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward")

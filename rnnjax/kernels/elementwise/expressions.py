@@ -5,7 +5,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from .operations import MEANINGS
 
@@ -80,6 +82,21 @@ class Graph:
             else:
                 numbers.append(other._enter(node))
         return numbers
+
+    def evaluate(self, outputs: Iterable[int], inputs: Mapping[Hashable, Array]) -> list[Array]:
+        """The nodes `outputs` as arrays, of inputs that are arrays of one shape."""
+        shape = next(iter(inputs.values())).shape
+        outputs, values = tuple(outputs), dict[int, Array]()
+        for number in sorted(self.users(outputs)):
+            node = self.nodes[number]
+            if node.operands:
+                made = MEANINGS[node.operation](*(values[operand] for operand in node.operands))
+                values[number] = made.astype(self.dtype)  # a boolean is 1 or 0
+            elif node.operation == "input":
+                values[number] = inputs[node.leaf]
+            else:
+                values[number] = jnp.full(shape, self.value(number), self.dtype)
+        return [values[output] for output in outputs]
 
     def _enter(self, node: Node) -> int:
         if node not in self._numbers:
