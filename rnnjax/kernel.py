@@ -30,6 +30,11 @@ class Pointwise(eqx.Module):
         return cls(stripped, jax.tree.structure(cell.gains), cell.input_weight.shape[1])
 
     @property
+    def name(self) -> str:
+        """The cell's, as kernels and profiles spell it."""
+        return type(self.cell).__name__.lower()
+
+    @property
     def fields(self) -> int:
         """F, the number of vectors in a state."""
         return len(self.cell.state_type._fields)

@@ -13,6 +13,7 @@ from ..engine import AbstractEngine
 from ..kernel import AbstractKernel, Pointwise, Sequences, Weights
 from ..kernels import recurrence
 from ..kernels.cpu.cpu import CPU
+from ..kernels.tpu.tpu import TPU
 from ..marks import Marks
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -32,6 +33,7 @@ class Fused(AbstractEngine):
     """
 
     cpu: AbstractKernel | None = CPU()
+    tpu: AbstractKernel | None = TPU()
     shortest: int = eqx.field(static=True, default=1)
     narrowest: int = eqx.field(static=True, default=1)
 
@@ -68,7 +70,8 @@ class Fused(AbstractEngine):
 
     def _kernels(self) -> tuple[tuple[str, AbstractKernel], ...]:
         """The kernels there are, by the platform that each is for."""
-        return () if self.cpu is None else (("cpu", self.cpu),)
+        kernels = ("cpu", self.cpu), ("tpu", self.tpu)
+        return tuple((platform, kernel) for platform, kernel in kernels if kernel is not None)
 
 
 def _misfit(cell: AbstractCell, xs: PyTree[Array]) -> str | None:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..arrays import cast, select
 from ..cell import affine, recur
-from ..kernel import Cotangents, Sequences, Weights
+from ..kernel import Cotangents, Sequences, Weights, carried
+from .elementwise.step import Step
 
 
 def over_groups(function: Callable[..., PyTree], weights: Weights, *arrays: PyTree) -> PyTree:
@@ -66,6 +67,26 @@ def recurrents(weights: Weights, h: Float[Array, "B T H"]) -> Float[Array, "B T 
     return jax.vmap(jax.vmap(partial(recur, weights.R)))(h)
 
 
+def columns(step: Step, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"]) -> Float[Array, "B T C H"]:
+    """What all elementwise steps saw; `h` is that of the states before them."""
+    us, vs = inputs(weights, sequences).astype(carried(weights)), recurrents(weights, h)
+    return jnp.stack(
+        step.sums([us[:, :, gate] for gate in range(us.shape[2])], [vs[:, :, gate] for gate in range(us.shape[2])]), 2
+    )
+
+
+def by_gate(
+    step: Step, columns: Float[Array, "S B T C H"]
+) -> tuple[Float[Array, "S B T G H"], Float[Array, "S B T G H"]]:
+    """Of all columns those of the product with the input, and those of the product with the state."""
+    every = tuple(range(len(step.columns)))
+
+    def chosen(which: tuple[int, ...]) -> Array:
+        return columns if which == every else jnp.stack([columns[..., each, :] for each in which], -2)
+
+    return chosen(step.by_input), chosen(step.by_state)
+
+
 class Pulled(NamedTuple):
     """What the loop of the backward half leaves."""
 
@@ -81,16 +102,15 @@ def cotangents(
 ) -> Cotangents:
     """All that are wanted of one group; `h` is what the steps saw before them.
 
-    Those of weights are one product each, or one sum, over batch and time.
+    Those of weights are one product each, or one sum, over batch and time, of operands in the dtype of `pulled.du`.
     """
-    dtype = pulled.dstate.dtype
-    du, dv = cast((pulled.du, pulled.dv), dtype)
-    xs, h = cast((sequences.xs, h.astype(weights.R.dtype)), dtype)  # as rounded as the products saw them
+    du, dv, total = pulled.du, pulled.dv, partial(jnp.einsum, preferred_element_type=pulled.dstate.dtype)
+    xs, h = cast((sequences.xs, h.astype(weights.R.dtype)), du.dtype)  # as rounded as the products saw them
     heads, units = weights.R.shape[:2]
     products: dict[str, Callable[[], Array]] = {
-        "W": lambda: jnp.einsum("bti,btgh->igh", xs, du),
-        "b": lambda: du.sum((0, 1)),
-        "R": lambda: jnp.einsum(
+        "W": lambda: total("bti,btgh->igh", xs, du),
+        "b": lambda: du.sum((0, 1), dtype=pulled.dstate.dtype),
+        "R": lambda: total(
             "btnd,btgne->ndge", h.reshape(*h.shape[:2], heads, units), dv.reshape(*dv.shape[:3], heads, units)
         ),
         "gains": lambda: pulled.dgains.sum(0),
@@ -101,5 +121,5 @@ def cotangents(
     }
     dxs = None
     if wanted.xs:
-        dxs = jnp.einsum("btgh,igh->bti", du, weights.W.astype(dtype)).astype(sequences.xs.dtype)
+        dxs = total("btgh,igh->bti", du, weights.W.astype(du.dtype)).astype(sequences.xs.dtype)
     return Cotangents(Weights(**dweights), dxs, pulled.dstate if wanted.state else None)

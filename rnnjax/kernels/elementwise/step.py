@@ -1,7 +1,8 @@
 """The elementwise step of a cell, and its transposed derivative, as expressions of one unit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
+from itertools import islice
 from typing import NamedTuple
 
 import jax
@@ -39,6 +40,44 @@ class Step(NamedTuple):
     dcolumns: tuple[int, ...]
     dbefore: tuple[int, ...]
     dgains: tuple[int, ...]
+
+    @property
+    def by_input(self) -> tuple[int, ...]:
+        """The columns that the product with the input adds to, in the order of the gates."""
+        return tuple(number for number, column in enumerate(self.columns) if column.input)
+
+    @property
+    def by_state(self) -> tuple[int, ...]:
+        """The columns that the product with the state adds to, in the order of the gates."""
+        return tuple(number for number, column in enumerate(self.columns) if column.recurrent)
+
+    def sums(self, us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
+        """The columns, of what the gates get from the input and from the state."""
+        added = {(True, True): lambda u, v: u + v, (True, False): lambda u, _: u, (False, True): lambda _, v: v}
+        return [added[column.input, column.recurrent](us[column.gate], vs[column.gate]) for column in self.columns]
+
+    def forward(self, columns: Sequence[Array], before: Sequence[Array], gains: Sequence[Array]) -> list[Array]:
+        """The fields of the state after a step, of arrays of one shape."""
+        return self.graph.evaluate(self.after, _named(columns=columns, before=before, gains=gains))
+
+    def backward(
+        self, columns: Sequence[Array], before: Sequence[Array], dafter: Sequence[Array], gains: Sequence[Array]
+    ) -> tuple[list[Array], list[Array], list[Array]]:
+        """The cotangents of columns, state before and gains."""
+        inputs = _named(columns=columns, before=before, dafter=dafter, gains=gains)
+        made = iter(self.graph.evaluate((*self.dcolumns, *self.dbefore, *self.dgains), inputs))
+        counts = len(self.dcolumns), len(self.dbefore), len(self.dgains)
+        dcolumns, dbefore, dgains = (list(islice(made, count)) for count in counts)
+        return dcolumns, dbefore, dgains
+
+    def operations(self) -> frozenset[str]:
+        """Those that a kernel needs to have for both halves."""
+        needed = self.graph.users((*self.after, *self.dcolumns, *self.dbefore, *self.dgains))
+        return frozenset(self.graph.nodes[number].operation for number in needed) - {"input", "constant"}
+
+
+def _named(**arrays: Sequence[Array]) -> dict[Hashable, Array]:
+    return {(name, row): array for name, rows in arrays.items() for row, array in enumerate(rows)}
 
 
 @lru_cache

@@ -1,0 +1,1 @@
+"""The kernel for TPUs, in Pallas: one body for every gated cell."""
