@@ -39,6 +39,8 @@ from .engines.unrolled import Unrolled as Unrolled
 from .kernel import AbstractKernel as AbstractKernel
 from .kernels.cpu.cpu import CPU as CPU
 from .kernels.cpu.cpu import InstructionSet as InstructionSet
+from .kernels.gpu.gpu import GPU as GPU
+from .kernels.tpu.tpu import TPU as TPU
 from .marks import Marks as Marks
 from .marks import StepMarks as StepMarks
 from .models.language import LanguageModel as LanguageModel

@@ -98,6 +98,10 @@ class AbstractKernel(eqx.Module):
         """Why this kernel cannot run such a cell, and what can; None if it can. Asked of shapes and dtypes alone."""
 
     @abc.abstractmethod
+    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
+        """How it runs such a cell that it does not refuse, in a few words. Asked of shapes and dtypes alone."""
+
+    @abc.abstractmethod
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         """C, how many vectors [H] of every step `forward` keeps for `backward`. Asked of shapes and dtypes alone."""
 

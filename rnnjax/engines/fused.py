@@ -13,6 +13,7 @@ from ..engine import AbstractEngine
 from ..kernel import AbstractKernel, Pointwise, Sequences, Weights
 from ..kernels import recurrence
 from ..kernels.cpu.cpu import CPU
+from ..kernels.gpu.gpu import GPU
 from ..kernels.tpu.tpu import TPU
 from ..marks import Marks
 
@@ -28,11 +29,14 @@ class Fused(AbstractEngine):
     they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export`
     does not take the CPU kernel's calls unless told to: export with `Scan`.
 
+    `cpu`, `cuda` and `tpu` are the kernels of the platforms; `select` says how a cell would run on each.
+
     A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
     than `shortest`, or a cell of fewer units than `narrowest`, is refused. By default none is.
     """
 
     cpu: AbstractKernel | None = CPU()
+    cuda: AbstractKernel | None = GPU()
     tpu: AbstractKernel | None = TPU()
     shortest: int = eqx.field(static=True, default=1)
     narrowest: int = eqx.field(static=True, default=1)
@@ -58,6 +62,19 @@ class Fused(AbstractEngine):
             return None
         return f"Fused has no kernel for {describe(cell)}. " + " ".join(filter(None, refusals))
 
+    def select(self, cell: AbstractCell, xs: PyTree[Array]) -> dict[str, str]:
+        """How `cell` would run on each platform that has a kernel, or why the reference would run in its place.
+
+        Raises `ValueError` where it would not run at all. A plan for GPUs is one for the abstract device of the mesh in
+        use, or for the first GPU that is here.
+        """
+        reason = self.refusal(cell, xs)
+        if reason is not None:
+            raise ValueError(reason)
+        assert isinstance(cell, AbstractGatedCell)
+        asked = _asked(cell)
+        return {name: kernel.refusal(*asked) or kernel.describe(*asked) for name, kernel in self._kernels()}
+
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         assert isinstance(cell, AbstractGatedCell)
         kernels = tuple(each for each in self._kernels() if each[1].refusal(*_asked(cell)) is None)
@@ -70,7 +87,7 @@ class Fused(AbstractEngine):
 
     def _kernels(self) -> tuple[tuple[str, AbstractKernel], ...]:
         """The kernels there are, by the platform that each is for."""
-        kernels = ("cpu", self.cpu), ("tpu", self.tpu)
+        kernels = ("cpu", self.cpu), ("cuda", self.cuda), ("tpu", self.tpu)
         return tuple((platform, kernel) for platform, kernel in kernels if kernel is not None)
 
 

@@ -23,6 +23,10 @@ class Reference(AbstractKernel):
         del pointwise, weights
         return None
 
+    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
+        del pointwise, weights
+        return "plain JAX, step by step"
+
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         del pointwise, weights
         return 0

@@ -61,6 +61,11 @@ class CPU(AbstractKernel):
                 return f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}."
         return None
 
+    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
+        program = _program(pointwise, weights)
+        forward, backward = len(program.forward.instructions), len(program.backward.instructions)
+        return f"compiled code, with a program of {forward} instructions forward and {backward} backward"
+
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         return len(_program(pointwise, weights).columns)
 

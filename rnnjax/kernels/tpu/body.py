@@ -26,15 +26,20 @@ def forward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> Non
         old = list(carry[...])
         before = _chosen(_fresh(resets, t), list(initial[...]), old) if marked else old
         h = before[0].astype(R.dtype)
-        vs = [jnp.dot(h, R[gate], preferred_element_type=jnp.float32) for gate in range(R.shape[0])]
-        columns = step.sums([us[t, gate].astype(jnp.float32) for gate in range(R.shape[0])], vs)
+        vs = [jnp.dot(h, R[gate], preferred_element_type=carry.dtype) for gate in range(R.shape[0])]
+        columns = step.sums([us[t, gate].astype(carry.dtype) for gate in range(R.shape[0])], vs)
         after = _chosen(first + t < length[...], step.forward(columns, before, _wide(gains, h)), old)
         for field, array in enumerate(after):
             carry[field] = array
         for output, array in zip(states, (array for array, look in zip(after, seen, strict=True) if look), strict=True):
             output[t, 0] = array
 
-    _each(us.shape[0], one)
+    def hold() -> None:
+        written = [field for field, look in enumerate(seen) if look]
+        for output, field in zip(states, written, strict=True):
+            output[...] = jnp.broadcast_to(carry[field], output.shape)
+
+    _each(us.shape[0], first, length, one, hold)
     last[...] = carry[...]
 
 
@@ -59,7 +64,7 @@ def backward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> No
         for row, array in enumerate(moved):
             dgains[row] += jnp.where(running, array, 0.0)
         through = [
-            jax.lax.dot_general(made[column].astype(R.dtype), R[gate], (((1,), (1,)), ((), ())), None, jnp.float32)
+            jax.lax.dot_general(made[column].astype(R.dtype), R[gate], (((1,), (1,)), ((), ())), None, carry.dtype)
             for gate, column in enumerate(step.by_state)
         ]
         dbefore = _chosen(running, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
@@ -71,7 +76,13 @@ def backward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> No
         for field, array in enumerate(dbefore):
             carry[field] = array
 
-    _each(steps, one)
+    def hold() -> None:
+        dcolumns[...] = jnp.zeros_like(dcolumns)
+        arriving = (field for field, look in enumerate(seen) if look)
+        for each, field in zip(dseen, arriving, strict=True):
+            carry[field] += each[...].sum((0, 1))
+
+    _each(steps, first, length, one, hold)
     dstate[...] = carry[...]
 
 
@@ -84,8 +95,11 @@ def _start(*pairs: tuple[Any, Any]) -> None:
             reference[...] = jnp.zeros_like(reference) if source is None else source[...]
 
 
-def _each(steps: int, one: Callable[[Array], None]) -> None:
-    jax.lax.fori_loop(0, steps, lambda t, _: one(t), None)
+def _each(steps: int, first: Array, length: Any, one: Callable[[Array], None], hold: Callable[[], None]) -> None:
+    """Each step of this block of time, or `hold` where all sequences are at their end before it."""
+    longest = jnp.max(length[...])
+    pallas.when(first < longest)(lambda: jax.lax.fori_loop(0, steps, lambda t, _: one(t), None))
+    pallas.when(first >= longest)(hold)
 
 
 def _fresh(resets: Any, t: Array) -> Array:

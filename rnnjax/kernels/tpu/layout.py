@@ -133,9 +133,9 @@ class Layout(NamedTuple):
         sequences, steps, units = self.padded
         return jax.ShapeDtypeStruct((self.groups, self.heads, steps, columns, sequences, units), dtype)
 
-    def state_type(self, fields: int) -> jax.ShapeDtypeStruct:
+    def state_type(self, fields: int, dtype: Any) -> jax.ShapeDtypeStruct:
         sequences, _, units = self.padded
-        return jax.ShapeDtypeStruct((self.groups, self.heads, fields, sequences, units), jnp.float32)
+        return jax.ShapeDtypeStruct((self.groups, self.heads, fields, sequences, units), dtype)
 
 
 def whole(size: int, tile: int) -> int:

@@ -38,18 +38,25 @@ class TPU(AbstractKernel):
 
     def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
         dtype = carried(weights)
-        if dtype != jnp.float32:
+        if dtype != jnp.float32 and not self.interpret:
             return f"The TPU kernel carries float32, and the cell {dtype}."
         step = translate(pointwise, dtype, weights.W.shape[-1])
         if isinstance(step, str):
             return f"The TPU kernel has no program for it: {step}."
         if lacking := sorted(step.operations() & LACKING):
             return f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes."
-        units, room = weights.R.shape[2], RESIDENT // (pointwise.gates * _stored(weights.R).dtype.itemsize)
-        if whole(units, LANES) ** 2 > room:
-            most = int(room**0.5) // LANES * LANES
-            return f"The TPU kernel keeps R in vector memory, which holds {most} units a head here, and not {units}."
+        held, units = _resident(pointwise, weights), weights.R.shape[2]
+        if held > RESIDENT:
+            most = int(whole(units, LANES) * (RESIDENT / held) ** 0.5) // LANES * LANES
+            return (
+                f"The TPU kernel keeps R of a head in vector memory: at most {most} units a head of this cell, and not "
+                f"{units}."
+            )
         return None
+
+    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
+        held = _resident(pointwise, weights) / 2**20
+        return f"block by block of time, R of each head in {held:.2g} MiB of vector memory"
 
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         del pointwise, weights
@@ -64,7 +71,8 @@ class TPU(AbstractKernel):
         us = products.over_groups(products.inputs, weights, sequences)
         layout = Layout.of(weights, sequences, us.dtype.itemsize * us.shape[3] + 4 * sum(seen))
         state, marked = layout.state(sequences.state), sequences.resets is not None
-        outputs = [layout.timed_type(1, jnp.float32) for _ in range(sum(seen))], [layout.state_type(pointwise.fields)]
+        dtype = state.dtype
+        outputs = [layout.timed_type(1, dtype) for _ in range(sum(seen))], [layout.state_type(pointwise.fields, dtype)]
         call = partial(_call, layout, f"rnnjax_{pointwise.name}_forward", self.interpret, False)
         *made, last = call(
             partial(body.forward, _step(pointwise, weights), seen, marked),
@@ -73,7 +81,7 @@ class TPU(AbstractKernel):
             outputs,
         )
         states = iter(layout.untimed(each)[:, :, :, 0] for each in made)
-        kept = jnp.zeros((*us.shape[:3], keep, us.shape[4]), jnp.float32)
+        kept = jnp.zeros((*us.shape[:3], keep, us.shape[4]), dtype)
         return Trajectory(tuple(next(states) if look else None for look in seen), layout.unstate(last), kept)
 
     def backward(
@@ -98,7 +106,9 @@ class TPU(AbstractKernel):
 
         itemsize, fields = weights.R.dtype.itemsize, pointwise.fields
         layout = Layout.of(weights, sequences, len(step.columns) * (4 + itemsize) + 4 * (fields + sum(seen)))
-        states = [layout.state_type(count) for count in (max(1, pointwise.gains.num_leaves), fields, fields)]
+        states = [
+            layout.state_type(count, dlast.dtype) for count in (max(1, pointwise.gains.num_leaves), fields, fields)
+        ]
         dcolumns, dgains, dfresh, dstate = _call(
             layout,
             f"rnnjax_{pointwise.name}_backward",
@@ -149,7 +159,7 @@ def _call(
         ],
         out_specs=[*map(timed_block, timed_results), *map(layout.state_block, state_results)],
         out_shape=[*timed_results, *state_results],
-        scratch_shapes=[tpu.VMEM(carry, jnp.float32)],
+        scratch_shapes=[tpu.VMEM(carry, state_results[-1].dtype)],
         compiler_params=tpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
             vmem_limit_bytes=needed if needed > SCOPED else None,
@@ -169,6 +179,12 @@ def _vector_memory(layout: Layout, timed: Sequence[Any], shared: Sequence[Any], 
     resident = sum(prod(each.shape[2:]) * each.dtype.itemsize for each in shared)
     fields = sum(each.shape[2] for each in states)
     return 2 * (streamed + resident + row * fields) + 32 * row + (1 << 20)
+
+
+def _resident(pointwise: Pointwise, weights: Weights) -> int:
+    """Bytes of R of a head, as the kernel holds it."""
+    itemsize = 4 if weights.R.dtype == jnp.float16 else weights.R.dtype.itemsize
+    return pointwise.gates * itemsize * whole(weights.R.shape[2], LANES) ** 2
 
 
 def _shared(layout: Layout, R: Array, *vectors: Array) -> list[Array]:
