@@ -64,6 +64,8 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
     "fused": rnnjax.Fused(),
+    "fused_tpu": rnnjax.Fused(cpu=rnnjax.TPU(interpret=True)),  # emulated, which takes float64 too
+    "fused_gpu": rnnjax.Fused(cpu=rnnjax.GPU(interpret=True)),
 }
 ORACLE = rnnjax.Scan()
 

@@ -40,9 +40,9 @@ def forward(step: Step, tile: Tile, shared: Shared, read: Forward, *written: Any
 
     start = [place.state(read.state, field) for field in range(fields)]
     longest = place.longest(steps)
-    last, _ = jax.lax.fori_loop(0, longest, one, (start, us(jnp.int32(0))))
+    last, _ = jax.lax.fori_loop(jnp.int32(0), longest, one, (start, us(jnp.int32(0))))
     if shared.length is not None:
-        jax.lax.fori_loop(longest, steps, hold, last)
+        jax.lax.fori_loop(longest, jnp.int32(steps), hold, last)
     for field, array in enumerate(last):
         place.write_state(write.last, field, array)
 
@@ -92,10 +92,10 @@ def backward(step: Step, tile: Tile, shared: Shared, read: Backward, *written: A
     dlast = [place.of_real(place.state(read.dlast, field)) for field in range(fields)]
     held = steps - place.longest(steps)
     if shared.length is not None:
-        dlast = jax.lax.fori_loop(0, held, hold, dlast)
+        dlast = jax.lax.fori_loop(jnp.int32(0), held, hold, dlast)
     start = dlast, [none] * len(gains), [none] * fields if marked else []
     first = inputs(jnp.maximum(steps - 1 - held, 0))
-    (dstate, dgains, dfresh), _ = jax.lax.fori_loop(held, steps, one, (start, first))
+    (dstate, dgains, dfresh), _ = jax.lax.fori_loop(held, jnp.int32(steps), one, (start, first))
     for array, values in ((write.dstate, dstate), (write.dgains, dgains), (write.dfresh, dfresh)):
         for field, value in enumerate(values):
             place.write_state(array, field, value)

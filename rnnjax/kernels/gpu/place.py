@@ -68,7 +68,8 @@ class Place:
         self.tile, self.shared = tile, shared
         self.group, self.head = pallas.program_id(2), pallas.program_id(1)
         size = shared.R.shape[2]
-        rows, units = pallas.program_id(0) * tile.rows + jnp.arange(tile.rows), jnp.arange(tile.units)
+        units = jnp.arange(tile.units, dtype=jnp.int32)
+        rows = pallas.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
         # Without clones nothing is masked or clamped, and the compiler sees that units lie side by side.
         self.whole = batch % tile.rows == 0 and size == tile.units
         self.mask = None if self.whole else (rows < batch)[:, None] & (units < size)[None, :]
@@ -109,15 +110,15 @@ class Place:
         matrix = triton.load(R.at[self.own(R), self.head, self.within[:, None], gate, self.within[None, :]])
         if R.shape[2] == self.tile.units:
             return matrix
-        return jnp.where(jnp.arange(self.tile.units)[:, None] < R.shape[2], matrix, 0.0)
+        return jnp.where(jnp.arange(self.tile.units, dtype=jnp.int32)[:, None] < R.shape[2], matrix, 0.0)
 
     def running(self, t: Array) -> Array | None:
         """Which rows [rows, 1] are not yet at their end; None where all have the full length."""
         return None if self.length is None else (t < self.length)[:, None]
 
-    def longest(self, steps: int) -> Array | int:
+    def longest(self, steps: int) -> Array:
         """The number of steps after which all rows of this tile are held."""
-        return steps if self.length is None else jnp.max(self.length)
+        return jnp.int32(steps) if self.length is None else jnp.max(self.length)
 
     def fresh(self, t: Array, running: Array | None) -> Array | None:
         """Which rows [rows, 1] start afresh before step `t`; None where there are no resets."""

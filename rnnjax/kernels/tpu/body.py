@@ -98,7 +98,7 @@ def _start(*pairs: tuple[Any, Any]) -> None:
 def _each(steps: int, first: Array, length: Any, one: Callable[[Array], None], hold: Callable[[], None]) -> None:
     """Each step of this block of time, or `hold` where all sequences are at their end before it."""
     longest = jnp.max(length[...])
-    pallas.when(first < longest)(lambda: jax.lax.fori_loop(0, steps, lambda t, _: one(t), None))
+    pallas.when(first < longest)(lambda: jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: one(t), None))
     pallas.when(first >= longest)(hold)
 
 

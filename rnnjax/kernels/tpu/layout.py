@@ -53,33 +53,33 @@ class Layout(NamedTuple):
         sequences, steps, _ = self.padded
         return self.groups, self.heads, sequences // self.rows, steps // self.block
 
-    def timed(self, array: Float[Array, "S B T C H"], mode: str = "edge") -> Float[Array, "S N T C B D"]:
+    def timed(self, array: Float[Array, "S B T C H"], mode: str = "edge") -> Float[Array, "S N steps C rows units"]:
         """Of every step."""
         sequences, steps, units = self.padded
         apart = array.reshape(*array.shape[:4], self.heads, self.units).transpose(0, 4, 2, 3, 1, 5)
         return _pad(apart, {2: steps, 4: sequences, 5: units}, mode)
 
-    def untimed(self, array: Float[Array, "S N T C B D"]) -> Float[Array, "S B T C H"]:
+    def untimed(self, array: Float[Array, "S N steps C rows units"]) -> Float[Array, "S B T C H"]:
         """The inverse of `timed`."""
         real = array[:, :, : self.steps, :, : self.sequences, : self.units].transpose(0, 4, 2, 3, 1, 5)
         return real.reshape(*real.shape[:4], self.heads * self.units)
 
-    def state(self, array: Float[Array, "S B F H"], mode: str = "edge") -> Float[Array, "S N F B D"]:
+    def state(self, array: Float[Array, "S B F H"], mode: str = "edge") -> Float[Array, "S N F rows units"]:
         """Of every sequence."""
         apart = array.reshape(*array.shape[:3], self.heads, self.units).transpose(0, 3, 2, 1, 4)
         return _pad(apart, {3: self.padded[0], 4: self.padded[2]}, mode)
 
-    def unstate(self, array: Float[Array, "S N F B D"]) -> Float[Array, "S B F H"]:
+    def unstate(self, array: Float[Array, "S N F rows units"]) -> Float[Array, "S B F H"]:
         """The inverse of `state`."""
         real = array[:, :, :, : self.sequences, : self.units].transpose(0, 3, 2, 1, 4)
         return real.reshape(*real.shape[:3], self.heads * self.units)
 
-    def recurrent(self, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N G D D"]:
+    def recurrent(self, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N G units units"]:
         """R, a matrix for each gate."""
         cloned = _pad(R.transpose(0, 1, 3, 2, 4), {4: self.padded[2]}, "edge")
         return _pad(cloned, {3: self.padded[2]}, "constant")
 
-    def vectors(self, array: Float[Array, "_ K H"]) -> Float[Array, "_ N K 1 D"]:
+    def vectors(self, array: Float[Array, "_ K H"]) -> Float[Array, "_ N _ 1 units"]:
         """What all sequences share; a row of zeros where there is nothing, for no block may be empty."""
         array = array if array.shape[1] else jnp.zeros_like(array, shape=(array.shape[0], 1, array.shape[2]))
         apart = array.reshape(*array.shape[:2], self.heads, 1, self.units).transpose(0, 2, 1, 3, 4)
@@ -89,14 +89,14 @@ class Layout(NamedTuple):
         """Lengths and resets."""
         return self.lengths(sequences), self.resets(sequences)
 
-    def lengths(self, sequences: Sequences) -> Int[Array, "S B 1"]:
+    def lengths(self, sequences: Sequences) -> Int[Array, "S rows 1"]:
         """How many steps of each sequence count: none of a clone."""
         length = sequences.length
         if length is None:
             length = jnp.full((self.groups, self.sequences), self.steps, jnp.int32)
         return _pad(length[:, :, None], {1: self.padded[0]}, "constant")
 
-    def resets(self, sequences: Sequences) -> Int[Array, "S blocks B 1"]:
+    def resets(self, sequences: Sequences) -> Int[Array, "S blocks rows 1"]:
         """The resets of a block of time, a bit for each of its steps."""
         rows, steps, _ = self.padded
         shape = self.groups, steps // self.block, self.block, rows, 1

@@ -140,7 +140,7 @@ def _call(
     operands: tuple[Sequence[Array], Sequence[Array], Sequence[Array]],
     marks: tuple[Array, Array],
     results: tuple[Sequence[Any], Sequence[Any]],
-) -> list[Array]:
+) -> Sequence[Array]:
     """One run over the grid: operands and results of every step, those shared by all sequences, and states."""
     timed, shared, states = operands
     timed_results, state_results = results
