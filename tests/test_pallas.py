@@ -1,0 +1,206 @@
+"""The Pallas kernels of GPU and TPU, on a machine that has neither: emulated, and lowered for devices not here.
+
+That the emulated kernels equal `Scan` under every view, and keep the laws, is in `test_grid` and `test_laws`.
+"""
+
+import re
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pallas_tpu
+from jaxtyping import Array
+from test_fused import LENGTH, RESETS, B, H, I, S, T, draw, shapes
+
+import rnnjax
+from rnnjax.kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
+from rnnjax.kernels.gpu.plan import KNOWN, LEAST, Plan, plan
+from rnnjax.kernels.reference import Reference
+
+GATED = "elman", "lstm", "lstm_options", "gru"
+STRICT = pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+EMULATED = {"tpu": rnnjax.TPU(interpret=STRICT), "gpu": rnnjax.GPU(interpret=True)}
+DEVICES = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"
+
+
+def on(device: str) -> Any:
+    """A context in which what is lowered for CUDA is lowered for `device`."""
+    kind = jax.sharding.AbstractDevice(device_kind=device, num_cores=None, platform="cuda")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind))
+
+
+# Both halves, emulated, in sizes that fill no tile, and more than one
+
+
+def halves(kernel: AbstractKernel, cell: Any, *operands: Any) -> Any:
+    weights, sequences, dstates, dlast = operands
+    pointwise = Pointwise.of(cell)
+    trajectory = kernel.forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields)
+    wanted = Cotangents(Weights(*[True] * 5), True, True)
+    return trajectory[:2], kernel.backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
+
+
+def problem(cell: Any, batch: int, steps: int, length: Array | None, resets: Array | None) -> tuple[Any, ...]:
+    weights, xs, state = shapes(cell)
+    xs, state = jnp.zeros((S, batch, steps, I)), jnp.zeros((S, batch, *state.shape[2:]))
+    states = tuple(jnp.zeros((S, batch, steps, H)) for _ in range(state.shape[2]))
+    weights, xs, start, dstates, dlast = draw((weights, xs, state, states, state), 1)
+    return weights, Sequences(xs, start, length, resets), dstates, dlast
+
+
+@pytest.mark.parametrize("cell", GATED)
+@pytest.mark.parametrize("kernel", EMULATED)
+def test_halves_equal_the_reference(kernel, cell):
+    cell = grid.build(cell)
+    operands = problem(cell, B, T, LENGTH, RESETS)
+    got = jax.jit(partial(halves, EMULATED[kernel], cell))(*operands)
+    grid.assert_close(got, jax.jit(partial(halves, Reference(), cell))(*operands))
+
+
+@pytest.mark.parametrize("kernel", EMULATED)
+def test_several_tiles_and_blocks(kernel, monkeypatch):
+    """More sequences than fill a tile, more steps than fill a block, and sequences that end blocks before the last."""
+    monkeypatch.setattr("rnnjax.kernels.tpu.layout.MOST_ROWS", 16)
+    monkeypatch.setattr("rnnjax.kernels.tpu.layout.MOST_STEPS", 4)
+    cell, batch, steps = grid.build("lstm_options"), 35, 11
+    random = np.random.default_rng(0)
+    length = random.integers(0, steps + 1, (S, batch))
+    length[:, 16:32] = random.integers(0, 4, (S, 16))
+    operands = problem(cell, batch, steps, jnp.asarray(length, jnp.int32), random.random((S, batch, steps)) < 0.3)
+    got = jax.jit(partial(halves, EMULATED[kernel], cell))(*operands)
+    grid.assert_close(got, jax.jit(partial(halves, Reference(), cell))(*operands))
+
+
+# Lowering for devices that are not here
+
+BATCH, STEPS = 13, 11  # of such sizes that no other array is as large as a gradient of R for each sequence
+
+
+def gradient(cell: Any, xs: Array, length: Array, resets: Array) -> Any:
+    """The gradient of a batch by everything that is inexact."""
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+
+    def loss(weights: Any, xs: Array) -> Array:
+        run = partial(rnnjax.unroll, eqx.combine(weights, static), None, engine=rnnjax.Fused())
+        state, ys = jax.vmap(lambda xs, length, resets: run(xs, length=length, resets=resets))(xs, length, resets)
+        return grid.contract((state, ys))
+
+    return jax.grad(loss, (0, 1))(weights, xs)
+
+
+def lowered(cell: Any, platform: str) -> str:
+    """The gradient of a ragged batch with resets, for a platform."""
+    weights, static = eqx.partition(cell, eqx.is_array)
+    run = jax.jit(lambda weights, *batch: gradient(eqx.combine(weights, static), *batch))
+    xs, length = jnp.zeros((BATCH, STEPS, I), cell.dtype), jnp.zeros(BATCH, jnp.int32)
+    traced = run.trace(weights, xs, length, jnp.zeros((BATCH, STEPS), bool))
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def check_lowered(text: str, cell: Any) -> None:
+    """Two kernels, and neither a loop, nor a call to the host, nor a gradient of a weight for each sequence."""
+    name = type(cell).__name__.lower()
+    assert set(re.findall(r"rnnjax_\w+", text)) == {f"rnnjax_{name}_forward", f"rnnjax_{name}_backward"}
+    assert "stablehlo.while" not in text
+    assert "callback" not in text
+    shapes_seen = re.findall(r"tensor<((?:\d+x)+)[a-z]", text)
+    sizes_seen = {np.prod([int(size) for size in shape.split("x")[:-1]]) for shape in shapes_seen}
+    assert BATCH * cell.recurrent_weight.size not in sizes_seen
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("cell", GATED)
+def test_it_lowers_for_a_tpu(cell, dtype):
+    cell = grid.build(cell, dtype)
+    check_lowered(lowered(cell, "tpu"), cell)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("cell", GATED)
+def test_it_lowers_for_a_gpu(cell, dtype):
+    cell = grid.build(cell, dtype)
+    with on("NVIDIA H200"):
+        check_lowered(lowered(cell, "cuda"), cell)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_it_lowers_for_every_gpu(device):
+    cell = grid.build("gru", "bfloat16")
+    with on(device):
+        check_lowered(lowered(cell, "cuda"), cell)
+
+
+def test_a_refused_cell_is_lowered_by_the_reference():
+    cell = grid.build("gru")
+    with on("NVIDIA H200"):
+        assert "rnnjax" not in lowered(cell, "cuda")
+        assert (
+            rnnjax.Fused().select(cell, grid.inputs(T))["cuda"]
+            == "The GPU kernel carries float32, and the cell float64."
+        )
+
+
+# The plan
+
+
+def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tuple[Pointwise, Weights]:
+    made = eqx.filter_eval_shape(cell, I, units * heads, key=grid.KEY, heads=heads, dtype=jnp.dtype(dtype))
+    R = jax.ShapeDtypeStruct((1, *made.recurrent_weight.shape), made.dtype)
+    return Pointwise.of(made), Weights(*(R for _ in Weights._fields))
+
+
+@pytest.mark.parametrize(
+    ("cell", "units", "dtype", "fits"),
+    [
+        (rnnjax.LSTM, 128, "bfloat16", {"A100", "H100", "GH200", "H200", "B200", "B300"}),
+        (rnnjax.LSTM, 64, "float32", {"A100", "H100", "GH200", "H200", "B200", "B300", LEAST.name}),
+        (rnnjax.LSTM, 129, "bfloat16", set()),
+        (rnnjax.Elman, 256, "float16", {"A100", "H100", "GH200", "H200", "B200", "B300"}),
+        (rnnjax.GRU, 128, "float32", {"H100", "GH200", "H200", "B200", "B300"}),
+    ],
+)
+def test_what_fits(cell, units, dtype, fits):
+    asked = sizes(cell, units, dtype=dtype)
+    assert {device.name for device in (*KNOWN, LEAST) if isinstance(plan(*asked, device), Plan)} == fits
+
+
+def test_a_refusal_names_what_fits():
+    h200 = next(device for device in KNOWN if device.name == "H200")
+    assert plan(*sizes(rnnjax.LSTM, 512), h200) == (
+        "The GPU kernel keeps R of a head in the shared memory of a block: on H200, at most 128 units a head of this "
+        "cell, and not 512."
+    )
+    old = h200._replace(name="V100", capability=70)
+    assert plan(*sizes(rnnjax.LSTM, 64), old) == "The GPU kernel needs compute capability 8.0, and V100 has 7.0."
+    weights = sizes(rnnjax.LSTM, 4096)
+    assert rnnjax.TPU().refusal(*weights) == (
+        "The TPU kernel keeps R of a head in vector memory: at most 2176 units a head of this cell, and not 4096."
+    )
+
+
+def test_a_plan_fills_the_device():
+    h200 = next(device for device in KNOWN if device.name == "H200")
+    made = plan(*sizes(rnnjax.LSTM, 64), h200)
+    assert isinstance(made, Plan)
+    assert made.tile(heads=12, sequences=16).rows == 16  # 12 blocks: none can be spared
+    assert made.tile(heads=12, sequences=1024).rows == 32  # 768 blocks of 16 would take turns
+    assert str(made).startswith("one block of threads for each head")
+
+
+class Stepped(rnnjax.Elman):
+    """An Elman cell with an operation that no kernel on a GPU or TPU has."""
+
+    def pointwise(self, gains, u, v, state):
+        del gains, state
+        return rnnjax.Hidden(jax.scipy.special.erfc((u + v)[0]))
+
+
+def test_an_operation_that_is_lacking():
+    asked = Pointwise.of(Stepped(I, H, key=grid.KEY)), sizes(rnnjax.Elman, H)[1]
+    assert rnnjax.GPU().refusal(*asked) == "The GPU kernel has no erfc, which pointwise computes."
+    assert rnnjax.TPU().refusal(*asked) == "The TPU kernel has no erfc, which pointwise computes."
