@@ -23,7 +23,7 @@ from rnnjax import (
 
 
 class Case(NamedTuple):
-    """A cell by its name, the batch, the steps, the sizes of input and state, and the dtype of weights and inputs."""
+    """A cell by its name, batch, steps, the sizes of input and state, the dtype of weights and inputs, and heads."""
 
     cell: str
     B: int
@@ -31,6 +31,7 @@ class Case(NamedTuple):
     I: int  # noqa: E741  an axis of the notation in rnnjax/arrays.py
     H: int
     dtype: str = "float32"
+    heads: int = 1
 
 
 CELLS: dict[str, Callable[..., AbstractCell]] = {"LSTM": LSTM, "GRU": GRU, "Elman": Elman, "MinGRU": MinGRU}
@@ -65,7 +66,8 @@ UNROLLED_STEPS = 64  # a gradient of so many steps takes the better part of a mi
 def draw(case: Case) -> tuple[AbstractCell, Float[Array, "B T I"]]:
     """The case's cell, and a batch of random sequences for it."""
     (weights, inputs), dtype = jax.random.split(jax.random.key(0)), jnp.dtype(case.dtype)
-    cell = CELLS[case.cell](case.I, case.H, key=weights, dtype=dtype)
+    heads = {} if case.heads == 1 else {"heads": case.heads}  # some cells have none
+    cell = CELLS[case.cell](case.I, case.H, key=weights, dtype=dtype, **heads)
     return cell, jax.random.normal(inputs, (case.B, case.T, case.I), dtype)
 
 

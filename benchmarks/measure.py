@@ -51,6 +51,7 @@ class Record(NamedTuple):
     peer_version: str | None = None
     gigaflops: float | None = None
     fraction_of_peak: float | None = None
+    heads: int = 1
 
 
 class Contestant(NamedTuple):

@@ -43,7 +43,7 @@ def operations(case: Case, direction: str) -> int:
     A multiplication and an addition for every entry of W and R, at every step. A gradient takes three times as many:
     each product once more by the weight's transpose and once more for the weight's gradient.
     """
-    forward = 2 * case.T * case.B * (case.I + case.H) * GATES[case.cell] * case.H
+    forward = 2 * case.T * case.B * (case.I + case.H // case.heads) * GATES[case.cell] * case.H
     return forward if direction == FORWARD else 3 * forward
 
 

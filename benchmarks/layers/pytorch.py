@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.cases import Case
 from benchmarks.layers.layer import FORWARD, AbstractLayer, Work
 from benchmarks.measure import Contestant, cores
 
@@ -18,19 +19,27 @@ class Torch(AbstractLayer):
 
     peer = "torch"
     package = "torch"
-    dtypes = ("float32", "bfloat16")
+    dtypes = ("float32", "bfloat16", "float16")
 
-    def __init__(self):
+    def __init__(self, device: str = "cpu"):
+        self.device = device
         torch.set_num_threads(cores())
 
     def names(self) -> Mapping[str, str]:
         return {"LSTM": "LSTM", "GRU": "GRU", "Elman": "RNN"}
 
+    def refusal(self, case: Case, direction: str) -> str | None:
+        if case.heads > 1:
+            return "torch has no heads"
+        return super().refusal(case, direction)
+
     def prepare(self, work: Work) -> Contestant:
         name = self.names()[work.case.cell]
         dtype = getattr(torch, work.case.dtype)
-        layer = getattr(torch.nn, name)(work.case.I, work.case.H, batch_first=True, dtype=dtype)
-        xs, cotangent, *fields = (torch.from_numpy(array).to(dtype) for array in (work.xs, work.cotangent, *work.state))
+        place = {"dtype": dtype, "device": self.device}
+        layer = getattr(torch.nn, name)(work.case.I, work.case.H, batch_first=True, **place)
+        arrays = work.xs, work.cotangent, *work.state
+        xs, cotangent, *fields = (torch.from_numpy(array).to(**place) for array in arrays)
         states = [field[None].contiguous() for field in fields]  # [1, B, H]
         state = tuple(states) if len(states) > 1 else states[0]
 
@@ -48,6 +57,12 @@ class Torch(AbstractLayer):
         for tensor in (xs, *states):
             tensor.requires_grad_()
         return Contestant(name, gradient)
+
+
+def synchronise() -> None:
+    """Wait for all that torch has asked of a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def peak(dtype: str) -> Callable[[], Any]:

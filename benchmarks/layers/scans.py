@@ -15,7 +15,7 @@ class Ours(AbstractJaxLayer):
 
     peer = None
     package = "rnnjax"
-    dtypes = ("float32", "bfloat16")
+    dtypes = ("float32", "bfloat16", "float16")
 
     def __init__(self, name: str, engine: AbstractEngine):
         self.name, self.engine = name, engine

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
-from tqdm import tqdm
 
 from ..check import alike, show
 from .checkpoint import load, save, write_atomically
@@ -85,6 +84,8 @@ def fit(
     log = None if folder is None else Log(Path(folder))
     if log is not None:
         run = log.open(run, resume)
+    from tqdm import tqdm  # by training alone: a checkout can be imported without it
+
     update = _compile(loss, optimiser, static)
     losses, norms, begun = [], [], time.perf_counter()
     with tqdm(total=steps, initial=int(run.step), disable=not progress, unit="step") as bar:
