@@ -1,106 +1,135 @@
-"""One block of threads for a head and a tile of sequences, through all of time (Triton): R in shared memory, the state
-in registers.
-"""
+"""Tier 1: one block of threads for each head and tile of sequences, R of the head in its shared memory (Triton)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from ...kernel import Pointwise, Sequences, Weights
 from ..elementwise.step import Step
-from .place import Backward, Forward, Place, Pulled, Shared, Tile, Trajectory
+from ..pallas import pallas, triton
+from . import block_body, place
+from .device import AMPERE, Device
+from .place import Shared, Tile
+from .tier import AbstractTier, Loop, Problem
+
+NARROWEST = 16  # the smallest side of a product in matrix units
+MOST_WARPS = 16  # of a block: with more, each thread would have too few registers
+ELEMENTS = 4  # of each array that a thread holds
+LACKING = frozenset({"round_even", "erf", "erfc"})  # of all operations
 
 
-def forward(step: Step, tile: Tile, shared: Shared, read: Forward, *written: Any) -> None:
-    """All steps onward."""
-    write = Trajectory(*written)
-    _, batch, steps, gates, _ = read.us.shape
-    place, fields = Place(tile, shared, batch), len(write.states)
-    R, gains = [place.matrix(gate) for gate in range(gates)], place.vectors(shared.gains, len(step.dgains))
-    initial = None if shared.resets is None else place.vectors(shared.initial, fields)
-    us = lambda t: [place.timed(read.us, t, gate) for gate in range(gates)]  # noqa: E731
+class Block(AbstractTier):
+    """See above. Every GPU from Ampere on has it."""
 
-    def hold(t: Array, carry: list[Array]) -> list[Array]:
-        for states, array in zip(write.states, carry, strict=True):
-            if states is not None:
-                place.write_timed(states, t, None, array)
-        return carry
+    def __init__(self, device: Device, units: int, resident: int):
+        self.device, self.units, self.resident = device, units, resident
 
-    def one(t: Array, carry: tuple[list[Array], list[Array]]) -> tuple[list[Array], list[Array]]:
-        old, u = carry
-        ahead = us(jnp.minimum(t + 1, steps - 1))  # fetched while this step is computed
-        running = place.running(t)
-        before = old if initial is None else _chosen(place.fresh(t, running), initial, old)
-        h = before[0].astype(R[0].dtype)
-        vs = [jnp.dot(h, matrix, preferred_element_type=step.graph.dtype) for matrix in R]
-        after = step.forward(step.sums([each.astype(step.graph.dtype) for each in u], vs), before, gains)
-        return hold(t, _chosen(running, after, old)), ahead
+    @classmethod
+    def fit(cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> "Block | str":
+        """This tier for such a cell, or the reason why not."""
+        if device.capability < AMPERE:
+            return f"it needs compute capability 8.0, and {device.name} has {device.capability / 10}"
+        if lacking := sorted(step.operations() & LACKING):
+            return f"it has no {' and no '.join(lacking)}, which pointwise computes"
+        units = _power_of_two(weights.R.shape[2])
+        most = units
+        while most > NARROWEST and _needed(_resident(pointwise, weights, most), NARROWEST, most) > device.shared_memory:
+            most //= 2
+        if most < units:
+            return f"{device.name} has shared memory for {most} units a head of this cell, and not {weights.R.shape[2]}"
+        return cls(device, units, _resident(pointwise, weights, units))
 
-    start = [place.state(read.state, field) for field in range(fields)]
-    longest = place.longest(steps)
-    last, _ = jax.lax.fori_loop(jnp.int32(0), longest, one, (start, us(jnp.int32(0))))
-    if shared.length is not None:
-        jax.lax.fori_loop(longest, jnp.int32(steps), hold, last)
-    for field, array in enumerate(last):
-        place.write_state(write.last, field, array)
+    def __str__(self) -> str:
+        needed, room = _needed(self.resident, NARROWEST, self.units) >> 10, self.device.shared_memory >> 10
+        return (
+            f"one block of threads for each head and {NARROWEST} sequences or more, "
+            f"R of the head in {needed} of {room} KiB of shared memory on {self.device.name}"
+        )
 
+    def tile(self, heads: int, sequences: int) -> Tile:
+        """Few sequences in a tile, so that many blocks share the work; more where there are more blocks than room."""
+        rows = NARROWEST
+        while (
+            rows < sequences
+            and heads * -(-sequences // rows) > self.device.multiprocessors
+            and 2 * rows * self.units <= MOST_WARPS * 32 * ELEMENTS
+            and _needed(self.resident, 2 * rows, self.units) <= self.device.shared_memory
+        ):
+            rows *= 2
+        return Tile(rows, self.units)
 
-def backward(step: Step, tile: Tile, shared: Shared, read: Backward, *written: Any) -> None:
-    """All steps in reverse."""
-    marked = shared.resets is not None
-    write = Pulled(*written[:2], written[2] if marked else None, written[-1])
-    _, batch, steps, _, _ = read.columns.shape
-    place, fields = Place(tile, shared, batch), len(read.dstates)
-    R = [place.matrix(gate) for gate in range(shared.R.shape[3])]
-    gains = place.vectors(shared.gains, len(step.dgains))
-    none = jnp.zeros((tile.rows, tile.units), step.graph.dtype)
+    def forward(
+        self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
+    ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
+        state = problem.sequences.state
+        last = jax.ShapeDtypeStruct(state.shape, state.dtype)
+        timed = last.update(shape=(*us.shape[:3], us.shape[4]))
+        results = place.Trajectory(tuple(timed if look else None for look in seen), last)
+        made = self._call("forward", block_body.forward, problem, place.Forward(us, state), results, interpret)
+        return made.states, made.last
 
-    def inputs(t: Array) -> tuple[list[Array], list[Array], list[Array]]:
-        columns = [place.timed(read.columns, t, column) for column in range(len(step.columns))]
-        before = [place.timed(read.befores, t, field) for field in range(fields)]
-        return columns, before, [none if each is None else place.states(each, t) for each in read.dstates]
+    def backward(
+        self,
+        problem: Problem,
+        columns: Float[Array, "S B T C H"],
+        before: Float[Array, "S B T F H"],
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"],
+        interpret: Any,
+    ) -> Loop:
+        gains, state = len(problem.step.dgains), jax.ShapeDtypeStruct(dlast.shape, dlast.dtype)
+        dgains = state.update(shape=(*dlast.shape[:2], max(gains, 1), dlast.shape[3]))
+        dcolumns = jax.ShapeDtypeStruct(columns.shape, problem.weights.R.dtype)
+        results = place.Pulled(dcolumns, dgains, None if problem.sequences.resets is None else state, state)
+        read = place.Backward(columns, before, dstates, dlast)
+        made = self._call("backward", block_body.backward, problem, read, results, interpret)
+        return Loop(made.dcolumns, made.dgains if gains else None, made.dfresh, made.dstate)
 
-    def hold(k: Array, carry: list[Array]) -> list[Array]:
-        t = steps - 1 - k
-        for column in range(len(step.columns)):
-            place.write_timed(write.dcolumns, t, column, none)
-        return [d if each is None else d + place.states(each, t) for d, each in zip(carry, read.dstates, strict=True)]
-
-    def one(k: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        t = steps - 1 - k
-        (dstate, dgains, dfresh), (columns, before, arriving) = carry
-        ahead = inputs(jnp.maximum(t - 1, 0))  # fetched while this step is computed
-        dafter = [d + more for d, more in zip(dstate, arriving, strict=True)]
-        made, dbefore, moved = step.backward(columns, before, dafter, gains)
-        running = place.running(t)
-        made, moved = (_chosen(running, each, [none] * len(each)) for each in (made, moved))
-        for column, array in enumerate(made):
-            place.write_timed(write.dcolumns, t, column, array)
-        through = [
-            jnp.dot(made[column].astype(matrix.dtype), matrix.T, preferred_element_type=step.graph.dtype)
-            for column, matrix in zip(step.by_state, R, strict=True)
-        ]
-        dbefore = _chosen(running, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
-        fresh = place.fresh(t, running)
-        if fresh is not None:
-            dfresh = [total + jnp.where(fresh, d, 0.0) for total, d in zip(dfresh, dbefore, strict=True)]
-            dbefore = _chosen(fresh, [none] * fields, dbefore)
-        return (dbefore, [total + d for total, d in zip(dgains, moved, strict=True)], dfresh), ahead
-
-    dlast = [place.of_real(place.state(read.dlast, field)) for field in range(fields)]
-    held = steps - place.longest(steps)
-    if shared.length is not None:
-        dlast = jax.lax.fori_loop(jnp.int32(0), held, hold, dlast)
-    start = dlast, [none] * len(gains), [none] * fields if marked else []
-    first = inputs(jnp.maximum(steps - 1 - held, 0))
-    (dstate, dgains, dfresh), _ = jax.lax.fori_loop(held, jnp.int32(steps), one, (start, first))
-    for array, values in ((write.dstate, dstate), (write.dgains, dgains), (write.dfresh, dfresh)):
-        for field, value in enumerate(values):
-            place.write_state(array, field, value)
+    def _call(
+        self, half: str, body: Callable[..., None], problem: Problem, read: Any, results: Any, interpret: Any
+    ) -> Any:
+        """The kernel over groups, heads and tiles of sequences."""
+        weights, sequences = problem.weights, problem.sequences
+        groups, batch = sequences.xs.shape[:2]
+        heads = weights.R.shape[1]
+        tile = self.tile(groups * heads, batch)
+        call = pallas.pallas_call(
+            partial(body, problem.step, tile),
+            grid=(-(-batch // tile.rows), heads, groups),
+            out_shape=results,
+            compiler_params=triton.CompilerParams(num_warps=_warps(tile), num_stages=1),
+            name=f"rnnjax_{problem.name}_{half}",
+            interpret=interpret,
+        )
+        return type(results)(*call(_shared(weights, sequences), read))
 
 
-def _chosen(condition: Array | None, one: Sequence[Array], other: Sequence[Array]) -> list[Array]:
-    """`one` where `condition`, else `other`; where that is None, it is true everywhere."""
-    return list(one) if condition is None else [jnp.where(condition, *pair) for pair in zip(one, other, strict=True)]
+def _shared(weights: Weights, sequences: Sequences) -> Shared:
+    """What all sequences share; a row of zeros where there are no gains, for no array may be empty."""
+    gains = weights.gains
+    gains = gains if gains.shape[1] else jnp.zeros((1, 1, gains.shape[2]), gains.dtype)
+    resets = None if sequences.resets is None else sequences.resets.astype(jnp.int32)
+    return Shared(weights.R, gains, weights.initial, sequences.length, resets)
+
+
+def _warps(tile: Tile) -> int:
+    """How many warps of threads work on a tile."""
+    return min(MOST_WARPS, max(4, tile.rows * tile.units // (32 * ELEMENTS)))
+
+
+def _resident(pointwise: Pointwise, weights: Weights, units: int) -> int:
+    """Bytes of R of a head."""
+    return pointwise.gates * weights.R.dtype.itemsize * units**2
+
+
+def _needed(resident: int, rows: int, units: int) -> int:
+    """Bytes of shared memory: R, and what arrays go through between layouts."""
+    return resident + 2 * 4 * rows * units + 1024
+
+
+def _power_of_two(size: int) -> int:
+    return max(NARROWEST, 1 << (size - 1).bit_length())

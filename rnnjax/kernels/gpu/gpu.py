@@ -1,46 +1,51 @@
-"""The kernel of GPUs: for each cell the fastest of the tiers that its weights fit into."""
+"""The kernel of GPUs: the loop over time by the first tier that a cell fits into, the big products outside of it."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
 from .. import products
 from ..elementwise.step import Step, translate
-from ..pallas import pallas, triton
 from ..products import Pulled
 from ..reference import Reference
-from . import block, place
-from .place import Shared
-from .plan import Device, Plan, plan, warps
-
-LACKING = frozenset({"round_even", "erf", "erfc"})  # of all operations
+from .device import Device
+from .plan import plan
+from .tier import AbstractTier, Problem
 
 
 class GPU(AbstractKernel):
-    """Every gated cell whose `pointwise` has a vector program, in float32, bfloat16 or float16."""
+    """Every gated cell whose `pointwise` has a vector program, in float32, bfloat16 or float16.
 
+    R of a head stays in shared memory for all of time: in that of one block of threads, where it fits, from Ampere on;
+    else, from Hopper on, in that of a cluster of up to 16 blocks, which show each other h at every step. Backward reads
+    the states and the columns, which one product has made anew, and writes the columns' cotangents: the products with
+    them are outside. Sums and states are float32. float32 is multiplied as TF32 where
+    `jax_default_matmul_precision` allows it, as it does by default, and by a cluster in no other way.
+
+    whole_grid   let a head that is too large for a cluster have any number of blocks, up to that of multiprocessors.
+                 They wait for each other at every step: if another kernel keeps one of them from beginning, all hang.
+                 So nothing else may run on the device at the same time, nor may it be shared.
+    device       what to plan for; None is the device that is lowered for
+    interpret    emulate it elsewhere: True, or, of a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
+    """
+
+    whole_grid: bool = eqx.field(static=True, default=False)
+    device: Device | None = eqx.field(static=True, default=None)
     interpret: Any = eqx.field(static=True, default=False)
 
     def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
         dtype = carried(weights)
         if dtype != jnp.float32 and not self.interpret:
             return f"The GPU kernel carries float32, and the cell {dtype}."
-        step = translate(pointwise, dtype, weights.W.shape[-1])
-        if isinstance(step, str):
-            return f"The GPU kernel has no program for it: {step}."
-        if lacking := sorted(step.operations() & LACKING):
-            return f"The GPU kernel has no {' and no '.join(lacking)}, which pointwise computes."
-        made = plan(pointwise, weights, Device.current())
+        made = self._plan(pointwise, weights)
         return made if isinstance(made, str) else None
 
     def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        return str(plan(pointwise, weights, Device.current()))
+        return str(self._plan(pointwise, weights))
 
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         del pointwise, weights
@@ -51,15 +56,10 @@ class GPU(AbstractKernel):
     ) -> Trajectory:
         if 0 in sequences.xs.shape[:3]:
             return Reference().forward(pointwise, weights, sequences, keep, seen)
-        S, B, T, _ = sequences.xs.shape
-        H = weights.W.shape[-1]
         us = products.over_groups(products.inputs, weights, sequences)
-        last = jax.ShapeDtypeStruct(sequences.state.shape, sequences.state.dtype)
-        timed = last.update(shape=(S, B, T, H))
-        results = place.Trajectory(tuple(timed if look else None for look in seen), last)
-        call = _call("forward", block.forward, pointwise, weights, sequences, self.interpret)
-        made = call(place.Forward(us, sequences.state), results)
-        return Trajectory(made.states, made.last, jnp.zeros((S, B, T, keep, H), last.dtype))
+        tier, problem = self._tier(pointwise, weights, sequences)
+        states, last = tier.forward(problem, us, seen, self.interpret)
+        return Trajectory(states, last, jnp.zeros((*us.shape[:3], keep, us.shape[4]), last.dtype))
 
     def backward(
         self,
@@ -73,51 +73,26 @@ class GPU(AbstractKernel):
     ) -> Cotangents:
         if 0 in sequences.xs.shape[:3]:
             return Reference().backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
-        S, B, T, _ = sequences.xs.shape
-        H, gains, step = weights.W.shape[-1], pointwise.gains.num_leaves, _step(pointwise, weights)
+        tier, problem = self._tier(pointwise, weights, sequences)
         before = products.over_groups(products.befores, weights, sequences, trajectory.states)
-        columns = products.over_groups(partial(products.columns, step), weights, sequences, before[:, :, :, 0])
-        state = jax.ShapeDtypeStruct(sequences.state.shape, sequences.state.dtype)
-        dcolumns = jax.ShapeDtypeStruct((S, B, T, len(step.columns), H), weights.R.dtype)
-        dgains = state.update(shape=(S, B, max(gains, 1), H))
-        results = place.Pulled(dcolumns, dgains, None if sequences.resets is None else state, state)
-        dlast = jnp.zeros(state.shape, state.dtype) if dlast is None else dlast
-        call = _call("backward", block.backward, pointwise, weights, sequences, self.interpret)
-        made = call(place.Backward(columns, before, dstates, dlast), results)
-        dfresh = jnp.zeros_like(dlast) if made.dfresh is None else made.dfresh
-        pulled = Pulled(*products.by_gate(step, made.dcolumns), made.dgains[:, :, :gains], dfresh, made.dstate)
+        columns = products.over_groups(partial(products.columns, problem.step), weights, sequences, before[:, :, :, 0])
+        dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
+        made = tier.backward(problem, columns, before, dstates, dlast, self.interpret)
+        none = jnp.zeros((*dlast.shape[:2], 0, dlast.shape[3]), dlast.dtype)
+        pulled = Pulled(
+            *products.by_gate(problem.step, made.dcolumns),
+            none if made.dgains is None else made.dgains,
+            jnp.zeros_like(dlast) if made.dfresh is None else made.dfresh,
+            made.dstate,
+        )
         group = partial(products.cotangents, wanted)
         return products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
 
+    def _plan(self, pointwise: Pointwise, weights: Weights) -> AbstractTier | str:
+        return plan(pointwise, weights, self.device or Device.current(), self.whole_grid)
 
-def _call(
-    half: str, body: Callable[..., None], pointwise: Pointwise, weights: Weights, sequences: Sequences, interpret: Any
-) -> Callable[..., Any]:
-    """The kernel over groups, heads and tiles of sequences, as a function of what it reads and of what it makes."""
-    S, B = sequences.xs.shape[:2]
-    made = plan(pointwise, weights, Device.current())
-    assert isinstance(made, Plan), made
-    heads, width = weights.R.shape[1], weights.W.shape[-1]
-    tile = made.tile(S * heads, B)
-    gains = weights.gains if weights.gains.shape[1] else jnp.zeros((1, 1, width), weights.gains.dtype)
-    resets = None if sequences.resets is None else sequences.resets.astype(jnp.int32)
-    shared = Shared(weights.R, gains, weights.initial, sequences.length, resets)
-
-    def call(read: Any, results: Any) -> Any:
-        kernel = pallas.pallas_call(
-            partial(body, _step(pointwise, weights), tile),
-            grid=(-(-B // tile.rows), heads, S),
-            out_shape=results,
-            compiler_params=triton.CompilerParams(num_warps=warps(tile), num_stages=1),
-            name=f"rnnjax_{pointwise.name}_{half}",
-            interpret=interpret,
-        )
-        return type(results)(*kernel(shared, read))
-
-    return call
-
-
-def _step(pointwise: Pointwise, weights: Weights) -> Step:
-    step = translate(pointwise, carried(weights), weights.W.shape[-1])
-    assert isinstance(step, Step), step
-    return step
+    def _tier(self, pointwise: Pointwise, weights: Weights, sequences: Sequences) -> tuple[AbstractTier, Problem]:
+        tier, step = self._plan(pointwise, weights), translate(pointwise, carried(weights), weights.W.shape[-1])
+        assert isinstance(tier, AbstractTier), tier
+        assert isinstance(step, Step), step
+        return tier, Problem(pointwise.name, step, weights, sequences)

@@ -1,0 +1,149 @@
+"""Tiers 2 and 3: several blocks of threads for a head and a tile of sequences, R in the shared memory of all (Mosaic GPU).
+
+They are a cluster, which devices from Hopper on run together; or, where the caller asks for it, any of the grid.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ...kernel import Pointwise, Sequences, Weights
+from ..elementwise.step import Step
+from . import cluster_backward, cluster_forward
+from .cut import NARROWEST, SPARE, WIDEST, Cut, fill, marks, ring, tiles_of
+from .device import HOPPER, Device
+from .exchange import AbstractExchange, ClusterExchange, GridExchange
+from .tier import AbstractTier, Loop, Problem
+
+LARGEST = 16  # blocks of a cluster; more than eight are not portable, but all devices since Hopper run them
+LACKING = frozenset(  # of all operations; in one JAX or another
+    {"floor", "ceil", "round_even", "sqrt", "expm1", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf"}
+    | {"erfc", "pow", "atan2"}
+)
+
+
+class Cluster(AbstractTier):
+    """Each block owns `width` units of a head, and gets h of the others through global memory at every step."""
+
+    def __init__(
+        self, device: Device, width: int, forward: tuple[int, int], backward: tuple[int, int], whole_grid: bool
+    ):
+        self.device, self.width, self.whole_grid = device, width, whole_grid
+        self.rings = {"forward": forward, "backward": backward}  # chunk and slots of each half
+
+    @classmethod
+    def fit(
+        cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device, whole_grid: bool
+    ) -> "Cluster | str":
+        """The fewest blocks that do, or the reason why none do."""
+        what = "the whole grid" if whole_grid else "a cluster"
+        if device.capability < HOPPER:
+            return f"{what} needs compute capability 9.0, and {device.name} has {device.capability / 10}"
+        if lacking := sorted(step.operations() & LACKING):
+            return f"{what} has no {' and no '.join(lacking)}, which pointwise computes"
+        units, largest = weights.R.shape[2], device.multiprocessors if whole_grid else LARGEST
+        if units % NARROWEST:
+            nearest = -(-units // NARROWEST) * NARROWEST
+            return f"{what} needs a multiple of {NARROWEST} units a head, such as {nearest}, and not {units}"
+        for width in (64, 48, 32, 16):
+            if units % width == 0 and 2 <= units // width <= largest and pointwise.gates * width <= WIDEST:
+                rings = _rings(pointwise, step, weights, device, width)
+                if None not in rings:
+                    return cls(device, width, *rings, whole_grid)
+        return f"{units} units a head of this cell do not fit into {what} of at most {largest} blocks on {device.name}"
+
+    def __str__(self) -> str:
+        together = "blocks of the whole grid" if self.whole_grid else "a cluster of blocks"
+        return (
+            f"{together} for each head and up to 64 sequences, {self.width} units each, R of the head in the shared "
+            f"memory of all, h through global memory at every step, on {self.device.name}"
+        )
+
+    def forward(
+        self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
+    ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
+        weights, sequences, cut = problem.weights, problem.sequences, self._cut("forward", problem)
+        resets, state, after = _resets(sequences), sequences.state, None
+        if resets is not None:  # one before step t + 1 is made at the end of step t, so that all blocks see it
+            state = jnp.where(resets[:, :, :1, None], weights.initial[:, None], state)
+            after = jnp.pad(resets[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
+        operands = cluster_forward.Operands(
+            fill(us, cut.batch),
+            cluster_forward.packed(cut, weights.R),
+            weights.gains if weights.gains.shape[1] else None,
+            None if resets is None else weights.initial,
+            fill(state, cut.batch),
+            marks(cut, sequences.length, after, us.shape[1]),
+        )
+        states = jax.ShapeDtypeStruct((cut.groups, cut.batch, cut.steps, us.shape[4]), state.dtype)
+        results = cluster_forward.Results(
+            states.update(dtype=weights.R.dtype),
+            tuple(states if look else None for look in seen),
+            jax.ShapeDtypeStruct(operands.state.shape, state.dtype),
+        )
+        made = cluster_forward.forward(
+            cut, problem.step, f"rnnjax_{problem.name}_forward", self._exchange(interpret), interpret, operands, results
+        )
+        made = jax.tree.map(lambda array: array[:, : us.shape[1]], made)
+        return made.states, made.last
+
+    def backward(
+        self,
+        problem: Problem,
+        columns: Float[Array, "S B T C H"],
+        before: Float[Array, "S B T F H"],
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"],
+        interpret: Any,
+    ) -> Loop:
+        weights, sequences, cut = problem.weights, problem.sequences, self._cut("backward", problem)
+        filled: Callable[[Array], Array] = lambda array: fill(array, cut.batch)  # noqa: E731
+        operands = cluster_backward.Operands(
+            *jax.tree.map(filled, (columns, before, dstates, dlast)),
+            cluster_backward.packed(cut, weights.R),
+            weights.gains if weights.gains.shape[1] else None,
+            marks(cut, sequences.length, _resets(sequences), dlast.shape[1]),
+        )
+        state = jax.ShapeDtypeStruct(operands.dlast.shape, dlast.dtype)
+        results = cluster_backward.Results(
+            jax.ShapeDtypeStruct(operands.columns.shape, weights.R.dtype),
+            state.update(shape=(*state.shape[:2], weights.gains.shape[1], state.shape[3]))
+            if weights.gains.shape[1]
+            else None,
+            None if sequences.resets is None else state,
+            state,
+        )
+        name = f"rnnjax_{problem.name}_backward"
+        made = cluster_backward.backward(
+            cut, problem.step, name, self._exchange(interpret), interpret, operands, results
+        )
+        return Loop(*jax.tree.map(lambda array: array[:, : dlast.shape[1]], tuple(made)))
+
+    def _cut(self, half: str, problem: Problem) -> Cut:
+        groups, batch, steps, _ = problem.sequences.xs.shape
+        heads, units = problem.weights.R.shape[1:3]
+        return Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *self.rings[half])
+
+    def _exchange(self, interpret: Any) -> AbstractExchange:
+        return GridExchange() if self.whole_grid else ClusterExchange(fences=not interpret)
+
+
+def _rings(
+    pointwise: Pointwise, step: Step, weights: Weights, device: Device, width: int
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Chunk and slots of each half, in what a block's part of R and the arrays of a step leave of its shared memory."""
+    units, itemsize, gates, fields = weights.R.shape[2], weights.R.dtype.itemsize, pointwise.gates, pointwise.fields
+    room = device.shared_memory - SPARE
+    ahead = cluster_forward.fixed_bytes(width, units, gates, fields, itemsize)
+    back = cluster_backward.fixed_bytes(width, units, gates, len(step.columns), fields, itemsize)
+    return ring(units, 1, itemsize, room - ahead), ring(units, gates, itemsize, room - back)
+
+
+def _resets(sequences: Sequences) -> Bool[Array, "S B T"] | None:
+    """The resets that count."""
+    if sequences.resets is None or sequences.length is None:
+        return sequences.resets
+    return sequences.resets & (jnp.arange(sequences.xs.shape[2], dtype=jnp.int32) < sequences.length[..., None])

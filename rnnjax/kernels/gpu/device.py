@@ -1,0 +1,41 @@
+"""What is known of a GPU before anything runs on it."""
+
+from typing import NamedTuple
+
+import jax
+
+AMPERE, HOPPER = 80, 90  # the first whose matrix units take bfloat16, and the first with clusters and `wgmma`
+
+
+class Device(NamedTuple):
+    """What a plan asks of a device."""
+
+    name: str
+    capability: int  # compute capability times ten
+    shared_memory: int  # bytes that a block may take
+    multiprocessors: int
+
+    @classmethod
+    def current(cls) -> "Device":
+        """The one lowered for: the abstract device of the mesh in use, else the first that is here, else the least."""
+        abstract = jax.sharding.get_abstract_mesh().abstract_device
+        if abstract is not None:
+            return next((device for device in KNOWN if device.name in abstract.device_kind), LEAST)
+        try:
+            device = jax.local_devices(backend="cuda")[0]
+        except RuntimeError:
+            return LEAST
+        capability = round(10 * float(device.compute_capability))
+        alike = next((known for known in KNOWN if known.capability == capability), LEAST)
+        return alike._replace(name=device.device_kind, capability=capability, multiprocessors=device.core_count)
+
+
+KNOWN = (
+    Device("A100", 80, 166_912, 108),
+    Device("GH200", 90, 232_448, 132),
+    Device("H100", 90, 232_448, 132),
+    Device("H200", 90, 232_448, 132),
+    Device("B200", 100, 232_448, 148),
+    Device("B300", 103, 232_448, 148),
+)
+LEAST = Device("any GPU from compute capability 8.0 on", AMPERE, 101_376, 64)
