@@ -3,8 +3,12 @@
 That the emulated kernels equal `Scan` under every view, and keep the laws, is in `test_grid` and `test_laws`.
 """
 
+import os
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,13 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu
 from jax.experimental.pallas import tpu as pallas_tpu
 from jaxtyping import Array
 from test_fused import LENGTH, RESETS, B, H, I, S, T, draw, shapes
 
 import rnnjax
 from rnnjax.kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
-from rnnjax.kernels.gpu.plan import KNOWN, LEAST, Plan, plan
+from rnnjax.kernels.gpu.block import Block
+from rnnjax.kernels.gpu.cluster import Cluster
+from rnnjax.kernels.gpu.device import KNOWN, LEAST
+from rnnjax.kernels.gpu.plan import plan
 from rnnjax.kernels.reference import Reference
 
 GATED = "elman", "lstm", "lstm_options", "gru"
@@ -76,27 +84,53 @@ def test_several_tiles_and_blocks(kernel, monkeypatch):
     grid.assert_close(got, jax.jit(partial(halves, Reference(), cell))(*operands))
 
 
+# A cluster, emulated where this JAX can
+
+EMULATOR = hasattr(mosaic_gpu, "InterpretGPUParams")
+cluster = pytest.mark.skipif(not EMULATOR, reason="JAX 0.10 cannot emulate a cluster of blocks")
+
+
+def run_cluster(*arguments: str) -> subprocess.CompletedProcess:
+    script = Path(__file__).with_name("cluster_run.py")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
+
+
+@cluster
+def test_a_cluster_equals_the_reference_and_has_no_race():
+    done = run_cluster()
+    assert done.returncode == 0, done.stderr
+    assert "RACE DETECTED" not in done.stdout + done.stderr
+
+
+@cluster
+def test_without_its_barrier_a_cluster_races():
+    done = run_cluster("barrier")
+    assert "RACE DETECTED" in done.stdout + done.stderr
+
+
 # Lowering for devices that are not here
 
 BATCH, STEPS = 13, 11  # of such sizes that no other array is as large as a gradient of R for each sequence
 
 
-def gradient(cell: Any, xs: Array, length: Array, resets: Array) -> Any:
+def gradient(engine: Any, cell: Any, xs: Array, length: Array, resets: Array) -> Any:
     """The gradient of a batch by everything that is inexact."""
     weights, static = eqx.partition(cell, eqx.is_inexact_array)
 
     def loss(weights: Any, xs: Array) -> Array:
-        run = partial(rnnjax.unroll, eqx.combine(weights, static), None, engine=rnnjax.Fused())
+        run = partial(rnnjax.unroll, eqx.combine(weights, static), None, engine=engine)
         state, ys = jax.vmap(lambda xs, length, resets: run(xs, length=length, resets=resets))(xs, length, resets)
         return grid.contract((state, ys))
 
     return jax.grad(loss, (0, 1))(weights, xs)
 
 
-def lowered(cell: Any, platform: str) -> str:
+def lowered(cell: Any, platform: str, engine: Any = None) -> str:
     """The gradient of a ragged batch with resets, for a platform."""
     weights, static = eqx.partition(cell, eqx.is_array)
-    run = jax.jit(lambda weights, *batch: gradient(eqx.combine(weights, static), *batch))
+    engine = rnnjax.Fused() if engine is None else engine
+    run = jax.jit(lambda weights, *batch: gradient(engine, eqx.combine(weights, static), *batch))
     xs, length = jnp.zeros((BATCH, STEPS, I), cell.dtype), jnp.zeros(BATCH, jnp.int32)
     traced = run.trace(weights, xs, length, jnp.zeros((BATCH, STEPS), bool))
     return traced.lower(lowering_platforms=(platform,)).as_text()
@@ -105,7 +139,8 @@ def lowered(cell: Any, platform: str) -> str:
 def check_lowered(text: str, cell: Any) -> None:
     """Two kernels, and neither a loop, nor a call to the host, nor a gradient of a weight for each sequence."""
     name = type(cell).__name__.lower()
-    assert set(re.findall(r"rnnjax_\w+", text)) == {f"rnnjax_{name}_forward", f"rnnjax_{name}_backward"}
+    kernels = {found.removesuffix("_mosaic_gpu") for found in re.findall(r"rnnjax_\w+", text)}
+    assert kernels == {f"rnnjax_{name}_forward", f"rnnjax_{name}_backward"}
     assert "stablehlo.while" not in text
     assert "callback" not in text
     shapes_seen = re.findall(r"tensor<((?:\d+x)+)[a-z]", text)
@@ -126,6 +161,29 @@ def test_it_lowers_for_a_gpu(cell, dtype):
     cell = grid.build(cell, dtype)
     with on("NVIDIA H200"):
         check_lowered(lowered(cell, "cuda"), cell)
+
+
+SHAPES = {  # too large for one block
+    "elman": (rnnjax.Elman, 512, {}),
+    "lstm": (rnnjax.LSTM, 256, {}),
+    "lstm_options": (rnnjax.LSTM, 256, {"peepholes": True, "coupled": True, "clip": 0.8, "learn_initial": True}),
+    "gru": (rnnjax.GRU, 256, {}),
+}
+
+
+@pytest.mark.parametrize("whole_grid", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("cell", GATED)
+def test_several_blocks_lower(cell, dtype, whole_grid):
+    kind, units, options = SHAPES[cell]
+    units *= (2 if dtype == "float32" else 4) if whole_grid else 1
+    shape = eqx.filter_eval_shape(partial(kind, I, units, key=grid.KEY, dtype=jnp.dtype(dtype), **options))
+    made = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    kernel = rnnjax.GPU(whole_grid=whole_grid)
+    with on("NVIDIA H200"):
+        description = rnnjax.Fused(cuda=kernel).select(made, grid.inputs(T, dtype=dtype))["cuda"]
+        assert description.startswith("blocks of the whole grid" if whole_grid else "a cluster of blocks")
+        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=kernel)), made)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -149,44 +207,58 @@ def test_a_refused_cell_is_lowered_by_the_reference():
 
 
 def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tuple[Pointwise, Weights]:
-    made = eqx.filter_eval_shape(cell, I, units * heads, key=grid.KEY, heads=heads, dtype=jnp.dtype(dtype))
-    R = jax.ShapeDtypeStruct((1, *made.recurrent_weight.shape), made.dtype)
-    return Pointwise.of(made), Weights(*(R for _ in Weights._fields))
+    made = eqx.filter_eval_shape(partial(cell, I, units * heads, key=grid.KEY, heads=heads, dtype=jnp.dtype(dtype)))
+    return Pointwise.of(made), jax.eval_shape(
+        lambda: Weights(*(jnp.zeros((1, *made.recurrent_weight.shape), dtype),) * 5)
+    )
+
+
+H200 = next(device for device in KNOWN if device.name == "H200")
+AMPERE, HOPPER = {"A100"}, {"H100", "GH200", "H200", "B200", "B300"}
 
 
 @pytest.mark.parametrize(
-    ("cell", "units", "dtype", "fits"),
+    ("cell", "units", "dtype", "block", "several"),
     [
-        (rnnjax.LSTM, 128, "bfloat16", {"A100", "H100", "GH200", "H200", "B200", "B300"}),
-        (rnnjax.LSTM, 64, "float32", {"A100", "H100", "GH200", "H200", "B200", "B300", LEAST.name}),
-        (rnnjax.LSTM, 129, "bfloat16", set()),
-        (rnnjax.Elman, 256, "float16", {"A100", "H100", "GH200", "H200", "B200", "B300"}),
-        (rnnjax.GRU, 128, "float32", {"H100", "GH200", "H200", "B200", "B300"}),
+        (rnnjax.LSTM, 128, "bfloat16", AMPERE | HOPPER, set()),
+        (rnnjax.LSTM, 64, "float32", AMPERE | HOPPER | {LEAST.name}, set()),
+        (rnnjax.LSTM, 512, "bfloat16", set(), HOPPER),
+        (rnnjax.LSTM, 768, "bfloat16", set(), set()),
+        (rnnjax.LSTM, 129, "bfloat16", set(), set()),
+        (rnnjax.Elman, 256, "float16", AMPERE | HOPPER, set()),
+        (rnnjax.GRU, 512, "float16", set(), HOPPER),
     ],
 )
-def test_what_fits(cell, units, dtype, fits):
+def test_what_fits(cell, units, dtype, block, several):
     asked = sizes(cell, units, dtype=dtype)
-    assert {device.name for device in (*KNOWN, LEAST) if isinstance(plan(*asked, device), Plan)} == fits
+    tiers = {device.name: plan(*asked, device, whole_grid=False) for device in (*KNOWN, LEAST)}
+    assert {name for name, tier in tiers.items() if isinstance(tier, Block)} == block
+    assert {name for name, tier in tiers.items() if isinstance(tier, Cluster)} == several
 
 
 def test_a_refusal_names_what_fits():
-    h200 = next(device for device in KNOWN if device.name == "H200")
-    assert plan(*sizes(rnnjax.LSTM, 512), h200) == (
-        "The GPU kernel keeps R of a head in the shared memory of a block: on H200, at most 128 units a head of this "
-        "cell, and not 512."
+    assert plan(*sizes(rnnjax.LSTM, 520), H200, whole_grid=False) == (
+        "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
+        "cell, and not 520; a cluster needs a multiple of 16 units a head, such as 528, and not 520."
     )
-    old = h200._replace(name="V100", capability=70)
-    assert plan(*sizes(rnnjax.LSTM, 64), old) == "The GPU kernel needs compute capability 8.0, and V100 has 7.0."
-    weights = sizes(rnnjax.LSTM, 4096)
-    assert rnnjax.TPU().refusal(*weights) == (
+    assert plan(*sizes(rnnjax.LSTM, 4096), H200, whole_grid=True) == (
+        "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
+        "cell, and not 4096; 4096 units a head of this cell do not fit into a cluster of at most 16 blocks on H200; "
+        "4096 units a head of this cell do not fit into the whole grid of at most 132 blocks on H200."
+    )
+    old = H200._replace(name="V100", capability=70)
+    assert plan(*sizes(rnnjax.LSTM, 64), old, whole_grid=False) == (
+        "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
+        "a cluster needs compute capability 9.0, and V100 has 7.0."
+    )
+    assert rnnjax.TPU().refusal(*sizes(rnnjax.LSTM, 4096)) == (
         "The TPU kernel keeps R of a head in vector memory: at most 2176 units a head of this cell, and not 4096."
     )
 
 
 def test_a_plan_fills_the_device():
-    h200 = next(device for device in KNOWN if device.name == "H200")
-    made = plan(*sizes(rnnjax.LSTM, 64), h200)
-    assert isinstance(made, Plan)
+    made = plan(*sizes(rnnjax.LSTM, 64), H200, whole_grid=False)
+    assert isinstance(made, Block)
     assert made.tile(heads=12, sequences=16).rows == 16  # 12 blocks: none can be spared
     assert made.tile(heads=12, sequences=1024).rows == 32  # 768 blocks of 16 would take turns
     assert str(made).startswith("one block of threads for each head")
@@ -201,6 +273,6 @@ class Stepped(rnnjax.Elman):
 
 
 def test_an_operation_that_is_lacking():
-    asked = Pointwise.of(Stepped(I, H, key=grid.KEY)), sizes(rnnjax.Elman, H)[1]
-    assert rnnjax.GPU().refusal(*asked) == "The GPU kernel has no erfc, which pointwise computes."
+    asked = Pointwise.of(Stepped(I, H, key=grid.KEY)), sizes(rnnjax.Elman, H, dtype="float32")[1]
+    assert "as one block of threads, it has no erfc, which pointwise computes" in str(rnnjax.GPU().refusal(*asked))
     assert rnnjax.TPU().refusal(*asked) == "The TPU kernel has no erfc, which pointwise computes."

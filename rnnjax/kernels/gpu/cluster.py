@@ -1,4 +1,4 @@
-"""Tiers 2 and 3: several blocks of threads for a head and a tile of sequences, R in the shared memory of all (Mosaic GPU).
+"""Tiers 2 and 3: several blocks of threads for a head and a tile of sequences, R in the shared memory of all (Mosaic).
 
 They are a cluster, which devices from Hopper on run together; or, where the caller asks for it, any of the grid.
 """

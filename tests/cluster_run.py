@@ -1,0 +1,87 @@
+"""For `test_pallas`, in a process of its own: the cluster of the GPU kernel emulated, a thread for each of its blocks.
+
+`python tests/cluster_run.py [barrier]`: with `barrier` the one of the cluster is left out, and a race is found.
+"""
+
+import os
+import sys
+
+os.environ["NPROC"] = "16"  # XLA's threads: with fewer than blocks, the emulator hangs
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import mosaic_gpu
+
+import rnnjax
+from rnnjax.kernel import Cotangents, Pointwise, Sequences, Weights
+from rnnjax.kernels.gpu.device import Device
+from rnnjax.kernels.gpu.exchange import ClusterExchange
+from rnnjax.kernels.reference import Reference
+
+SMALL = Device("a small device", 90, 130_000, 132)  # one block is too small for the cells below
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+GROUPS, BATCH, STEPS, INPUTS = 2, 5, 4, 3
+CELLS = {
+    "gru": lambda: rnnjax.GRU(INPUTS, 192, heads=2, key=jax.random.key(0)),
+    "lstm": lambda: rnnjax.LSTM(INPUTS, 96, peepholes=True, key=jax.random.key(0), dtype=jnp.bfloat16),
+    "elman": lambda: rnnjax.Elman(INPUTS, 192, key=jax.random.key(0)),
+}
+
+
+def main() -> None:
+    emulated = rnnjax.GPU(device=SMALL, interpret=mosaic_gpu.InterpretGPUParams(detect_races=True))
+    if sys.argv[1:] == ["barrier"]:
+        leave_out_the_barrier()
+        jax.block_until_ready(halves(emulated, "elman"))
+    else:
+        for name in CELLS:
+            compare(name, halves(emulated, name), halves(Reference(), name))
+    print("done")
+
+
+def leave_out_the_barrier() -> None:
+    ClusterExchange.publish = lambda self, barrier, later=0: mosaic_gpu.wait_smem_to_gmem(later)
+    ClusterExchange.collect = lambda self, barrier, blocks, turn: None
+
+
+def compare(name, got, expected) -> None:
+    tolerance = TOLERANCE[str(CELLS[name]().dtype)]
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        scale = max(1.0, float(np.abs(other).max(initial=0.0)))
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def halves(kernel, name):
+    """Values and cotangents of a ragged batch with resets, of an LSTM's without either."""
+    cell, random = CELLS[name](), np.random.default_rng(0)
+    pointwise, carry = Pointwise.of(cell), jnp.dtype("float32")
+    draw = lambda *shape, dtype=carry: jnp.asarray(0.3 * random.standard_normal(shape), dtype)  # noqa: E731
+    gates, H, fields = cell.input_weight.shape[1], cell.hidden_size, pointwise.fields
+    weights = Weights(
+        draw(1, INPUTS, gates, H, dtype=cell.dtype),
+        draw(GROUPS, gates, H, dtype=cell.dtype),
+        draw(GROUPS, *cell.recurrent_weight.shape, dtype=cell.dtype),
+        draw(1, pointwise.gains.num_leaves, H),
+        draw(GROUPS, fields, H),
+    )
+    marked = name != "lstm"
+    length = jnp.asarray(random.integers(0, STEPS + 1, (GROUPS, BATCH)), jnp.int32) if marked else None
+    resets = jnp.asarray(random.random((GROUPS, BATCH, STEPS)) < 0.3) if marked else None
+    xs, state = draw(GROUPS, BATCH, STEPS, INPUTS, dtype=cell.dtype), draw(GROUPS, BATCH, fields, H)
+    sequences = Sequences(xs, state, length, resets)
+    dstates, dlast = tuple(draw(GROUPS, BATCH, STEPS, H) for _ in range(fields)), draw(GROUPS, BATCH, fields, H)
+    wanted = Cotangents(Weights(*[True] * 5), True, True)
+
+    @eqx.filter_jit
+    def run():
+        trajectory = kernel.forward(pointwise, weights, sequences, 0, (True,) * fields)
+        return trajectory[:2], kernel.backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
+
+    return run()
+
+
+if __name__ == "__main__":
+    main()
