@@ -139,7 +139,7 @@ def lowered(cell: Any, platform: str, engine: Any = None) -> str:
 def check_lowered(text: str, cell: Any) -> None:
     """Two kernels, and neither a loop, nor a call to the host, nor a gradient of a weight for each sequence."""
     name = type(cell).__name__.lower()
-    kernels = {found.removesuffix("_mosaic_gpu") for found in re.findall(r"rnnjax_\w+", text)}
+    kernels = set(re.findall(r"rnnjax_[a-z]+_[a-z]+", text))  # Mosaic adds a number, or its own name
     assert kernels == {f"rnnjax_{name}_forward", f"rnnjax_{name}_backward"}
     assert "stablehlo.while" not in text
     assert "callback" not in text
