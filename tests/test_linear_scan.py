@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from jaxtyping import Array, PyTree
@@ -30,6 +30,10 @@ SCANS: dict[str, Callable[..., Array]] = {
 }
 WAYS = [(reverse, late) for reverse in (False, True) for late in (False, True)]
 TOLERANCE = 2e-5
+
+FORWARD, REVERSE = "rnnjax_linear_scan", "rnnjax_linear_scan_reverse"
+DEVICE = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")  # to lower for, where there is none
+triton_is_deprecated = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
 
 def draw(*shape: int, dtype: Any = "float64", seed: int = 0) -> np.ndarray:
@@ -100,7 +104,7 @@ def test_chunks_of_time_change_nothing(monkeypatch, reverse, late):
     a, b, initial = operands(1, 3, 45, 5, "complex64")
     a[:, :, 1] = 1e-20
     a[:, 22, 2:4] = 0
-    b[:, 20, 1:3] = b[:, 24, 1:3] = np.nan
+    b[:, 3, 1:3] = b[:, 41, 1:3] = np.nan  # in other chunks than the zero
     assert cuda._length(b[:, 0].size, 45) == 8
     with np.errstate(invalid="ignore"):
         expected = by_loop(a, b, initial, reverse=reverse, late=late)
@@ -147,6 +151,7 @@ NESTS: dict[str, Callable[[Any], PyTree]] = {
     "vmap_of_vmap_shared": lambda scan: jax.vmap(jax.vmap(scan, (None, 0, None)), (None, 2, 0), 2)(
         ONE[0], jnp.stack([MANY[1], -MANY[1]], 2), jnp.stack([ONE[2], 2 * ONE[2]])
     ),
+    "a_mapped_once": lambda scan: jax.vmap(jax.vmap(scan), (None, 0, None))(MANY[0], jnp.stack([MANY[1]] * 2), MANY[2]),
     "hessian": lambda scan: jax.hessian(total(scan), (0, 1, 2))(*ONE),
     "reverse_of_reverse": lambda scan: jax.jacrev(jax.grad(total(scan), (0, 2)), (0, 1, 2))(*ONE),
     "jvp": lambda scan: jax.jvp(jax.vmap(scan), MANY, tuple(map(jnp.sin, MANY))),
@@ -205,19 +210,38 @@ def test_what_is_forgotten_changes_no_gradient(bad):
     assert np.all(np.asarray(value[1][0][4]) == 0)
 
 
-def test_shared_a_under_shard_map():
-    """Its gradient is the sum over the devices."""
-    mesh = jax.make_mesh((1,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+def mesh(kind: AxisType) -> Any:
+    return jax.make_mesh((1,), ("device",), axis_types=(kind,))
 
-    def loss(scan: Any, *arguments: Array) -> Array:
-        return jax.lax.psum(total(jax.vmap(scan, (None, 0, 0)))(*arguments), "device")
 
-    def derivatives(scan: Any) -> PyTree:
-        gradient = jax.grad(partial(loss, scan), (0, 1, 2))
-        parts = P(), P("device"), P("device")
-        return jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=parts, out_specs=parts))(ONE[0], *MANY[1:])
+@triton_is_deprecated
+@pytest.mark.parametrize("shared", range(3))
+def test_gradient_under_shard_map(shared):
+    """Of a loss that is summed over the devices, which share one of the operands."""
+    arguments = [one if number == shared else many for number, (one, many) in enumerate(zip(ONE, MANY, strict=True))]
+    axes, parts = zip(*((None, P()) if number == shared else (0, P("device")) for number in range(3)), strict=True)
 
-    grid.assert_close(derivatives(linear_scan), derivatives(by_steps))
+    def gradient(scan: Any, *arguments: Array) -> PyTree:
+        return jax.grad(total(jax.vmap(scan, axes)), (0, 1, 2))(*arguments)
+
+    def sharded(mesh: Any) -> Any:
+        return jax.jit(jax.shard_map(partial(gradient, linear_scan), mesh=mesh, in_specs=parts, out_specs=parts))
+
+    grid.assert_close(sharded(mesh(AxisType.Auto))(*arguments), gradient(by_steps, *arguments))
+    traced = sharded(AbstractMesh((1,), ("device",), abstract_device=DEVICE)).trace(
+        *(argument.astype("float32") for argument in arguments)
+    )
+    for platform in ("cuda", "tpu"):
+        assert kernels(traced.lower(lowering_platforms=(platform,)).as_text()) == [FORWARD, REVERSE]
+
+
+def test_batch_of_explicit_sharding():
+    """What is not mapped is sharded as what is."""
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        rows = jax.sharding.reshard(MANY[1], P("device"))
+        batched = jax.vmap(linear_scan, (None, 0, None))
+        got = jax.jit(jax.grad(total(batched), (0, 1, 2)))(ONE[0], rows, ONE[2])
+    grid.assert_close(got, jax.grad(total(jax.vmap(by_steps, (None, 0, None))), (0, 1, 2))(ONE[0], MANY[1], ONE[2]))
 
 
 def test_no_steps():
@@ -229,9 +253,11 @@ def test_no_steps():
 
 def lowered(function: Callable[..., Any], *arguments: Any, platforms: tuple[str, ...]) -> list[str]:
     """The kernels in `function`, one for each call; of no platform is there a device at hand."""
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-        text = jax.jit(function).trace(*arguments).lower(lowering_platforms=platforms).as_text()
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=DEVICE)):
+        return kernels(jax.jit(function).trace(*arguments).lower(lowering_platforms=platforms).as_text())
+
+
+def kernels(text: str) -> list[str]:
     return sorted(re.findall(r'name = "(rnnjax_\w+)"', text))
 
 
@@ -242,12 +268,6 @@ def shapes(B: int, T: int, H: int, dtype: str) -> list[jax.ShapeDtypeStruct]:
 def gradient(reverse: bool) -> Callable[..., Any]:
     batched = jax.vmap(partial(linear_scan, reverse=reverse))
     return jax.grad(lambda *arguments: jnp.abs(batched(*arguments)).sum(), (0, 1, 2))
-
-
-FORWARD, REVERSE = "rnnjax_linear_scan", "rnnjax_linear_scan_reverse"
-
-# Since JAX 0.11; what comes after Triton is another file of `kernels/linear_scan`.
-triton_is_deprecated = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
 
 @triton_is_deprecated
@@ -271,8 +291,8 @@ def test_long_sequences_of_few_units_are_cut_on_cuda():
 def test_other_platforms_trace_no_kernel(monkeypatch):
     arguments = shapes(3, 40, 50, "float32")
     assert lowered(gradient(False), *arguments, platforms=("cpu", "cuda", "tpu")) == sorted([FORWARD, REVERSE] * 2)
-    for kernels in (cuda, tpu):
-        monkeypatch.setattr(kernels.pallas, "pallas_call", None)
+    for platform in (cuda, tpu):
+        monkeypatch.setattr(platform.pallas, "pallas_call", None)
     for platform, dtype in [("cpu", "float32"), ("rocm", "float32"), ("tpu", "float64"), ("cuda", "bfloat16")]:
         assert lowered(gradient(True), *shapes(3, 40, 50, dtype), platforms=(platform,)) == []
 

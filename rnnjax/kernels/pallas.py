@@ -8,7 +8,15 @@
 So every call here names its backend by its `compiler_params`. Those of `tpu` are the same in all three.
 """
 
+from typing import Any
+
+import jax
 from jax.experimental import pallas
 from jax.experimental.pallas import tpu, triton
 
-__all__ = ["pallas", "tpu", "triton"]
+__all__ = ["output", "pallas", "tpu", "triton"]
+
+
+def output(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An output of a `pallas_call`, which under `jax.shard_map` has to say what it varies over: nothing it knows of."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType())

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ..pallas import pallas, triton
+from ..pallas import output, pallas, triton
 from .numbers import Number, References, advance, choose, join, multiply, split, vanishes
 
 UNITS = 32  # of a program, which is one warp: it reads a step as one line of 128 bytes in float32
@@ -77,18 +77,18 @@ def _call(
     """Run `body` for each tile of units, row and chunk; it gives an array of each shape."""
     parts, dtype = len(numbers[0]), numbers[0][0].dtype
     B, H = shapes[0][0], shapes[0][2]
-    outputs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes for _ in range(parts)]
-    made = pallas.pallas_call(
+    outputs = [output(shape, dtype) for shape in shapes for _ in range(parts)]
+    answers = pallas.pallas_call(
         partial(body, walk, H, parts),
         out_shape=outputs,
         grid=(pallas.cdiv(H, UNITS), B, walk.chunks),
         in_specs=[_block(part.shape, B) for number in numbers for part in number],
-        out_specs=[_block(output.shape, B) for output in outputs],
+        out_specs=[_block(made.shape, B) for made in outputs],
         compiler_params=triton.CompilerParams(num_warps=1, num_stages=1),
         name=_name(body, walk),
         interpret=interpret,
     )(*(part for number in numbers for part in number))
-    return _grouped(made, parts)
+    return _grouped(answers, parts)
 
 
 def _block(shape: tuple[int, ...], B: int) -> Any:

@@ -82,24 +82,26 @@ def _transpose(dh: Any, a: Rows, b: Any, initial: Any, *, reverse: bool, late: b
 # Batches
 
 
-def _batch(operands: Any, axes: Any, **static: Any) -> tuple[Array, int]:
+def _batch(mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[Array, int | None]:
     """Fold a mapped axis into B, as its outer part."""
-    size = next(each.shape[axis] for each, axis in zip(operands, axes, strict=True) if axis is not None)
-    B = operands[1].shape[0 if axes[1] is None else int(axes[1] == 0)]
-    shared = axes[0] is None and operands[0].shape[0] == 1
-    folded = [
-        each if shared and number == 0 else _fold(each, axis, size, B)
-        for number, (each, axis) in enumerate(zip(operands, axes, strict=True))
+    if all(axis is None for axis in axes):
+        return linear_scan_p.bind(*operands, **static), None
+    fronted = [
+        batching.bdim_at_front(operand, axis, mapped.size, mapped.explicit_mesh_axis)
+        for operand, axis in zip(operands, axes, strict=True)
     ]
-    h = linear_scan_p.bind(*folded, **static)
-    return h.reshape(size, B, *h.shape[1:]), 0
+    B = fronted[1].shape[1]
+    a, b, initial = (_fold(each, B) for each in fronted)
+    if axes[0] is None and operands[0].shape[0] == 1:  # then it is shared by all, as before
+        a = operands[0]
+    h = linear_scan_p.bind(a, b, initial, **static)
+    return h.reshape(mapped.size, B, *h.shape[1:]), 0
 
 
-def _fold(operand: Array, axis: int | None, size: int, B: int) -> Array:
-    """`operand`, mapped along `axis` or not at all, for each of `size` times `B` rows."""
-    mapped = operand[None] if axis is None else jnp.moveaxis(operand, axis, 0)
-    rows = jnp.broadcast_to(mapped, (size, B, *mapped.shape[2:]))
-    return rows.reshape(size * B, *mapped.shape[2:])
+def _fold(operand: Array, B: int) -> Array:
+    """An operand of each member of the mapped axis, for each of its rows."""
+    rows = jnp.broadcast_to(operand, (operand.shape[0], B, *operand.shape[2:]))
+    return rows.reshape(-1, *rows.shape[2:])
 
 
 # The primitive
@@ -111,12 +113,7 @@ def _type(a: Any, b: Any, initial: Any, **static: Any) -> Any:
 
 
 def _lower(platform: str | None, context: Any, *operands: Any, **static: Any) -> Any:
-    """Lower the kernel of `platform` if it has one for this dtype, or else plain JAX: no other one is traced.
-
-    Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know.
-    """
-    nothing = jax.sharding.ManualAxisType()
-    context = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
+    """Lower the kernel of `platform` if it has one for this dtype, or else plain JAX: no other one is traced."""
     scan, dtypes = KERNELS.get(platform, (plain.scan, ()))
     rows = context.avals_in[1]
     function = scan if rows.dtype.name in dtypes and rows.size else plain.scan
@@ -128,6 +125,6 @@ linear_scan_p.def_impl(jax.jit(linear_scan_p.bind, static_argnames=("reverse", "
 linear_scan_p.def_abstract_eval(_type)
 ad.primitive_jvps[linear_scan_p] = _jvp
 ad.primitive_transposes[linear_scan_p] = _transpose
-batching.primitive_batchers[linear_scan_p] = _batch
+batching.fancy_primitive_batchers[linear_scan_p] = _batch
 for platform in (None, *KERNELS):
     mlir.register_lowering(linear_scan_p, partial(_lower, platform), platform=platform)

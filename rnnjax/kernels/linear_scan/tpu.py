@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ..pallas import pallas, tpu
+from ..pallas import output, pallas, tpu
 from .numbers import Number, References, advance, join, split
 
 ROWS, LANES = 8, 128  # of a tile
@@ -55,7 +55,7 @@ def _call(numbers: list[Number], reverse: bool, late: bool, interpret: Any) -> N
     return tuple(
         pallas.pallas_call(
             partial(_kernel, T, reverse, late),
-            out_shape=[jax.ShapeDtypeStruct(part.shape, part.dtype) for part in b],
+            out_shape=[output(part.shape, part.dtype) for part in b],
             grid=(pallas.cdiv(R, rows), pallas.cdiv(W, lanes), blocks),
             in_specs=[*(over_time for _ in (*a, *b)), *(at_start for _ in initial)],
             out_specs=[over_time for _ in b],
