@@ -100,12 +100,12 @@ def test_states_are_those_of_a_loop(name, A, B, T, H, dtype):
 @pytest.mark.parametrize(("reverse", "late"), WAYS)
 def test_chunks_of_time_change_nothing(monkeypatch, reverse, late):
     """What a product of `a` that underflows hands on is nothing of what is finite, but NaN it does hand on."""
-    monkeypatch.setattr(cuda, "SHORTEST", 7)
-    a, b, initial = operands(1, 3, 45, 5, "complex64")
+    monkeypatch.setattr(cuda, "SHORTEST", 9)
+    a, b, initial = operands(1, 3, 47, 5, "complex64")
     a[:, :, 1] = 1e-20
     a[:, 22, 2:4] = 0
-    b[:, 3, 1:3] = b[:, 41, 1:3] = np.nan  # in other chunks than the zero
-    assert cuda._length(b[:, 0].size, 45) == 8
+    b[:, 3, 1:3] = b[:, 43, 1:3] = np.nan  # in other chunks than the zero
+    assert cuda._length(b[:, 0].size, 47) == 10  # no multiple of a window, and the last chunk is shorter
     with np.errstate(invalid="ignore"):
         expected = by_loop(a, b, initial, reverse=reverse, late=late)
     assert_same(jax.jit(partial(SCANS["cuda"], reverse=reverse, late=late))(a, b, initial), expected)
@@ -113,9 +113,16 @@ def test_chunks_of_time_change_nothing(monkeypatch, reverse, late):
 
 def test_chunks_are_made_where_they_pay():
     assert cuda._length(8 * 1536, 4096) == 4096
+    assert cuda._length(4096, 4096) == 4096
     assert cuda._length(1536, 1000) == 1000
     assert cuda._length(1024, 8192) == 1024
     assert cuda._length(1, 2**20) == 512
+
+
+def test_shared_a_is_the_row_of_all():
+    """The interpreter would not tell: it reads what is nearest to a block that there is not."""
+    assert cuda._block((1, 5, 7), 3).index_map(1, 2, 0) == (0, 0, 1)
+    assert cuda._block((3, 5, 7), 3).index_map(1, 2, 0) == (2, 0, 1)
 
 
 # Derivatives and batches, against the same by `jax.lax.scan`
@@ -228,7 +235,7 @@ def test_gradient_under_shard_map(shared):
         return jax.jit(jax.shard_map(partial(gradient, linear_scan), mesh=mesh, in_specs=parts, out_specs=parts))
 
     grid.assert_close(sharded(mesh(AxisType.Auto))(*arguments), gradient(by_steps, *arguments))
-    traced = sharded(AbstractMesh((1,), ("device",), abstract_device=DEVICE)).trace(
+    traced = sharded(AbstractMesh((1,), ("device",), (AxisType.Auto,), abstract_device=DEVICE)).trace(
         *(argument.astype("float32") for argument in arguments)
     )
     for platform in ("cuda", "tpu"):
