@@ -1,1 +1,1 @@
-"""Kernels: how fast a gated cell goes, platform by platform."""
+"""Kernels: how fast a cell goes, platform by platform."""

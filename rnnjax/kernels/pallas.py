@@ -4,6 +4,7 @@ JAX 0.10  `pallas_call` on CUDA means Mosaic GPU unless `compiler_params` are th
           an index, `transpose_ref` transposes a reference, and Mosaic GPU has no emulator yet.
 JAX 0.11  `mosaic_gpu.InterpretGPUParams` emulates blocks, clusters and barriers on a CPU, and detects races. It keeps a
           thread of XLA's pool for each block that waits: with fewer threads than blocks it hangs.
+          Triton is lowered under a DeprecationWarning from here on.
 JAX 0.12  `pallas_call` on CUDA means Triton again; Mosaic GPU is `mosaic_gpu.kernel` alone. Triton is lowered for the
           device at hand, or, where there is none, for the abstract device of the mesh in use. A race is raised.
 
@@ -12,15 +13,21 @@ So every kernel here names its backend by its compiler parameters, and none reli
 
 from typing import Any
 
+import jax
 from jax.experimental import pallas
 from jax.experimental.pallas import mosaic_gpu, tpu, triton
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
 from jaxtyping import Array
 
-__all__ = ["assembly", "load", "mosaic_gpu", "pallas", "tpu", "transposed", "triton"]
+__all__ = ["assembly", "load", "mosaic_gpu", "output", "pallas", "tpu", "transposed", "triton"]
 
 _SINCE_0_11 = hasattr(mosaic_gpu, "InterpretGPUParams")
+
+
+def output(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An output of a `pallas_call`, which under `jax.shard_map` has to say what it varies over: nothing it knows of."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType())
 
 
 def load(reference: Any, layout: Any, optimized: bool = True) -> Array:

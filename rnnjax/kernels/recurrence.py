@@ -23,6 +23,7 @@ from ..kernel import Cotangents, Pointwise, Sequences, Trajectory, Weights
 from . import functions
 from .fold import batch
 from .functions import REFERENCE, Kernels, Tangents, of_seven, present, seven
+from .varying import vary_alike
 
 
 def run(pointwise: Pointwise, kernels: Kernels, weights: Weights, sequences: Sequences) -> Trajectory:
@@ -30,7 +31,7 @@ def run(pointwise: Pointwise, kernels: Kernels, weights: Weights, sequences: Seq
 
     It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
     """
-    operands = _varying_alike((weights, sequences))
+    operands = vary_alike((weights, sequences))
     seen = (True,) * pointwise.fields
     return _trajectory(_bind(forward_p, operands, pointwise=pointwise, kernels=kernels, keep=0, seen=seen))
 
@@ -43,19 +44,6 @@ def _bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
 def _trajectory(outputs: list[Array]) -> Trajectory:
     *states, last, kept = outputs
     return Trajectory(tuple(states), last, kept)
-
-
-def _varying_alike(operands: PyTree) -> PyTree:
-    """`operands`, all varying over the same axes of a `jax.shard_map`: what is shared is sent to every device.
-
-    The transpose of that is a sum over the devices, which makes one gradient of theirs.
-    """
-    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(operands)))
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - _varying(leaf)), to="varying"), operands)
-
-
-def _varying(leaf: Array) -> frozenset[Any]:
-    return jax.typeof(leaf).mat.varying
 
 
 # Derivatives

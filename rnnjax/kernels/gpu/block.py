@@ -4,13 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...kernel import Pointwise, Sequences, Weights
 from ..elementwise.step import Step
-from ..pallas import pallas, triton
+from ..pallas import output, pallas, triton
 from . import block_body, place
 from .device import AMPERE, Device
 from .place import Shared, Tile
@@ -66,7 +65,7 @@ class Block(AbstractTier):
         self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
         state = problem.sequences.state
-        last = jax.ShapeDtypeStruct(state.shape, state.dtype)
+        last = output(state.shape, state.dtype)
         timed = last.update(shape=(*us.shape[:3], us.shape[4]))
         results = place.Trajectory(tuple(timed if look else None for look in seen), last)
         made = self._call("forward", block_body.forward, problem, place.Forward(us, state), results, interpret)
@@ -81,9 +80,9 @@ class Block(AbstractTier):
         dlast: Float[Array, "S B F H"],
         interpret: Any,
     ) -> Loop:
-        gains, state = len(problem.step.dgains), jax.ShapeDtypeStruct(dlast.shape, dlast.dtype)
+        gains, state = len(problem.step.dgains), output(dlast.shape, dlast.dtype)
         dgains = state.update(shape=(*dlast.shape[:2], max(gains, 1), dlast.shape[3]))
-        dcolumns = jax.ShapeDtypeStruct(columns.shape, problem.weights.R.dtype)
+        dcolumns = output(columns.shape, problem.weights.R.dtype)
         results = place.Pulled(dcolumns, dgains, None if problem.sequences.resets is None else state, state)
         read = place.Backward(columns, before, dstates, dlast)
         made = self._call("backward", block_body.backward, problem, read, results, interpret)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from ...kernel import Pointwise, Sequences, Weights
 from ..elementwise.step import Step
+from ..pallas import output
 from . import cluster_backward, cluster_forward
 from .cut import NARROWEST, SPARE, WIDEST, Cut, fill, marks, ring, tiles_of
 from .device import HOPPER, Device
@@ -78,11 +79,11 @@ class Cluster(AbstractTier):
             fill(state, cut.batch),
             marks(cut, sequences.length, after, us.shape[1]),
         )
-        states = jax.ShapeDtypeStruct((cut.groups, cut.batch, cut.steps, us.shape[4]), state.dtype)
+        states = output((cut.groups, cut.batch, cut.steps, us.shape[4]), state.dtype)
         results = cluster_forward.Results(
             states.update(dtype=weights.R.dtype),
             tuple(states if look else None for look in seen),
-            jax.ShapeDtypeStruct(operands.state.shape, state.dtype),
+            output(operands.state.shape, state.dtype),
         )
         made = cluster_forward.forward(
             cut, problem.step, f"rnnjax_{problem.name}_forward", self._exchange(interpret), interpret, operands, results
@@ -107,9 +108,9 @@ class Cluster(AbstractTier):
             weights.gains if weights.gains.shape[1] else None,
             marks(cut, sequences.length, _resets(sequences), dlast.shape[1]),
         )
-        state = jax.ShapeDtypeStruct(operands.dlast.shape, dlast.dtype)
+        state = output(operands.dlast.shape, dlast.dtype)
         results = cluster_backward.Results(
-            jax.ShapeDtypeStruct(operands.columns.shape, weights.R.dtype),
+            output(operands.columns.shape, weights.R.dtype),
             state.update(shape=(*state.shape[:2], weights.gains.shape[1], state.shape[3]))
             if weights.gains.shape[1]
             else None,

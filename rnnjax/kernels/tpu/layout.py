@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...kernel import Sequences, Weights
-from ..pallas import pallas
+from ..pallas import output, pallas
 
 LANES = 128
 SUBLANES = 16  # of a tile of bfloat16; one of float32 has half as many
@@ -131,11 +131,11 @@ class Layout(NamedTuple):
 
     def timed_type(self, columns: int, dtype: Any) -> jax.ShapeDtypeStruct:
         sequences, steps, units = self.padded
-        return jax.ShapeDtypeStruct((self.groups, self.heads, steps, columns, sequences, units), dtype)
+        return output((self.groups, self.heads, steps, columns, sequences, units), dtype)
 
     def state_type(self, fields: int, dtype: Any) -> jax.ShapeDtypeStruct:
         sequences, _, units = self.padded
-        return jax.ShapeDtypeStruct((self.groups, self.heads, fields, sequences, units), dtype)
+        return output((self.groups, self.heads, fields, sequences, units), dtype)
 
 
 def whole(size: int, tile: int) -> int:

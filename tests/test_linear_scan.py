@@ -1,0 +1,315 @@
+"""The diagonal linear recurrence: its kernels, in the interpreters, and all that JAX does with its primitive."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+from jaxtyping import Array, PyTree
+
+import rnnjax
+from rnnjax.kernels.linear_scan import cuda, plain, tpu
+from rnnjax.kernels.linear_scan.linear_scan import linear_scan, linear_scan_p
+from rnnjax.kernels.pallas import tpu as pallas_tpu
+
+RACES = pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+SCANS: dict[str, Callable[..., Array]] = {
+    "plain": plain.scan,
+    "cuda": partial(cuda.scan, interpret=True),
+    "tpu": partial(tpu.scan, interpret=True),
+    "tpu_races": partial(tpu.scan, interpret=RACES),
+}
+WAYS = [(reverse, late) for reverse in (False, True) for late in (False, True)]
+TOLERANCE = 2e-5
+
+FORWARD, REVERSE = "rnnjax_linear_scan", "rnnjax_linear_scan_reverse"
+DEVICE = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")  # to lower for, where there is none
+
+
+def draw(*shape: int, dtype: Any = "float64", seed: int = 0) -> np.ndarray:
+    """Random numbers, the imaginary parts too where there are some; none of them is near zero."""
+    random = np.random.default_rng(seed)
+    size = random.uniform(0.2, 1, shape) * random.choice([-1, 1], shape)
+    turned = size * np.exp(1j * random.uniform(-1, 1, shape)) if jnp.iscomplexobj(jnp.zeros(0, dtype)) else size
+    return turned.astype(dtype)
+
+
+def operands(A: int, B: int, T: int, H: int, dtype: Any = "float64") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return draw(A, T, H, dtype=dtype), draw(B, T, H, dtype=dtype, seed=1), draw(B, H, dtype=dtype, seed=2)
+
+
+def by_loop(a: np.ndarray, b: np.ndarray, initial: np.ndarray, *, reverse: bool, late: bool) -> np.ndarray:
+    """All states, step by step, in double precision."""
+    a, b = np.broadcast_to(a, b.shape).astype("complex128"), b.astype("complex128")
+    h, carry = np.zeros_like(b), initial.astype("complex128")
+    for t in reversed(range(b.shape[1])) if reverse else range(b.shape[1]):
+        forgets = a[:, t] == 0
+        h[:, t] = carry + b[:, t] if late else np.where(forgets, b[:, t], a[:, t] * carry + b[:, t])
+        carry = np.where(forgets, 0, a[:, t] * h[:, t]) if late else h[:, t]
+    return h
+
+
+def assert_same(got: Any, expected: np.ndarray) -> None:
+    """Equal to the tolerance, and NaN in the same places."""
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    np.testing.assert_allclose(np.nan_to_num(got), np.nan_to_num(expected), rtol=0, atol=TOLERANCE)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Windows of few steps, which the interpreter is quick to compile, and blocks of which small arrays need many."""
+    monkeypatch.setattr(cuda, "WINDOW", 32)
+    monkeypatch.setattr(tpu, "BLOCK", 2**13)
+    monkeypatch.setattr(tpu, "WIDEST", tpu.LANES)
+
+
+SIZES = [(1, 1, 1, 1), (1, 3, 2, 7), (1, 1, 1000, 33), (2, 2, 37, 129), (1, 2, 127, 5), (9, 9, 3, 133)]
+FEW = SIZES[-2:]  # for the interpreter that looks for races, which takes its time
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize(
+    ("name", "A", "B", "T", "H"),
+    [(name, *size) for name in SCANS for size in (FEW if name == "tpu_races" else SIZES)],
+)
+def test_states_are_those_of_a_loop(name, A, B, T, H, dtype):
+    """Of odd sizes, of many blocks of time and tiles of units; NaN lasts until a zero in `a` forgets it."""
+    a, b, initial = operands(A, B, T, H, dtype)
+    a[:, T // 2, ::2] = 0
+    b[:, T // 4, ::3] = b[:, T - 1 - T // 4, ::3] = np.nan
+    ways = [WAYS[(T + (dtype == "complex64")) % 4], WAYS[(T + 2 + (dtype == "complex64")) % 4]]
+    run = jax.jit(SCANS[name], static_argnames=("reverse", "late"))
+    with np.errstate(invalid="ignore"):
+        for reverse, late in ways:
+            expected = by_loop(a, b, initial, reverse=reverse, late=late)
+            assert_same(run(a, b, initial, reverse=reverse, late=late), expected)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("reverse", "late"), WAYS)
+def test_chunks_of_time_change_nothing(monkeypatch, reverse, late):
+    """What a product of `a` that underflows hands on is nothing of what is finite, but NaN it does hand on."""
+    monkeypatch.setattr(cuda, "SHORTEST", 9)
+    a, b, initial = operands(1, 3, 47, 5, "complex64")
+    a[:, :, 1] = 1e-20
+    a[:, 22, 2:4] = 0
+    b[:, 3, 1:3] = b[:, 43, 1:3] = np.nan  # in other chunks than the zero
+    assert cuda._length(b[:, 0].size, 47) == 10  # no multiple of a window, and the last chunk is shorter
+    with np.errstate(invalid="ignore"):
+        expected = by_loop(a, b, initial, reverse=reverse, late=late)
+    assert_same(jax.jit(partial(SCANS["cuda"], reverse=reverse, late=late))(a, b, initial), expected)
+
+
+def test_chunks_are_made_where_they_pay():
+    assert cuda._length(8 * 1536, 4096) == 4096
+    assert cuda._length(4096, 4096) == 4096
+    assert cuda._length(1536, 1000) == 1000
+    assert cuda._length(1024, 8192) == 1024
+    assert cuda._length(1, 2**20) == 512
+
+
+def test_shared_a_is_the_row_of_all():
+    """The interpreter would not tell: it reads what is nearest to a block that there is not."""
+    assert cuda._block((1, 5, 7), 3).index_map(1, 2, 0) == (0, 0, 1)
+    assert cuda._block((3, 5, 7), 3).index_map(1, 2, 0) == (2, 0, 1)
+
+
+# Derivatives and batches, against the same by `jax.lax.scan`
+
+
+def by_steps(a: Array, b: Array, initial: Array, *, reverse: bool = False) -> Array:
+    """What `linear_scan` is."""
+
+    def step(before: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        after = inputs[0] * before + inputs[1]
+        return after, after
+
+    return jax.lax.scan(step, initial, (a, b), reverse=reverse)[1]
+
+
+T, H, B = 5, 3, 4
+ONE = [jnp.asarray(each[0]) for each in operands(1, 1, T, H)]
+MANY = tuple(map(jnp.asarray, operands(B, B, T, H)))
+
+
+def total(scan: Any) -> Any:
+    return lambda *arguments: jnp.sin(scan(*arguments)).sum()
+
+
+NESTS: dict[str, Callable[[Any], PyTree]] = {
+    "b_mapped": lambda scan: jax.vmap(scan, (None, 0, None))(ONE[0], MANY[1], ONE[2]),
+    "a_mapped": lambda scan: jax.vmap(scan, (0, None, None))(MANY[0], *ONE[1:]),
+    "initial_mapped": lambda scan: jax.vmap(scan, (None, None, 1), 1)(*ONE[:2], MANY[2].T),
+    "grad": lambda scan: jax.grad(total(scan), (0, 1, 2))(*ONE),
+    "grad_of_vmap": lambda scan: jax.grad(total(jax.vmap(scan, (None, 0, 0))), (0, 1, 2))(ONE[0], *MANY[1:]),
+    "vmap_of_grad": lambda scan: jax.vmap(jax.grad(total(scan), (0, 1, 2)), (None, 0, None))(ONE[0], MANY[1], ONE[2]),
+    "vmap_of_vmap": lambda scan: jax.vmap(jax.vmap(scan, (None, 0, 0)), (0, None, None))(MANY[0], *MANY[1:]),
+    "vmap_of_vmap_shared": lambda scan: jax.vmap(jax.vmap(scan, (None, 0, None)), (None, 2, 0), 2)(
+        ONE[0], jnp.stack([MANY[1], -MANY[1]], 2), jnp.stack([ONE[2], 2 * ONE[2]])
+    ),
+    "a_mapped_once": lambda scan: jax.vmap(jax.vmap(scan), (None, 0, None))(MANY[0], jnp.stack([MANY[1]] * 2), MANY[2]),
+    "hessian": lambda scan: jax.hessian(total(scan), (0, 1, 2))(*ONE),
+    "reverse_of_reverse": lambda scan: jax.jacrev(jax.grad(total(scan), (0, 2)), (0, 1, 2))(*ONE),
+    "jvp": lambda scan: jax.jvp(jax.vmap(scan), MANY, tuple(map(jnp.sin, MANY))),
+    "jvp_of_b": lambda scan: jax.jvp(lambda b: scan(ONE[0], b, ONE[2]), (ONE[1],), (ONE[0],)),
+    "remat": lambda scan: jax.grad(jax.checkpoint(total(scan)), (0, 1, 2))(*ONE),
+    "grad_of_initial": lambda scan: jax.grad(lambda initial: total(scan)(*ONE[:2], initial))(ONE[2]),
+}
+
+
+@pytest.mark.parametrize(("nest", "reverse"), [(nest, number % 2 == 0) for number, nest in enumerate(NESTS)])
+def test_nest_equals_steps(nest, reverse):
+    got, expected = (
+        jax.jit(lambda scan=scan: NESTS[nest](partial(scan, reverse=reverse)))() for scan in (linear_scan, by_steps)
+    )
+    grid.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_gradients_are_those_of_differences(dtype):
+    """Of the first order and the second, in both modes."""
+    arguments = [jnp.asarray(each[0]) for each in operands(1, 1, 3, 1, dtype)]
+    check_grads(jax.jit(partial(linear_scan, reverse=dtype == "float64")), arguments, order=2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("reverse", "late"), WAYS)
+def test_transpose_is_the_transpose(reverse, late):
+    """`<tangent(t), c> == <t, transpose(c)>`, without conjugates, where `a` is zero too."""
+    a, b, initial = operands(1, B, T, H, "complex128")
+    a[:, 2, 1] = 0
+    c = draw(B, T, H, dtype="complex128", seed=3)
+    run = jax.jit(
+        lambda b, initial: linear_scan_p.bind(jnp.asarray(a), b, initial, reverse=reverse, late=late, resets=True)
+    )
+    db, dinitial = jax.linear_transpose(run, b, initial)(c)
+    np.testing.assert_allclose((run(b, initial) * c).sum(), (b * db).sum() + (initial * dinitial).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_forgotten_changes_no_gradient(bad):
+    """Not the values after it and not their gradients, up to the second order."""
+    a, b, initial = (jnp.asarray(each[0]) for each in operands(1, 1, 9, H))
+    a, poisoned = a.at[4].set(0), b.at[2].set(bad)
+
+    def after(a: Array, b: Array) -> Array:
+        return jnp.sin(linear_scan(a, b, initial)[4:]).sum()
+
+    @jax.jit
+    def derivatives(a: Array, b: Array) -> PyTree:
+        return after(a, b), *jax.jvp(jax.grad(after, (0, 1)), (a, b), (jnp.sin(a), jnp.cos(b)))
+
+    clean, value = derivatives(a, b), derivatives(a, poisoned)
+    assert np.isfinite(value[0])
+    np.testing.assert_allclose(clean[0], value[0])
+    for one, other in zip(jax.tree.leaves(clean[1:]), jax.tree.leaves(value[1:]), strict=True):
+        np.testing.assert_allclose(one[5:], other[5:])
+    # The step that forgets what is finite would have been moved by it; what is not moves nothing.
+    assert np.all(np.asarray(clean[1][0][4]) != 0)
+    assert np.all(np.asarray(value[1][0][4]) == 0)
+
+
+def mesh(kind: AxisType) -> Any:
+    return jax.make_mesh((1,), ("device",), axis_types=(kind,))
+
+
+@pytest.mark.parametrize("shared", range(3))
+def test_gradient_under_shard_map(shared):
+    """Of a loss that is summed over the devices, which share one of the operands."""
+    arguments = [one if number == shared else many for number, (one, many) in enumerate(zip(ONE, MANY, strict=True))]
+    axes, parts = zip(*((None, P()) if number == shared else (0, P("device")) for number in range(3)), strict=True)
+
+    def gradient(scan: Any, *arguments: Array) -> PyTree:
+        return jax.grad(total(jax.vmap(scan, axes)), (0, 1, 2))(*arguments)
+
+    def sharded(mesh: Any) -> Any:
+        return jax.jit(jax.shard_map(partial(gradient, linear_scan), mesh=mesh, in_specs=parts, out_specs=parts))
+
+    grid.assert_close(sharded(mesh(AxisType.Auto))(*arguments), gradient(by_steps, *arguments))
+    traced = sharded(AbstractMesh((1,), ("device",), (AxisType.Auto,), abstract_device=DEVICE)).trace(
+        *(argument.astype("float32") for argument in arguments)
+    )
+    for platform in ("cuda", "tpu"):
+        assert kernels(traced.lower(lowering_platforms=(platform,)).as_text()) == [FORWARD, REVERSE]
+
+
+def test_batch_of_explicit_sharding():
+    """What is not mapped is sharded as what is."""
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        rows = jax.sharding.reshard(MANY[1], P("device"))
+        batched = jax.vmap(linear_scan, (None, 0, None))
+        got = jax.jit(jax.grad(total(batched), (0, 1, 2)))(ONE[0], rows, ONE[2])
+    grid.assert_close(got, jax.grad(total(jax.vmap(by_steps, (None, 0, None))), (0, 1, 2))(ONE[0], MANY[1], ONE[2]))
+
+
+def test_no_steps():
+    assert linear_scan(jnp.zeros((0, H)), jnp.zeros((0, H)), jnp.zeros(H)).shape == (0, H)
+
+
+# The kernels are what is lowered
+
+
+def lowered(function: Callable[..., Any], *arguments: Any, platforms: tuple[str, ...]) -> list[str]:
+    """The kernels in `function`, one for each call; of no platform is there a device at hand."""
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=DEVICE)):
+        return kernels(jax.jit(function).trace(*arguments).lower(lowering_platforms=platforms).as_text())
+
+
+def kernels(text: str) -> list[str]:
+    return sorted(re.findall(r'name = "(rnnjax_\w+)"', text))
+
+
+def shapes(B: int, T: int, H: int, dtype: str) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape in [(B, T, H), (B, T, H), (B, H)]]
+
+
+def gradient(reverse: bool) -> Callable[..., Any]:
+    batched = jax.vmap(partial(linear_scan, reverse=reverse))
+    return jax.grad(lambda *arguments: jnp.abs(batched(*arguments)).sum(), (0, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_kernel_is_lowered(platform, dtype):
+    """A gradient is two calls, one in each direction."""
+    arguments = shapes(3, 40, 50, dtype)
+    assert lowered(jax.vmap(linear_scan), *arguments, platforms=(platform,)) == [FORWARD]
+    assert lowered(gradient(True), *arguments, platforms=(platform,)) == [FORWARD, REVERSE]
+
+
+def test_long_sequences_of_few_units_are_cut_on_cuda():
+    names = [FORWARD, REVERSE, REVERSE + "_summary"]
+    cut = jax.vmap(partial(linear_scan, reverse=True))
+    assert lowered(cut, *shapes(1, 4096, 50, "float32"), platforms=("cuda",)) == names
+
+
+def test_other_platforms_trace_no_kernel(monkeypatch):
+    arguments = shapes(3, 40, 50, "float32")
+    assert lowered(gradient(False), *arguments, platforms=("cpu", "cuda", "tpu")) == sorted([FORWARD, REVERSE] * 2)
+    for platform in (cuda, tpu):
+        monkeypatch.setattr(platform.pallas, "pallas_call", None)
+    for platform, dtype in [("cpu", "float32"), ("rocm", "float32"), ("tpu", "float64"), ("cuda", "bfloat16")]:
+        assert lowered(gradient(True), *shapes(3, 40, 50, dtype), platforms=(platform,)) == []
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_associative_runs_by_the_kernel(platform):
+    cell = grid.build("min_gru", "float32")
+
+    def loss(cell: Any, xs: Array, length: Array, resets: Array) -> Array:
+        run = partial(rnnjax.unroll, cell, None, engine=rnnjax.Associative())
+        return jax.vmap(lambda xs, length, resets: run(xs, length=length, resets=resets)[1])(xs, length, resets).sum()
+
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    of_weights = jax.grad(lambda weights, *rest: loss(eqx.combine(weights, static), *rest))
+    arguments = grid.inputs(3, 6, dtype="float32"), jnp.asarray([6, 0, 2]), jnp.zeros((3, 6), bool)
+    assert lowered(of_weights, weights, *arguments, platforms=(platform,)) == [FORWARD, REVERSE]
