@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,24 @@ if not __package__:  # run as a script: Python then looks in this folder only, n
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
-from benchmarks.cases import CELLS, Case
+from benchmarks.cases import GATES, Case, draw
 from benchmarks.layers.cudnn import CuDNN
 from benchmarks.layers.layer import FORWARD, GRADIENT, AbstractLayer, draw_work, operations
 from benchmarks.layers.pytorch import Torch, synchronise
 from benchmarks.layers.scans import Ours
-from benchmarks.measure import Record
-from rnnjax import Fused, Scan, unroll
+from benchmarks.measure import Contestant, Record
+from rnnjax import GPU, Fused, Scan, unroll
+from rnnjax.kernels.linear_scan.linear_scan import linear_scan
 
 ROUNDS = 5
-FUSED = Fused(cpu=None, tpu=None)  # where the GPU kernel refuses, nothing is measured in its name
+# Nothing else runs here, so a head may have the whole grid; where the GPU kernel refuses, nothing goes by its name.
+FUSED = Fused(cpu=None, cuda=GPU(whole_grid=True), tpu=None)
 LONG_ENOUGH = 0.03  # seconds of calls, one after the other: the device never waits for the host
 TOLERANCE = {"float32": 5e-3, "bfloat16": 3e-2, "float16": 5e-3}  # by norm; float32 is multiplied as TF32
 
 NARROW = "bfloat16", "float16"
 LARGE = (16, 1024, 768, 768)  # B, T, I, H of FlashRNN's figures
+CHECKS = (5, 33, 120, 3), (70, 24, 256, 1), (16, 64, 64, 1), (16, 24, 512, 1), (16, 24, 768, 1)  # B, T, H, heads
 CASES = (
     *(Case(cell, *LARGE, dtype, heads) for heads in (12, 24, 1) for cell in ("LSTM", "GRU") for dtype in NARROW),
     *(Case(cell, *LARGE, "float32", heads) for heads in (24, 1) for cell in ("LSTM", "GRU")),
@@ -53,6 +57,7 @@ CASES = (
     ),
     *(Case(cell, 16, T, 128, 128, "bfloat16") for T in (128, 4096, 16384) for cell in ("LSTM", "GRU")),
 )
+SCANS = tuple(Case("h = a h + b", 8, T, 1536, 1536) for T in (4096, 1024, 16384, 65536))
 
 
 def main() -> None:
@@ -67,10 +72,12 @@ def main() -> None:
     wrong = [message for message in correctness() if message]
     records: list[Record] = []
     print(f"copy {bandwidth():.2f} TB/s, bfloat16 product {matrix_rate():.0f} TFLOP/s", flush=True)
-    for case in CASES:
+    work = [(prepared_layers, case) for case in CASES]
+    work[4:4] = [(prepared_scans, case) for case in SCANS]
+    for prepare, case in work:
         for direction in (FORWARD, GRADIENT):
             if time.monotonic() < end:
-                records += measured(case, direction)
+                records += measured(case, direction, prepare(case, direction))
                 if options.json:
                     measure.write_json(options.json, records)
     if wrong:
@@ -92,19 +99,25 @@ def correctness() -> Iterator[str | None]:
     """A line for every cell, dtype and number of heads: how far values and gradients are from float64 on the CPU."""
     for name in ("LSTM", "GRU", "Elman"):
         for dtype in TOLERANCE:
-            for B, T, H, heads in ((16, 64, 64, 1), (5, 33, 120, 3), (40, 20, 128, 1)):
-                case = Case(name, B, T, 24, H, dtype, heads)
-                error = error_of(case)
-                line = f"{name} {dtype} B={B} T={T} H={H} heads={heads}: {error:.1e}"
+            for shape in CHECKS if name == "LSTM" else CHECKS[:2]:
+                case = Case(name, shape[0], shape[1], 24, shape[2], dtype, shape[3])
+                reason = FUSED.refusal(*draw_one(case))
+                error = 0.0 if reason else error_of(case)
+                line = f"{case}: {reason or f'{error:.1e}'}"
                 print(line, flush=True)
                 yield None if error < TOLERANCE[dtype] else line  # NaN is outside
+
+
+def draw_one(case: Case) -> tuple[Any, jax.Array]:
+    """The cell of a case, and one sequence."""
+    cell, xs = draw(case)
+    return cell, xs[0]
 
 
 def error_of(case: Case) -> float:
     """The largest relative distance, by norm, of values and gradients from those of `Scan` in float64 on the CPU."""
     random = np.random.default_rng(case.B)
-    cell = CELLS[case.cell](case.I, case.H, key=jax.random.key(1), dtype=jnp.dtype(case.dtype), heads=case.heads)
-    xs = jnp.asarray(random.standard_normal((case.B, case.T, case.I)), cell.dtype)
+    cell, xs = draw(case)
     length, resets = random.integers(0, case.T + 1, case.B), random.random((case.B, case.T)) < 0.1
     got = jax.tree.leaves(eqx.filter_jit(values_and_gradients)(cell, xs, length, resets, FUSED))
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
@@ -129,21 +142,52 @@ def values_and_gradients(cell: Any, xs: jax.Array, length: Any, resets: Any, eng
 # Then fast
 
 
-def measured(case: Case, direction: str) -> list[Record]:
-    """The records of all that can run a case, and a line for each."""
+def prepared_layers(case: Case, direction: str) -> list[Contestant]:
+    """All that can run a case; the reasons of the others are printed."""
     layers: list[AbstractLayer] = [Ours("Scan", Scan()), Ours("Fused", FUSED), Torch("cuda"), CuDNN()]
     reasons = [layer.refusal(case, direction) for layer in layers]
-    contestants = [
-        layer.contestant(draw_work(case, direction))
-        for layer, reason in zip(layers, reasons, strict=True)
-        if reason is None
-    ]
-    rounds = [[device_milliseconds(contestant.call) for contestant in contestants] for _ in range(ROUNDS)]
-    times = list(zip(*rounds, strict=True))
     print(f"{case} {direction}", *(f"  {reason}" for reason in reasons if reason), sep="\n")
+    pairs = zip(layers, reasons, strict=True)
+    return [layer.contestant(draw_work(case, direction)) for layer, reason in pairs if reason is None]
+
+
+def prepared_scans(case: Case, direction: str) -> list[Contestant]:
+    """The diagonal linear recurrence by its kernel, by `associative_scan` and by `scan`."""
+    shape = case.B, case.T, case.H
+    bytes_moved = 4 * math.prod(shape) * (3 if direction == FORWARD else 8)
+    print(f"{case} {direction}, {bytes_moved / 1e9:.2f} GB: a, b, h, and for a gradient what it reads and writes, too")
+    a, b, cotangent = jax.random.uniform(jax.random.key(0), (3, *shape))
+
+    def total(scan: Callable[..., jax.Array], a: jax.Array, b: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return jnp.sum(scan(a, b) * cotangent)
+
+    def contestant(name: str, scan: Callable[..., jax.Array]) -> Contestant:
+        if direction == FORWARD:
+            return measure.compile_program(name, scan, a, b)
+        return measure.compile_program(name, jax.grad(partial(total, scan), (0, 1)), a, b, cotangent)
+
+    def by_scan(a: jax.Array, b: jax.Array) -> jax.Array:
+        def step(h: jax.Array, ab: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            h = ab[0] * h + ab[1]
+            return h, h
+
+        return jax.lax.scan(step, jnp.zeros_like(a[:, 0]), (a.swapaxes(0, 1), b.swapaxes(0, 1)))[1].swapaxes(0, 1)
+
+    def associative(a: jax.Array, b: jax.Array) -> jax.Array:
+        compose = lambda one, two: (two[0] * one[0], two[0] * one[1] + two[1])  # noqa: E731
+        return jax.lax.associative_scan(compose, (a, b), axis=1)[1]
+
+    kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0])))
+    named = {"Scan": by_scan, "linear_scan": kernel, "lax.associative_scan": associative}
+    return [contestant(name, scan) for name, scan in named.items()]
+
+
+def measured(case: Case, direction: str, contestants: list[Contestant]) -> list[Record]:
+    """The records of the contestants, and a line for each."""
+    rounds = [[device_milliseconds(contestant.call) for contestant in contestants] for _ in range(ROUNDS)]
     made = []
-    for record in measure.records(case, direction, contestants, times):
-        rate = operations(case, direction) / record.milliseconds / 1e6
+    for record in measure.records(case, direction, contestants, list(zip(*rounds, strict=True))):
+        rate = operations(case, direction) / record.milliseconds / 1e6 if case.cell in GATES else None
         made.append(record._replace(platform="cuda", gigaflops=rate, machine=f"{record.machine}, driver {driver()}"))
         who = f"{record.peer or 'rnnjax'} {record.engine}"
         print(f"  {who:<28}{record.milliseconds:>10.3f} ms {record.ratio_to_scan:>8.3f} of Scan", flush=True)
@@ -159,10 +203,10 @@ def device_milliseconds(call: Callable[[], Any]) -> float:
 
 def seconds(call: Callable[[], Any], count: int) -> float:
     """How long so many calls take, until the results of the last are there."""
-    start = time.perf_counter()
+    start, results = time.perf_counter(), None
     for _ in range(count):
-        result = call()
-    jax.block_until_ready(result)
+        results = call()
+    jax.block_until_ready(results)
     synchronise()
     return time.perf_counter() - start
 

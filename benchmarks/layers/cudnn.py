@@ -1,6 +1,7 @@
 """`jax.experimental.rnn`: cuDNN's LSTM, as JAX binds it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.experimental import rnn
@@ -25,12 +26,13 @@ class CuDNN(AbstractJaxLayer):
 
     def pure(self, case: Case, state: tuple[jax.Array, ...]) -> Pure:
         sizes = case.I, case.H, 1  # layers
+        lstm: Any = rnn.lstm  # its annotation says less than it gives
         weights = rnn.init_lstm_weight(jax.random.key(0), *sizes, bidirectional=False)
         lengths = jax.numpy.full(case.B, case.T, jax.numpy.int32)
 
         def function(weights, state, xs):
             h, c = (field[None] for field in state)
-            ys, *last = rnn.lstm(xs, h, c, weights, lengths, *sizes, dropout=0.0, bidirectional=False)
-            return ys, tuple(last)
+            ys, h, c = lstm(xs, h, c, weights, lengths, *sizes, dropout=0.0, bidirectional=False)
+            return ys, (h, c)
 
         return Pure(function, weights, state)

@@ -20,7 +20,9 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
 from jaxtyping import Array
 
-__all__ = ["assembly", "load", "mosaic_gpu", "output", "pallas", "tpu", "transposed", "triton"]
+ACC = mosaic_gpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+
+__all__ = ["ACC", "assembly", "load", "mosaic_gpu", "output", "pallas", "tpu", "transposed", "triton"]
 
 _SINCE_0_11 = hasattr(mosaic_gpu, "InterpretGPUParams")
 
@@ -48,4 +50,4 @@ def assembly(instruction: str) -> None:
     def emit(_: Any) -> None:
         llvm.inline_asm(ir.Type.parse("!llvm.void"), [], instruction, "", has_side_effects=True)
 
-    emit()
+    emit()  # pyright: ignore[reportCallIssue]  the decorator gives the context

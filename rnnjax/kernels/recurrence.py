@@ -144,7 +144,7 @@ def _lower(
     """
     nothing = jax.sharding.ManualAxisType()
     plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
-    kernel = dict(kernels).get(platform, REFERENCE)
+    kernel = next((kernel for name, kernel in kernels if name == platform), REFERENCE)
     return mlir.lower_fun(partial(function, kernel=kernel))(plain, *operands, **static)
 
 

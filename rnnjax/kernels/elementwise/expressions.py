@@ -94,8 +94,8 @@ class Graph:
                 values[number] = made.astype(self.dtype)  # a boolean is 1 or 0
             elif node.operation == "input":
                 values[number] = inputs[node.leaf]
-            else:
-                values[number] = jnp.full(shape, self.value(number), self.dtype)
+            elif (constant := self.value(number)) is not None:
+                values[number] = jnp.full(shape, constant, self.dtype)
         return [values[output] for output in outputs]
 
     def _enter(self, node: Node) -> int:

@@ -50,7 +50,7 @@ def forward(step: Step, tile: Tile, shared: Shared, read: Forward, *written: Any
 def backward(step: Step, tile: Tile, shared: Shared, read: Backward, *written: Any) -> None:
     """All steps in reverse."""
     marked = shared.resets is not None
-    write = Pulled(*written[:2], written[2] if marked else None, written[-1])
+    write = Pulled(written[0], written[1], written[2] if marked else None, written[-1])
     _, batch, steps, _, _ = read.columns.shape
     place, fields = Place(tile, shared, batch), len(read.dstates)
     R = [place.matrix(gate) for gate in range(shared.R.shape[3])]

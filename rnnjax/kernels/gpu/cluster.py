@@ -3,7 +3,7 @@
 They are a cluster, which devices from Hopper on run together; or, where the caller asks for it, any of the grid.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,7 +52,7 @@ class Cluster(AbstractTier):
         for width in (64, 48, 32, 16):
             if units % width == 0 and 2 <= units // width <= largest and pointwise.gates * width <= WIDEST:
                 rings = _rings(pointwise, step, weights, device, width)
-                if None not in rings:
+                if rings is not None:
                     return cls(device, width, *rings, whole_grid)
         return f"{units} units a head of this cell do not fit into {what} of at most {largest} blocks on {device.name}"
 
@@ -101,9 +101,12 @@ class Cluster(AbstractTier):
         interpret: Any,
     ) -> Loop:
         weights, sequences, cut = problem.weights, problem.sequences, self._cut("backward", problem)
-        filled: Callable[[Array], Array] = lambda array: fill(array, cut.batch)  # noqa: E731
+        filled = partial(fill, batch=cut.batch)
         operands = cluster_backward.Operands(
-            *jax.tree.map(filled, (columns, before, dstates, dlast)),
+            filled(columns),
+            filled(before),
+            tuple(None if each is None else filled(each) for each in dstates),
+            filled(dlast),
             cluster_backward.packed(cut, weights.R),
             weights.gains if weights.gains.shape[1] else None,
             marks(cut, sequences.length, _resets(sequences), dlast.shape[1]),
@@ -134,13 +137,17 @@ class Cluster(AbstractTier):
 
 def _rings(
     pointwise: Pointwise, step: Step, weights: Weights, device: Device, width: int
-) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """Chunk and slots of each half, in what a block's part of R and the arrays of a step leave of its shared memory."""
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Chunk and slots of each half, in what a block's part of R and the arrays of a step leave of its shared memory.
+
+    None where they leave too little.
+    """
     units, itemsize, gates, fields = weights.R.shape[2], weights.R.dtype.itemsize, pointwise.gates, pointwise.fields
     room = device.shared_memory - SPARE
     ahead = cluster_forward.fixed_bytes(width, units, gates, fields, itemsize)
     back = cluster_backward.fixed_bytes(width, units, gates, len(step.columns), fields, itemsize)
-    return ring(units, 1, itemsize, room - ahead), ring(units, gates, itemsize, room - back)
+    rings = ring(units, 1, itemsize, room - ahead), ring(units, gates, itemsize, room - back)
+    return None if rings[0] is None or rings[1] is None else (rings[0], rings[1])
 
 
 def _resets(sequences: Sequences) -> Bool[Array, "S B T"] | None:

@@ -87,8 +87,8 @@ def backward(
     form = jax.tree.structure((operands, results, scratch))
 
     def body(*references: Any) -> None:
-        own, rest = references[: form.num_leaves], list(references[form.num_leaves :])
-        _Block(cut, step, exchange, *jax.tree.unflatten(form, own), rest).run()
+        read, write, own = jax.tree.unflatten(form, references[: form.num_leaves])
+        _Block(cut, step, exchange, read, write, own, list(references[form.num_leaves :])).run()
 
     call = launch(body, name, cut, exchange, jax.tree.leaves(results), list(scratch), interpret)
     return jax.tree.unflatten(jax.tree.structure(results), call(*jax.tree.leaves(operands)))
@@ -178,7 +178,7 @@ class _Block:
             scratch.kept, lambda part, slot: self.fetch_chunk(t, part, slot), cut.width, self.dtype
         )
         dbefore = [dbefore[0] + dh, *dbefore[1:]]
-        if dfresh:
+        if dfresh and marks is not None:
             fresh = (marks & 2) != 0
             dfresh = [total + jnp.where(fresh, d, self.none) for total, d in zip(dfresh, dbefore, strict=True)]
             dbefore = chosen(fresh, [self.none] * self.fields, dbefore)

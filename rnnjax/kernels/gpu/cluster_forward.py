@@ -81,8 +81,8 @@ def forward(
     form = jax.tree.structure((operands, results, scratch))
 
     def body(*references: Any) -> None:
-        own, rest = references[: form.num_leaves], list(references[form.num_leaves :])
-        _Block(cut, step, exchange, *jax.tree.unflatten(form, own), rest).run()
+        read, write, own = jax.tree.unflatten(form, references[: form.num_leaves])
+        _Block(cut, step, exchange, read, write, own, list(references[form.num_leaves :])).run()
 
     call = launch(body, name, cut, exchange, jax.tree.leaves(results), list(scratch), interpret)
     made = call(*jax.tree.leaves(operands))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ..pallas import load, mosaic_gpu, pallas, transposed
+from ..pallas import ACC, load, mosaic_gpu, pallas, transposed
 from .exchange import AbstractExchange
 
 ROWS = 64  # sequences that a product in matrix units takes; a tile has at most as many
@@ -144,9 +144,7 @@ class Ring(NamedTuple):
 
     def product(self, kept: Any, fetch: Callable[[Any, Any], None], columns: int, dtype: Any) -> Float[Array, "rows n"]:
         """operand @ kept^T; `fetch(k, slot)` starts the load of a chunk, and `kept` is [chunks, columns, chunk]."""
-        return pallas.run_scoped(
-            lambda sums: self._accumulate(sums, kept, fetch), mosaic_gpu.ACC((ROWS, columns), dtype)
-        )
+        return pallas.run_scoped(lambda sums: self._accumulate(sums, kept, fetch), ACC((ROWS, columns), dtype))
 
     def _accumulate(self, sums: Any, kept: Any, fetch: Callable[[Any, Any], None]) -> Array:
         slots = self.operand.shape[0]
@@ -199,7 +197,7 @@ def launch(
     interpret: Any,
 ) -> Callable[..., Any]:
     """The kernel, as a function of its operands."""
-    axes = {name: value for name, value in exchange.axes(cut.works, cut.blocks)._asdict().items() if value}
+    axes = {axis: value for axis, value in exchange.axes(cut.works, cut.blocks)._asdict().items() if value}
     emulated = {"interpret": interpret} if interpret else {}
     return mosaic_gpu.kernel(
         body,
