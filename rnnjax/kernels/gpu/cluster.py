@@ -129,7 +129,14 @@ class Cluster(AbstractTier):
     def _cut(self, half: str, problem: Problem) -> Cut:
         groups, batch, steps, _ = problem.sequences.xs.shape
         heads, units = problem.weights.R.shape[1:3]
-        return Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *self.rings[half])
+        cut = Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *self.rings[half])
+        if self.whole_grid and cut.works * cut.blocks > self.device.multiprocessors:
+            raise ValueError(
+                f"whole_grid: {groups} groups x {heads} heads x {cut.tiles} tiles of sequences x {cut.blocks} blocks "
+                f"are more than the {self.device.multiprocessors} multiprocessors of {self.device.name}, which must "
+                "run all at the same time. Use smaller batches, or whole_grid=False"
+            )
+        return cut
 
     def _exchange(self, interpret: Any) -> AbstractExchange:
         return GridExchange() if self.whole_grid else ClusterExchange(fences=not interpret)
