@@ -260,7 +260,7 @@ def test_the_whole_grid_refuses_more_blocks_than_run_at_a_time():
     cell = jax.tree.map(jnp.zeros_like, rnnjax.Elman(I, 1536, key=grid.KEY, dtype=jnp.bfloat16))
     engine = rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=True))
     run = jax.jit(jax.vmap(lambda xs: rnnjax.unroll(cell, None, xs, engine=engine)))
-    message = "1 groups x 1 heads x 7 tiles of sequences x 24 blocks are more than the 132 multiprocessors"
+    message = "1 groups x 1 heads x 7 tiles of sequences x 32 blocks are more than the 132 multiprocessors"
     with on("NVIDIA H200"), pytest.raises(ValueError, match=message):
         run.trace(jnp.zeros((400, 2, I), jnp.bfloat16)).lower(lowering_platforms=("cuda",))
 
