@@ -256,6 +256,14 @@ def test_a_refusal_names_what_fits():
     )
 
 
+def test_float32_is_rounded_only_where_it_may_be():
+    asked = sizes(rnnjax.LSTM, 256, dtype="float32")
+    assert isinstance(plan(*asked, H200, whole_grid=False), Cluster)
+    with jax.default_matmul_precision("highest"):
+        reason = plan(*asked, H200, whole_grid=False)
+        assert "a cluster multiplies float32 as TF32, and jax_default_matmul_precision is highest" in str(reason)
+
+
 def test_the_whole_grid_refuses_more_blocks_than_run_at_a_time():
     cell = jax.tree.map(jnp.zeros_like, rnnjax.Elman(I, 1536, key=grid.KEY, dtype=jnp.bfloat16))
     engine = rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=True))

@@ -20,6 +20,7 @@ from .exchange import AbstractExchange, ClusterExchange, GridExchange
 from .tier import AbstractTier, Loop, Problem
 
 LARGEST = 16  # blocks of a cluster; more than eight are not portable, but all devices since Hopper run them
+TF32 = None, "default", "fastest", "bfloat16", "tensorfloat32"  # what allows it, of `jax_default_matmul_precision`
 LACKING = frozenset(  # of all operations; in one JAX or another
     {"floor", "ceil", "round_even", "sqrt", "expm1", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf"}
     | {"erfc", "pow", "atan2"}
@@ -45,6 +46,9 @@ class Cluster(AbstractTier):
             return f"{what} needs compute capability 9.0, and {device.name} has {device.capability / 10}"
         if lacking := sorted(step.operations() & LACKING):
             return f"{what} has no {' and no '.join(lacking)}, which pointwise computes"
+        precision = jax.config.jax_default_matmul_precision
+        if weights.R.dtype == jnp.float32 and precision not in TF32:
+            return f"{what} multiplies float32 as TF32, and jax_default_matmul_precision is {precision}"
         units, largest = weights.R.shape[2], device.multiprocessors if whole_grid else LARGEST
         if units % NARROWEST:
             nearest = -(-units // NARROWEST) * NARROWEST

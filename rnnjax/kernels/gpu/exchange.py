@@ -38,8 +38,8 @@ class AbstractExchange(abc.ABC):
         """The barrier of this piece of work."""
 
     @abc.abstractmethod
-    def publish(self, barrier: Any, later: int = 0) -> None:
-        """All stores of this block, but for the last `later` groups of them, are there; say so."""
+    def publish(self, barrier: Any) -> None:
+        """Wait until all stores of this block are there, and say so."""
 
     @abc.abstractmethod
     def collect(self, barrier: Any, blocks: int, turn: Array) -> None:
@@ -65,8 +65,8 @@ class ClusterExchange(AbstractExchange):
         del works, work
         return scratch[0].at[0]
 
-    def publish(self, barrier: Any, later: int = 0) -> None:
-        mosaic_gpu.wait_smem_to_gmem(later)
+    def publish(self, barrier: Any) -> None:
+        mosaic_gpu.wait_smem_to_gmem(0)
         if self.fences:  # the arrival by itself would be a release within this block only
             assembly("fence.acq_rel.cluster;")
         mosaic_gpu.barrier_arrive(barrier)
@@ -95,8 +95,8 @@ class GridExchange(AbstractExchange):
         del scratch
         return pallas.get_global(mosaic_gpu.SemaphoreType.REGULAR((works,))).at[work]
 
-    def publish(self, barrier: Any, later: int = 0) -> None:
-        mosaic_gpu.wait_smem_to_gmem(later)
+    def publish(self, barrier: Any) -> None:
+        mosaic_gpu.wait_smem_to_gmem(0)
         mosaic_gpu.semaphore_signal(barrier, 1, memory_scope="gpu")
 
     def collect(self, barrier: Any, blocks: int, turn: Array) -> None:
