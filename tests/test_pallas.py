@@ -214,18 +214,19 @@ def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tu
 
 
 H200 = next(device for device in KNOWN if device.name == "H200")
-AMPERE, HOPPER = {"A100"}, {"H100", "GH200", "H200", "B200", "B300"}
+HOPPER = {"H100", "GH200", "H200"}
+AMPERE_ON = HOPPER | {"A100", "B200", "B300"}
 
 
 @pytest.mark.parametrize(
     ("cell", "units", "dtype", "block", "several"),
     [
-        (rnnjax.LSTM, 128, "bfloat16", AMPERE | HOPPER, set()),
-        (rnnjax.LSTM, 64, "float32", AMPERE | HOPPER | {LEAST.name}, set()),
+        (rnnjax.LSTM, 128, "bfloat16", AMPERE_ON, set()),
+        (rnnjax.LSTM, 64, "float32", AMPERE_ON | {LEAST.name}, set()),
         (rnnjax.LSTM, 512, "bfloat16", set(), HOPPER),
         (rnnjax.LSTM, 768, "bfloat16", set(), set()),
         (rnnjax.LSTM, 129, "bfloat16", set(), set()),
-        (rnnjax.Elman, 256, "float16", AMPERE | HOPPER, set()),
+        (rnnjax.Elman, 256, "float16", AMPERE_ON, set()),
         (rnnjax.GRU, 512, "float16", set(), HOPPER),
     ],
 )
@@ -249,7 +250,7 @@ def test_a_refusal_names_what_fits():
     old = H200._replace(name="V100", capability=70)
     assert plan(*sizes(rnnjax.LSTM, 64), old, whole_grid=False) == (
         "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
-        "a cluster needs compute capability 9.0, and V100 has 7.0."
+        "a cluster needs compute capability 9.0, `wgmma`, and V100 has 7.0."
     )
     assert rnnjax.TPU().refusal(*sizes(rnnjax.LSTM, 4096)) == (
         "The TPU kernel keeps R of a head in vector memory: at most 2176 units a head of this cell, and not 4096."

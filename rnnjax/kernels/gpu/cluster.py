@@ -1,6 +1,6 @@
 """Tiers 2 and 3: several blocks of threads for a head and a tile of sequences, R in the shared memory of all (Mosaic).
 
-They are a cluster, which devices from Hopper on run together; or, where the caller asks for it, any of the grid.
+They are a cluster, which Hopper devices run together; or, where the caller asks for it, any of the grid.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from .device import HOPPER, Device
 from .exchange import AbstractExchange, ClusterExchange, GridExchange
 from .tier import AbstractTier, Loop, Problem
 
-LARGEST = 16  # blocks of a cluster; more than eight are not portable, but all devices since Hopper run them
+LARGEST = 16  # blocks of a cluster; more than eight are not portable, but every Hopper device runs them
 TF32 = None, "default", "fastest", "bfloat16", "tensorfloat32"  # what allows it, of `jax_default_matmul_precision`
 LACKING = frozenset(  # of all operations; in one JAX or another
     {"floor", "ceil", "round_even", "sqrt", "expm1", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf"}
@@ -42,8 +42,8 @@ class Cluster(AbstractTier):
     ) -> "Cluster | str":
         """The fewest blocks that do, or the reason why none do."""
         what = "the whole grid" if whole_grid else "a cluster"
-        if device.capability < HOPPER:
-            return f"{what} needs compute capability 9.0, and {device.name} has {device.capability / 10}"
+        if device.capability != HOPPER:
+            return f"{what} needs compute capability 9.0, `wgmma`, and {device.name} has {device.capability / 10}"
         if lacking := sorted(step.operations() & LACKING):
             return f"{what} has no {' and no '.join(lacking)}, which pointwise computes"
         precision = jax.config.jax_default_matmul_precision

@@ -1,4 +1,4 @@
-"""The backward half on several blocks that share a head (Mosaic GPU, Hopper and later).
+"""The backward half on several blocks that share a head (Mosaic GPU, Hopper).
 
 At each step a block stores the cotangents of its columns, which are an output, and reads back those of all blocks for
 its part of dh, the product with R transposed.

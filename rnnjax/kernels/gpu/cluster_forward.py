@@ -1,4 +1,4 @@
-"""The forward half on several blocks that share a head (Mosaic GPU, Hopper and later).
+"""The forward half on several blocks that share a head (Mosaic GPU, Hopper).
 
 Before step t + 1 each block stores its part of h, rounded as the product takes it, in the output `hs`, and reads back
 that of all: so the exchange is an output too, and no place of it is ever written twice.

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-AMPERE, HOPPER = 80, 90  # the first whose matrix units take bfloat16, and the first with clusters and `wgmma`
+AMPERE, HOPPER = 80, 90  # the first whose matrix units take bfloat16, and the only one with `wgmma`
 
 
 class Device(NamedTuple):

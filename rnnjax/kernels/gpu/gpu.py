@@ -21,9 +21,10 @@ class GPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, in float32, bfloat16 or float16.
 
     R of a head stays in shared memory for all of time: in that of one block of threads, where it fits, from Ampere on;
-    else, from Hopper on, in that of a cluster of up to 16 blocks, which show each other h at every step. Backward reads
+    else, on Hopper, in that of a cluster of up to 16 blocks, which show each other h at every step. Backward reads
     the states and the columns, which one product has made anew, and writes the columns' cotangents: the products with
-    them are outside. Sums and states are float32. float32 is multiplied as TF32 where
+    them are outside. Sums and states are float32; the cotangents of columns have the dtype of the weights, so that in
+    float16 the loss wants a scale. float32 is multiplied as TF32 where
     `jax_default_matmul_precision` allows it, as it does by default, and by a cluster in no other way.
 
     whole_grid   let a head that is too large for a cluster have any number of blocks, up to that of multiprocessors.
