@@ -46,7 +46,7 @@ class Cluster(AbstractTier):
             return f"{what} needs compute capability 9.0, `wgmma`, and {device.name} has {device.capability / 10}"
         if lacking := sorted(step.operations() & LACKING):
             return f"{what} has no {' and no '.join(lacking)}, which pointwise computes"
-        precision = jax.config.jax_default_matmul_precision
+        precision = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  the type of `config` lacks it
         if weights.R.dtype == jnp.float32 and precision not in TF32:
             return f"{what} multiplies float32 as TF32, and jax_default_matmul_precision is {precision}"
         units, largest = weights.R.shape[2], device.multiprocessors if whole_grid else LARGEST
