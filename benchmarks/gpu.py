@@ -5,6 +5,7 @@ cases that matter most come first; after `--budget` seconds no other is begun, a
 """
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -12,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ from benchmarks.layers.scans import Ours
 from benchmarks.measure import Contestant, Record
 from rnnjax import GPU, Fused, Scan, unroll
 from rnnjax.kernels.linear_scan.linear_scan import linear_scan
+from rnnjax.training.checkpoint import write_atomically
 
 ROUNDS = 5
+RIGHT = "as it should be"
 # Nothing else runs here, so a head may have the whole grid; where the GPU kernel refuses, nothing goes by its name.
 FUSED = Fused(cpu=None, cuda=GPU(whole_grid=True), tpu=None)
 LONG_ENOUGH = 0.03  # seconds of calls, one after the other: the device never waits for the host
@@ -62,26 +65,50 @@ SCANS = tuple(Case("h = a h + b", 8, T, 1536, 1536) for T in (4096, 1024, 16384,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records, as they come")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is found, as it comes")
     parser.add_argument("--budget", type=float, default=480.0, metavar="SECONDS", help="begin no case after that")
+    parser.add_argument("--check", action="store_true", help="check, and measure nothing")
     options = parser.parse_args()
     if jax.default_backend() != "gpu":
         sys.exit(f"gpu.py: expected a GPU as JAX's first device, got {jax.default_backend()}. Install jax[cuda13].")
+    if options.check:
+        check()
+        return
     end = time.monotonic() + options.budget
     print(f"{measure.heading()}, driver {driver()}", flush=True)
-    wrong = [message for message in correctness() if message]
-    records: list[Record] = []
-    print(f"copy {bandwidth():.2f} TB/s, bfloat16 product {matrix_rate():.0f} TFLOP/s", flush=True)
+    found: dict[str, Any] = {"checks": checked(options.budget / 2), "rates": rates(), "records": []}
     work = [(prepared_layers, case) for case in CASES]
     work[4:4] = [(prepared_scans, case) for case in SCANS]
     for prepare, case in work:
         for direction in (FORWARD, GRADIENT):
             if time.monotonic() < end:
-                records += measured(case, direction, prepare(case, direction))
+                found["records"] += [record._asdict() for record in attempted(case, direction, prepare)]
                 if options.json:
-                    measure.write_json(options.json, records)
+                    write_atomically(options.json, (json.dumps(found, indent=1) + "\n").encode())
+    wrong = [line for line in found["checks"] if not line.endswith(RIGHT)]
     if wrong:
-        sys.exit("\n".join(["gpu.py: outside of the tolerance:", *wrong]))
+        sys.exit("\n".join(["gpu.py: not right:", *wrong]))
+
+
+def checked(seconds: float) -> list[str]:
+    """The lines of `--check`, in a process of its own: a kernel that cannot be launched ends its process."""
+    command = [sys.executable, "-u", __file__, "--check"]
+    try:
+        made = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False)
+        lines, end = made.stdout, f"ended with {made.returncode}" if made.returncode else RIGHT
+    except subprocess.TimeoutExpired as late:
+        lines, end = (late.stdout or b"").decode(), f"took more than {seconds:.0f} seconds"
+    print(lines, end="", flush=True)
+    return [*lines.splitlines(), f"all checks: {end}"]
+
+
+def attempted(case: Case, direction: str, prepare: Callable[[Case, str], list[Contestant]]) -> list[Record]:
+    """The records of a case; none, and the reason, of one that fails: the others are worth having."""
+    try:
+        return measured(case, direction, prepare(case, direction))
+    except Exception as error:
+        print(f"  failed: {type(error).__name__}: {error}", flush=True)
+        return []
 
 
 def driver() -> str:
@@ -95,17 +122,46 @@ def driver() -> str:
 # Right first
 
 
-def correctness() -> Iterator[str | None]:
-    """A line for every cell, dtype and number of heads: how far values and gradients are from float64 on the CPU."""
+def check() -> None:
+    """Print a line for every cell, dtype and tier: how far values and gradients are from float64 on the CPU."""
     for name in ("LSTM", "GRU", "Elman"):
         for dtype in TOLERANCE:
             for shape in CHECKS if name == "LSTM" else CHECKS[:2]:
                 case = Case(name, shape[0], shape[1], 24, shape[2], dtype, shape[3])
-                reason = FUSED.refusal(*draw_one(case))
-                error = 0.0 if reason else error_of(case)
-                line = f"{case}: {reason or f'{error:.1e}'}"
-                print(line, flush=True)
-                yield None if error < TOLERANCE[dtype] else line  # NaN is outside
+                report(str(case), FUSED.refusal(*draw_one(case)), partial(error_of, case), TOLERANCE[dtype])
+    for steps, units in ((5, 3), (5000, 70)):
+        report(f"h = a h + b, {steps} steps", None, partial(error_of_scan, steps, units), TOLERANCE["float32"])
+
+
+def report(what: str, refusal: str | None, error: Callable[[], float], tolerance: float) -> None:
+    if refusal is not None:
+        print(f"{what}: {refusal} {RIGHT}", flush=True)
+        return
+    try:
+        found = error()
+        print(f"{what}: {found:.1e}, {RIGHT if found < tolerance else 'wrong'}", flush=True)  # NaN is wrong
+    except Exception as failure:
+        print(f"{what}: {type(failure).__name__}: {failure}".partition("\n")[0], flush=True)
+
+
+def error_of_scan(steps: int, units: int) -> float:
+    """The distance of the linear recurrence and its gradient from the same in float64 on the CPU."""
+    a, b = np.random.default_rng(0).uniform(size=(2, steps, units))
+
+    def run(a: jax.Array, b: jax.Array) -> Any:
+        scan = lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]), resets=False)  # noqa: E731
+        return scan(a, b), jax.grad(lambda a, b: jnp.sum(jnp.sin(scan(a, b))), (0, 1))(a, b)
+
+    got = jax.jit(run)(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        return distance(got, jax.jit(run)(jnp.asarray(a), jnp.asarray(b)))
+
+
+def distance(got: Any, exact: Any) -> float:
+    """The largest distance of a leaf from the exact one, by norm and relative to it; NaN where a leaf has one."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True)
+    arrays = ((np.asarray(one, np.float64), np.asarray(other, np.float64)) for one, other in pairs)
+    return float(np.max([np.linalg.norm(one - other) / max(np.linalg.norm(other), 1e-30) for one, other in arrays]))
 
 
 def draw_one(case: Case) -> tuple[Any, jax.Array]:
@@ -119,15 +175,14 @@ def error_of(case: Case) -> float:
     random = np.random.default_rng(case.B)
     cell, xs = draw(case)
     length, resets = random.integers(0, case.T + 1, case.B), random.random((case.B, case.T)) < 0.1
-    got = jax.tree.leaves(eqx.filter_jit(values_and_gradients)(cell, xs, length, resets, FUSED))
+    got = eqx.filter_jit(values_and_gradients)(cell, xs, length, resets, FUSED)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = jax.tree.map(
             lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), eqx.filter((cell, xs), eqx.is_array)
         )
         cell, xs = eqx.combine(wide, (cell, xs))
-        exact = jax.tree.leaves(eqx.filter_jit(values_and_gradients)(cell, xs, length, resets, Scan()))
-    pairs = ((np.asarray(one, np.float64), np.asarray(other)) for one, other in zip(got, exact, strict=True))
-    return max(float(np.linalg.norm(one - other) / np.linalg.norm(other)) for one, other in pairs)
+        exact = eqx.filter_jit(values_and_gradients)(cell, xs, length, resets, Scan())
+        return distance(got, exact)
 
 
 def values_and_gradients(cell: Any, xs: jax.Array, length: Any, resets: Any, engine: Any) -> Any:
@@ -177,7 +232,7 @@ def prepared_scans(case: Case, direction: str) -> list[Contestant]:
         compose = lambda one, two: (two[0] * one[0], two[0] * one[1] + two[1])  # noqa: E731
         return jax.lax.associative_scan(compose, (a, b), axis=1)[1]
 
-    kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0])))
+    kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]), resets=False))
     named = {"Scan": by_scan, "linear_scan": kernel, "lax.associative_scan": associative}
     return [contestant(name, scan) for name, scan in named.items()]
 
@@ -209,6 +264,13 @@ def seconds(call: Callable[[], Any], count: int) -> float:
     jax.block_until_ready(results)
     synchronise()
     return time.perf_counter() - start
+
+
+def rates() -> dict[str, float]:
+    """What the device can do at most."""
+    found = {"copy, TB/s": bandwidth(), "bfloat16 product, TFLOP/s": matrix_rate()}
+    print(found, flush=True)
+    return found
 
 
 def bandwidth() -> float:

@@ -16,6 +16,7 @@ from jax.experimental.pallas import mosaic_gpu
 
 import rnnjax
 from rnnjax.kernel import Cotangents, Pointwise, Sequences, Weights
+from rnnjax.kernels import recurrence
 from rnnjax.kernels.gpu import cluster
 from rnnjax.kernels.gpu.device import Device
 from rnnjax.kernels.gpu.exchange import ClusterExchange
@@ -39,6 +40,7 @@ def main() -> None:
     else:
         for name in CELLS:
             compare(name, halves(emulated, name), halves(Reference(), name))
+        compare("elman", one_step(emulated), one_step(Reference()))
     print("done")
 
 
@@ -88,6 +90,19 @@ def halves(kernel, name):
         return trajectory[:2], kernel.backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
 
     return run()
+
+
+def one_step(kernel):
+    """The last state of two tiles of sequences after one step, nobody looking at the states, and its gradient."""
+    cell, batch = CELLS["elman"](), 70
+    run = lambda cell, xs: recurrence.run(Pointwise.of(cell), (("cpu", kernel),), weights_of(cell), xs).last  # noqa: E731
+    xs = Sequences(jnp.ones((1, batch, 1, INPUTS)), 0.1 * jnp.ones((1, batch, 1, cell.hidden_size)), None, None)
+    return eqx.filter_jit(eqx.filter_value_and_grad(lambda cell: jnp.sum(jnp.sin(run(cell, xs)))))(cell)
+
+
+def weights_of(cell):
+    gains, initial = jnp.zeros((1, 0, cell.hidden_size)), jnp.zeros((1, 1, cell.hidden_size))
+    return Weights(cell.input_weight[None], cell.bias[None], cell.recurrent_weight[None], gains, initial)
 
 
 if __name__ == "__main__":

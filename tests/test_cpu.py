@@ -486,7 +486,6 @@ def test_a_call_that_gets_no_memory_ends_in_an_error(tmp_path):
 # Without the library
 
 CELL, XS = rnnjax.GRU(3, 8, key=grid.KEY), jnp.ones((5, 3), jnp.float32)
-AUTO = rnnjax.Auto((rnnjax.Fused(), rnnjax.Scan()))
 
 
 @pytest.mark.parametrize(
@@ -502,19 +501,20 @@ AUTO = rnnjax.Auto((rnnjax.Fused(), rnnjax.Scan()))
 def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen, reason):
     monkeypatch.setenv(library.VARIABLE, chosen)
     monkeypatch.setattr(library, "absence", library.absence.__wrapped__)  # it remembers that it has loaded the library
-    refusal = rnnjax.Fused().refusal(CELL, XS)
+    fused = rnnjax.Fused(cuda=None, tpu=None)
+    refusal = fused.refusal(CELL, XS)
     assert refusal is not None
     assert refusal.startswith(f"Fused has no kernel for GRU. The CPU kernel is not here: {reason}")
-    assert AUTO.select(CELL, XS) == (rnnjax.Scan(), (refusal,))
+    assert rnnjax.Auto((fused, rnnjax.Scan())).select(CELL, XS) == (rnnjax.Scan(), (refusal,))
     with pytest.raises(ValueError, match="Fused has no kernel for GRU"):
-        rnnjax.unroll(CELL, None, XS, engine=rnnjax.Fused())
+        rnnjax.unroll(CELL, None, XS, engine=fused)
 
 
 SWITCHED_OFF = """
 import jax, rnnjax
 cell, xs = rnnjax.GRU(3, 8, key=jax.random.key(0)), jax.numpy.ones((5, 3))
-state, ys = rnnjax.unroll(cell, None, xs, engine=rnnjax.Auto((rnnjax.Fused(), rnnjax.Scan())))
-print(rnnjax.Fused().refusal(cell, xs), ys.shape)
+state, ys = rnnjax.unroll(cell, None, xs, engine=rnnjax.Fused())
+print(rnnjax.Fused().select(cell, xs)["cpu"], ys.shape)
 """
 
 

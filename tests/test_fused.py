@@ -350,7 +350,7 @@ def elman(**changed: Any) -> rnnjax.Elman:
             "Fused cannot run Elman: not all its gains and states are vectors of 8 units. Use Scan().",
         ),
         (
-            Fused(Recorder(reason="The recorder cannot run GRU: it is tired. Use Scan().")),
+            Fused(Recorder(reason="The recorder cannot run GRU: it is tired. Use Scan()."), cuda=None, tpu=None),
             grid.build("gru"),
             "Fused has no kernel for GRU. The recorder cannot run GRU: it is tired. Use Scan().",
         ),
@@ -382,7 +382,7 @@ def test_a_platform_without_a_kernel_runs_the_reference():
 
 @pytest.mark.parametrize("law", ["length_zero_is_identity", "padding_is_ignored", "everything_composes"])
 def test_law_of_the_reference(law):
-    run = eqx.filter_jit(partial(rnnjax.unroll, engine=Fused(cpu=None)))
+    run = eqx.filter_jit(partial(rnnjax.unroll, engine=Fused(cpu=None, cuda=None, tpu=None)))
     getattr(laws, f"law_{law}")(run, grid.build("gru"))
 
 

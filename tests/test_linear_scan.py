@@ -313,3 +313,10 @@ def test_associative_runs_by_the_kernel(platform):
     of_weights = jax.grad(lambda weights, *rest: loss(eqx.combine(weights, static), *rest))
     arguments = grid.inputs(3, 6, dtype="float32"), jnp.asarray([6, 0, 2]), jnp.zeros((3, 6), bool)
     assert lowered(of_weights, weights, *arguments, platforms=(platform,)) == [FORWARD, REVERSE]
+
+
+def test_without_jit():
+    a, b, initial = jnp.full((4, 3), 0.5), jnp.ones((4, 3)), jnp.zeros(3)
+    with jax.disable_jit():
+        value = linear_scan(a, b, initial)
+    np.testing.assert_array_equal(value, linear_scan(a, b, initial))

@@ -26,7 +26,7 @@ import rnnjax
 from rnnjax.kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
 from rnnjax.kernels.gpu.block import Block
 from rnnjax.kernels.gpu.cluster import Cluster
-from rnnjax.kernels.gpu.device import KNOWN, LEAST
+from rnnjax.kernels.gpu.device import KNOWN, LEAST, Device
 from rnnjax.kernels.gpu.plan import plan
 from rnnjax.kernels.reference import Reference
 
@@ -186,6 +186,47 @@ def test_several_blocks_lower(cell, dtype, whole_grid):
         check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=kernel)), made)
 
 
+@pytest.mark.parametrize(
+    ("cell", "units", "heads", "dtype", "whole_grid"),
+    [
+        (rnnjax.LSTM, 144, 1, "bfloat16", False),  # divisible by 16 alone: many small chunks
+        (rnnjax.LSTM, 240, 2, "bfloat16", False),
+        (rnnjax.Elman, 720, 1, "bfloat16", False),  # 48 units in a block
+        (rnnjax.GRU, 1552, 1, "bfloat16", True),
+        (rnnjax.LSTM, 768, 1, "bfloat16", True),
+    ],
+)
+def test_odd_sizes_lower(cell, units, heads, dtype, whole_grid):
+    shape = eqx.filter_eval_shape(partial(cell, I, units * heads, heads=heads, key=grid.KEY, dtype=jnp.dtype(dtype)))
+    made = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    with on("NVIDIA H200"):
+        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=whole_grid))), made)
+
+
+def test_a_plan_that_no_longer_holds():
+    """What was traced for one precision, and is lowered under another."""
+    cell = jax.tree.map(jnp.zeros_like, rnnjax.Elman(I, 384, key=grid.KEY))
+    with on("NVIDIA H200"):
+        traced = jax.jit(partial(rnnjax.unroll, cell, None, engine=rnnjax.Fused())).trace(jnp.zeros((T, I), cell.dtype))
+        with jax.default_matmul_precision("highest"), pytest.raises(ValueError, match="It did when it was traced"):
+            traced.lower(lowering_platforms=("cuda",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H20", "H20"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA L4", LEAST.name),
+    ],
+)
+def test_devices_by_name(kind, name):
+    assert Device.named(kind).name == name
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_it_lowers_for_every_gpu(device):
     cell = grid.build("gru", "bfloat16")
@@ -214,7 +255,7 @@ def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tu
 
 
 H200 = next(device for device in KNOWN if device.name == "H200")
-HOPPER = {"H100", "GH200", "H200"}
+HOPPER = {device.name for device in KNOWN if device.capability == 90}
 AMPERE_ON = HOPPER | {"A100", "B200", "B300"}
 
 
@@ -244,16 +285,21 @@ def test_a_refusal_names_what_fits():
     )
     assert plan(*sizes(rnnjax.LSTM, 4096), H200, whole_grid=True) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
-        "cell, and not 4096; 4096 units a head of this cell do not fit into a cluster of at most 16 blocks on H200; "
-        "4096 units a head of this cell do not fit into the whole grid of at most 132 blocks on H200."
+        "cell, and not 4096; a cluster on H200 has room for 512 units a head of this cell, and not 4096; the whole "
+        "grid on H200 has room for 1456 units a head of this cell, and not 4096."
+    )
+    assert str(plan(*sizes(rnnjax.LSTM, 768), H200, whole_grid=False)).endswith(
+        "a cluster on H200 has room for 512 units a head of this cell, and not 768. GPU(whole_grid=True) would."
     )
     old = H200._replace(name="V100", capability=70)
     assert plan(*sizes(rnnjax.LSTM, 64), old, whole_grid=False) == (
         "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
         "a cluster needs compute capability 9.0, `wgmma`, and V100 has 7.0."
     )
+    assert rnnjax.TPU(memory=128).refusal(*sizes(rnnjax.LSTM, 3840)) is None
     assert rnnjax.TPU().refusal(*sizes(rnnjax.LSTM, 4096)) == (
-        "The TPU kernel keeps R of a head in vector memory: at most 2176 units a head of this cell, and not 4096."
+        "The TPU kernel keeps R of a head in vector memory: in 16 MiB, at most 1024 units a head of this cell, and not "
+        "4096."
     )
 
 

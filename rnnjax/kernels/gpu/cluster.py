@@ -4,7 +4,7 @@ They are a cluster, which Hopper devices run together; or, where the caller asks
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ from .exchange import AbstractExchange, ClusterExchange, GridExchange
 from .tier import AbstractTier, Loop, Problem
 
 LARGEST = 16  # blocks of a cluster; more than eight are not portable, but every Hopper device runs them
-TF32 = None, "default", "fastest", "bfloat16", "tensorfloat32"  # what allows it, of `jax_default_matmul_precision`
+# What asks for more than TF32, of `jax_default_matmul_precision`.
+EXACT = "highest", "float32", "F32_F32_F32", "TF32_TF32_F32_X3", "BF16_BF16_F32_X6", "BF16_BF16_F32_X9"
 LACKING = frozenset(  # of all operations; in one JAX or another
     {"floor", "ceil", "round_even", "sqrt", "expm1", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf"}
     | {"erfc", "pow", "atan2"}
@@ -47,18 +48,20 @@ class Cluster(AbstractTier):
         if lacking := sorted(step.operations() & LACKING):
             return f"{what} has no {' and no '.join(lacking)}, which pointwise computes"
         precision = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  the type of `config` lacks it
-        if weights.R.dtype == jnp.float32 and precision not in TF32:
+        if weights.R.dtype == jnp.float32 and precision in EXACT:
             return f"{what} multiplies float32 as TF32, and jax_default_matmul_precision is {precision}"
         units, largest = weights.R.shape[2], device.multiprocessors if whole_grid else LARGEST
         if units % NARROWEST:
             nearest = -(-units // NARROWEST) * NARROWEST
             return f"{what} needs a multiple of {NARROWEST} units a head, such as {nearest}, and not {units}"
-        for width in (64, 48, 32, 16):
-            if units % width == 0 and 2 <= units // width <= largest and pointwise.gates * width <= WIDEST:
-                rings = _rings(pointwise, step, weights, device, width)
-                if rings is not None:
-                    return cls(device, width, *rings, whole_grid)
-        return f"{units} units a head of this cell do not fit into {what} of at most {largest} blocks on {device.name}"
+        sizes = _Sizes(pointwise.gates, len(step.columns), pointwise.fields, weights.R.dtype.itemsize, device, largest)
+        for each in range(units, 0, -NARROWEST):
+            found = sizes.width(each)
+            if found is not None and each == units:
+                return cls(device, *found, whole_grid)
+            if found is not None:
+                return f"{what} on {device.name} has room for {each} units a head of this cell, and not {units}"
+        return f"{what} has no room for this cell on {device.name}"
 
     def __str__(self) -> str:
         together = "blocks of the whole grid" if self.whole_grid else "a cluster of blocks"
@@ -146,19 +149,31 @@ class Cluster(AbstractTier):
         return GridExchange() if self.whole_grid else ClusterExchange(fences=not interpret)
 
 
-def _rings(
-    pointwise: Pointwise, step: Step, weights: Weights, device: Device, width: int
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Chunk and slots of each half, in what a block's part of R and the arrays of a step leave of its shared memory.
+class _Sizes(NamedTuple):
+    """What decides whether a head of some size fits."""
 
-    None where they leave too little.
-    """
-    units, itemsize, gates, fields = weights.R.shape[2], weights.R.dtype.itemsize, pointwise.gates, pointwise.fields
-    room = device.shared_memory - SPARE
-    ahead = cluster_forward.fixed_bytes(width, units, gates, fields, itemsize)
-    back = cluster_backward.fixed_bytes(width, units, gates, len(step.columns), fields, itemsize)
-    rings = ring(units, 1, itemsize, room - ahead), ring(units, gates, itemsize, room - back)
-    return None if rings[0] is None or rings[1] is None else (rings[0], rings[1])
+    gates: int
+    columns: int
+    fields: int
+    itemsize: int
+    device: Device
+    largest: int  # number of blocks
+
+    def width(self, units: int) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
+        """The most units of a block for a head of so many, and chunk and slots of each half; None if none do."""
+        for width in (64, 48, 32, 16):
+            if units % width == 0 and 2 <= units // width <= self.largest and self.gates * width <= WIDEST:
+                rings = self.rings(units, width)
+                if rings[0] is not None and rings[1] is not None:
+                    return width, rings[0], rings[1]
+        return None
+
+    def rings(self, units: int, width: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """Those in what a block's part of R and the arrays of a step leave of its shared memory."""
+        room = self.device.shared_memory - SPARE
+        ahead = cluster_forward.fixed_bytes(width, units, self.gates, self.fields, self.itemsize)
+        back = cluster_backward.fixed_bytes(width, units, self.gates, self.columns, self.fields, self.itemsize)
+        return ring(units, 1, self.itemsize, room - ahead), ring(units, self.gates, self.itemsize, room - back)
 
 
 def _resets(sequences: Sequences) -> Bool[Array, "S B T"] | None:

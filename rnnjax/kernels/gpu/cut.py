@@ -17,6 +17,7 @@ from .exchange import AbstractExchange
 ROWS = 64  # sequences that a product in matrix units takes; a tile has at most as many
 NARROWEST = 16  # of a block's units
 WIDEST = 128  # of a block's units, all gates counted: with more, the sums would not stay in registers
+MOST_BARRIERS = 32  # of one kind, and so of slots
 SPARE = 1024  # bytes of shared memory for barriers and alignment
 LAYOUT = mosaic_gpu.Layout.WGMMA
 
@@ -75,7 +76,7 @@ def ring(units: int, streams: int, itemsize: int, room: int) -> tuple[int, int] 
         for chunk in (size for size in (256, 128, 64, 32, 16) if units % size == 0):
             total = streams * units // chunk
             if columns // chunk >= min(least, total):
-                return chunk, max(2, min(columns // chunk, total)) if total > 1 else 1
+                return chunk, max(2, min(columns // chunk, total, MOST_BARRIERS)) if total > 1 else 1
     return None
 
 

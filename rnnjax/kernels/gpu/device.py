@@ -1,6 +1,6 @@
 """What is known of a GPU before anything runs on it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,12 +19,24 @@ class Device(NamedTuple):
     def current(cls) -> "Device":
         """The one lowered for: the abstract device of the mesh in use, else the first that is here, else the least."""
         abstract = jax.sharding.get_abstract_mesh().abstract_device
-        if abstract is not None:
-            return next((device for device in KNOWN if device.name in abstract.device_kind), LEAST)
         try:
-            device = jax.local_devices(backend="cuda")[0]
+            here = jax.local_devices(backend="cuda")
         except RuntimeError:
-            return LEAST
+            here = []
+        if abstract is not None:
+            alike = [device for device in here if device.device_kind == abstract.device_kind]
+            return cls.of(alike[0]) if alike else cls.named(abstract.device_kind)
+        return cls.of(here[0]) if here else LEAST
+
+    @classmethod
+    def named(cls, kind: str) -> "Device":
+        """The device of a kind that JAX calls so, such as "NVIDIA A100-SXM4-80GB"."""
+        words = kind.replace("-", " ").split()
+        return next((known for known in KNOWN if set(known.name.split()) <= set(words)), LEAST)
+
+    @classmethod
+    def of(cls, device: Any) -> "Device":
+        """A device that is here."""
         capability = round(10 * float(device.compute_capability))
         alike = next((known for known in KNOWN if known.capability == capability), LEAST)
         return alike._replace(name=device.device_kind, capability=capability, multiprocessors=device.core_count)
@@ -33,7 +45,10 @@ class Device(NamedTuple):
 KNOWN = (
     Device("A100", 80, 166_912, 108),
     Device("GH200", 90, 232_448, 132),
+    Device("H100 PCIe", 90, 232_448, 114),
     Device("H100", 90, 232_448, 132),
+    Device("H800", 90, 232_448, 132),
+    Device("H20", 90, 232_448, 78),
     Device("H200", 90, 232_448, 132),
     Device("B200", 100, 232_448, 148),
     Device("B300", 103, 232_448, 148),

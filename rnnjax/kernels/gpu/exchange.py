@@ -74,7 +74,8 @@ class ClusterExchange(AbstractExchange):
     def collect(self, barrier: Any, blocks: int, turn: Array) -> None:
         del blocks, turn
         mosaic_gpu.barrier_wait(barrier)
-        if self.fences:  # what follows are asynchronous copies
+        if self.fences:  # the wait is an acquire within this block only, and what follows are asynchronous copies
+            assembly("fence.acq_rel.cluster;")
             assembly("fence.proxy.async.global;")
 
 

@@ -29,7 +29,9 @@ class GPU(AbstractKernel):
 
     whole_grid   let a head that is too large for a cluster have any number of blocks, up to that of multiprocessors.
                  They wait for each other at every step: if another kernel keeps one of them from beginning, all hang.
-                 So nothing else may run on the device at the same time, nor may it be shared.
+                 So nothing else may run on the device at the same time: no other process, no second stream, no
+                 collective of a mesh, and no second such kernel, which XLA might start beside the first where neither
+                 needs the other, as the two of `Bidirectional` (`--xla_gpu_enable_command_buffer=` keeps it from that).
     device       what to plan for; None is the device that is lowered for
     interpret    emulate it elsewhere: True, or, of a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
     """
@@ -94,6 +96,9 @@ class GPU(AbstractKernel):
 
     def _tier(self, pointwise: Pointwise, weights: Weights, sequences: Sequences) -> tuple[AbstractTier, Problem]:
         tier, step = self._plan(pointwise, weights), translate(pointwise, carried(weights), weights.W.shape[-1])
-        assert isinstance(tier, AbstractTier), tier
+        if not isinstance(tier, AbstractTier):
+            raise ValueError(
+                f"{tier} It did when it was traced, for another device or precision: trace it for this one."
+            )
         assert isinstance(step, Step), step
         return tier, Problem(pointwise.name, step, weights, sequences)

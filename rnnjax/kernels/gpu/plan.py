@@ -13,13 +13,12 @@ def plan(pointwise: Pointwise, weights: Weights, device: Device, whole_grid: boo
     step = translate(pointwise, carried(weights), weights.W.shape[-1])
     if isinstance(step, str):
         return f"The GPU kernel has no program for it: {step}."
+    block = Block.fit(pointwise, step, weights, device)
+    cluster, grid = (Cluster.fit(pointwise, step, weights, device, whole_grid=each) for each in (False, True))
     reasons = []
-    for tier in (
-        Block.fit(pointwise, step, weights, device),
-        Cluster.fit(pointwise, step, weights, device, whole_grid=False),
-        *([Cluster.fit(pointwise, step, weights, device, whole_grid=True)] if whole_grid else []),
-    ):
+    for tier in (block, cluster, *([grid] if whole_grid else [])):
         if isinstance(tier, AbstractTier):
             return tier
         reasons.append(tier)
-    return f"The GPU kernel does not take it: as one block of threads, {'; '.join(reasons)}."
+    more = " GPU(whole_grid=True) would." if isinstance(grid, AbstractTier) else ""
+    return f"The GPU kernel does not take it: as one block of threads, {'; '.join(reasons)}.{more}"

@@ -116,6 +116,12 @@ def _type(a: Any, b: Any, initial: Any, **static: Any) -> Any:
     return b.update(weak_type=False)
 
 
+def _compiled(*operands: Array, **static: bool) -> Array:
+    """It is compiled even where `jax.disable_jit` holds: its lowering rule is all that runs it."""
+    with jax.disable_jit(False):
+        return compiled(*operands, **static)
+
+
 def _lower(platform: str | None, context: Any, *operands: Any, resets: bool, **static: Any) -> Any:
     """Lower the kernel of `platform` if it has one for this dtype, or else plain JAX: no other one is traced."""
     scan, dtypes = KERNELS.get(platform, (plain.scan, ()))
@@ -125,7 +131,8 @@ def _lower(platform: str | None, context: Any, *operands: Any, resets: bool, **s
 
 
 linear_scan_p = Primitive("linear_scan")
-linear_scan_p.def_impl(jax.jit(linear_scan_p.bind, static_argnames=("reverse", "late", "resets")))
+compiled = jax.jit(linear_scan_p.bind, static_argnames=("reverse", "late", "resets"))
+linear_scan_p.def_impl(_compiled)
 linear_scan_p.def_abstract_eval(_type)
 ad.primitive_jvps[linear_scan_p] = _jvp
 ad.primitive_transposes[linear_scan_p] = _transpose

@@ -16,7 +16,8 @@ from ..pallas import output, pallas
 
 LANES = 128
 SUBLANES = 16  # of a tile of bfloat16; one of float32 has half as many
-STREAMED = 6 << 20  # bytes of vector memory that the blocks of time are cut for
+STREAMED = 4 << 20  # bytes of vector memory that the blocks of time are cut for
+TEMPORARY = 48  # arrays [rows, units] of float32 that a step needs beside them, at most
 MOST_ROWS, MOST_STEPS = 256, 32  # of a tile, and of a block: one 32-bit word holds its resets
 
 
@@ -38,7 +39,7 @@ class Layout(NamedTuple):
         _, heads, units, _, _ = weights.R.shape
         rows = min(whole(B, SUBLANES), MOST_ROWS)
         bytes_of_a_step = 2 * rows * whole(units, LANES) * streamed  # each block is fetched while another is used
-        while rows > SUBLANES and 4 * bytes_of_a_step > STREAMED:
+        while rows > SUBLANES and max(4 * bytes_of_a_step, temporary(rows, units)) > STREAMED:
             rows, bytes_of_a_step = whole(rows // 2, SUBLANES), bytes_of_a_step // 2
         block = max(1, min(T, MOST_STEPS, STREAMED // bytes_of_a_step))
         return cls(S, heads, B, T, units, rows, block)
@@ -119,8 +120,8 @@ class Layout(NamedTuple):
 
     def shared_block(self, array: Any) -> pallas.BlockSpec:
         alone = array.shape[0] == 1
-        shape = None, None, *array.shape[2:]
-        return pallas.BlockSpec(shape, lambda s, n, _b, _t: (0 if alone else s, n, 0, 0, 0))
+        shape, once = (None, None, *array.shape[2:]), pallas.Buffered(1)  # it stays: no second buffer is filled ahead
+        return pallas.BlockSpec(shape, lambda s, n, _b, _t: (0 if alone else s, n, 0, 0, 0), pipeline_mode=once)
 
     def length_block(self) -> pallas.BlockSpec:
         return pallas.BlockSpec((None, self.rows, 1), lambda s, _n, b, _t: (s, b, 0))
@@ -136,6 +137,11 @@ class Layout(NamedTuple):
     def state_type(self, fields: int, dtype: Any) -> jax.ShapeDtypeStruct:
         sequences, _, units = self.padded
         return output((self.groups, self.heads, fields, sequences, units), dtype)
+
+
+def temporary(rows: int, units: int) -> int:
+    """Bytes that a step needs beside the blocks."""
+    return TEMPORARY * 4 * rows * whole(units, LANES)
 
 
 def whole(size: int, tile: int) -> int:

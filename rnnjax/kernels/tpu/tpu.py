@@ -17,9 +17,11 @@ from ..pallas import pallas, tpu
 from ..products import Pulled
 from ..reference import Reference
 from . import body
-from .layout import LANES, Layout, whole
+from .layout import LANES, STREAMED, SUBLANES, Layout, temporary, whole
 
-RESIDENT = 40 << 20  # bytes of vector memory that R of a head may take
+# MiB of vector memory, by how the name begins.
+MEMORIES = {"TPU v5 lite": 128, "TPU v5e": 128, "TPU v6": 128, "TPU v5": 64, "TPU v7": 64, "TPU7": 64}
+LEAST = 16  # MiB that any TPU has
 SCOPED = 14 << 20  # bytes that the compiler allows a kernel that asks for no more
 LACKING = frozenset({"sign", "expm1", "asin", "acos", "atan", "sinh", "cosh", "erfc"})  # of all operations
 
@@ -31,9 +33,12 @@ class TPU(AbstractKernel):
     while the one before is used, and between them R and the states stay in vector memory. Backward reads the states
     and the columns, which one product has made anew, and writes the columns' cotangents: the products with them are
     outside. Products follow `jax_default_matmul_precision`; by default the matrix unit rounds float32 to bfloat16.
-    `interpret` emulates it elsewhere: True, or the parameters of Pallas' interpreter for TPUs.
+
+    memory      MiB of vector memory to plan for; None is that of the TPU that is lowered for, or what all have
+    interpret   emulate it elsewhere: True, or the parameters of Pallas' interpreter for TPUs
     """
 
+    memory: int | None = eqx.field(static=True, default=None)
     interpret: Any = eqx.field(static=True, default=False)
 
     def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
@@ -45,17 +50,19 @@ class TPU(AbstractKernel):
             return f"The TPU kernel has no program for it: {step}."
         if lacking := sorted(step.operations() & LACKING):
             return f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes."
-        held, units = _resident(pointwise, weights), weights.R.shape[2]
-        if held > RESIDENT:
-            most = int(whole(units, LANES) * (RESIDENT / held) ** 0.5) // LANES * LANES
+        units, room = weights.R.shape[2], self._room()
+        most = whole(units, LANES)
+        while most and _resident(pointwise, weights, most) + STREAMED + temporary(SUBLANES, most) > room:
+            most -= LANES
+        if units > most:
             return (
-                f"The TPU kernel keeps R of a head in vector memory: at most {most} units a head of this cell, and not "
-                f"{units}."
+                f"The TPU kernel keeps R of a head in vector memory: in {room >> 20} MiB, at most {most} units a head "
+                f"of this cell, and not {units}."
             )
         return None
 
     def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        held = _resident(pointwise, weights) / 2**20
+        held = _resident(pointwise, weights, whole(weights.R.shape[2], LANES)) / 2**20
         return f"block by block of time, R of each head in {held:.2g} MiB of vector memory"
 
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
@@ -130,6 +137,17 @@ class TPU(AbstractKernel):
         made = products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
         return made._replace(xs=None if made.xs is None else made.xs.astype(asked))
 
+    def _room(self) -> int:
+        """Bytes of vector memory."""
+        if self.memory is not None:
+            return self.memory << 20
+        abstract = jax.sharding.get_abstract_mesh().abstract_device
+        try:
+            kind = jax.local_devices(backend="tpu")[0].device_kind if abstract is None else abstract.device_kind
+        except RuntimeError:
+            kind = ""
+        return next((size for name, size in MEMORIES.items() if kind.startswith(name)), LEAST) << 20
+
 
 def _call(
     layout: Layout,
@@ -171,20 +189,20 @@ def _call(
 
 
 def _vector_memory(layout: Layout, timed: Sequence[Any], shared: Sequence[Any], states: Sequence[Any]) -> int:
-    """An upper bound of the bytes in use: each block twice, and the temporaries of a step."""
-    row = 4 * layout.rows * layout.padded[2]
+    """An upper bound of the bytes in use: each block that changes twice, and the temporaries of a step."""
+    row = 4 * layout.rows * layout.padded[2]  # of a state
     streamed = sum(
         layout.rows * layout.padded[2] * layout.block * each.shape[3] * each.dtype.itemsize for each in timed
     )
     resident = sum(prod(each.shape[2:]) * each.dtype.itemsize for each in shared)
     fields = sum(each.shape[2] for each in states)
-    return 2 * (streamed + resident + row * fields) + 32 * row + (1 << 20)
+    return resident + 2 * (streamed + row * fields) + temporary(layout.rows, layout.units) + (1 << 20)
 
 
-def _resident(pointwise: Pointwise, weights: Weights) -> int:
-    """Bytes of R of a head, as the kernel holds it."""
+def _resident(pointwise: Pointwise, weights: Weights, units: int) -> int:
+    """Bytes of R of a head of so many units, as the kernel holds it."""
     itemsize = 4 if weights.R.dtype == jnp.float16 else weights.R.dtype.itemsize
-    return pointwise.gates * itemsize * whole(weights.R.shape[2], LANES) ** 2
+    return pointwise.gates * itemsize * units**2
 
 
 def _shared(layout: Layout, R: Array, *vectors: Array) -> list[Array]:
