@@ -15,8 +15,7 @@ import numpy as np
 from jax.experimental.pallas import mosaic_gpu
 
 import rnnjax
-from rnnjax.kernel import Cotangents, Pointwise, Sequences, Weights
-from rnnjax.kernels import recurrence
+from rnnjax.kernel import Cotangents, Pointwise, Sequences, Trajectory, Weights
 from rnnjax.kernels.gpu import cluster
 from rnnjax.kernels.gpu.device import Device
 from rnnjax.kernels.gpu.exchange import ClusterExchange
@@ -93,16 +92,22 @@ def halves(kernel, name):
 
 
 def one_step(kernel):
-    """The last state of two tiles of sequences after one step, nobody looking at the states, and its gradient."""
+    """The last state of two tiles of sequences after one step, nobody looking at the states, and its cotangents."""
     cell, batch = CELLS["elman"](), 70
-    run = lambda cell, xs: recurrence.run(Pointwise.of(cell), (("cpu", kernel),), weights_of(cell), xs).last  # noqa: E731
-    xs = Sequences(jnp.ones((1, batch, 1, INPUTS)), 0.1 * jnp.ones((1, batch, 1, cell.hidden_size)), None, None)
-    return eqx.filter_jit(eqx.filter_value_and_grad(lambda cell: jnp.sum(jnp.sin(run(cell, xs)))))(cell)
+    pointwise, none = Pointwise.of(cell), jnp.zeros((1, 0, cell.hidden_size))
+    initial = jnp.zeros((1, 1, cell.hidden_size))
+    weights = Weights(cell.input_weight[None], cell.bias[None], cell.recurrent_weight[None], none, initial)
+    state = jnp.sin(jnp.arange(batch * cell.hidden_size, dtype=jnp.float32)).reshape(1, batch, 1, -1)
+    sequences = Sequences(jnp.ones((1, batch, 1, INPUTS)), state, None, None)
+    wanted = Cotangents(Weights(*[True] * 5), True, True)
 
+    @eqx.filter_jit
+    def run():
+        last = kernel.forward(pointwise, weights, sequences, 0, (False,)).last
+        seen = Trajectory((last,), last, jnp.zeros((1, batch, 1, 0, cell.hidden_size)))
+        return last, kernel.backward(pointwise, weights, sequences, seen, (None,), state, wanted)
 
-def weights_of(cell):
-    gains, initial = jnp.zeros((1, 0, cell.hidden_size)), jnp.zeros((1, 1, cell.hidden_size))
-    return Weights(cell.input_weight[None], cell.bias[None], cell.recurrent_weight[None], gains, initial)
+    return run()
 
 
 if __name__ == "__main__":
