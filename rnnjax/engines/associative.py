@@ -14,7 +14,7 @@ from ..marks import Marks
 class Associative(AbstractEngine):
     """The steps of a linear cell as maps h -> a h + b, which can be composed in any order (Blelloch 1990).
 
-    On CUDA and TPU a kernel reads (a, b) and writes h, at the speed of memory; elsewhere it is
+    On CUDA and TPU a kernel reads (a, b) and writes h, step by step within a sequence or a part of it; elsewhere it is
     `jax.lax.associative_scan`, of depth log T in place of T for about twice the arithmetic. The gradient is the same
     recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`. It needs an
     `AbstractLinearCell`; a nonlinear one has to go step by step.
