@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...kernel import Pointwise
+from ...kernel import Pointwise, Weights, carried
 from .expressions import Graph
 from .primitives import TranslationError
 from .sizes import check_sizes
@@ -90,6 +90,13 @@ def translate(pointwise: Pointwise, dtype: np.dtype, units: int) -> Step | str:
                 check_sizes(function, inputs, dtype, (UNITS, units))
         except TranslationError as refusal:
             return str(refusal)
+    return step
+
+
+def step_of(pointwise: Pointwise, weights: Weights) -> Step:
+    """The step of a cell that a kernel has not refused."""
+    step = translate(pointwise, carried(weights), weights.W.shape[-1])
+    assert isinstance(step, Step), step
     return step
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..elementwise.step import Step
 from ..pallas import load, mosaic_gpu, pallas
-from .cut import LAYOUT, ROWS, Cut, Ring, chosen, column, launch, of_rows, own, place, quotient, remainder
+from .cut import LAYOUT, ROWS, Cut, Ring, Worker, chosen, launch, of_rows, quotient, remainder
 from .exchange import AbstractExchange
 
 
@@ -84,48 +84,27 @@ def backward(
         mosaic_gpu.Barrier(num_barriers=1, num_arrivals=arriving),
         mosaic_gpu.Barrier(num_barriers=cut.slots),
     )
-    form = jax.tree.structure((operands, results, scratch))
-
-    def body(*references: Any) -> None:
-        read, write, own = jax.tree.unflatten(form, references[: form.num_leaves])
-        _Block(cut, step, exchange, read, write, own, list(references[form.num_leaves :])).run()
-
-    call = launch(body, name, cut, exchange, jax.tree.leaves(results), list(scratch), interpret)
-    return jax.tree.unflatten(jax.tree.structure(results), call(*jax.tree.leaves(operands)))
+    return launch(_Block, cut, step, name, exchange, interpret, operands, results, scratch)
 
 
-class _Block:
+class _Block(Worker):
     """What one block does."""
 
-    def __init__(
-        self,
-        cut: Cut,
-        step: Step,
-        exchange: AbstractExchange,
-        read: Operands,
-        write: Results,
-        scratch: _Scratch,
-        barrier: list[Any],
-    ):
-        self.cut, self.step, self.exchange = cut, step, exchange
-        self.read, self.write, self.scratch = read, write, scratch
-        self.place = place(cut)
-        self.barrier = exchange.open(cut.works, self.place.work, barrier)
-        self.columns, self.fields, self.dtype = read.columns.shape[3], read.dlast.shape[2], step.graph.dtype
+    @property
+    def columns(self) -> int:
+        return self.read.columns.shape[3]
+
+    @property
+    def fields(self) -> int:
+        return self.read.dlast.shape[2]
 
     def run(self) -> None:
         read, place, scratch = self.read, self.place, self.scratch
-        group = own(read.R, place.group)
-        for k in range(read.R.shape[3]):
-            source = read.R.at[group, place.head, place.block, k]
-            mosaic_gpu.copy_gmem_to_smem(source, scratch.kept.at[k], scratch.resident.at[0])
+        self.keep()
         for field in range(self.fields):
             source = read.dlast.at[place.group, place.batch, field, place.mine]
             mosaic_gpu.copy_gmem_to_smem(source, scratch.dstates.at[field, place.top], scratch.started.at[0])
-        self.gains = []
-        if read.gains is not None:
-            group = own(read.gains, place.group)
-            self.gains = [column(read.gains.at[group, row, place.mine]) for row in range(read.gains.shape[1])]
+        self.gains = self.vectors(read.gains)
         mosaic_gpu.barrier_wait(scratch.started.at[0])
         dlast = [load(scratch.dstates.at[field], LAYOUT) for field in range(self.fields)]
         mosaic_gpu.commit_smem()  # it is read before the first cotangents are written over it

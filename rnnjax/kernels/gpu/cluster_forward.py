@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..elementwise.step import Step
 from ..pallas import load, mosaic_gpu, pallas
-from .cut import LAYOUT, ROWS, Cut, Ring, chosen, column, launch, of_rows, own, place
+from .cut import LAYOUT, ROWS, Cut, Ring, Worker, chosen, launch, of_rows
 from .exchange import AbstractExchange
 
 
@@ -78,42 +78,23 @@ def forward(
         mosaic_gpu.Barrier(num_barriers=1, num_arrivals=gates),
         mosaic_gpu.Barrier(num_barriers=cut.slots),
     )
-    form = jax.tree.structure((operands, results, scratch))
-
-    def body(*references: Any) -> None:
-        read, write, own = jax.tree.unflatten(form, references[: form.num_leaves])
-        _Block(cut, step, exchange, read, write, own, list(references[form.num_leaves :])).run()
-
-    call = launch(body, name, cut, exchange, jax.tree.leaves(results), list(scratch), interpret)
-    made = call(*jax.tree.leaves(operands))
-    return jax.tree.unflatten(jax.tree.structure(results), made)
+    return launch(_Block, cut, step, name, exchange, interpret, operands, results, scratch)
 
 
-class _Block:
+class _Block(Worker):
     """What one block does."""
 
-    def __init__(
-        self,
-        cut: Cut,
-        step: Step,
-        exchange: AbstractExchange,
-        read: Operands,
-        write: Results,
-        scratch: _Scratch,
-        barrier: list[Any],
-    ):
-        self.cut, self.step, self.exchange = cut, step, exchange
-        self.read, self.write, self.scratch = read, write, scratch
-        self.place = place(cut)
-        self.barrier = exchange.open(cut.works, self.place.work, barrier)
-        self.gates, self.fields, self.dtype = read.us.shape[3], read.state.shape[2], step.graph.dtype
+    @property
+    def gates(self) -> int:
+        return self.read.us.shape[3]
+
+    @property
+    def fields(self) -> int:
+        return self.read.state.shape[2]
 
     def run(self) -> None:
         read, place, scratch = self.read, self.place, self.scratch
-        group = own(read.R, place.group)
-        for k in range(self.cut.chunks):
-            source = read.R.at[group, place.head, place.block, k]
-            mosaic_gpu.copy_gmem_to_smem(source, scratch.kept.at[k], scratch.resident.at[0])
+        self.keep()
         self.fetch_inputs(jnp.int32(0))
         for field in range(self.fields):
             source = read.state.at[place.group, place.batch, field, place.mine]
@@ -128,13 +109,6 @@ class _Block:
         fields = range(self.fields)
         self.store([self.write.last.at[place.group, place.batch, field, place.mine] for field in fields], last)
         mosaic_gpu.wait_smem_to_gmem(0)
-
-    def vectors(self, array: Any) -> list[Array]:
-        """The rows of an array [_ K H]; none of one that is not there."""
-        if array is None:
-            return []
-        group = own(array, self.place.group)
-        return [column(array.at[group, row, self.place.mine]) for row in range(array.shape[1])]
 
     def fetch_inputs(self, t: Array) -> None:
         """Start the loads of what step t gets from the input."""

@@ -4,6 +4,7 @@ A block owns `width` units of a head, all their gates, in a tile of sequences. I
 at every step it needs the whole h (or all gate cotangents) of the tile, which it reads back chunk by chunk.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..elementwise.step import Step
 from ..pallas import ACC, load, mosaic_gpu, pallas, transposed
 from .exchange import AbstractExchange
 
@@ -188,24 +190,63 @@ def quotient(k: Any, count: int) -> Any:
     return k // count if isinstance(k, int) else jax.lax.div(k, jnp.int32(count))
 
 
+class Worker(abc.ABC):
+    """What one block does; a half says how it runs."""
+
+    def __init__(
+        self, cut: Cut, step: Step, exchange: AbstractExchange, read: Any, write: Any, scratch: Any, barrier: list[Any]
+    ):
+        self.cut, self.step, self.exchange = cut, step, exchange
+        self.read, self.write, self.scratch = read, write, scratch
+        self.place, self.dtype = place(cut), step.graph.dtype
+        self.barrier = exchange.open(cut.works, self.place.work, barrier)
+
+    @abc.abstractmethod
+    def run(self) -> None:
+        """All steps."""
+
+    def keep(self) -> None:
+        """Start the loads of this block's part of R."""
+        group = own(self.read.R, self.place.group)
+        for k in range(self.read.R.shape[3]):
+            source = self.read.R.at[group, self.place.head, self.place.block, k]
+            mosaic_gpu.copy_gmem_to_smem(source, self.scratch.kept.at[k], self.scratch.resident.at[0])
+
+    def vectors(self, array: Any) -> list[Array]:
+        """The rows of an array [_ K H]; none of one that is not there."""
+        if array is None:
+            return []
+        group = own(array, self.place.group)
+        return [column(array.at[group, row, self.place.mine]) for row in range(array.shape[1])]
+
+
 def launch(
-    body: Callable[..., None],
-    name: str,
+    worker: Callable[..., Worker],
     cut: Cut,
+    step: Step,
+    name: str,
     exchange: AbstractExchange,
-    results: Any,
-    scratch: list[Any],
     interpret: Any,
-) -> Callable[..., Any]:
-    """The kernel, as a function of its operands."""
+    operands: Any,
+    results: Any,
+    scratch: Any,
+) -> Any:
+    """Run the kernel of a half; `results` and `scratch` hold types."""
     axes = {axis: value for axis, value in exchange.axes(cut.works, cut.blocks)._asdict().items() if value}
     emulated = {"interpret": interpret} if interpret else {}
-    return mosaic_gpu.kernel(
+    form = jax.tree.structure((operands, results, scratch))
+
+    def body(*references: Any) -> None:
+        read, write, own = jax.tree.unflatten(form, references[: form.num_leaves])
+        worker(cut, step, exchange, read, write, own, list(references[form.num_leaves :])).run()
+
+    call = mosaic_gpu.kernel(
         body,
-        out_type=results,
-        scratch_types=[*scratch, *exchange.scratch()],
+        out_type=jax.tree.leaves(results),
+        scratch_types=[*jax.tree.leaves(scratch), *exchange.scratch()],
         compiler_params=mosaic_gpu.CompilerParams(lowering_semantics=mosaic_gpu.LoweringSemantics.Warpgroup),
         kernel_name=name,
         **axes,
         **emulated,
     )
+    return jax.tree.unflatten(jax.tree.structure(results), call(*jax.tree.leaves(operands)))

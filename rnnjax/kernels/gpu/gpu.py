@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ...kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
 from .. import products
-from ..elementwise.step import Step, translate
+from ..elementwise.step import step_of
 from ..products import Pulled
 from ..reference import Reference
 from .device import Device
@@ -95,10 +95,9 @@ class GPU(AbstractKernel):
         return plan(pointwise, weights, self.device or Device.current(), self.whole_grid)
 
     def _tier(self, pointwise: Pointwise, weights: Weights, sequences: Sequences) -> tuple[AbstractTier, Problem]:
-        tier, step = self._plan(pointwise, weights), translate(pointwise, carried(weights), weights.W.shape[-1])
+        tier = self._plan(pointwise, weights)
         if not isinstance(tier, AbstractTier):
             raise ValueError(
                 f"{tier} It did when it was traced, for another device or precision: trace it for this one."
             )
-        assert isinstance(step, Step), step
-        return tier, Problem(pointwise.name, step, weights, sequences)
+        return tier, Problem(pointwise.name, step_of(pointwise, weights), weights, sequences)

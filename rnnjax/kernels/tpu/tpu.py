@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ...kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
 from .. import products
-from ..elementwise.step import Step, translate
+from ..elementwise.step import step_of, translate
 from ..pallas import pallas, tpu
 from ..products import Pulled
 from ..reference import Reference
@@ -82,7 +82,7 @@ class TPU(AbstractKernel):
         outputs = [layout.timed_type(1, dtype) for _ in range(sum(seen))], [layout.state_type(pointwise.fields, dtype)]
         call = partial(_call, layout, f"rnnjax_{pointwise.name}_forward", self.interpret, False)
         *made, last = call(
-            partial(body.forward, _step(pointwise, weights), seen, marked),
+            partial(body.forward, step_of(pointwise, weights), seen, marked),
             ([layout.timed(us)], _shared(layout, weights.R, weights.gains, weights.initial), [state]),
             layout.marks(sequences),
             outputs,
@@ -103,7 +103,7 @@ class TPU(AbstractKernel):
     ) -> Cotangents:
         if 0 in sequences.xs.shape[:3]:
             return Reference().backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
-        asked, step = sequences.xs.dtype, _step(pointwise, weights)
+        asked, step = sequences.xs.dtype, step_of(pointwise, weights)
         weights, sequences = _stored((weights, sequences))
         before = products.over_groups(products.befores, weights, sequences, trajectory.states)
         columns = products.over_groups(partial(products.columns, step), weights, sequences, before[:, :, :, 0])
@@ -208,12 +208,6 @@ def _resident(pointwise: Pointwise, weights: Weights, units: int) -> int:
 def _shared(layout: Layout, R: Array, *vectors: Array) -> list[Array]:
     """What all sequences of a group share."""
     return [layout.recurrent(R), *map(layout.vectors, vectors)]
-
-
-def _step(pointwise: Pointwise, weights: Weights) -> Step:
-    step = translate(pointwise, carried(weights), weights.W.shape[-1])
-    assert isinstance(step, Step), step
-    return step
 
 
 def _stored(tree: PyTree) -> PyTree:
