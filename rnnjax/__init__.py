@@ -3,6 +3,7 @@
 from . import initialise as initialise
 from . import kernel as kernel
 from .cell import AbstractCell as AbstractCell
+from .cell import AbstractDiagonalCell as AbstractDiagonalCell
 from .cell import AbstractGatedCell as AbstractGatedCell
 from .cell import AbstractLinearCell as AbstractLinearCell
 from .cell import Hidden as Hidden

@@ -1,9 +1,10 @@
 """The noun *cell*: what the recurrence is, as pure functions of arrays.
 
-    xs --project--> us --step, step, step--> states --readout--> ys
+    xs --project--> us --step, step, step--> states --readout--> ys              y_t may look at x_t, too
 
-Three families, each a capability: any cell, the gated cells (which kernels can fuse), the linear cells
-(which can be run in parallel along time). A cell is one sequence's worth: `jax.vmap` batches it.
+Four families, each a capability: any cell; the gated cells, which kernels can fuse; the diagonal cells, whose units
+do not see each other's past; and of these the linear ones, which can be run in parallel along time.
+A cell is one sequence's worth: `jax.vmap` batches it.
 """
 
 import abc
@@ -61,8 +62,8 @@ class AbstractCell(eqx.Module):
         """The state after one step."""
 
     @abc.abstractmethod
-    def readout(self, states: States) -> PyTree[Array]:
-        """`states` over time to the outputs `ys` over time."""
+    def readout(self, states: States, xs: PyTree[Array]) -> PyTree[Array]:
+        """`states`, and the inputs that led to them, over time to the outputs `ys` over time."""
 
 
 class AbstractGatedCell(AbstractCell):
@@ -114,12 +115,21 @@ class AbstractGatedCell(AbstractCell):
         v = recur(self.recurrent_weight, state.h)
         return self.pointwise(cast(self.gains, carried), u.astype(carried), v, state)
 
-    def readout(self, states: States) -> UnitsOverTime:
+    def readout(self, states: States, xs: Inputs) -> UnitsOverTime:
+        del xs
         return states.h.astype(self.dtype)
 
 
-class AbstractLinearCell(AbstractCell):
-    """A cell that is linear in its state, unit by unit, so that time can be run in parallel.
+class AbstractDiagonalCell(AbstractCell):
+    """A cell of which no unit sees another one's past: its Jacobian is diagonal, or a small block for each unit.
+
+    Subclass requirements: every field of the state is a vector of all units, and `step` is elementwise in them. Then
+    the Jacobian costs as many forward derivatives as the state has fields.
+    """
+
+
+class AbstractLinearCell(AbstractDiagonalCell):
+    """A cell that is linear in its state, unit by unit, real or complex, so that time can be run in parallel.
 
         h_t = a_t * h_{t-1} + b_t,        (a_t, b_t) = coefficients(u_t)
 

@@ -82,19 +82,19 @@ def _run(
 ) -> tuple[State, PyTree[Array]]:
     """Run one cell in running order. What is not finite is kept apart where a reset may end its influence."""
     if jax.tree.leaves(xs)[0].shape[0] == 0:
-        return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state))
+        return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
     reason = engine.refusal(cell, xs)
     if reason is not None:
         raise ValueError(f"engine: {reason}")
     if marks.resets is None:
         last, states = engine.run(cell, state, xs, marks)
-        return last, cell.readout(states)
+        return last, cell.readout(states, xs)
     safe = quarantine(xs, state, marks.length, marks.resets, marks.initial)
     last, states = engine.run(cell, safe.state, safe.xs, marks)
     last = mark_touched(safe.last_touched, last)
     if marks.length is not None:
         last = select(marks.length > 0, last, state)
-    return last, mark_touched(safe.touched, cell.readout(states))
+    return last, mark_touched(safe.touched, cell.readout(states, safe.xs))
 
 
 class FunctionState(NamedTuple):
@@ -127,7 +127,8 @@ class FunctionCell(AbstractCell):
     def step(self, state: FunctionState, u: PyTree[Array]) -> FunctionState:
         return FunctionState(*self.function(state.state, u))
 
-    def readout(self, states: FunctionState) -> PyTree[Array]:
+    def readout(self, states: FunctionState, xs: PyTree[Array]) -> PyTree[Array]:
+        del xs
         return states.y
 
 

@@ -103,10 +103,17 @@ def random_state(part: Any, *shape: int, seed: int = 2) -> PyTree:
     return jax.tree.unflatten(structure, draws)
 
 
+def widen(leaf: Array) -> Array:
+    """`leaf` in float64, or complex128."""
+    return leaf.astype("complex128" if jnp.iscomplexobj(leaf) else "float64")
+
+
 def contract(tree: PyTree) -> Array:
     """A scalar that sees every entry of `tree`, each with a weight of its own: random cotangents for a gradient."""
 
     def leaf(number: int, values: Array) -> Array:
+        if jnp.iscomplexobj(values):
+            return leaf(number, values.real) + leaf(number + 1, values.imag)
         weights = np.cos(np.arange(values.size) * 0.7 + number).reshape(values.shape)
         return jnp.sum(values.astype("float64") * weights)
 
@@ -180,7 +187,7 @@ def assert_close(got: PyTree, expected: PyTree, dtype: str = "float64") -> None:
     """Equal to the tolerance of `dtype`, relative to the largest expected entry of each leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        one, other = np.asarray(widen(one)), np.asarray(widen(other))
         assert one.shape == other.shape
         scale = max(1.0, float(np.max(np.abs(other), initial=0.0)))
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype] * scale)

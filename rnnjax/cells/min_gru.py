@@ -57,5 +57,6 @@ class MinGRU(AbstractLinearCell):
         # sigmoid(-write) is 1 - i without the cancellation where i is close to one
         return sigmoid(-write), sigmoid(write) * g
 
-    def readout(self, states: Hidden) -> UnitsOverTime:
+    def readout(self, states: Hidden, xs: Inputs) -> UnitsOverTime:
+        del xs
         return states.h.astype(self.input_weight.dtype)

@@ -80,5 +80,6 @@ class ProjectedLSTM(AbstractCell):
         operand = unprojected.astype(self.projection.dtype)
         return LSTMState(jnp.matmul(operand, self.projection, preferred_element_type=carried), c)
 
-    def readout(self, states: LSTMState) -> Float[Array, "T P"]:
+    def readout(self, states: LSTMState, xs: Inputs) -> Float[Array, "T P"]:
+        del xs
         return states.h.astype(self.projection.dtype)

@@ -68,5 +68,6 @@ class ResetBeforeGRU(AbstractCell):
         n = jnp.tanh(u[2] + recur(self.candidate_weight, r * state.h)[0])
         return Hidden((1 - z) * n + z * state.h)
 
-    def readout(self, states: Hidden) -> UnitsOverTime:
+    def readout(self, states: Hidden, xs: Inputs) -> UnitsOverTime:
+        del xs
         return states.h.astype(self.input_weight.dtype)
