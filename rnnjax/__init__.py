@@ -2,14 +2,18 @@
 
 from . import initialise as initialise
 from . import kernel as kernel
+from .cell import AbstractAffineCell as AbstractAffineCell
 from .cell import AbstractCell as AbstractCell
 from .cell import AbstractDiagonalCell as AbstractDiagonalCell
 from .cell import AbstractGatedCell as AbstractGatedCell
 from .cell import AbstractLinearCell as AbstractLinearCell
 from .cell import Hidden as Hidden
+from .cells.diagonal_gru import DiagonalGRU as DiagonalGRU
+from .cells.diagonal_lstm import DiagonalLSTM as DiagonalLSTM
 from .cells.elman import Elman as Elman
 from .cells.elman import linear as linear
 from .cells.gru import GRU as GRU
+from .cells.ind_rnn import IndRNN as IndRNN
 from .cells.lstm import LSTM as LSTM
 from .cells.lstm import LSTMState as LSTMState
 from .cells.lstm import Peepholes as Peepholes

@@ -66,30 +66,18 @@ class AbstractCell(eqx.Module):
         """`states`, and the inputs that led to them, over time to the outputs `ys` over time."""
 
 
-class AbstractGatedCell(AbstractCell):
-    """A cell whose one matrix product inside the loop is `v = R h`, all else being elementwise.
+class AbstractAffineCell(AbstractCell):
+    """A cell that takes its input by `u_t = W x_t + b`, [G, H], and puts out the field `h` of its state.
 
-        u_t = W x_t + b                                  u, v: [G, H]
-        v_t = R h_{t-1}                                  R dense, or block-diagonal over N heads
-        state_t = pointwise(gains, u_t, v_t, state_{t-1})
-
-    Subclass requirements: the fields below, and `pointwise`, elementwise in the units and a function of its arguments
-    and of the cell's static fields alone (a kernel calls it on a cell stripped of its weights). The state is a
-    NamedTuple whose first field `h` is the one that recurs. A dtype below float32 is the dtype of weights, inputs and
-    outputs; states, and the arithmetic of `pointwise`, stay in float32.
+    Subclass requirements: the fields below, and `step`. A dtype below float32 is the dtype of weights, inputs and
+    outputs; states stay in float32.
     """
 
     state_type: ClassVar[type] = Hidden
 
     input_weight: eqx.AbstractVar[InputWeight]
-    recurrent_weight: eqx.AbstractVar[RecurrentWeight]
     bias: eqx.AbstractVar[Bias | None]
-    gains: eqx.AbstractVar[PyTree]  # vectors [H] that `pointwise` needs; None where there are none
     start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
-
-    @abc.abstractmethod
-    def pointwise(self, gains: PyTree, u: Gates, v: Gates, state: State) -> State:
-        """The state after one step, unit by unit."""
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -110,14 +98,34 @@ class AbstractGatedCell(AbstractCell):
     def project(self, xs: Inputs) -> GatesOverTime:
         return affine(self.input_weight, self.bias, xs)
 
+    def readout(self, states: States, xs: Inputs) -> UnitsOverTime:
+        del xs
+        return states.h.astype(self.dtype)
+
+
+class AbstractGatedCell(AbstractAffineCell):
+    """A cell whose one matrix product inside the loop is `v = R h`, all else being elementwise.
+
+        u_t = W x_t + b                                  u, v: [G, H]
+        v_t = R h_{t-1}                                  R dense, or block-diagonal over N heads
+        state_t = pointwise(gains, u_t, v_t, state_{t-1})
+
+    Subclass requirements: the fields below, and `pointwise`, elementwise in the units and a function of its arguments
+    and of the cell's static fields alone (a kernel calls it on a cell stripped of its weights). The state is a
+    NamedTuple whose first field `h` is the one that recurs. The arithmetic of `pointwise` is float32 or wider.
+    """
+
+    recurrent_weight: eqx.AbstractVar[RecurrentWeight]
+    gains: eqx.AbstractVar[PyTree]  # vectors [H] that `pointwise` needs; None where there are none
+
+    @abc.abstractmethod
+    def pointwise(self, gains: PyTree, u: Gates, v: Gates, state: State) -> State:
+        """The state after one step, unit by unit."""
+
     def step(self, state: State, u: Gates) -> State:
         carried = state.h.dtype
         v = recur(self.recurrent_weight, state.h)
         return self.pointwise(cast(self.gains, carried), u.astype(carried), v, state)
-
-    def readout(self, states: States, xs: Inputs) -> UnitsOverTime:
-        del xs
-        return states.h.astype(self.dtype)
 
 
 class AbstractDiagonalCell(AbstractCell):

@@ -34,6 +34,13 @@ def identity(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
     return jnp.eye(*shape, dtype=dtype)
 
 
+def interval(least: float, most: float) -> Initialiser:
+    """Weights uniform between `least` and `most`, for the diagonal of an R."""
+    if not least <= most:
+        raise ValueError(f"least, most: expected least <= most, got {least} and {most}")
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, least, most)
+
+
 def zeros(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
     """Biases of zero."""
     del key
@@ -96,6 +103,11 @@ def recurrent_weight(
     block = (units // heads, units // heads)
     draw = lambda key: _per_gate(initialiser, key, block, len(gates), dtype)  # noqa: E731
     return jax.vmap(draw)(jax.random.split(key, heads))
+
+
+def diagonal_weight(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype) -> Bias:
+    """The diagonal of each gate's R, [G, H]."""
+    return initialiser(key, (len(gates), units), carry_dtype(dtype)).astype(dtype)
 
 
 def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype) -> Array:

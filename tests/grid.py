@@ -32,6 +32,9 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "gru": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, learn_initial=True, bias=False, dtype=dtype),
     "reset_before_gru": lambda inputs, dtype: rnnjax.ResetBeforeGRU(inputs, H, key=KEY, dtype=dtype),
     "min_gru": lambda inputs, dtype: rnnjax.MinGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
+    "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),
+    "diagonal_gru": lambda inputs, dtype: rnnjax.DiagonalGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
+    "diagonal_lstm": lambda inputs, dtype: rnnjax.DiagonalLSTM(inputs, H, key=KEY, dtype=dtype),
 }
 
 

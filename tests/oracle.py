@@ -112,6 +112,31 @@ def min_gru(cell: rnnjax.MinGRU, state: State, x: Vector) -> State:
     return ((1.0 - write) * h + write * g,)
 
 
+def own_past(cell: Any, x: Vector, h: Vector, gate: int) -> Vector:
+    """W x + d * h + b of one gate."""
+    return from_input(cell, x, gate) + float64(cell.recurrent_weight)[gate] * h
+
+
+def ind_rnn(cell: rnnjax.IndRNN, state: State, x: Vector) -> State:
+    (h,) = state
+    return (ACTIVATIONS[cell.activation](own_past(cell, x, h, 0)),)
+
+
+def diagonal_gru(cell: rnnjax.DiagonalGRU, state: State, x: Vector) -> State:
+    (h,) = state
+    r, z = (sigmoid(own_past(cell, x, h, gate)) for gate in (0, 1))
+    n = np.tanh(own_past(cell, x, r * h, 2))
+    return ((1.0 - z) * n + z * h,)
+
+
+def diagonal_lstm(cell: rnnjax.DiagonalLSTM, state: State, x: Vector) -> State:
+    h, c = state
+    see_f, see_o = float64(cell.peepholes)
+    f = sigmoid(own_past(cell, x, h, 0) + see_f * c)
+    c = f * c + (1.0 - f) * np.tanh(own_past(cell, x, h, 1))
+    return sigmoid(own_past(cell, x, h, 2) + see_o * c) * np.tanh(c), c
+
+
 STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.Elman: elman,
     rnnjax.LSTM: lstm,
@@ -119,4 +144,7 @@ STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.GRU: gru,
     rnnjax.ResetBeforeGRU: reset_before_gru,
     rnnjax.MinGRU: min_gru,
+    rnnjax.IndRNN: ind_rnn,
+    rnnjax.DiagonalGRU: diagonal_gru,
+    rnnjax.DiagonalLSTM: diagonal_lstm,
 }

@@ -47,6 +47,13 @@ VARIANTS = lstm_variants() | {
     "reset_before_gru_heads": partial(rnnjax.ResetBeforeGRU, heads=HEADS),
     "min_gru": rnnjax.MinGRU,
     "min_gru_no_bias": partial(rnnjax.MinGRU, bias=False),
+    "ind_rnn": rnnjax.IndRNN,
+    "ind_rnn_tanh": partial(rnnjax.IndRNN, activation=jnp.tanh),
+    "ind_rnn_no_bias": partial(rnnjax.IndRNN, bias=False),
+    "diagonal_gru": rnnjax.DiagonalGRU,
+    "diagonal_gru_no_bias": partial(rnnjax.DiagonalGRU, bias=False),
+    "diagonal_lstm": rnnjax.DiagonalLSTM,
+    "diagonal_lstm_no_bias": partial(rnnjax.DiagonalLSTM, bias=False),
 }
 CELLS = {
     name: VARIANTS[name]
@@ -59,6 +66,9 @@ CELLS = {
         "gru",
         "reset_before_gru",
         "min_gru",
+        "ind_rnn_tanh",
+        "diagonal_gru",
+        "diagonal_lstm",
     )
 }
 HEADED = [name for name in VARIANTS if name.endswith("_heads")]
@@ -275,6 +285,9 @@ DEFAULT_BIASES = {
     "gru": {"r": 0, "z": 0, "n": 0},
     "reset_before_gru": {"r": 0, "z": 0, "n": 0},
     "min_gru": {"i": 0, "g": 0},
+    "ind_rnn_tanh": {"n": 0},
+    "diagonal_gru": {"r": 0, "z": 0, "n": 0},
+    "diagonal_lstm": {"f": 1, "g": 0, "o": 0},
 }
 
 
@@ -375,7 +388,9 @@ def test_no_two_gates_or_heads_are_drawn_alike(name):
     cell = VARIANTS[name](I, H, key=KEY)
     matrices = [np.asarray(getattr(cell, field)) for field in MATRICES if hasattr(cell, field)]
     blocks = [block for matrix in matrices for block in np.moveaxis(matrix, -2, 0)]  # one gate each
-    corners = [head[:2, :3].tobytes() for block in blocks for head in (block if block.ndim == 3 else [block])]
+    corners = [
+        np.atleast_2d(head)[:2, :3].tobytes() for block in blocks for head in (block if block.ndim == 3 else [block])
+    ]
     assert len(set(corners)) == len(corners)
 
 

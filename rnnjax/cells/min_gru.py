@@ -6,11 +6,11 @@ from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
 from .. import initialise
-from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, carry_dtype
-from ..cell import AbstractLinearCell, Hidden, affine, learned, rest
+from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
 
 
-class MinGRU(AbstractLinearCell):
+class MinGRU(AbstractAffineCell, AbstractLinearCell):
     """Feng et al. 2024, "Were RNNs all we needed?", arXiv:2410.01201.
 
         i   = sigmoid(W x_t + b)         g = W x_t + b
@@ -43,20 +43,7 @@ class MinGRU(AbstractLinearCell):
         self.bias = bias_initialiser(keys[1], "ig", hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
-    def input_type(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
-
-    def initial(self) -> Hidden:
-        return rest(Hidden, self.start, self.input_weight.shape[-1], self.input_weight.dtype)
-
-    def project(self, xs: Inputs) -> GatesOverTime:
-        return affine(self.input_weight, self.bias, xs)
-
     def coefficients(self, u: Gates) -> tuple[Units, Units]:
         write, g = u.astype(carry_dtype(u.dtype))
         # sigmoid(-write) is 1 - i without the cancellation where i is close to one
         return sigmoid(-write), sigmoid(write) * g
-
-    def readout(self, states: Hidden, xs: Inputs) -> UnitsOverTime:
-        del xs
-        return states.h.astype(self.input_weight.dtype)

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import initialise
-from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, RecurrentWeight, carry_dtype, cast
-from ..cell import AbstractCell, affine, recur
+from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
+from ..cell import AbstractAffineCell, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate
 
 
-class ProjectedLSTM(AbstractCell):
+class ProjectedLSTM(AbstractAffineCell):
     """Sak, Senior & Beaufays 2014, arXiv:1402.1128: the LSTM of `LSTM`, and then
 
         h_t = Q (o * tanh(c_t)),        h: [P], c: [H], usually P < H
@@ -59,9 +59,6 @@ class ProjectedLSTM(AbstractCell):
         self.start = cast(self._zeros(), dtype) if learn_initial else None
         self.clip = clip
 
-    def input_type(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
-
     def initial(self) -> LSTMState:
         return self._zeros() if self.start is None else cast(self.start, carry_dtype(self.projection.dtype))
 
@@ -70,16 +67,9 @@ class ProjectedLSTM(AbstractCell):
         carried = carry_dtype(self.projection.dtype)
         return LSTMState(jnp.zeros(projected_size, carried), jnp.zeros(hidden_size, carried))
 
-    def project(self, xs: Inputs) -> GatesOverTime:
-        return affine(self.input_weight, self.bias, xs)
-
     def step(self, state: LSTMState, u: Gates) -> LSTMState:
         carried = state.h.dtype
         gates = u.astype(carried) + recur(self.recurrent_weight, state.h)
         unprojected, c = gate(cast(self.peepholes, carried), gates, state.c, self.clip)
         operand = unprojected.astype(self.projection.dtype)
         return LSTMState(jnp.matmul(operand, self.projection, preferred_element_type=carried), c)
-
-    def readout(self, states: LSTMState, xs: Inputs) -> Float[Array, "T P"]:
-        del xs
-        return states.h.astype(self.projection.dtype)

@@ -6,11 +6,11 @@ from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
 from .. import initialise
-from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, RecurrentWeight, UnitsOverTime
-from ..cell import AbstractCell, Hidden, affine, learned, recur, rest
+from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
+from ..cell import AbstractAffineCell, Hidden, learned, recur
 
 
-class ResetBeforeGRU(AbstractCell):
+class ResetBeforeGRU(AbstractAffineCell):
     """Cho et al. 2014 (arXiv:1406.1078v3).
 
         r, z = sigmoid(W x_t + b + R h_{t-1})
@@ -53,21 +53,8 @@ class ResetBeforeGRU(AbstractCell):
         self.bias = bias_initialiser(keys[3], "rzn", hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
-    def input_type(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
-
-    def initial(self) -> Hidden:
-        return rest(Hidden, self.start, self.input_weight.shape[-1], self.input_weight.dtype)
-
-    def project(self, xs: Inputs) -> GatesOverTime:
-        return affine(self.input_weight, self.bias, xs)
-
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u = u.astype(state.h.dtype)
         r, z = sigmoid(u[:2] + recur(self.recurrent_weight, state.h))
         n = jnp.tanh(u[2] + recur(self.candidate_weight, r * state.h)[0])
         return Hidden((1 - z) * n + z * state.h)
-
-    def readout(self, states: Hidden, xs: Inputs) -> UnitsOverTime:
-        del xs
-        return states.h.astype(self.input_weight.dtype)

@@ -1,0 +1,54 @@
+"""The gated recurrent unit whose recurrent weights are diagonal."""
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
+
+
+class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
+    """The ParaGRU of Danieli et al. 2025, "ParaRNN", arXiv:2510.21450; gate order r, z, n, as in `GRU`.
+
+        r, z = sigmoid(W x_t + b + d * h_{t-1})
+        n    = tanh(W x_t + b + d * (r * h_{t-1}))
+        h_t  = (1 - z) * n + z * h_{t-1}
+
+    with a vector d for each gate. Here z keeps, as in `GRU`; in the paper it writes. Units meet in the layer above:
+    stack two or more. `Newton(Diagonal())` solves all of time at once, exactly.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: Bias  # d, [3, H]
+    bias: Bias | None
+    start: Hidden | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.interval(-1.0, 1.0),
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `GRU`, but for heads; `recurrent_initialiser` draws d, [3, H]."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        keys = jax.random.split(key, 3)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
+        self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "rzn", hidden_size, dtype)
+        self.bias = bias_initialiser(keys[2], "rzn", hidden_size, dtype) if bias else None
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+
+    def step(self, state: Hidden, u: Gates) -> Hidden:
+        u, d = u.astype(state.h.dtype), self.recurrent_weight.astype(state.h.dtype)
+        r, z = sigmoid(u[:2] + d[:2] * state.h)
+        n = jnp.tanh(u[2] + d[2] * (r * state.h))
+        return Hidden((1 - z) * n + z * state.h)

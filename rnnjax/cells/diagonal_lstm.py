@@ -1,0 +1,64 @@
+"""Long short-term memory with coupled gates whose recurrent weights are diagonal."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, learned
+from .lstm import LSTMState
+
+
+class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
+    """The CIFG-LSTM of Danieli et al. 2025, "ParaRNN", arXiv:2510.21450; gate order f, g, o.
+
+        f   = sigmoid(W x_t + b + d * h_{t-1} + p * c_{t-1})         g = tanh(W x_t + b + d * h_{t-1})
+        c_t = f * c_{t-1} + (1 - f) * g
+        o   = sigmoid(W x_t + b + d * h_{t-1} + p * c_t)
+        h_t = o * tanh(c_t)
+
+    with a vector d for each gate, and peepholes p. The Jacobian is a block of h and c for each unit:
+    `Newton(Diagonal())` solves all of time at once, exactly. Units meet in the layer above: stack two or more.
+    """
+
+    state_type: ClassVar[type] = LSTMState
+
+    input_weight: InputWeight
+    recurrent_weight: Bias  # d, [3, H]
+    peepholes: Bias  # p of f and o, [2, H]
+    bias: Bias | None
+    start: LSTMState | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.interval(-1.0, 1.0),
+        bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`; `recurrent_initialiser` draws d, [3, H], and p, [2, H]."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        keys = jax.random.split(key, 4)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "fgo", hidden_size, dtype)
+        self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "fgo", hidden_size, dtype)
+        self.peepholes = initialise.diagonal_weight(recurrent_initialiser, keys[2], "fo", hidden_size, dtype)
+        self.bias = bias_initialiser(keys[3], "fgo", hidden_size, dtype) if bias else None
+        self.start = learned(learn_initial, LSTMState, hidden_size, dtype)
+
+    def step(self, state: LSTMState, u: Gates) -> LSTMState:
+        carried = state.h.dtype
+        p_f, p_o = self.peepholes.astype(carried)
+        f, g, o = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h
+        f = sigmoid(f + p_f * state.c)
+        c = f * state.c + (1 - f) * jnp.tanh(g)
+        return LSTMState(sigmoid(o + p_o * c) * jnp.tanh(c), c)

@@ -1,0 +1,57 @@
+"""The independently recurrent network: each unit sees its own past alone."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
+
+
+class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
+    """Li et al. 2018, "Independently recurrent neural network", arXiv:1803.04831.
+
+        h_t = activation(W x_t + r * h_{t-1} + b)
+
+    Units meet in the layer above: stack two or more. What a unit keeps over T steps is r^T, so that the paper holds
+    |r| <= 2^(1/T); `initialise.interval(0.0, 2 ** (1 / T))` draws it so. `Newton(Diagonal())` solves all of time at
+    once, exactly.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: Bias  # [1, H]
+    bias: Bias | None
+    start: Hidden | None
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.interval(0.0, 1.0),
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `Elman`; `recurrent_initialiser` draws r, [1, H]."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        keys = jax.random.split(key, 3)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
+        self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "n", hidden_size, dtype)
+        self.bias = bias_initialiser(keys[2], "n", hidden_size, dtype) if bias else None
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.activation = activation
+
+    def step(self, state: Hidden, u: Gates) -> Hidden:
+        carried = state.h.dtype
+        (n,) = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h
+        return Hidden(self.activation(n))
