@@ -23,7 +23,7 @@ class Doubled(rnnjax.AbstractEngine):
     def run(self, cell: rnnjax.AbstractCell, state, xs, marks: rnnjax.Marks):
         """The last state, and all states over time."""
         T = jax.tree.leaves(xs)[0].shape[0]
-        step = partial(rnnjax.marked_step, cell, marks.initial)
+        step = partial(rnnjax.marked_step, cell.step, marks.initial)
         inputs = cell.project(xs), marks.over_time(T)
 
         def two_steps(state, inputs):

@@ -1,6 +1,8 @@
 """The noun *engine*: how a cell is run along time."""
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, PyTree
@@ -31,14 +33,14 @@ class AbstractEngine(eqx.Module):
 
 
 def marked_step(
-    cell: AbstractCell, initial: State, before: State, inputs: tuple[PyTree[Array], StepMarks]
+    step: Callable[[State, Any], State], initial: State, before: State, inputs: tuple[PyTree[Array], StepMarks]
 ) -> tuple[State, State]:
-    """One step of `cell` under its marks, as a body for `lax.scan`: the new state, twice."""
+    """One step, such as `cell.step`, under its marks, as a body for `lax.scan`: the new state, twice."""
     u, marks = inputs
     if marks.reset is not None:
         before = select(marks.reset, initial, before)
     if marks.ignored is None:
-        after = cell.step(before, u)
+        after = step(before, u)
     else:
-        after = select(marks.ignored, before, cell.step(select(marks.ignored, initial, before), u))
+        after = select(marks.ignored, before, step(select(marks.ignored, initial, before), u))
     return after, after

@@ -44,7 +44,7 @@ class Checkpointed(AbstractEngine):
         def run_segment(state: State, start: Int[Array, ""], steps: int) -> tuple[State, States]:
             part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, steps), inputs)
             us_and_marks = cell.project(part[0]), part[1]
-            return jax.lax.scan(partial(marked_step, cell, marks.initial), state, us_and_marks)
+            return jax.lax.scan(partial(marked_step, cell.step, marks.initial), state, us_and_marks)
 
         starts = jnp.arange(0, whole, segment)
         state, folded = jax.lax.scan(lambda state, start: run_segment(state, start, segment), state, starts)

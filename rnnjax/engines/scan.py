@@ -32,4 +32,4 @@ class Scan(AbstractEngine):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]
         inputs = cell.project(xs), marks.over_time(T)
-        return jax.lax.scan(partial(marked_step, cell, marks.initial), state, inputs, unroll=self.unroll)
+        return jax.lax.scan(partial(marked_step, cell.step, marks.initial), state, inputs, unroll=self.unroll)

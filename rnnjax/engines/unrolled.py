@@ -27,6 +27,6 @@ class Unrolled(AbstractEngine):
         leaves, structure = jax.tree.flatten(inputs)
         for t in range(T):
             step_inputs = jax.tree.unflatten(structure, [leaf[t] for leaf in leaves])
-            state, _ = marked_step(cell, marks.initial, state, step_inputs)
+            state, _ = marked_step(cell.step, marks.initial, state, step_inputs)
             states.append(state)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

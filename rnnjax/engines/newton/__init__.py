@@ -1,0 +1,1 @@
+"""The engine `Newton`, and what it is made of."""

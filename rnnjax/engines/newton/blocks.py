@@ -1,0 +1,51 @@
+"""Square blocks, K of them side by side at every step: [..., K, n, n], and what they act on: [..., K, n].
+
+A dense Jacobian is one block of all units, a diagonal one is a block of a unit's fields for every unit. Of blocks of
+one or two rows the products are written out, which compiles to elementwise code; larger ones are matrix products.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+WRITTEN_OUT = 2
+
+Blocks = Inexact[Array, "*axes K n n"]
+Vectors = Inexact[Array, "*axes K n"]
+
+
+def multiply(a: Blocks, b: Blocks) -> Blocks:
+    """The products of blocks."""
+    n = a.shape[-1]
+    if n > WRITTEN_OUT:
+        return a @ b
+    return sum(a[..., :, k, None] * b[..., None, k, :] for k in range(n))
+
+
+def apply(a: Blocks, x: Vectors) -> Vectors:
+    """Each block times its vector."""
+    n = a.shape[-1]
+    if n > WRITTEN_OUT:
+        return (a @ x[..., None])[..., 0]
+    return sum(a[..., :, k] * x[..., None, k] for k in range(n))
+
+
+def inverse(a: Blocks) -> Blocks:
+    """The inverses of blocks."""
+    n = a.shape[-1]
+    if n > WRITTEN_OUT:
+        return jnp.linalg.inv(a)
+    if n == 1:
+        return 1 / a
+    p, q, r, s = a[..., 0, 0], a[..., 0, 1], a[..., 1, 0], a[..., 1, 1]
+    adjugate = jnp.stack([jnp.stack([s, -q], -1), jnp.stack([-r, p], -1)], -2)
+    return adjugate / (p * s - q * r)[..., None, None]
+
+
+def adjoint(a: Blocks) -> Blocks:
+    """The conjugate transposes of blocks."""
+    return jnp.conj(jnp.swapaxes(a, -1, -2))
+
+
+def identity_like(a: Blocks) -> Blocks:
+    """The identity in the shape of `a`."""
+    return jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)

@@ -1,0 +1,29 @@
+"""The equations that `Newton` solves: every state is one step after the one before it."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, PyTree
+
+from ...arrays import State
+from ...cell import AbstractCell
+from ...engine import marked_step
+from ...marks import StepMarks
+
+
+class Problem(NamedTuple):
+    """All that says which trajectory is sought: x_t = step(x_{t-1}, u_t) under its marks, from x_0 = `start`."""
+
+    cell: AbstractCell
+    start: State
+    us: PyTree[Array]
+    initial: State  # where resets lead
+    marks: StepMarks
+
+    def step(self, step: Any, before: State, u: PyTree[Array], marks: StepMarks) -> State:
+        """The state after one step under its marks, by `step`: the cell's own, or one that stands for it."""
+        return marked_step(step, self.initial, before, (u, marks))[0]
+
+    def over_time(self, function: Any, *rows: PyTree[Array]) -> Any:
+        """`function` of the rows, inputs and marks of each step, all steps at once."""
+        return jax.vmap(function)(*rows, self.us, self.marks)

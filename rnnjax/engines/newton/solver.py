@@ -1,0 +1,134 @@
+"""Newton's iterations, for many sequences side by side of which none waits long for another."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ...arrays import select
+from . import time
+from .blocks import Blocks, Vectors
+from .jacobian import AbstractJacobian
+from .problem import Problem
+from .trust import damped_step
+
+FEWER = 4  # once only this part of the rows is left, it goes on without the others
+EASED, STIFFENED = 0.1, 10.0  # what damping is multiplied by after a step that helped, and one that did not
+
+
+class Settings(NamedTuple):
+    """How to solve: `Newton`'s options, with the tolerance that holds for the dtype at hand."""
+
+    jacobian: AbstractJacobian
+    iterations: int
+    tolerance: float
+    damping: float | None
+    axis: str | None
+
+
+class Iterate(NamedTuple):
+    """A trajectory, and how far it is from a solution. Of many sequences, every field leads with their number."""
+
+    x: Vectors
+    after: Vectors  # one step from each state before
+    jacobians: Blocks
+    merit: Float[Array, "..."]  # the sum of the squares of after - x
+    residual: Float[Array, "..."]  # the largest entry of |after - x| / (1 + |x|)
+    damping: Float[Array, "..."]
+    count: Int[Array, "..."]
+    done: Bool[Array, "..."]
+
+
+class Solution(NamedTuple):
+    """A trajectory as solved for, and whether it is one."""
+
+    states: Any
+    iterations: Int[Array, "..."]
+    residual: Float[Array, "..."]
+    converged: Bool[Array, "..."]
+
+
+def solve(settings: Settings, problem: Problem, axes: PyTree[int | None], rows: int) -> Solution:
+    """The trajectories of `rows` problems; `axes` has 0 for each array of `problem` that leads with them, else None."""
+    over_rows = partial(jax.vmap, axis_size=rows)
+    iterate = over_rows(partial(_start, settings), in_axes=(axes,))(problem)
+    iterate = _iterate(settings, problem, axes, iterate)
+    return over_rows(partial(_finish, settings), in_axes=(axes, 0))(problem, iterate)
+
+
+def _start(settings: Settings, problem: Problem) -> Iterate:
+    """One step from `start` at every step of time: near the solution where little is remembered."""
+    jacobian = settings.jacobian
+    step = lambda u, marks: jacobian.pack(problem.step(problem.cell.step, problem.start, u, marks))  # noqa: E731
+    guess = problem.over_time(step)
+    damping = jnp.full((), settings.damping or 0.0, guess.real.dtype)
+    return _measure(settings, problem, guess, damping, jnp.zeros((), jnp.int32))
+
+
+def _measure(settings: Settings, problem: Problem, x: Vectors, damping: Array, count: Array) -> Iterate:
+    """The trajectory `x` as an iterate."""
+    after, jacobians = settings.jacobian.evaluate(problem, befores(settings, problem, x))
+    size = jnp.abs(after - x)
+    residual = time.largest(size / (1 + jnp.abs(x)), settings.axis)
+    lost = (settings.damping is None) & ~jnp.isfinite(residual)  # Newton's own steps do not come back from there
+    done = (residual <= settings.tolerance) | (count >= settings.iterations) | lost
+    return Iterate(x, after, jacobians, time.total(size * size, settings.axis), residual, damping, count, done)
+
+
+def befores(settings: Settings, problem: Problem, x: Vectors) -> Vectors:
+    """The states before each step of the trajectory `x`."""
+    return time.before(settings.jacobian.pack(problem.start), x, settings.axis)
+
+
+def _iterate(settings: Settings, problem: Problem, axes: PyTree[int | None], iterate: Iterate) -> Iterate:
+    """Iterate until all rows are done. When few are left, they go on among themselves."""
+    rows = iterate.done.shape[0]
+    fewer = rows // FEWER
+    advance = jax.vmap(partial(_advance, settings), in_axes=(axes, 0), axis_size=rows)
+
+    def body(iterate: Iterate) -> Iterate:
+        return select(iterate.done, iterate, advance(problem, iterate))
+
+    iterate = jax.lax.while_loop(lambda iterate: jnp.sum(~iterate.done) > fewer, body, iterate)
+    if fewer == 0:
+        return iterate
+    left = jnp.argsort(iterate.done, stable=True)[:fewer]
+    part = jax.tree.map(lambda leaf, axis: leaf if axis is None else leaf[left], problem, axes)
+    rest = _iterate(settings, part, axes, jax.tree.map(lambda leaf: leaf[left], iterate))
+    return jax.tree.map(lambda leaf, rest: leaf.at[left].set(rest), iterate, rest)
+
+
+def _advance(settings: Settings, problem: Problem, iterate: Iterate) -> Iterate:
+    """One iteration. A damped step that does not lower the merit is not taken, and the next one is shorter.
+
+    Of a quasi-Newton method no step need lower the merit, be it ever so short: there all are taken that are finite.
+    """
+    count = iterate.count + 1
+    if settings.damping is None:
+        return _measure(settings, problem, iterate.x + _newton_step(settings, iterate), iterate.damping, count)
+    step = damped_step(iterate.jacobians, iterate.after - iterate.x, iterate.damping, settings.axis)
+    taken = _measure(settings, problem, iterate.x + step, iterate.damping * EASED, count)
+    stiffened = iterate.damping * STIFFENED
+    kept = iterate._replace(damping=stiffened, count=count, done=count >= settings.iterations)
+    helped = taken.merit < iterate.merit
+    if not settings.jacobian.is_exact(problem.cell):
+        kept = select(jnp.isfinite(taken.merit), taken._replace(damping=stiffened), kept)
+    return select(helped, taken, kept)
+
+
+def _newton_step(settings: Settings, iterate: Iterate) -> Vectors:
+    """The change of the trajectory that would solve the equations were they linear."""
+    residuals = iterate.after - iterate.x
+    return time.recurrence(iterate.jacobians, residuals, jnp.zeros_like(residuals[0]), settings.axis)
+
+
+def _finish(settings: Settings, problem: Problem, iterate: Iterate) -> Solution:
+    """The solution, one step beyond the tolerance: what that takes is at hand. It is left out where it is no small one."""
+    step = _newton_step(settings, iterate)
+    length = time.largest(jnp.abs(step) / (1 + jnp.abs(iterate.x)), settings.axis)
+    converged = iterate.residual <= settings.tolerance
+    x = jnp.where(converged & (length <= settings.tolerance**0.5), iterate.x + step, iterate.x)
+    states = jax.vmap(lambda x: settings.jacobian.unpack(x, problem.start))(x)
+    return Solution(states, iterate.count, iterate.residual, converged)
