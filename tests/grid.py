@@ -66,6 +66,8 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "unrolled": rnnjax.Unrolled(),
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
+    "newton": rnnjax.Newton(),
+    "newton_diagonal": rnnjax.Newton(rnnjax.Diagonal(), damping=1.0),
     "fused": rnnjax.Fused(),
     "fused_tpu": rnnjax.Fused(cpu=rnnjax.TPU(interpret=True)),  # emulated, which takes float64 too
     "fused_gpu": rnnjax.Fused(cpu=rnnjax.GPU(interpret=True)),

@@ -4,13 +4,15 @@ A dense Jacobian is one block of all units, a diagonal one is a block of a unit'
 one or two rows the products are written out, which compiles to elementwise code; larger ones are matrix products.
 """
 
+from functools import reduce
+
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 WRITTEN_OUT = 2
 
-Blocks = Inexact[Array, "*axes K n n"]
-Vectors = Inexact[Array, "*axes K n"]
+Blocks = Inexact[Array, "... K n n"]
+Vectors = Inexact[Array, "... K n"]
 
 
 def multiply(a: Blocks, b: Blocks) -> Blocks:
@@ -18,7 +20,7 @@ def multiply(a: Blocks, b: Blocks) -> Blocks:
     n = a.shape[-1]
     if n > WRITTEN_OUT:
         return a @ b
-    return sum(a[..., :, k, None] * b[..., None, k, :] for k in range(n))
+    return reduce(jnp.add, [a[..., :, k, None] * b[..., None, k, :] for k in range(n)])
 
 
 def apply(a: Blocks, x: Vectors) -> Vectors:
@@ -26,7 +28,7 @@ def apply(a: Blocks, x: Vectors) -> Vectors:
     n = a.shape[-1]
     if n > WRITTEN_OUT:
         return (a @ x[..., None])[..., 0]
-    return sum(a[..., :, k] * x[..., None, k] for k in range(n))
+    return reduce(jnp.add, [a[..., :, k] * x[..., None, k] for k in range(n)])
 
 
 def inverse(a: Blocks) -> Blocks:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ...arrays import State, cast
-from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
+from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, recur
 from . import time
 from .blocks import Blocks, Vectors
 from .problem import Problem
@@ -23,16 +23,12 @@ COPIES = 4  # of all Jacobians that a parallel scan of them holds at once
 class AbstractJacobian(eqx.Module):
     """A choice of Jacobian: how a state is laid out as [K, n], and its K blocks [n, n] at every step.
 
-    Subclass requirements: `is_exact`, `pack`, `unpack`, `evaluate`, and `propagate`, which is exact whatever `evaluate` leaves out.
+    Subclass requirements: `pack`, `unpack`, `evaluate`, and `propagate`, which is exact whatever `evaluate` leaves out.
     """
 
     @abc.abstractmethod
     def refusal(self, cell: AbstractCell, T: int) -> str | None:
         """Why `cell` cannot be solved with it over T steps, and what to do; None if it can."""
-
-    @abc.abstractmethod
-    def is_exact(self, cell: AbstractCell) -> bool:
-        """Whether `evaluate` leaves nothing out."""
 
     @abc.abstractmethod
     def pack(self, state: State) -> Vectors:
@@ -71,10 +67,6 @@ class Dense(AbstractJacobian):
             f"its Jacobians, {T} of {D} x {D}, and the scan of them take {needed / 1e9:.0f} GB, "
             f"and there are {available / 1e9:.0f} GB. Use Newton(Diagonal()), shorter sequences, or Scan()"
         )
-
-    def is_exact(self, cell: AbstractCell) -> bool:
-        del cell
-        return True
 
     def pack(self, state: State) -> Vectors:
         return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(state)])[None]
@@ -120,9 +112,6 @@ class Diagonal(AbstractJacobian):
             return None
         return f"its state is not made of vectors of the same units, {sorted(shapes)}. Use Newton(Dense()) or Scan()"
 
-    def is_exact(self, cell: AbstractCell) -> bool:
-        return isinstance(cell, AbstractDiagonalCell)
-
     def pack(self, state: State) -> Vectors:
         return jnp.stack(jax.tree.leaves(state), -1)
 
@@ -139,7 +128,7 @@ class Diagonal(AbstractJacobian):
         return problem.over_time(one, befores)
 
     def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
-        if self.is_exact(problem.cell):
+        if isinstance(problem.cell, AbstractDiagonalCell):
             return time.recurrence(self.evaluate(problem, befores)[1], moved, start, axis)
 
         def advance(tangent: Vectors, inputs: Any) -> tuple[Vectors, Vectors]:

@@ -29,9 +29,8 @@ class Newton(AbstractEngine):
     iterations   the most that are tried
     tolerance    solved is where |step(state_{t-1}) - state_t| / (1 + |state_t|) is nowhere larger; None: eps^0.8 of
                  the state's dtype, 3e-6 in float32 and 3e-13 in float64. One more step is taken after
-    damping      None: Newton's own steps, which may diverge where steps stretch distances. A number: steps of a trust
-                 region (Levenberg & Marquardt; ELK, Gonzalez et al. 2024, arXiv:2407.19115), which only ever come
-                 nearer; the number, such as 1.0, is the first damping, and adapts
+    damping      None: Newton's own steps, which overflow where long products of Jacobians do. A number, such as 1.0: the
+                 first damping of a trust region (ELK, Gonzalez et al. 2024, arXiv:2407.19115), which adapts
     fall_back    what has not converged is run step by step; without it, it is an error at run time
 
     `solve` returns iterations, residual and convergence. The gradient, in either mode, is one linear recurrence with the
@@ -56,7 +55,7 @@ class Newton(AbstractEngine):
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(cell.initial))}
-        if len(dtypes) != 1 or not jnp.issubdtype(*dtypes, jnp.inexact):
+        if len(dtypes) != 1 or not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
             names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"
             reason = f"it solves for numbers of one floating dtype, and the state is {names}. Use Scan()"
         else:
@@ -88,9 +87,7 @@ class Newton(AbstractEngine):
         states = solution.states if self.fall_back else self._insist(cell, solution)
         return jax.tree.map(lambda leaf: leaf[-1], states), states
 
-    def _solve(
-        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str | None
-    ) -> Solution:
+    def _solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str | None) -> Solution:
         T = jax.tree.leaves(xs)[0].shape[0]
         problem = Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(T))
         epsilon = float(jnp.finfo(jax.tree.leaves(state)[0].dtype).eps)
@@ -123,8 +120,8 @@ def _trajectory(problem: Problem, *, settings: Settings, fall_back: bool) -> Sol
         return jax.tree.map(lambda leaf: leaf[0], solve_rows(jax.tree.map(lambda _: None, arrays), 1, arrays))
 
     @one.def_vmap
-    def many(rows: int, mapped: PyTree[bool], arrays: Problem) -> tuple[Solution, Solution]:
-        solution = solve_rows(jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped), rows, arrays)
+    def many(rows: int, mapped: list[PyTree[bool]], arrays: Problem) -> tuple[Solution, Solution]:
+        solution = solve_rows(jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped[0]), rows, arrays)
         return solution, jax.tree.map(lambda _: True, solution)
 
     return one(arrays)
@@ -163,7 +160,7 @@ def _move(
     start = jacobian.pack(_zeros_for_none(moves.start, problem.start))
     states = jacobian.propagate(problem, at, moved, start, settings.axis)
     unpacked = jax.vmap(lambda x: jacobian.unpack(x, problem.start))(states)
-    return solution, Solution(unpacked, None, None, None)
+    return solution, Solution(unpacked, *(None for _ in solution[1:]))
 
 
 def _zeros_for_none(tangent: PyTree, primal: State) -> State:

@@ -15,7 +15,8 @@ from .problem import Problem
 from .trust import damped_step
 
 FEWER = 4  # once only this part of the rows is left, it goes on without the others
-EASED, STIFFENED = 0.1, 10.0  # what damping is multiplied by after a step that helped, and one that did not
+EASED, STIFFENED = 0.1, 10.0  # what damping is multiplied by after a step that came nearer, and one that did not
+LEAST, MOST = 1e-12, 1e6  # of damping: beyond these it changes nothing, or lets nothing change
 
 
 class Settings(NamedTuple):
@@ -37,7 +38,7 @@ class Iterate(NamedTuple):
     merit: Float[Array, "..."]  # the sum of the squares of after - x
     residual: Float[Array, "..."]  # the largest entry of |after - x| / (1 + |x|)
     damping: Float[Array, "..."]
-    count: Int[Array, "..."]
+    taken: Int[Array, "..."]
     done: Bool[Array, "..."]
 
 
@@ -67,14 +68,14 @@ def _start(settings: Settings, problem: Problem) -> Iterate:
     return _measure(settings, problem, guess, damping, jnp.zeros((), jnp.int32))
 
 
-def _measure(settings: Settings, problem: Problem, x: Vectors, damping: Array, count: Array) -> Iterate:
+def _measure(settings: Settings, problem: Problem, x: Vectors, damping: Array, taken: Array) -> Iterate:
     """The trajectory `x` as an iterate."""
     after, jacobians = settings.jacobian.evaluate(problem, befores(settings, problem, x))
     size = jnp.abs(after - x)
     residual = time.largest(size / (1 + jnp.abs(x)), settings.axis)
     lost = (settings.damping is None) & ~jnp.isfinite(residual)  # Newton's own steps do not come back from there
-    done = (residual <= settings.tolerance) | (count >= settings.iterations) | lost
-    return Iterate(x, after, jacobians, time.total(size * size, settings.axis), residual, damping, count, done)
+    done = (residual <= settings.tolerance) | (taken >= settings.iterations) | lost
+    return Iterate(x, after, jacobians, time.total(size * size, settings.axis), residual, damping, taken, done)
 
 
 def befores(settings: Settings, problem: Problem, x: Vectors) -> Vectors:
@@ -101,21 +102,16 @@ def _iterate(settings: Settings, problem: Problem, axes: PyTree[int | None], ite
 
 
 def _advance(settings: Settings, problem: Problem, iterate: Iterate) -> Iterate:
-    """One iteration. A damped step that does not lower the merit is not taken, and the next one is shorter.
-
-    Of a quasi-Newton method no step need lower the merit, be it ever so short: there all are taken that are finite.
-    """
-    count = iterate.count + 1
+    """One iteration. Damping goes down after a step that came nearer, up after others; NaN is never stepped to."""
+    taken = iterate.taken + 1
     if settings.damping is None:
-        return _measure(settings, problem, iterate.x + _newton_step(settings, iterate), iterate.damping, count)
+        return _measure(settings, problem, iterate.x + _newton_step(settings, iterate), iterate.damping, taken)
     step = damped_step(iterate.jacobians, iterate.after - iterate.x, iterate.damping, settings.axis)
-    taken = _measure(settings, problem, iterate.x + step, iterate.damping * EASED, count)
-    stiffened = iterate.damping * STIFFENED
-    kept = iterate._replace(damping=stiffened, count=count, done=count >= settings.iterations)
-    helped = taken.merit < iterate.merit
-    if not settings.jacobian.is_exact(problem.cell):
-        kept = select(jnp.isfinite(taken.merit), taken._replace(damping=stiffened), kept)
-    return select(helped, taken, kept)
+    moved = _measure(settings, problem, iterate.x + step, iterate.damping, taken)
+    stayed = iterate._replace(taken=taken, done=taken >= settings.iterations)
+    change = jnp.where(moved.merit < iterate.merit, EASED, STIFFENED)
+    damping = jnp.clip(iterate.damping * change, LEAST, MOST)
+    return select(jnp.isfinite(moved.merit), moved, stayed)._replace(damping=damping)
 
 
 def _newton_step(settings: Settings, iterate: Iterate) -> Vectors:
@@ -131,4 +127,4 @@ def _finish(settings: Settings, problem: Problem, iterate: Iterate) -> Solution:
     converged = iterate.residual <= settings.tolerance
     x = jnp.where(converged & (length <= settings.tolerance**0.5), iterate.x + step, iterate.x)
     states = jax.vmap(lambda x: settings.jacobian.unpack(x, problem.start))(x)
-    return Solution(states, iterate.count, iterate.residual, converged)
+    return Solution(states, iterate.taken, iterate.residual, converged)

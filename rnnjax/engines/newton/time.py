@@ -1,7 +1,4 @@
-"""Operations along time, be it whole or, where `axis` names an axis of a mesh, spread over its devices part by part.
-
-In reverse, time runs from its end to its start, and `first` is the end.
-"""
+"""Operations along time, be it whole or, where `axis` names an axis of a mesh, spread over its devices part by part."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,60 +22,42 @@ def before(first: Inexact[Array, "..."], rows: Inexact[Array, "T ..."], axis: st
     return jnp.concatenate([first[None], rows[:-1]])
 
 
-def after(rows: Inexact[Array, "T ..."], last: Inexact[Array, "..."], axis: str | None) -> Inexact[Array, "T ..."]:
-    """`rows` one step earlier, `last` after them."""
-    if axis is not None:
-        size = jax.lax.axis_size(axis)
-        handed = jax.lax.ppermute(rows[0], axis, [(one + 1, one) for one in range(size - 1)])
-        last = jnp.where(jax.lax.axis_index(axis) == size - 1, last, handed)
-    return jnp.concatenate([rows[1:], last[None]])
-
-
-def prefix(compose: Compose, elements: PyTree[Array], axis: str | None, *, reverse: bool = False) -> PyTree[Array]:
+def prefix(compose: Compose, elements: PyTree[Array], axis: str | None) -> PyTree[Array]:
     """What `compose` makes of all elements up to each."""
-    local = jax.lax.associative_scan(compose, elements, reverse=reverse)
+    local = jax.lax.associative_scan(compose, elements)
     if axis is None:
         return local
-    edge = 0 if reverse else -1
-    totals = jax.lax.all_gather(jax.tree.map(lambda leaf: leaf[edge], local), axis)
-    totals = jax.lax.associative_scan(compose, totals, reverse=reverse)
-    earlier, is_first = _place(axis, reverse)
+    totals = jax.lax.all_gather(jax.tree.map(lambda leaf: leaf[-1], local), axis)
+    totals = jax.lax.associative_scan(compose, totals)
+    earlier, is_first = _place(axis)
     carried = jax.tree.map(lambda leaf: leaf[earlier], totals)
     whole = jax.vmap(compose, (None, 0))(carried, local)
     return jax.tree.map(lambda one, other: jnp.where(is_first, one, other), local, whole)
 
 
-def recurrence(
-    a: Blocks, b: Vectors, initial: Vectors, axis: str | None, *, reverse: bool = False
-) -> Vectors:
-    """All states of `x_t = a_t x_{t-1} + b_t`, or in reverse of `x_t = a_t x_{t+1} + b_t`, from x = `initial`."""
+def recurrence(a: Blocks, b: Vectors, initial: Vectors, axis: str | None) -> Vectors:
+    """All states of `x_t = a_t x_{t-1} + b_t`, from x_0 = `initial`."""
     if a.shape[-1] == 1:
-        scalars = a[..., 0, 0], b[..., 0], initial[..., 0]
-        return _scalar_recurrence(*scalars, axis, reverse)[..., None]
-    edge = -1 if reverse else 0
-    start = apply(a[edge], initial)
+        return _scalar_recurrence(a[..., 0, 0], b[..., 0], initial[..., 0], axis)[..., None]
+    start = apply(a[0], initial)
     if axis is not None:
-        start = jnp.where(_place(axis, reverse)[1], start, jnp.zeros_like(start))
-    return prefix(_compose_affine, (a, b.at[edge].add(start)), axis, reverse=reverse)[1]
+        start = jnp.where(jax.lax.axis_index(axis) == 0, start, jnp.zeros_like(start))
+    return prefix(_compose_affine, (a, b.at[0].add(start)), axis)[1]
 
 
-def _scalar_recurrence(a: Array, b: Array, initial: Array, axis: str | None, reverse: bool) -> Array:
+def _scalar_recurrence(a: Array, b: Array, initial: Array, axis: str | None) -> Array:
     if axis is None:
-        return linear_scan(a, b, initial, reverse=reverse)
-    zero = jnp.zeros_like(initial)
-    edge = 0 if reverse else -1
-    mine = jnp.prod(a, 0), linear_scan(a, b, jnp.broadcast_to(zero, b.shape[1:]), reverse=reverse)[edge]
-    products, lasts = jax.lax.all_gather(mine, axis)
-    states = linear_scan(products, lasts, initial, reverse=reverse)
-    earlier, is_first = _place(axis, reverse)
-    return linear_scan(a, b, jnp.where(is_first, initial, states[earlier]), reverse=reverse)
+        return linear_scan(a, b, initial)
+    part = jnp.prod(a, 0), linear_scan(a, b, jnp.zeros_like(b[0]))[-1]
+    products, lasts = jax.lax.all_gather(part, axis)
+    states = linear_scan(products, lasts, initial)
+    earlier, is_first = _place(axis)
+    return linear_scan(a, b, jnp.where(is_first, initial, states[earlier]))
 
 
-def _place(axis: str, reverse: bool) -> tuple[Array, Array]:
-    """Which part runs before mine (any, where none does), and whether mine is the first."""
-    place, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
-    if reverse:
-        return jnp.minimum(place + 1, size - 1), place == size - 1
+def _place(axis: str) -> tuple[Array, Array]:
+    """Which part comes before mine (any, where none does), and whether mine is the first."""
+    place = jax.lax.axis_index(axis)
     return jnp.maximum(place - 1, 0), place == 0
 
 
@@ -93,5 +72,7 @@ def total(x: Float[Array, "..."], axis: str | None) -> Float[Array, ""]:
 
 
 def largest(x: Float[Array, "..."], axis: str | None) -> Float[Array, ""]:
-    """The largest over all of time; NaN where there is one."""
-    return x.max() if axis is None else jax.lax.pmax(x.max(), axis)
+    """The largest over all of time; NaN where one is not finite, which a maximum alone may pass over."""
+    top = jnp.where(jnp.isfinite(x).all(), x.max(), jnp.inf)
+    top = top if axis is None else jax.lax.pmax(top, axis)
+    return jnp.where(jnp.isfinite(top), top, jnp.nan)

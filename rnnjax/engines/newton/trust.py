@@ -1,4 +1,4 @@
-"""The step of Levenberg and Marquardt for a trajectory, all of time at once, as a Kalman smoother."""
+"""A step that no product of Jacobians can carry away: a trust region, all of time at once, as a Kalman filter."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .blocks import Blocks, Vectors, adjoint, apply, identity_like, inverse, multiply
-from .time import after, prefix, recurrence
+from .time import prefix, recurrence
 
 
 class Riccati(NamedTuple):
@@ -18,27 +18,25 @@ class Riccati(NamedTuple):
 
 
 def damped_step(jacobians: Blocks, residuals: Vectors, damping: Float[Array, ""], axis: str | None) -> Vectors:
-    """The change `d` of the trajectory that minimises sum_t |d_t - J_t d_{t-1} - r_t|^2 + damping |d_t|^2, d_0 = 0.
+    """A change `d` of the trajectory that follows d_t = J_t d_{t-1} + r_t only as far as it can be trusted.
 
-    Without damping that is Newton's step, d_t = J_t d_{t-1} + r_t, which long products of J may carry away; with it, no
-    step is longer than |r| / (2 sqrt(damping)). The least squares are those of a Gaussian d_t = J_t d_{t-1} + r_t +
-    noise of variance 1, of which zero was observed with variance 1 / damping: a Kalman filter forward, whose variances
-    are a scan of Riccati maps, and a smoother backward (Rauch, Tung & Striebel 1965; in parallel, Sarkka &
-    Garcia-Fernandez 2021, arXiv:1905.13002; as trust region for recurrent networks ELK, Gonzalez et al. 2024,
-    arXiv:2407.19115).
+    Newton's step, which that is without damping, is carried away by long products of J where the trajectory is unstable.
+    Here d_t = J_t d_{t-1} + r_t + noise of variance 1, and at every step zero is observed of it with variance 1 / damping:
+
+        d_t = (1 + damping P_t)^-1 (J_t d_{t-1} + r_t)
+        P_t = 1 + J_t P_{t-1} (1 + damping P_{t-1})^-1 J_t*,        P_1 = 1
+
+    the mean of a Kalman filter. Where J contracts, P is about 1 and little is lost; where it stretches, P is large and
+    what comes from far before is forgotten. A prefix of time that is solved stays so. The variances are a scan of
+    Riccati maps (Sarkka & Garcia-Fernandez 2021, arXiv:1905.13002). As a trust region for recurrent networks this is
+    ELK (Gonzalez et al. 2024, arXiv:2407.19115), which goes on to smooth: that step is the shorter of least squares, but
+    it gives up what was solved, and was seen here to stall where this one arrives.
     """
     ones = identity_like(jacobians)
-    predicted = prefix(_compose, Riccati(jacobians, ones, damping * ones), axis).c  # variances before they are observed
-    shrink = inverse(ones + damping * predicted)
-    zero = jnp.zeros_like(residuals[0])
-    filtered = recurrence(multiply(shrink, jacobians), apply(shrink, residuals), zero, axis)
-
-    following = after(jacobians, jnp.zeros_like(jacobians[0]), axis)
-    variance = multiply(shrink, predicted)
-    precision = inverse(after(predicted, ones[0], axis))
-    gain = multiply(multiply(variance, adjoint(following)), precision)
-    expected = apply(following, filtered) + after(residuals, zero, axis)
-    return recurrence(gain, filtered - apply(gain, expected), zero, axis, reverse=True)
+    variances = prefix(_compose, Riccati(jacobians, ones, damping * ones), axis).c
+    trusted = inverse(ones + damping * variances)
+    start = jnp.zeros_like(residuals[0])
+    return recurrence(multiply(trusted, jacobians), apply(trusted, residuals), start, axis)
 
 
 def _compose(first: Riccati, second: Riccati) -> Riccati:

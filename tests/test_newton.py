@@ -1,0 +1,212 @@
+"""Newton: the same trajectory as step by step, whatever the Jacobian and the damping, or a plain word that it is none."""
+
+from functools import partial
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import Dense, Diagonal, Newton, Scan, unroll
+from rnnjax.engines.newton import blocks, trust
+
+KEY = jax.random.key(3)
+NEWTONS = {"dense": Newton(), "diagonal": Newton(Diagonal()), "damped": Newton(Diagonal(), damping=1.0)}
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+# What it is made of
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_blocks(n):
+    a, b, x = random(7, 4, n, n), random(7, 4, n, n, seed=1), random(7, 4, n, seed=2)
+    np.testing.assert_allclose(blocks.multiply(jnp.asarray(a), jnp.asarray(b)), a @ b, atol=1e-13)
+    np.testing.assert_allclose(blocks.apply(jnp.asarray(a), jnp.asarray(x)), (a @ x[..., None])[..., 0], atol=1e-13)
+    np.testing.assert_allclose(blocks.inverse(jnp.asarray(a)) @ a, np.broadcast_to(np.eye(n), a.shape), atol=1e-11)
+
+
+@pytest.mark.parametrize("damping", [1e-6, 0.1, 100.0])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_damped_step_is_the_mean_of_a_kalman_filter(n, damping):
+    J, r = 1.5 * random(9, 2, n, n), random(9, 2, n, seed=1)
+    d, variance, expected = np.zeros((2, n)), np.zeros((2, n, n)), []
+    for jacobian, residual in zip(J, r, strict=True):
+        predicted = np.eye(n) + jacobian @ variance @ np.swapaxes(jacobian, -1, -2)
+        trusted = np.linalg.inv(np.eye(n) + damping * predicted)
+        variance = trusted @ predicted
+        d = np.einsum("kij,kj->ki", trusted, np.einsum("kij,kj->ki", jacobian, d) + residual)
+        expected.append(d)
+    got = trust.damped_step(jnp.asarray(J), jnp.asarray(r), jnp.asarray(damping), None)
+    np.testing.assert_allclose(got, np.stack(expected), atol=1e-10)
+
+
+def test_damped_step_is_bounded_where_newtons_overflows():
+    J, r = jnp.full((5000, 1, 1, 1), 3.0), jnp.ones((5000, 1, 1))
+    assert np.isfinite(trust.damped_step(J, r, jnp.asarray(1e-3), None)).all()
+
+
+# The same numbers
+
+
+def both(cell, xs, engine, **options):
+    """Values, and gradients by weights and inputs."""
+
+    @eqx.filter_jit
+    def run(cell, xs):
+        weights, static = eqx.partition(cell, eqx.is_inexact_array)
+        go = lambda weights, xs: unroll(eqx.combine(weights, static), None, xs, engine=engine, **options)  # noqa: E731
+        return go(weights, xs), jax.grad(lambda *args: grid.contract(go(*args)), (0, 1))(weights, xs)
+
+    return run(cell, xs)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 127, 1000])
+@pytest.mark.parametrize(
+    ("cell", "engine"),
+    [("diagonal_lstm", "diagonal"), ("diagonal_gru", "damped"), ("gru", "dense"), ("lstm", "diagonal")],
+)
+def test_equals_scan_at_any_length(cell, engine, T):
+    cell, xs = grid.build(cell), grid.inputs(T)
+    options = {"length": max(T - 2, 1), "resets": jnp.arange(T) % 50 == 7}
+    got, expected = (both(cell, xs, engine, **options) for engine in (NEWTONS[engine], Scan()))
+    assert_within(got, expected, 1e-10)
+
+
+@pytest.mark.parametrize(("cell", "engine"), [("diagonal_lstm", "diagonal"), ("gru", "dense"), ("ind_rnn", "damped")])
+def test_equals_scan_in_float32(cell, engine):
+    cell, xs = grid.build(cell, "float32"), grid.inputs(1000, dtype="float32")
+    got, expected = (both(cell, xs, engine, resets=jnp.arange(1000) == 300) for engine in (NEWTONS[engine], Scan()))
+    assert_within(got, expected, 1e-5)
+
+
+def test_equals_scan_over_many_steps():
+    cell, xs = grid.build("diagonal_gru"), grid.inputs(16323)
+    assert_within(both(cell, xs, Newton(Diagonal())), both(cell, xs, Scan()), 1e-10)
+
+
+def assert_within(got, expected, tolerance):
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(1.0, float(np.abs(other).max())))
+
+
+@pytest.mark.parametrize(("cell", "engine"), [("gru", "dense"), ("diagonal_lstm", "diagonal")])
+def test_second_derivatives(cell, engine):
+    cell, xs = grid.build(cell), grid.inputs(5)
+    loss = lambda engine, xs: grid.contract(unroll(cell, None, xs, engine=engine))  # noqa: E731
+    twice = lambda engine: jax.jit(jax.jacfwd(jax.grad(partial(loss, engine))))(xs)  # noqa: E731
+    np.testing.assert_allclose(twice(NEWTONS[engine]), twice(Scan()), atol=1e-11)
+
+
+def test_a_linear_cell_takes_one_iteration():
+    solution = Newton(Diagonal()).solve(grid.build("min_gru"), None, grid.inputs(50))
+    assert (int(solution.iterations), bool(solution.converged)) == (1, True)
+
+
+def test_a_plain_function_is_solved_too():
+    step = lambda h, x: (jnp.tanh(0.5 * h + x), h * x)  # noqa: E731
+    xs, h = grid.inputs(20), jnp.ones(3)
+    assert_within(unroll(step, h, xs, engine=Newton()), unroll(step, h, xs, engine=Scan()), 1e-12)
+
+
+# Batches
+
+
+def test_no_row_of_a_batch_iterates_more_than_it_would_alone():
+    cell, newton = grid.build("gru"), Newton(Diagonal())
+    xs = grid.inputs(6, 40) * jnp.asarray([0.0, 0.1, 0.5, 1.0, 3.0, 10.0])[:, None, None]
+    solve = jax.jit(lambda xs: newton.solve(cell, None, xs))
+    alone = [int(solve(row).iterations) for row in xs]
+    solution = jax.jit(jax.vmap(lambda xs: newton.solve(cell, None, xs)))(xs)
+    np.testing.assert_array_equal(solution.iterations, alone)
+    assert len(set(alone)) > 2
+    assert_within(solution.states.h, jax.vmap(lambda xs: unroll(cell, None, xs, engine=Scan())[1])(xs), 1e-11)
+
+
+# Where it does not converge
+
+ROTATION = 3.0 * np.asarray([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+
+
+def unstable():
+    """A cell that turns by half a radian and stretches by three, and a push that sets it going."""
+    cell = rnnjax.Elman(1, 2, key=KEY, dtype=jnp.float64)
+    cell = eqx.tree_at(lambda cell: cell.recurrent_weight, cell, jnp.asarray(ROTATION.T[None, :, None]))
+    return cell, jnp.zeros((800, 1)).at[0].set(0.3)
+
+
+def test_what_newtons_own_steps_cannot_solve_the_damped_ones_do():
+    cell, xs = unstable()
+    lost = Newton().solve(cell, None, xs)
+    assert not lost.converged
+    assert np.isnan(lost.residual)
+    solution = jax.jit(lambda xs: Newton(damping=0.01, iterations=2000).solve(cell, None, xs))(xs)
+    assert solution.converged
+    assert_within(solution.states.h, unroll(cell, None, xs, engine=Scan())[1], 1e-10)
+
+
+def test_not_converged_is_an_error_with_its_remedies():
+    cell, xs = unstable()
+    with pytest.raises(Exception, match="did not solve Elman within 100 iterations: pass damping"):
+        eqx.filter_jit(unroll)(cell, None, xs, engine=Newton())
+
+
+def test_fall_back_is_step_by_step_for_those_that_need_it():
+    cell, push = unstable()
+    xs = jnp.stack([push, jnp.zeros_like(push)])
+    run = lambda engine: jax.jit(jax.vmap(lambda xs: unroll(cell, None, xs, engine=engine)))(xs)  # noqa: E731
+    assert_within(run(Newton(fall_back=True)), run(Scan()), 1e-12)
+    few = lambda engine: both(grid.build("gru"), grid.inputs(30), engine)  # noqa: E731
+    assert_within(few(Newton(iterations=1, fall_back=True)), few(Scan()), 1e-12)
+
+
+def test_nan_is_not_solved():
+    solution = Newton(damping=1.0).solve(grid.build("gru"), None, grid.inputs(20).at[5].set(jnp.nan))
+    assert not solution.converged
+    assert np.isnan(solution.residual)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"jacobian": Dense}, TypeError, "jacobian"),
+        ({"iterations": 0}, ValueError, "iterations: expected a positive integer, got 0"),
+        ({"tolerance": 0.0}, ValueError, "tolerance: expected a positive number or None, got 0.0"),
+        ({"tolerance": float("nan")}, ValueError, "tolerance: expected a positive number or None, got nan"),
+        ({"damping": -1.0}, ValueError, "damping: expected a positive number or None, got -1.0"),
+    ],
+)
+def test_options_that_make_no_sense(options, error, message):
+    with pytest.raises(error, match=message):
+        Newton(**options)
+
+
+def test_jacobians_that_do_not_fit_into_memory_are_refused_with_their_size(monkeypatch):
+    cell, xs = rnnjax.GRU(1, 1024, key=KEY), jnp.zeros((100_000, 1))
+    monkeypatch.setattr("rnnjax.engines.newton.jacobian.memory", lambda: int(80e9))
+    message = Newton().refusal(cell, xs)
+    assert "100000 of 1024 x 1024, and the scan of them take 1678 GB, and there are 80 GB" in message
+    assert "Use Newton(Diagonal()), shorter sequences, or Scan()" in message
+    assert Newton(Diagonal()).refusal(cell, xs) is None
+
+
+def test_states_that_are_no_numbers_or_no_units_are_refused():
+    count = lambda state, x: (state + 1, x)  # noqa: E731
+    with pytest.raises(ValueError, match="one floating dtype, and the state is float64 and int64. Use Scan"):
+        unroll(count, jnp.asarray(0), grid.inputs(4), engine=Newton())
+    with pytest.raises(ValueError, match=r"not made of vectors of the same units, \[\(4,\), \(8,\)\]"):
+        unroll(grid.build("projected_lstm"), None, grid.inputs(4), engine=Newton(Diagonal()))
+
+
+def test_solve_wants_a_step():
+    with pytest.raises(ValueError, match="xs: expected at least one step, got T=0"):
+        Newton().solve(grid.build("gru"), None, grid.inputs(0))
