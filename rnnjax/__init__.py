@@ -10,6 +10,7 @@ from .cell import Hidden as Hidden
 from .cells.elman import Elman as Elman
 from .cells.elman import linear as linear
 from .cells.gru import GRU as GRU
+from .cells.linear_recurrence import LinearRecurrence as LinearRecurrence
 from .cells.linear_rnn import LinearRNN as LinearRNN
 from .cells.lru import LRU as LRU
 from .cells.lstm import LSTM as LSTM
@@ -56,6 +57,13 @@ from .models.language import language_loss as language_loss
 from .models.language import sample as sample
 from .network import AbstractNetwork as AbstractNetwork
 from .network import Options as Options
+from .networks.convolution import CausalConvolution as CausalConvolution
+from .networks.depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
+from .networks.qrnn import QRNN as QRNN
+from .networks.qrnn import QRNNState as QRNNState
+from .networks.rg_lru import RGLRU as RGLRU
+from .networks.rg_lru import RGLRUState as RGLRUState
+from .networks.window import Window as Window
 from .training.batches import Chunk as Chunk
 from .training.batches import minibatches as minibatches
 from .training.batches import streams as streams

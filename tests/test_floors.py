@@ -16,7 +16,7 @@ FLOORS = (
     ("engines/*",),
     ("engines/auto",),
     ("unroll",),
-    ("compose",),
+    ("compose", "networks/*"),
     ("models/*", "regularise/*", "gradients/*", "diagnose/*"),
     ("training/*", "convert/*"),
     ("__init__",),
@@ -24,6 +24,7 @@ FLOORS = (
 WITHIN = (
     "cells/*",
     "kernels/*",
+    "networks/*",
     "training/*",
 )  # rooms whose files may import each other; engines/auto stands above the engines
 NEVER = (  # though the way is down
