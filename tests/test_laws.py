@@ -14,9 +14,10 @@ import pytest
 import rnnjax
 
 ENGINES = {"auto": rnnjax.Auto(), **grid.ENGINES}
-CASES = [(part, "auto") for part in grid.CELLS | grid.NETWORKS]
+CASES = [(part, "auto") for part in [*grid.REPRESENTATIVES, *grid.NETWORKS]]
 CASES += [("min_gru", engine) for engine in grid.ENGINES] + [("lstm_options", "fused")]
 PAIRS = [(part, engine) for part in grid.CELLS for engine in grid.ENGINES if (part, engine) not in CASES]
+PAIRS += [(part, engine) for part in grid.POOLED for engine in ("scan", "associative")]
 
 
 def obey(law, part, engine):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
-from ..cell import Hidden, affine
+from ..cell import Hidden, affine, learned, rest
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
@@ -37,7 +37,7 @@ class QRNN(AbstractNetwork):
 
     input_weight: Float[Array, "W I G H"]  # input_weight[age] is what meets x_{t - age}
     bias: Bias | None
-    pooling: LinearRecurrence
+    start: Hidden | None  # of c
     gates: str = eqx.field(static=True)
 
     def __init__(
@@ -63,19 +63,21 @@ class QRNN(AbstractNetwork):
         weight = initialise.input_weight(input_initialiser, keys[0], rows, self.gates, hidden_size, dtype)
         self.input_weight = weight.reshape(window, input_size, *weight.shape[1:])
         self.bias = bias_initialiser(keys[1], self.gates, hidden_size, dtype) if bias else None
-        self.pooling = LinearRecurrence(hidden_size, learn_initial=learn_initial, dtype=carry_dtype(dtype))
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[1:2], self.input_weight.dtype)
 
     def initial(self) -> QRNNState:
-        window, inputs = self.input_weight.shape[:2]
-        return QRNNState(jnp.zeros((window - 1, inputs), self.input_weight.dtype), self.pooling.initial().h)
+        window, inputs, _, units = self.input_weight.shape
+        dtype = self.input_weight.dtype
+        return QRNNState(jnp.zeros((window - 1, inputs), dtype), rest(Hidden, self.start, units, dtype).h)
 
     def run(self, state: QRNNState, xs: Inputs, options: Options) -> tuple[QRNNState, UnitsOverTime]:
         last, windows = look_back(state.inputs, xs, options)
         coefficients, o = options.over_time(self._gates, windows)
-        after, ys = unroll(self.pooling, Hidden(state.c), coefficients, **options._asdict())
+        pooling = LinearRecurrence(Hidden(self.initial().c))
+        after, ys = unroll(pooling, Hidden(state.c), coefficients, **options._asdict())
         if o is not None:
             ys = options.over_time(jnp.multiply, o, ys)
         return QRNNState(last, after.h), ys.astype(self.input_weight.dtype)
@@ -86,7 +88,7 @@ class QRNN(AbstractNetwork):
         """The coefficients of the pooling, and the output gate if there is one."""
         T, (window, inputs, gates, units) = windows.shape[0], self.input_weight.shape
         flat = self.input_weight.reshape(window * inputs, gates, units)
-        us = affine(flat, self.bias, windows.reshape(T, window * inputs)).astype(self.pooling.dtype)
+        us = affine(flat, self.bias, windows.reshape(T, window * inputs)).astype(carry_dtype(self.input_weight.dtype))
         u = dict(zip(self.gates, jnp.moveaxis(us, 1, 0), strict=True))
         write = sigmoid(u["i"]) if "i" in u else sigmoid(-u["f"])  # 1 - f, without the cancellation
         return (sigmoid(u["f"]), write * jnp.tanh(u["g"])), sigmoid(u["o"]) if "o" in u else None

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, carry_dtype
-from ..cell import Hidden, recur
+from ..cell import Hidden, learned, recur, rest
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
@@ -41,7 +41,7 @@ class RGLRU(AbstractNetwork):
     gate_weight: RecurrentWeight  # of r and i
     bias: Bias | None
     decay: Float[Array, " H"]  # Lambda
-    recurrence: LinearRecurrence
+    start: Hidden | None
 
     def __init__(
         self,
@@ -66,13 +66,14 @@ class RGLRU(AbstractNetwork):
         self.gate_weight = initialise.recurrent_weight(gate_initialiser, keys[0], "ri", hidden_size, heads, dtype)
         self.bias = jnp.zeros((2, hidden_size), dtype) if bias else None
         self.decay = draw_decay(keys[1], hidden_size).astype(dtype)
-        self.recurrence = LinearRecurrence(hidden_size, learn_initial=learn_initial, dtype=carry_dtype(dtype))
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.decay.shape, self.decay.dtype)
 
     def initial(self) -> RGLRUState:
-        return RGLRUState(self.recurrence.initial().h, jnp.asarray(False))
+        start = rest(Hidden, self.start, self.decay.shape[0], self.decay.dtype)
+        return RGLRUState(start.h, jnp.asarray(False))
 
     def run(self, state: RGLRUState, xs: Inputs, options: Options) -> tuple[RGLRUState, UnitsOverTime]:
         T = xs.shape[0]
@@ -80,12 +81,13 @@ class RGLRU(AbstractNetwork):
         if options.resets is not None:
             first = first | options.resets
         coefficients = options.over_time(self._coefficients, xs, first)
-        after, ys = unroll(self.recurrence, Hidden(state.h), coefficients, **options._asdict())
+        recurrence = LinearRecurrence(Hidden(self.initial().h))
+        after, ys = unroll(recurrence, Hidden(state.h), coefficients, **options._asdict())
         taken = jnp.asarray(T if options.length is None else options.length) > 0
         return RGLRUState(after.h, state.begun | taken), ys.astype(self.decay.dtype)
 
     def _coefficients(self, xs: Inputs, first: Flags) -> tuple[UnitsOverTime, UnitsOverTime]:
-        carried = self.recurrence.dtype
+        carried = carry_dtype(self.decay.dtype)
         xs = xs.astype(carried)
         gates = jax.vmap(recur, (None, 0))(self.gate_weight, xs)
         if self.bias is not None:
