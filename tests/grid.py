@@ -86,10 +86,12 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
 }
 ORACLE = rnnjax.Scan()
 
-# One worker sees all of a cell's tests, and what `Scan` gives is computed once.
-GROUPED_CELLS = [pytest.param(cell, marks=pytest.mark.xdist_group(cell)) for cell in CELLS]
-
 Run = Callable[[Any, PyTree, Array], tuple[PyTree, Array]]
+
+
+def grouped(cell: str, *others: str) -> Any:
+    """A case of a test: one worker sees all cases of a cell, and what `Scan` gives is computed once."""
+    return pytest.param(cell, *others, marks=pytest.mark.xdist_group(cell))
 
 
 @lru_cache
