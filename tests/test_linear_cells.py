@@ -239,6 +239,16 @@ def test_s5_answers_an_impulse_as_the_dense_system():
             np.testing.assert_allclose(ys, np.stack(expected)[:, :, feature], atol=1e-12)
 
 
+def test_s5_keeps_its_digits_at_short_steps():
+    """What is written in a short step is nearly nothing, which exp(z) - 1 would not be to seven digits."""
+    cell = rnnjax.S5(I, H, key=KEY, blocks=4, shortest_step=1e-5, longest_step=1e-4)
+    u = jnp.ones((2, H // 2), F32)
+    exact = jax.tree.map(lambda leaf: leaf.astype(F64), cell)
+    _, written = eqx.filter_jit(cell.coefficients)(u)
+    _, expected = eqx.filter_jit(exact.coefficients)(u.astype(F64))
+    np.testing.assert_allclose(written, expected, rtol=1e-6)
+
+
 def test_s5_draws_its_steps_log_uniformly():
     steps = np.asarray(rnnjax.S5(I, 4000, key=KEY, blocks=100).log_step)
     assert np.log(0.001) <= steps.min() < np.log(0.0011)
