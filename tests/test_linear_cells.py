@@ -132,9 +132,10 @@ def test_sru_without_its_highway_or_without_its_state():
     np.testing.assert_allclose(ys[-1], np.tanh(last.h), rtol=1e-12)
 
 
-def test_linear_recurrence_takes_its_coefficients_as_inputs():
-    cell = rnnjax.LinearRecurrence(Hidden(jnp.zeros(H, F64)))
-    a, b = jax.random.normal(KEY, (2, T, H), F64)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_linear_recurrence_takes_its_coefficients_as_inputs(dtype):
+    cell = rnnjax.LinearRecurrence(Hidden(jnp.zeros(H, dtype)))
+    a, b = jax.random.normal(KEY, (2, T, H), jnp.dtype(dtype))
     resets = jnp.arange(T) == 5
     h, expected = np.zeros(H), []
     for step in range(T):
