@@ -1,4 +1,4 @@
-"""Every law for a cell of each kind, for every network and for every engine; and the one that binds them, for all pairs.
+"""Every law for a cell of each kind, for every network and every engine; and the one that binds them, for all pairs.
 
 `law_everything_composes` says that an engine equals `Scan` with lengths, resets and reverse at once. It holds for every
 cell under every engine, so what the other laws find of a cell under one engine they find of it under all; and what
