@@ -357,3 +357,19 @@ def test_convolution_sees_nothing_of_before_a_reset(window, resets):
 
     whole = both(lambda state, xs: run(network, state, xs, resets=flags))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), whole, both(pieces))
+
+
+def test_the_output_gate_passes_no_nan_on_that_the_pooling_holds():
+    """After the window has gone past a NaN the gates are finite again, and c is not until the next reset."""
+    network, clean, t = rnnjax.QRNN(I, H, key=KEY, window=2, dtype=F64), inputs(T), 8
+    resets, poisoned = jnp.arange(T) == t, clean.at[2, 0].set(jnp.nan)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def slope(network: Any, xs: jax.Array) -> jax.Array:
+        return jnp.sum(unroll(network, None, xs, resets=resets)[1][t:])
+
+    _, ys = run(network, None, poisoned, resets=resets)
+    assert np.isnan(ys[2:t]).all()
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    jax.tree.map(close, slope(network, poisoned), slope(network, clean))
