@@ -38,8 +38,7 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "lru": lambda inputs, dtype: rnnjax.LRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "s5": lambda inputs, dtype: rnnjax.S5(inputs, H, key=KEY, blocks=2, output_size=5, skip=False, dtype=dtype),
 }
-# One cell for each way there is to be different: what holds of them under every view holds of their likes.
-REPRESENTATIVES = ("lstm_options", "gru", "projected_lstm", "min_gru", "lru")
+REPRESENTATIVES = ("lstm_options", "gru", "projected_lstm", "min_gru", "lru")  # a cell for each way to be different
 
 
 def _layer(inputs: int, dtype: Any, cell: type = rnnjax.GRU) -> Any:

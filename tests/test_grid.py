@@ -30,14 +30,18 @@ def expected(view: str, cell: str):
 
 
 def views(cell: str, engine: str) -> tuple[str, ...]:
-    """The views that an engine is tested under on a cell: all on a cell that stands for its likes, a few on the others.
+    """The views that an engine is tested under on a cell: all on two that stand for the others, a few on those.
 
-    A view reaches a cell through the engine alone, so what holds of one cell of a kind holds of all. Each gated cell is
-    a program of its own to a kernel, so the fused engines meet it under every view that reaches the kernel its own way.
+    A view reaches a cell through the engine alone. One that goes step by step sees a pytree, of fields of one size or
+    of several, real or complex; `Associative` sees coefficients, real or complex. Each gated cell is a program of its
+    own to a kernel, so the fused engines meet each under every view that reaches the kernel in its own way.
     """
-    if cell in grid.REPRESENTATIVES:
+    kind = engine.partition("_")[0]
+    if cell in {"fused": ("lstm_options", "gru"), "associative": ("min_gru", "lru")}.get(
+        kind, ("projected_lstm", "lru")
+    ):
         return tuple(grid.VIEWS)
-    if engine.startswith("fused"):
+    if kind == "fused":
         return "plain", "vmap", "weights_vmapped", "grad_of_vmap", "vmap_of_grad"
     return "vmap", "grad_of_vmap"
 

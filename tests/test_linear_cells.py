@@ -137,7 +137,7 @@ def test_linear_recurrence_takes_its_coefficients_as_inputs(dtype):
     cell = rnnjax.LinearRecurrence(Hidden(jnp.zeros(H, dtype)))
     a, b = jax.random.normal(KEY, (2, T, H), jnp.dtype(dtype))
     resets = jnp.arange(T) == 5
-    h, expected = np.zeros(H), []
+    h, expected = np.zeros(H, dtype), []
     for step in range(T):
         h = np.asarray(a[step] * (0 if step == 5 else h) + b[step])
         expected.append(h)
