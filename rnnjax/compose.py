@@ -15,7 +15,6 @@ from jaxtyping import Array, PyTree
 from . import check
 from .arrays import State
 from .cell import AbstractCell
-from .marks import isolate
 from .network import AbstractNetwork, Options
 from .unroll import unroll
 
@@ -103,7 +102,7 @@ class Bidirectional(AbstractNetwork):
         keys = options.split_key(0)
         forward, forward_ys = unroll(self.forward, state.forward, xs, **options._replace(key=keys[0])._asdict())
         backward, backward_ys = Reversed(self.backward).run(state.backward, xs, options._replace(key=keys[1]))
-        return Directions(forward, backward), _merge(self.merge, forward_ys, backward_ys, options)
+        return Directions(forward, backward), options.over_time(self.merge, forward_ys, backward_ys)
 
 
 class Reversed(AbstractNetwork):
@@ -147,7 +146,7 @@ class Connected(AbstractNetwork):
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         state, ys = unroll(self.part, state, xs, **options._asdict())
-        return state, _merge(self.connect, xs, ys, options)
+        return state, options.over_time(self.connect, xs, ys)
 
 
 def residual(part: Part) -> Connected:
@@ -185,13 +184,6 @@ def multiply(first: Array, second: Array) -> Array:
 def pair(first: Array, second: Array) -> Directions:
     """Both, apart."""
     return Directions(first, second)
-
-
-def _merge(
-    merge: Callable[[Array, Array], PyTree[Array]], first: Array, second: Array, options: Options
-) -> PyTree[Array]:
-    """`merge(first, second)`; where a NaN is to end at a reset, a product must not pass it on in the gradient."""
-    return merge(first, second) if options.resets is None else isolate(merge, first, second)
 
 
 def _check_part(name: str, part: object) -> None:

@@ -80,6 +80,38 @@ def chrono(longest: int) -> Initialiser:
     return draw
 
 
+def time_constants(shortest: float = 1.0, longest: float = 1000.0) -> Initialiser:
+    """Factors a = exp(-1 / tau) in (0, 1), with time constants tau log-uniform in [shortest, longest] steps.
+
+    All stay below one in a dtype that cannot tell the longest from infinity: bfloat16 ends at tau of about 256 steps.
+    """
+    if not 0 < shortest <= longest < np.inf:
+        raise ValueError(
+            f"shortest: expected 0 < shortest <= longest steps, got shortest={shortest!r} and longest={longest!r}"
+        )
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
+        bounds = np.log(shortest), np.log(longest)
+        tau = jnp.exp(jax.random.uniform(key, shape, carry_dtype(dtype), *bounds))
+        return jnp.minimum(jnp.exp(-1 / tau).astype(dtype), 1 - jnp.finfo(dtype).epsneg)
+
+    return draw
+
+
+def hippo_normal(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [size / 2] and eigenvectors [size, size / 2] of HiPPO-N, those above the real axis of each pair.
+
+    The normal part of HiPPO-LegS, whose state holds the past in Legendre polynomials: -1/2 on the diagonal, and
+    beside it the antisymmetric -+ sqrt(n + 1/2) sqrt(k + 1/2) (Gu et al. 2022, arXiv:2206.11893). `size` is even.
+    """
+    root = np.sqrt(np.arange(size) + 0.5)
+    products = np.outer(root, root)
+    antisymmetric = np.triu(products, 1) - np.tril(products, -1)
+    frequencies, vectors = np.linalg.eigh(-1j * antisymmetric)  # ascending, in pairs about zero
+    above = slice(size // 2, None)
+    return -0.5 + 1j * frequencies[above], vectors[:, above]
+
+
 def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Bias:
     if "f" not in gates and "z" not in gates:
         write = -keep  # the one gate there is keeps with 1 - i
@@ -91,8 +123,7 @@ def input_weight(
     initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, dtype
 ) -> InputWeight:
     """W, one draw a gate."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype: expected a floating one, such as jnp.float32, got {jnp.dtype(dtype)}")
+    check_dtype(dtype)
     return _per_gate(initialiser, key, (inputs, units), len(gates), dtype)
 
 
@@ -122,5 +153,11 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name}: expected a positive integer, got {size!r}")
-    if sizes["hidden_size"] % sizes.get("heads", 1):
+    if "heads" in sizes and sizes["hidden_size"] % sizes["heads"]:
         raise ValueError(f"heads: expected a divisor of hidden_size={sizes['hidden_size']}, got {sizes['heads']}")
+
+
+def check_dtype(dtype) -> None:
+    """Raise unless weights can be of `dtype`."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype: expected a floating one, such as jnp.float32, got {jnp.dtype(dtype)}")

@@ -1,6 +1,7 @@
 """The abstract *network*: cells put together, unrolled by the same verb as one cell."""
 
 import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .arrays import Flags, Length, State
 from .engine import AbstractEngine
+from .marks import isolate
 
 
 class Options(NamedTuple):
@@ -25,6 +27,10 @@ class Options(NamedTuple):
             return None, None
         first, second = jax.random.split(jax.random.fold_in(self.key, number))
         return first, second
+
+    def over_time(self, function: Callable[..., PyTree[Array]], *arrays: PyTree[Array]) -> PyTree[Array]:
+        """`function` of arrays over time, step by step; no NaN that is to end at a reset passes by its gradient."""
+        return function(*arrays) if self.resets is None else isolate(function, *arrays)
 
 
 class AbstractNetwork(eqx.Module):

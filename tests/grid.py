@@ -35,7 +35,13 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),
     "diagonal_gru": lambda inputs, dtype: rnnjax.DiagonalGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "diagonal_lstm": lambda inputs, dtype: rnnjax.DiagonalLSTM(inputs, H, key=KEY, dtype=dtype),
+    "min_lstm": lambda inputs, dtype: rnnjax.MinLSTM(inputs, H, key=KEY, activation=rnnjax.positive, dtype=dtype),
+    "linear_rnn": lambda inputs, dtype: rnnjax.LinearRNN(inputs, H, key=KEY, dtype=dtype),
+    "sru": lambda inputs, dtype: rnnjax.SRU(inputs, H, key=KEY, dtype=dtype),
+    "lru": lambda inputs, dtype: rnnjax.LRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
+    "s5": lambda inputs, dtype: rnnjax.S5(inputs, H, key=KEY, blocks=2, output_size=5, skip=False, dtype=dtype),
 }
+REPRESENTATIVES = ("lstm_options", "gru", "projected_lstm", "min_gru", "lru")  # a cell for each way to be different
 
 
 def _layer(inputs: int, dtype: Any, cell: type = rnnjax.GRU) -> Any:
@@ -58,8 +64,18 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "bidirectional_of_stacks": lambda inputs, dtype: rnnjax.Bidirectional(
         rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype)]), _layer(inputs, dtype), merge=rnnjax.multiply
     ),
+    "convolution": lambda inputs, dtype: rnnjax.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
+    "depthwise_convolution": lambda inputs, dtype: rnnjax.DepthwiseConvolution(inputs, window=4, key=KEY, dtype=dtype),
+    "qrnn": lambda inputs, dtype: rnnjax.QRNN(
+        inputs, H, key=KEY, window=3, input_gate=True, learn_initial=True, dtype=dtype
+    ),
+    "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
 }
-CAUSAL = (*CELLS, "stack", "residual_and_skip")  # those that read their sequence from the left alone
+POOLED = ("qrnn", "rg_lru")  # networks around a linear cell, which one engine or another runs
+CAUSAL = (  # those that read their sequence from the left alone
+    *(*CELLS, "stack", "residual_and_skip"),
+    *("convolution", "depthwise_convolution", *POOLED),
+)
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "scan": rnnjax.Scan(unroll=2),
@@ -74,10 +90,12 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
 }
 ORACLE = rnnjax.Scan()
 
-# One worker sees all of a cell's tests, and what `Scan` gives is computed once.
-GROUPED_CELLS = [pytest.param(cell, marks=pytest.mark.xdist_group(cell)) for cell in CELLS]
-
 Run = Callable[[Any, PyTree, Array], tuple[PyTree, Array]]
+
+
+def grouped(cell: str, *others: str) -> Any:
+    """A case of a test: one worker sees all cases of a cell, and what `Scan` gives is computed once."""
+    return pytest.param(cell, *others, marks=pytest.mark.xdist_group(cell))
 
 
 @lru_cache
@@ -102,10 +120,13 @@ def random_state(part: Any, *shape: int, seed: int = 2) -> PyTree:
     """A random state of a cell or network, with leading axes `shape`."""
     leaves, structure = jax.tree.flatten(jax.eval_shape(part.initial))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    draws = [
-        0.5 * jax.random.normal(key, (*shape, *leaf.shape), leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, draws)
+
+    def draw(key: Array, leaf: Any) -> Array:
+        if leaf.dtype == bool:
+            return jax.random.bernoulli(key, shape=(*shape, *leaf.shape))
+        return 0.5 * jax.random.normal(key, (*shape, *leaf.shape), leaf.dtype)
+
+    return jax.tree.unflatten(structure, [draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
 
 
 def widen(leaf: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The oracle for cells: their equations in NumPy float64, one step after the other, written from the papers."""
+"""The oracle: the equations of cells and networks in NumPy float64, step after step, written from the papers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +12,38 @@ import rnnjax
 Vector = np.ndarray
 State = tuple[Vector, ...]
 
-ACTIVATIONS = {jnp.tanh: np.tanh, jax.nn.relu: lambda n: np.maximum(n, 0.0), rnnjax.linear: lambda n: n}
+ACTIVATIONS = {
+    jnp.tanh: np.tanh,
+    jax.nn.relu: lambda n: np.maximum(n, 0.0),
+    rnnjax.linear: lambda n: n,
+    rnnjax.positive: lambda n: np.where(n >= 0.0, n + 0.5, sigmoid(n)),
+}
 
 
 def run(cell: Any, state: Any, xs: Any) -> tuple[State, np.ndarray]:
-    """The last state, and the outputs [T, ...]: the first field of the state after every step."""
-    step = STEPS[type(cell)]
+    """The last state, and the outputs [T, ...]."""
     state = tuple(float64(field) for field in state)
     ys = []
     for x in float64(xs):
-        state = step(cell, state, x)
-        ys.append(state[0])
+        state, y = step(cell, state, x)
+        ys.append(y)
     return state, np.stack(ys)
 
 
+def step(cell: Any, state: State, x: Vector) -> tuple[State, Vector]:
+    """The state after one step, and what is put out."""
+    if type(cell) in READERS:
+        return READERS[type(cell)](cell, state, x)
+    after = STEPS[type(cell)](cell, state, x)
+    return after, after[0]
+
+
 def float64(array: Any) -> np.ndarray:
-    return np.asarray(array, np.float64)
+    """In float64, or complex128; truth values stay as they are."""
+    array = np.asarray(array)
+    if array.dtype == bool:
+        return array
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
 def sigmoid(a: Vector) -> Vector:
@@ -108,7 +124,7 @@ def reset_before_gru(cell: rnnjax.ResetBeforeGRU, state: State, x: Vector) -> St
 
 def min_gru(cell: rnnjax.MinGRU, state: State, x: Vector) -> State:
     (h,) = state
-    write, g = sigmoid(from_input(cell, x, 0)), from_input(cell, x, 1)
+    write, g = sigmoid(from_input(cell, x, 0)), ACTIVATIONS[cell.activation](from_input(cell, x, 1))
     return ((1.0 - write) * h + write * g,)
 
 
@@ -137,6 +153,92 @@ def diagonal_lstm(cell: rnnjax.DiagonalLSTM, state: State, x: Vector) -> State:
     return sigmoid(own_past(cell, x, h, 2) + see_o * c) * np.tanh(c), c
 
 
+def min_lstm(cell: rnnjax.MinLSTM, state: State, x: Vector) -> State:
+    (h,) = state
+    i, f = (sigmoid(from_input(cell, x, gate)) for gate in (0, 1))
+    g = ACTIVATIONS[cell.activation](from_input(cell, x, 2))
+    return (f / (f + i) * h + i / (f + i) * g,)
+
+
+def linear_rnn(cell: rnnjax.LinearRNN, state: State, x: Vector) -> State:
+    return (float64(cell.decay) * state[0] + from_input(cell, x, 0),)
+
+
+def in_parts(weight: Any, axis: int) -> np.ndarray:
+    """The complex weight of which `axis` holds the real and the imaginary part."""
+    real, imaginary = np.moveaxis(float64(weight), axis, 0)
+    return real + 1j * imaginary
+
+
+def skipped(cell: Any, x: Vector) -> Any:
+    return 0.0 if cell.skip is None else float64(cell.skip) * x
+
+
+def lru(cell: rnnjax.LRU, state: State, x: Vector) -> tuple[State, Vector]:
+    eigenvalue = np.exp(-np.exp(float64(cell.nu)) + 1j * np.exp(float64(cell.theta)))
+    h = eigenvalue * state[0] + np.exp(float64(cell.log_gamma)) * (x @ in_parts(cell.input_weight, 1))
+    return (h,), np.real(h @ in_parts(cell.output_weight, 0)) + skipped(cell, x)
+
+
+def s5(cell: rnnjax.S5, state: State, x: Vector) -> tuple[State, Vector]:
+    eigenvalue = -np.exp(float64(cell.log_decay)) + 1j * float64(cell.frequency)
+    a = np.exp(eigenvalue * np.exp(float64(cell.log_step)))
+    h = a * state[0] + (a - 1.0) / eigenvalue * (x @ in_parts(cell.input_weight, 1))
+    one = h @ in_parts(cell.output_weight, 0)
+    return (h,), np.real(one + np.conj(one)) + skipped(cell, x)  # of the units, and of their conjugates
+
+
+def sru(cell: rnnjax.SRU, state: State, x: Vector) -> tuple[State, Vector]:
+    W, V = float64(cell.input_weight), float64(cell.output_weight)
+    b_f, b_r = (0.0, 0.0) if cell.bias is None else float64(cell.bias)
+    f, r = sigmoid(x @ W[:, 0] + b_f), sigmoid(x @ V[:, 0] + b_r)
+    c = f * state[0] + (1.0 - f) * (x @ W[:, 1])
+    highway = x @ V[:, 1] if V.shape[1] > 1 else x
+    return (c,), r * ACTIVATIONS[cell.activation](c) + (1.0 - r) * highway
+
+
+def shifted(inputs: np.ndarray, x: Vector) -> np.ndarray:
+    """What is remembered one step later."""
+    return np.concatenate([inputs, x[None]])[1:]
+
+
+def with_bias(network: Any, y: Vector) -> Vector:
+    return y if network.bias is None else y + float64(network.bias)
+
+
+def convolved(weight: Any, inputs: np.ndarray, x: Vector) -> np.ndarray:
+    """The sum over ages of W_age x_{t - age}, for a weight [window, I, ...]."""
+    return sum(np.tensordot(past, W, 1) for past, W in zip([x, *inputs[::-1]], float64(weight), strict=True))
+
+
+def convolution(network: rnnjax.CausalConvolution, state: State, x: Vector) -> tuple[State, Vector]:
+    (inputs,) = state
+    return (shifted(inputs, x),), with_bias(network, convolved(network.weight, inputs, x))
+
+
+def depthwise_convolution(network: rnnjax.DepthwiseConvolution, state: State, x: Vector) -> tuple[State, Vector]:
+    (inputs,) = state
+    y = sum(past * w for past, w in zip([x, *inputs[::-1]], float64(network.weight), strict=True))
+    return (shifted(inputs, x),), with_bias(network, y)
+
+
+def qrnn(network: rnnjax.QRNN, state: State, x: Vector) -> tuple[State, Vector]:
+    inputs, c = state
+    u = dict(zip(network.gates, with_bias(network, convolved(network.input_weight, inputs, x)), strict=True))
+    f = sigmoid(u["f"])
+    c = f * c + (sigmoid(u["i"]) if "i" in u else 1.0 - f) * np.tanh(u["g"])
+    return (shifted(inputs, x), c), sigmoid(u["o"]) * c if "o" in u else c
+
+
+def rg_lru(network: rnnjax.RGLRU, state: State, x: Vector) -> tuple[State, Vector]:
+    h, begun = state
+    b_r, b_i = (0.0, 0.0) if network.bias is None else float64(network.bias)
+    r, i = sigmoid(from_state(network.gate_weight, x, 0) + b_r), sigmoid(from_state(network.gate_weight, x, 1) + b_i)
+    a = np.exp(-8.0 * np.log1p(np.exp(float64(network.decay))) * r)
+    h = a * h + (np.sqrt(1.0 - a**2) if begun else 1.0) * (i * x)
+    return (h, np.True_), h
+
+
 STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.Elman: elman,
     rnnjax.LSTM: lstm,
@@ -147,4 +249,15 @@ STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.IndRNN: ind_rnn,
     rnnjax.DiagonalGRU: diagonal_gru,
     rnnjax.DiagonalLSTM: diagonal_lstm,
+    rnnjax.MinLSTM: min_lstm,
+    rnnjax.LinearRNN: linear_rnn,
+}
+READERS: dict[type, Callable[[Any, State, Vector], tuple[State, Vector]]] = {  # whose output is more than their state
+    rnnjax.LRU: lru,
+    rnnjax.S5: s5,
+    rnnjax.SRU: sru,
+    rnnjax.CausalConvolution: convolution,
+    rnnjax.DepthwiseConvolution: depthwise_convolution,
+    rnnjax.QRNN: qrnn,
+    rnnjax.RGLRU: rg_lru,
 }

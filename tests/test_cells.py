@@ -1,4 +1,4 @@
-"""Every cell equals its equations, in value and in gradient, and starts from the weights it says it does."""
+"""Every cell, and every network of the literature, equals its equations, and starts from the weights it says."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -54,6 +54,31 @@ VARIANTS = lstm_variants() | {
     "diagonal_gru_no_bias": partial(rnnjax.DiagonalGRU, bias=False),
     "diagonal_lstm": rnnjax.DiagonalLSTM,
     "diagonal_lstm_no_bias": partial(rnnjax.DiagonalLSTM, bias=False),
+    "min_gru_positive": partial(rnnjax.MinGRU, activation=rnnjax.positive),
+    "min_lstm": rnnjax.MinLSTM,
+    "min_lstm_no_bias": partial(rnnjax.MinLSTM, bias=False),
+    "min_lstm_positive": partial(rnnjax.MinLSTM, activation=rnnjax.positive),
+    "linear_rnn": rnnjax.LinearRNN,
+    "linear_rnn_no_bias": partial(rnnjax.LinearRNN, bias=False),
+    "sru": rnnjax.SRU,
+    "sru_no_bias": partial(rnnjax.SRU, bias=False),
+    "sru_no_projection": lambda inputs, _, **options: rnnjax.SRU(inputs, inputs, **options),
+    "sru_linear": partial(rnnjax.SRU, activation=rnnjax.linear),
+    "lru": rnnjax.LRU,
+    "lru_no_skip": partial(rnnjax.LRU, output_size=P, skip=False),
+    "s5": rnnjax.S5,
+    "s5_no_skip": partial(rnnjax.S5, output_size=P, skip=False, blocks=2),
+}
+NETWORKS = {
+    "convolution": partial(rnnjax.CausalConvolution, window=3),
+    "convolution_no_bias": partial(rnnjax.CausalConvolution, window=1, bias=False),
+    "depthwise_convolution": lambda inputs, _, **options: rnnjax.DepthwiseConvolution(inputs, window=4, **options),
+    "qrnn": rnnjax.QRNN,
+    "qrnn_f": partial(rnnjax.QRNN, window=1, output_gate=False),
+    "qrnn_ifo": partial(rnnjax.QRNN, window=3, input_gate=True),
+    "qrnn_if_no_bias": partial(rnnjax.QRNN, input_gate=True, output_gate=False, bias=False),
+    "rg_lru": lambda inputs, _, **options: rnnjax.RGLRU(inputs, **options),
+    "rg_lru_heads_no_bias": lambda inputs, _, **options: rnnjax.RGLRU(inputs, heads=inputs, bias=False, **options),
 }
 CELLS = {
     name: VARIANTS[name]
@@ -69,28 +94,41 @@ CELLS = {
         "ind_rnn_tanh",
         "diagonal_gru",
         "diagonal_lstm",
+        "min_lstm",
+        "linear_rnn",
+        "sru",
+        "lru",
+        "s5",
     )
 }
+STATE_SPACES = ("lru", "s5")  # which have no bias, and draw their weights otherwise
 HEADED = [name for name in VARIANTS if name.endswith("_heads")]
 GATED = [name for name in VARIANTS if name.startswith(("lstm", "gru", "elman"))]
 MATRICES = ("input_weight", "recurrent_weight", "candidate_weight")  # [.., G, ..]
 
-each_variant = pytest.mark.parametrize("name", VARIANTS)
+each_variant = pytest.mark.parametrize("name", [*VARIANTS, *NETWORKS])
 each_cell = pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
+each_biased_cell = pytest.mark.parametrize("make", [CELLS[name] for name in CELLS if name not in STATE_SPACES])
 
 
 def draw(tree: Any, seed: int, scale: float = 0.5) -> Any:
-    """`tree` with every floating array drawn afresh."""
+    """`tree` with every array drawn afresh."""
     leaves, structure = jax.tree.flatten(tree)
     generator = np.random.default_rng(seed)
-    drawn = [jnp.asarray(scale * generator.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, drawn)
+
+    def one(leaf: Any) -> jax.Array:
+        normal = lambda: scale * generator.standard_normal(leaf.shape)  # noqa: E731
+        if leaf.dtype == bool:
+            return jnp.asarray(normal() > 0)
+        return jnp.asarray(normal() + 1j * normal() if jnp.iscomplexobj(leaf) else normal(), leaf.dtype)
+
+    return jax.tree.unflatten(structure, [one(leaf) for leaf in leaves])
 
 
 @lru_cache
 def random_cell(name: str, dtype: str = "float64") -> Any:
     """A cell with random weights, biases and peepholes included."""
-    return draw(VARIANTS[name](I, H, key=KEY, dtype=jnp.dtype(dtype)), seed=1, scale=0.3)
+    return draw((VARIANTS | NETWORKS)[name](I, H, key=KEY, dtype=jnp.dtype(dtype)), seed=1, scale=0.3)
 
 
 def random_state(cell: Any) -> Any:
@@ -103,7 +141,8 @@ def random_inputs(dtype: str = "float64") -> jax.Array:
 
 def loss(last: Any, ys: Any) -> Any:
     """A weighted sum of all that comes out, the same in NumPy and in JAX."""
-    parts = [*jax.tree.leaves(last), ys]
+    leaves = [leaf for leaf in (*jax.tree.leaves(last), ys) if leaf.dtype != bool]
+    parts = [part for leaf in leaves for part in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))]
     return sum(
         (part * np.cos(np.arange(part.size) + number).reshape(part.shape)).sum() for number, part in enumerate(parts)
     )
@@ -118,7 +157,8 @@ def evaluate(name: str) -> tuple[tuple[Any, jax.Array], Any]:
         return loss(last, ys), (last, ys)
 
     cell = random_cell(name)
-    (_, values), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))((cell, random_state(cell), random_inputs()))
+    slope = eqx.filter_jit(eqx.filter_value_and_grad(run, has_aux=True))
+    (_, values), gradient = slope((cell, random_state(cell), random_inputs()))
     return values, gradient
 
 
@@ -149,11 +189,13 @@ def test_gradient_is_the_slope_of_the_equations(name):
     arguments = random_cell(name), random_state(random_cell(name)), random_inputs()
     _, gradient = evaluate(name)
     for seed in (4, 5):
-        direction = draw(arguments, seed, scale=1.0)
-        along = lambda size, direction=direction: jax.tree.map(lambda a, d: a + size * d, arguments, direction)  # noqa: E731
+        direction = draw(eqx.filter(arguments, eqx.is_inexact_array), seed, scale=1.0)
+        along = lambda size, direction=direction: eqx.apply_updates(  # noqa: E731
+            arguments, jax.tree.map(lambda d: size * d, direction)
+        )
         high, low = (loss(*oracle.run(*along(size))) for size in (1e-6, -1e-6))
         pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-        slope = sum(float(jnp.vdot(leaf, along)) for leaf, along in pairs)
+        slope = sum(float((leaf * along).sum().real) for leaf, along in pairs)
         np.testing.assert_allclose(slope, (high - low) / 2e-6, rtol=1e-6)
 
 
@@ -218,6 +260,10 @@ GATES = [
     ),
     pytest.param(rnnjax.MinGRU, "ig", {"i": -LARGE, "g": 0.7}, {}, "h", 0.3, id="min_gru_keeps"),
     pytest.param(rnnjax.MinGRU, "ig", {"i": LARGE, "g": 0.7}, {}, "h", 0.7, id="min_gru_i_writes_g"),
+    pytest.param(rnnjax.MinLSTM, "ifg", {"i": -LARGE, "f": 0.0, "g": 0.7}, {}, "h", 0.3, id="min_lstm_f_keeps"),
+    pytest.param(rnnjax.MinLSTM, "ifg", {"i": 0.0, "f": -LARGE, "g": 0.7}, {}, "h", 0.7, id="min_lstm_i_writes_g"),
+    pytest.param(rnnjax.SRU, "fr", {"f": LARGE, "r": LARGE}, {}, "h", 0.3, id="sru_f_keeps"),
+    pytest.param(rnnjax.SRU, "fr", {"f": -LARGE}, {}, "h", 0.0, id="sru_f_writes"),
 ]
 
 
@@ -246,7 +292,7 @@ def test_heads_are_a_block_diagonal_matrix(name):
 @each_cell
 def test_learned_start_is_zero_and_gets_a_gradient(make):
     cell = make(I, H, key=KEY, learn_initial=True, dtype=jnp.float64)
-    assert jax.tree.structure(cell.start) == jax.tree.structure(cell.initial())
+    assert eqx.tree_equal(cell.initial(), make(I, H, key=KEY, dtype=jnp.float64).initial())
     assert all(not leaf.any() for leaf in jax.tree.leaves(cell.start))
     gradient = jax.jit(jax.grad(lambda cell: loss(*unroll(cell, None, random_inputs()))))(cell)
     assert all(leaf.all() for leaf in jax.tree.leaves(gradient.start))
@@ -256,19 +302,27 @@ def test_learned_start_is_zero_and_gets_a_gradient(make):
 @each_cell
 def test_learned_start_is_where_runs_and_resets_begin(make):
     cell = draw(make(I, H, key=KEY, learn_initial=True, dtype=jnp.float64), seed=1)
-    xs = random_inputs()
+    start, xs = cell.initial(), random_inputs()
+    np.testing.assert_array_equal(numbers(start), numbers(cell.start))
     run = jax.jit(unroll)
     whole = run(cell, None, xs)
-    assert_close(whole, run(cell, cell.start, xs))
-    assert_close(whole, oracle.run(cell, cell.start, xs))
+    assert_close(whole, run(cell, start, xs))
+    assert_close(whole, oracle.run(cell, start, xs))
     last, ys = run(cell, random_state(cell), xs, resets=jnp.arange(T) == 5)
-    assert_close((last, ys[5:]), oracle.run(cell, cell.start, xs[5:]))
+    assert_close((last, ys[5:]), oracle.run(cell, start, xs[5:]))
+
+
+def numbers(tree: Any) -> np.ndarray:
+    """All real numbers that `tree` holds, those of a complex leaf part by part."""
+    leaves = jax.tree.leaves(tree)
+    parts = [part for leaf in leaves for part in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))]
+    return np.concatenate([np.ravel(part) for part in parts])
 
 
 # The drawn weights
 
 
-@each_cell
+@each_biased_cell
 def test_bias_false_leaves_no_bias(make):
     cell = make(I, H, key=KEY, bias=False)
     assert cell.bias is None
@@ -288,10 +342,13 @@ DEFAULT_BIASES = {
     "ind_rnn_tanh": {"n": 0},
     "diagonal_gru": {"r": 0, "z": 0, "n": 0},
     "diagonal_lstm": {"f": 1, "g": 0, "o": 0},
+    "min_lstm": {"i": 0, "f": 1, "g": 0},
+    "linear_rnn": {"n": 0},
+    "sru": {"f": 0, "r": 0},
 }
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", DEFAULT_BIASES)
 def test_default_biases(name):
     cell = CELLS[name](I, H, key=KEY)
     expected = np.array(list(DEFAULT_BIASES[name].values()))[:, None]
@@ -312,7 +369,7 @@ def test_recurrent_blocks_are_orthogonal(make, heads):
         assert_close(np.linalg.svd(blocks, compute_uv=False), np.ones(blocks.shape[:3]))
 
 
-@each_cell
+@each_biased_cell
 def test_glorot_counts_the_fan_of_one_gate(make):
     inputs, units = 40, 60
     weight = np.abs(make(inputs, units, key=KEY).input_weight)
@@ -351,6 +408,8 @@ CHRONO = {
     "gru": (rnnjax.GRU, "rzn", "z", None),
     "reset_before_gru": (rnnjax.ResetBeforeGRU, "rzn", "z", None),
     "min_gru": (rnnjax.MinGRU, "ig", None, "i"),
+    "min_lstm": (rnnjax.MinLSTM, "ifg", "f", "i"),
+    "sru": (rnnjax.SRU, "fr", "f", None),
 }
 
 
@@ -405,7 +464,7 @@ def test_narrow_weights_give_narrow_outputs_and_a_wide_state(name, dtype):
     xs, state = random_inputs(dtype), random_state(cell)
     last, ys = unroll(cell, state, xs)
     assert ys.dtype == dtype
-    assert {leaf.dtype.name for leaf in jax.tree.leaves((last, cell.initial()))} == {"float32"}
+    assert {leaf.real.dtype.name for leaf in jax.tree.leaves((last, cell.initial()))} == {"float32"}
     assert_close((last, ys), oracle.run(cell, state, xs), dtype)
 
 

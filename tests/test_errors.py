@@ -41,12 +41,17 @@ CELLS = {
     "gru": GRU_CELL,
     "reset_before_gru": ResetBeforeGRU(I, H, key=KEY),
     "min_gru": LINEAR_CELL,
+    "sru": rnnjax.SRU(I, H, key=KEY),
+    "lru": rnnjax.LRU(I, H, key=KEY),
 }
 BIDIRECTIONAL = Bidirectional(GRU_CELL, LSTM_CELL)
 NETWORKS = {
     "stack": Stack([LSTM_CELL, MinGRU(H, 5, key=KEY)], dropout=0.5),
     "bidirectional": BIDIRECTIONAL,
     "deep": Stack([rnnjax.skip(BIDIRECTIONAL), rnnjax.Reversed(GRU(2 * H + I, H, key=KEY))]),
+    "convolution": rnnjax.CausalConvolution(I, H, window=3, key=KEY),
+    "qrnn": rnnjax.QRNN(I, H, key=KEY),
+    "rg_lru": rnnjax.RGLRU(I, key=KEY),
 }
 
 
@@ -183,6 +188,56 @@ CONSTRUCTION = [
         partial(make_projected, I, H, projected_size=0), ValueError, ["projected_size", "0"], id="projected_size_zero"
     ),
     pytest.param(partial(rnnjax.initialise.chrono, 2), ValueError, ["longest", "more than 2", "2"], id="chrono_two"),
+    pytest.param(
+        partial(rnnjax.initialise.time_constants, 9, 3), ValueError, ["shortest", "<= longest", "9", "3"], id="shortest"
+    ),
+]
+
+make_lru, make_s5 = partial(rnnjax.LRU, key=KEY), partial(rnnjax.S5, key=KEY)
+make_convolution, make_rg_lru = partial(rnnjax.CausalConvolution, key=KEY), partial(rnnjax.RGLRU, key=KEY)
+LINEAR = [
+    pytest.param(partial(make_lru, I, 0), ValueError, ["hidden_size", "positive", "0"], id="lru_size"),
+    pytest.param(partial(make_lru, I, H, r_min=0.9, r_max=0.5), ValueError, ["r_min", "r_max=0.5", "0.9"], id="ring"),
+    pytest.param(partial(make_lru, I, H, r_max=1.1), ValueError, ["r_min", "<= 1", "r_max=1.1"], id="ring_too_wide"),
+    pytest.param(partial(make_lru, I, H, max_phase=7.0), ValueError, ["max_phase", "2 pi", "7.0"], id="phase"),
+    pytest.param(
+        partial(make_lru, I, H, output_size=5), ValueError, ["output_size", "=3", "5", "skip=False"], id="lru_skip"
+    ),
+    pytest.param(
+        partial(make_s5, I, H, output_size=5), ValueError, ["output_size", "=3", "5", "skip=False"], id="s5_skip"
+    ),
+    pytest.param(
+        partial(make_s5, I, H, skip=False, output_size=0), ValueError, ["output_size", "0"], id="output_size_zero"
+    ),
+    pytest.param(partial(make_s5, I, 7), ValueError, ["hidden_size", "multiple of 2", "pairs", "7"], id="s5_odd"),
+    pytest.param(partial(make_s5, I, H, blocks=3), ValueError, ["hidden_size", "6", "8"], id="s5_blocks_misfit"),
+    pytest.param(partial(make_s5, I, H, blocks=0), ValueError, ["blocks", "positive", "0"], id="s5_blocks_zero"),
+    pytest.param(
+        partial(make_s5, I, H, shortest_step=0.0),
+        ValueError,
+        ["shortest_step", "longest_step=0.1", "0.0"],
+        id="s5_step",
+    ),
+    pytest.param(
+        partial(make_s5, I, 512, dtype=jnp.float16), ValueError, ["dtype", "float16", "bfloat16"], id="s5_frequencies"
+    ),
+    pytest.param(partial(make_s5, I, H, dtype=jnp.int32), TypeError, ["dtype", "float32", "int32"], id="s5_dtype"),
+    pytest.param(
+        partial(make_convolution, I, H, window=0), ValueError, ["window", "positive", "0"], id="convolution_window"
+    ),
+    pytest.param(partial(make_convolution, 0, H, window=2), ValueError, ["input_size", "0"], id="convolution_inputs"),
+    pytest.param(
+        partial(rnnjax.DepthwiseConvolution, I, window=-1, key=KEY), ValueError, ["window", "-1"], id="depthwise_window"
+    ),
+    pytest.param(partial(rnnjax.QRNN, I, H, window=0, key=KEY), ValueError, ["window", "0"], id="qrnn_window"),
+    pytest.param(partial(make_rg_lru, H, heads=3), ValueError, ["heads", "hidden_size=8", "3"], id="rg_lru_heads"),
+    pytest.param(
+        run(rnnjax.QRNN(I, H, key=KEY), engine=rnnjax.Fused()),
+        ValueError,
+        ["engine", "LinearRecurrence", "AbstractGatedCell", "Scan()"],
+        id="qrnn_not_fused",
+    ),
+    pytest.param(run(rnnjax.RGLRU(4, key=KEY)), ValueError, ["xs", "[T, 4]", "RGLRU", "[12, 3]"], id="rg_lru_inputs"),
 ]
 
 COMPOSITION = [
@@ -236,7 +291,7 @@ def annotations_unchecked(monkeypatch):
 
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
-    ("call", "kind", "fragments"), INPUTS + STATES + MARKS + ENGINES + CONSTRUCTION + COMPOSITION + FUNCTIONS
+    ("call", "kind", "fragments"), INPUTS + STATES + MARKS + ENGINES + CONSTRUCTION + LINEAR + COMPOSITION + FUNCTIONS
 )
 def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
     with pytest.raises(kind) as caught:

@@ -16,7 +16,7 @@ FLOORS = (
     ("engines/*",),
     ("engines/auto",),
     ("unroll",),
-    ("compose",),
+    ("compose", "networks/*"),
     ("models/*", "regularise/*", "gradients/*", "diagnose/*"),
     ("training/*", "convert/*"),
     ("__init__",),
@@ -25,6 +25,7 @@ WITHIN = (
     "cells/*",
     "kernels/*",
     "engines/newton/*",
+    "networks/*",
     "training/*",
 )  # rooms whose files may import each other; engines/auto stands above the engines
 NEVER = (  # though the way is down

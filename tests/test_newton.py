@@ -1,4 +1,4 @@
-"""Newton: the same trajectory as step by step, whatever the Jacobian and the damping, or a plain word that it is none."""
+"""Newton: the same trajectory as step by step, whatever the Jacobian and the damping, or a word that it is none."""
 
 from functools import partial
 
@@ -201,7 +201,7 @@ def test_jacobians_that_do_not_fit_into_memory_are_refused_with_their_size(monke
 
 def test_states_that_are_no_numbers_or_no_units_are_refused():
     count = lambda state, x: (state + 1, x)  # noqa: E731
-    with pytest.raises(ValueError, match="one floating dtype, and the state is float64 and int64. Use Scan"):
+    with pytest.raises(ValueError, match="one floating dtype, and the state is float64 and int64"):
         unroll(count, jnp.asarray(0), grid.inputs(4), engine=Newton())
     with pytest.raises(ValueError, match=r"not made of vectors of the same units, \[\(4,\), \(8,\)\]"):
         unroll(grid.build("projected_lstm"), None, grid.inputs(4), engine=Newton(Diagonal()))

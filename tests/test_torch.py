@@ -1,5 +1,6 @@
 """The cells that torch has too: the same outputs, last states and gradients, in both directions, deep and ragged."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -144,3 +145,29 @@ def test_equals_torch(name, directions, layers, ragged):
         *weights, bias_hh = (parameter.grad for parameter in parameters)
         assert_close(torch_weights(dcell), weights)
         assert_close([torch_gains(dcell)], [bias_hh[bias_hh.numel() - torch_gains(dcell).size :]])
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
+def test_convolution_equals_torch(depthwise, window):
+    """torch's conv1d, which counts its weights from the oldest input on, padded on the left alone."""
+    make = partial(rnnjax.DepthwiseConvolution, I) if depthwise else partial(rnnjax.CausalConvolution, I, H)
+    network = draw(make(window=window, key=jax.random.key(0), dtype=jnp.float64), seed=1)
+    state, xs = draw(jax.eval_shape(network.initial), seed=2), draw(jnp.zeros(I), T, seed=3)
+    (_, ys), transpose = jax.vjp(lambda *arguments: rnnjax.unroll(*arguments), network, state, xs)
+    cotangent = draw(ys, seed=4)
+    dnetwork, dstate, dxs = transpose((jax.tree.map(jnp.zeros_like, state), cotangent))
+
+    def to_torch(weight: Any) -> np.ndarray:
+        """[window, I, O] as [O, I, window], and [window, I] as [I, 1, window], the oldest first."""
+        oldest_first = np.asarray(weight)[::-1]
+        return (oldest_first[:, None] if depthwise else oldest_first).T.copy()
+
+    leaf = lambda array: torch.tensor(np.array(array), requires_grad=True)  # noqa: E731
+    weight, bias, before, inputs = leaf(to_torch(network.weight)), leaf(network.bias), leaf(state.inputs), leaf(xs)
+    padded = torch.cat([before, inputs]).T[None]
+    expected = torch.nn.functional.conv1d(padded, weight, bias, groups=I if depthwise else 1)[0].T
+    (expected * torch.tensor(np.array(cotangent))).sum().backward()
+    assert_close([ys], [expected])
+    gradients = to_torch(dnetwork.weight), dnetwork.bias, dstate.inputs, dxs
+    assert_close(gradients, [weight.grad, bias.grad, before.grad, inputs.grad])

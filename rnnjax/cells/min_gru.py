@@ -1,28 +1,39 @@
 """The minimal gated recurrent unit, linear in its state."""
 
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
+from .elman import linear
 
 
 class MinGRU(AbstractAffineCell, AbstractLinearCell):
     """Feng et al. 2024, "Were RNNs all we needed?", arXiv:2410.01201.
 
-        i   = sigmoid(W x_t + b)         g = W x_t + b
+        i   = sigmoid(W x_t + b)         g = activation(W x_t + b)
         h_t = (1 - i) * h_{t-1} + i * g
 
     Gate order i, g; `i` is the paper's z, which writes (the z of `GRU` keeps). No gate sees the state, so `Associative`
     runs time in parallel; the price is that one layer alone cannot count or compare. Stack two or more.
+
+    `activation` is `rnnjax.linear`, the candidate as it is, or `rnnjax.positive`, the paper's, with which h stays
+    positive from a start that is not negative, or any other. The paper goes over to logarithms there because it takes
+    sums of log(1 - i) over time, and differences of their exponentials. There is no need of that here: steps
+    are composed as maps h -> a h + b, by products of factors in (0, 1) and by sums, which neither overflow nor divide.
+    What is left to guard is the gate that keeps, which is sigmoid(-(W x + b)) rather than a difference from one.
     """
 
     input_weight: InputWeight
     bias: Bias | None
     start: Hidden | None
+    activation: Callable[[Array], Array] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -30,20 +41,27 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
         hidden_size: int,
         *,
         key: PRNGKeyArray,
+        activation: Callable[[Array], Array] = linear,
         bias: bool = True,
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
         dtype=jnp.float32,
     ):
-        """Draw the weights. Arguments as in `LSTM`; there is no R, so neither heads nor its initialiser."""
+        """Draw the weights. Arguments as in `LSTM`, and `activation`; there is no R and nothing that is of it."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
         keys = jax.random.split(key, 2)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ig", hidden_size, dtype)
         self.bias = bias_initialiser(keys[1], "ig", hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.activation = activation
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:
         write, g = u.astype(carry_dtype(u.dtype))
         # sigmoid(-write) is 1 - i without the cancellation where i is close to one
-        return sigmoid(-write), sigmoid(write) * g
+        return sigmoid(-write), sigmoid(write) * self.activation(g)
+
+
+def positive(n: Array) -> Array:
+    """The activation that is always positive: n + 1/2 from zero on, sigmoid(n) below; smooth enough to be trained."""
+    return jnp.where(n >= 0, n + 0.5, sigmoid(n))

@@ -23,18 +23,19 @@ class Newton(AbstractEngine):
 
     An iteration is one step of the cell at every t side by side, and one linear recurrence, whose depth is log T: a few
     iterations stand for T steps (DEER, Lim et al. 2024, arXiv:2309.12252; ParaRNN, Danieli et al. 2025,
-    arXiv:2510.21450). It pays where the device is wider than the work of one step: on accelerators, over long sequences.
+    arXiv:2510.21450). It pays where a device is wider than the work of one step: over long sequences, on accelerators.
 
     jacobian     `Dense()`: few units, fewest iterations; `Diagonal()`: exact for diagonal cells, else quasi-Newton
     iterations   the most that are tried
     tolerance    solved is where |step(state_{t-1}) - state_t| / (1 + |state_t|) is nowhere larger; None: eps^0.8 of
                  the state's dtype, 3e-6 in float32 and 3e-13 in float64. One more step is taken after
-    damping      None: Newton's own steps, which overflow where long products of Jacobians do. A number, such as 1.0: the
-                 first damping of a trust region (ELK, Gonzalez et al. 2024, arXiv:2407.19115), which adapts
+    damping      None: Newton's own steps, which overflow where long products of Jacobians do. A number, such as 1.0:
+                 the first damping of a trust region (ELK, Gonzalez et al. 2024, arXiv:2407.19115), which adapts
     fall_back    what has not converged is run step by step; without it, it is an error at run time
 
-    `solve` returns iterations, residual and convergence. The gradient, in either mode, is one linear recurrence with the
-    Jacobians at the solution. Under `jax.vmap` rows that are done are left behind; the last one waits for no other.
+    `solve` returns iterations, residual and convergence. The gradient, in either mode, is one linear recurrence with
+    the Jacobians at the solution. Under `jax.vmap` no row iterates beyond its own solution, and once no more than a
+    quarter of the rows is left, those go on among themselves.
     """
 
     jacobian: AbstractJacobian = Dense()

@@ -121,7 +121,7 @@ def _newton_step(settings: Settings, iterate: Iterate) -> Vectors:
 
 
 def _finish(settings: Settings, problem: Problem, iterate: Iterate) -> Solution:
-    """The solution, one step beyond the tolerance: what that takes is at hand. It is left out where it is no small one."""
+    """The solution, one step beyond the tolerance, since all that takes is at hand; unless that step is not small."""
     step = _newton_step(settings, iterate)
     length = time.largest(jnp.abs(step) / (1 + jnp.abs(iterate.x)), settings.axis)
     converged = iterate.residual <= settings.tolerance

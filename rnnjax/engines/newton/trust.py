@@ -20,8 +20,8 @@ class Riccati(NamedTuple):
 def damped_step(jacobians: Blocks, residuals: Vectors, damping: Float[Array, ""], axis: str | None) -> Vectors:
     """A change `d` of the trajectory that follows d_t = J_t d_{t-1} + r_t only as far as it can be trusted.
 
-    Newton's step, which that is without damping, is carried away by long products of J where the trajectory is unstable.
-    Here d_t = J_t d_{t-1} + r_t + noise of variance 1, and at every step zero is observed of it with variance 1 / damping:
+    Newton's step, which that is without damping, is carried away by long products of J where the trajectory is
+    unstable. Here noise of variance 1 is added to it, and at every step zero is observed, with variance 1 / damping:
 
         d_t = (1 + damping P_t)^-1 (J_t d_{t-1} + r_t)
         P_t = 1 + J_t P_{t-1} (1 + damping P_{t-1})^-1 J_t*,        P_1 = 1
@@ -29,8 +29,8 @@ def damped_step(jacobians: Blocks, residuals: Vectors, damping: Float[Array, ""]
     the mean of a Kalman filter. Where J contracts, P is about 1 and little is lost; where it stretches, P is large and
     what comes from far before is forgotten. A prefix of time that is solved stays so. The variances are a scan of
     Riccati maps (Sarkka & Garcia-Fernandez 2021, arXiv:1905.13002). As a trust region for recurrent networks this is
-    ELK (Gonzalez et al. 2024, arXiv:2407.19115), which goes on to smooth: that step is the shorter of least squares, but
-    it gives up what was solved, and was seen here to stall where this one arrives.
+    ELK (Gonzalez et al. 2024, arXiv:2407.19115), which goes on to smooth. The smoothed step, that of Levenberg and
+    Marquardt, gives up some of what was solved, and stalled on unstable cells where this one arrives.
     """
     ones = identity_like(jacobians)
     variances = prefix(_compose, Riccati(jacobians, ones, damping * ones), axis).c

@@ -1,0 +1,50 @@
+"""The diagonal linear network: every unit fades at a rate of its own."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
+
+
+class LinearRNN(AbstractAffineCell, AbstractLinearCell):
+    """Mozer 1992 ("Induction of multiscale temporal structure"); Martin & Cundy 2018, arXiv:1709.04057.
+
+        h_t = a * h_{t-1} + W x_t + b
+
+    A bank of leaky integrators: `a` is a real weight, one for each unit, and the same at every step. Nothing holds it
+    within (-1, 1), where the memory fades, though it starts there; `LRU` is the cell that cannot leave. With a dense R
+    in place of `a` it is `Elman(activation=rnnjax.linear)`.
+    """
+
+    input_weight: InputWeight
+    bias: Bias | None
+    decay: Float[Array, " H"]  # a
+    start: Hidden | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        decay_initialiser: initialise.Initialiser = initialise.time_constants(),
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`; `decay_initialiser` is any `(key, shape, dtype) -> a`."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        keys = jax.random.split(key, 3)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
+        self.bias = bias_initialiser(keys[1], "n", hidden_size, dtype) if bias else None
+        self.decay = decay_initialiser(keys[2], (hidden_size,), dtype)
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+
+    def coefficients(self, u: Gates) -> tuple[Units, Units]:
+        carried = carry_dtype(u.dtype)
+        return self.decay.astype(carried), u[0].astype(carried)

@@ -1,0 +1,125 @@
+"""The simplified structured state space model: a complex diagonal system in continuous time, made discrete."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import InputWeight, Units, carry_dtype
+from .state_space import AbstractStateSpaceCell, OutputWeight, draw_skip, join, read_size
+
+
+class S5(AbstractStateSpaceCell):
+    """Smith, Warrington & Linderman 2023, arXiv:2208.04933; the system h' = Lambda h + B x, held between steps (ZOH).
+
+        Lambda = -exp(log_decay) + i frequency           step = exp(log_step), for each unit
+        h_t = a * h_{t-1} + (a - 1) / Lambda * (B x_t)        a = exp(Lambda step)
+        y_t = 2 Re(C h_t) + D x_t
+
+    The P = hidden_size states are P/2 complex units and their conjugates, which are left out and counted twice instead.
+    At first Lambda and its eigenvectors, in which B and C are drawn, are those of HiPPO-N, whose states are the
+    coefficients of the past in Legendre polynomials; `blocks` of P / blocks states each are such systems side by side.
+    The logarithm keeps the decay positive, which the paper leaves to luck or clipping. All weights are real, B and C
+    in two parts, so that any optimiser is right. There is no bias, and no nonlinearity: put one between layers.
+    """
+
+    counted = 2.0
+
+    input_weight: InputWeight
+    output_weight: OutputWeight
+    log_decay: Float[Array, " H"]
+    frequency: Float[Array, " H"]
+    log_step: Float[Array, " H"]
+    skip: Float[Array, " I"] | None
+    start: Float[Array, "2 H"] | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        blocks: int = 1,
+        output_size: int | None = None,
+        skip: bool = True,
+        shortest_step: float = 0.001,
+        longest_step: float = 0.1,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.lecun,
+        output_initialiser: initialise.Initialiser = initialise.lecun,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights.
+
+        hidden_size     P, an even number of states: P/2 complex units are carried
+        blocks          of the initial system; each has an even number of states
+        output_size     O, the size of y; None: I
+        skip            whether there is a D; it is a vector, so that O must be I
+        *_step          bounds of the steps, in units of the system's time, drawn log-uniformly between them
+        *_initialiser   of B and C before they are seen in the eigenvectors
+        The other arguments are as in `LSTM`.
+        """
+        output_size = read_size(input_size, output_size, skip)
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, blocks=blocks, output_size=output_size)
+        check_blocks(hidden_size, blocks)
+        check_steps(shortest_step, longest_step)
+        keys = jax.random.split(key, 4)
+        initialise.check_dtype(dtype)
+        values, vectors = initialise.hippo_normal(hidden_size // blocks)
+        check_frequencies(np.imag(values), dtype)
+        drawn = carry_dtype(dtype)
+        B = input_initialiser(keys[0], (input_size, hidden_size), drawn).T
+        C = output_initialiser(keys[1], (hidden_size, output_size), drawn)
+        self.input_weight = jnp.moveaxis(seen_in(vectors.conj(), B), -1, 0).astype(dtype)
+        self.output_weight = seen_in(vectors, C).astype(dtype)
+        self.log_decay = jnp.asarray(np.tile(np.log(-np.real(values)), blocks), dtype)
+        self.frequency = jnp.asarray(np.tile(np.imag(values), blocks), dtype)
+        bounds = np.log(shortest_step), np.log(longest_step)
+        self.log_step = jax.random.uniform(keys[2], (hidden_size // 2,), jnp.float32, *bounds).astype(dtype)
+        self.skip = draw_skip(keys[3], input_size, skip, dtype)
+        self.start = jnp.zeros((2, hidden_size // 2), dtype) if learn_initial else None
+
+    def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
+        carried = carry_dtype(u.dtype)
+        decay, frequency = jnp.exp(self.log_decay.astype(carried)), self.frequency.astype(carried)
+        rate, step = jax.lax.complex(-decay, frequency), jnp.exp(self.log_step.astype(carried))
+        turned = rate * step.astype(rate.dtype)
+        # expm1: a step is short, and exp(z) - 1 would keep few of the digits of z
+        return jnp.exp(turned), jnp.expm1(turned) / rate * join(u)
+
+
+def seen_in(vectors: np.ndarray, matrix: Float[Array, "P X"]) -> Float[Array, "2 H X"]:
+    """The rows of `matrix`, block by block of states, in the coordinates of `vectors`, [P / blocks, units]."""
+    states, units = vectors.shape
+    parts = jnp.asarray(np.stack([np.real(vectors), np.imag(vectors)]), matrix.dtype)
+    rows = matrix.reshape(-1, states, matrix.shape[-1])
+    return jnp.einsum("psu,bsx->pbux", parts, rows).reshape(2, len(rows) * units, -1)
+
+
+def check_blocks(hidden_size: int, blocks: int) -> None:
+    """Raise unless the states fall into blocks of pairs."""
+    if hidden_size % (2 * blocks):
+        raise ValueError(
+            f"hidden_size: expected a multiple of 2 * blocks = {2 * blocks}, since states come in conjugate pairs, "
+            f"got {hidden_size}"
+        )
+
+
+def check_steps(shortest_step: float, longest_step: float) -> None:
+    """Raise unless the bounds are positive and in order."""
+    if not 0 < shortest_step <= longest_step < np.inf:
+        raise ValueError(
+            "shortest_step: expected 0 < shortest_step <= longest_step, "
+            f"got shortest_step={shortest_step!r} and longest_step={longest_step!r}"
+        )
+
+
+def check_frequencies(frequencies: np.ndarray, dtype) -> None:
+    """Raise where `dtype` cannot hold the frequencies, which grow with the square of a block's size."""
+    largest = float(jnp.finfo(dtype).max)
+    if frequencies.max() > largest:
+        raise ValueError(
+            f"dtype: expected one that holds frequencies up to {frequencies.max():.0f}, got {jnp.dtype(dtype)}, which "
+            f"ends at {largest:.0f}. Take bfloat16, or more blocks"
+        )

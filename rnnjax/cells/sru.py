@@ -1,0 +1,73 @@
+"""The simple recurrent unit in its linear version: a light recurrence below a highway."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import Array, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, carry_dtype
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learned
+
+
+class SRU(AbstractAffineCell, AbstractLinearCell):
+    """Lei, Zhang & Artzi 2017, "Training RNNs as fast as CNNs", the first version, arXiv:1709.02755v1.
+
+        f, r = sigmoid(W x_t + b)
+        c_t  = f * c_{t-1} + (1 - f) * (W x_t)
+        y_t  = r * activation(c_t) + (1 - r) * x_t
+
+    c is the state, under the name `h` that every linear cell's state has. Where I and H differ, the highway carries
+    W x_t in place of x_t. The later versions let the gates see v * c_{t-1}, which is not linear in the state any more:
+    this cell is not those, and does not take their weights.
+    """
+
+    input_weight: InputWeight  # of f and of what is written, which make the state
+    output_weight: InputWeight  # of r and, where I and H differ, of the highway x, which make the output
+    bias: Bias | None  # of f and r
+    start: Hidden | None
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        activation: Callable[[Array], Array] = jnp.tanh,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`, and `activation`, any elementwise function; there is no R."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        keys = jax.random.split(key, 3)
+        gates = "r" if input_size == hidden_size else "rx"
+        weight = initialise.input_weight
+        self.input_weight = weight(input_initialiser, keys[0], input_size, "fg", hidden_size, dtype)
+        self.output_weight = weight(input_initialiser, keys[1], input_size, gates, hidden_size, dtype)
+        self.bias = bias_initialiser(keys[2], "fr", hidden_size, dtype) if bias else None
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.activation = activation
+
+    def project(self, xs: Inputs) -> GatesOverTime:
+        us = affine(self.input_weight, None, xs)
+        return us if self.bias is None else us.at[:, 0].add(self.bias[0])
+
+    def coefficients(self, u: Gates) -> tuple[Units, Units]:
+        f, g = u.astype(carry_dtype(u.dtype))
+        return sigmoid(f), sigmoid(-f) * g  # sigmoid(-f) is 1 - f without the cancellation
+
+    def readout(self, states: Hidden, xs: Inputs) -> UnitsOverTime:
+        us = affine(self.output_weight, None, xs)
+        r, highway = us[:, 0], us[:, 1] if us.shape[1] > 1 else xs
+        if self.bias is not None:
+            r = r + self.bias[1]
+        r, highway = r.astype(states.h.dtype), highway.astype(states.h.dtype)
+        ys = sigmoid(r) * self.activation(states.h) + sigmoid(-r) * highway
+        return ys.astype(self.input_weight.dtype)

@@ -1,0 +1,83 @@
+"""What the complex linear cells share: a complex state between two real sequences, and weights that are all real."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import GatesOverTime, Inputs, InputWeight, carry_dtype
+from ..cell import AbstractLinearCell, Hidden, affine
+
+OutputWeight = Float[Array, "2 H O"]
+
+
+class AbstractStateSpaceCell(AbstractLinearCell):
+    """A linear cell of complex units, read out by y_t = counted * Re(C h_t) + D x_t.
+
+    A complex weight is kept as two real ones, its real part and its imaginary part, along an axis of two: B is
+    [I, 2, H] and C is [2, H, O]. So every leaf is real, and any optimiser is right for it: the gradient that JAX has by
+    a complex number is the conjugate of the direction of descent. The state is complex, of the carry's precision.
+
+    Subclass requirements: the fields below, and `coefficients`.
+    """
+
+    counted: ClassVar[float] = 1.0  # how often a unit counts in y: twice where it stands for its conjugate, too
+
+    input_weight: eqx.AbstractVar[InputWeight]  # B
+    output_weight: eqx.AbstractVar[OutputWeight]  # C
+    skip: eqx.AbstractVar[Float[Array, " I"] | None]  # D
+    start: eqx.AbstractVar[Float[Array, "2 H"] | None]
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
+
+    def initial(self) -> Hidden:
+        if self.start is not None:
+            return Hidden(join(self.start))
+        return Hidden(join(jnp.zeros(self.input_weight.shape[1:], self.input_weight.dtype)))
+
+    def project(self, xs: Inputs) -> GatesOverTime:
+        return affine(self.input_weight, None, xs)
+
+    def readout(self, states: Hidden, xs: Inputs) -> Float[Array, "T O"]:
+        dtype, carried = self.output_weight.dtype, carry_dtype(self.output_weight.dtype)
+        parts = jnp.concatenate([states.h.real, -states.h.imag], axis=-1).astype(dtype)
+        flat = self.output_weight.reshape(-1, self.output_weight.shape[-1])
+        ys = self.counted * jnp.matmul(parts, flat, preferred_element_type=carried)
+        if self.skip is not None:
+            ys = ys + self.skip.astype(carried) * xs.astype(carried)
+        return ys.astype(dtype)
+
+
+def join(parts: Float[Array, "2 ..."]) -> Complex[Array, "..."]:
+    """The complex numbers of these real and imaginary parts, in complex64 or wider."""
+    real, imaginary = parts.astype(carry_dtype(parts.dtype))
+    return jax.lax.complex(real, imaginary)
+
+
+def read_size(input_size: int, output_size: int | None, skip: bool) -> int:
+    """O, once it is seen to fit the skip connection."""
+    size = input_size if output_size is None else output_size
+    if skip and size != input_size:
+        raise ValueError(
+            f"output_size: expected input_size={input_size}, since D x_t is added to the output, got {size}. "
+            "Leave D out with skip=False"
+        )
+    return size
+
+
+def draw_skip(key: PRNGKeyArray, input_size: int, skip: bool, dtype) -> Float[Array, " I"] | None:
+    """D, standard normal, as both papers' code draws it."""
+    return jax.random.normal(key, (input_size,), dtype) if skip else None
+
+
+def draw_output(
+    initialiser: initialise.Initialiser, key: PRNGKeyArray, hidden_size: int, output_size: int, dtype
+) -> OutputWeight:
+    """C, one draw for each part."""
+    drawn = carry_dtype(dtype)
+    parts = [initialiser(key, (hidden_size, output_size), drawn) for key in jax.random.split(key)]
+    return jnp.stack(parts).astype(dtype)

@@ -1,0 +1,72 @@
+"""The causal convolution along time, and what all such convolutions share."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Inputs, carry_dtype
+from ..network import AbstractNetwork, Options
+from .window import Window, look_back
+
+
+class AbstractConvolution(AbstractNetwork):
+    """A map of the last few inputs, the same at every step; the state is the inputs it will still look at.
+
+    Subclass requirements: the fields below, and `combine`, which treats each step by itself.
+    """
+
+    weight: eqx.AbstractVar[Float[Array, "W I ..."]]  # weight[age] is what meets x_{t - age}
+    bias: eqx.AbstractVar[Float[Array, " O"] | None]
+
+    @abc.abstractmethod
+    def combine(self, windows: Inexact[Array, "T W I"]) -> Inexact[Array, "T O"]:
+        """The outputs, but for the bias, of the inputs in sight at each step, the newest first."""
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.weight.shape[1:2], self.weight.dtype)
+
+    def initial(self) -> Window:
+        window, inputs = self.weight.shape[:2]
+        return Window(jnp.zeros((window - 1, inputs), self.weight.dtype))
+
+    def run(self, state: Window, xs: Inputs, options: Options) -> tuple[Window, Inexact[Array, "T O"]]:
+        last, windows = look_back(state.inputs, xs, options)
+        ys = options.over_time(self.combine, windows)
+        return Window(last), ys if self.bias is None else ys + self.bias
+
+
+class CausalConvolution(AbstractConvolution):
+    """y_t = W_0 x_t + W_1 x_{t-1} + ... + b, over a window of `window` steps; the weight is [window, I, O].
+
+    Before the start, and before a reset, x is zero. One matrix product for all of time, by any engine; a sequence fed
+    in chunks, the last inputs handed on as the state, gives what it gives whole.
+    """
+
+    weight: Float[Array, "W I O"]
+    bias: Float[Array, " O"] | None
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        window: int,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights, [window * I, O] by `input_initialiser`; the bias is zero. `window` is 1 or more steps."""
+        initialise.check_sizes(input_size=input_size, output_size=output_size, window=window)
+        initialise.check_dtype(dtype)
+        drawn = input_initialiser(key, (window * input_size, output_size), carry_dtype(dtype)).astype(dtype)
+        self.weight = drawn.reshape(window, input_size, output_size)
+        self.bias = jnp.zeros(output_size, dtype) if bias else None
+
+    def combine(self, windows: Inexact[Array, "T W I"]) -> Inexact[Array, "T O"]:
+        T, window, inputs = windows.shape
+        return windows.reshape(T, window * inputs) @ self.weight.reshape(window * inputs, -1)

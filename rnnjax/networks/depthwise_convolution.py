@@ -1,0 +1,39 @@
+"""The causal convolution of each feature by itself."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import carry_dtype, cast
+from .convolution import AbstractConvolution
+
+
+class DepthwiseConvolution(AbstractConvolution):
+    """y_t = w_0 * x_t + w_1 * x_{t-1} + ... + b, feature by feature; the weight is [window, I].
+
+    The short convolution below the recurrence of Griffin, of the minimal cells' recipe and of xLSTM, where it is four
+    steps wide. As `CausalConvolution` in all else.
+    """
+
+    weight: Float[Array, "W I"]
+    bias: Float[Array, " I"] | None
+
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        window: int,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        input_initialiser: initialise.Initialiser = initialise.lecun,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights: `input_initialiser` draws [window, I], of fan `window`; the bias is zero."""
+        initialise.check_sizes(input_size=input_size, window=window)
+        initialise.check_dtype(dtype)
+        self.weight = input_initialiser(key, (window, input_size), carry_dtype(dtype)).astype(dtype)
+        self.bias = jnp.zeros(input_size, dtype) if bias else None
+
+    def combine(self, windows: Inexact[Array, "T W I"]) -> Inexact[Array, "T I"]:
+        windows, weight = cast((windows, self.weight), carry_dtype(self.weight.dtype))
+        return jnp.sum(windows * weight, axis=1).astype(self.weight.dtype)

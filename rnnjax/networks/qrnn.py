@@ -1,0 +1,94 @@
+"""The quasi-recurrent network: gates of a few inputs, and a pooling of them along time."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
+from ..cell import Hidden, affine, learned, rest
+from ..cells.linear_recurrence import LinearRecurrence
+from ..network import AbstractNetwork, Options
+from ..unroll import unroll
+from .window import Remembered, look_back
+
+
+class QRNNState(NamedTuple):
+    """The inputs of the last `window - 1` steps, oldest first, and what the pooling holds."""
+
+    inputs: Remembered
+    c: Units
+
+
+class QRNN(AbstractNetwork):
+    """Bradbury et al. 2016, "Quasi-recurrent neural networks", arXiv:1611.01576.
+
+        i, f, o = sigmoid(W * x + b)         g = tanh(W * x + b)         W * x: a causal convolution over `window` steps
+        c_t = f * c_{t-1} + (1 - f) * g      y_t = o * c_t
+
+    Gate order i, f, g, o. That is the paper's fo-pooling. Without `output_gate` it is f-pooling, y = c; with
+    `input_gate` it is ifo-pooling, c = f c + i g. The gates are one matrix product for all of time and the pooling is a
+    linear cell, run by the engine given: `Associative`, or any that goes step by step.
+    """
+
+    input_weight: Float[Array, "W I G H"]  # input_weight[age] is what meets x_{t - age}
+    bias: Bias | None
+    start: Hidden | None  # of c
+    gates: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        window: int = 2,
+        output_gate: bool = True,
+        input_gate: bool = False,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. `window` is 1 or more steps; the initialiser draws [window * I, H]; else as in `LSTM`."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, window=window)
+        keys = jax.random.split(key, 2)
+        self.gates = "i" * input_gate + "fg" + "o" * output_gate
+        rows = window * input_size
+        weight = initialise.input_weight(input_initialiser, keys[0], rows, self.gates, hidden_size, dtype)
+        self.input_weight = weight.reshape(window, input_size, *weight.shape[1:])
+        self.bias = bias_initialiser(keys[1], self.gates, hidden_size, dtype) if bias else None
+        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.input_weight.shape[1:2], self.input_weight.dtype)
+
+    def initial(self) -> QRNNState:
+        window, inputs, _, units = self.input_weight.shape
+        dtype = self.input_weight.dtype
+        return QRNNState(jnp.zeros((window - 1, inputs), dtype), rest(Hidden, self.start, units, dtype).h)
+
+    def run(self, state: QRNNState, xs: Inputs, options: Options) -> tuple[QRNNState, UnitsOverTime]:
+        last, windows = look_back(state.inputs, xs, options)
+        coefficients, o = options.over_time(self._gates, windows)
+        pooling = LinearRecurrence(Hidden(self.initial().c))
+        after, ys = unroll(pooling, Hidden(state.c), coefficients, **options._asdict())
+        if o is not None:
+            ys = options.over_time(jnp.multiply, o, ys)
+        return QRNNState(last, after.h), ys.astype(self.input_weight.dtype)
+
+    def _gates(
+        self, windows: Inexact[Array, "T W I"]
+    ) -> tuple[tuple[UnitsOverTime, UnitsOverTime], UnitsOverTime | None]:
+        """The coefficients of the pooling, and the output gate if there is one."""
+        T, (window, inputs, gates, units) = windows.shape[0], self.input_weight.shape
+        flat = self.input_weight.reshape(window * inputs, gates, units)
+        us = affine(flat, self.bias, windows.reshape(T, window * inputs)).astype(carry_dtype(self.input_weight.dtype))
+        u = dict(zip(self.gates, jnp.moveaxis(us, 1, 0), strict=True))
+        write = sigmoid(u["i"]) if "i" in u else sigmoid(-u["f"])  # 1 - f, without the cancellation
+        return (sigmoid(u["f"]), write * jnp.tanh(u["g"])), sigmoid(u["o"]) if "o" in u else None
