@@ -33,8 +33,9 @@ def views(cell: str, engine: str) -> tuple[str, ...]:
     """The views that an engine is tested under on a cell: all on two that stand for the others, a few on those.
 
     A view reaches a cell through the engine alone. One that goes step by step sees a pytree, of fields of one size or
-    of several, real or complex; `Associative` sees coefficients, real or complex, and `Newton` Jacobians. Each gated cell is a program of its
-    own to a kernel, so the fused engines meet each under every view that reaches the kernel in its own way.
+    of several, real or complex; `Associative` sees coefficients, real or complex, and `Newton` Jacobians. Each gated
+    cell is a program of its own to a kernel, so the fused engines meet each under every view that reaches the kernel in
+    its own way.
     """
     kind = engine.partition("_")[0]
     stand_for_others = {

@@ -16,8 +16,14 @@ import rnnjax
 
 ENGINES = {"auto": rnnjax.Auto(), **grid.ENGINES}
 CASES = [(part, "auto") for part in [*grid.REPRESENTATIVES, "sru", *grid.NETWORKS]]
-CASES += [("min_gru", engine) for engine in grid.ENGINES] + [("lstm_options", "fused")]
-PAIRS = [(part, engine) for part in grid.CELLS for engine in grid.ENGINES if (part, engine) not in CASES]
+CASES += [("min_gru", engine) for engine in grid.ENGINES if "newton" not in engine]
+CASES += [("lstm_options", "fused"), ("diagonal_lstm", "newton_diagonal")]
+PAIRS = [
+    (part, engine)
+    for part in grid.CELLS
+    for engine in grid.ENGINES
+    if (part, engine) not in CASES and ("newton" not in engine or part in grid.REPRESENTATIVES)
+]
 PAIRS += [(part, engine) for part in grid.POOLED for engine in ("scan", "associative")]
 
 

@@ -29,8 +29,8 @@ class Newton(AbstractEngine):
     iterations   the most that are tried
     tolerance    solved is where |step(state_{t-1}) - state_t| / (1 + |state_t|) is nowhere larger; None: eps^0.8 of
                  the state's dtype, 3e-6 in float32 and 3e-13 in float64. One more step is taken after
-    damping      None: Newton's own steps, which overflow where long products of Jacobians do. A number, such as 1.0:
-                 the first damping of a trust region (ELK, Gonzalez et al. 2024, arXiv:2407.19115), which adapts
+    damping      None: Newton's own steps, which overflow where long products of Jacobians do. A number, such as 0.1:
+                 the most damping in a trust region (ELK, Gonzalez et al. 2024, arXiv:2407.19115), which adapts
     fall_back    what has not converged is run step by step; without it, it is an error at run time
 
     `solve` returns iterations, residual and convergence. The gradient, in either mode, is one linear recurrence with
@@ -98,7 +98,7 @@ class Newton(AbstractEngine):
 
     def _insist(self, cell: AbstractCell, solution: Solution) -> States:
         """The states, once they are known to be a solution."""
-        remedies = "raise `iterations`" if self.damping else "pass damping=1.0, raise `iterations`"
+        remedies = "raise `iterations`" if self.damping else "pass damping=0.1, raise `iterations`"
         return eqx.error_if(
             solution.states,
             ~solution.converged,
@@ -161,7 +161,8 @@ def _move(
     start = jacobian.pack(_zeros_for_none(moves.start, problem.start))
     states = jacobian.propagate(problem, at, moved, start, settings.axis)
     unpacked = jax.vmap(lambda x: jacobian.unpack(x, problem.start))(states)
-    return solution, Solution(unpacked, *(None for _ in solution[1:]))
+    none: Any = None  # a tangent of what is not differentiated
+    return solution, Solution(unpacked, none, none, none)
 
 
 def _zeros_for_none(tangent: PyTree, primal: State) -> State:

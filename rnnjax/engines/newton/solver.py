@@ -16,7 +16,7 @@ from .trust import damped_step
 
 FEWER = 4  # once only this part of the rows is left, it goes on without the others
 EASED, STIFFENED = 0.1, 10.0  # what damping is multiplied by after a step that came nearer, and one that did not
-LEAST, MOST = 1e-12, 1e6  # of damping: beyond these it changes nothing, or lets nothing change
+LEAST = 1e-12  # of damping: below, it changes nothing
 
 
 class Settings(NamedTuple):
@@ -102,7 +102,11 @@ def _iterate(settings: Settings, problem: Problem, axes: PyTree[int | None], ite
 
 
 def _advance(settings: Settings, problem: Problem, iterate: Iterate) -> Iterate:
-    """One iteration. Damping goes down after a step that came nearer, up after others; NaN is never stepped to."""
+    """One iteration. Damping goes down after a step that came nearer, up after others; NaN is never stepped to.
+
+    It stays below the one that was asked for, with which the solved prefix grows, be it slowly: the merit may go up for
+    a while and be none the worse for it, and a damping that answered without bound would end all motion.
+    """
     taken = iterate.taken + 1
     if settings.damping is None:
         return _measure(settings, problem, iterate.x + _newton_step(settings, iterate), iterate.damping, taken)
@@ -110,7 +114,7 @@ def _advance(settings: Settings, problem: Problem, iterate: Iterate) -> Iterate:
     moved = _measure(settings, problem, iterate.x + step, iterate.damping, taken)
     stayed = iterate._replace(taken=taken, done=taken >= settings.iterations)
     change = jnp.where(moved.merit < iterate.merit, EASED, STIFFENED)
-    damping = jnp.clip(iterate.damping * change, LEAST, MOST)
+    damping = jnp.clip(iterate.damping * change, LEAST, settings.damping)
     return select(jnp.isfinite(moved.merit), moved, stayed)._replace(damping=damping)
 
 
