@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
@@ -41,7 +41,13 @@ class Sharded(AbstractEngine):
         if self.axis not in self.mesh.axis_names:
             raise ValueError(
                 f"axis: expected one of the mesh's, {self.mesh.axis_names}, got {self.axis!r}. Name one of these, or "
-                f"make a mesh with it: jax.make_mesh(({self.mesh.size},), ({self.axis!r},))"
+                f"make a mesh with it: {_like(self.mesh.size, self.axis)}"
+            )
+        if AxisType.Explicit in self.mesh.axis_types:
+            devices = self.mesh.shape[self.axis]
+            raise ValueError(
+                "mesh: expected axes of the type Auto, got Explicit ones, along which JAX neither slices nor pads. Make "
+                f"the mesh by {_like(devices, self.axis)}"
             )
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
@@ -71,13 +77,27 @@ class Sharded(AbstractEngine):
 
         spec = P(self.axis)
         in_specs = P(), P(), spec, Marks(P(), spec, P())
-        parts = jax.shard_map(run_part, mesh=self.mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
+        mesh, axes = self._place()
+        parts = jax.shard_map(
+            run_part, mesh=mesh, in_specs=in_specs, out_specs=spec, axis_names=axes, check_vma=False
+        )  # a cell is any function: it is not asked to say which of its arrays vary from device to device
         return jax.jit(parts)(arrays, state, xs, marks)
+
+    def _place(self) -> tuple[Mesh | AbstractMesh, set[str]]:
+        """The mesh, as it is seen from within a `shard_map` over others of its axes, and those of them that are left."""
+        around = jax.sharding.get_abstract_mesh()
+        mesh = around if self.axis in around.axis_names else self.mesh
+        return mesh, set(mesh.axis_names) - set(around.manual_axes)
 
     def _part(self, xs: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
         """One device's part of `xs`, by shape and dtype."""
         devices = self.mesh.shape[self.axis]
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((-(-len(leaf) // devices), *leaf.shape[1:]), leaf.dtype), xs)
+
+
+def _like(devices: int, axis: str) -> str:
+    """How to make a mesh of one axis."""
+    return f"jax.make_mesh(({devices},), ({axis!r},), axis_types=(jax.sharding.AxisType.Auto,))"
 
 
 def _pad(tree: PyTree[Array], steps: int) -> PyTree[Array]:
