@@ -36,6 +36,7 @@ from .engines.auto import Selection as Selection
 from .engines.checkpointed import Checkpointed as Checkpointed
 from .engines.fused import Fused as Fused
 from .engines.scan import Scan as Scan
+from .engines.sharded import Sharded as Sharded
 from .engines.unrolled import Unrolled as Unrolled
 from .kernel import AbstractKernel as AbstractKernel
 from .kernels.cpu.cpu import CPU as CPU

@@ -64,8 +64,8 @@ def _scan_part(
     Its derivative is the same again, as that of `linear_scan` is: to differentiate the scans within would keep more.
     """
     last = linear_scan(a, b, jnp.zeros_like(initial), resets=resets)[-1]
-    parts = jax.lax.all_gather((jnp.prod(a, 0), last), axis)
-    after = linear_scan(*parts, initial, resets=resets)
+    factors, offsets = jax.lax.all_gather((jnp.prod(a, 0), last), axis)
+    after = linear_scan(factors, offsets, initial, resets=resets)
     before = jnp.concatenate([initial[None], after])[jax.lax.axis_index(axis)]
     return before, linear_scan(a, b, before, resets=resets)
 

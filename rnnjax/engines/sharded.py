@@ -46,12 +46,13 @@ class Sharded(AbstractEngine):
         if AxisType.Explicit in self.mesh.axis_types:
             devices = self.mesh.shape[self.axis]
             raise ValueError(
-                "mesh: expected axes of the type Auto, got Explicit ones, along which JAX neither slices nor pads. Make "
-                f"the mesh by {_like(devices, self.axis)}"
+                "mesh: expected axes of the type Auto, got Explicit ones, along which JAX neither slices nor pads. "
+                f"Make the mesh by {_like(devices, self.axis)}"
             )
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
-        return self.engine.refusal(cell, self._part(xs))
+        steps = -(-jax.tree.leaves(xs)[0].shape[0] // self.mesh.shape[self.axis])
+        return self.engine.refusal(cell, jax.tree.map(lambda leaf: leaf[:steps], xs))  # it is asked to run a part
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]
@@ -75,8 +76,9 @@ class Sharded(AbstractEngine):
             last, states = self.engine.run_part(eqx.combine(arrays, static), state, xs, marks, self.axis)
             return jax.tree.map(lambda leaf: leaf[None], last), states
 
-        spec = P(self.axis)
-        in_specs = P(), P(), spec, Marks(P(), spec, P())
+        spec: Any = P(self.axis)
+        shared: Any = P()
+        in_specs = shared, shared, spec, Marks(shared, spec, shared)
         mesh, axes = self._place()
         parts = jax.shard_map(
             run_part, mesh=mesh, in_specs=in_specs, out_specs=spec, axis_names=axes, check_vma=False
@@ -84,15 +86,10 @@ class Sharded(AbstractEngine):
         return jax.jit(parts)(arrays, state, xs, marks)
 
     def _place(self) -> tuple[Mesh | AbstractMesh, set[str]]:
-        """The mesh, as it is seen from within a `shard_map` over others of its axes, and those of them that are left."""
+        """The mesh, as seen from within a `shard_map` over others of its axes, and those of them that are left."""
         around = jax.sharding.get_abstract_mesh()
         mesh = around if self.axis in around.axis_names else self.mesh
         return mesh, set(mesh.axis_names) - set(around.manual_axes)
-
-    def _part(self, xs: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
-        """One device's part of `xs`, by shape and dtype."""
-        devices = self.mesh.shape[self.axis]
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((-(-len(leaf) // devices), *leaf.shape[1:]), leaf.dtype), xs)
 
 
 def _like(devices: int, axis: str) -> str:

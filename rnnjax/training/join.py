@@ -1,4 +1,4 @@
-"""One process of a job that `launch` has started: `python -m rnnjax.training.join ADDRESS PROCESSES NUMBER SCRIPT ...`."""
+"""One process of a job, as `launch` starts it: `python -m rnnjax.training.join ADDRESS PROCESSES NUMBER SCRIPT ...`."""
 
 import os
 import runpy
