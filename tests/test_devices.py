@@ -35,6 +35,19 @@ def test_eight_devices_are_one(check):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["sequence_parallel.py", "--steps", "64"], "on each of 8; gradients differ by "),
+        (["data_parallel.py", "--steps", "3", "--devices", "8"], "after 3 steps over 8 devices of 1 processes: "),
+    ],
+)
+def test_the_example_runs(words, shown):
+    ended = run(HERE.parent / "examples" / words[0], *words[1:])
+    assert ended.returncode == 0, ended.stderr
+    assert shown in ended.stdout
+
+
 def test_two_processes_are_one_and_a_killed_one_ends_both_and_is_resumed(tmp_path):
     """One process with two devices, two with one each, and two that are killed and resumed: the same bits."""
     script = HERE / "processes_run.py"
