@@ -30,7 +30,7 @@ TARGET = 1 / 6
 
 
 class Row(NamedTuple):
-    """Bytes per device, and how far the gradients are apart: the largest difference over the largest entry, by array."""
+    """Bytes per device, and how far the gradients are apart: the most, over the largest entry of the same array."""
 
     cell: str
     engine: str
