@@ -51,6 +51,7 @@ from .engines.newton.jacobian import Diagonal as Diagonal
 from .engines.newton.newton import Newton as Newton
 from .engines.newton.solver import Solution as Solution
 from .engines.scan import Scan as Scan
+from .engines.sharded import Sharded as Sharded
 from .engines.unrolled import Unrolled as Unrolled
 from .kernel import AbstractKernel as AbstractKernel
 from .kernels.cpu.cpu import CPU as CPU

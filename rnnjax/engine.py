@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .arrays import State, States, select
@@ -30,6 +32,28 @@ class AbstractEngine(eqx.Module):
 
         Both are given, so that one who uses the last state alone does not pay for the others: XLA drops them.
         """
+
+    def run_part(
+        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
+    ) -> tuple[State, States]:
+        """As `run`, of this device's part of a sequence that is spread over the mesh axis `axis`, inside a `shard_map`.
+
+        `xs` and `marks` are of the part, `state` is the one before the whole. Returns the state after the part, and the
+        states of the part. An engine that can pass on more than a state overrides this; here the state is handed from
+        device to device. While one runs its part the others wait, so that the way is as long as on one device; then
+        all run their parts again from the states that came in. The gradient goes the same way back, and keeps of the
+        hand-off its states alone: what it costs is memory divided, not time.
+        """
+        index, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
+
+        @jax.checkpoint
+        def hand_on(state: State, sender: Array) -> tuple[State, None]:
+            after = jax.lax.cond(index == sender, lambda: self.run(cell, state, xs, marks)[0], lambda: state)
+            received = jax.lax.ppermute(after, axis, [(device, device + 1) for device in range(size - 1)])
+            return select(index == sender + 1, received, state), None
+
+        before, _ = jax.lax.scan(hand_on, state, jnp.arange(size - 1))
+        return self.run(cell, before, xs, marks)
 
 
 def marked_step(

@@ -55,3 +55,10 @@ class Auto(AbstractEngine):
         engine = self.select(cell, xs).engine
         assert engine is not None
         return engine.run(cell, state, xs, marks)
+
+    def run_part(
+        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
+    ) -> tuple[State, States]:
+        engine = self.select(cell, xs).engine
+        assert engine is not None
+        return engine.run_part(cell, state, xs, marks, axis)

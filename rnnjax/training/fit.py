@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..check import alike, show
 from .checkpoint import load, save, write_atomically
+from .devices import AbstractDevices, DataParallel, OneDevice
 
 Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
 Metrics = dict[str, int | float]
@@ -58,6 +60,7 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Take `steps` steps of `optimiser` down `loss`.
 
@@ -73,26 +76,33 @@ def fit(
     patience    stop after so many validations without a new least
     folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere
     resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted
+    mesh        data parallel: batch and carry, which lead with the batch, are split over the first axis of this mesh.
+                The loss sees one device's part, and is to be a mean over examples: loss and gradient are averaged over
+                the devices, and so are those of one device, in another order of summation. The key is another one on
+                each device. Further axes are left to the loss, for `Sharded`. Where the mesh spans processes, all call
+                `fit` alike, each with the whole batch; the first one writes, into a folder that all can read
 
     Raises FloatingPointError when loss or weights are not finite (the last checkpoint is from before), FileExistsError
     when `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it holds not this one,
     ValueError for arguments that make no sense.
     """
     _check_arguments(steps, every, patience, validate, folder, resume)
+    devices = OneDevice() if mesh is None else DataParallel(mesh)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     run = _start(weights, optimiser, carry, key)
-    log = None if folder is None else Log(Path(folder))
+    log = None if folder is None else Log(Path(folder), devices)
     if log is not None:
         run = log.open(run, resume)
+    run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
     from tqdm import tqdm  # by training alone: a checkout can be imported without it
 
-    update = _compile(loss, optimiser, static)
+    update = _compile(loss, optimiser, static, devices)
     losses, norms, begun = [], [], time.perf_counter()
-    with tqdm(total=steps, initial=int(run.step), disable=not progress, unit="step") as bar:
+    with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
         for step in range(int(run.step), steps):
             if patience is not None and int(run.waited) >= patience:
                 break
-            run, value, norm = update(run, batches(step))
+            run, value, norm = update(run, devices.split("batches", batches(step)))
             losses.append(value)
             norms.append(norm)
             bar.update()
@@ -101,13 +111,15 @@ def fit(
             metrics: Metrics = {"step": step + 1, **_summary(losses, norms, log)}
             _check_weights(run, log)
             if validate is not None:
-                run, metrics["validation"] = _judge(run, float(validate(eqx.combine(run.weights, static))))
+                judged = float(validate(eqx.combine(devices.gather(run.weights), static)))
+                run, metrics["validation"] = _judge(run, judged)
             bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
             if log is not None:
                 log.write(run, metrics | {"seconds": round(time.perf_counter() - begun, 3)})
             losses, norms = [], []
     kept = run.weights if validate is None else run.best
-    return Fitted(eqx.combine(kept, static), run.carry, int(run.step))
+    kept, carry = devices.gather((kept, run.carry))
+    return Fitted(eqx.combine(kept, static), carry, int(run.step))
 
 
 def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, folder: Any, resume: bool) -> None:
@@ -129,23 +141,28 @@ def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArr
     return Run(weights, state, carry, zero, key, weights, infinity, zero)
 
 
-def _compile(loss: Loss, optimiser: Optimiser, static: PyTree) -> Callable:
+def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: AbstractDevices) -> Callable:
+    def gradient(weights: PyTree, carry: PyTree, batch: PyTree, key: Array) -> Any:
+        def objective(weights: PyTree) -> tuple[Array, PyTree]:
+            value, after = loss(eqx.combine(weights, static), carry, batch, key)
+            if not alike(after, carry):
+                raise ValueError(
+                    f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}"
+                )
+            return value, after
+
+        return jax.value_and_grad(objective, has_aux=True)(weights)
+
+    gradient_of_batch = devices.over_batch(gradient)
+
     @jax.jit
     def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
         key = jax.random.fold_in(run.key, run.step)
-
-        def objective(weights: PyTree) -> tuple[Array, PyTree]:
-            return loss(eqx.combine(weights, static), run.carry, batch, key)
-
-        (value, carry), gradient = jax.value_and_grad(objective, has_aux=True)(run.weights)
-        if not alike(carry, run.carry):
-            raise ValueError(
-                f"loss: expected it to return a carry like the one it was given, {show(run.carry)}, got {show(carry)}"
-            )
-        updates, state = optimiser.update(gradient, run.optimiser, run.weights)
+        (value, carry), slope = gradient_of_batch(run.weights, run.carry, batch, key)
+        updates, state = optimiser.update(slope, run.optimiser, run.weights)
         weights = optax.apply_updates(run.weights, updates)
         moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
-        return moved, value, optax.tree.norm(gradient)
+        return moved, value, optax.tree.norm(slope)
 
     return update
 
@@ -188,32 +205,40 @@ def _judge(run: Run, value: float) -> tuple[Run, float]:
 class Log:
     """The folder of a run: its checkpoint, and its metrics as lines of JSON."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, devices: AbstractDevices):
         self.folder = folder
+        self.devices = devices
         self.checkpoint = folder / "checkpoint"
         self.metrics = folder / "metrics.jsonl"
 
     def open(self, run: Run, resume: bool) -> Run:
         """The run to go on with: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
-        if resume:
-            run = load(self.checkpoint, run)
-            self._forget_after(int(run.step))
-            return run
-        if self.checkpoint.exists():
+        if not resume and self.checkpoint.exists():
             raise FileExistsError(
                 f"folder: expected none with a run in it, got {self.folder}. "
                 "Pass resume=True to go on with that run, or another folder; nothing was overwritten"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.metrics, b"")
-        save(self.checkpoint, run)
+        if resume:
+            run = load(self.checkpoint, run)
+        self.devices.wait()  # all have looked before anything is written
+        if self.devices.writes:
+            if resume:
+                self._forget_after(int(run.step))
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.metrics, b"")
+                save(self.checkpoint, run)
+        self.devices.wait()
         return run
 
     def write(self, run: Run, metrics: Metrics) -> None:
         """The metrics first, so that a checkpoint never lacks the lines that led to it."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        save(self.checkpoint, run)
+        whole = self.devices.gather(run)
+        if self.devices.writes:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(metrics) + "\n")
+            save(self.checkpoint, whole)
+        self.devices.wait()
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of steps that the killed run took after its last checkpoint; they will be taken again."""

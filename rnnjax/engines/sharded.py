@@ -1,0 +1,102 @@
+"""The engine `Sharded`: time spread over the devices of a mesh."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from ..arrays import State, States
+from ..cell import AbstractCell
+from ..engine import AbstractEngine
+from ..marks import Marks
+
+
+class Sharded(AbstractEngine):
+    """Sequence parallel: each device of the mesh axis `axis` holds and runs its part of time, by `engine`.
+
+    For sequences that one device has no memory for: what is kept for the gradient is divided by the number of devices.
+    `Associative` runs all parts at once. The engines that go step by step hand the state from device to device, one
+    after the other: their time is not divided (see `AbstractEngine.run_part`).
+
+    Give `xs` sharded along time, `jax.device_put(xs, jax.NamedSharding(mesh, jax.P(axis)))`, and call `unroll` under
+    `jax.jit`: the states, and the outputs made of them, stay on their devices. A T that the devices do not divide is
+    padded within; JAX itself shards no such array, so where memory is what matters pad it before, and give `length`.
+    `reverse` together with `length` moves the sequence by a number of steps that the compiler does not know: it gathers
+    all of time on each device. `vmap(..., spmd_axis_name=other)` spreads a batch over another axis of the same mesh.
+    """
+
+    engine: AbstractEngine
+    mesh: Mesh = eqx.field(static=True)
+    axis: str = eqx.field(static=True)
+
+    def __check_init__(self):
+        if not isinstance(self.engine, AbstractEngine) or isinstance(self.engine, Sharded):
+            raise TypeError(f"engine: expected an engine to run each part by, such as Scan(), got {self.engine!r}")
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError(f"mesh: expected a jax.sharding.Mesh, as jax.make_mesh makes, got {self.mesh!r}")
+        if self.axis not in self.mesh.axis_names:
+            raise ValueError(
+                f"axis: expected one of the mesh's, {self.mesh.axis_names}, got {self.axis!r}. Name one of these, or "
+                f"make a mesh with it: {_like(self.mesh.size, self.axis)}"
+            )
+        if AxisType.Explicit in self.mesh.axis_types:
+            devices = self.mesh.shape[self.axis]
+            raise ValueError(
+                "mesh: expected axes of the type Auto, got Explicit ones, along which JAX neither slices nor pads. "
+                f"Make the mesh by {_like(devices, self.axis)}"
+            )
+
+    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+        steps = -(-jax.tree.leaves(xs)[0].shape[0] // self.mesh.shape[self.axis])
+        return self.engine.refusal(cell, jax.tree.map(lambda leaf: leaf[:steps], xs))  # it is asked to run a part
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        T = jax.tree.leaves(xs)[0].shape[0]
+        spare = -T % self.mesh.shape[self.axis]
+        if spare:
+            length = jnp.asarray(T) if marks.length is None else marks.length
+            resets = None if marks.resets is None else jnp.pad(marks.resets, (0, spare))  # none in what is ignored
+            marks = marks._replace(length=length, resets=resets)
+        last, states = self._spread(cell, state, _pad(xs, spare), marks)
+        return jax.tree.map(lambda leaf: leaf[-1], last), jax.tree.map(lambda leaf: leaf[:T], states)
+
+    def _spread(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        """The state after each device's part, and all states. T is a multiple of the devices."""
+        arrays, static = eqx.partition(cell, eqx.is_array)
+
+        def run_part(arrays: Any, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+            if marks.length is not None:
+                steps = jax.tree.leaves(xs)[0].shape[0]
+                first = jax.lax.axis_index(self.axis) * steps
+                marks = marks._replace(length=jnp.clip(marks.length - first, 0, steps))
+            last, states = self.engine.run_part(eqx.combine(arrays, static), state, xs, marks, self.axis)
+            return jax.tree.map(lambda leaf: leaf[None], last), states
+
+        spec: Any = P(self.axis)
+        shared: Any = P()
+        in_specs = shared, shared, spec, Marks(shared, spec, shared)
+        mesh, axes = self._place()
+        parts = jax.shard_map(
+            run_part, mesh=mesh, in_specs=in_specs, out_specs=spec, axis_names=axes, check_vma=False
+        )  # a cell is any function: it is not asked to say which of its arrays vary from device to device
+        return jax.jit(parts)(arrays, state, xs, marks)
+
+    def _place(self) -> tuple[Mesh | AbstractMesh, set[str]]:
+        """The mesh, as seen from within a `shard_map` over others of its axes, and those of them that are left."""
+        around = jax.sharding.get_abstract_mesh()
+        mesh = around if self.axis in around.axis_names else self.mesh
+        return mesh, set(mesh.axis_names) - set(around.manual_axes)
+
+
+def _like(devices: int, axis: str) -> str:
+    """How to make a mesh of one axis."""
+    return f"jax.make_mesh(({devices},), ({axis!r},), axis_types=(jax.sharding.AxisType.Auto,))"
+
+
+def _pad(tree: PyTree[Array], steps: int) -> PyTree[Array]:
+    """`tree` over time with its last step, a safe one, repeated so many times."""
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, steps)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), tree)

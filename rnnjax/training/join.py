@@ -1,0 +1,52 @@
+"""One process of a job, as `launch` starts it: `python -m rnnjax.training.join ADDRESS PROCESSES NUMBER SCRIPT ...`."""
+
+import os
+import runpy
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import jax
+
+
+def main() -> None:
+    """Join the others, and run the script as if it had been started alone.
+
+    A process that fails leaves at once. The way out that Python has would wait for the others, who wait for this one.
+    """
+    address, processes, number, *command = sys.argv[1:]
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    jax.distributed.initialize(address, int(processes), int(number))
+    sys.argv = command
+    sys.path[0] = str(Path(command[0]).resolve().parent)
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            _leave(end.code)
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: object) -> None:
+    """End this process with an exit code, or with a message as `sys.exit` would."""
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _leave_with(launcher: int) -> None:
+    """End this process where the one that started it is gone: nobody else would."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Several processes on this machine as one job: `python -m rnnjax.training.launch --processes 2 script.py arguments`.
+
+Every process runs the same script, and has joined JAX's distributed runtime when it begins: `jax.devices()` are those
+of all processes, `jax.process_index()` tells them apart, and a mesh over all devices makes `fit` data parallel. On CPUs
+arrays travel by gloo. What process 0 prints is shown as it is, what the others print with their numbers before it.
+
+The first process that fails, or is killed, ends the job: the others are stopped, which of them it was and how it ended
+is said on stderr, and the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`.
+"""
+
+import argparse
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NoReturn
+
+GRACE = 2.0  # seconds between being asked to end and being killed
+
+
+def main() -> None:
+    """Parse the command line, run the job, and exit as it did."""
+    parser = argparse.ArgumentParser(prog="python -m rnnjax.training.launch", description="One job of many processes.")
+    parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many, on this machine")
+    parser.add_argument("script", help="what each of them runs")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    options = parser.parse_args()
+    if options.processes < 1:
+        parser.error(f"--processes: expected 1 or more, got {options.processes}")
+    if not Path(options.script).is_file():
+        parser.error(f"script: expected a Python file, found none at {options.script}")
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(launch(options.processes, [options.script, *options.arguments]))
+
+
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Run `command`, a script and its arguments, in so many processes: 0 once all have ended well, else 1."""
+    address = f"localhost:{_free_port()}"
+    ended: SimpleQueue[int] = SimpleQueue()
+    children = []
+    try:
+        for number in range(processes):
+            children.append(_start(number, [address, str(processes), str(number), *command]))
+            threading.Thread(target=_follow, args=(number, children[number], ended), daemon=True).start()
+        for _ in children:
+            number = ended.get()
+            status = children[number].returncode
+            if status:
+                _stop(children)
+                print(
+                    f"launch: process {number} of {processes} {_describe(status)}; the others were stopped. "
+                    "Checkpoints are whole: run again from the last one",
+                    file=sys.stderr,
+                )
+                return 1
+        return 0
+    finally:
+        _stop(children)
+
+
+def _start(number: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rnnjax.training.join", *arguments]
+    if number == 0:
+        return subprocess.Popen(command, text=True)
+    return subprocess.Popen(command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def _follow(number: int, child: subprocess.Popen[str], ended: SimpleQueue[int]) -> None:
+    """Show what a process prints, and say when it has ended."""
+    for line in child.stdout or ():
+        print(f"[{number}] {line}", end="", flush=True)
+    child.wait()
+    ended.put(number)
+
+
+def _stop(children: Sequence[subprocess.Popen[str]]) -> None:
+    """End those that still run: by request, and those that do not heed it by force."""
+    running = [child for child in children if child.poll() is None]
+    for child in running:
+        child.terminate()
+    for child in running:
+        try:
+            child.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _describe(status: int) -> str:
+    """How a process ended that did not end well."""
+    if status > 0:
+        return f"failed with exit status {status}"
+    return f"was killed by {signal.Signals(-status).name}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    del frame
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

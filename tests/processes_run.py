@@ -1,0 +1,58 @@
+"""For `test_devices`: a run over two devices, of one process or of two, with everything to hand on from a killed one.
+
+`python processes_run.py FOLDER [resume] [kill]`, alone or by `rnnjax.training.launch`.
+"""
+
+import os
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rnnjax
+
+STEPS, FATAL = 8, 5
+TOKENS = np.random.default_rng(0).integers(0, 7, 150)
+MODEL = jax.jit(lambda: rnnjax.LanguageModel(7, rnnjax.Elman(6, 8, key=jax.random.key(1)), key=jax.random.key(2)))
+
+
+def batches(step: int) -> rnnjax.Chunk:
+    """The batch of a step; in the run that is to be killed, the last process is, on the way to it."""
+    if "kill" in sys.argv and step == FATAL and jax.process_index() == jax.process_count() - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rnnjax.streams(TOKENS, 4, 6)(step)
+
+
+def validate(model: rnnjax.LanguageModel) -> jax.Array:
+    """A number that sees the weights."""
+    return jnp.sum(model.embedding**2)
+
+
+def main() -> None:
+    model = MODEL()
+    fitted = rnnjax.fit(
+        model,
+        rnnjax.language_loss,
+        batches,
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
+        steps=STEPS,
+        key=jax.random.key(4),
+        carry=rnnjax.batch_of_states(model, 4),
+        validate=validate,
+        every=2,
+        folder=sys.argv[1],
+        resume="resume" in sys.argv,
+        progress=False,
+        mesh=jax.make_mesh((2,), ("batch",)),
+    )
+    carried = [np.asarray(leaf).shape for leaf in jax.tree.leaves(fitted.carry)]  # whole, in every process
+    print(f"process {jax.process_index()} of {jax.process_count()} took {fitted.steps} steps, carries {carried}")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 1 if jax.distributed.is_initialized() else 2)
+    main()
