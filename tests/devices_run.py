@@ -108,6 +108,18 @@ def check_associative() -> None:
     assert engine.refusal(grid.build("lstm"), grid.inputs(16)) == "Fused(shortest=3) leaves 2 steps of LSTM to Scan()."
 
 
+def check_newton() -> None:
+    """A dense Jacobian, blocks of two, and damping; and what it cannot do part by part."""
+    equals_one_device(grid.build("gru"), rnnjax.Newton(), ragged, short)
+    equals_one_device(grid.build("diagonal_lstm"), rnnjax.Newton(rnnjax.Diagonal(), damping=0.1), ragged, forward_mode)
+    equals_one_device(grid.build("diagonal_gru"), rnnjax.Newton(rnnjax.Diagonal()), ragged)
+    parts = partial(rnnjax.Sharded, mesh=time_mesh(), axis="time")
+    with pytest.raises(ValueError, match=r"the gradient of Newton.* goes step by step for GRU"):
+        short(parts(rnnjax.Newton(rnnjax.Diagonal())), grid.build("gru"))
+    with pytest.raises(ValueError, match="fall_back: expected False over parts of time"):
+        short(parts(rnnjax.Newton(fall_back=True)), grid.build("gru"))
+
+
 def gradient(engine: rnnjax.AbstractEngine, cell: Any, xs: jax.ShapeDtypeStruct) -> Any:
     """The compiled gradient, by weights and inputs, of a sequence that ends before its last part does."""
     weights, static = eqx.partition(cell, eqx.is_inexact_array)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ...arrays import State, cast
-from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, recur
+from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from . import time
 from .blocks import Blocks, Vectors
 from .problem import Problem
@@ -136,7 +136,11 @@ class Diagonal(AbstractJacobian):
             derived = jax.jvp(self.flat(problem, problem.cell.step, u, marks), (x,), (tangent,))[1] + moved
             return derived, derived
 
-        assert axis is None, "one part of time cannot go step by step before those ahead of it have"
+        if axis is not None:
+            raise ValueError(
+                f"engine: the gradient of Newton(Diagonal()) goes step by step for {describe(problem.cell)}, which is "
+                "no AbstractDiagonalCell, and parts of time cannot. Use Newton(Dense()), or Sharded(Scan(), ...)"
+            )
         return jax.lax.scan(advance, start, (befores, moved, problem.us, problem.marks))[1]
 
 

@@ -84,7 +84,20 @@ class Newton(AbstractEngine):
         return self._solve(cell, state, fill(xs, length, T), marks, None)
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        solution = self._solve(cell, state, xs, marks, None)
+        return self._run(cell, state, xs, marks, None)
+
+    def run_part(
+        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
+    ) -> tuple[State, States]:
+        """All parts iterate together: an iteration exchanges a state and a map from device to device."""
+        if self.fall_back:
+            raise ValueError("fall_back: expected False over parts of time, got True. Use Sharded(Scan(), ...) instead")
+        return self._run(cell, state, xs, marks, axis)
+
+    def _run(
+        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str | None
+    ) -> tuple[State, States]:
+        solution = self._solve(cell, state, xs, marks, axis)
         states = solution.states if self.fall_back else self._insist(cell, solution)
         return jax.tree.map(lambda leaf: leaf[-1], states), states
 

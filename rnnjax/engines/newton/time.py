@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from ...kernels.linear_scan.linear_scan import linear_scan
+from ...kernels.linear_scan.part import scan_part
 from .blocks import Blocks, Vectors, apply, multiply
 
 Compose = Callable[[Any, Any], Any]  # of two maps, the earlier one first
@@ -29,36 +30,21 @@ def prefix(compose: Compose, elements: PyTree[Array], axis: str | None) -> PyTre
         return local
     totals = jax.lax.all_gather(jax.tree.map(lambda leaf: leaf[-1], local), axis)
     totals = jax.lax.associative_scan(compose, totals)
-    earlier, is_first = _place(axis)
-    carried = jax.tree.map(lambda leaf: leaf[earlier], totals)
+    part = jax.lax.axis_index(axis)
+    carried = jax.tree.map(lambda leaf: leaf[jnp.maximum(part - 1, 0)], totals)
     whole = jax.vmap(compose, (None, 0))(carried, local)
-    return jax.tree.map(lambda one, other: jnp.where(is_first, one, other), local, whole)
+    return jax.tree.map(lambda one, other: jnp.where(part == 0, one, other), local, whole)
 
 
 def recurrence(a: Blocks, b: Vectors, initial: Vectors, axis: str | None) -> Vectors:
     """All states of `x_t = a_t x_{t-1} + b_t`, from x_0 = `initial`."""
     if a.shape[-1] == 1:
-        return _scalar_recurrence(a[..., 0, 0], b[..., 0], initial[..., 0], axis)[..., None]
+        scalars = a[..., 0, 0], b[..., 0], initial[..., 0]
+        return (linear_scan(*scalars) if axis is None else scan_part(*scalars, axis))[..., None]
     start = apply(a[0], initial)
     if axis is not None:
         start = jnp.where(jax.lax.axis_index(axis) == 0, start, jnp.zeros_like(start))
     return prefix(_compose_affine, (a, b.at[0].add(start)), axis)[1]
-
-
-def _scalar_recurrence(a: Array, b: Array, initial: Array, axis: str | None) -> Array:
-    if axis is None:
-        return linear_scan(a, b, initial)
-    part = jnp.prod(a, 0), linear_scan(a, b, jnp.zeros_like(b[0]))[-1]
-    products, lasts = jax.lax.all_gather(part, axis)
-    states = linear_scan(products, lasts, initial)
-    earlier, is_first = _place(axis)
-    return linear_scan(a, b, jnp.where(is_first, initial, states[earlier]))
-
-
-def _place(axis: str) -> tuple[Array, Array]:
-    """Which part comes before mine (any, where none does), and whether mine is the first."""
-    place = jax.lax.axis_index(axis)
-    return jnp.maximum(place - 1, 0), place == 0
 
 
 def _compose_affine(first: tuple[Blocks, Vectors], second: tuple[Blocks, Vectors]) -> tuple[Blocks, Vectors]:
