@@ -17,13 +17,15 @@ from jax.test_util import check_grads
 from jaxtyping import Array, PyTree
 
 import rnnjax
-from rnnjax.kernels.linear_scan import cuda, plain, tpu
+from rnnjax.kernels.linear_scan import cpu, cuda, plain, tpu
 from rnnjax.kernels.linear_scan.linear_scan import linear_scan, linear_scan_p
 from rnnjax.kernels.pallas import tpu as pallas_tpu
 
 RACES = pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 SCANS: dict[str, Callable[..., Array]] = {
-    "plain": plain.scan,
+    **({"cpu": cpu.scan} if cpu.is_here() else {}),
+    "plain": partial(plain.scan, block=10_000),
+    "blocks": partial(plain.scan, block=7),
     "cuda": partial(cuda.scan, interpret=True),
     "tpu": partial(tpu.scan, interpret=True),
     "tpu_races": partial(tpu.scan, interpret=RACES),
@@ -189,7 +191,7 @@ def test_transpose_is_the_transpose(reverse, late):
     a[:, 2, 1] = 0
     c = draw(B, T, H, dtype="complex128", seed=3)
     run = jax.jit(
-        lambda b, initial: linear_scan_p.bind(jnp.asarray(a), b, initial, reverse=reverse, late=late, resets=True)
+        lambda b, initial: linear_scan_p.bind(jnp.asarray(a), b, initial, reverse=reverse, late=late, block=None)
     )
     db, dinitial = jax.linear_transpose(run, b, initial)(c)
     np.testing.assert_allclose((run(b, initial) * c).sum(), (b * db).sum() + (initial * dinitial).sum(), rtol=1e-12)
