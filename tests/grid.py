@@ -63,6 +63,7 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "unrolled": rnnjax.Unrolled(),
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
+    "associative_blocks": rnnjax.Associative(block=5),
     "fused": rnnjax.Fused(),
     "fused_tpu": rnnjax.Fused(cpu=rnnjax.TPU(interpret=True)),  # emulated, which takes float64 too
     "fused_gpu": rnnjax.Fused(cpu=rnnjax.GPU(interpret=True)),
