@@ -1,8 +1,8 @@
 """The linear recurrence for processors: compiled code that reads `a` and `b` once, and writes `h` once.
 
-What bounds it is memory, T H (2 + 1) numbers over the rate at which the machine copies. Rows and units are shared out
-among the threads. Where there are fewer of them than a thread reads at once, time is, too: what a part of it lacks of
-the parts before is added after, step by step until nothing is left of it.
+What bounds it is memory: the bytes of `a`, `b` and `h` over the rate at which the machine reads two arrays and writes a
+third. Rows are shared out among the threads. Where there are fewer of them, chunks of time are: what a chunk lacks of
+the one before is added once both are there, step by step until nothing is left of it.
 """
 
 import jax
@@ -12,10 +12,17 @@ from jaxtyping import Array, Inexact
 from ..cpu import library
 from ..cpu.cpu import InstructionSet
 
+SHORTEST = 8  # steps: a call costs as much as fewer do in XLA's own loop
+
 
 def is_here() -> bool:
     """Whether there is compiled code to call."""
     return library.absence() is None
+
+
+def pays(T: int) -> bool:
+    """Whether there is, and a call to it is worth its price."""
+    return is_here() and T >= SHORTEST
 
 
 def scan(

@@ -120,14 +120,11 @@ def _lower(platform: str | None, context: Any, *operands: Any, block: int | None
     """Lower the kernel of `platform` if it has one for this dtype, or else plain JAX: no other one is traced."""
     rows = context.avals_in[1]
     scan, dtypes = KERNELS.get(platform, (None, ()))
-    if scan is None or block is not None or rows.dtype.name not in dtypes or not rows.size or _is_absent(platform):
-        scan = partial(plain.scan, block=block or _length(platform, rows.shape[1]))
+    T = rows.shape[1]
+    refused = rows.dtype.name not in dtypes or not rows.size or (platform == "cpu" and not cpu.pays(T))
+    if scan is None or block is not None or refused:
+        scan = partial(plain.scan, block=block or _length(platform, T))
     return mlir.lower_fun(partial(scan, **static), multiple_results=False)(context, *operands)
-
-
-def _is_absent(platform: str | None) -> bool:
-    """Whether the kernel of `platform` was not built."""
-    return platform == "cpu" and not cpu.is_here()
 
 
 def _length(platform: str | None, T: int) -> int:
