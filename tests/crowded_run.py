@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 import rnnjax
+from rnnjax.kernels.linear_scan import cpu as linear_scan
+from rnnjax.kernels.linear_scan import plain
 
 # B, T, heads, H and dtype: units, sequences or both are what cores can share. Of a pair of heads, one is shared itself.
 SIZES = (
@@ -74,6 +76,18 @@ def of_one_program(problems: list[Problem], expected: list[PyTree]) -> None:
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(copies))
 
 
+def of_linear_scans() -> None:
+    """Each of more threads than there are cores, and its time cut for as many as the pool has."""
+    b = np.random.default_rng(0).normal(size=(THREADS, 1, 20_011, 9))
+    a = np.random.default_rng(1).uniform(0.9, 1, b.shape)
+    scan = jax.jit(partial(linear_scan.scan, reverse=True, late=True)).lower(a[0], b[0], b[0, :, 0]).compile()
+    plainly = jax.jit(partial(plain.scan, reverse=True, late=True, block=100))
+    with ThreadPoolExecutor(THREADS) as pool:
+        made = list(pool.map(lambda call: scan(a[call % THREADS], b[call % THREADS], b[0, :, 0]), range(CALLS)))
+    for call, h in enumerate(made):
+        grid.assert_close(h, plainly(a[call % THREADS], b[call % THREADS], b[0, :, 0]))
+
+
 def of_all_devices(problem: Problem) -> None:
     """A batch with as many sequences on every device, the loss summed over them."""
     devices = jax.device_count()
@@ -97,6 +111,7 @@ def main() -> None:
     of_one_program(problems, expected)
     for problem in problems[:2]:
         of_all_devices(problem)
+    of_linear_scans()
 
 
 if __name__ == "__main__":

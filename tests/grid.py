@@ -82,6 +82,7 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "unrolled": rnnjax.Unrolled(),
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
+    "associative_blocks": rnnjax.Associative(block=5),
     "newton": rnnjax.Newton(),
     "newton_diagonal": rnnjax.Newton(rnnjax.Diagonal(), damping=1.0),
     "fused": rnnjax.Fused(),

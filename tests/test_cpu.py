@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import random_shapes
 import test_fused
+import test_linear_scan
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, PyTree
 from random_shapes import CELLS, Case, Sizes, draw, draw_at, errors, outside
@@ -31,6 +32,7 @@ from rnnjax.kernels import recurrence
 from rnnjax.kernels.cpu import library
 from rnnjax.kernels.cpu.program import Program, translate
 from rnnjax.kernels.elementwise.operations import MEANINGS, NUMBERS
+from rnnjax.kernels.linear_scan import cpu as linear_scan
 from rnnjax.kernels.reference import Reference
 
 HERE = Path(__file__).parent
@@ -182,6 +184,49 @@ def test_every_operation_of_the_compiled_code():
         operands = 1 + (number >= NUMBERS["add"]) + (number >= NUMBERS["select"])
         expected = meaning(*(jnp.asarray(values[(number + place) % gates]) for place in range(operands)))
         np.testing.assert_allclose(kept[number], expected, rtol=1e-14, err_msg=list(MEANINGS)[number])
+
+
+# The linear recurrence
+
+# Beside small ones: few rows, whose time is cut for two threads; states past the caches; rows of more than one piece.
+LONG = [(1, 1, 20_011, 5), (2, 2, 9_001, 24), (1, 1, 30_011, 64), (1, 2, 19, 2_600)]
+
+
+def check_linear_scan(sizes: tuple[int, int, int, int], dtype: str, seed: int) -> None:
+    """Against a loop, with zeros in `a`, and NaN that lasts until one of them forgets it."""
+    generator = np.random.default_rng(seed)
+    reverse, late = test_linear_scan.WAYS[seed % 4]
+    a, b, initial = test_linear_scan.operands(*sizes, dtype)
+    a[generator.random(a.shape) < 0.02] = 0
+    b[generator.random(b.shape) < 0.001] = np.nan
+    with np.errstate(invalid="ignore"):
+        expected = test_linear_scan.by_loop(a, b, initial, reverse=reverse, late=late)
+    assert linear_scan.is_here()
+    run = partial(linear_scan.scan, reverse=reverse, late=late, widest=InstructionSet(seed % 3))
+    test_linear_scan.assert_same(jax.jit(run)(a, b, initial), expected)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_linear_scan_of_random_shape(seed):
+    generator = np.random.default_rng(seed)
+    B, T, H = (int(generator.integers(1, most)) for most in (5, 90, 150))
+    dtype = ("float32", "complex128", "float64", "complex64")[seed // 3 % 4]
+    check_linear_scan((B if seed % 2 else 1, B, T, H), dtype, seed)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+@pytest.mark.parametrize("sizes", LONG)
+def test_linear_scan_of_large_sizes(sizes, dtype):
+    check_linear_scan(sizes, dtype, sizes[2] + (dtype == "complex64"))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_linear_scan_of_long_memory_sizes_up(reverse):
+    """Nothing fades on its way through a part of time: what each part hands on reaches the end of the next."""
+    a, b = np.ones((1, 30_011, 9)), np.ones((1, 30_011, 9))
+    h = jax.jit(partial(linear_scan.scan, reverse=reverse, late=False))(a, b, np.full((1, 9), 0.5))
+    expected = np.arange(1, 30_012)[:: -1 if reverse else 1] + 0.5
+    np.testing.assert_array_equal(h[0], np.broadcast_to(expected[:, None], (30_011, 9)))
 
 
 # What is compiled
@@ -442,6 +487,48 @@ def test_a_state_without_fields_is_an_error(half):
     arguments = {name: np.zeros(array.shape, array.dtype) for name, array in without(call.arguments).items()}
     attributes = call.attributes | {"outputs": outputs}
     assert "fields" in fault(Call(call.target, arguments, without(call.results), attributes))
+
+
+def scan_call() -> Call:
+    """A call of the linear recurrence that is in order."""
+    assert linear_scan.is_here()
+    attributes = {"reverse": False, "late": False, "widest": np.int32(InstructionSet.AVX512_BF16)}
+    results = {"h": ShapeDtypeStruct((B, T, H), np.float64)}
+    return Call("rnnjax_linear_scan", zeros(a=(B, T, H), b=(B, T, H), initial=(B, H)), results, attributes)
+
+
+SCAN_FAULTS = {
+    "a_longer": (
+        resized(a=(B, T + 1, H)),
+        r"dtype of a does not fit the others: expected F64\[3,6,5\], got F64\[3,7,5\]",
+    ),
+    "a_of_other_rows": (resized(a=(B - 1, T, H)), r"dtype of a does not fit"),
+    "a_flat": (resized(a=(T, H)), r"dtype of a does not fit"),
+    "b_flat": (resized(b=(T, H)), r"expected b of rank 3, got F64\[6,5\]"),
+    "b_wider": (resized(b=(B, T, H + 1)), r"dtype of a does not fit"),
+    "initial_over_time": (resized(initial=(B, T, H)), r"dtype of initial does not fit"),
+    "initial_missing": (lambda call: call._replace(arguments=zeros(a=(B, T, H), b=(B, T, H))), "arguments: expected 3"),
+    "h_shorter": (
+        lambda call: call._replace(results={"h": ShapeDtypeStruct((B, T - 1, H), np.float64)}),
+        r"dtype of h does not fit",
+    ),
+    "h_of_other_dtype": (
+        lambda call: call._replace(results={"h": ShapeDtypeStruct((B, T, H), np.float32)}),
+        r"dtype of h does not fit the others: expected F64\[3,6,5\], got F32\[3,6,5\]",
+    ),
+    "integers": (
+        lambda call: call._replace(arguments=call.arguments | {"b": np.zeros((B, T, H), np.int32)}),
+        "expected float32, float64, complex64 or complex128",
+    ),
+    "no_direction": (lambda call: call._replace(attributes={"late": False, "widest": np.int32(0)}), "attribute"),
+}
+
+
+@pytest.mark.parametrize("name", SCAN_FAULTS)
+def test_a_linear_scan_of_what_does_not_fit_is_an_error(name):
+    corrupt, message = SCAN_FAULTS[name]
+    assert len(scan_call().run()) == 1
+    assert re.search(message, fault(corrupt(scan_call())))
 
 
 # Many calls at once, and too little memory

@@ -163,6 +163,8 @@ ENGINES = [
     ),
     pytest.param(partial(Scan, unroll=0), ValueError, ["unroll", "positive", "0"], id="unroll_zero"),
     pytest.param(partial(Scan, unroll=True), ValueError, ["unroll", "positive", "True"], id="unroll_bool"),
+    pytest.param(partial(Associative, block=0), ValueError, ["block", "positive", "0"], id="block_zero"),
+    pytest.param(partial(Associative, block=True), ValueError, ["block", "positive", "True"], id="block_bool"),
     pytest.param(partial(Checkpointed, segment=0), ValueError, ["segment", "positive", "0"], id="segment_zero"),
     pytest.param(partial(Auto, ()), ValueError, ["candidates", "at least one", "()"], id="no_candidates"),
     pytest.param(partial(Auto, [Scan()]), ValueError, ["candidates", "tuple", "[Scan()]"], id="candidates_list"),

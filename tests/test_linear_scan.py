@@ -17,13 +17,15 @@ from jax.test_util import check_grads
 from jaxtyping import Array, PyTree
 
 import rnnjax
-from rnnjax.kernels.linear_scan import cuda, plain, tpu
+from rnnjax.kernels.linear_scan import cpu, cuda, plain, tpu
 from rnnjax.kernels.linear_scan.linear_scan import linear_scan, linear_scan_p
 from rnnjax.kernels.pallas import tpu as pallas_tpu
 
 RACES = pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 SCANS: dict[str, Callable[..., Array]] = {
-    "plain": plain.scan,
+    **({"cpu": cpu.scan} if cpu.is_here() else {}),
+    "plain": partial(plain.scan, block=10_000),
+    "blocks": partial(plain.scan, block=7),
     "cuda": partial(cuda.scan, interpret=True),
     "tpu": partial(tpu.scan, interpret=True),
     "tpu_races": partial(tpu.scan, interpret=RACES),
@@ -137,6 +139,37 @@ def by_steps(a: Array, b: Array, initial: Array, *, reverse: bool = False) -> Ar
     return jax.lax.scan(step, initial, (a, b), reverse=reverse)[1]
 
 
+STEPS = (1, 2, 3, 127, 1000, 16323)
+BLOCKS = (None, 100)  # the kernel of the platform, and plain JAX
+BARS = {"float64": 1e-10, "complex128": 1e-10, "float32": 1e-5, "complex64": 1e-5}  # relative to the largest number
+
+
+def with_gradient(scan: Any, a: Array, b: Array, initial: Array) -> PyTree:
+    """All states, and the gradient of a loss that sees all of them, by all operands."""
+
+    def loss(*operands: Array) -> tuple[Array, Array]:
+        h = scan(*operands)
+        return grid.contract(h), h
+
+    gradients, h = jax.grad(loss, (0, 1, 2), has_aux=True)(a, b, initial)
+    return h, gradients
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("T", STEPS)
+def test_values_and_gradients_of_any_length(T, dtype):
+    """Zeros in `a` fall inside blocks, the last block is short, and what the oracle computes is in double precision."""
+    exact = [np.array(each[0]) for each in operands(1, 1, T, 5, dtype)]
+    exact[0][T // 2, ::2] = exact[0][T - 1 - T // 7, 1] = 0
+    reverse = T % 2 == 0
+    expected = jax.jit(partial(with_gradient, partial(by_steps, reverse=reverse)))(*map(grid.widen, exact))
+    for block in BLOCKS:
+        got = jax.jit(partial(with_gradient, partial(linear_scan, reverse=reverse, block=block)))(*exact)
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert one.dtype == dtype
+            np.testing.assert_allclose(one, other, rtol=0, atol=BARS[dtype] * np.abs(other).max())
+
+
 T, H, B = 5, 3, 4
 ONE = [jnp.asarray(each[0]) for each in operands(1, 1, T, H)]
 MANY = tuple(map(jnp.asarray, operands(B, B, T, H)))
@@ -189,7 +222,7 @@ def test_transpose_is_the_transpose(reverse, late):
     a[:, 2, 1] = 0
     c = draw(B, T, H, dtype="complex128", seed=3)
     run = jax.jit(
-        lambda b, initial: linear_scan_p.bind(jnp.asarray(a), b, initial, reverse=reverse, late=late, resets=True)
+        lambda b, initial: linear_scan_p.bind(jnp.asarray(a), b, initial, reverse=reverse, late=late, block=None)
     )
     db, dinitial = jax.linear_transpose(run, b, initial)(c)
     np.testing.assert_allclose((run(b, initial) * c).sum(), (b * db).sum() + (initial * dinitial).sum(), rtol=1e-12)
@@ -272,8 +305,8 @@ def shapes(B: int, T: int, H: int, dtype: str) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(shape, dtype) for shape in [(B, T, H), (B, T, H), (B, H)]]
 
 
-def gradient(reverse: bool) -> Callable[..., Any]:
-    batched = jax.vmap(partial(linear_scan, reverse=reverse))
+def gradient(reverse: bool, block: int | None = None) -> Callable[..., Any]:
+    batched = jax.vmap(partial(linear_scan, reverse=reverse, block=block))
     return jax.grad(lambda *arguments: jnp.abs(batched(*arguments)).sum(), (0, 1, 2))
 
 
@@ -284,6 +317,55 @@ def test_kernel_is_lowered(platform, dtype):
     arguments = shapes(3, 40, 50, dtype)
     assert lowered(jax.vmap(linear_scan), *arguments, platforms=(platform,)) == [FORWARD]
     assert lowered(gradient(True), *arguments, platforms=(platform,)) == [FORWARD, REVERSE]
+
+
+def targets(function: Callable[..., Any], *arguments: Any) -> list[str]:
+    """The entry points of the compiled library that the compiled program calls."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return re.findall(r'custom_call_target="(rnnjax_\w+)"', text)
+
+
+@pytest.mark.skipif(not cpu.is_here(), reason="the library was not built")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_compiled_code_is_called_on_a_cpu(dtype):
+    """Once, or once in each direction; with a block never."""
+    arguments = shapes(3, 40, 50, dtype)
+    assert targets(jax.vmap(linear_scan), *arguments) == [FORWARD]
+    assert targets(gradient(True), *arguments) == [FORWARD, FORWARD]
+    assert targets(jax.vmap(partial(linear_scan, block=7)), *arguments) == []
+    assert targets(gradient(True, block=7), *arguments) == []
+
+
+def test_engine_hands_its_block_on_to_derivatives_and_batches():
+    cell, xs = grid.build("min_gru"), grid.inputs(3, 20)
+
+    def loss(engine: Any, xs: Array) -> Array:
+        return jax.vmap(lambda xs: grid.contract(rnnjax.unroll(cell, None, xs, engine=engine)))(xs).sum()
+
+    assert targets(jax.grad(partial(loss, rnnjax.Associative(block=6))), xs) == []
+    if cpu.is_here():
+        assert targets(jax.grad(partial(loss, rnnjax.Associative())), xs) == [FORWARD, FORWARD]
+
+
+@pytest.mark.parametrize("block", [10, 100, None])
+def test_plain_memory_is_that_of_a_loop(monkeypatch, block):
+    """A step fewer than a multiple of the block: beside `h`, no more than the copy of it that its rest is put to."""
+    monkeypatch.setattr(cpu, "is_here", lambda: False)
+    run = jax.jit(jax.vmap(partial(linear_scan, block=block))).lower(*shapes(2, 9_999, 16, "float32")).compile()
+    memory = run.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 1.8 * memory.output_size_in_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_plain_programs_do_not_grow_with_time(dtype):
+    """From a thousand steps to a million, one level of blocks is added."""
+
+    def size(T: int) -> int:
+        run = jax.vmap(partial(linear_scan, block=plain.length(T)))
+        return len(jax.jit(run).lower(*shapes(1, T, 8, dtype)).as_text().splitlines())
+
+    assert size(1_000_003) < 2 * size(1_003)
 
 
 def test_long_sequences_of_few_units_are_cut_on_cuda():

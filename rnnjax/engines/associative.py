@@ -1,5 +1,6 @@
 """The engine `Associative`: a linear cell, parallel in time."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -15,11 +16,23 @@ from ..marks import Marks
 class Associative(AbstractEngine):
     """The steps of a linear cell as maps h -> a h + b, which can be composed in any order (Blelloch 1990).
 
-    On CUDA and TPU a kernel reads (a, b) and writes h, step by step within a sequence or a part of it; elsewhere it is
-    `jax.lax.associative_scan`, of depth log T in place of T for about twice the arithmetic. The gradient is the same
-    recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`. It needs an
+    On CPU, CUDA and TPU a kernel reads (a, b) and writes h, step by step within a sequence or a part of it. Elsewhere,
+    and everywhere if `block` is a number of steps, plain JAX cuts time into blocks, of about sqrt(T) steps or of
+    `block`, and all of them go step by step side by side: once for what each does to the state before it and, when
+    these have been composed in the same way, again for its states. T need not be a multiple. Work and memory are those
+    of a loop, and compile time is flat in T. Where the CPU kernel was not built, one block is all of time.
+
+    The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
+    `jax.export` does not take the CPU kernel's calls unless told to: export with a `block`. It needs an
     `AbstractLinearCell`; a nonlinear one has to go step by step.
     """
+
+    block: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        block = self.block
+        if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+            raise ValueError(f"block: expected a positive number of steps or None, got {block!r}")
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
         del xs
@@ -29,7 +42,7 @@ class Associative(AbstractEngine):
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         a, b = _maps(cell, xs, marks)
-        h = linear_scan(a, b, state.h, resets=marks.resets is not None)
+        h = linear_scan(a, b, state.h, block=self.block)
         return Hidden(h[-1]), Hidden(h)
 
     def run_part(
@@ -37,7 +50,7 @@ class Associative(AbstractEngine):
     ) -> tuple[State, States]:
         """A part as a whole is a map h -> a h + b, too: the devices exchange these, and none waits for another."""
         a, b = _maps(cell, xs, marks)
-        h = scan_part(a, b, state.h, axis, resets=marks.resets is not None)
+        h = scan_part(a, b, state.h, axis, block=self.block)
         return Hidden(h[-1]), Hidden(h)
 
 

@@ -23,7 +23,8 @@ class Selection(NamedTuple):
 class Auto(AbstractEngine):
     """The first candidate that does not refuse. The candidates, and their order, are the caller's to replace.
 
-    From which sizes on Fused pays is what `benchmarks/fused_against_scan.py` measures.
+    From which sizes on Fused pays is what `benchmarks/fused_against_scan.py` measures. Associative needs no such bound:
+    where its kernel would not pay, it goes step by step as Scan does (`benchmarks/associative.py`).
     """
 
     candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(shortest=32, narrowest=16), Scan())

@@ -11,8 +11,8 @@ import jax
 from ..elementwise.operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
-ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward")
-INTERFACE = 2  # what is handed over, and how: as in source/interface.h
+ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan")
+INTERFACE = 3  # what is handed over, and how: as in source/interface.h
 
 
 @cache

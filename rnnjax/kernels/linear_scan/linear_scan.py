@@ -19,9 +19,10 @@ from jaxtyping import Array, Inexact
 
 from ...arrays import Units, UnitsOverTime
 from ..varying import vary_alike
-from . import cuda, plain, tpu
+from . import cpu, cuda, plain, tpu
 
 KERNELS: dict[str | None, tuple[Callable[..., Array], tuple[str, ...]]] = {  # by platform, and of which dtypes
+    "cpu": (cpu.scan, ("float32", "float64", "complex64", "complex128")),
     "cuda": (cuda.scan, ("float32", "float64", "complex64", "complex128")),
     "tpu": (tpu.scan, ("float32", "complex64")),
 }
@@ -31,49 +32,42 @@ Row = Inexact[Array, "B H"]
 
 
 def linear_scan(
-    a: UnitsOverTime, b: UnitsOverTime, initial: Units, *, reverse: bool = False, resets: bool = True
+    a: UnitsOverTime, b: UnitsOverTime, initial: Units, *, reverse: bool = False, block: int | None = None
 ) -> UnitsOverTime:
     """All states of `h_t = a_t h_{t-1} + b_t`, from h_0 = `initial`; or, in reverse, of `h_t = a_t h_{t+1} + b_t`.
 
-    Where a_t is exactly zero, h_t is b_t, whatever the state before it, if there are `resets`; a caller that has none
-    is spared their price in plain JAX. Every derivative is right and is run by the same kernel, and so is a batch.
-    A state that is zero or not finite may meet another fate than step by step where the product of many `a` overflows:
-    parts of a sequence are run at once.
+    Where a_t is exactly zero, h_t is b_t, whatever the state before it. Every derivative is right and is run by the
+    same kernel, and so is a batch; with a `block`, all of it is plain JAX, in blocks of so many steps. A state that is
+    zero or not finite may meet another fate than step by step where the product of many `a` overflows: parts of a
+    sequence are run at once.
     """
     dtype = jnp.result_type(a, b, initial)
     operands = vary_alike(tuple(each.astype(dtype) for each in (a, b, initial)))
-    return linear_scan_p.bind(*(each[None] for each in operands), reverse=reverse, late=False, resets=resets)[0]
+    return linear_scan_p.bind(*(each[None] for each in operands), reverse=reverse, late=False, block=block)[0]
 
 
 # Derivatives
 
 
-def _jvp(primals: Any, tangents: Any, **static: bool) -> tuple[Array, Any]:
+def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[Array, Any]:
     """The tangent is the same recurrence, with what `a` moves added to what `b` does."""
     (a, b, initial), (ta, tb, tinitial) = primals, tangents
     h = linear_scan_p.bind(a, b, initial, **static)
     reverse, late = static["reverse"], static["late"]
     if not isinstance(ta, ad.Zero):
-        seen = h if late else _shift(initial, h, reverse)
+        seen = h if late else plain.shift(initial, h, reverse)
         # A state that is forgotten moves nothing, but zero times what is not finite would be NaN.
         moved = ta * jnp.where((a == 0) & ~jnp.isfinite(seen), jnp.zeros_like(seen), seen)
-        tb = ad.add_tangents(_shift(jnp.zeros_like(initial), moved, reverse) if late else moved, tb)
+        tb = ad.add_tangents(plain.shift(jnp.zeros_like(initial), moved, reverse) if late else moved, tb)
     tb, tinitial = map(ad.instantiate_zeros, (tb, tinitial))
     return h, linear_scan_p.bind(a, tb, tinitial, **static)
 
 
-def _shift(first: Row, rows: Rows, reverse: bool) -> Rows:
-    """`rows` one step later in running order, `first` before them."""
-    if reverse:
-        return jnp.concatenate([rows[:, 1:], first[:, None]], 1)
-    return jnp.concatenate([first[:, None], rows[:, :-1]], 1)
-
-
-def _transpose(dh: Any, a: Rows, b: Any, initial: Any, *, reverse: bool, late: bool, resets: bool) -> list[Any]:
+def _transpose(dh: Any, a: Rows, b: Any, initial: Any, *, reverse: bool, late: bool, block: int | None) -> list[Any]:
     """The same recurrence backwards; what is left after its last step belongs to the initial state."""
     if isinstance(dh, ad.Zero):
         return [None, *(ad.Zero(each.aval) if ad.is_undefined_primal(each) else None for each in (b, initial))]
-    db = linear_scan_p.bind(a, dh, jnp.zeros_like(dh[:, 0]), reverse=not reverse, late=not late, resets=resets)
+    db = linear_scan_p.bind(a, dh, jnp.zeros_like(dh[:, 0]), reverse=not reverse, late=not late, block=block)
     if not ad.is_undefined_primal(initial):
         return [None, db, None]
     first = -1 if reverse else 0
@@ -116,22 +110,30 @@ def _type(a: Any, b: Any, initial: Any, **static: Any) -> Any:
     return b.update(weak_type=False)
 
 
-def _compiled(*operands: Array, **static: bool) -> Array:
+def _compiled(*operands: Array, **static: Any) -> Array:
     """It is compiled even where `jax.disable_jit` holds: its lowering rule is all that runs it."""
     with jax.disable_jit(False):
         return compiled(*operands, **static)
 
 
-def _lower(platform: str | None, context: Any, *operands: Any, resets: bool, **static: Any) -> Any:
+def _lower(platform: str | None, context: Any, *operands: Any, block: int | None, **static: Any) -> Any:
     """Lower the kernel of `platform` if it has one for this dtype, or else plain JAX: no other one is traced."""
-    scan, dtypes = KERNELS.get(platform, (plain.scan, ()))
     rows = context.avals_in[1]
-    function = scan if rows.dtype.name in dtypes and rows.size else partial(plain.scan, resets=resets)
-    return mlir.lower_fun(partial(function, **static), multiple_results=False)(context, *operands)
+    scan, dtypes = KERNELS.get(platform, (None, ()))
+    T = rows.shape[1]
+    refused = rows.dtype.name not in dtypes or not rows.size or (platform == "cpu" and not cpu.pays(T))
+    if scan is None or block is not None or refused:
+        scan = partial(plain.scan, block=block or _length(platform, T))
+    return mlir.lower_fun(partial(scan, **static), multiple_results=False)(context, *operands)
+
+
+def _length(platform: str | None, T: int) -> int:
+    """Of how many steps a block is: a processor goes step by step as fast as in any blocks, and reads no step twice."""
+    return max(1, T) if platform == "cpu" else plain.length(T)
 
 
 linear_scan_p = Primitive("linear_scan")
-compiled = jax.jit(linear_scan_p.bind, static_argnames=("reverse", "late", "resets"))
+compiled = jax.jit(linear_scan_p.bind, static_argnames=("reverse", "late", "block"))
 linear_scan_p.def_impl(_compiled)
 linear_scan_p.def_abstract_eval(_type)
 ad.primitive_jvps[linear_scan_p] = _jvp

@@ -1,8 +1,35 @@
-"""The linear recurrence in plain JAX: where there is no kernel, and the place to read first."""
+"""The linear recurrence in plain JAX: where there is no kernel, and the place to read first.
+
+Time is cut into blocks, of which all go step by step side by side. Step by step means that work and memory are those
+of a loop, and that no program grows with T; side by side, that there are few steps.
+
+    summary    of each block, what it does to the state before it: h -> a h + b
+    scan       of these, as of steps, which are cut into blocks in turn
+    replay     of each block, from the state that the block before it ends with
+    rest       of the steps after the last whole block, one by one
+"""
+
+from collections.abc import Callable
+from math import isqrt
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
+
+from .numbers import advance
+
+SHORTEST = 64  # steps that are not worth cutting
+
+
+class Walk(NamedTuple):
+    """How time is walked: in so many blocks of so many steps, which begin in memory at step `first`."""
+
+    blocks: int
+    block: int
+    first: int
+    reverse: bool
+    late: bool
 
 
 def scan(
@@ -10,36 +37,84 @@ def scan(
     b: Inexact[Array, "B T H"],
     initial: Inexact[Array, "B H"],
     *,
+    block: int,
     reverse: bool,
     late: bool,
-    resets: bool = True,
 ) -> Inexact[Array, "B T H"]:
-    """All states, by `jax.lax.associative_scan` of the steps as maps h -> a h + b; A is B, or 1 for all alike."""
-    if b.shape[1] == 0:
+    """All states, in blocks of `block` steps; A is B, or 1 for all alike."""
+    if b.size == 0:
         return b
-    first = -1 if reverse else 0
-    if late:
-        ones = jnp.ones_like(a[:, :1])
-        a = jnp.concatenate([a[:, 1:], ones] if reverse else [ones, a[:, :-1]], 1)
-    if not resets:
-        steps = a, b.at[:, first].add(a[:, first] * initial)
-        return jax.lax.associative_scan(_compose, steps, reverse=reverse, axis=1)[1]
-    steps = a, b.at[:, first].set(_step(a[:, first], a[:, first] == 0, initial, b[:, first])), a == 0
-    return jax.lax.associative_scan(_compose_resets, steps, reverse=reverse, axis=1)[1]
+    T = b.shape[1]
+    block = min(block, T)
+    rest = T % block
+    walk = Walk(T // block, block, rest if reverse else 0, reverse, late)
+    starts = initial[:, None]
+    if walk.blocks > 1:
+        products, ends = _summary(a, b, walk)
+        ends = scan(products, ends, initial, block=length(walk.blocks), reverse=reverse, late=False)
+        starts = shift(initial, ends, reverse)
+    h, after = _replay(a, b, starts, walk)
+    if rest == 0:
+        return h
+    steps = slice(0, rest) if reverse else slice(T - rest, T)
+    left = after[:, 0 if reverse else -1]
+    others = scan(a[:, steps], b[:, steps], left, block=rest, reverse=reverse, late=late)
+    return jnp.concatenate([others, h] if reverse else [h, others], 1)
 
 
-def _step(a: Array, forgets: Array, before: Array, b: Array) -> Array:
-    """`a * before + b`, or `b` alone: by selection, since zero times what is not finite would be NaN."""
-    return jnp.where(forgets, b, a * before + b)
+def length(T: int) -> int:
+    """Of how many steps a block is, where many of them side by side take as long as one."""
+    return T if T <= SHORTEST else isqrt(T)
 
 
-def _compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The map `second(first(h))` of two maps."""
-    return second[0] * first[0], second[0] * first[1] + second[1]
+def shift(first: Inexact[Array, "B H"], rows: Inexact[Array, "B T H"], reverse: bool) -> Inexact[Array, "B T H"]:
+    """`rows` one step later in running order, `first` before them."""
+    if reverse:
+        return jnp.concatenate([rows[:, 1:], first[:, None]], 1)
+    return jnp.concatenate([first[:, None], rows[:, :-1]], 1)
 
 
-def _compose_resets(
-    first: tuple[Array, Array, Array], second: tuple[Array, Array, Array]
-) -> tuple[Array, Array, Array]:
-    """The same of maps that may forget. That a product is zero does not tell that it forgets: it may be small."""
-    return second[0] * first[0], _step(second[0], second[2], first[1], second[1]), first[2] | second[2]
+def _summary(a: Array, b: Array, walk: Walk) -> tuple[Array, Array]:
+    """What each block does to the state before it, and what it ends with if that is zero."""
+
+    def visit(time: Any, a: Array, b: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        del time
+        product, forgets, end = carry
+        return a * product, forgets | (a == 0), advance((a,), (b,), (end,), walk.late)[1][0]
+
+    none = jnp.zeros_like(b[:, : walk.blocks])
+    one = jnp.ones_like(a[:, : walk.blocks])
+    product, forgets, end = _walk(a, b, (one, one == 0, none), visit, walk)
+    # It is zero if and only if one of the steps forgets; what is too small to hold is next to nothing instead.
+    faint = jnp.full_like(product, jnp.finfo(product.dtype).tiny)
+    return jnp.where(forgets, jnp.zeros_like(product), jnp.where(product == 0, faint, product)), end
+
+
+def _replay(a: Array, b: Array, starts: Array, walk: Walk) -> tuple[Array, Array]:
+    """All states of all blocks, and what each block hands on."""
+
+    def visit(time: Any, a: Array, b: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        (h,), (after,) = advance((a,), (b,), (carry[1],), walk.late)
+        return jax.lax.dynamic_update_index_in_dim(carry[0], h, time, 2), after
+
+    (B, _, H), whole = b.shape, walk.blocks * walk.block
+    h = jnp.zeros_like(b[:, :whole]).reshape(B, walk.blocks, walk.block, H)
+    h, after = _walk(a, b, (h, starts), visit, walk)
+    return h.reshape(B, whole, H), after
+
+
+def _walk(a: Array, b: Array, carry: Any, visit: Callable[..., Any], walk: Walk) -> Any:
+    """`visit` of each step of a block in running order, of all blocks at once; what the last one carries.
+
+    They are read where they lie: to fold time in two would copy `a` and `b`, unless it is a multiple of the block.
+    """
+    span = (walk.blocks - 1) * walk.block + 1
+
+    def read(rows: Array, time: Any) -> Array:
+        return jax.lax.dynamic_slice_in_dim(rows, walk.first + time, span, 1)[:, :: walk.block]
+
+    def turn(step: Any, carry: Any) -> Any:
+        time = walk.block - 1 - step if walk.reverse else step
+        return visit(time, read(a, time), read(b, time), carry)
+
+    return jax.lax.fori_loop(0, walk.block, turn, carry)

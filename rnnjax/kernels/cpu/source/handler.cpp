@@ -7,71 +7,22 @@
 #include <string>
 #include <vector>
 
-#include "crew.h"
+#include "host.h"
 #include "interface.h"
-#include "memory.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace rnnjax {
-
-#if defined(RNNJAX_X86_BF16)
-namespace avx512_bf16 {
-extern const Target target;
-}
-#endif
-#if defined(RNNJAX_X86)
-namespace avx512 {
-extern const Target target;
-}
-namespace avx2 {
-extern const Target target;
-}
-#endif
-namespace portable {
-extern const Target target;
-}
 
 static const Kernel& kernel_of(ffi::DataType type, const Target& target) {
   return type == ffi::DataType::F32 ? target.float32 : type == ffi::DataType::F64 ? target.float64 : target.bfloat16;
 }
 
-// The kernel of the widest instruction set that this processor has, up to the widest that may be used.
+// That of the widest instruction set that this processor has, up to the widest that may be used.
 static const Kernel& kernel_of(ffi::DataType type, int32_t widest) {
-#if defined(RNNJAX_X86)
-  __builtin_cpu_init();
-  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 #if defined(RNNJAX_X86_BF16)
-  if (type == ffi::DataType::BF16 && widest >= 3 && has_avx512 && __builtin_cpu_supports("avx512bf16"))
+  if (type == ffi::DataType::BF16 && widest >= 3 && has_avx512() && __builtin_cpu_supports("avx512bf16"))
     return avx512_bf16::target.bfloat16;
 #endif
-  if (widest >= 2 && has_avx512) return kernel_of(type, avx512::target);
-  if (widest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernel_of(type, avx2::target);
-#endif
-  (void)widest;
-  return kernel_of(type, portable::target);
-}
-
-static Memory& memory() {
-  static Memory* kept = new Memory;  // never destroyed: a pool's thread may outlive the library's statics
-  return *kept;
-}
-
-static ffi::Error invalid(const std::string& message) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, message); }
-
-#define RNNJAX_CHECK(CONDITION, MESSAGE) \
-  if (!(CONDITION)) return invalid(std::string("rnnjax: ") + (MESSAGE))
-
-using Dimensions = std::vector<int64_t>;
-
-static std::string described(ffi::DataType type, const Dimensions& dimensions) {
-  std::ostringstream text;
-  text << type;
-  for (size_t k = 0; k < dimensions.size(); ++k) text << (k ? "," : "[") << dimensions[k];
-  text << (dimensions.empty() ? "[]" : "]");
-  return text.str();
+  return kernel_of(type, target_of(widest));
 }
 
 // The arguments, or the results, one by one.
@@ -89,11 +40,7 @@ struct Buffers {
     }
     const ffi::AnyBuffer& buffer = buffers[next++];
     if (optional && buffer.element_count() == 0) return nullptr;
-    const auto got = buffer.dimensions();
-    const bool same = got.size() == dimensions.size() && std::equal(got.begin(), got.end(), dimensions.begin());
-    if ((!same || buffer.element_type() != expected) && fault.empty())
-      fault = std::string("the shape or dtype of ") + name + " does not fit the others: expected " +
-              described(expected, dimensions) + ", got " + described(buffer.element_type(), {got.begin(), got.end()});
+    if (fault.empty()) fault = misfit(name, buffer, expected, dimensions);
     return buffer.untyped_data();
   }
   void* take(const char* name, const Dimensions& dimensions, bool optional = false) {
@@ -201,8 +148,6 @@ static std::string take_problem(Buffers& arguments, const Attributes& attributes
   return arguments.fault;
 }
 
-static ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "rnnjax: out of memory"); }
-
 template <class Call>
 static ffi::Error run(Call& call, ffi::ThreadPool pool, const Kernel& kernel) {
   const Shape& shape = call.problem.shape;
@@ -214,15 +159,8 @@ static ffi::Error run(Call& call, ffi::ThreadPool pool, const Kernel& kernel) {
     call.problem.length = order->length.data();
     call.problem.order = order->order.data();
   }
-  Team team(std::max<int64_t>(1, pool.num_threads()),
-            [&pool](std::function<void()> help) { pool.Schedule(std::move(help)); });
-  const Crew crew = {
-      team.threads(), &team,
-      [](void* self, int64_t tasks, int64_t work, void (*task)(void*, int64_t), void* context) {
-        static_cast<Team*>(self)->run(tasks, work, task, context);
-      },
-      [](void*, size_t bytes) { return memory().take(bytes); },
-      [](void*, void* taken) { memory().give(taken); }};
+  Team team = team_of(pool);
+  const Crew crew = crew_of(team);
   bool done;
   if constexpr (std::is_same_v<Call, Forward>) {
     done = kernel.forward(call, crew);

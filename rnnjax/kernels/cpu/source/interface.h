@@ -7,7 +7,7 @@
 namespace rnnjax {
 
 // Counted up with every change to what Python hands over: its arrays, its attributes, or the meaning of a number in them.
-constexpr int32_t INTERFACE = 2;
+constexpr int32_t INTERFACE = 3;
 
 struct Instruction {
   int32_t operation, destination, a, b, c;
@@ -102,9 +102,25 @@ struct Kernel {
   bool (*backward)(const Backward&, const Crew&);
 };
 
+// h_t = a_t h_{t-1} + b_t; late: h_t = a_{t-1} h_{t-1} + b_t. Where `a` is exactly zero, what was before is forgotten.
+struct LinearScan {
+  int64_t B, T, H;
+  bool shared;  // one `a` for all rows
+  bool reverse, late;
+  const void* a;        // [B T H], or [1 T H]
+  const void* b;        // [B T H]
+  const void* initial;  // [B H]
+  void* h;              // [B T H]
+};
+typedef void (*LinearScanCode)(const LinearScan&, const Crew&);
+struct LinearScans {
+  LinearScanCode float32, float64, complex64, complex128;
+};
+
 // All of one instruction set.
 struct Target {
   Kernel float32, float64, bfloat16;
+  LinearScans linear_scan;
 };
 
 }  // namespace rnnjax

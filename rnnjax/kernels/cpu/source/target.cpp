@@ -1,6 +1,7 @@
 // The kernel for one instruction set: compiled once for each, with that set's flags and a namespace of its own.
 #include "backward.h"
 #include "forward.h"
+#include "linear_scan.h"
 
 namespace rnnjax {
 namespace RNNJAX_TARGET {
@@ -18,9 +19,12 @@ constexpr Kernel kernel = {forward<Stored>, backward<Stored>};
 
 extern const Target target;
 #if RNNJAX_PAIRS
-const Target target = {{}, {}, kernel<Bfloat16>};  // the others are what they are without pairs
+const Target target = {{}, {}, kernel<Bfloat16>, {}};  // the others are what they are without pairs
 #else
-const Target target = {kernel<float>, kernel<double>, kernel<Bfloat16>};
+const Target target = {kernel<float>,
+                       kernel<double>,
+                       kernel<Bfloat16>,
+                       {linear_scan<float, 1>, linear_scan<double, 1>, linear_scan<float, 2>, linear_scan<double, 2>}};
 #endif
 
 }  // namespace RNNJAX_TARGET
