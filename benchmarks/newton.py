@@ -1,0 +1,180 @@
+"""What Newton takes: iterations, depth and time against Scan; and a trained cell on which its own steps overflow."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import measure
+from benchmarks.turns import take_turns
+from rnnjax import GRU, AbstractCell, Dense, Diagonal, DiagonalGRU, Hidden, Newton, Scan, unroll
+from rnnjax.training.checkpoint import write_atomically
+
+INPUTS = 4
+UNITS, STEPS = (4, 8, 16, 32), (1_000, 10_000, 100_000)
+CONTESTS: dict[str, tuple[Callable[..., AbstractCell], Newton]] = {
+    "GRU, Dense": (GRU, Newton(Dense())),
+    "GRU, Diagonal": (GRU, Newton(Diagonal())),
+    "DiagonalGRU, Diagonal": (DiagonalGRU, Newton(Diagonal())),
+}
+PERIOD, LONG = 40, 10_000  # steps of the wave that a cell is trained to draw, and of the one it is asked for
+
+
+class Row(NamedTuple):
+    """Newton on one sequence of random inputs; Scan's time is from the same interleaved run.
+
+    `depth` is how many operations wait for each other: for each iteration, one step and the levels of its scan up and
+    down. Scan's is T steps. `gigabytes` is the temporary memory of the executable.
+    """
+
+    contest: str
+    T: int
+    H: int
+    iterations: int
+    residual: float
+    converged: bool
+    depth: int
+    milliseconds: float
+    scan_milliseconds: float
+    gigabytes: float
+
+
+class Trained(NamedTuple):
+    """Newton on the trained cell: `deviation` is the most y differs from that of Scan, where it converged."""
+
+    damping: float | None
+    T: int
+    H: int
+    iterations: int
+    residual: float
+    converged: bool
+    deviation: float | None
+
+
+class Autoregressive(AbstractCell):
+    """A GRU that is fed what it has put out, y = C h, with what comes in added."""
+
+    cell: GRU
+    weight: jax.Array
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return self.cell.input_type()
+
+    def initial(self) -> Hidden:
+        return self.cell.initial()
+
+    def project(self, xs: jax.Array) -> jax.Array:
+        return xs
+
+    def step(self, state: Hidden, u: jax.Array) -> Hidden:
+        fed = state.h @ self.weight + u
+        return self.cell.step(state, self.cell.project(fed[None])[0])
+
+    def readout(self, states: Hidden, xs: jax.Array) -> jax.Array:
+        del xs
+        return states.h @ self.weight
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--units", type=int, nargs="+", default=UNITS)
+    options = parser.parse_args()
+    print(measure.heading())
+    print(f"{'cell, Jacobian':<23}{'T':>8}{'H':>4}{'iterations':>11}{'depth':>7}{'ms':>10}{'Scan ms':>10}{'GB':>8}")
+    rows = [compare(contest, T, H) for contest in CONTESTS for T in options.steps for H in options.units]
+    print(f"a GRU that was trained to draw a wave, {LONG} steps of it:")
+    trained = train(16)
+    runs = [draw_wave(trained, damping) for damping in (None, 0.1)]
+    if options.json:
+        records = {"machine": measure.machine(), "rows": [row._asdict() for row in rows]}
+        records["trained"] = [run._asdict() for run in runs]
+        write_atomically(options.json, (json.dumps(records, indent=1) + "\n").encode())
+
+
+def compare(contest: str, T: int, H: int) -> Row:
+    """Newton and Scan in turn, on one sequence."""
+    make, newton = CONTESTS[contest]
+    cell = make(INPUTS, H, key=jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, INPUTS))
+    solve = measure.compile_program("Newton", lambda cell, xs: newton.solve(cell, None, xs), cell, xs)
+    scan = measure.compile_program("Scan", lambda cell, xs: unroll(cell, None, xs, engine=Scan()), cell, xs)
+    solution = solve.call()
+    times = take_turns([solve.call, scan.call], 1.0)
+    medians = [sorted(milliseconds)[len(milliseconds) // 2] for milliseconds in times]
+    iterations = int(solution.iterations)
+    assert solve.temporary_bytes is not None
+    row = Row(
+        contest,
+        T,
+        H,
+        iterations,
+        float(solution.residual),
+        bool(solution.converged),
+        (iterations + 1) * (1 + 2 * math.ceil(math.log2(T))),
+        medians[0],
+        medians[1],
+        solve.temporary_bytes / 1e9,
+    )
+    print(
+        f"{contest:<23}{T:>8}{H:>4}{iterations:>11}{row.depth:>7}{medians[0]:>10.1f}{medians[1]:>10.1f}"
+        f"{row.gigabytes:>8.2f}{'' if row.converged else '  NOT CONVERGED'}",
+        flush=True,
+    )
+    return row
+
+
+def train(H: int) -> Autoregressive:
+    """A generator of a sine wave, trained on ten periods by backpropagation through all of them."""
+    keys = jax.random.split(jax.random.key(2), 3)
+    model = Autoregressive(GRU(1, H, key=keys[0]), jax.random.normal(keys[1], (H, 1)) / math.sqrt(H))
+    wave = jnp.sin(2 * math.pi * jnp.arange(10 * PERIOD) / PERIOD)[:, None]
+    noise = 0.05 * jax.random.normal(keys[2], wave.shape)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 1500)))
+
+    def loss(model: Autoregressive) -> jax.Array:
+        _, ys = unroll(model, None, noise, engine=Scan())
+        return jnp.mean((ys - wave) ** 2)
+
+    @jax.jit
+    def update(model: Autoregressive, state: Any) -> tuple[Autoregressive, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(model)
+        updates, state = optimiser.update(gradient, state)
+        return eqx.apply_updates(model, updates), state, value
+
+    state, value = optimiser.init(eqx.filter(model, eqx.is_inexact_array)), jnp.inf
+    for _ in range(1500):
+        model, state, value = update(model, state)
+    print(f"trained to a squared error of {float(value):.4f}")
+    return model
+
+
+def draw_wave(model: Autoregressive, damping: float | None) -> Trained:
+    """The trained cell over many more steps than it was trained on, by Newton and by Scan."""
+    noise = 0.05 * jax.random.normal(jax.random.key(3), (LONG, 1))
+    newton = Newton(Dense(), iterations=1000, damping=damping)
+    solution = jax.jit(lambda xs: newton.solve(model, None, xs))(noise)
+    ys = jax.jit(lambda xs: unroll(model, None, xs, engine=Scan())[1])(noise)
+    converged = bool(solution.converged)
+    deviation = float(jnp.abs(model.readout(solution.states, noise) - ys).max()) if converged else None
+    run = Trained(
+        damping, LONG, model.cell.hidden_size, int(solution.iterations), float(solution.residual), converged, deviation
+    )
+    print(run, flush=True)
+    return run
+
+
+if __name__ == "__main__":
+    main()
