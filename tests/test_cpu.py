@@ -189,7 +189,7 @@ def test_every_operation_of_the_compiled_code():
 # The linear recurrence
 
 # Beside small ones: few rows, whose time is cut for two threads; states past the caches; rows of more than one piece.
-LONG = [(1, 1, 20_011, 5), (2, 2, 9_001, 24), (1, 1, 30_011, 64), (1, 2, 19, 2_600)]
+LONG = [(1, 1, 60_011, 5), (2, 2, 9_001, 24), (1, 1, 30_011, 64), (1, 2, 19, 2_600)]
 
 
 def check_linear_scan(sizes: tuple[int, int, int, int], dtype: str, seed: int) -> None:

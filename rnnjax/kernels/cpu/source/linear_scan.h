@@ -118,10 +118,10 @@ class LinearScanPass {
 
  private:
   static constexpr int64_t MOST = 2048;          // elements of a piece, whose carry is on the stack
-  static constexpr int64_t CHUNK = 1 << 19;      // bytes that a thread is given at least where time is cut
+  static constexpr int64_t CHUNK = 1 << 21;      // bytes that a thread is given at least where time is cut
   static constexpr int64_t BLOCK = 512;          // bytes of one operand that several strips go through in turn
   static constexpr int64_t LARGE = 12 << 20;     // bytes of `h` that no cache is expected to hold
-  static constexpr int64_t RATE = 16;            // bytes in a nanosecond
+  static constexpr int64_t RATE = 32;            // bytes in a nanosecond
   static constexpr int64_t CHECKED = 16;         // steps between two looks at whether something is left
   static constexpr E SMALLEST = sizeof(E) == 4 ? E(1.17549435082228751e-38) : E(2.22507385850720138e-308);
   enum Way { REPLAY, STREAM, CORRECT };
