@@ -46,8 +46,8 @@ from .engines.auto import Auto as Auto
 from .engines.auto import Selection as Selection
 from .engines.checkpointed import Checkpointed as Checkpointed
 from .engines.fused import Fused as Fused
-from .engines.newton.jacobian import Dense as Dense
-from .engines.newton.jacobian import Diagonal as Diagonal
+from .engines.newton.dense import Dense as Dense
+from .engines.newton.diagonal import Diagonal as Diagonal
 from .engines.newton.newton import Newton as Newton
 from .engines.newton.solver import Solution as Solution
 from .engines.scan import Scan as Scan

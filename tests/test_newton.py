@@ -192,7 +192,7 @@ def test_options_that_make_no_sense(options, error, message):
 
 def test_jacobians_that_do_not_fit_into_memory_are_refused_with_their_size(monkeypatch):
     cell, xs = rnnjax.GRU(1, 1024, key=KEY), jnp.zeros((100_000, 1))
-    monkeypatch.setattr("rnnjax.engines.newton.jacobian.memory", lambda: int(80e9))
+    monkeypatch.setattr("rnnjax.engines.newton.dense.memory", lambda: int(80e9))
     message = Newton().refusal(cell, xs)
     assert "100000 of 1024 x 1024, and the scan of them take 1678 GB, and there are 80 GB" in message
     assert "Use Newton(Diagonal()), shorter sequences, or Scan()" in message

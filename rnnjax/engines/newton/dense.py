@@ -1,0 +1,71 @@
+"""The dense Jacobian: what every number of a state does to every other."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ...arrays import State
+from ...cell import AbstractCell
+from . import time
+from .blocks import Blocks, Vectors
+from .jacobian import AbstractJacobian
+from .problem import Problem
+
+COPIES = 4  # of all Jacobians that a parallel scan of them holds at once
+
+
+class Dense(AbstractJacobian):
+    """All of it, D x D for a state of D numbers: Newton's method proper, DEER (Lim et al. 2024, arXiv:2309.12252).
+
+    Memory of T D^2 and work of T D^3 for one iteration: for few units, and many steps.
+    """
+
+    def refusal(self, cell: AbstractCell, T: int) -> str | None:
+        leaves = jax.tree.leaves(jax.eval_shape(cell.initial))
+        D = sum(leaf.size for leaf in leaves)
+        needed, available = COPIES * T * D * D * leaves[0].dtype.itemsize, memory()
+        if available is None or needed <= available:
+            return None
+        return (
+            f"its Jacobians, {T} of {D} x {D}, and the scan of them take {needed / 1e9:.0f} GB, "
+            f"and there are {available / 1e9:.0f} GB. Use Newton(Diagonal()), shorter sequences, or Scan()"
+        )
+
+    def pack(self, state: State) -> Vectors:
+        return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(state)])[None]
+
+    def unpack(self, vectors: Vectors, like: State) -> State:
+        leaves, structure = jax.tree.flatten(like)
+        ends = [0]
+        for leaf in leaves:
+            ends.append(ends[-1] + leaf.size)
+        parts = [
+            vectors[0, first:last].reshape(leaf.shape)
+            for leaf, first, last in zip(leaves, ends[:-1], ends[1:], strict=True)
+        ]
+        return jax.tree.unflatten(structure, parts)
+
+    def evaluate(self, problem: Problem, befores: Vectors) -> tuple[Vectors, Blocks]:
+        units = jnp.eye(befores.shape[-1], dtype=befores.dtype)[:, None]
+
+        def one(x: Vectors, u: PyTree[Array], marks: Any) -> tuple[Vectors, Blocks]:
+            after, derivative = jax.linearize(self.flat(problem, problem.cell.step, u, marks), x)
+            return after, jnp.moveaxis(jax.vmap(derivative)(units), 0, -1)
+
+        return problem.over_time(one, befores)
+
+    def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
+        return time.recurrence(self.evaluate(problem, befores)[1], moved, start, axis)
+
+
+def memory() -> int | None:
+    """Bytes of memory of the device that computes, or of this machine; None where nobody knows."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -1,0 +1,101 @@
+"""The diagonal of a Jacobian: what each unit's fields do to themselves."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ...arrays import State, cast
+from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
+from . import time
+from .blocks import Blocks, Vectors
+from .jacobian import AbstractJacobian
+from .problem import Problem
+
+
+class Diagonal(AbstractJacobian):
+    """The diagonal: a block of n x n for each unit, n being the fields of the state. Memory and work of T H.
+
+    All there is for an `AbstractDiagonalCell`, such as `IndRNN`, `DiagonalGRU`, `DiagonalLSTM` and every linear cell:
+    Newton's method proper at the price of a linear cell. Of any other cell whose state is made of vectors of H units it
+    leaves out what units see of each other, a quasi-Newton method (Gonzalez et al. 2024, arXiv:2407.19115): more
+    iterations, each far cheaper than with `Dense`; the fewer, the weaker R. The gradient is exact in either case, but
+    goes step by step where the cell is not diagonal.
+    """
+
+    def refusal(self, cell: AbstractCell, T: int) -> str | None:
+        del T
+        shapes = {leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial))}
+        if len(shapes) == 1 and all(len(shape) == 1 for shape in shapes):
+            return None
+        return f"its state is not made of vectors of the same units, {sorted(shapes)}. Use Newton(Dense()) or Scan()"
+
+    def pack(self, state: State) -> Vectors:
+        return jnp.stack(jax.tree.leaves(state), -1)
+
+    def unpack(self, vectors: Vectors, like: State) -> State:
+        return jax.tree.unflatten(jax.tree.structure(like), list(jnp.moveaxis(vectors, -1, 0)))
+
+    def evaluate(self, problem: Problem, befores: Vectors) -> tuple[Vectors, Blocks]:
+        step, is_diagonal = _own_past(problem.cell)
+        derive = _by_fields if is_diagonal else _by_units
+
+        def one(x: Vectors, u: PyTree[Array], marks: Any) -> tuple[Vectors, Blocks]:
+            return derive(self.flat(problem, step, u, marks), x)
+
+        return problem.over_time(one, befores)
+
+    def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
+        if isinstance(problem.cell, AbstractDiagonalCell):
+            return time.recurrence(self.evaluate(problem, befores)[1], moved, start, axis)
+
+        def advance(tangent: Vectors, inputs: Any) -> tuple[Vectors, Vectors]:
+            x, moved, u, marks = inputs
+            derived = jax.jvp(self.flat(problem, problem.cell.step, u, marks), (x,), (tangent,))[1] + moved
+            return derived, derived
+
+        if axis is not None:
+            raise ValueError(
+                f"engine: the gradient of Newton(Diagonal()) goes step by step for {describe(problem.cell)}, which is "
+                "no AbstractDiagonalCell, and parts of time cannot. Use Newton(Dense()), or Sharded(Scan(), ...)"
+            )
+        return jax.lax.scan(advance, start, (befores, moved, problem.us, problem.marks))[1]
+
+
+def _own_past(cell: AbstractCell) -> tuple[Any, bool]:
+    """The step of `cell`, without what its units see of each other where that is known; and whether it was."""
+    if isinstance(cell, AbstractDiagonalCell):
+        return cell.step, True
+    if isinstance(cell, AbstractGatedCell) and type(cell).step is AbstractGatedCell.step:
+        return partial(_gated_own_past, cell), True
+    return cell.step, False
+
+
+def _gated_own_past(cell: AbstractGatedCell, state: Any, u: Any) -> State:
+    """The step of `cell`, in which a change of one unit's h changes v = R h for that unit alone."""
+    heads, units, gates, _ = cell.recurrent_weight.shape
+    own = jnp.einsum("npgp->gnp", cell.recurrent_weight).reshape(gates, heads * units).astype(state.h.dtype)
+    h = jax.lax.stop_gradient(state.h)
+    v = recur(cell.recurrent_weight, h) + own * (state.h - h)
+    return cell.pointwise(cast(cell.gains, h.dtype), u.astype(h.dtype), v, state)
+
+
+def _by_fields(function: Callable[[Vectors], Vectors], x: Vectors) -> tuple[Vectors, Blocks]:
+    """A function of units by themselves and its Jacobian, from one derivative by each field of all units at once."""
+    after, derivative = jax.linearize(function, x)
+    fields = jnp.broadcast_to(jnp.eye(x.shape[1], dtype=x.dtype)[:, None], (x.shape[1], *x.shape))
+    return after, jnp.moveaxis(jax.vmap(derivative)(fields), 0, -1)
+
+
+def _by_units(function: Callable[[Vectors], Vectors], x: Vectors) -> tuple[Vectors, Blocks]:
+    """A function and the blocks on the diagonal of its Jacobian, unit by unit: one row of them is held at a time."""
+    after, derivative = jax.linearize(function, x)
+
+    def block(unit: Array) -> Array:
+        fields = jnp.zeros((x.shape[1], *x.shape), x.dtype).at[:, unit].set(jnp.eye(x.shape[1], dtype=x.dtype))
+        return jax.vmap(derivative)(fields)[:, unit].T
+
+    return after, jax.lax.map(block, jnp.arange(x.shape[0]))
