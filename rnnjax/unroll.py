@@ -107,13 +107,10 @@ class FunctionState(NamedTuple):
 class FunctionCell(AbstractCell):
     """A function `(state, x) -> (state, y)` as a cell: its state keeps y until the readout."""
 
-    function: Callable[..., Any]
+    function: Callable[..., Any]  # what it closes over are leaves of it
     start: FunctionState
     input: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
-
-    @property
-    def __name__(self) -> str:
-        return describe(self.function)
+    __name__: str = eqx.field(static=True)
 
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
         return self.input
@@ -151,4 +148,5 @@ def _as_cell(function: Any, state: Any, xs: PyTree[Array]) -> FunctionCell:
             f"cell: expected {describe(function)} to return a state like the one it was given, {check.show(given)}, "
             f"got {check.show(answer[0])}"
         )
-    return FunctionCell(function, FunctionState(state, jax.tree.map(jnp.zeros_like, answer[1])), x)
+    closed = eqx.filter_closure_convert(function, given, x)
+    return FunctionCell(closed, FunctionState(state, jax.tree.map(jnp.zeros_like, answer[1])), x, describe(function))

@@ -26,8 +26,10 @@ NEWTON = {"Newton(Dense)": Newton(), "Newton(Diagonal)": Newton(Diagonal()), "da
 
 def engines(part: object) -> dict[str, rnnjax.AbstractEngine]:
     """Those that run it in parallel."""
-    if isinstance(part, rnnjax.AbstractNetwork | rnnjax.AbstractLinearCell):
+    if isinstance(part, rnnjax.AbstractNetwork):
         return LINEAR
+    if isinstance(part, rnnjax.AbstractLinearCell):
+        return LINEAR | {"Newton(Diagonal)": NEWTON["Newton(Diagonal)"]}
     if isinstance(part, rnnjax.ProjectedLSTM):
         return {"Newton(Dense)": NEWTON["Newton(Dense)"]}
     return NEWTON
@@ -44,16 +46,20 @@ def values_and_gradients(part: object, engine: rnnjax.AbstractEngine, state: PyT
         whole = eqx.combine(weights, static), eqx.combine(state, rest), xs
         last, ys = rnnjax.unroll(*whole, engine=engine, **options)
         values = eqx.filter(last, eqx.is_inexact_array), ys
-        return grid.contract(values) / T, values
+        return grid.contract(values), values
 
     return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(weights, state, xs)
 
 
 def distance(got: PyTree, expected: PyTree) -> float:
-    """The most that two trees differ, over the largest entry of each array, or over one; NaN where one holds it."""
+    """The most that two trees differ, over the largest entry of each array; NaN where one holds it."""
+
+    def apart(one: Array, other: Array) -> float:
+        one, other = np.asarray(one), np.asarray(other)
+        return np.abs(one - other).max() / (np.abs(other).max() or 1.0)
+
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
-    apart = [np.abs(np.asarray(a) - np.asarray(b)).max() / max(1.0, np.abs(np.asarray(b)).max()) for a, b in pairs]
-    return float(np.max(apart))
+    return float(np.max([apart(*pair) for pair in pairs]))
 
 
 def widened(tree: PyTree) -> PyTree:

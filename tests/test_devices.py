@@ -29,7 +29,13 @@ def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("check", ["hand_off", "checkpointed", "associative", "newton", "memory", "data_parallel"])
+CHECKS = (
+    *("hand_off", "checkpointed", "associative", "what_fades_and_what_overflows"),
+    *("newton", "memory", "data_parallel"),
+)
+
+
+@pytest.mark.parametrize("check", CHECKS)
 def test_eight_devices_are_one(check):
     ended = run(HERE / "devices_run.py", check, JAX_NUM_CPU_DEVICES="8", JAX_ENABLE_X64="1")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -115,6 +115,19 @@ def test_a_plain_function_is_solved_too():
     assert_within(unroll(step, h, xs, engine=Newton()), unroll(step, h, xs, engine=Scan()), 1e-12)
 
 
+@pytest.mark.parametrize("engine", [Newton(), Scan()], ids=["newton", "scan"])
+def test_a_function_may_close_over_its_weights(engine):
+    xs, h = grid.inputs(20), jnp.ones(3)
+
+    def loss(w):
+        return grid.contract(unroll(lambda h, x: (jnp.tanh(w * h + x), h), h, xs, engine=engine))
+
+    slope = (loss(0.5 + 1e-6) - loss(0.5 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.5), slope, rtol=1e-7)
+    ws = jnp.asarray([0.1, 0.5])
+    np.testing.assert_allclose(jax.vmap(loss)(ws), [loss(w) for w in ws], rtol=1e-12)
+
+
 # Batches
 
 
@@ -170,6 +183,27 @@ def test_nan_is_not_solved():
     solution = Newton(damping=1.0).solve(grid.build("gru"), None, grid.inputs(20).at[5].set(jnp.nan))
     assert not solution.converged
     assert np.isnan(solution.residual)
+    assert solution.iterations == 0
+
+
+def test_nan_in_the_inputs_is_nan_from_there_on():
+    xs = grid.inputs(20).at[5].set(jnp.nan)
+    last, ys = unroll(grid.build("gru"), None, xs, engine=Newton())
+    expected_last, expected = unroll(grid.build("gru"), None, xs, engine=Scan())
+    np.testing.assert_allclose(ys, expected, atol=1e-12)
+    np.testing.assert_allclose(last.h, expected_last.h)
+    assert np.isnan(ys[5:]).all()
+
+
+@pytest.mark.parametrize("jacobian", [Dense(), Diagonal()], ids=["dense", "blocks"])
+def test_what_would_stretch_beyond_all_bounds_but_is_zero_stays_zero(jacobian):
+    """A loss on the first steps alone, of a cell whose products of Jacobians overflow later."""
+    wild = jax.tree.map(lambda leaf: 8.0 * leaf, rnnjax.DiagonalLSTM(3, 8, key=KEY, bias=False))
+    xs = grid.inputs(3000, dtype="float32")
+    loss = lambda engine, cell: jnp.sum(unroll(cell, None, xs, engine=engine)[1][:20] ** 2)  # noqa: E731
+    newton = Newton(jacobian, iterations=2, fall_back=True)
+    got, expected = (jax.jit(jax.grad(partial(loss, engine)))(wild) for engine in (newton, Scan()))
+    assert_within(got, expected, 1e-4)
 
 
 # Arguments
@@ -182,6 +216,7 @@ def test_nan_is_not_solved():
         ({"iterations": 0}, ValueError, "iterations: expected a positive integer, got 0"),
         ({"tolerance": 0.0}, ValueError, "tolerance: expected a positive number or None, got 0.0"),
         ({"tolerance": float("nan")}, ValueError, "tolerance: expected a positive number or None, got nan"),
+        ({"tolerance": "a"}, (TypeError, ValueError), "tolerance"),
         ({"damping": -1.0}, ValueError, "damping: expected a positive number or None, got -1.0"),
     ],
 )
@@ -192,11 +227,19 @@ def test_options_that_make_no_sense(options, error, message):
 
 def test_jacobians_that_do_not_fit_into_memory_are_refused_with_their_size(monkeypatch):
     cell, xs = rnnjax.GRU(1, 1024, key=KEY), jnp.zeros((100_000, 1))
-    monkeypatch.setattr("rnnjax.engines.newton.dense.memory", lambda: int(80e9))
+    monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: int(80e9))
     message = Newton().refusal(cell, xs)
     assert "100000 of 1024 x 1024, and the scan of them take 1678 GB, and there are 80 GB" in message
-    assert "Use Newton(Diagonal()), shorter sequences, or Scan()" in message
+    assert "Use Newton(Diagonal()), fewer or shorter sequences, or Scan()" in message
     assert Newton(Diagonal()).refusal(cell, xs) is None
+
+
+def test_a_batch_that_does_not_fit_is_refused_though_one_sequence_would(monkeypatch):
+    cell, newton = grid.build("gru"), Newton()
+    monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: 10**5)
+    assert newton.refusal(cell, grid.inputs(40)) is None
+    with pytest.raises(ValueError, match="cannot run GRU: its Jacobians, 64 x 40 x 1 of 8 x 8"):
+        jax.vmap(lambda xs: unroll(cell, None, xs, engine=newton))(grid.inputs(64, 40))
 
 
 def test_states_that_are_no_numbers_or_no_units_are_refused():
@@ -205,6 +248,19 @@ def test_states_that_are_no_numbers_or_no_units_are_refused():
         unroll(count, jnp.asarray(0), grid.inputs(4), engine=Newton())
     with pytest.raises(ValueError, match=r"not made of vectors of the same units, \[\(4,\), \(8,\)\]"):
         unroll(grid.build("projected_lstm"), None, grid.inputs(4), engine=Newton(Diagonal()))
+
+
+def test_a_complex_state_is_taken_of_linear_cells_alone():
+    turn = lambda h, x: (0.9j * jnp.conj(h) + x.astype(complex), h)  # noqa: E731
+    with pytest.raises(ValueError, match="its state is complex and it is not linear"):
+        unroll(turn, jnp.zeros(3, complex), grid.inputs(4), engine=Newton())
+    lru, xs = grid.build("lru"), grid.inputs(30)
+    assert_within(both(lru, xs, Newton()), both(lru, xs, Scan()), 1e-11)
+
+
+def test_solve_takes_cells():
+    with pytest.raises(TypeError, match=r"cell: expected a cell, got Stack\. Solve for each cell"):
+        Newton().solve(grid.build("stack"), None, grid.inputs(3))
 
 
 def test_solve_wants_a_step():

@@ -38,6 +38,8 @@ class Sharded(AbstractEngine):
             raise TypeError(f"engine: expected an engine to run each part by, such as Scan(), got {self.engine!r}")
         if not isinstance(self.mesh, Mesh):
             raise TypeError(f"mesh: expected a jax.sharding.Mesh, as jax.make_mesh makes, got {self.mesh!r}")
+        if not isinstance(self.axis, str):
+            raise TypeError(f"axis: expected the name of one axis of the mesh, got {self.axis!r}")
         if self.axis not in self.mesh.axis_names:
             raise ValueError(
                 f"axis: expected one of the mesh's, {self.mesh.axis_names}, got {self.axis!r}. Name one of these, or "

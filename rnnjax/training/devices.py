@@ -68,6 +68,8 @@ class DataParallel(AbstractDevices):
     def __init__(self, mesh: Mesh):
         if not isinstance(mesh, Mesh):
             raise TypeError(f"mesh: expected a jax.sharding.Mesh, as jax.make_mesh makes, got {mesh!r}")
+        if not mesh.axis_names:
+            raise ValueError("mesh: expected one with an axis to split the batch over, got one without axes")
         processes = {device.process_index for device in mesh.devices.flat}
         if processes not in ({jax.process_index()}, set(range(jax.process_count()))):
             raise ValueError(
@@ -106,7 +108,7 @@ class DataParallel(AbstractDevices):
     def split(self, name: str, tree: PyTree) -> PyTree:
         devices = self.mesh.shape[self.axis]
         for leaf in jax.tree.leaves(tree):
-            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] % devices:
+            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] % devices or not jnp.shape(leaf)[0]:
                 raise ValueError(
                     f"{name}: expected arrays whose first axis, the batch's, the {devices} devices of the mesh divide, "
                     f"got {show(leaf)}. Take batches of a multiple of {devices}, or a mesh of fewer devices"

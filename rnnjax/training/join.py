@@ -1,4 +1,4 @@
-"""One process of a job, as `launch` starts it: `python -m rnnjax.training.join ADDRESS PROCESSES NUMBER SCRIPT ...`."""
+"""One process of a job, as `launch` starts it: `... join LAUNCHER ADDRESS PROCESSES NUMBER SCRIPT ...`."""
 
 import os
 import runpy
@@ -16,8 +16,8 @@ def main() -> None:
 
     A process that fails leaves at once. The way out that Python has would wait for the others, who wait for this one.
     """
-    address, processes, number, *command = sys.argv[1:]
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    launcher, address, processes, number, *command = sys.argv[1:]
+    threading.Thread(target=_leave_with, args=(int(launcher),), daemon=True).start()
     jax.distributed.initialize(address, int(processes), int(number))
     sys.argv = command
     sys.path[0] = str(Path(command[0]).resolve().parent)

@@ -9,15 +9,17 @@ is said on stderr, and the exit status is 1. Run the script again from its last 
 """
 
 import argparse
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NoReturn
+from typing import Any, NoReturn
 
 GRACE = 2.0  # seconds between being asked to end and being killed
 
@@ -41,14 +43,16 @@ def launch(processes: int, command: Sequence[str]) -> int:
     """Run `command`, a script and its arguments, in so many processes: 0 once all have ended well, else 1."""
     address = f"localhost:{_free_port()}"
     ended: SimpleQueue[int] = SimpleQueue()
-    children = []
+    children, shown = [], []
     try:
         for number in range(processes):
-            children.append(_start(number, [address, str(processes), str(number), *command]))
-            threading.Thread(target=_follow, args=(number, children[number], ended), daemon=True).start()
+            children.append(_start(number, [str(os.getpid()), address, str(processes), str(number), *command]))
+            shown.append(_begin(_show, number, children[number]))
+            _begin(_await, number, children[number], ended)
         for _ in children:
             number = ended.get()
             status = children[number].returncode
+            shown[number].join(GRACE)  # but no longer: its own children may go on
             if status:
                 _stop(children)
                 print(
@@ -62,32 +66,45 @@ def launch(processes: int, command: Sequence[str]) -> int:
         _stop(children)
 
 
+def _begin(task: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=task, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
 def _start(number: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """One process, the first of a group of its own: what it starts is stopped along with it."""
     command = [sys.executable, "-m", "rnnjax.training.join", *arguments]
-    if number == 0:
-        return subprocess.Popen(command, text=True)
-    return subprocess.Popen(command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    heard = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    return subprocess.Popen(command, text=True, start_new_session=True, **heard)
 
 
-def _follow(number: int, child: subprocess.Popen[str], ended: SimpleQueue[int]) -> None:
-    """Show what a process prints, and say when it has ended."""
+def _show(number: int, child: subprocess.Popen[str]) -> None:
+    """Show what a process prints, and what its own children do, which may outlive it."""
     for line in child.stdout or ():
         print(f"[{number}] {line}", end="", flush=True)
+
+
+def _await(number: int, child: subprocess.Popen[str], ended: SimpleQueue[int]) -> None:
+    """Say when a process has ended."""
     child.wait()
     ended.put(number)
 
 
 def _stop(children: Sequence[subprocess.Popen[str]]) -> None:
-    """End those that still run: by request, and those that do not heed it by force."""
-    running = [child for child in children if child.poll() is None]
-    for child in running:
-        child.terminate()
-    for child in running:
-        try:
+    """End those that still run, and all that they and others have started: by request, and then by force."""
+    for child in children:
+        _signal(child, signal.SIGTERM)
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        _signal(child, signal.SIGKILL)
+        child.wait()
+
+
+def _signal(child: subprocess.Popen[str], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
 
 
 def _describe(status: int) -> str:

@@ -6,6 +6,7 @@ one or two rows the products are written out, which compiles to elementwise code
 
 from functools import reduce
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
@@ -29,6 +30,14 @@ def apply(a: Blocks, x: Vectors) -> Vectors:
     if n > WRITTEN_OUT:
         return (a @ x[..., None])[..., 0]
     return reduce(jnp.add, [a[..., :, k] * x[..., None, k] for k in range(n)])
+
+
+def hold(a: Blocks) -> Blocks:
+    """Blocks whose entries are held where a product of two of them is finite."""
+    bound = float(jnp.finfo(a.dtype).max) ** 0.5 / (2 * a.shape[-1])
+    if jnp.iscomplexobj(a):
+        return jax.lax.complex(jnp.clip(a.real, -bound, bound), jnp.clip(a.imag, -bound, bound))
+    return jnp.clip(a, -bound, bound)
 
 
 def inverse(a: Blocks) -> Blocks:

@@ -1,6 +1,5 @@
 """The dense Jacobian: what every number of a state does to every other."""
 
-import os
 from typing import Any
 
 import jax
@@ -12,9 +11,8 @@ from ...cell import AbstractCell
 from . import time
 from .blocks import Blocks, Vectors
 from .jacobian import AbstractJacobian
+from .memory import shortage
 from .problem import Problem
-
-COPIES = 4  # of all Jacobians that a parallel scan of them holds at once
 
 
 class Dense(AbstractJacobian):
@@ -23,16 +21,10 @@ class Dense(AbstractJacobian):
     Memory of T D^2 and work of T D^3 for one iteration: for few units, and many steps.
     """
 
-    def refusal(self, cell: AbstractCell, T: int) -> str | None:
+    def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:
         leaves = jax.tree.leaves(jax.eval_shape(cell.initial))
         D = sum(leaf.size for leaf in leaves)
-        needed, available = COPIES * T * D * D * leaves[0].dtype.itemsize, memory()
-        if available is None or needed <= available:
-            return None
-        return (
-            f"its Jacobians, {T} of {D} x {D}, and the scan of them take {needed / 1e9:.0f} GB, "
-            f"and there are {available / 1e9:.0f} GB. Use Newton(Diagonal()), shorter sequences, or Scan()"
-        )
+        return shortage((T, D, D), leaves[0].dtype.itemsize, damped)
 
     def pack(self, state: State) -> Vectors:
         return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(state)])[None]
@@ -59,13 +51,3 @@ class Dense(AbstractJacobian):
 
     def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
         return time.recurrence(self.evaluate(problem, befores)[1], moved, start, axis)
-
-
-def memory() -> int | None:
-    """Bytes of memory of the device that computes, or of this machine; None where nobody knows."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return statistics["bytes_limit"]
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None

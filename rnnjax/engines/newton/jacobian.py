@@ -20,8 +20,8 @@ class AbstractJacobian(eqx.Module):
     """
 
     @abc.abstractmethod
-    def refusal(self, cell: AbstractCell, T: int) -> str | None:
-        """Why `cell` cannot be solved with it over T steps, and what to do; None if it can."""
+    def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:
+        """Why T steps of `cell` cannot be solved with it, and what to do; None if they can."""
 
     @abc.abstractmethod
     def pack(self, state: State) -> Vectors:

@@ -5,13 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ... import check
 from ...arrays import State, States
-from ...cell import AbstractCell, describe
+from ...cell import AbstractCell, AbstractLinearCell, describe
 from ...engine import AbstractEngine
-from ...marks import Marks, fill
+from ...marks import Marks, fill, mark_touched, quarantine
 from .dense import Dense
 from .jacobian import AbstractJacobian
 from .problem import Problem
@@ -52,26 +53,32 @@ class Newton(AbstractEngine):
             raise ValueError(f"iterations: expected a positive integer, got {self.iterations!r}")
         for name in ("tolerance", "damping"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not 0 < value < float("inf")):
+            is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+            if value is not None and not (is_number and 0 < value < float("inf")):
                 raise ValueError(f"{name}: expected a positive number or None, got {value!r}")
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(cell.initial))}
-        if len(dtypes) != 1 or not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
+        if len(dtypes) != 1 or None in map(_kind, dtypes):
             names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"
             reason = f"it solves for numbers of one floating dtype, and the state is {names}. Use Scan()"
+        elif any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes) and not isinstance(
+            cell, AbstractLinearCell
+        ):
+            reason = "its state is complex and it is not linear, so that it may have no complex derivative. Use Scan()"
         else:
-            reason = self.jacobian.refusal(cell, jax.tree.leaves(xs)[0].shape[0])
+            steps = jax.tree.leaves(xs)[0].shape[0]
+            reason = self.jacobian.refusal(cell, steps, self.damping is not None)
         return None if reason is None else f"Newton cannot run {describe(cell)}: {reason}."
 
-    def solve(
-        self, cell: AbstractCell, state: State | None, xs: Any, *, length: Any = None, resets: Any = None
-    ) -> Solution:
+    def solve(self, cell: Any, state: State | None, xs: Any, *, length: Any = None, resets: Any = None) -> Solution:
         """The states over time, the iterations they took, the last residual, and whether it is within the tolerance.
 
         Arguments as of `unroll`; nothing is raised at run time, and nothing falls back. Raises ValueError where
         `refusal` has a reason.
         """
+        if not isinstance(cell, AbstractCell):
+            raise TypeError(f"cell: expected a cell, got {describe(cell)}. Solve for each cell of a network apart")
         xs = check.inputs(xs, cell.input_type(), describe(cell))
         T = jax.tree.leaves(xs)[0].shape[0]
         if T == 0:
@@ -85,7 +92,12 @@ class Newton(AbstractEngine):
         return self._solve(cell, state, fill(xs, length, T), marks, None)
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        return self._run(cell, state, xs, marks, None)
+        """NaN is no trajectory to be solved for: from an input that is not finite on, the states are NaN by decree."""
+        T = jax.tree.leaves(xs)[0].shape[0]
+        resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
+        safe = quarantine(xs, state, marks.length, resets, marks.initial)
+        last, states = self._run(cell, safe.state, safe.xs, marks, None)
+        return mark_touched(safe.last_touched, last), mark_touched(safe.touched, states)
 
     def run_part(
         self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
@@ -117,5 +129,10 @@ class Newton(AbstractEngine):
             solution.states,
             ~solution.converged,
             f"Newton did not solve {describe(cell)} within {self.iterations} iterations: {remedies} or `tolerance`, "
-            "pass fall_back=True, or use Scan(). Newton.solve tells the residual",
+            "pass fall_back=True, or use Scan(). Newton.solve tells the residual; NaN in the weights has none",
         )
+
+
+def _kind(dtype: Any) -> Any:
+    """Real or complex; None for what is no number with a derivative."""
+    return next((kind for kind in (jnp.floating, jnp.complexfloating) if jnp.issubdtype(dtype, kind)), None)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...arrays import select
+from ...cell import describe
 from . import time
 from .blocks import Blocks, Vectors
 from .jacobian import AbstractJacobian
+from .memory import shortage
 from .problem import Problem
 from .trust import damped_step
 
@@ -55,6 +57,10 @@ def solve(settings: Settings, problem: Problem, axes: PyTree[int | None], rows: 
     """The trajectories of `rows` problems; `axes` has 0 for each array of `problem` that leads with them, else None."""
     over_rows = partial(jax.vmap, axis_size=rows)
     iterate = over_rows(partial(_start, settings), in_axes=(axes,))(problem)
+    jacobians = iterate.jacobians
+    reason = shortage(jacobians.shape, jacobians.dtype.itemsize, settings.damping is not None)
+    if reason is not None:  # of all rows: one alone was asked for before
+        raise ValueError(f"engine: Newton cannot run {describe(problem.cell)}: {reason}.")
     iterate = _iterate(settings, problem, axes, iterate)
     return over_rows(partial(_finish, settings), in_axes=(axes, 0))(problem, iterate)
 
@@ -73,8 +79,7 @@ def _measure(settings: Settings, problem: Problem, x: Vectors, damping: Array, t
     after, jacobians = settings.jacobian.evaluate(problem, befores(settings, problem, x))
     size = jnp.abs(after - x)
     residual = time.largest(size / (1 + jnp.abs(x)), settings.axis)
-    lost = (settings.damping is None) & ~jnp.isfinite(residual)  # Newton's own steps do not come back from there
-    done = (residual <= settings.tolerance) | (taken >= settings.iterations) | lost
+    done = (residual <= settings.tolerance) | (taken >= settings.iterations) | ~jnp.isfinite(residual)
     return Iterate(x, after, jacobians, time.total(size * size, settings.axis), residual, damping, taken, done)
 
 
@@ -112,7 +117,8 @@ def _advance(settings: Settings, problem: Problem, iterate: Iterate) -> Iterate:
         return _measure(settings, problem, iterate.x + _newton_step(settings, iterate), iterate.damping, taken)
     step = damped_step(iterate.jacobians, iterate.after - iterate.x, iterate.damping, settings.axis)
     moved = _measure(settings, problem, iterate.x + step, iterate.damping, taken)
-    stayed = iterate._replace(taken=taken, done=taken >= settings.iterations)
+    at_most = iterate.damping >= settings.damping  # the next step would be the same
+    stayed = iterate._replace(taken=taken, done=(taken >= settings.iterations) | at_most)
     change = jnp.where(moved.merit < iterate.merit, EASED, STIFFENED)
     damping = jnp.clip(iterate.damping * change, LEAST, settings.damping)
     return select(jnp.isfinite(moved.merit), moved, stayed)._replace(damping=damping)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from ...kernels.linear_scan.linear_scan import linear_scan
 from ...kernels.linear_scan.part import scan_part
-from .blocks import Blocks, Vectors, apply, multiply
+from .blocks import Blocks, Vectors, apply, hold, multiply
 
 Compose = Callable[[Any, Any], Any]  # of two maps, the earlier one first
 
@@ -48,8 +48,12 @@ def recurrence(a: Blocks, b: Vectors, initial: Vectors, axis: str | None) -> Vec
 
 
 def _compose_affine(first: tuple[Blocks, Vectors], second: tuple[Blocks, Vectors]) -> tuple[Blocks, Vectors]:
-    """The map `second(first(x))` of two maps x -> a x + b."""
-    return multiply(second[0], first[0]), apply(second[0], first[1]) + second[1]
+    """The map `second(first(x))` of two maps x -> a x + b.
+
+    Products are held where a product of two of them can still be told from infinity, which times zero would be NaN: a
+    long product may stretch without bound what is not there, as the cotangents of a loss on the first steps alone.
+    """
+    return hold(multiply(second[0], first[0])), apply(second[0], first[1]) + second[1]
 
 
 def total(x: Float[Array, "..."], axis: str | None) -> Float[Array, ""]:

@@ -32,7 +32,7 @@ def damped_step(jacobians: Blocks, residuals: Vectors, damping: Float[Array, ""]
     ELK (Gonzalez et al. 2024, arXiv:2407.19115), which goes on to smooth. The smoothed step, that of Levenberg and
     Marquardt, gives up some of what was solved, and stalled on unstable cells where this one arrives.
     """
-    ones = identity_like(jacobians)
+    ones, damping = identity_like(jacobians), damping.astype(jacobians.dtype)
     variances = prefix(_compose, Riccati(jacobians, ones, damping * ones), axis).c
     trusted = inverse(ones + damping * variances)
     start = jnp.zeros_like(residuals[0])

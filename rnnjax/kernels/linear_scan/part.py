@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ...arrays import Units, UnitsOverTime
+from . import plain
 from .linear_scan import linear_scan
 
 
@@ -29,7 +30,7 @@ def _scan(
     Its derivative is the same again, as that of `linear_scan` is: to differentiate the scans within would keep more.
     """
     last = linear_scan(a, b, jnp.zeros_like(initial), block=block)[-1]
-    factors, offsets = jax.lax.all_gather((jnp.prod(a, 0), last), axis)
+    factors, offsets = jax.lax.all_gather((plain.factor(jnp.prod(a, 0), (a == 0).any(0)), last), axis)
     after = linear_scan(factors, offsets, initial, block=block)
     before = jnp.concatenate([initial[None], after])[jax.lax.axis_index(axis)]
     return before, linear_scan(a, b, before, block=block)

@@ -85,9 +85,16 @@ def _summary(a: Array, b: Array, walk: Walk) -> tuple[Array, Array]:
     none = jnp.zeros_like(b[:, : walk.blocks])
     one = jnp.ones_like(a[:, : walk.blocks])
     product, forgets, end = _walk(a, b, (one, one == 0, none), visit, walk)
-    # It is zero if and only if one of the steps forgets; what is too small to hold is next to nothing instead.
+    return factor(product, forgets), end
+
+
+def factor(product: Array, forgets: Array) -> Array:
+    """The product of many `a`, some of which may forget, as one `a`.
+
+    It is zero if and only if one of the steps forgets; what is too small to hold is next to nothing instead.
+    """
     faint = jnp.full_like(product, jnp.finfo(product.dtype).tiny)
-    return jnp.where(forgets, jnp.zeros_like(product), jnp.where(product == 0, faint, product)), end
+    return jnp.where(forgets, jnp.zeros_like(product), jnp.where(product == 0, faint, product))
 
 
 def _replay(a: Array, b: Array, starts: Array, walk: Walk) -> tuple[Array, Array]:
