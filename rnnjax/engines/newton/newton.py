@@ -36,8 +36,9 @@ class Newton(AbstractEngine):
     fall_back    what has not converged is run step by step; without it, it is an error at run time
 
     `solve` returns iterations, residual and convergence. The gradient, in either mode, is one linear recurrence with
-    the Jacobians at the solution. Under `jax.vmap` no row iterates beyond its own solution, and once no more than a
-    quarter of the rows is left, those go on among themselves.
+    the Jacobians at the solution. Entries of their long products are held below the root of the largest number of their
+    dtype, lest infinity times zero be NaN; where one is larger, the gradient may be wrong. Under `jax.vmap` no row
+    iterates beyond its own solution, and once no more than a quarter of the rows is left, those go on among themselves.
     """
 
     jacobian: AbstractJacobian = Dense()
@@ -62,9 +63,7 @@ class Newton(AbstractEngine):
         if len(dtypes) != 1 or None in map(_kind, dtypes):
             names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"
             reason = f"it solves for numbers of one floating dtype, and the state is {names}. Use Scan()"
-        elif any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes) and not isinstance(
-            cell, AbstractLinearCell
-        ):
+        elif jnp.complexfloating in map(_kind, dtypes) and not isinstance(cell, AbstractLinearCell):
             reason = "its state is complex and it is not linear, so that it may have no complex derivative. Use Scan()"
         else:
             steps = jax.tree.leaves(xs)[0].shape[0]

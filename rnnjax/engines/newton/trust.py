@@ -29,8 +29,8 @@ def damped_step(jacobians: Blocks, residuals: Vectors, damping: Float[Array, ""]
     the mean of a Kalman filter. Where J contracts, P is about 1 and little is lost; where it stretches, P is large and
     what comes from far before is forgotten. A prefix of time that is solved stays so. The variances are a scan of
     Riccati maps (Sarkka & Garcia-Fernandez 2021, arXiv:1905.13002). As a trust region for recurrent networks this is
-    ELK (Gonzalez et al. 2024, arXiv:2407.19115), which goes on to smooth. The smoothed step, that of Levenberg and
-    Marquardt, gives up some of what was solved, and stalled on unstable cells where this one arrives.
+    ELK (Gonzalez et al. 2024, arXiv:2407.19115), which goes on to smooth: that step, of Levenberg and Marquardt, gives
+    up some of what was solved for what comes later.
     """
     ones, damping = identity_like(jacobians), damping.astype(jacobians.dtype)
     variances = prefix(_compose, Riccati(jacobians, ones, damping * ones), axis).c
