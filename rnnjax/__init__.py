@@ -72,6 +72,7 @@ from .networks.qrnn import QRNN as QRNN
 from .networks.qrnn import QRNNState as QRNNState
 from .networks.rg_lru import RGLRU as RGLRU
 from .networks.rg_lru import RGLRUState as RGLRUState
+from .networks.time_distributed import TimeDistributed as TimeDistributed
 from .networks.window import Window as Window
 from .training.batches import Chunk as Chunk
 from .training.batches import minibatches as minibatches
@@ -81,7 +82,7 @@ from .training.checkpoint import load as load
 from .training.checkpoint import save as save
 from .training.fit import Fitted as Fitted
 from .training.fit import fit as fit
-from .training.fit import read_metrics as read_metrics
+from .training.run import read_metrics as read_metrics
 from .unroll import unroll as unroll
 
 __version__ = "0.1.0"

@@ -64,6 +64,15 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "bidirectional_of_stacks": lambda inputs, dtype: rnnjax.Bidirectional(
         rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype)]), _layer(inputs, dtype), merge=rnnjax.multiply
     ),
+    "time_distributed": lambda inputs, dtype: rnnjax.residual(
+        rnnjax.Stack(
+            [
+                rnnjax.TimeDistributed(eqx.nn.LayerNorm(inputs, dtype=dtype), inputs, dtype=dtype),
+                _layer(inputs, dtype, rnnjax.MinGRU),
+                rnnjax.TimeDistributed(eqx.nn.Linear(H, inputs, key=KEY, dtype=dtype), H, dtype=dtype),
+            ]
+        )
+    ),
     "convolution": lambda inputs, dtype: rnnjax.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
     "depthwise_convolution": lambda inputs, dtype: rnnjax.DepthwiseConvolution(inputs, window=4, key=KEY, dtype=dtype),
     "qrnn": lambda inputs, dtype: rnnjax.QRNN(
@@ -74,7 +83,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
 POOLED = ("qrnn", "rg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
-    *("convolution", "depthwise_convolution", *POOLED),
+    *("time_distributed", "convolution", "depthwise_convolution", *POOLED),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -257,6 +258,19 @@ COMPOSITION = [
         id="layers_of_two_dtypes",
     ),
     pytest.param(partial(Stack, [LSTM_CELL, jnp.tanh]), TypeError, ["layers[1]", "cell", "tanh"], id="layer_function"),
+    pytest.param(
+        partial(rnnjax.TimeDistributed, eqx.nn.Linear, I),
+        TypeError,
+        ["function", "a layer", "Linear"],
+        id="function_class",
+    ),
+    pytest.param(partial(rnnjax.TimeDistributed, 3.0, I), TypeError, ["function", "3.0"], id="function_number"),
+    pytest.param(
+        partial(rnnjax.TimeDistributed, jnp.tanh, 0), ValueError, ["input_size", "0"], id="function_of_nothing"
+    ),
+    pytest.param(
+        run(rnnjax.TimeDistributed(jnp.tanh, 4)), ValueError, ["xs", "[T, 4]", "[12, 3]"], id="function_inputs"
+    ),
     pytest.param(partial(Stack, [LSTM]), TypeError, ["layers[0]", "cell", "LSTM"], id="layer_class"),
     pytest.param(partial(Stack, [LSTM_CELL], dropout=1.0), ValueError, ["dropout", "1", "1.0"], id="dropout_one"),
     pytest.param(partial(Stack, [LSTM_CELL], dropout=-0.1), ValueError, ["dropout", "-0.1"], id="dropout_negative"),

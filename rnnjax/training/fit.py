@@ -1,6 +1,5 @@
 """The training loop: any model, any loss, any optax optimiser; watched, stopped early, killed and resumed."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,25 +15,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..check import alike, show
-from .checkpoint import load, save, write_atomically
 from .devices import AbstractDevices, DataParallel, OneDevice
+from .run import Log, Metrics, Run
 
 Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
-Metrics = dict[str, int | float]
 Optimiser = optax.GradientTransformation | optax.MultiSteps
-
-
-class Run(NamedTuple):
-    """All that a run needs to go on: what a checkpoint holds."""
-
-    weights: PyTree
-    optimiser: PyTree
-    carry: PyTree
-    step: Array
-    key: Array
-    best: PyTree  # the weights with the least validation loss so far
-    best_loss: Array
-    waited: Array  # validations since then
 
 
 class Fitted(NamedTuple):
@@ -167,7 +152,7 @@ def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: Abstract
     return update
 
 
-def _summary(losses: list[Array], norms: list[Array], log: "Log | None") -> Metrics:
+def _summary(losses: list[Array], norms: list[Array], log: Log | None) -> Metrics:
     """Means since the last report. A loss that is not finite ends the run here, before anything is written."""
     values = np.asarray(jax.device_get(losses), np.float64)
     if not np.isfinite(values).all():
@@ -179,7 +164,7 @@ def _summary(losses: list[Array], norms: list[Array], log: "Log | None") -> Metr
     return {"loss": float(values.mean()), "gradient_norm": float(np.mean(jax.device_get(norms)))}
 
 
-def _check_weights(run: Run, log: "Log | None") -> None:
+def _check_weights(run: Run, log: Log | None) -> None:
     """The last step's gradient has met no loss yet: what it made of the weights must be seen before they are kept."""
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(run.weights)):
         raise FloatingPointError(
@@ -188,7 +173,7 @@ def _check_weights(run: Run, log: "Log | None") -> None:
         )
 
 
-def _kept(log: "Log | None") -> str:
+def _kept(log: Log | None) -> str:
     return "" if log is None else f" The last good weights are in {log.checkpoint}."
 
 
@@ -200,53 +185,3 @@ def _judge(run: Run, value: float) -> tuple[Run, float]:
     if rounded < run.best_loss:
         return run._replace(best=run.weights, best_loss=rounded, waited=jnp.zeros_like(run.waited)), value
     return run._replace(waited=run.waited + 1), value
-
-
-class Log:
-    """The folder of a run: its checkpoint, and its metrics as lines of JSON."""
-
-    def __init__(self, folder: Path, devices: AbstractDevices):
-        self.folder = folder
-        self.devices = devices
-        self.checkpoint = folder / "checkpoint"
-        self.metrics = folder / "metrics.jsonl"
-
-    def open(self, run: Run, resume: bool) -> Run:
-        """The run to go on with: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
-        if not resume and self.checkpoint.exists():
-            raise FileExistsError(
-                f"folder: expected none with a run in it, got {self.folder}. "
-                "Pass resume=True to go on with that run, or another folder; nothing was overwritten"
-            )
-        if resume:
-            run = load(self.checkpoint, run)
-        self.devices.wait()  # all have looked before anything is written
-        if self.devices.writes:
-            if resume:
-                self._forget_after(int(run.step))
-            else:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(self.metrics, b"")
-                save(self.checkpoint, run)
-        self.devices.wait()
-        return run
-
-    def write(self, run: Run, metrics: Metrics) -> None:
-        """The metrics first, so that a checkpoint never lacks the lines that led to it."""
-        whole = self.devices.gather(run)
-        if self.devices.writes:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps(metrics) + "\n")
-            save(self.checkpoint, whole)
-        self.devices.wait()
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that the killed run took after its last checkpoint; they will be taken again."""
-        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-
-def read_metrics(path: str | Path) -> list[Metrics]:
-    """The lines of a `metrics.jsonl`; a last one that a kill cut short is left out."""
-    lines = Path(path).read_text().split("\n") if Path(path).exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]

@@ -1,0 +1,50 @@
+"""Any function of one step, at every step: what stands between recurrent layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .. import initialise
+from ..network import AbstractNetwork, Options
+
+
+class TimeDistributed(AbstractNetwork):
+    """y_t = function(x_t), with the same weights at every step; it has no state.
+
+    `function` maps one step's input to one step's output: a layer of Equinox (`eqx.nn.LayerNorm(64)`, `eqx.nn.MLP`...),
+    whose weights are trained along, or any function of arrays. A normalisation and a map of the features around each
+    recurrence are what deep linear networks are made of:
+
+        Stack([residual(Stack([TimeDistributed(norm, 64), LRU(64, 128, key=key), TimeDistributed(gate, 64)])), ...])
+
+    It is called with the input alone: what wants a key or a state (`eqx.nn.Dropout`, `eqx.nn.BatchNorm`) is not for it;
+    `Stack(..., dropout=)` drops. Steps that are ignored reach it as zeros, where its derivative must be finite. A layer
+    that holds a function besides its weights, as `eqx.nn.MLP` does its activation, wants `eqx.filter_grad` and
+    `eqx.filter_jit` in place of `jax.grad` and `jax.jit`, as everywhere in Equinox.
+    """
+
+    function: Callable[..., Any]
+    input_size: int = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
+
+    def __init__(self, function: Callable[..., Any], input_size: int, *, dtype=jnp.float32):
+        """`input_size` and `dtype` are of the input of one step, to check sequences by."""
+        if isinstance(function, type) or not callable(function):
+            raise TypeError(f"function: expected a function of the input of one step, or a layer, got {function!r}")
+        initialise.check_sizes(input_size=input_size)
+        self.function = function
+        self.input_size = int(input_size)
+        self.dtype = jnp.dtype(dtype)
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.input_size,), self.dtype)
+
+    def initial(self) -> tuple[()]:
+        return ()
+
+    def run(self, state: tuple[()], xs: Array, options: Options) -> tuple[tuple[()], PyTree[Array]]:
+        return state, options.over_time(jax.vmap(self.function), xs)
