@@ -17,10 +17,12 @@ class LRU(AbstractStateSpaceCell):
         h_t = lambda * h_{t-1} + exp(log_gamma) * (B x_t)        lambda = exp(-exp(nu) + i exp(theta))
         y_t = Re(C h_t) + D x_t
 
-    H complex units, whatever the weights: |lambda| < 1. At first lambda lies uniformly on the ring between r_min and
-    r_max, at angles up to max_phase, and gamma = sqrt(1 - |lambda|^2), so that the state neither grows nor fades with
-    the memory; it is a weight of its own from then on. B and C are kept as real and imaginary parts: every weight is
-    real, and any optimiser is right. There is no bias, and no nonlinearity: put one between layers.
+    H complex units, of which none grows, whatever the weights: |lambda| <= 1. At first lambda lies uniformly on the
+    ring between r_min and r_max, at angles up to max_phase, and gamma = sqrt(1 - |lambda|^2), so that the state neither
+    grows nor fades with the memory; it is a weight of its own from then on. B and C are kept as real and imaginary
+    parts: every weight is real, and any optimiser is right. There is no bias, and no nonlinearity: put one between
+    layers. T steps multiply an angle, and what is wrong with it, by T: give nu, theta and log_gamma a tenth of the
+    learning rate.
     """
 
     input_weight: InputWeight

@@ -94,7 +94,7 @@ class RGLRU(AbstractNetwork):
             gates = gates + self.bias.astype(carried)
         r, i = gates[:, 0], gates[:, 1]
         log_rate = math.log(16.0) + log_softplus(self.decay.astype(carried)) + log_sigmoid(r)  # of -2 log a
-        log_rate = jnp.minimum(log_rate, 7.0)  # beyond, a is zero in any dtype
+        log_rate = jnp.minimum(log_rate, 7.4)  # beyond, a is zero in float64, too
         root = jnp.where(first[:, None], 1.0, root_of_rest(log_rate))
         return jnp.exp(-0.5 * jnp.exp(log_rate)), root * sigmoid(i) * xs
 

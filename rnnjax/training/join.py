@@ -18,7 +18,8 @@ def main() -> None:
     """
     launcher, address, processes, number, *command = sys.argv[1:]
     threading.Thread(target=_leave_with, args=(int(launcher),), daemon=True).start()
-    jax.distributed.initialize(address, int(processes), int(number))
+    own = [int(number)] if int(processes) > 1 else None  # of this machine's GPUs, lest every process claim them all
+    jax.distributed.initialize(address, int(processes), int(number), own)
     sys.argv = command
     sys.path[0] = str(Path(command[0]).resolve().parent)
     try:

@@ -2,7 +2,8 @@
 
 Every process runs the same script, and has joined JAX's distributed runtime when it begins: `jax.devices()` are those
 of all processes, `jax.process_index()` tells them apart, and a mesh over all devices makes `fit` data parallel. On CPUs
-arrays travel by gloo. What process 0 prints is shown as it is, what the others print with their numbers before it.
+arrays travel by gloo; of the machine's GPUs each process takes the one of its number. What process 0 prints is shown as
+it is, what the others print with their numbers before it.
 
 The first process that fails, or is killed, ends the job: the others are stopped, which of them it was and how it ended
 is said on stderr, and the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`.
