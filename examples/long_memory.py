@@ -1,0 +1,178 @@
+"""Memory over thousands of steps: linear cells, parallel in time, against LSTMs, by the clock.
+
+    python examples/long_memory.py --minutes 10
+    python examples/long_memory.py --task adding --lengths 5000 --models min_gru lstm --json FILE --plot FILE
+
+Each model trains for the minutes given, as drawn from one seed, on the tasks of `memory_tasks`. The LSTMs come in the
+width of the linear cells' layers, and in four times that; with their biases drawn for memories of up to T steps (Tallec
+& Ollivier 2018, arXiv:1804.11188); by `Scan` and by `Fused`.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from blocks import count_steps, count_weights, gated_block, keep, machine, optimiser
+from jaxtyping import Array, PRNGKeyArray
+from memory_tasks import TASKS, Task
+
+import rnnjax
+
+B, WIDTH, UNITS, BLOCKS = 16, 32, 128, 2
+LEARNING_RATE, REPORTS = 5e-3, 40
+
+Layers = list[rnnjax.AbstractCell | rnnjax.AbstractNetwork]
+
+
+def lru(T: int, keys: PRNGKeyArray) -> Layers:
+    """Units that forget within T / 10 to 10 T steps."""
+    return deep(lambda key: rnnjax.LRU(WIDTH, UNITS, r_min=1 - 10 / T, r_max=1 - 0.1 / T, key=key), keys)
+
+
+def min_gru(T: int, keys: PRNGKeyArray) -> Layers:
+    """Gates that keep for up to T steps to begin with."""
+    bias = rnnjax.initialise.chrono(T)
+    return deep(lambda key: rnnjax.MinGRU(WIDTH, WIDTH, bias_initialiser=bias, key=key), keys)
+
+
+def deep(make_cell: Callable[[PRNGKeyArray], rnnjax.AbstractCell], keys: PRNGKeyArray) -> Layers:
+    """A block for each key, and a normalisation at the end."""
+    pairs = [jax.random.split(key) for key in keys]
+    norm = rnnjax.TimeDistributed(eqx.nn.LayerNorm(WIDTH), WIDTH)
+    return [*(gated_block(make_cell(pair[0]), WIDTH, pair[1]) for pair in pairs), norm]
+
+
+def lstm(T: int, keys: PRNGKeyArray) -> Layers:
+    return [rnnjax.LSTM(WIDTH, WIDTH, bias_initialiser=rnnjax.initialise.chrono(T), key=keys[0])]
+
+
+def wide_lstm(T: int, keys: PRNGKeyArray) -> Layers:
+    return [rnnjax.LSTM(WIDTH, UNITS, bias_initialiser=rnnjax.initialise.chrono(T), key=keys[0])]
+
+
+class Model(NamedTuple):
+    """Layers, by the longest memory they will need; the size of what they put out; and how they are run."""
+
+    layers: Callable[[int, PRNGKeyArray], Layers]
+    outputs: int
+    engine: rnnjax.AbstractEngine
+
+
+MODELS = {
+    "lru": Model(lru, WIDTH, rnnjax.Auto()),
+    "min_gru": Model(min_gru, WIDTH, rnnjax.Auto()),
+    "lstm": Model(lstm, WIDTH, rnnjax.Scan()),
+    "wide_lstm": Model(wide_lstm, UNITS, rnnjax.Scan()),
+    "lstm_fused": Model(lstm, WIDTH, rnnjax.Fused()),
+    "wide_lstm_fused": Model(wide_lstm, UNITS, rnnjax.Fused()),
+}
+
+
+class Reader(eqx.Module):
+    """A linear map of the inputs, a network, and a linear map of its outputs."""
+
+    encoder: Array
+    network: rnnjax.Stack
+    decoder: Array
+
+    def __init__(self, task: Task, model: Model, T: int, key: PRNGKeyArray):
+        keys = jax.random.split(key, BLOCKS + 2)
+        self.encoder = rnnjax.initialise.lecun(keys[0], (task.inputs, WIDTH), jnp.float32)
+        self.network = rnnjax.Stack(model.layers(T, keys[2:]))
+        self.decoder = rnnjax.initialise.lecun(keys[1], (model.outputs, task.outputs), jnp.float32)
+
+    def __call__(self, xs: Array, engine: rnnjax.AbstractEngine) -> Array:
+        _, ys = rnnjax.unroll(self.network, None, xs @ self.encoder, engine=engine)
+        return ys @ self.decoder
+
+
+def main() -> None:
+    """Train each model on each task for as long as was asked for, and show how far it came."""
+    options = parse()
+    for name in options.task:
+        for T in options.lengths:
+            for model in options.models:
+                record = train(name, T, model, options.minutes)
+                print(f"{name}, T = {T}, {model}: {record['loss']:.4f} after {record['seconds']:.0f} s", flush=True)
+                if options.json:
+                    keep(options.json, record, ("task", "T", "model"))
+    if options.json and options.plot:
+        plot(json.loads(options.json.read_text()), options.plot)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1000], help="T of the task")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--minutes", type=float, default=5.0, help="for each, by the time of a few steps once compiled")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where records are kept: those there stay")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all that the file holds")
+    return parser.parse_args()
+
+
+def train(name: str, T: int, model_name: str, minutes: float) -> dict[str, Any]:
+    """The curve of one model on one task."""
+    task, model = TASKS[name], MODELS[model_name]
+    begin = Reader(task, model, T, jax.random.key(0))
+
+    def loss(reader: Reader, carry: None, batch: tuple[Array, Array], key: Array) -> tuple[Array, None]:
+        del key
+        ys = jax.vmap(lambda xs: reader(xs, model.engine))(batch[0])
+        return jax.vmap(task.loss)(ys, batch[1]).mean(), carry
+
+    batches = lambda step: task.batch(np.random.default_rng((T, step)), B, T)  # noqa: E731
+    counted = count_steps(begin, loss, batches, minutes)
+    every = -(-counted // REPORTS)
+    steps = -(-counted // every) * every
+    rule = optimiser(optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(20, steps // 10), steps))
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        rnnjax.fit(begin, loss, batches, rule, steps=steps, key=jax.random.key(1), every=every, folder=run)
+        curve = [[line["seconds"], line["loss"]] for line in rnnjax.read_metrics(run / "metrics.jsonl")]
+    return {
+        "task": name,
+        "T": T,
+        "model": model_name,
+        "engine": repr(model.engine),
+        "B": B,
+        "weights": count_weights(begin),
+        "steps": steps,
+        "ignorance": task.ignorance,
+        "loss": curve[-1][1],
+        "seconds": curve[-1][0],
+        "curve": curve,
+    } | machine()
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    """The loss over the seconds of training, compiling included, a panel for each task and length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = sorted({(record["task"], record["T"]) for record in records})
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+    for axis, (task, T) in zip(axes[0], panels, strict=True):
+        for record in records:
+            if (record["task"], record["T"]) == (task, T):
+                axis.plot(*zip(*record["curve"], strict=True), label=record["model"])
+                axis.axhline(record["ignorance"], color="grey", linewidth=0.6, linestyle=":")
+        axis.set(title=f"{task}, T = {T}", xlabel="seconds of training", ylabel="loss", yscale="log")
+        axis.legend(frameon=False, fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Digits pixel by pixel: 784 steps of one number each, read by a deep linear recurrent unit.
+
+    RNNJAX_DATA=folder python examples/pixel_digits.py --epochs 3
+    python examples/pixel_digits.py --epochs 30             on scikit-learn's digits, 64 steps each
+
+Sequential MNIST (Le et al. 2015, arXiv:1504.00941). RNNJAX_DATA is a folder that holds mnist/train-images-idx3-ubyte.gz
+and its three companions, from http://yann.lecun.com/exdb/mnist or a mirror of it. Without it, small images stand in.
+"""
+
+import argparse
+import gzip
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from blocks import count_weights, gated_block, keep, machine, optimiser
+from jaxtyping import Array, PRNGKeyArray
+
+import rnnjax
+
+B, WIDTH, UNITS, BLOCKS = 50, 32, 64, 2
+HELD_OUT = 5_000  # of the training images, to choose by; the test images are read once, at the end
+LEARNING_RATE = 4e-3
+MNIST = "sequential MNIST"
+PUBLISHED = [69.07, 84.2, 91.4, 94.8, 96.73, 96.83, 97.7, 97.93]  # per cent
+
+
+class Digits(NamedTuple):
+    """Pixels [examples, T, 1] from 0 to 1, and labels."""
+
+    xs: Any
+    labels: Any
+
+
+class Reader(eqx.Module):
+    """Blocks over the pixels; the mean over time of what they put out is classified."""
+
+    encoder: Array
+    network: rnnjax.Stack
+    decoder: Array
+
+    def __init__(self, T: int, key: PRNGKeyArray):
+        keys = jax.random.split(key, 2 * BLOCKS + 2)
+        draw = rnnjax.initialise.lecun
+        self.encoder = draw(keys[0], (1, WIDTH), jnp.float32)
+        self.decoder = draw(keys[1], (WIDTH, 10), jnp.float32)
+        cells = [rnnjax.LRU(WIDTH, UNITS, r_min=0.9, r_max=1 - 0.1 / T, key=key) for key in keys[2 : 2 + BLOCKS]]
+        blocks = [gated_block(cell, WIDTH, key) for cell, key in zip(cells, keys[2 + BLOCKS :], strict=True)]
+        self.network = rnnjax.Stack(blocks)
+
+    def __call__(self, xs: Array) -> Array:
+        _, ys = rnnjax.unroll(self.network, None, xs @ self.encoder)
+        return ys.mean(0) @ self.decoder
+
+
+def loss(reader: Reader, carry: None, batch: Digits, key: Any) -> tuple[Array, None]:
+    """The mean cross-entropy of a batch."""
+    del key
+    logits = jax.vmap(reader)(batch.xs)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean(), carry
+
+
+@eqx.filter_jit
+def count_right(reader: Reader, batch: Digits) -> Array:
+    """How many of a batch are read right."""
+    return jnp.sum(jax.vmap(reader)(batch.xs).argmax(-1) == batch.labels)
+
+
+def accuracy(reader: Reader, digits: Digits) -> float:
+    """The share of the digits that is read right."""
+    count = len(digits.labels)
+    parts = [Digits(digits.xs[at : at + 100], digits.labels[at : at + 100]) for at in range(0, count, 100)]
+    return sum(int(count_right(reader, part)) for part in parts) / count
+
+
+def read_digits() -> tuple[Digits, Digits, str]:
+    """To train on, to test on, and what they are called."""
+    folder = os.environ.get("RNNJAX_DATA")
+    if folder is None:
+        print("RNNJAX_DATA is not set: scikit-learn's digits, 8 x 8, stand in for MNIST")
+        return (*small_digits(), "8 x 8 digits")
+    mnist = Path(folder) / "mnist"
+    if not mnist.is_dir():
+        raise FileNotFoundError(f"RNNJAX_DATA: expected a folder mnist in {folder}, found none; see --help")
+    sets = [Digits(read_images(mnist, name), read_labels(mnist, name)) for name in ("train", "t10k")]
+    return sets[0], sets[1], MNIST
+
+
+def read_images(folder: Path, name: str) -> np.ndarray:
+    content = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
+    return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784, 1) / np.float32(255)
+
+
+def read_labels(folder: Path, name: str) -> np.ndarray:
+    content = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+    return np.frombuffer(content, np.uint8, offset=8).astype(np.int32)
+
+
+def small_digits() -> tuple[Digits, Digits]:
+    """1,797 digits of 64 pixels; one in five is to test on."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    digits = Digits((images / 16).astype(np.float32)[:, :, None], labels.astype(np.int32))
+    tested = np.arange(len(labels)) % 5 == 0
+    return jax.tree.map(lambda leaf: leaf[~tested], digits), jax.tree.map(lambda leaf: leaf[tested], digits)
+
+
+def hold_out(digits: Digits) -> tuple[Digits, Digits]:
+    """Those to train on, and those to choose the epoch by."""
+    spared = min(HELD_OUT, len(digits.labels) // 10)
+    return jax.tree.map(lambda leaf: leaf[spared:], digits), jax.tree.map(lambda leaf: leaf[:spared], digits)
+
+
+def main() -> None:
+    """Train, and print the accuracy after each epoch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the record is kept")
+    options = parser.parse_args()
+    digits, test, name = read_digits()
+    training, held_out = hold_out(digits)
+    epoch = len(training.labels) // B
+    reader, curve = train(training, held_out, epoch, max(1, round(options.epochs * epoch)))
+    share = accuracy(reader, test)
+    print(f"{name}: {100 * share:.2f} % of the test digits, by the weights that were best on those held out")
+    published = PUBLISHED if name == MNIST else []
+    if published:
+        print(f"LEM of 128 units after epochs 1 to {len(published)} (Rusch et al. 2022, their log): {published}")
+    if options.json:
+        record = {
+            "task": name,
+            "blocks": BLOCKS,
+            "width": WIDTH,
+            "units": UNITS,
+            "B": B,
+            "weights": count_weights(reader),
+        }
+        record |= {"curve": curve, "test": share, "published": published}
+        keep(options.json, record | machine(), ("task", "blocks", "width", "units"))
+
+
+def train(training: Digits, held_out: Digits, epoch: int, steps: int) -> tuple[Reader, list[tuple[float, ...]]]:
+    """The best reader; and after each epoch: epochs, the share of `held_out` that is read right, and seconds."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(500, steps // 10), steps)
+
+    def judge(reader: Reader) -> float:
+        share = accuracy(reader, held_out)
+        print(f"\n{100 * share:.2f} % of {len(held_out.labels)} held-out digits", flush=True)
+        return 1 - share
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        fitted = rnnjax.fit(
+            Reader(training.xs.shape[1], jax.random.key(0)),
+            loss,
+            rnnjax.minibatches(training, B, seed=0),
+            optimiser(schedule, weight_decay=0.01),
+            steps=steps,
+            key=jax.random.key(1),
+            validate=judge,
+            every=min(epoch, steps),
+            folder=run,
+        )
+        lines = rnnjax.read_metrics(run / "metrics.jsonl")
+    return fitted.model, [(line["step"] / epoch, 1 - line["validation"], line["seconds"]) for line in lines]
+
+
+if __name__ == "__main__":
+    main()

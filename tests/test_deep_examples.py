@@ -1,0 +1,197 @@
+"""The examples of deep linear networks: what they make, read and keep is right, and each of them trains."""
+
+import gzip
+import json
+import sys
+
+import blocks
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import long_memory
+import memory_tasks
+import numpy as np
+import optax
+import pixel_digits
+import pytest
+import shakespeare
+
+import rnnjax
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    """JAX as it comes: optax relies on promotion, and Equinox draws weights in the default dtype."""
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        yield
+
+
+def run(monkeypatch, example, *words):
+    monkeypatch.setattr(sys, "argv", [example.__name__, *words])
+    example.main()
+
+
+def steps_to_take(monkeypatch, example, steps):
+    monkeypatch.setattr(example, "count_steps", lambda *_: steps)
+
+
+# What they share
+
+
+def test_what_turns_and_fades_moves_at_a_tenth_of_the_rate():
+    network = blocks.gated_block(rnnjax.LRU(4, 4, key=grid.KEY), 4, grid.KEY)
+    weights = eqx.filter(network, eqx.is_inexact_array)
+    transform = blocks.optimiser(optax.constant_schedule(0.01))
+    updates, _ = transform.update(jax.tree.map(jnp.ones_like, weights), transform.init(weights), weights)
+    moved = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+    slow = {name for name in moved if name.endswith((".nu", ".theta", ".log_gamma"))}
+    assert len(slow) == 3
+    for name, leaf in moved.items():
+        np.testing.assert_allclose(leaf, -0.001 if name in slow else -0.01, rtol=1e-3)
+
+
+def test_a_record_takes_the_place_of_the_one_like_it(tmp_path):
+    path = tmp_path / "new" / "records.json"
+    for record in ({"T": 1, "loss": 1}, {"T": 2, "loss": 1}, {"T": 1, "loss": 3}):
+        blocks.keep(path, record, ["T"])
+    assert json.loads(path.read_text()) == [{"T": 2, "loss": 1}, {"T": 1, "loss": 3}]
+
+
+# Long memory
+
+
+def test_adding():
+    xs, sums = memory_tasks.adding(np.random.default_rng(0), 5, 50)
+    assert xs.shape == (5, 50, 2)
+    assert (xs[..., 1].sum(1) == 2).all()
+    np.testing.assert_allclose([row[row[:, 1] == 1, 0].sum() for row in xs], sums, rtol=1e-6)
+
+
+def test_copying():
+    copied = memory_tasks.COPIED
+    xs, symbols = memory_tasks.copying(np.random.default_rng(0), 5, 50)
+    read = xs.argmax(-1)
+    assert xs.shape[:2] == (5, 50 + 2 * copied)
+    np.testing.assert_array_equal(read[:, :copied], symbols)
+    assert (read[:, copied : -copied - 1] == memory_tasks.SYMBOLS).all()
+    assert (read[:, -copied - 1 :] == memory_tasks.SYMBOLS + 1).all()
+
+
+def test_long_memory_trains_plots_and_keeps(monkeypatch, tmp_path, capsys):
+    records, plot = tmp_path / "records.json", tmp_path / "plot.png"
+    steps_to_take(monkeypatch, long_memory, 60)
+    words = ("--task", "adding", "--lengths", "5", "--models", "min_gru", "lstm_fused")
+    run(monkeypatch, long_memory, *words, "--json", str(records), "--plot", str(plot))
+    assert "adding, T = 5, min_gru" in capsys.readouterr().out
+    kept = json.loads(records.read_text())
+    assert [(record["model"], record["steps"], len(record["curve"])) for record in kept] == [
+        ("min_gru", 60, 30),
+        ("lstm_fused", 60, 30),
+    ]
+    assert all(record["loss"] < record["curve"][0][1] / 2 for record in kept)
+    assert plot.stat().st_size > 0
+
+
+# Shakespeare
+
+
+def test_pieces_are_the_text_in_order():
+    tokens = np.arange((shakespeare.B + 3) * shakespeare.T + 5)
+    chunks = shakespeare.pieces(tokens)
+    assert [len(chunk.inputs) for chunk in chunks] == [shakespeare.B, 3]
+    read = np.concatenate([chunk.inputs.ravel() for chunk in chunks])
+    np.testing.assert_array_equal(read, tokens[:-5])
+    np.testing.assert_array_equal(np.concatenate([chunk.targets.ravel() for chunk in chunks]), read + 1)
+
+
+def test_what_is_drawn_is_followed_by_what_is_next():
+    chunk = shakespeare.draw(np.arange(1000), 0, 3)
+    assert chunk.inputs.shape == (shakespeare.B, shakespeare.T)
+    np.testing.assert_array_equal(chunk.targets, chunk.inputs + 1)
+    np.testing.assert_array_equal(np.diff(chunk.inputs), 1)
+    assert chunk.targets.max() < 1000
+    assert (shakespeare.draw(np.arange(1000), 0, 4).inputs != chunk.inputs).any()
+
+
+def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
+    """Two steps, and then two more, are four."""
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1}.items():
+        monkeypatch.setattr(shakespeare, name, value)
+    monkeypatch.setattr(shakespeare, "read_text", lambda _: "all the world's a stage " * 40)
+    words = ("--width", "4", "--json", str(tmp_path / "records.json"), "--folder")
+    curves = []
+    for folder, steps, more in (("a", 4, ()), ("b", 2, ()), ("b", 4, ("--resume",))):
+        steps_to_take(monkeypatch, shakespeare, steps)
+        run(monkeypatch, shakespeare, *words, str(tmp_path / folder), *more)
+        (record,) = json.loads((tmp_path / "records.json").read_text())
+        assert "published" not in record
+        curves.append([line[:3] for line in record["curve"]])
+    assert curves[0] == curves[2]
+    assert curves[1] == curves[0][:2]
+    assert curves[0][-1][1] < curves[0][0][1]
+    assert "min_gru-4 on the manual of Python: " in capsys.readouterr().out
+
+
+def test_a_run_that_is_there_or_is_not(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, shakespeare, "--resume")
+    (tmp_path / "checkpoint").touch()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, shakespeare, "--folder", str(tmp_path))
+
+
+def test_a_text_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"RNNJAX_DATA: expected tinyshakespeare/input.txt"):
+        shakespeare.read_corpus()
+
+
+# Digits
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path):
+    """Images of which the label is the brightness, in MNIST's files."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for name, count in (("train", 120), ("t10k", 10)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = np.repeat(labels * 25, 784).astype(np.uint8)
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    return tmp_path
+
+
+def test_digits_are_read_and_trained_on(monkeypatch, tiny_mnist, capsys):
+    monkeypatch.setenv("RNNJAX_DATA", str(tiny_mnist))
+    monkeypatch.setattr(pixel_digits, "BLOCKS", 1)
+    training, test, name = pixel_digits.read_digits()
+    assert (training.xs.shape, test.xs.shape, name) == ((120, 784, 1), (10, 784, 1), "sequential MNIST")
+    np.testing.assert_allclose(test.xs.mean((1, 2)), np.arange(10) * 25 / 255, rtol=1e-6)
+    np.testing.assert_array_equal(test.labels, np.arange(10))
+    run(monkeypatch, pixel_digits, "--epochs", "10", "--json", str(tiny_mnist / "records.json"))
+    assert "12 held-out digits" in capsys.readouterr().out
+    (record,) = json.loads((tiny_mnist / "records.json").read_text())
+    assert [line[0] for line in record["curve"]] == list(range(1, 11))
+    assert record["test"] >= 0.3
+
+
+def test_none_is_trained_on_and_held_out():
+    digits = pixel_digits.Digits(np.arange(70_000), np.arange(70_000))
+    training, held_out = pixel_digits.hold_out(digits)
+    assert len(held_out.labels) == pixel_digits.HELD_OUT
+    np.testing.assert_array_equal(np.sort(np.concatenate([training.xs, held_out.xs])), digits.xs)
+
+
+def test_accuracy_counts_every_digit():
+    digits = pixel_digits.Digits(jnp.arange(130)[:, None], jnp.where(jnp.arange(130) < 127, 1, 0))
+    always_one = eqx.nn.Lambda(lambda xs: jax.nn.one_hot(1, 10) + 0.0 * xs)
+    assert pixel_digits.accuracy(always_one, digits) == 127 / 130
+
+
+def test_digits_that_are_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected a folder mnist"):
+        pixel_digits.read_digits()
