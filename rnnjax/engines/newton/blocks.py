@@ -1,7 +1,7 @@
 """Square blocks, K of them side by side at every step: [..., K, n, n], and what they act on: [..., K, n].
 
 A dense Jacobian is one block of all units, a diagonal one is a block of a unit's fields for every unit. Of blocks of
-one or two rows the products are written out, which compiles to elementwise code; larger ones are matrix products.
+a few rows the products are written out, which compiles to elementwise code; larger ones are matrix products.
 """
 
 from functools import reduce
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-WRITTEN_OUT = 2
+WRITTEN_OUT = 4  # rows: of 4, XLA on a CPU multiplies many matrices at a tenth of the speed. More take long to compile
 
 Blocks = Inexact[Array, "... K n n"]
 Vectors = Inexact[Array, "... K n"]
@@ -43,10 +43,10 @@ def hold(a: Blocks) -> Blocks:
 def inverse(a: Blocks) -> Blocks:
     """The inverses of blocks."""
     n = a.shape[-1]
-    if n > WRITTEN_OUT:
-        return jnp.linalg.inv(a)
     if n == 1:
         return 1 / a
+    if n > 2:
+        return jnp.linalg.inv(a)
     p, q, r, s = a[..., 0, 0], a[..., 0, 1], a[..., 1, 0], a[..., 1, 1]
     adjugate = jnp.stack([jnp.stack([s, -q], -1), jnp.stack([-r, p], -1)], -2)
     return adjugate / (p * s - q * r)[..., None, None]
