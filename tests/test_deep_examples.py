@@ -185,6 +185,14 @@ def test_none_is_trained_on_and_held_out():
     np.testing.assert_array_equal(np.sort(np.concatenate([training.xs, held_out.xs])), digits.xs)
 
 
+def test_small_digits_stand_in(monkeypatch):
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    training, test, _ = pixel_digits.read_digits()
+    assert (training.xs.shape, test.xs.shape) == ((1437, 64, 1), (360, 64, 1))
+    assert training.xs.max() == 1
+    assert set(test.labels.tolist()) == set(range(10))
+
+
 def test_accuracy_counts_every_digit():
     digits = pixel_digits.Digits(jnp.arange(130)[:, None], jnp.where(jnp.arange(130) < 127, 1, 0))
     always_one = eqx.nn.Lambda(lambda xs: jax.nn.one_hot(1, 10) + 0.0 * xs)
