@@ -134,12 +134,14 @@ def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
     assert "min_gru-4 on the manual of Python: " in capsys.readouterr().out
 
 
-def test_a_run_that_is_there_or_is_not(monkeypatch, tmp_path):
+def test_a_run_that_is_there_or_is_not(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, shakespeare, "--resume")
+    assert "--resume: expected a run in --folder" in capsys.readouterr().err
     (tmp_path / "checkpoint").touch()
     with pytest.raises(SystemExit):
         run(monkeypatch, shakespeare, "--folder", str(tmp_path))
+    assert "holds a run. Add --resume" in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_there(monkeypatch, tmp_path):

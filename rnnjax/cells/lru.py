@@ -21,8 +21,8 @@ class LRU(AbstractStateSpaceCell):
     ring between r_min and r_max, at angles up to max_phase, and gamma = sqrt(1 - |lambda|^2), so that the state neither
     grows nor fades with the memory; it is a weight of its own from then on. B and C are kept as real and imaginary
     parts: every weight is real, and any optimiser is right. There is no bias, and no nonlinearity: put one between
-    layers. T steps multiply an angle, and what is wrong with it, by T: give nu, theta and log_gamma a tenth of the
-    learning rate.
+    layers. T steps multiply an angle, and what is wrong with it, by T: over long sequences train theta, and nu and
+    log_gamma with it, at a lower rate than the rest.
     """
 
     input_weight: InputWeight

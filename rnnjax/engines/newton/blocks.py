@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-WRITTEN_OUT = 4  # rows: of 4, XLA on a CPU multiplies many matrices at a tenth of the speed. More take long to compile
+WRITTEN_OUT = 4  # rows: XLA multiplies many matrices of 4 more slowly on a CPU than of 8. More take long to compile
 
 Blocks = Inexact[Array, "... K n n"]
 Vectors = Inexact[Array, "... K n"]
