@@ -145,8 +145,8 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many cores there are: JAX's CPU programs take them all, and so must those that they are compared with."""
-    return os.cpu_count() or 1
+    """How many cores this process may use: JAX takes them all, and so must what it is compared with."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def heading() -> str:

@@ -1,10 +1,7 @@
-"""What the examples of deep linear networks share: their blocks, how long to train, and where figures are kept."""
+"""What the examples of deep linear networks share: their blocks, their optimiser, and how long to train."""
 
-import json
-import os
 import time
-from collections.abc import Hashable, Sequence
-from pathlib import Path
+from collections.abc import Hashable
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +12,6 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
-from rnnjax.training.checkpoint import write_atomically
 
 
 class Gate(eqx.Module):
@@ -73,22 +69,3 @@ def count_steps(model: Any, loss: Any, batches: Any, minutes: float) -> int:
 def count_weights(model: Any) -> int:
     """How many numbers are trained."""
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-
-
-def machine() -> dict[str, Any]:
-    """Where it runs, and how busy that is, as fields of a record."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    device = jax.devices()[0]
-    name = names[0] if names and device.platform == "cpu" else device.device_kind
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"machine": name, "cores": cores, "load_average": os.getloadavg()[0], "jax": jax.__version__}
-
-
-def keep(path: Path, record: dict[str, Any], names: Sequence[str]) -> None:
-    """Add a record to a file of records, in place of one that is like it in the fields `names`."""
-    held = json.loads(path.read_text()) if path.exists() else []
-    others = [other for other in held if any(other[name] != record[name] for name in names)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps([*others, record], indent=1) + "\n").encode())

@@ -1,7 +1,7 @@
 """Memory over thousands of steps: linear cells, parallel in time, against LSTMs, by the clock.
 
     python examples/long_memory.py --minutes 10
-    python examples/long_memory.py --task adding --lengths 5000 --models min_gru lstm --json FILE --plot FILE
+    python examples/long_memory.py --task adding --lengths 5000 --models min_gru lstm
 
 Each model trains for the minutes given, as drawn from one seed, on the tasks of `memory_tasks`. The LSTMs come in the
 width of the linear cells' layers, and in four times that; with their biases drawn for memories of up to T steps (Tallec
@@ -9,9 +9,8 @@ width of the linear cells' layers, and in four times that; with their biases dra
 """
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_steps, count_weights, gated_block, keep, machine, optimiser
+from blocks import count_steps, count_weights, gated_block, optimiser
 from jaxtyping import Array, PRNGKeyArray
 from memory_tasks import TASKS, Task
 
@@ -96,28 +95,28 @@ class Reader(eqx.Module):
 
 def main() -> None:
     """Train each model on each task for as long as was asked for, and show how far it came."""
-    options = parse()
+    for _ in run(parse()):
+        pass
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A record of each model on each task, as it ends."""
     for name in options.task:
         for T in options.lengths:
             for model in options.models:
                 record = train(name, T, model, options.minutes)
                 print(f"{name}, T = {T}, {model}: {record['loss']:.4f} after {record['seconds']:.0f} s", flush=True)
-                if options.json:
-                    keep(options.json, record, ("task", "T", "model"))
-    if options.json and options.plot:
-        plot(json.loads(options.json.read_text()), options.plot)
+                yield record
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[1000], help="T of the task")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--minutes", type=float, default=5.0, help="for each, by the time of a few steps once compiled")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where records are kept: those there stay")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all that the file holds")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def train(name: str, T: int, model_name: str, minutes: float) -> dict[str, Any]:
@@ -151,27 +150,7 @@ def train(name: str, T: int, model_name: str, minutes: float) -> dict[str, Any]:
         "loss": curve[-1][1],
         "seconds": curve[-1][0],
         "curve": curve,
-    } | machine()
-
-
-def plot(records: list[dict[str, Any]], path: Path) -> None:
-    """The loss over the seconds of training, compiling included, a panel for each task and length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = sorted({(record["task"], record["T"]) for record in records})
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
-    for axis, (task, T) in zip(axes[0], panels, strict=True):
-        for record in records:
-            if (record["task"], record["T"]) == (task, T):
-                axis.plot(*zip(*record["curve"], strict=True), label=record["model"])
-                axis.axhline(record["ignorance"], color="grey", linewidth=0.6, linestyle=":")
-        axis.set(title=f"{task}, T = {T}", xlabel="seconds of training", ylabel="loss", yscale="log")
-        axis.legend(frameon=False, fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    }
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import gzip
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_weights, gated_block, keep, machine, optimiser
+from blocks import count_weights, gated_block, optimiser
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -120,10 +121,19 @@ def hold_out(digits: Digits) -> tuple[Digits, Digits]:
 
 def main() -> None:
     """Train, and print the accuracy after each epoch."""
+    for _ in run(parse()):
+        pass
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the record is kept")
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a reader that was trained for some epochs."""
     digits, test, name = read_digits()
     training, held_out = hold_out(digits)
     epoch = len(training.labels) // B
@@ -133,17 +143,8 @@ def main() -> None:
     published = PUBLISHED if name == MNIST else []
     if published:
         print(f"LEM of 128 units after epochs 1 to {len(published)} (Rusch et al. 2022, their log): {published}")
-    if options.json:
-        record = {
-            "task": name,
-            "blocks": BLOCKS,
-            "width": WIDTH,
-            "units": UNITS,
-            "B": B,
-            "weights": count_weights(reader),
-        }
-        record |= {"curve": curve, "test": share, "published": published}
-        keep(options.json, record | machine(), ("task", "blocks", "width", "units"))
+    record = {"task": name, "blocks": BLOCKS, "width": WIDTH, "units": UNITS, "B": B, "weights": count_weights(reader)}
+    yield record | {"curve": curve, "test": share, "published": published}
 
 
 def train(training: Digits, held_out: Digits, epoch: int, steps: int) -> tuple[Reader, list[tuple[float, ...]]]:

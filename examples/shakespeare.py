@@ -16,6 +16,7 @@ chosen here.
 import argparse
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_steps, count_weights, keep, machine
+from blocks import count_steps, count_weights
 from jaxtyping import Array, PRNGKeyArray
 from text import read_text
 
@@ -96,7 +97,12 @@ def loss(model: rnnjax.LanguageModel, carry: None, chunk: rnnjax.Chunk, key: Any
 
 def main() -> None:
     """Train for the minutes given; print the loss on the last tenth as it falls."""
-    options = parse()
+    for _ in run(parse()):
+        pass
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a model that was trained for some minutes."""
     text, name = read_corpus()
     vocabulary = "".join(sorted(set(text)))
     tokens = np.asarray([vocabulary.index(character) for character in text], np.int32)
@@ -112,20 +118,18 @@ def main() -> None:
     if name == SHAKESPEARE:
         record["published"], record["published_steps"] = PUBLISHED[options.cell]
         print("published: {} nats after {} steps of width 384".format(*PUBLISHED[options.cell]))
-    if options.json:
-        keep(options.json, record | machine(), ("task", "cell", "width"))
+    yield record
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", choices=CELLS, default="min_gru")
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--minutes", type=float, default=60.0, help="of training, those before --resume included")
     parser.add_argument("--folder", type=Path, help="where metrics and checkpoints go, and stay")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the record is kept")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     held = options.folder is not None and (options.folder / "checkpoint").exists()
     if options.resume and not held:
         parser.error(f"--resume: expected a run in --folder, found none in {options.folder}")
