@@ -23,8 +23,8 @@ class AbstractConvolution(AbstractNetwork):
     bias: eqx.AbstractVar[Float[Array, " O"] | None]
 
     @abc.abstractmethod
-    def combine(self, windows: Inexact[Array, "T W I"]) -> Inexact[Array, "T O"]:
-        """The outputs, but for the bias, of the inputs in sight at each step, the newest first."""
+    def combine(self, *windows: Inputs) -> Inexact[Array, "T O"]:
+        """The outputs, but for the bias, of x_t, x_{t-1}, ... over time."""
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.weight.shape[1:2], self.weight.dtype)
@@ -35,7 +35,7 @@ class AbstractConvolution(AbstractNetwork):
 
     def run(self, state: Window, xs: Inputs, options: Options) -> tuple[Window, Inexact[Array, "T O"]]:
         last, windows = look_back(state.inputs, xs, options)
-        ys = options.over_time(self.combine, windows)
+        ys = options.over_time(self.combine, *windows)
         return Window(last), ys if self.bias is None else ys + self.bias
 
 
@@ -67,6 +67,5 @@ class CausalConvolution(AbstractConvolution):
         self.weight = drawn.reshape(window, input_size, output_size)
         self.bias = jnp.zeros(output_size, dtype) if bias else None
 
-    def combine(self, windows: Inexact[Array, "T W I"]) -> Inexact[Array, "T O"]:
-        T, window, inputs = windows.shape
-        return windows.reshape(T, window * inputs) @ self.weight.reshape(window * inputs, -1)
+    def combine(self, *windows: Inputs) -> Inexact[Array, "T O"]:
+        return jnp.concatenate(windows, axis=-1) @ self.weight.reshape(-1, self.weight.shape[-1])

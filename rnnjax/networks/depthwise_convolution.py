@@ -1,10 +1,12 @@
 """The causal convolution of each feature by itself."""
 
+from functools import reduce
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import initialise
-from ..arrays import carry_dtype, cast
+from ..arrays import Inputs, carry_dtype, cast
 from .convolution import AbstractConvolution
 
 
@@ -34,6 +36,6 @@ class DepthwiseConvolution(AbstractConvolution):
         self.weight = input_initialiser(key, (window, input_size), carry_dtype(dtype)).astype(dtype)
         self.bias = jnp.zeros(input_size, dtype) if bias else None
 
-    def combine(self, windows: Inexact[Array, "T W I"]) -> Inexact[Array, "T I"]:
+    def combine(self, *windows: Inputs) -> Inputs:
         windows, weight = cast((windows, self.weight), carry_dtype(self.weight.dtype))
-        return jnp.sum(windows * weight, axis=1).astype(self.weight.dtype)
+        return reduce(jnp.add, map(jnp.multiply, weight, windows)).astype(self.weight.dtype)

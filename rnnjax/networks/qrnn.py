@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
@@ -75,20 +75,17 @@ class QRNN(AbstractNetwork):
 
     def run(self, state: QRNNState, xs: Inputs, options: Options) -> tuple[QRNNState, UnitsOverTime]:
         last, windows = look_back(state.inputs, xs, options)
-        coefficients, o = options.over_time(self._gates, windows)
+        coefficients, o = options.over_time(self._gates, *windows)
         pooling = LinearRecurrence(Hidden(self.initial().c))
         after, ys = unroll(pooling, Hidden(state.c), coefficients, **options._asdict())
         if o is not None:
             ys = options.over_time(jnp.multiply, o, ys)
         return QRNNState(last, after.h), ys.astype(self.input_weight.dtype)
 
-    def _gates(
-        self, windows: Inexact[Array, "T W I"]
-    ) -> tuple[tuple[UnitsOverTime, UnitsOverTime], UnitsOverTime | None]:
+    def _gates(self, *windows: Inputs) -> tuple[tuple[UnitsOverTime, UnitsOverTime], UnitsOverTime | None]:
         """The coefficients of the pooling, and the output gate if there is one."""
-        T, (window, inputs, gates, units) = windows.shape[0], self.input_weight.shape
-        flat = self.input_weight.reshape(window * inputs, gates, units)
-        us = affine(flat, self.bias, windows.reshape(T, window * inputs)).astype(carry_dtype(self.input_weight.dtype))
+        flat = self.input_weight.reshape(-1, *self.input_weight.shape[2:])
+        us = affine(flat, self.bias, jnp.concatenate(windows, axis=-1)).astype(carry_dtype(self.input_weight.dtype))
         u = dict(zip(self.gates, jnp.moveaxis(us, 1, 0), strict=True))
         write = sigmoid(u["i"]) if "i" in u else sigmoid(-u["f"])  # 1 - f, without the cancellation
         return (sigmoid(u["f"]), write * jnp.tanh(u["g"])), sigmoid(u["o"]) if "o" in u else None

@@ -22,9 +22,10 @@ class TimeDistributed(AbstractNetwork):
         Stack([residual(Stack([TimeDistributed(norm, 64), LRU(64, 128, key=key), TimeDistributed(gate, 64)])), ...])
 
     It is called with the input alone: what wants a key or a state (`eqx.nn.Dropout`, `eqx.nn.BatchNorm`) is not for it;
-    `Stack(..., dropout=)` drops. Steps that are ignored reach it as zeros, where its derivative must be finite. A layer
-    that holds a function besides its weights, as `eqx.nn.MLP` does its activation, wants `eqx.filter_grad` and
-    `eqx.filter_jit` in place of `jax.grad` and `jax.jit`, as everywhere in Equinox.
+    `Stack(..., dropout=)` drops. In place of a step that is ignored it sees the first one; zeros, where there is none,
+    and where an input that is not finite is kept apart for the sake of `resets`. A layer that holds a function besides
+    its weights, as `eqx.nn.MLP` does its activation, wants `eqx.filter_grad` and `eqx.filter_jit` in place of
+    `jax.grad` and `jax.jit`, as everywhere in Equinox.
     """
 
     function: Callable[..., Any]
@@ -36,7 +37,7 @@ class TimeDistributed(AbstractNetwork):
         if isinstance(function, type) or not callable(function):
             raise TypeError(f"function: expected a function of the input of one step, or a layer, got {function!r}")
         initialise.check_sizes(input_size=input_size)
-        self.function = function
+        self.function = Function(function) if jax.tree_util.all_leaves([function]) else function
         self.input_size = int(input_size)
         self.dtype = jnp.dtype(dtype)
 
@@ -48,3 +49,12 @@ class TimeDistributed(AbstractNetwork):
 
     def run(self, state: tuple[()], xs: Array, options: Options) -> tuple[tuple[()], PyTree[Array]]:
         return state, options.over_time(jax.vmap(self.function), xs)
+
+
+class Function(eqx.Module):
+    """A function without weights, which `jax.jit` and `jax.grad` need not see."""
+
+    function: Callable[..., Any] = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> PyTree[Array]:
+        return self.function(x)
