@@ -760,3 +760,25 @@ def test_a_carry_of_another_form_is_refused():
     grows = lambda model, carry, batch, key: (climb(model, carry, batch, key)[0], (carry, carry))  # noqa: E731
     with pytest.raises(ValueError, match=r"^loss: expected it to return a carry like the one it was given"):
         train(grows, carry=jnp.zeros(3), steps=1)
+
+
+def test_a_loss_without_a_carry_is_refused():
+    alone = lambda *arguments: climb(*arguments)[0]  # noqa: E731
+    with pytest.raises(TypeError, match=r"^loss: expected .*, or \(scalar, None\), got f64"):
+        train(alone, steps=1)
+
+
+def test_a_carry_may_come_back_as_a_number():
+    counted = lambda model, carry, batch, key: (climb(model, None, batch, key)[0], 1.0)  # noqa: ARG005, E731
+    assert train(counted, carry=jnp.zeros(()), steps=1).carry == 1.0
+
+
+def test_carry_that_is_not_finite_spares_the_checkpoint(tmp_path):
+    """A step's loss may be finite and the carry it leaves not: the next step would meet it, and any resumed run."""
+
+    def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return pull(model, None, jnp.ones(3), key)[0], carry + batch.sum()
+
+    with pytest.raises(FloatingPointError, match=r"^carry: expected finite .* after step 4, .*good weights are in"):
+        train(loss, spoilt(np.inf, 3), carry=jnp.zeros(()), every=2, folder=tmp_path)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [2]

@@ -1,6 +1,7 @@
 """Batches as functions of the step, so that a run can be resumed at any step without a past."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -23,9 +24,13 @@ def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable
         raise ValueError(f"size: expected a batch from 1 to the {examples} examples, got {size}")
     per_epoch = examples // size
 
+    @lru_cache(maxsize=1)
+    def order_of(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(examples)
+
     def batch(step: int) -> PyTree[np.ndarray]:
         epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(examples)[place * size : (place + 1) * size]
+        order = order_of(epoch)[place * size : (place + 1) * size]
         return jax.tree.map(lambda leaf: leaf[order], arrays)
 
     return batch

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..check import alike, show
 from .devices import AbstractDevices, DataParallel, OneDevice
+from .finite import check_finite, summarise
 from .run import Log, Metrics, Run
 
 Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
@@ -67,9 +67,9 @@ def fit(
                 each device. Further axes are left to the loss, for `Sharded`. Where the mesh spans processes, all call
                 `fit` alike, each with the whole batch; the first one writes, into a folder that all can read
 
-    Raises FloatingPointError when loss or weights are not finite (the last checkpoint is from before), FileExistsError
-    when `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it holds not this one,
-    ValueError for arguments that make no sense.
+    Raises FloatingPointError when loss, weights or carry are not finite (the last checkpoint is from before),
+    FileExistsError when `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it holds
+    not this one, ValueError and TypeError for arguments that make no sense.
     """
     _check_arguments(steps, every, patience, validate, folder, resume)
     devices = OneDevice() if mesh is None else DataParallel(mesh)
@@ -93,8 +93,8 @@ def fit(
             bar.update()
             if (step + 1) % every and step + 1 < steps:
                 continue
-            metrics: Metrics = {"step": step + 1, **_summary(losses, norms, log)}
-            _check_weights(run, log)
+            metrics: Metrics = {"step": step + 1, **summarise(losses, norms, log)}
+            check_finite(run, devices, log)
             if validate is not None:
                 judged = float(validate(eqx.combine(devices.gather(run.weights), static)))
                 run, metrics["validation"] = _judge(run, judged)
@@ -129,7 +129,10 @@ def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArr
 def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: AbstractDevices) -> Callable:
     def gradient(weights: PyTree, carry: PyTree, batch: PyTree, key: Array) -> Any:
         def objective(weights: PyTree) -> tuple[Array, PyTree]:
-            value, after = loss(eqx.combine(weights, static), carry, batch, key)
+            answer = loss(eqx.combine(weights, static), carry, batch, key)
+            if not (isinstance(answer, tuple) and len(answer) == 2):
+                raise TypeError(f"loss: expected it to return (scalar, carry), or (scalar, None), got {show(answer)}")
+            value, after = answer[0], jax.tree.map(jnp.asarray, answer[1])
             if not alike(after, carry):
                 raise ValueError(
                     f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}"
@@ -150,31 +153,6 @@ def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: Abstract
         return moved, value, optax.tree.norm(slope)
 
     return update
-
-
-def _summary(losses: list[Array], norms: list[Array], log: Log | None) -> Metrics:
-    """Means since the last report. A loss that is not finite ends the run here, before anything is written."""
-    values = np.asarray(jax.device_get(losses), np.float64)
-    if not np.isfinite(values).all():
-        raise FloatingPointError(
-            f"loss: expected a finite value, got {values[~np.isfinite(values)][0]} "
-            f"{len(values) - int(np.argmax(~np.isfinite(values)))} steps ago. "
-            f"Clip the gradient, lower the learning rate, or look at the data.{_kept(log)}"
-        )
-    return {"loss": float(values.mean()), "gradient_norm": float(np.mean(jax.device_get(norms)))}
-
-
-def _check_weights(run: Run, log: Log | None) -> None:
-    """The last step's gradient has met no loss yet: what it made of the weights must be seen before they are kept."""
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(run.weights)):
-        raise FloatingPointError(
-            f"weights: expected finite values, got some that are not after step {int(run.step)}, though the loss was "
-            f"finite. Clip the gradient, lower the learning rate, or look at the gradient.{_kept(log)}"
-        )
-
-
-def _kept(log: Log | None) -> str:
-    return "" if log is None else f" The last good weights are in {log.checkpoint}."
 
 
 def _judge(run: Run, value: float) -> tuple[Run, float]:
