@@ -32,6 +32,8 @@ Length = Int[Array, ""]
 Flags = Bool[Array, " T"]
 Index = Int[Array, " T"]
 
+Shaped = Array | jax.ShapeDtypeStruct  # what is asked of its form alone
+
 State = PyTree[Any]  # what the next step needs, nothing else
 States = PyTree[Any]  # a state over time: a leading axis T on every leaf
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .arrays import State, States, select
+from .arrays import Shaped, State, States, select
 from .cell import AbstractCell
 from .marks import Marks, StepMarks
 
@@ -18,12 +18,13 @@ class AbstractEngine(eqx.Module):
     """A way to run a cell along one sequence. Options live on the object.
 
     Subclass requirements: `run`, the same function whatever the engine, in value and in gradient; and `refusal`, which
-    says of every cell that `run` would not serve why not and what to use instead. Inputs arrive checked, T >= 1, with
-    safe values in ignored steps; `marks` are to be honoured (`marked_step` does so for one that goes step by step).
+    says of every cell that `run` would not serve why not and what to use instead, be `xs` arrays or their shapes alone.
+    Inputs arrive checked, T >= 1, with safe values in ignored steps; `marks` are to be honoured (`marked_step` does so
+    for one that goes step by step).
     """
 
     @abc.abstractmethod
-    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         """Why this engine cannot run `cell` on `xs`, and what can; None if it can."""
 
     @abc.abstractmethod
@@ -32,6 +33,10 @@ class AbstractEngine(eqx.Module):
 
         Both are given, so that one who uses the last state alone does not pay for the others: XLA drops them.
         """
+
+    def refusal_of_part(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
+        """As `refusal`, of `run_part`: `xs` is one part of a sequence."""
+        return self.refusal(cell, xs)
 
     def run_part(
         self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str

@@ -94,6 +94,19 @@ def check_hand_off() -> None:
     equals_one_device(grid.build("lstm_options"), rnnjax.Fused(), short)
 
 
+def two_axes() -> None:
+    """Batch and time, each over an axis of one mesh."""
+    mesh = jax.make_mesh((2, 4), ("batch", "time"), axis_types=(AxisType.Auto,) * 2)
+    cell, xs = grid.build("min_gru"), grid.inputs(4, 16)
+
+    @eqx.filter_jit
+    def compute(engine: rnnjax.AbstractEngine, **options: Any) -> PyTree:
+        return jax.vmap(lambda xs: derivatives(engine, cell, None, xs), **options)(xs)
+
+    over_both = compute(rnnjax.Sharded(rnnjax.Associative(), mesh, "time"), spmd_axis_name="batch")
+    grid.assert_close(over_both, compute(grid.ORACLE))
+
+
 def check_checkpointed() -> None:
     equals_one_device(grid.build("gru"), rnnjax.Checkpointed(), short)
     equals_one_device(grid.build("gru"), rnnjax.Fused(), ragged)
@@ -103,6 +116,7 @@ def check_associative() -> None:
     """A complex cell; and layers, each by the engine that fits it."""
     equals_one_device(rotating(), rnnjax.Associative(), ragged, short, forward_mode)
     equals_one_device(grid.build("stack"), rnnjax.Auto(), short)
+    two_axes()
     engine = rnnjax.Sharded(rnnjax.Fused(shortest=3), time_mesh(), "time")
     assert engine.refusal(grid.build("lstm"), grid.inputs(17)) is None
     assert engine.refusal(grid.build("lstm"), grid.inputs(16)) == "Fused(shortest=3) leaves 2 steps of LSTM to Scan()."
@@ -129,8 +143,13 @@ def check_newton() -> None:
     parts = partial(rnnjax.Sharded, mesh=time_mesh(), axis="time")
     with pytest.raises(ValueError, match=r"the gradient of Newton.* goes step by step for GRU"):
         short(parts(rnnjax.Newton(rnnjax.Diagonal())), grid.build("gru"))
-    with pytest.raises(ValueError, match="fall_back: expected False over parts of time"):
+    with pytest.raises(ValueError, match=r"engine: Newton\(fall_back=True\) cannot run parts of time"):
         short(parts(rnnjax.Newton(fall_back=True)), grid.build("gru"))
+    patient = rnnjax.Auto((rnnjax.Newton(fall_back=True), rnnjax.Scan()))
+    assert parts(patient).refusal(grid.build("gru"), jax.ShapeDtypeStruct((16, grid.I), "float64")) is None
+    hasty = parts(rnnjax.Newton(iterations=1))
+    with pytest.raises(Exception, match="did not solve GRU within 1 iterations"):
+        eqx.filter_jit(rnnjax.unroll)(grid.build("gru"), None, grid.inputs(16), engine=hasty)
 
 
 def gradient(engine: rnnjax.AbstractEngine, cell: Any, xs: jax.ShapeDtypeStruct) -> Any:

@@ -18,6 +18,7 @@ import rnnjax
 from rnnjax.training import launch
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE.parent / "examples"
 LAUNCH = ("-m", "rnnjax.training.launch", "--processes", "2")
 
 
@@ -44,12 +45,14 @@ def test_eight_devices_are_one(check):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (["sequence_parallel.py", "--steps", "64"], "on each of 8; gradients differ by "),
-        (["data_parallel.py", "--steps", "3", "--devices", "8"], "after 3 steps over 8 devices of 1 processes: "),
+        ([EXAMPLES / "sequence_parallel.py", "--steps", "64"], "on each of 8; gradients differ by "),
+        ([EXAMPLES / "data_parallel.py", "--steps", "3", "--devices", "8"], "3 steps over 8 devices of 1 processes: "),
+        ([*LAUNCH, EXAMPLES / "data_parallel.py", "--steps", "3"], "[1] mean squared error on new sequences after 3 "),
     ],
+    ids=["sequence", "data", "processes"],
 )
 def test_the_example_runs(words, shown):
-    ended = run(HERE.parent / "examples" / words[0], *words[1:])
+    ended = run(*words)
     assert ended.returncode == 0, ended.stderr
     assert shown in ended.stdout
 

@@ -264,6 +264,8 @@ COMPOSITION = [
         ["function", "a layer", "Linear"],
         id="function_class",
     ),
+    pytest.param(partial(rnnjax.LinearRecurrence, jnp.zeros(4)), TypeError, ["start", "Hidden"], id="bare_start"),
+    pytest.param(partial(rnnjax.LRU, 4, 8, key=KEY, dtype=jnp.int8), TypeError, ["dtype", "int8"], id="integer_lru"),
     pytest.param(partial(rnnjax.TimeDistributed, 3.0, I), TypeError, ["function", "3.0"], id="function_number"),
     pytest.param(
         partial(rnnjax.TimeDistributed, jnp.tanh, 0), ValueError, ["input_size", "0"], id="function_of_nothing"

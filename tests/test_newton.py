@@ -17,6 +17,11 @@ KEY = jax.random.key(3)
 NEWTONS = {"dense": Newton(), "diagonal": Newton(Diagonal()), "damped": Newton(Diagonal(), damping=1.0)}
 
 
+@eqx.filter_jit
+def solve(newton, cell, xs):
+    return newton.solve(cell, None, xs)
+
+
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
@@ -49,7 +54,7 @@ def test_damped_step_is_the_mean_of_a_kalman_filter(n, damping):
 
 def test_damped_step_is_bounded_where_newtons_overflows():
     J, r = jnp.full((5000, 1, 1, 1), 3.0), jnp.ones((5000, 1, 1))
-    assert np.isfinite(trust.damped_step(J, r, jnp.asarray(1e-3), None)).all()
+    assert np.isfinite(jax.jit(lambda J, r: trust.damped_step(J, r, jnp.asarray(1e-3), None))(J, r)).all()
 
 
 # The same numbers
@@ -105,14 +110,15 @@ def test_second_derivatives(cell, engine):
 
 
 def test_a_linear_cell_takes_one_iteration():
-    solution = Newton(Diagonal()).solve(grid.build("min_gru"), None, grid.inputs(50))
+    solution = solve(Newton(Diagonal()), grid.build("min_gru"), grid.inputs(50))
     assert (int(solution.iterations), bool(solution.converged)) == (1, True)
 
 
 def test_a_plain_function_is_solved_too():
     step = lambda h, x: (jnp.tanh(0.5 * h + x), h * x)  # noqa: E731
     xs, h = grid.inputs(20), jnp.ones(3)
-    assert_within(unroll(step, h, xs, engine=Newton()), unroll(step, h, xs, engine=Scan()), 1e-12)
+    run = jax.jit(lambda engine: unroll(step, h, xs, engine=engine), static_argnums=0)
+    assert_within(run(Newton()), run(Scan()), 1e-12)
 
 
 @pytest.mark.parametrize("engine", [Newton(), Scan()], ids=["newton", "scan"])
@@ -122,10 +128,11 @@ def test_a_function_may_close_over_its_weights(engine):
     def loss(w):
         return grid.contract(unroll(lambda h, x: (jnp.tanh(w * h + x), h), h, xs, engine=engine))
 
-    slope = (loss(0.5 + 1e-6) - loss(0.5 - 1e-6)) / 2e-6
+    value = jax.jit(loss)
+    slope = (value(0.5 + 1e-6) - value(0.5 - 1e-6)) / 2e-6
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.5), slope, rtol=1e-7)
     ws = jnp.asarray([0.1, 0.5])
-    np.testing.assert_allclose(jax.vmap(loss)(ws), [loss(w) for w in ws], rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.vmap(loss))(ws), [value(w) for w in ws], rtol=1e-12)
 
 
 # Batches
@@ -134,8 +141,7 @@ def test_a_function_may_close_over_its_weights(engine):
 def test_no_row_of_a_batch_iterates_more_than_it_would_alone():
     cell, newton = grid.build("gru"), Newton(Diagonal())
     xs = grid.inputs(6, 40) * jnp.asarray([0.0, 0.1, 0.5, 1.0, 3.0, 10.0])[:, None, None]
-    solve = jax.jit(lambda xs: newton.solve(cell, None, xs))
-    alone = [int(solve(row).iterations) for row in xs]
+    alone = [int(solve(newton, cell, row).iterations) for row in xs]
     solution = jax.jit(jax.vmap(lambda xs: newton.solve(cell, None, xs)))(xs)
     np.testing.assert_array_equal(solution.iterations, alone)
     assert len(set(alone)) > 2
@@ -156,10 +162,10 @@ def unstable():
 
 def test_what_newtons_own_steps_cannot_solve_the_damped_ones_do():
     cell, xs = unstable()
-    lost = Newton().solve(cell, None, xs)
+    lost = solve(Newton(), cell, xs)
     assert not lost.converged
     assert np.isnan(lost.residual)
-    solution = jax.jit(lambda xs: Newton(damping=0.01, iterations=600).solve(cell, None, xs))(xs)
+    solution = solve(Newton(damping=0.01, iterations=600), cell, xs)
     assert solution.converged
     assert_within(solution.states.h, unroll(cell, None, xs, engine=Scan())[1], 1e-10)
 
@@ -180,7 +186,7 @@ def test_fall_back_is_step_by_step_for_those_that_need_it():
 
 
 def test_nan_is_not_solved():
-    solution = Newton(damping=1.0).solve(grid.build("gru"), None, grid.inputs(20).at[5].set(jnp.nan))
+    solution = solve(Newton(damping=1.0), grid.build("gru"), grid.inputs(20).at[5].set(jnp.nan))
     assert not solution.converged
     assert np.isnan(solution.residual)
     assert solution.iterations == 0
@@ -193,6 +199,34 @@ def test_nan_in_the_inputs_is_nan_from_there_on():
     np.testing.assert_allclose(ys, expected, atol=1e-12)
     np.testing.assert_allclose(last.h, expected_last.h)
     assert np.isnan(ys[5:]).all()
+
+
+def test_nan_in_the_inputs_is_nan_in_the_gradient():
+    slope = jax.jit(jax.grad(lambda cell, xs: unroll(cell, None, xs, engine=Newton())[1].sum(), (0, 1)))
+    slopes = slope(grid.build("gru"), grid.inputs(20).at[5].set(jnp.nan))
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(slopes[0]))
+    assert np.isnan(slopes[1][:5]).all()
+
+
+def test_no_step_leaves_the_state_as_it_came():
+    cell, state = grid.build("ind_rnn"), rnnjax.Hidden(jnp.arange(float(grid.H)).at[0].set(jnp.nan))
+    last = lambda cell: unroll(cell, state, grid.inputs(4), length=0, engine=Newton())[0].h.sum()  # noqa: E731
+    value, slope = jax.jit(jax.value_and_grad(last))(cell)
+    assert np.isnan(value)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(slope))
+
+
+def test_solve_honours_what_unroll_does():
+    """Resets in the padding are none; and what is returned is what was solved, even where `unroll` would fall back."""
+    cell, xs = grid.build("gru"), grid.inputs(12)
+    state, options = grid.random_state(cell), {"length": 6, "resets": jnp.arange(12) % 7 == 2}
+    solved = eqx.filter_jit(lambda newton: newton.solve(cell, state, xs, **options))
+    last, ys = unroll(cell, state, xs, **options)
+    states = solved(Newton()).states.h
+    assert_within((states[-1], states[:6]), (last.h, ys[:6]), 1e-11)
+    early = solved(Newton(iterations=1, fall_back=True))
+    assert not early.converged
+    assert np.abs(early.states.h[5] - ys[5]).max() > 1e-6
 
 
 @pytest.mark.parametrize("jacobian", [Dense(), Diagonal()], ids=["dense", "blocks"])
@@ -229,14 +263,17 @@ def test_jacobians_that_do_not_fit_into_memory_are_refused_with_their_size(monke
     cell, xs = rnnjax.GRU(1, 1024, key=KEY), jnp.zeros((100_000, 1))
     monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: int(80e9))
     message = Newton().refusal(cell, xs)
-    assert "100000 of 1024 x 1024, and the scan of them take 1678 GB, and there are 80 GB" in message
+    assert "100000 of 1024 x 1024, and the scan of them take 1681 GB, and there are 80 GB" in message
     assert "Use Newton(Diagonal()), fewer or shorter sequences, or Scan()" in message
     assert Newton(Diagonal()).refusal(cell, xs) is None
+    monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: int(4e9))
+    message = Newton(Diagonal()).refusal(cell, xs)
+    assert "100000 x 1024 of 1 x 1, and the scan of them take 4.9 GB, and there are 4 GB. Use fewer" in message
 
 
 def test_a_batch_that_does_not_fit_is_refused_though_one_sequence_would(monkeypatch):
     cell, newton = grid.build("gru"), Newton()
-    monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: 10**5)
+    monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: 2 * 10**5)
     assert newton.refusal(cell, grid.inputs(40)) is None
     with pytest.raises(ValueError, match="cannot run GRU: its Jacobians, 64 x 40 x 1 of 8 x 8"):
         jax.vmap(lambda xs: unroll(cell, None, xs, engine=newton))(grid.inputs(64, 40))

@@ -1,12 +1,15 @@
 """The engine `Associative`: a linear cell, parallel in time."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..arrays import State, States, UnitsOverTime, select
+from ..arrays import Shaped, State, States, Units, UnitsOverTime, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
+from ..check import show
 from ..engine import AbstractEngine
 from ..kernels.linear_scan.linear_scan import linear_scan
 from ..kernels.linear_scan.part import scan_part
@@ -25,6 +28,9 @@ class Associative(AbstractEngine):
     The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
     `jax.export` does not take the CPU kernel's calls unless told to: export with a `block`. It needs an
     `AbstractLinearCell`; a nonlinear one has to go step by step.
+
+    Where nothing holds |a| below one and the product of many overflows, parts of a sequence that are run at once (with
+    a `block`, under `Sharded`, on CUDA) may end in NaN where a state that is zero would have stayed so: use `Scan`.
     """
 
     block: int | None = eqx.field(static=True, default=None)
@@ -34,7 +40,7 @@ class Associative(AbstractEngine):
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
             raise ValueError(f"block: expected a positive number of steps or None, got {block!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         del xs
         if isinstance(cell, AbstractLinearCell):
             return None
@@ -57,10 +63,24 @@ class Associative(AbstractEngine):
 def _maps(cell: AbstractCell, xs: PyTree[Array], marks: Marks) -> tuple[UnitsOverTime, UnitsOverTime]:
     """The steps as maps h -> a h + b, their marks included."""
     assert isinstance(cell, AbstractLinearCell)
-    a, b = jax.vmap(cell.coefficients)(cell.project(xs))
+    a, b = jax.vmap(partial(_coefficients, cell, marks.initial.h))(cell.project(xs))
     ignored, reset = marks.over_time(a.shape[0])
     if ignored is not None:
         a, b = select(ignored, (jnp.ones_like(a), jnp.zeros_like(b)), (a, b))
     if reset is not None:  # where a is zero, what came before is forgotten
         a, b = select(reset, (jnp.zeros_like(a), a * marks.initial.h + b), (a, b))
     return a, b
+
+
+def _coefficients(cell: AbstractLinearCell, like: Units, u: PyTree[Array]) -> tuple[Units, Units]:
+    """a and b of one step, each in the shape of the state: a cell may give one number for all its units."""
+    a, b = map(jnp.asarray, cell.coefficients(u))
+    shapes = (), (1,), like.shape
+    with jax.numpy_dtype_promotion("standard"):
+        narrow = jnp.result_type(a, b, like) == like.dtype
+    if a.shape not in shapes or b.shape not in shapes or not narrow:
+        raise ValueError(
+            f"{describe(cell)}.coefficients: expected a and b that fit the state, {show(like)}, "
+            f"got a {show(a)} and b {show(b)}"
+        )
+    return jnp.broadcast_to(a, like.shape), jnp.broadcast_to(b, like.shape)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from ..arrays import State, States
+from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, marked_step
 from ..marks import Marks
@@ -29,7 +29,7 @@ class Checkpointed(AbstractEngine):
         if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
             raise ValueError(f"segment: expected a positive number of steps or None, got {segment!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         del cell, xs
         return None
 

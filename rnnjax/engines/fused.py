@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..arrays import State, States, carry_dtype, cast
+from ..arrays import Shaped, State, States, carry_dtype, cast
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine
 from ..kernel import AbstractKernel, Pointwise, Sequences, Weights
@@ -47,7 +47,7 @@ class Fused(AbstractEngine):
             if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {bound!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         reason = _misfit(cell, xs)
         if reason is not None:
             return f"Fused cannot run {describe(cell)}: {reason}. Use Scan()."
@@ -62,7 +62,7 @@ class Fused(AbstractEngine):
             return None
         return f"Fused has no kernel for {describe(cell)}. " + " ".join(filter(None, refusals))
 
-    def select(self, cell: AbstractCell, xs: PyTree[Array]) -> dict[str, str]:
+    def select(self, cell: AbstractCell, xs: PyTree[Shaped]) -> dict[str, str]:
         """How `cell` would run on each platform that has a kernel, or why the reference would run in its place.
 
         Raises `ValueError` where it would not run at all. A plan for GPUs is one for the abstract device of the mesh in
@@ -91,7 +91,7 @@ class Fused(AbstractEngine):
         return tuple((platform, kernel) for platform, kernel in kernels if kernel is not None)
 
 
-def _misfit(cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
     """Why no kernel can run `cell` on `xs`, be the platform what it may."""
     if not isinstance(cell, AbstractGatedCell):
         return "it needs an AbstractGatedCell"

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from ..arrays import State, States
+from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, marked_step
 from ..marks import Marks
@@ -25,7 +25,7 @@ class Scan(AbstractEngine):
         if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
             raise ValueError(f"unroll: expected a positive number of steps, got {self.unroll!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         del cell, xs
         return None
 

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from ..arrays import State, States
+from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..marks import Marks
@@ -52,9 +52,10 @@ class Sharded(AbstractEngine):
                 f"Make the mesh by {_like(devices, self.axis)}"
             )
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         steps = -(-jax.tree.leaves(xs)[0].shape[0] // self.mesh.shape[self.axis])
-        return self.engine.refusal(cell, jax.tree.map(lambda leaf: leaf[:steps], xs))  # it is asked to run a part
+        part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape[1:]), leaf.dtype), xs)
+        return self.engine.refusal_of_part(cell, part)
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]

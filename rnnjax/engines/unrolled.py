@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..arrays import State, States
+from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, marked_step
 from ..marks import Marks
@@ -16,7 +16,7 @@ class Unrolled(AbstractEngine):
     The program grows with T, and compile time with it: tens of seconds at T = 64, minutes soon after. Use `Scan`.
     """
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Array]) -> str | None:
+    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         del cell, xs
         return None
 

@@ -1,6 +1,6 @@
 """The dense Jacobian: what every number of a state does to every other."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,12 @@ class Dense(AbstractJacobian):
     Memory of T D^2 and work of T D^3 for one iteration: for few units, and many steps.
     """
 
+    remedy: ClassVar[str] = "Use Newton(Diagonal()), fewer or shorter sequences, or Scan()"
+
     def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:
         leaves = jax.tree.leaves(jax.eval_shape(cell.initial))
         D = sum(leaf.size for leaf in leaves)
-        return shortage((T, D, D), leaves[0].dtype.itemsize, damped)
+        return shortage((T, D, D), leaves[0].dtype.itemsize, damped, self.remedy)
 
     def pack(self, state: State) -> Vectors:
         return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(state)])[None]

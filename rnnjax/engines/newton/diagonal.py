@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, descr
 from . import time
 from .blocks import Blocks, Vectors
 from .jacobian import AbstractJacobian
+from .memory import shortage
 from .problem import Problem
 
 
@@ -27,11 +28,13 @@ class Diagonal(AbstractJacobian):
     diagonal.
     """
 
+    remedy: ClassVar[str] = "Use fewer or shorter sequences, or Scan()"
+
     def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:
-        del T, damped
-        shapes = {leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial))}
-        if len(shapes) == 1 and all(len(shape) == 1 for shape in shapes):
-            return None
+        leaves = jax.tree.leaves(jax.eval_shape(cell.initial))
+        shapes, n = {leaf.shape for leaf in leaves}, len(leaves)
+        if len(shapes) == 1 and leaves[0].ndim == 1:
+            return shortage((T, leaves[0].size, n, n), leaves[0].dtype.itemsize, damped, self.remedy)
         return f"its state is not made of vectors of the same units, {sorted(shapes)}. Use Newton(Dense()) or Scan()"
 
     def pack(self, state: State) -> Vectors:

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, PyTree
@@ -16,8 +16,11 @@ from .problem import Problem
 class AbstractJacobian(eqx.Module):
     """A choice of Jacobian: how a state is laid out as [K, n], and its K blocks [n, n] at every step.
 
-    Subclass requirements: `pack`, `unpack`, `evaluate`, and `propagate`, which is exact whatever `evaluate` leaves out.
+    Subclass requirements: `remedy`; `pack`, `unpack`, `evaluate`, and `propagate`, which is exact whatever `evaluate`
+    leaves out.
     """
+
+    remedy: ClassVar[str]  # what to do where memory is short
 
     @abc.abstractmethod
     def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:

@@ -7,21 +7,25 @@ from pathlib import Path
 import jax
 
 COPIES, DAMPED_COPIES = 4, 8  # of all Jacobians that an iteration holds at once
+VECTORS = 8  # of the size of all states, beside them
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
-def shortage(shape: tuple[int, ...], itemsize: int, damped: bool) -> str | None:
+def shortage(shape: tuple[int, ...], itemsize: int, damped: bool, remedy: str) -> str | None:
     """What is wrong with Jacobians of this shape, [..., n, n], and what to do; None if they fit."""
+    *many, rows, columns = shape
     copies = DAMPED_COPIES if damped else COPIES
-    needed, available = copies * math.prod(shape) * itemsize, memory()
+    needed, available = (copies * columns + VECTORS) * math.prod(shape[:-1]) * itemsize, memory()
     if available is None or needed <= available:
         return None
-    *many, rows, columns = shape
     return (
         f"its Jacobians, {' x '.join(map(str, many))} of {rows} x {columns}, and the scan of them take "
-        f"{needed / 1e9:.0f} GB, and there are {available / 1e9:.0f} GB. "
-        "Use Newton(Diagonal()), fewer or shorter sequences, or Scan()"
+        f"{_gigabytes(needed)}, and there are {_gigabytes(available)}. {remedy}"
     )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
 
 
 def memory() -> int | None:

@@ -58,7 +58,8 @@ def solve(settings: Settings, problem: Problem, axes: PyTree[int | None], rows: 
     over_rows = partial(jax.vmap, axis_size=rows)
     iterate = over_rows(partial(_start, settings), in_axes=(axes,))(problem)
     jacobians = iterate.jacobians
-    reason = shortage(jacobians.shape, jacobians.dtype.itemsize, settings.damping is not None)
+    damped, remedy = settings.damping is not None, settings.jacobian.remedy
+    reason = shortage(jacobians.shape, jacobians.dtype.itemsize, damped, remedy)
     if reason is not None:  # of all rows: one alone was asked for before
         raise ValueError(f"engine: Newton cannot run {describe(problem.cell)}: {reason}.")
     iterate = _iterate(settings, problem, axes, iterate)
