@@ -217,7 +217,7 @@ def test_linear_scan_of_random_shape(seed):
 @pytest.mark.parametrize("dtype", ["float64", "complex64"])
 @pytest.mark.parametrize("sizes", LONG)
 def test_linear_scan_of_large_sizes(sizes, dtype):
-    check_linear_scan(sizes, dtype, sizes[2] + (dtype == "complex64"))
+    check_linear_scan(sizes, dtype, LONG.index(sizes) + 3 * (dtype == "complex64"))
 
 
 @pytest.mark.parametrize("reverse", [False, True])

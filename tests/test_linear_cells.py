@@ -147,6 +147,57 @@ def test_linear_recurrence_takes_its_coefficients_as_inputs(dtype):
         np.testing.assert_allclose(last.h, expected[-1], rtol=0, atol=1e-12)
 
 
+class OneGate(rnnjax.AbstractLinearCell):
+    """h_t = a h_{t-1} + x_t, with one number for all units, be it a gate or a constant."""
+
+    gate: Any = eqx.field(static=True)
+    start: None = None
+
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((4,), F64)
+
+    def initial(self) -> Hidden:
+        return Hidden(jnp.zeros(4))
+
+    def project(self, xs: jax.Array) -> jax.Array:
+        return xs
+
+    def coefficients(self, u: jax.Array) -> Any:
+        return self.gate(u), u
+
+    def readout(self, states: Hidden, xs: jax.Array) -> jax.Array:
+        del xs
+        return states.h
+
+
+@pytest.mark.parametrize("gate", [lambda u: jax.nn.sigmoid(u[0]), lambda u: jax.nn.sigmoid(u[:1]), lambda _: 0.9])
+def test_one_coefficient_may_serve_all_units(gate):
+    xs = jax.random.normal(KEY, (16, 4), F64)
+    _, expected = run(OneGate(gate), None, xs, engine=SEQUENTIAL, length=11)
+    for engine in (PARALLEL, rnnjax.Associative(block=4), rnnjax.Auto()):
+        _, ys = run(OneGate(gate), None, xs, engine=engine, length=11)
+        np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("gate", "shown"),
+    [
+        (lambda u: u[:2], r"got a f64\[2\] and b f64\[4\]"),
+        (lambda u: jax.lax.complex(u, u), r"got a c128\[4\] and b f64\[4\]"),
+    ],
+)
+def test_coefficients_that_do_not_fit_the_state_are_refused(gate, shown):
+    with pytest.raises(ValueError, match=r"OneGate.coefficients: expected a and b that fit the state, .*" + shown):
+        run(OneGate(gate), None, jnp.ones((16, 4)), engine=PARALLEL)
+
+
+def test_a_plain_function_at_every_step_is_no_weight():
+    network = rnnjax.Stack([rnnjax.TimeDistributed(jnp.tanh, I), rnnjax.MinGRU(I, H, key=KEY, dtype=F32)])
+    loss = lambda network: jnp.sum(unroll(network, None, inputs(T, F32))[1])  # noqa: E731
+    assert jnp.isfinite(jax.jit(loss)(network))
+    assert len(jax.tree.leaves(jax.grad(loss)(network))) == 2
+
+
 # Complex diagonals
 
 

@@ -38,11 +38,14 @@ DEVICE = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu"
 
 
 def draw(*shape: int, dtype: Any = "float64", seed: int = 0) -> np.ndarray:
-    """Random numbers, the imaginary parts too where there are some; none of them is near zero."""
+    """Random numbers, none of them near zero; of the complex ones some are real, and some are imaginary."""
     random = np.random.default_rng(seed)
     size = random.uniform(0.2, 1, shape) * random.choice([-1, 1], shape)
-    turned = size * np.exp(1j * random.uniform(-1, 1, shape)) if jnp.iscomplexobj(jnp.zeros(0, dtype)) else size
-    return turned.astype(dtype)
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        return size.astype(dtype)
+    turned = size * np.exp(1j * random.uniform(-1, 1, shape))
+    on_axes = np.choose(random.integers(0, 4, shape), [size, 1j * size, turned, turned])
+    return on_axes.astype(dtype)
 
 
 def operands(A: int, B: int, T: int, H: int, dtype: Any = "float64") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

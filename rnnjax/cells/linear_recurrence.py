@@ -1,5 +1,6 @@
 """The bare linear recurrence, whose coefficients are its inputs."""
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
@@ -16,6 +17,11 @@ class LinearRecurrence(AbstractLinearCell):
     """
 
     start: Hidden
+
+    def __check_init__(self):
+        h = self.start.h if isinstance(self.start, Hidden) else None
+        if not eqx.is_inexact_array(h):
+            raise TypeError(f"start: expected a Hidden of floating or complex numbers [H], got {self.start!r}")
 
     def input_type(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         one = jax.ShapeDtypeStruct(self.start.h.shape, self.start.h.dtype)

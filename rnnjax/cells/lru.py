@@ -60,6 +60,7 @@ class LRU(AbstractStateSpaceCell):
         """
         output_size = read_size(input_size, output_size, skip)
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
+        initialise.check_dtype(dtype)
         check_ring(r_min, r_max, max_phase)
         keys = jax.random.split(key, 5)
         parts = initialise.input_weight(input_initialiser, keys[0], input_size, "ri", hidden_size, carry_dtype(dtype))

@@ -13,6 +13,7 @@ from ..cpu import library
 from ..cpu.cpu import InstructionSet
 
 SHORTEST = 8  # steps: a call costs as much as fewer do in XLA's own loop
+NARROWEST, MANY = 4, 8  # units of which XLA's loop sees many rows at once, and the kernel one after the other
 
 
 def is_here() -> bool:
@@ -20,9 +21,9 @@ def is_here() -> bool:
     return library.absence() is None
 
 
-def pays(T: int) -> bool:
+def pays(B: int, T: int, H: int) -> bool:
     """Whether there is, and a call to it is worth its price."""
-    return is_here() and T >= SHORTEST
+    return is_here() and T >= SHORTEST and (H >= NARROWEST or B < MANY)
 
 
 def scan(

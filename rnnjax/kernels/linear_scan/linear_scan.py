@@ -121,7 +121,7 @@ def _lower(platform: str | None, context: Any, *operands: Any, block: int | None
     rows = context.avals_in[1]
     scan, dtypes = KERNELS.get(platform, (None, ()))
     T = rows.shape[1]
-    refused = rows.dtype.name not in dtypes or not rows.size or (platform == "cpu" and not cpu.pays(T))
+    refused = rows.dtype.name not in dtypes or not rows.size or (platform == "cpu" and not cpu.pays(*rows.shape))
     if scan is None or block is not None or refused:
         scan = partial(plain.scan, block=block or _length(platform, T))
     return mlir.lower_fun(partial(scan, **static), multiple_results=False)(context, *operands)
