@@ -34,8 +34,10 @@ PERIOD, LONG = 40, 10_000  # steps of the wave that a cell is trained to draw, a
 class Row(NamedTuple):
     """Newton on one sequence of random inputs; Scan's time is from the same interleaved run.
 
-    `depth` is how many operations wait for each other: for each iteration, one step and the levels of its scan up and
-    down. Scan's is T steps. `gigabytes` is the temporary memory of the executable.
+    `depth` is how many operations wait for each other, as run on a CPU: for each iteration a step, and the levels of
+    its scan up and down, or where a Jacobian has one number to a unit the steps of `linear_scan`, which are far smaller
+    than the cell's. Scan's is T. `work` is the operations over those of Scan: steps, a derivative of one counted as
+    another, and what composes. `gigabytes` is the temporary memory of the executable.
     """
 
     contest: str
@@ -45,6 +47,7 @@ class Row(NamedTuple):
     residual: float
     converged: bool
     depth: int
+    work: float
     milliseconds: float
     scan_milliseconds: float
     gigabytes: float
@@ -93,7 +96,8 @@ def main() -> None:
     parser.add_argument("--units", type=int, nargs="+", default=UNITS)
     options = parser.parse_args()
     print(measure.heading())
-    print(f"{'cell, Jacobian':<23}{'T':>8}{'H':>4}{'iterations':>11}{'depth':>7}{'ms':>10}{'Scan ms':>10}{'GB':>8}")
+    heads = f"{'cell, Jacobian':<23}{'T':>8}{'H':>4}{'iterations':>11}{'depth':>9}{'work':>7}"
+    print(f"{heads}{'ms':>10}{'Scan ms':>10}{'GB':>8}")
     rows = [compare(contest, T, H) for contest in CONTESTS for T in options.steps for H in options.units]
     print(f"a GRU that was trained to draw a wave, {LONG} steps of it:")
     trained = train(16)
@@ -123,17 +127,35 @@ def compare(contest: str, T: int, H: int) -> Row:
         iterations,
         float(solution.residual),
         bool(solution.converged),
-        (iterations + 1) * (1 + 2 * math.ceil(math.log2(T))),
+        1 + iterations * (1 + levels(newton, T)),
+        work(cell, newton, iterations),
         medians[0],
         medians[1],
         solve.temporary_bytes / 1e9,
     )
     print(
-        f"{contest:<23}{T:>8}{H:>4}{iterations:>11}{row.depth:>7}{medians[0]:>10.1f}{medians[1]:>10.1f}"
+        f"{contest:<23}{T:>8}{H:>4}{iterations:>11}{row.depth:>9}{row.work:>7.1f}{medians[0]:>10.1f}{medians[1]:>10.1f}"
         f"{row.gigabytes:>8.2f}{'' if row.converged else '  NOT CONVERGED'}",
         flush=True,
     )
     return row
+
+
+def levels(newton: Newton, T: int) -> int:
+    """Of a tree over time, up and down; or of time itself where it is walked. States here have one field."""
+    return T if isinstance(newton.jacobian, Diagonal) else 2 * math.ceil(math.log2(T))
+
+
+def work(cell: AbstractCell, newton: Newton, iterations: int) -> float:
+    """The operations of all iterations over those of the steps alone."""
+    state = cell.initial()
+    (H,) = jax.tree.leaves(state)[0].shape
+    step = jax.jit(lambda state, u: cell.step(state, u))
+    analysis = step.lower(state, cell.project(jnp.zeros((1, INPUTS)))[0]).compile().cost_analysis()
+    assert analysis is not None
+    operations = analysis["flops"]
+    columns, composed = (1, 2 * H) if isinstance(newton.jacobian, Diagonal) else (H, 2 * (2 * H**3 + 2 * H**2))
+    return ((iterations + 1) * operations * (1 + columns) + iterations * composed) / operations
 
 
 def train(H: int) -> Autoregressive:
