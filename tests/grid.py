@@ -93,7 +93,7 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "associative": rnnjax.Associative(),
     "associative_blocks": rnnjax.Associative(block=5),
     "newton": rnnjax.Newton(),
-    "newton_diagonal": rnnjax.Newton(rnnjax.Diagonal(), damping=1.0),
+    "newton_diagonal": rnnjax.Newton(rnnjax.Diagonal()),
     "fused": rnnjax.Fused(),
     "fused_tpu": rnnjax.Fused(cpu=rnnjax.TPU(interpret=True)),  # emulated, which takes float64 too
     "fused_gpu": rnnjax.Fused(cpu=rnnjax.GPU(interpret=True)),
