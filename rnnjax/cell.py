@@ -8,6 +8,7 @@ A cell is one sequence's worth: `jax.vmap` batches it.
 """
 
 import abc
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -128,6 +129,20 @@ class AbstractGatedCell(AbstractAffineCell):
         return self.pointwise(cast(self.gains, carried), u.astype(carried), v, state)
 
 
+class AbstractCandidateCell(AbstractGatedCell):
+    """A gated cell that writes a candidate into a memory, and lets what it writes be seen apart from what it keeps.
+
+    Subclass requirements: `write`, of which `pointwise` is the case that changes nothing.
+    """
+
+    @abc.abstractmethod
+    def write(self, gains: PyTree, u: Gates, v: Gates, state: State, through: Callable[[Units], Units]) -> State:
+        """The state after one step, unit by unit, where the candidate went through `through` before it was written."""
+
+    def pointwise(self, gains: PyTree, u: Gates, v: Gates, state: State) -> State:
+        return self.write(gains, u, v, state, unchanged)
+
+
 class AbstractDiagonalCell(AbstractCell):
     """A cell of which no unit sees another one's past: its Jacobian is diagonal, or a small block for each unit.
 
@@ -153,6 +168,11 @@ class AbstractLinearCell(AbstractDiagonalCell):
     def step(self, state: Hidden, u: PyTree[Array]) -> Hidden:
         a, b = self.coefficients(u)
         return Hidden(a * state.h + b)
+
+
+def unchanged(values: Units) -> Units:
+    """The candidate as it is."""
+    return values
 
 
 def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> GatesOverTime:

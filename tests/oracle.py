@@ -79,7 +79,8 @@ def both(cell: Any, x: Vector, h: Vector, gate: int) -> Vector:
 
 def elman(cell: rnnjax.Elman, state: State, x: Vector) -> State:
     (h,) = state
-    return (ACTIVATIONS[cell.activation](both(cell, x, h, 0)),)
+    leak = 1.0 if cell.leak is None else cell.leak
+    return ((1 - leak) * h + leak * ACTIVATIONS[cell.activation](both(cell, x, h, 0)),)
 
 
 def memory(cell: Any, peepholes: Any, state: State, x: Vector) -> State:

@@ -39,6 +39,7 @@ VARIANTS = lstm_variants() | {
     "elman_relu": partial(rnnjax.Elman, activation=jax.nn.relu),
     "elman_linear": partial(rnnjax.Elman, activation=rnnjax.linear),
     "elman_heads": partial(rnnjax.Elman, heads=HEADS),
+    "elman_leak": partial(rnnjax.Elman, leak=0.3),
     "gru": rnnjax.GRU,
     "gru_no_bias": partial(rnnjax.GRU, bias=False),
     "gru_heads": partial(rnnjax.GRU, heads=HEADS),

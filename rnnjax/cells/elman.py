@@ -19,7 +19,9 @@ class Elman(AbstractGatedCell):
 
     `activation` is any elementwise function: `jnp.tanh`, `jax.nn.relu` (with `initialise.identity` the IRNN), or
     `rnnjax.linear`, which gives the linear network `s_k = s_{k-1} w_rec + x_k w_x`. That one is linear with a dense R,
-    so `Associative` does not run it.
+    so `Associative` does not run it. With a `leak` the units integrate, Jaeger 2001 (GMD report 148):
+
+        h_t = (1 - leak) * h_{t-1} + leak * activation(W x_t + R h_{t-1} + b)
     """
 
     input_weight: InputWeight
@@ -28,6 +30,7 @@ class Elman(AbstractGatedCell):
     gains: None
     start: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True)
+    leak: float | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Elman(AbstractGatedCell):
         *,
         key: PRNGKeyArray,
         activation: Callable[[Array], Array] = jnp.tanh,
+        leak: float | None = None,
         heads: int = 1,
         bias: bool = True,
         learn_initial: bool = False,
@@ -44,8 +48,10 @@ class Elman(AbstractGatedCell):
         bias_initialiser: initialise.Initialiser = initialise.zeros,
         dtype=jnp.float32,
     ):
-        """Draw the weights. Arguments as in `LSTM`, and `activation`."""
+        """Draw the weights. Arguments as in `LSTM`, `activation`, and `leak`, above 0 and up to 1."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        if leak is not None and not 0 < leak <= 1:
+            raise ValueError(f"leak: expected a share above 0 and up to 1, or None, got {leak!r}")
         keys = jax.random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.recurrent_weight = initialise.recurrent_weight(
@@ -55,11 +61,13 @@ class Elman(AbstractGatedCell):
         self.gains = None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
+        self.leak = leak
 
     def pointwise(self, gains: None, u: Gates, v: Gates, state: Hidden) -> Hidden:
-        del gains, state
+        del gains
         (n,) = u + v
-        return Hidden(self.activation(n))
+        n = self.activation(n)
+        return Hidden(n if self.leak is None else (1 - self.leak) * state.h + self.leak * n)
 
 
 def linear(n: Array) -> Array:

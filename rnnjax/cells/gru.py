@@ -1,5 +1,7 @@
 """The gated recurrent unit, reset after the product."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
@@ -7,10 +9,10 @@ from jaxtyping import PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractGatedCell, Hidden, learned
+from ..cell import AbstractCandidateCell, Hidden, learned
 
 
-class GRU(AbstractGatedCell):
+class GRU(AbstractCandidateCell):
     """Cho et al. 2014 (arXiv:1406.1078v1), reset *after* the product as torch, cuDNN, Keras and Flax have it.
 
         r, z = sigmoid(W x_t + b + R h_{t-1})
@@ -52,10 +54,12 @@ class GRU(AbstractGatedCell):
         self.gains = bias_initialiser(keys[3], "n", hidden_size, dtype)[0] if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
-    def pointwise(self, gains: Units | None, u: Gates, v: Gates, state: Hidden) -> Hidden:
+    def write(
+        self, gains: Units | None, u: Gates, v: Gates, state: Hidden, through: Callable[[Units], Units]
+    ) -> Hidden:
         (u_r, u_z, u_n), (v_r, v_z, v_n) = u, v
         if gains is not None:
             v_n = v_n + gains
         z = sigmoid(u_z + v_z)
         n = jnp.tanh(u_n + sigmoid(u_r + v_r) * v_n)
-        return Hidden((1 - z) * n + z * state.h)
+        return Hidden((1 - z) * through(n) + z * state.h)

@@ -1,5 +1,6 @@
 """Long short-term memory, with peepholes, a coupled gate or a clipped cell where asked."""
 
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractGatedCell, learned
+from ..cell import AbstractCandidateCell, learned, unchanged
 
 
 class LSTMState(NamedTuple):
@@ -28,7 +29,7 @@ class Peepholes(NamedTuple):
     o: Units
 
 
-class LSTM(AbstractGatedCell):
+class LSTM(AbstractCandidateCell):
     """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o, as in torch.
 
         i, f, o = sigmoid(W x_t + R h_{t-1} + b)         g = tanh(W x_t + R h_{t-1} + b)
@@ -90,11 +91,19 @@ class LSTM(AbstractGatedCell):
         self.start = learned(learn_initial, LSTMState, hidden_size, dtype)
         self.clip = clip
 
-    def pointwise(self, gains: Peepholes | None, u: Gates, v: Gates, state: LSTMState) -> LSTMState:
-        return gate(gains, u + v, state.c, self.clip)
+    def write(
+        self, gains: Peepholes | None, u: Gates, v: Gates, state: LSTMState, through: Callable[[Units], Units]
+    ) -> LSTMState:
+        return gate(gains, u + v, state.c, self.clip, through)
 
 
-def gate(peepholes: Peepholes | None, gates: Gates, c: Units, clip: float | None) -> LSTMState:
+def gate(
+    peepholes: Peepholes | None,
+    gates: Gates,
+    c: Units,
+    clip: float | None,
+    through: Callable[[Units], Units] = unchanged,
+) -> LSTMState:
     """The elementwise half of every LSTM here: `gates` before their nonlinearities, three of them if coupled."""
     i, *f, g, o = gates
     if peepholes is not None:
@@ -102,7 +111,7 @@ def gate(peepholes: Peepholes | None, gates: Gates, c: Units, clip: float | None
         f = [forget + peephole * c for forget, peephole in zip(f, peepholes.f, strict=True)]
     i = sigmoid(i)
     keep = sigmoid(f[0]) if f else 1 - i
-    c = keep * c + i * jnp.tanh(g)
+    c = keep * c + i * through(jnp.tanh(g))
     if clip is not None:
         c = jnp.clip(c, -clip, clip)
     if peepholes is not None:
