@@ -44,7 +44,7 @@ class Diagonal(AbstractJacobian):
         return jax.tree.unflatten(jax.tree.structure(like), list(jnp.moveaxis(vectors, -1, 0)))
 
     def evaluate(self, problem: Problem, befores: Vectors) -> tuple[Vectors, Blocks]:
-        step, is_diagonal = _own_past(problem.cell)
+        step, is_diagonal = own_past(problem.cell)
         derive = _by_fields if is_diagonal else _by_units
 
         def one(x: Vectors, u: PyTree[Array], marks: Any) -> tuple[Vectors, Blocks]:
@@ -69,7 +69,7 @@ class Diagonal(AbstractJacobian):
         return jax.lax.scan(advance, start, (befores, moved, problem.us, problem.marks))[1]
 
 
-def _own_past(cell: AbstractCell) -> tuple[Any, bool]:
+def own_past(cell: AbstractCell) -> tuple[Any, bool]:
     """The step of `cell`, without what its units see of each other where that is known; and whether it was."""
     if isinstance(cell, AbstractDiagonalCell):
         return cell.step, True

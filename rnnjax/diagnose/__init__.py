@@ -1,0 +1,1 @@
+"""Where the gradient goes: Jacobians, gradients by lag, Lyapunov exponents, a report, and their plots."""

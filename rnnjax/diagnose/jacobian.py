@@ -1,0 +1,69 @@
+"""Jacobians of single steps, their singular values, and the norms of their products."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .. import flat
+from ..arrays import State
+from ..engines.auto import Auto
+from .trajectory import befores, enter, steps, vector_step
+
+FINITE = "the Jacobian of a step is not finite: state, inputs or weights are NaN or have overflowed by then. Shorten xs"
+
+
+def jacobians(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T D D"]:
+    """J_t = ds_t/ds_{t-1} at every step, D being all numbers of a state; a complex one counts as two.
+
+    cell, state, xs   as in `rnnjax.unroll`; the fields of a state follow each other, (h, c) of an LSTM
+    engine            that which runs the states; the Jacobians are of `cell.step` itself
+
+    T D^2 numbers: `singular_values` and `product_norms` keep but one Jacobian at a time.
+    """
+    return _along(cell, state, xs, engine, lambda jacobian: jacobian)
+
+
+def singular_values(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T D"]:
+    """The singular values of J_t = ds_t/ds_{t-1} at every step, the largest first. Arguments as in `jacobians`."""
+    return _along(cell, state, xs, engine, lambda jacobian: jnp.linalg.svd(jacobian, compute_uv=False))
+
+
+def product_norms(
+    cell: Any, state: State | None, xs: Any, *, lags: int | None = None, engine: Any = Auto()
+) -> Float[Array, " K"]:
+    """The largest singular value of ds_T/ds_{T-k} = J_T J_{T-1} ... J_{T-k+1}, for every lag k from 0 to `lags`.
+
+    The most that a gradient at the end can grow, or the least that it must shrink, on its way k steps back. Other
+    arguments as in `jacobians`; `lags=None` goes back to the start.
+    """
+    state, xs = enter(cell, state, xs)
+    T = steps(xs)
+    lags = T if lags is None else lags
+    if not 0 <= lags <= T:
+        raise ValueError(f"lags: expected from 0 to the T={T} steps of xs, got {lags}. Pass a longer sequence")
+    us, states = cell.project(xs), befores(cell, state, xs, engine)
+    recent = jax.tree.map(lambda leaf: leaf[T - lags :], (us, states))
+
+    def back(product: Array, inputs: Any) -> tuple[Array, Array]:
+        product = product @ _jacobian(cell, state, inputs)
+        return product, jnp.linalg.norm(product, 2)
+
+    identity = jnp.eye(flat.pack(state).size, dtype=flat.pack(state).dtype)
+    _, norms = jax.lax.scan(back, identity, recent, reverse=True)
+    return jnp.concatenate([jnp.ones_like(norms, shape=1), norms[::-1]])
+
+
+def _along(cell: Any, state: Any, xs: Any, engine: Any, function: Any) -> Array:
+    """`function` of the Jacobian of each step, one after the other."""
+    state, xs = enter(cell, state, xs)
+    inputs = cell.project(xs), befores(cell, state, xs, engine)
+    return jax.lax.map(lambda inputs: function(_jacobian(cell, state, inputs)), inputs)
+
+
+def _jacobian(cell: Any, like: State, inputs: Any) -> Float[Array, "D D"]:
+    u, before = inputs
+    jacobian = jax.jacfwd(vector_step(cell, u, like))(flat.pack(before))
+    return eqx.error_if(jacobian, ~jnp.isfinite(jacobian).all(), FINITE)

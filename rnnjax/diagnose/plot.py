@@ -1,0 +1,62 @@
+"""Pictures of where the gradient goes. Needs matplotlib, which the library itself does not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+
+def draw_spectrum(axes: Axes, singular_values: Any) -> None:
+    """Singular values of each step's Jacobian, [T, D], over time: the largest, the median and the smallest."""
+    values = _over_time("singular_values", singular_values, 2)
+    for label, curve in (("largest", values.max(1)), ("median", np.median(values, 1)), ("smallest", values.min(1))):
+        axes.plot(np.arange(1, len(curve) + 1), np.maximum(curve, np.finfo(float).tiny), label=label)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="singular values of a step", yscale="log")
+    axes.legend()
+
+
+def draw_gradient_by_lag(axes: Axes, gradients: Mapping[str, Any]) -> None:
+    """Norms of the gradient by lag, [lags + 1], one curve for each name, as shares of the gradient at lag 0."""
+    for label, norms in gradients.items():
+        norms = _over_time(f"gradients[{label!r}]", norms, 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = norms / norms[0]
+        axes.plot(np.where(shares > 0, shares, np.nan), label=label)  # what is zero has no logarithm: the curve ends
+    axes.set(xlabel="steps back from the loss", ylabel="gradient, of that at the end", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def draw_gates(axes: Any, gates: Any, names: Sequence[str]) -> None:
+    """Gates over time, [T, K, H], units upwards, one picture for each of the K `names`; dark is shut, light is open."""
+    values = _over_time("gates", gates, 3)
+    if not len(axes) == len(names) == values.shape[1]:
+        raise ValueError(f"names: expected {values.shape[1]}, and as many axes, got {len(names)} and {len(axes)}")
+    for index, (one, label) in enumerate(zip(axes, names, strict=True)):
+        one.imshow(values[:, index].T, aspect="auto", origin="lower", vmin=0, vmax=1, interpolation="nearest")
+        one.set(xlabel="step", ylabel="unit", title=label)
+
+
+def draw_alignment(
+    axes: Axes, weights: Any, *, sources: Sequence[str] | None = None, targets: Sequence[str] | None = None
+) -> None:
+    """Attention weights [target steps, source steps], targets downwards; `sources` and `targets` are their words."""
+    values = _over_time("weights", weights, 2)
+    for name, words, size in (("targets", targets, values.shape[0]), ("sources", sources, values.shape[1])):
+        if words is not None and len(words) != size:
+            raise ValueError(f"{name}: expected {size} words, one per step, got {len(words)}")
+    axes.imshow(values, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
+    if sources is not None:
+        axes.set_xticks(range(len(sources)), sources, rotation=90)
+    if targets is not None:
+        axes.set_yticks(range(len(targets)), targets)
+    axes.set(xlabel="source", ylabel="target")
+
+
+def _over_time(name: str, values: Any, rank: int) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != rank or values.size == 0:
+        raise ValueError(f"{name}: expected an array of rank {rank} that is not empty, got {list(values.shape)}")
+    return values

@@ -1,0 +1,134 @@
+"""The report: what ails a network that learns along time, in words, and what to try."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..arrays import State, carry_dtype
+from ..cell import AbstractGatedCell, describe
+from ..engines.auto import Auto
+from .gates import stuck
+from .gradient import Loss, gradient_by_lag
+
+FAINT, HUGE = 1e-3, 1e3  # of the gradient at the end: what has vanished, what has exploded
+MANY = 0.5  # of all units and steps, or of all updates
+
+
+class Finding(NamedTuple):
+    """One illness: its name, what was seen, what to try."""
+
+    illness: str
+    seen: str
+    remedy: str
+
+
+class Report(NamedTuple):
+    """What `examine` saw. `str` is the report in words; it is healthy if there are no findings."""
+
+    name: str
+    gradient: np.ndarray  # the norm of dL/ds_{T-k}, k = 0 to T
+    vanishing_after: int | None  # the first lag at which a thousandth is left
+    exploding_after: int | None  # the first lag at which it is a thousandfold
+    stuck: float | None  # the share of units and steps that nothing can move
+    clipped: float | None  # the share of updates
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        if not self.findings:
+            T = len(self.gradient) - 1
+            rate = (self.gradient[-1] / self.gradient[0]) ** (1 / T)
+            return f"{self.name}: healthy over {T} steps; going back, the gradient changes by {rate:.3g} a step"
+        return "\n".join(f"{self.name}: {illness}, {seen}. Try: {remedy}" for illness, seen, remedy in self.findings)
+
+
+def examine(
+    loss: Loss,
+    cell: Any,
+    state: State | None,
+    xs: Any,
+    *,
+    update_norms: Any = None,
+    clip: float | None = None,
+    engine: Any = Auto(),
+) -> Report:
+    """Run forward and back along one sequence, and say what is wrong, if anything is.
+
+    loss              `(last, ys) -> scalar`. One on the end of the sequence shows how far back learning reaches
+    cell, state, xs   as in `rnnjax.unroll`
+    update_norms      the norm of the gradient at each update of a training run, if there was one
+    clip              the norm to which `optax.clip_by_global_norm` held these
+
+    Illnesses: vanishing (a thousandth of the gradient is left before the start is reached), exploding (a
+    thousandfold), saturated (at more than half of all steps a unit's inputs cannot move it), clipped (more than half of
+    the updates), silent (no gradient at the end). Not for jit: it answers in words.
+    """
+    if (update_norms is None) != (clip is None):
+        raise ValueError("clip: expected together with update_norms, or neither of them")
+    gradient = np.asarray(gradient_by_lag(loss, cell, state, xs, engine=engine))
+    units = stuck(cell, state, xs, engine=engine)
+    report = Report(
+        describe(cell),
+        gradient,
+        _first(gradient < FAINT * gradient[0]) if gradient[0] > 0 else None,
+        _first(~(gradient <= HUGE * gradient[0])) if gradient[0] != 0 else None,  # NaN, too
+        None if units is None else float(units.mean()),
+        None if clip is None else float(np.mean(~(np.asarray(update_norms) <= clip))),
+        (),
+    )
+    return report._replace(findings=tuple(_findings(report, _spectral_norm(cell))))
+
+
+def _findings(report: Report, norm: float | None) -> Iterator[Finding]:
+    """What a report's numbers mean; `norm` is the largest singular value of R, where there is one."""
+    T = len(report.gradient) - 1
+    of_R = "" if norm is None else f"; R's largest singular value is {norm:.3g}"
+    if report.gradient[0] == 0:
+        yield Finding("silent", "no gradient reaches the last state", "a loss on the end of the sequence")
+    if report.vanishing_after is not None:
+        seen = f"a thousandth is left after {report.vanishing_after} of {T} steps{of_R}"
+        yield Finding("vanishing", seen, _hold(norm))
+    if report.exploding_after is not None:
+        seen = f"a thousandfold after {report.exploding_after} of {T} steps{of_R}"
+        yield Finding("exploding", seen, _calm(norm))
+    if report.stuck is not None and report.stuck > MANY:
+        yield Finding("saturated", f"nothing can move its units at {report.stuck:.0%} of the steps", LOOSEN)
+    if report.clipped is not None and report.clipped > MANY:
+        yield Finding("clipped", f"in {report.clipped:.0%} of the updates", UNCLIP)
+
+
+LOOSEN = (
+    "smaller inputs (subtract their mean, divide by their deviation), smaller input weights "
+    "(input_initialiser=initialise.glorot), or normalisation before the cell"
+)
+UNCLIP = "a larger bound, about the median of the norms; if they grow, a lower learning rate and an orthogonal R"
+
+
+def _hold(norm: float | None) -> str:
+    if norm is not None and norm < 0.9:
+        return "recurrent_initialiser=initialise.orthogonal, all singular values 1: below 1, R forces vanishing"
+    return (
+        "LSTM or GRU with a larger forget bias (initialise.forget, or initialise.chrono for a known length), LRU with "
+        "r_min near 1, or a way past the steps (attention, skip connections)"
+    )
+
+
+def _calm(norm: float | None) -> str:
+    also = "optax.clip_by_global_norm, a lower learning rate, a gated cell"
+    if norm is None or norm < 1.1:
+        return also
+    return f"R divided by its largest singular value, or drawn by initialise.orthogonal; {also}"
+
+
+def _first(where: np.ndarray) -> int | None:
+    """The first index at which it is true."""
+    return int(np.argmax(where)) if where.any() else None
+
+
+def _spectral_norm(cell: Any) -> float | None:
+    """The largest singular value of R, of all its gates and heads."""
+    if not isinstance(cell, AbstractGatedCell):
+        return None
+    blocks = jnp.moveaxis(cell.recurrent_weight.astype(carry_dtype(cell.dtype)), 2, 1)  # [N, G, P, D]
+    return float(jnp.linalg.norm(blocks, 2, (2, 3)).max())

@@ -1,0 +1,48 @@
+"""The states that a cell goes through, and its steps as functions of vectors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .. import check, flat
+from ..arrays import State, States
+from ..cell import AbstractCell, describe
+from ..marks import Marks
+
+Step = Callable[[Float[Array, " D"]], Float[Array, " D"]]
+
+
+def enter(cell: Any, state: Any, xs: Any) -> tuple[State, PyTree[Array]]:
+    """State and inputs of one cell, checked."""
+    if not isinstance(cell, AbstractCell):
+        raise TypeError(
+            f"cell: expected a cell, which has one Jacobian for each step, got {describe(cell)}. "
+            "Of a network, examine its cells; gradient_by_input takes any"
+        )
+    xs = check.inputs(xs, cell.input_type(), describe(cell))
+    if steps(xs) == 0:
+        raise ValueError("xs: expected at least one step, got none")
+    return cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell)), xs
+
+
+def steps(tree: PyTree[Array]) -> int:
+    """T of arrays over time."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Any) -> States:
+    """The state before each step, run by `engine`."""
+    check.engine(engine)
+    reason = engine.refusal(cell, xs)
+    if reason is not None:
+        raise ValueError(f"engine: {reason}")
+    _, states = engine.run(cell, state, xs, Marks(None, None, cell.initial()))
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), state, states)
+
+
+def vector_step(cell: AbstractCell, u: PyTree[Array], like: State) -> Step:
+    """The step with input `u`, from a state as a real vector to the next one."""
+    return lambda vector: flat.pack(cell.step(flat.unpack(vector, like), u))

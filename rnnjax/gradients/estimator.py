@@ -1,0 +1,118 @@
+"""The noun *estimator*: how the gradient of a loss at every step is had, or guessed."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .. import check
+from ..arrays import State
+
+Loss = Callable[[Any, Any, Any], Float[Array, ""]]  # (head, y, target) -> the loss of one step
+Weights = tuple[Any, Any]  # (cell, head)
+
+
+class Estimate(NamedTuple):
+    """What an estimator says of one chunk."""
+
+    loss: Float[Array, ""]  # the sum over its steps
+    gradient: Weights  # by every floating array of `(cell, head)`, None elsewhere: what optax takes
+    memory: Any  # to be handed to the next chunk
+
+
+class AbstractEstimator(eqx.Module):
+    """A way to the gradient of sum_t loss(head, y_t, target_t) by the weights of a cell and of what reads it out.
+
+        memory = estimator.start(cell)
+        loss, gradient, memory = estimator.estimate(loss, (cell, head), memory, xs, targets)
+
+    A chunk is any number of steps: one for learning online, all of them for a whole sequence. `head` is any pytree,
+    None if the loss has no weights of its own. One sequence at a time: `jax.vmap` over memory, xs and targets makes a
+    batch, whose gradients are to be averaged.
+
+    Subclass requirements: `refusal`, `start`, and `_estimate`, which gets arguments that were checked.
+    """
+
+    @abc.abstractmethod
+    def refusal(self, cell: Any) -> str | None:
+        """Why this estimator cannot serve `cell`, and what can; None if it can."""
+
+    @abc.abstractmethod
+    def start(self, cell: Any, state: State | None = None, *, key: PRNGKeyArray | None = None) -> Any:
+        """The memory before the first step. `state=None` is `cell.initial()`, which learns if it is learned.
+
+        key   for an estimator that draws
+        """
+
+    @abc.abstractmethod
+    def _estimate(
+        self, loss: Loss, weights: Weights, memory: Any, xs: PyTree[Array], targets: PyTree[Array], key: Any
+    ) -> Estimate: ...
+
+    def estimate(
+        self,
+        loss: Loss,
+        weights: Any,
+        memory: Any,
+        xs: Any,
+        targets: Any,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Estimate:
+        """Loss and gradient, summed over a chunk, and the memory for the next one.
+
+        loss      `(head, y, target) -> scalar`, of one step
+        weights   `(cell, head)`
+        xs        [T, ...], the inputs of the chunk, time first
+        targets   [T, ...], what the loss compares the outputs with; any pytree over time
+        key       for an estimator, or a network, that draws
+
+        Raises at trace time, naming the argument: ValueError for shapes and for an estimator that refuses the cell,
+        TypeError for types.
+        """
+        if not (isinstance(weights, tuple) and len(weights) == 2):
+            raise TypeError(f"weights: expected a pair (cell, head), got {check.show(weights)}")
+        self._insist(weights[0])
+        xs = check.sequence(xs)
+        T = jax.tree.leaves(xs)[0].shape[0]
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(targets)}
+        if lengths != {(T,)}:
+            raise ValueError(f"targets: expected arrays [T={T}, ...] as long as xs, got {check.show(targets)}")
+        return self._estimate(loss, weights, memory, xs, jax.tree.map(jnp.asarray, targets), key)
+
+    def _insist(self, cell: Any) -> None:
+        reason = self.refusal(cell)
+        if reason is not None:
+            raise ValueError(f"estimator: {reason}")
+
+
+def judge(loss: Loss, head: Any, y: Any, target: Any) -> Float[Array, ""]:
+    """The loss of one step, once it is seen to be one."""
+    value = loss(head, y, target)
+    if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise ValueError(f"loss: expected a real scalar for one step's (head, y, target), got {check.show(value)}")
+    return value
+
+
+def accumulate(run: Callable[[Any, Any], Estimate], memory: Any, count: int) -> Estimate:
+    """The sum of `run(memory, index)` for every index below `count`, each from the memory the one before left."""
+    if count == 1:
+        return run(memory, 0)
+    shapes = jax.eval_shape(run, memory, 0)
+    loss, gradient = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes.loss, shapes.gradient))
+    total = Estimate(loss, gradient, memory)
+    return jax.lax.fori_loop(0, count, lambda index, total: plus(total, run(total.memory, index)), total)
+
+
+def plus(total: Estimate, estimate: Estimate) -> Estimate:
+    """Both losses and gradients, and the later memory."""
+    return Estimate(total.loss + estimate.loss, add(total.gradient, estimate.gradient), estimate.memory)
+
+
+def add(one: PyTree[Array], other: PyTree[Array]) -> PyTree[Array]:
+    """Both gradients in one."""
+    return jax.tree.map(jnp.add, one, other)

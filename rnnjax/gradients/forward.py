@@ -1,0 +1,121 @@
+"""Learning forward: what past weights did to the state is carried along, and nothing of the past is kept."""
+
+import abc
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .. import check
+from ..arrays import State, carry_dtype
+from ..cell import AbstractCell, describe
+from .estimator import AbstractEstimator, Estimate, Loss, Weights, accumulate, add, judge
+
+Vector = Float[Array, "..."]  # a state as the estimator sees it: real
+Trained = Any  # the floating arrays of a cell, None elsewhere
+
+
+class Traced(NamedTuple):
+    """A state, and the trace of what the weights of all steps so far did to it."""
+
+    state: State
+    trace: Any
+
+
+class AbstractForward(AbstractEstimator):
+    """Estimators of one cell's gradient that go along with time: memory and work of a step do not grow with T.
+
+        gradient = sum_t  dL_t/ds_t . trace_t + (what L_t sees of the weights at t itself)
+
+    The trace stands for ds_t/dweights, with the weights of all steps up to t. If they change from chunk to chunk, as in
+    learning online, it is that of the weights as they were. States pass as real vectors.
+
+    Subclass requirements: `pack` and `unpack` of a state; `_begin`, `_advance`, `_pull`; `needs` and `_serves` if not
+    every cell will do.
+    """
+
+    needs: ClassVar[str] = "any cell"  # what a cell must be
+
+    def _serves(self, cell: AbstractCell) -> bool:
+        """Whether `cell` is what `needs` says."""
+        del cell
+        return True
+
+    @abc.abstractmethod
+    def pack(self, state: State) -> Vector:
+        """A state as the estimator sees it."""
+
+    @abc.abstractmethod
+    def unpack(self, vector: Vector, like: State) -> State:
+        """The inverse of `pack`."""
+
+    @abc.abstractmethod
+    def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Any:
+        """The trace of the state before the first step: `cell.initial()`, by its weights, where `start` is None."""
+
+    @abc.abstractmethod
+    def _advance(self, cell: AbstractCell, state: State, x: PyTree[Array], trace: Any, key: Any) -> Any:
+        """The trace after the step from `state` with input `x`."""
+
+    @abc.abstractmethod
+    def _pull(self, cell: AbstractCell, trace: Any, cotangent: Vector) -> Trained:
+        """`cotangent . trace`: the share of the gradient that came by the state."""
+
+    def refusal(self, cell: Any) -> str | None:
+        name = type(self).__name__
+        if not isinstance(cell, AbstractCell):
+            return f"{name} cannot train {describe(cell)}: it needs one cell, {self.needs}. Use BPTT() or TruncatedBPTT"
+        if not self._serves(cell):
+            return f"{name} cannot train {describe(cell)}: it needs {self.needs}. Use RTRL(), BPTT() or TruncatedBPTT"
+        narrow = [leaf.dtype for leaf in jax.tree.leaves(split(cell)[0]) if carry_dtype(leaf.dtype) != leaf.dtype]
+        if narrow:
+            return f"{name} cannot train {describe(cell)} in {narrow[0]}: it needs float32 or wider. Use BPTT()"
+        return None
+
+    def start(self, cell: Any, state: State | None = None, *, key: PRNGKeyArray | None = None) -> Traced:
+        self._insist(cell)
+        if state is not None:
+            state = check.state(state, jax.eval_shape(cell.initial), describe(cell))
+        return Traced(cell.initial() if state is None else state, self._begin(cell, state, key))
+
+    def _estimate(
+        self, loss: Loss, weights: Weights, memory: Traced, xs: PyTree[Array], targets: PyTree[Array], key: Any
+    ) -> Estimate:
+        check.inputs(xs, weights[0].input_type(), describe(weights[0]))
+        T = jax.tree.leaves(xs)[0].shape[0]
+
+        def one(memory: Traced, t: Any) -> Estimate:
+            x, target = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), (xs, targets))
+            return self._step(loss, weights, memory, x, target, None if key is None else jax.random.fold_in(key, t))
+
+        return accumulate(one, memory, T)
+
+    def _step(
+        self, loss: Loss, weights: Weights, memory: Traced, x: PyTree[Array], target: PyTree[Array], key: Any
+    ) -> Estimate:
+        cell = weights[0]
+        state = step(cell, memory.state, x)
+        trace = self._advance(cell, memory.state, x, memory.trace, key)
+        trained, static = eqx.partition(weights, eqx.is_inexact_array)
+
+        def judged(trained: Weights, vector: Vector) -> Float[Array, ""]:
+            cell, head = eqx.combine(trained, static)
+            states, xs = jax.tree.map(lambda leaf: leaf[None], (self.unpack(vector, state), x))
+            y = jax.tree.map(lambda leaf: leaf[0], cell.readout(states, xs))
+            return judge(loss, head, y, target)
+
+        value, (direct, cotangent) = jax.value_and_grad(judged, (0, 1))(trained, self.pack(state))
+        by_state = self._pull(cell, trace, cotangent)
+        return Estimate(value, (add(direct[0], by_state), direct[1]), Traced(state, trace))
+
+
+def split(cell: AbstractCell) -> tuple[Trained, Any]:
+    """The floating arrays of a cell, and the rest of it."""
+    return eqx.partition(cell, eqx.is_inexact_array)
+
+
+def step(cell: AbstractCell, state: State, x: PyTree[Array]) -> State:
+    """One step, from the input itself."""
+    us = cell.project(jax.tree.map(lambda leaf: leaf[None], x))
+    return cell.step(state, jax.tree.map(lambda leaf: leaf[0], us))

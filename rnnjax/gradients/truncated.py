@@ -1,0 +1,107 @@
+"""Truncated backpropagation through time: the state is carried on, the gradient is cut."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ..engine import AbstractEngine
+from ..engines.auto import Auto
+from ..unroll import unroll
+from .backward import AbstractBackward, Begun, cut, steps
+from .estimator import Estimate, Loss, Weights, accumulate, plus
+
+
+class TruncatedBPTT(AbstractBackward):
+    """Truncated BPTT(k1, k2) of Williams & Peng 1990: the losses of every k1 steps, back through k2.
+
+    `every` is k1, `back` is k2 >= k1, k1 if not given. The state is carried over all boundaries. The losses of steps
+    from a multiple of k1 up to the next, or the end, reach back to the step k2 - k1 before the first of them: there
+    the gradient is cut. Windows begin at the start of what is given: they do not reach into the chunk before. With
+    k1 = k2 = T it is `BPTT`.
+
+    Memory is that of one window, whatever T. With k2 > k1 windows overlap, and every step is run k2 / k1 times, and
+    once more to carry the state; a network with dropout draws afresh in each window.
+    """
+
+    every: int = eqx.field(static=True)
+    back: int = eqx.field(static=True)
+    engine: AbstractEngine
+
+    def __init__(self, every: int, back: int | None = None, *, engine: AbstractEngine = Auto()):
+        """Raises a ValueError unless 1 <= every <= back."""
+        back = every if back is None else back
+        if every < 1:
+            raise ValueError(f"every: expected a number of steps k1, at least 1, got {every!r}")
+        if back < every:
+            raise ValueError(
+                f"back: expected a number of steps k2 of at least every={every}, got {back!r}. "
+                "With fewer, the first losses of each window would train nothing"
+            )
+        self.every = every
+        self.back = back
+        self.engine = engine
+
+    def _estimate(
+        self, loss: Loss, weights: Weights, memory: Begun, xs: PyTree[Array], targets: PyTree[Array], key: Any
+    ) -> Estimate:
+        T = steps(xs)
+        if self.every > T:
+            raise ValueError(f"every: expected at most the T={T} steps given, got {self.every}. Use BPTT()")
+        run = self._apart if self.back == self.every else self._overlapping
+        return run(loss, weights, memory, xs, targets, key)
+
+    def _apart(
+        self, loss: Loss, weights: Weights, memory: Begun, xs: PyTree[Array], targets: PyTree[Array], key: Any
+    ) -> Estimate:
+        """Windows that follow each other, each from the state after the one before."""
+        count, rest = divmod(steps(xs), self.every)
+
+        def run(memory: Begun, window: Any, size: int = self.every) -> Estimate:
+            first = window * self.every
+            of_window, sought = cut((xs, targets), first, size)
+            return self._window(loss, weights, memory, of_window, sought, _key(key, window))
+
+        estimate = accumulate(run, memory, count)
+        return plus(estimate, run(estimate.memory, count, rest)) if rest else estimate
+
+    def _overlapping(
+        self, loss: Loss, weights: Weights, memory: Begun, xs: PyTree[Array], targets: PyTree[Array], key: Any
+    ) -> Estimate:
+        """Windows that reach back before their losses; the state that is carried is the one each starts from."""
+        T, overlap = steps(xs), self.back - self.every
+        count, rest = divmod(T, self.every)
+
+        def begin(first: Any) -> Any:
+            return jnp.maximum(first - overlap, 0)
+
+        def run(memory: _Reaching, window: Any, losses: int = self.every) -> Estimate:
+            """The window of these many losses, and where the next one begins."""
+            first = window * self.every
+            start, after = begin(first), begin(first + self.every)
+            judged = first - start, first - start + losses
+            of_window, sought = cut(xs, start, min(overlap + losses, T)), cut(targets, first, losses)
+            estimate = self._window(loss, weights, memory.begun, of_window, sought, _key(key, window), judged)
+            ahead = cut(xs, start, self.every)
+            state, _ = unroll(weights[0], memory.begun.state, ahead, length=after - start, engine=self.engine)
+            begun = Begun(state, memory.begun.fresh & (after == 0))
+            return estimate._replace(memory=_Reaching(begun, estimate.memory))
+
+        estimate = accumulate(run, _Reaching(memory, memory), count)
+        if rest:
+            estimate = plus(estimate, run(estimate.memory, count, rest))
+        return estimate._replace(memory=estimate.memory.last)
+
+
+class _Reaching(NamedTuple):
+    """What overlapping windows carry: where the next one begins, and the state after the last one."""
+
+    begun: Begun
+    last: Begun
+
+
+def _key(key: PRNGKeyArray | None, window: Any) -> PRNGKeyArray | None:
+    """A key for one window."""
+    return None if key is None else jax.random.fold_in(key, window)

@@ -1,0 +1,79 @@
+"""Unbiased online recurrent optimisation: the influence matrix as one random product of two vectors."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .. import flat
+from ..arrays import State
+from ..cell import AbstractCell
+from .forward import AbstractForward, Trained, split, step
+
+
+class Product(NamedTuple):
+    """The influence matrix, in the mean over draws, is `state` times `weights`."""
+
+    state: Float[Array, " D"]
+    weights: Trained
+
+
+class UORO(AbstractForward):
+    """Tallec & Ollivier 2018, arXiv:1702.05043: RTRL's gradient in the mean, at the price of BPTT's.
+
+        a_t = p J_t a_{t-1} + q nu            w_t = w_{t-1} / p + nu . (ds_t/dweights) / q          nu = +-1 at random
+
+    The mean of a_t w_t over nu is RTRL's influence matrix, whatever p and q; these make both terms of a sum alike in
+    norm, which keeps the variance down. It is still large, and grows with the memory of the cell: low learning rates.
+    Needs a key for every chunk, and for `start`. Any cell.
+    """
+
+    def pack(self, state: State) -> Float[Array, " D"]:
+        return flat.pack(state)
+
+    def unpack(self, vector: Float[Array, " D"], like: State) -> State:
+        return flat.unpack(vector, like)
+
+    def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Product:
+        trained, static = split(cell)
+        initial = lambda trained: self.pack(eqx.combine(trained, static).initial() if start is None else start)  # noqa: E731
+        vector, pull = jax.vjp(initial, trained)
+        if start is not None:
+            return Product(jnp.zeros_like(vector), jax.tree.map(jnp.zeros_like, trained))
+        if key is None:
+            raise ValueError("key: expected a key for UORO, which draws signs, got None. A given state needs none")
+        signs = jax.random.rademacher(key, vector.shape, vector.dtype)
+        return Product(signs, pull(signs)[0])
+
+    def _advance(
+        self, cell: AbstractCell, state: State, x: PyTree[Array], trace: Product, key: PRNGKeyArray | None
+    ) -> Product:
+        if key is None:
+            raise ValueError("key: expected a key for UORO, which draws signs at every step, got None")
+        trained, static = split(cell)
+
+        def after(trained: Trained, vector: Float[Array, " D"]) -> Float[Array, " D"]:
+            return self.pack(step(eqx.combine(trained, static), self.unpack(vector, state), x))
+
+        vector = self.pack(state)
+        pushed = jax.jvp(lambda vector: after(trained, vector), (vector,), (trace.state,))[1]
+        signs = jax.random.rademacher(key, vector.shape, vector.dtype)
+        (pulled,) = jax.vjp(lambda trained: after(trained, vector), trained)[1](signs)
+        p = _ratio(optax.tree.norm(trace.weights), jnp.linalg.norm(pushed))
+        q = _ratio(optax.tree.norm(pulled), jnp.linalg.norm(signs))
+        weights = jax.tree.map(lambda old, new: old / p + new / q, trace.weights, pulled)
+        return Product(p * pushed + q * signs, weights)
+
+    def _pull(self, cell: AbstractCell, trace: Product, cotangent: Float[Array, " D"]) -> Trained:
+        del cell
+        share = cotangent @ trace.state
+        return jax.tree.map(lambda leaf: share * leaf, trace.weights)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """The root of the ratio of two norms, kept off zero and infinity: any value is unbiased."""
+    tiny = jnp.finfo(numerator.dtype).eps ** 2
+    return jnp.sqrt((numerator + tiny) / (denominator + tiny))

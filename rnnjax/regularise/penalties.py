@@ -1,0 +1,66 @@
+"""Penalties: what is added to a loss for large weights, large outputs or outputs that change fast."""
+
+from collections.abc import Iterable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..arrays import Length, carry_dtype
+from ..marks import blank
+
+
+def l1_penalty(weights: PyTree) -> Float[Array, ""]:
+    """The sum of |w| over all floating and complex arrays of `weights`: a model, or a part of one."""
+    return _total(jnp.abs(leaf).sum() for leaf in _leaves(weights))
+
+
+def l2_penalty(weights: PyTree) -> Float[Array, ""]:
+    """The sum of |w|^2 over all floating and complex arrays of `weights`.
+
+    Its gradient is 2 w: what `optax.adamw` calls weight decay is another thing, and is not scaled by Adam.
+    """
+    return _total((leaf.real**2 + leaf.imag**2).sum() for leaf in _leaves(weights))
+
+
+def activation_penalty(ys: Float[Array, "T ..."], *, length: Length | int | None = None) -> Float[Array, ""]:
+    """The mean of y^2 over the valid steps (AR; Merity et al. 2017, arXiv:1708.01009). Zero where no step is valid.
+
+    ys       outputs or states over time: of the last layer, after its dropout
+    length   steps from there on are ignored; under `vmap` each sequence counts alike, whatever its length
+    """
+    steps = _valid(ys, length)
+    return _mean(blank(ys, steps, ys.shape[0]) ** 2, steps)
+
+
+def temporal_activation_penalty(ys: Float[Array, "T ..."], *, length: Length | int | None = None) -> Float[Array, ""]:
+    """The mean of (y_{t+1} - y_t)^2 over the valid pairs of steps (TAR; Merity et al. 2017, arXiv:1708.01009).
+
+    ys       outputs or states over time: of the last layer, before its dropout
+    length   steps from there on are ignored. Zero where there is no pair
+    """
+    steps = _valid(ys, length)
+    ys = blank(ys, steps, ys.shape[0])  # before they are squared: what is ignored is to be so in the gradient, too
+    return _mean((ys[1:] - ys[:-1]) ** 2, jnp.maximum(steps - 1, 0))
+
+
+def _leaves(weights: PyTree) -> list[Array]:
+    return jax.tree.leaves(eqx.filter(weights, eqx.is_inexact_array))
+
+
+def _total(parts: Iterable[Array]) -> Float[Array, ""]:
+    """Their sum in float32 or wider; zero of none."""
+    return jnp.asarray(sum((part.astype(carry_dtype(part.dtype)) for part in parts), 0.0))
+
+
+def _valid(ys: Array, length: Length | int | None) -> Length:
+    """How many steps count."""
+    T = ys.shape[0]
+    return jnp.asarray(T) if length is None else jnp.clip(jnp.asarray(length), 0, T)
+
+
+def _mean(values: Array, steps: Length) -> Float[Array, ""]:
+    """The mean over the first `steps` steps; zero of none."""
+    entries = jnp.maximum(steps, 1).astype(values.dtype) * max(values[:1].size, 1)
+    return blank(values, steps, values.shape[0]).sum() / entries

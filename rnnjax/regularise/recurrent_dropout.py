@@ -1,0 +1,48 @@
+"""Recurrent dropout: what is written to the memory is dropped, never what is kept in it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Bool, PyTree
+
+from ..arrays import Gates, State, cast
+from ..cell import AbstractCandidateCell, recur
+from ..network import Options
+from ..unroll import unroll
+from .around import AbstractAround, check_part
+from .masked import run_masked
+from .masks import check_rate, keep, scale
+
+
+class RecurrentDropout(AbstractAround):
+    """Semeniuta et al. 2016, "Recurrent dropout without memory loss", arXiv:1603.05118.
+
+        LSTM   c_t = f * c_{t-1} + i * (m_t * g)                    GRU   h_t = z * h_{t-1} + (1 - z) * (m_t * n)
+
+    The mask m_t is drawn afresh at every step and scaled by 1 / (1 - rate); the memory itself loses nothing. Without
+    a key nothing is dropped; with one, it runs as a plain cell, which `Fused` refuses. The part must be an
+    `AbstractCandidateCell`: `LSTM` or `GRU`.
+    """
+
+    part: AbstractCandidateCell
+    rate: float = eqx.field(static=True)
+
+    def __init__(self, part: Any, rate: float):
+        """The rate is the probability of dropping, from 0 up to, not with, 1."""
+        check_part(part, AbstractCandidateCell, "an AbstractCandidateCell, such as LSTM or GRU")
+        check_rate("rate", rate)
+        self.part = part
+        self.rate = rate
+
+    def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
+        if options.key is None:
+            return unroll(self.part, state, xs, **options._asdict())
+        masks = keep(options.key, self.rate, (jax.tree.leaves(xs)[0].shape[0], self.part.hidden_size))
+        return run_masked(self, RecurrentDropout._step, state, xs, masks, options)
+
+    def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
+        cell, carried = self.part, state.h.dtype
+        v = recur(cell.recurrent_weight, state.h)
+        dropped = lambda candidate: scale(mask, self.rate, candidate)  # noqa: E731
+        return cell.write(cast(cell.gains, carried), u.astype(carried), v, state, dropped)

@@ -1,0 +1,64 @@
+"""Zoneout: units that keep their state for a step."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .. import check
+from ..arrays import State
+from ..cell import AbstractCell
+from ..network import Options
+from .around import AbstractAround, check_part
+from .masked import run_masked
+from .masks import check_rate, keep
+
+
+class Zoneout(AbstractAround):
+    """Krueger et al. 2017, arXiv:1606.01305: every unit keeps what it held, with probability `rates`, afresh each step.
+
+        s_t = m_t * s_{t-1} + (1 - m_t) * step(s_{t-1}, x_t)
+
+    Without a key the mean takes the mask's place, m_t = rates: also at evaluation this is another cell than the part
+    alone. It runs as a plain cell, which `Fused` and `Associative` refuse. The part may be any cell.
+    """
+
+    part: AbstractCell
+    rates: PyTree[float] = eqx.field(static=True)
+
+    def __init__(self, part: Any, rates: Any):
+        """`rates` is one probability, from 0 up to, not with, 1, or one for each field of the state.
+
+        The paper's best for an LSTM is `LSTMState(h=0.05, c=0.5)`.
+        """
+        check_part(part, AbstractCell, "a cell")
+        like = jax.eval_shape(part.initial)
+        fields = jax.tree.structure(like)
+        if isinstance(rates, int | float):
+            rates = jax.tree.unflatten(fields, [float(rates)] * fields.num_leaves)
+        if jax.tree.structure(rates) != fields:
+            raise ValueError(f"rates: expected one probability, or one for each of {check.show(like)}, got {rates!r}")
+        for rate in jax.tree.leaves(rates):
+            check_rate("rates", rate)
+        self.part = part
+        self.rates = rates
+
+    def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
+        T = jax.tree.leaves(xs)[0].shape[0]
+        like, fields = jax.tree.flatten(jax.eval_shape(self.part.initial))
+        rates = jax.tree.leaves(self.rates)
+        if options.key is None:
+            return run_masked(self, Zoneout._mean_step, state, xs, (), options)
+        keys = jax.random.split(options.key, len(like))
+        masks = [~keep(key, rate, (T, *leaf.shape)) for key, rate, leaf in zip(keys, rates, like, strict=True)]
+        return run_masked(self, Zoneout._step, state, xs, jax.tree.unflatten(fields, masks), options)
+
+    def _step(self, before: State, u: PyTree[Array], masks: State) -> State:
+        return jax.tree.map(jnp.where, masks, before, self.part.step(before, u))
+
+    def _mean_step(self, before: State, u: PyTree[Array], masks: tuple[()]) -> State:
+        del masks
+        mean = lambda rate, before, after: rate * before + (1 - rate) * after  # noqa: E731
+        return jax.tree.map(mean, self.rates, before, self.part.step(before, u))
