@@ -6,6 +6,7 @@ from functools import partial
 
 import count_ones
 import equinox as eqx
+import gradient_flow
 import grid
 import jax
 import jax.numpy as jnp
@@ -136,3 +137,16 @@ def test_entropies_of_a_text_that_is_known():
     assert text.entropy_bits(corpus, 0) == pytest.approx(2.0, abs=1e-3)
     assert text.entropy_bits(corpus, 2) == pytest.approx(0.0, abs=1e-2)
     assert len(corpus.training) == 9 * len(corpus.held_out)
+
+
+def test_gradient_flow_draws_and_reports(tmp_path, capsys):
+    picture = tmp_path / "new" / "flow.png"
+    words = ["--length", "6", "--steps", "30", "--picture", str(picture)]
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        seen = gradient_flow.run(gradient_flow.parse(words))
+    assert picture.stat().st_size > 10_000
+    assert list(seen) == ["Elman", "LSTM", "GRU", "linear"]
+    for before, after in seen.values():
+        assert before.gradient.shape == after.gradient.shape == (7,)
+        assert after.error < before.error
+    assert capsys.readouterr().out.count("training, error") == 8

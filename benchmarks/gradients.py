@@ -1,0 +1,188 @@
+"""Gradient estimators: how far each is from BPTT, what it costs, and what it keeps; and the Lyapunov exponents' time.
+
+python benchmarks/gradients.py --json benchmarks/results/gradients.json
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import rnnjax
+from benchmarks import measure
+from benchmarks.turns import take_turns
+from rnnjax.training.checkpoint import write_atomically
+
+I, H, T, O = 8, 16, 50, 4  # noqa: E741
+DRAWS, SECONDS, LONG, MILLION = 1000, 1.0, 10_000, 1_000_000
+KEY = jax.random.key(0)
+CELLS = {name: partial(getattr(rnnjax, name), I, H, key=KEY) for name in ("Elman", "LSTM", "GRU", "MinGRU")}
+ESTIMATORS: tuple[rnnjax.AbstractEstimator, ...] = (
+    rnnjax.BPTT(rnnjax.Scan()),
+    rnnjax.TruncatedBPTT(10, engine=rnnjax.Scan()),
+    rnnjax.TruncatedBPTT(10, 20, engine=rnnjax.Scan()),
+    rnnjax.RTRL(),
+    rnnjax.SnAp1(),
+    rnnjax.EProp(),
+    rnnjax.UORO(),
+)
+
+
+def loss(head: Array, y: Array, target: Array) -> Array:
+    return jnp.sum((y @ head - target) ** 2)
+
+
+def learn(estimator: rnnjax.AbstractEstimator, weights: Any, xs: Array, targets: Array, key: Array) -> rnnjax.Estimate:
+    memory = estimator.start(weights[0], key=key)
+    return estimator.estimate(loss, weights, memory, xs, targets, key=key)
+
+
+def draw(cell: rnnjax.AbstractCell, steps: int) -> tuple[Any, Array, Array]:
+    keys = jax.random.split(KEY, 3)
+    weights = cell, 0.3 * jax.random.normal(keys[0], (H, O))
+    return weights, jax.random.normal(keys[1], (steps, I)), jax.random.normal(keys[2], (steps, O))
+
+
+def flat(gradient: Any) -> np.ndarray:
+    """The cell's gradient; the head's is exact in every estimator."""
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient[0])])
+
+
+def label(estimator: rnnjax.AbstractEstimator) -> str:
+    if isinstance(estimator, rnnjax.TruncatedBPTT):
+        return f"TruncatedBPTT({estimator.every}, {estimator.back})"
+    return type(estimator).__name__
+
+
+def temporary(estimator: rnnjax.AbstractEstimator, cell: rnnjax.AbstractCell, steps: int) -> int:
+    """Bytes that the compiled program of a whole sequence needs beside its arguments and results."""
+    program = lambda weights, xs, targets: learn(estimator, weights, xs, targets, KEY)[:2]  # noqa: E731
+    made = measure.compile_program("", program, *draw(cell, steps))
+    assert made.temporary_bytes is not None
+    return made.temporary_bytes
+
+
+def compare(name: str) -> list[dict[str, Any]]:
+    """All estimators that serve a cell, against BPTT; the times interleaved."""
+    cell = CELLS[name]()
+    weights, xs, targets = draw(cell, T)
+    serving = [estimator for estimator in ESTIMATORS if estimator.refusal(cell) is None]
+    runs = {label(one): eqx.filter_jit(partial(learn, one)) for one in serving}
+    exact = flat(learn(rnnjax.BPTT(rnnjax.Scan()), weights, xs, targets, KEY).gradient)
+    rows = []
+    for estimator in serving:
+        run = runs[label(estimator)]
+        mean = one = flat(run(weights, xs, targets, KEY).gradient)
+        if isinstance(estimator, rnnjax.UORO):
+            draws = jax.vmap(lambda key: learn(estimator, weights, xs, targets, key).gradient)  # noqa: B023
+            many = jax.jit(draws)(jax.random.split(KEY, DRAWS))
+            mean = flat(jax.tree.map(lambda leaf: leaf.mean(0), many))
+        rows.append(
+            {
+                "cell": name,
+                "estimator": label(estimator),
+                "T": T,
+                "H": H,
+                "draws": DRAWS if isinstance(estimator, rnnjax.UORO) else 1,
+                "bias": float(np.linalg.norm(mean - exact) / np.linalg.norm(exact)),
+                "error_of_one": float(np.linalg.norm(one - exact) / np.linalg.norm(exact)),
+                "cosine_of_one": float(one @ exact / np.linalg.norm(one) / np.linalg.norm(exact)),
+                "bytes_at_1000": temporary(estimator, cell, 1000),
+                "bytes_at_10000": temporary(estimator, cell, LONG),
+            }
+        )
+    calls = [partial(runs[label(one)], weights, xs, targets, KEY) for one in serving]
+    times = take_turns(calls, SECONDS * len(calls))
+    for row, milliseconds in zip(rows, times, strict=True):
+        row["milliseconds"] = statistics.median(milliseconds)
+        row["times_bptt"] = measure.median_ratio(milliseconds, times[0])
+        print(
+            f"{name:<7}{row['estimator']:<22} bias {row['bias']:.1e}, of one draw {row['error_of_one']:.1e} "
+            f"(cosine {row['cosine_of_one']:.3f}); {row['times_bptt']:.1f} x BPTT's time; temporary kB "
+            f"{row['bytes_at_1000'] / 1e3:.0f} at T = 1,000, {row['bytes_at_10000'] / 1e3:.0f} at 10,000",
+            flush=True,
+        )
+    return rows
+
+
+def million() -> dict[str, Any]:
+    """A million steps in windows of 35: what the program keeps, and that it runs."""
+    cell, estimator = CELLS["LSTM"](), rnnjax.TruncatedBPTT(35, engine=rnnjax.Scan())
+    weights, xs, targets = draw(cell, MILLION)
+    run = eqx.filter_jit(partial(learn, estimator))
+    begun = time.perf_counter()
+    estimate = jax.block_until_ready(run(weights, xs, targets, KEY))
+    row = {
+        "cell": "LSTM",
+        "estimator": "TruncatedBPTT(35, 35)",
+        "T": MILLION,
+        "H": H,
+        "seconds": time.perf_counter() - begun,
+        "bytes_at_10000": temporary(estimator, cell, LONG),
+        "bytes_at_1000000": temporary(estimator, cell, MILLION),
+        "loss_per_step": float(estimate.loss) / MILLION,
+    }
+    print(
+        f"LSTM, windows of 35 over {MILLION} steps: {row['seconds']:.1f} s with compilation; temporary kB "
+        f"{row['bytes_at_10000'] / 1e3:.0f} at T = 10,000, {row['bytes_at_1000000'] / 1e3:.0f} at 1,000,000",
+        flush=True,
+    )
+    return row
+
+
+def chaos(gain: float, units: int, steps: int, every: int) -> dict[str, Any]:
+    """All Lyapunov exponents of a random tanh network (Engelken et al. 2020), timed with compilation."""
+    R = gain / np.sqrt(units) * np.random.default_rng(0).normal(size=(1, units, 1, units))
+    cell = rnnjax.Elman(1, units, key=KEY, bias=False)
+    cell = eqx.tree_at(lambda cell: cell.recurrent_weight, cell, jnp.asarray(R, jnp.float32))
+    start = rnnjax.Hidden(jax.random.normal(KEY, (units,)))
+    run = eqx.filter_jit(partial(rnnjax.lyapunov_exponents, skip=200, every=every))
+    begun = time.perf_counter()
+    exponents = np.asarray(run(cell, start, jnp.zeros((steps, 1))))
+    row = {
+        "cell": "Elman",
+        "gain": gain,
+        "H": units,
+        "T": steps,
+        "every": every,
+        "seconds": time.perf_counter() - begun,
+        "largest": float(exponents[0]),
+        "smallest": float(exponents[-1]),
+        "positive": int((exponents > 0).sum()),
+    }
+    print(
+        f"random tanh network, gain {gain}, {units} units, {steps} steps, QR every {every}: {row['seconds']:.1f} s; "
+        f"exponents {row['largest']:.3f} to {row['smallest']:.3f}, {row['positive']} positive",
+        flush=True,
+    )
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
+    options = parser.parse_args()
+    print(measure.heading())
+    rows = [row for name in CELLS for row in compare(name)]
+    rows.append(million())
+    rows += [chaos(gain, 128, LONG, every) for gain, every in ((0.8, 1), (2.0, 1), (2.0, 4))]
+    if options.json:
+        content = [measure.machine() | row for row in rows]
+        write_atomically(options.json, (json.dumps(content, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
