@@ -205,6 +205,82 @@ def test_reverse_with_a_length_is_the_flipped_run(name):
     assert not np.asarray(ys[length:]).any()
 
 
+@pytest.mark.parametrize("name", ["all_three", *IN_THE_STEP])
+def test_what_comes_before_a_reset_ends_there(name):
+    regulariser, xs, resets = RANDOM[name](0.4), grid.inputs(grid.T), jnp.arange(grid.T) == 6
+    spoiled = xs.at[4].set(jnp.nan)
+
+    @eqx.filter_jit
+    def after(regulariser, xs):
+        last, ys = run(regulariser, xs, resets=resets)
+        return grid.contract((last, ys[6:])), ys
+
+    (value, ys), gradient = eqx.filter_value_and_grad(after, has_aux=True)(regulariser, spoiled)
+    (expected, _), expected_gradient = eqx.filter_value_and_grad(after, has_aux=True)(regulariser, xs.at[4].set(0.0))
+    assert np.isnan(ys[4:6]).any(1).all()
+    assert np.isfinite(ys[:4]).all()
+    grid.assert_close((value, gradient), (expected, expected_gradient))
+
+
+def test_noise_is_added_to_the_state(drawn):
+    xs = grid.inputs(grid.T)
+    last, _ = run(rnnjax.NoisyStates(LSTM, 0.3), xs)
+    (noise,) = drawn
+    assert not (noise.h == noise.c).any()
+    state = LSTM.initial()
+    for t, u in enumerate(LSTM.project(xs)):
+        state = jax.tree.map(lambda after, noise, t=t: after + noise[t], LSTM.step(state, u), noise)
+    grid.assert_close(last, state)
+
+
+class Counted(rnnjax.AbstractCell):
+    """A GRU that counts its steps."""
+
+    cell: rnnjax.GRU
+
+    def input_type(self):
+        return self.cell.input_type()
+
+    def initial(self):
+        return self.cell.initial(), jnp.asarray(0)
+
+    def project(self, xs):
+        return self.cell.project(xs)
+
+    def step(self, state, u):
+        return self.cell.step(state[0], u), state[1] + 1
+
+    def readout(self, states, xs):
+        return self.cell.readout(states[0], xs)
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+@pytest.mark.parametrize("around", [rnnjax.Zoneout, rnnjax.NoisyStates])
+def test_a_counter_counts_on(around, key):
+    (_, steps), ys = run(around(Counted(GRU), 0.4), grid.inputs(grid.T), key)
+    assert steps == grid.T
+    if key is None:
+        grid.assert_close(ys, run(around(GRU, 0.4), grid.inputs(grid.T), None)[1])
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda cell, rate: rnnjax.VariationalDropout(cell, inputs=rate, recurrent=rate, outputs=rate),
+        rnnjax.RecurrentDropout,
+        rnnjax.Zoneout,
+        rnnjax.NoisyStates,
+        lambda cell, rate: rnnjax.drop_weights(cell, rate, key=KEY),
+        lambda cell, rate: rnnjax.add_noise(cell, rate, key=KEY),
+    ],
+)
+def test_numbers_of_numpy_widen_nothing(around):
+    regulariser = around(grid.build("gru", "float16"), np.float64(0.4))
+    for key in (KEY, None):
+        last, ys = run(regulariser, grid.inputs(grid.T, dtype="float16"), key)
+        assert (last.h.dtype, ys.dtype) == ("float32", "float16")
+
+
 def test_networks_of_regularised_parts():
     layer = lambda inputs: rnnjax.Zoneout(rnnjax.GRU(inputs, 4, key=KEY), 0.2)  # noqa: E731
     network = rnnjax.Stack(
@@ -277,28 +353,74 @@ def test_penalties_are_their_formulas():
     assert rnnjax.activation_penalty(ys, length=0) == 0.0
     gradient = jax.grad(lambda ys: rnnjax.activation_penalty(ys, length=2))(ys)
     np.testing.assert_array_equal(gradient, [[0.5, 0.0], [1.5, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    gradient = jax.grad(lambda ys: rnnjax.temporal_activation_penalty(ys, length=2))(ys)
+    np.testing.assert_array_equal(gradient, [[-2.0, -2.0], [2.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_penalties_of_sixteen_bits_are_summed_in_thirty_two(dtype):
+    values = jnp.full((3000, 2), 300, dtype).at[1::2].set(-300)
+    value = float(values[0, 0])
+    for penalty, expected in {
+        rnnjax.l1_penalty: 6000 * value,
+        rnnjax.l2_penalty: 6000 * value**2,
+        rnnjax.activation_penalty: value**2,
+        rnnjax.temporal_activation_penalty: 4 * value**2,
+    }.items():
+        got = penalty(values)
+        assert got.dtype == "float32"
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+        assert jnp.isfinite(jax.grad(lambda values, penalty=penalty: penalty(values) / 6000)(values)).all()
+
+
+class OwnStep(rnnjax.GRU):
+    """A GRU that does something else with R h."""
+
+    def step(self, state, u):
+        return rnnjax.Hidden(state.h + super().step(state, u).h)
+
+
+class OwnPointwise(rnnjax.GRU):
+    """A GRU that does something else with what it wrote."""
+
+    def pointwise(self, gains, u, v, state):
+        return rnnjax.Hidden(-super().pointwise(gains, u, v, state).h)
 
 
 BAD = {
-    "VariationalDropout(LSTM, inputs=1.0)": "inputs: expected a probability of dropping from 0",
-    "VariationalDropout(LSTM, recurrent=-0.1)": "recurrent: expected a probability",
+    "VariationalDropout(OWN_STEP, recurrent=0.1)": "part: expected the step of AbstractGatedCell.*got OwnStep",
+    "RecurrentDropout(OWN_STEP, 0.1)": "part: expected the step of AbstractGatedCell.*got OwnStep",
+    "RecurrentDropout(OWN_POINTWISE, 0.1)": "part: expected the pointwise of AbstractCandidateCell.*got OwnPointwise",
+    "RecurrentDropout(LSTM, '0.1')": "rate: expected the probability of dropping.*a Python number.*got '0.1'",
+    "RecurrentDropout(LSTM, True)": "rate: expected the probability of dropping.*got True",
+    "NoisyStates(LSTM, jax.numpy.ones(3))": "deviation: expected a standard deviation, a Python number",
+    "jax.jit(lambda rate: rnnjax.drop_weights(LSTM, rate, key=KEY))(0.5)": "rate: expected .* known before tracing",
+    "unroll(rnnjax.VariationalDropout(WORDS, inputs=0.5), None, INDICES, key=KEY)": "inputs: expected .* got int",
+    "drop_embedding(jax.numpy.ones((3, 2, 2)), 0.5, key=KEY)": r"embedding: expected floating vectors \[V, E\]",
+    "drop_embedding(INDICES, 0.5, key=KEY)": "embedding: expected floating vectors",
+    "Zoneout(LSTM, rnnjax.LSTMState(h=0.1, c=1.0))": r"rates\.c: expected the probability of keeping",
+    "VariationalDropout(LSTM, inputs=1.0)": "inputs: expected the probability of dropping.*from 0 up to",
+    "VariationalDropout(LSTM, recurrent=-0.1)": "recurrent: expected the probability",
     "VariationalDropout(LRU, recurrent=0.1)": "part: expected an AbstractGatedCell.*got LRU",
     "VariationalDropout(len, inputs=0.1)": "part: expected a cell or a network, got len",
     "RecurrentDropout(LRU, 0.1)": "part: expected an AbstractCandidateCell, such as LSTM or GRU, got LRU",
-    "RecurrentDropout(LSTM, float('nan'))": "rate: expected a probability",
+    "RecurrentDropout(LSTM, float('nan'))": "rate: expected the probability",
     "Zoneout(LSTM, (0.1, 0.2, 0.3))": "rates: expected one probability, or one for each of",
-    "Zoneout(LSTM, 1)": "rates: expected a probability",
+    "Zoneout(LSTM, 1)": "rates: expected the probability of keeping",
     "Zoneout(STACK, 0.1)": "part: expected a cell, got Stack",
     "NoisyStates(LSTM, -1.0)": "deviation: expected a standard deviation",
     "add_noise(LSTM, float('nan'), key=KEY)": "deviation: expected",
     "drop_weights(LRU, 0.5, key=KEY)": "model: expected an AbstractGatedCell in it",
-    "drop_weights(LSTM, 1.5, key=KEY)": "rate: expected a probability",
-    "drop_embedding(jax.numpy.ones((3, 2)), 1.0, key=KEY)": "rate: expected a probability",
+    "drop_weights(LSTM, 1.5, key=KEY)": "rate: expected the probability",
+    "drop_embedding(jax.numpy.ones((3, 2)), 1.0, key=KEY)": "rate: expected the probability",
 }
 
 
 @pytest.mark.parametrize("call", BAD)
 def test_bad_arguments_are_named(call):
+    words = rnnjax.TimeDistributed(rnnjax.linear, 1, dtype="int32")
     names = {"LSTM": LSTM, "LRU": grid.build("lru"), "STACK": grid.build("stack"), "KEY": KEY, "jax": jax}
+    names |= {"OWN_STEP": OwnStep(3, 4, key=KEY), "OWN_POINTWISE": OwnPointwise(3, 4, key=KEY)}
+    names |= {"WORDS": words, "INDICES": jnp.zeros((5, 1), "int32")}
     with pytest.raises((ValueError, TypeError), match=BAD[call]):
-        eval(f"rnnjax.{call}", {"rnnjax": rnnjax, **names})
+        eval(call if call.startswith("jax.") else f"rnnjax.{call}", {"rnnjax": rnnjax, **names})

@@ -19,7 +19,8 @@ class Elman(AbstractGatedCell):
 
     `activation` is any elementwise function: `jnp.tanh`, `jax.nn.relu` (with `initialise.identity` the IRNN), or
     `rnnjax.linear`, which gives the linear network `s_k = s_{k-1} w_rec + x_k w_x`. That one is linear with a dense R,
-    so `Associative` does not run it. With a `leak` the units integrate, Jaeger 2001 (GMD report 148):
+    so `Associative` does not run it. With a `leak` the units integrate (Lukoševičius 2012, "A practical guide to
+    applying echo state networks"):
 
         h_t = (1 - leak) * h_{t-1} + leak * activation(W x_t + R h_{t-1} + b)
     """
@@ -61,7 +62,7 @@ class Elman(AbstractGatedCell):
         self.gains = None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
-        self.leak = leak
+        self.leak = None if leak is None else float(leak)  # a NumPy scalar would widen the state
 
     def pointwise(self, gains: None, u: Gates, v: Gates, state: Hidden) -> Hidden:
         del gains

@@ -1,17 +1,28 @@
 """Masks: which values are kept, and what is left of those that are not."""
 
+from numbers import Real
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
+DROPPING = "dropping (to keep a share p of the values, pass 1 - p)"
 
-def check_rate(name: str, rate: float) -> None:
-    """Raise unless `rate` is a share that leaves something over."""
+
+def number(name: str, value: Any, means: str) -> float:
+    """`value` as a float, which widens no dtype as NumPy's scalars do. Raises unless it is known before tracing."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {means}, a Python number known before tracing, got {value!r}")
+    return float(value)
+
+
+def probability(name: str, value: Any, of: str = DROPPING) -> float:
+    """`value` as a float. Raises unless it is a probability that leaves something over."""
+    rate = number(name, value, f"the probability of {of}")
     if not 0 <= rate < 1:
-        raise ValueError(
-            f"{name}: expected a probability of dropping from 0 up to, not with, 1, got {rate!r}. "
-            f"To keep a share p of the values, pass 1 - p"
-        )
+        raise ValueError(f"{name}: expected the probability of {of}, from 0 up to, not with, 1, got {value!r}")
+    return rate
 
 
 def keep(key: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
@@ -24,9 +35,17 @@ def scale(mask: Bool[Array, "..."], rate: float, values: Array) -> Array:
     return jnp.where(mask, values / (1 - rate), jnp.zeros_like(values))
 
 
-def drop(key: PRNGKeyArray, rate: float, xs: PyTree[Array]) -> PyTree[Array]:
-    """`xs` over time under one mask for all its steps."""
+def drop(name: str, key: PRNGKeyArray, rate: float, xs: PyTree[Array]) -> PyTree[Array]:
+    """`xs` over time under one mask for all its steps; what is dropped is not seen, NaN or not."""
+    if rate == 0:
+        return xs
     leaves, structure = jax.tree.flatten(xs)
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{name}: expected floating or complex values to drop, got {leaf.dtype}. "
+                f"Drop what an embedding makes of them: drop_embedding, or the inputs of the layer above"
+            )
     keys = jax.random.split(key, len(leaves))
     dropped = [scale(keep(key, rate, leaf.shape[1:]), rate, leaf) for key, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, dropped)

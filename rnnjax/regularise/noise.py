@@ -13,6 +13,7 @@ from ..network import Options
 from ..unroll import unroll
 from .around import AbstractAround, check_part
 from .masked import run_masked
+from .masks import number
 
 
 class NoisyStates(AbstractAround):
@@ -27,15 +28,14 @@ class NoisyStates(AbstractAround):
     part: AbstractCell
     deviation: float = eqx.field(static=True)
 
-    def __init__(self, part: Any, deviation: float):
+    def __init__(self, part: Any, deviation: Any):
         """`deviation` is the standard deviation, 0 or more."""
         check_part(part, AbstractCell, "a cell")
-        check_deviation(deviation)
         self.part = part
-        self.deviation = deviation
+        self.deviation = _deviation(deviation)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
-        if options.key is None:
+        if options.key is None or self.deviation == 0:
             return unroll(self.part, state, xs, **options._asdict())
         T = jax.tree.leaves(xs)[0].shape[0]
         zeros = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), jax.eval_shape(self.part.initial))
@@ -46,13 +46,13 @@ class NoisyStates(AbstractAround):
         return jax.tree.map(jnp.add, self.part.step(state, u), noise)
 
 
-def add_noise(tree: PyTree, deviation: float, *, key: PRNGKeyArray) -> PyTree:
+def add_noise(tree: PyTree, deviation: Any, *, key: PRNGKeyArray) -> PyTree:
     """`tree` with normal noise of standard deviation `deviation` on every floating or complex array in it.
 
     Of inputs (Sietsma & Dow 1991), or of a whole model: weight noise (Graves 2011, "Practical variational inference
     for neural networks"), which the loss adds before it runs the model.
     """
-    check_deviation(deviation)
+    deviation = _deviation(deviation)
     arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(arrays)
     keys = jax.random.split(key, len(leaves))
@@ -63,7 +63,9 @@ def add_noise(tree: PyTree, deviation: float, *, key: PRNGKeyArray) -> PyTree:
     return eqx.combine(jax.tree.unflatten(structure, noisy), rest)
 
 
-def check_deviation(deviation: float) -> None:
-    """Raise unless `deviation` is one."""
+def _deviation(value: Any) -> float:
+    """`value` as a float. Raises unless it is a standard deviation."""
+    deviation = number("deviation", value, "a standard deviation")
     if not 0 <= deviation < float("inf"):
-        raise ValueError(f"deviation: expected a standard deviation, 0 or more, got {deviation!r}")
+        raise ValueError(f"deviation: expected a standard deviation, 0 or more and finite, got {value!r}")
+    return deviation

@@ -13,7 +13,7 @@ from ..marks import blank
 
 def l1_penalty(weights: PyTree) -> Float[Array, ""]:
     """The sum of |w| over all floating and complex arrays of `weights`: a model, or a part of one."""
-    return _total(jnp.abs(leaf).sum() for leaf in _leaves(weights))
+    return _total(jnp.abs(leaf) for leaf in _leaves(weights))
 
 
 def l2_penalty(weights: PyTree) -> Float[Array, ""]:
@@ -21,7 +21,7 @@ def l2_penalty(weights: PyTree) -> Float[Array, ""]:
 
     Its gradient is 2 w: what `optax.adamw` calls weight decay is another thing, and is not scaled by Adam.
     """
-    return _total((leaf.real**2 + leaf.imag**2).sum() for leaf in _leaves(weights))
+    return _total(leaf.real**2 + leaf.imag**2 for leaf in _leaves(weights))
 
 
 def activation_penalty(ys: Float[Array, "T ..."], *, length: Length | int | None = None) -> Float[Array, ""]:
@@ -31,7 +31,7 @@ def activation_penalty(ys: Float[Array, "T ..."], *, length: Length | int | None
     length   steps from there on are ignored; under `vmap` each sequence counts alike, whatever its length
     """
     steps = _valid(ys, length)
-    return _mean(blank(ys, steps, ys.shape[0]) ** 2, steps)
+    return _mean(blank(_wide(ys), steps, ys.shape[0]) ** 2, steps)
 
 
 def temporal_activation_penalty(ys: Float[Array, "T ..."], *, length: Length | int | None = None) -> Float[Array, ""]:
@@ -39,19 +39,28 @@ def temporal_activation_penalty(ys: Float[Array, "T ..."], *, length: Length | i
 
     ys       outputs or states over time: of the last layer, before its dropout
     length   steps from there on are ignored. Zero where there is no pair
+
+    Sequences packed into one are taken for one: the pair across a reset counts.
     """
     steps = _valid(ys, length)
-    ys = blank(ys, steps, ys.shape[0])  # before they are squared: what is ignored is to be so in the gradient, too
+    ys = blank(
+        _wide(ys), steps, ys.shape[0]
+    )  # before they are squared: what is ignored is to be so in the gradient, too
     return _mean((ys[1:] - ys[:-1]) ** 2, jnp.maximum(steps - 1, 0))
 
 
 def _leaves(weights: PyTree) -> list[Array]:
-    return jax.tree.leaves(eqx.filter(weights, eqx.is_inexact_array))
+    return [_wide(leaf) for leaf in jax.tree.leaves(eqx.filter(weights, eqx.is_inexact_array))]
+
+
+def _wide(values: Array) -> Array:
+    """In float32 or wider: the square of 256 is too much for float16."""
+    return values.astype(carry_dtype(values.dtype))
 
 
 def _total(parts: Iterable[Array]) -> Float[Array, ""]:
-    """Their sum in float32 or wider; zero of none."""
-    return jnp.asarray(sum((part.astype(carry_dtype(part.dtype)) for part in parts), 0.0))
+    """The sum of all their entries; zero of none."""
+    return jnp.asarray(sum((part.sum() for part in parts), 0.0))
 
 
 def _valid(ys: Array, length: Length | int | None) -> Length:

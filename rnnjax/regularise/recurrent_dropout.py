@@ -7,12 +7,12 @@ import jax
 from jaxtyping import Array, Bool, PyTree
 
 from ..arrays import Gates, State, cast
-from ..cell import AbstractCandidateCell, recur
+from ..cell import AbstractCandidateCell, AbstractGatedCell, recur
 from ..network import Options
 from ..unroll import unroll
-from .around import AbstractAround, check_part
+from .around import AbstractAround, check_inherits, check_part
 from .masked import run_masked
-from .masks import check_rate, keep, scale
+from .masks import keep, probability, scale
 
 
 class RecurrentDropout(AbstractAround):
@@ -28,15 +28,16 @@ class RecurrentDropout(AbstractAround):
     part: AbstractCandidateCell
     rate: float = eqx.field(static=True)
 
-    def __init__(self, part: Any, rate: float):
+    def __init__(self, part: Any, rate: Any):
         """The rate is the probability of dropping, from 0 up to, not with, 1."""
         check_part(part, AbstractCandidateCell, "an AbstractCandidateCell, such as LSTM or GRU")
-        check_rate("rate", rate)
+        check_inherits(part, AbstractCandidateCell, "pointwise")
+        check_inherits(part, AbstractGatedCell, "step")
         self.part = part
-        self.rate = rate
+        self.rate = probability("rate", rate)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
-        if options.key is None:
+        if options.key is None or self.rate == 0:
             return unroll(self.part, state, xs, **options._asdict())
         masks = keep(options.key, self.rate, (jax.tree.leaves(xs)[0].shape[0], self.part.hidden_size))
         return run_masked(self, RecurrentDropout._step, state, xs, masks, options)

@@ -11,9 +11,9 @@ from ..arrays import Gates, State, cast
 from ..cell import AbstractCell, AbstractGatedCell, recur
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
-from .around import AbstractAround, check_part
+from .around import AbstractAround, check_inherits, check_part
 from .masked import run_masked
-from .masks import check_rate, drop, keep, scale
+from .masks import drop, keep, probability, scale
 
 
 class VariationalDropout(AbstractAround):
@@ -21,8 +21,8 @@ class VariationalDropout(AbstractAround):
 
         x_t -> m_x * x_t            h_{t-1} -> m_h * h_{t-1} where it enters v = R h             y_t -> m_y * y_t
 
-    Each mask m is drawn once for a sequence, and scaled by 1 / (1 - rate). `unroll` under `vmap` draws one for each
-    sequence if the key is mapped, one for the batch if it is not. Without a key nothing is dropped.
+    Each mask m is drawn once for a call of `unroll`, and scaled by 1 / (1 - rate): sequences packed into one by
+    `resets` share it, and so does a batch under `vmap` unless the key is mapped, too. Without a key nothing is dropped.
 
     A part with a `recurrent` rate must be an `AbstractGatedCell`; with a key it runs as a plain cell, which `Fused`
     refuses: `drop_weights` drops what is recurrent at its speed. For inputs and outputs alone any part will do.
@@ -37,34 +37,33 @@ class VariationalDropout(AbstractAround):
         self,
         part: Any,
         *,
-        inputs: float = 0.0,
-        recurrent: float = 0.0,
-        outputs: float = 0.0,
+        inputs: Any = 0.0,
+        recurrent: Any = 0.0,
+        outputs: Any = 0.0,
     ):
         """The rates are probabilities of dropping, from 0 up to, not with, 1."""
         check_part(part, AbstractCell | AbstractNetwork, "a cell or a network")
-        for name, rate in (("inputs", inputs), ("recurrent", recurrent), ("outputs", outputs)):
-            check_rate(name, rate)
-        if recurrent > 0:
-            check_part(part, AbstractGatedCell, "an AbstractGatedCell, which a recurrent rate needs")
         self.part = part
-        self.inputs = inputs
-        self.recurrent = recurrent
-        self.outputs = outputs
+        self.inputs = probability("inputs", inputs)
+        self.recurrent = probability("recurrent", recurrent)
+        self.outputs = probability("outputs", outputs)
+        if self.recurrent > 0:
+            check_part(part, AbstractGatedCell, "an AbstractGatedCell, which a recurrent rate needs")
+            check_inherits(part, AbstractGatedCell, "step")
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         if options.key is None:
             return unroll(self.part, state, xs, **options._asdict())
         inputs_key, recurrent_key, outputs_key, part_key = jax.random.split(options.key, 4)
         options = options._replace(key=part_key)
-        xs = drop(inputs_key, self.inputs, xs)
+        xs = drop("inputs", inputs_key, self.inputs, xs)
         if self.recurrent > 0:
             mask = keep(recurrent_key, self.recurrent, self.part.initial().h.shape)
             masks = jnp.broadcast_to(mask, (jax.tree.leaves(xs)[0].shape[0], *mask.shape))
             state, ys = run_masked(self, VariationalDropout._step, state, xs, masks, options)
         else:
             state, ys = unroll(self.part, state, xs, **options._asdict())
-        return state, drop(outputs_key, self.outputs, ys)
+        return state, drop("outputs", outputs_key, self.outputs, ys)
 
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
         cell: Any = self.part  # a gated cell, as `__init__` saw to

@@ -6,19 +6,21 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .. import check
 from ..cell import AbstractGatedCell
-from .masks import check_rate, keep, scale
+from .masks import keep, probability, scale
 
 
-def drop_weights(model: Any, rate: float, *, key: PRNGKeyArray) -> Any:
+def drop_weights(model: Any, rate: Any, *, key: PRNGKeyArray) -> Any:
     """`model` with each entry of the recurrent weights R of its gated cells dropped with probability `rate`.
 
     The rest is scaled by 1 / (1 - rate). This is the weight drop of Merity et al. 2018 (AWD-LSTM, arXiv:1708.02182),
     after the DropConnect of Wan et al. 2013: one mask for all steps. Apply it inside the loss, before `vmap` makes a
     batch, and all sequences share the mask, and the cells stay what they were: every engine runs them as before.
-    `model` is a cell, a network, or any pytree with gated cells in it; a ValueError says if there is none.
+    `model` is a cell, a network, or any pytree with gated cells in it; a ValueError says if there is none. A cell of
+    another family (`ProjectedLSTM`, `ResetBeforeGRU`, the diagonal ones) keeps its weights whole.
     """
-    check_rate("rate", rate)
+    rate = probability("rate", rate)
     leaves, structure = jax.tree.flatten(model, is_leaf=_is_gated)
     if not any(map(_is_gated, leaves)):
         raise ValueError("model: expected an AbstractGatedCell in it, whose recurrent weight could be dropped; none is")
@@ -29,12 +31,17 @@ def drop_weights(model: Any, rate: float, *, key: PRNGKeyArray) -> Any:
     return jax.tree.unflatten(structure, dropped)
 
 
-def drop_embedding(embedding: Float[Array, "V E"], rate: float, *, key: PRNGKeyArray) -> Float[Array, "V E"]:
+def drop_embedding(embedding: Any, rate: Any, *, key: PRNGKeyArray) -> Float[Array, "V E"]:
     """`embedding` with each word dropped with probability `rate`, wherever it stands; the rest scaled.
 
     Gal & Ghahramani 2016, arXiv:1512.05287, as Merity et al. 2018 use it: whole rows are dropped, not entries.
     """
-    check_rate("rate", rate)
+    rate = probability("rate", rate)
+    if not eqx.is_inexact_array(embedding) or embedding.ndim != 2:
+        raise ValueError(
+            f"embedding: expected floating vectors [V, E], one row for each word, got {check.show(embedding)}. "
+            f"Of an eqx.nn.Embedding pass its weight"
+        )
     return scale(keep(key, rate, (embedding.shape[0], 1)), rate, embedding)
 
 

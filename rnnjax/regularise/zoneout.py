@@ -1,5 +1,7 @@
 """Zoneout: units that keep their state for a step."""
 
+from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -11,9 +13,12 @@ from .. import check
 from ..arrays import State
 from ..cell import AbstractCell
 from ..network import Options
+from ..unroll import unroll
 from .around import AbstractAround, check_part
 from .masked import run_masked
-from .masks import check_rate, keep
+from .masks import keep, probability
+
+KEEPING = "keeping the state as it was (of 1 it would never change)"
 
 
 class Zoneout(AbstractAround):
@@ -22,7 +27,8 @@ class Zoneout(AbstractAround):
         s_t = m_t * s_{t-1} + (1 - m_t) * step(s_{t-1}, x_t)
 
     Without a key the mean takes the mask's place, m_t = rates: also at evaluation this is another cell than the part
-    alone. It runs as a plain cell, which `Fused` and `Associative` refuse. The part may be any cell.
+    alone. It runs as a plain cell, which `Fused` and `Associative` refuse. The part may be any cell; a field of its
+    state that is not floating or complex, such as a counter, is always updated.
     """
 
     part: AbstractCell
@@ -31,24 +37,26 @@ class Zoneout(AbstractAround):
     def __init__(self, part: Any, rates: Any):
         """`rates` is one probability, from 0 up to, not with, 1, or one for each field of the state.
 
-        The paper's best for an LSTM is `LSTMState(h=0.05, c=0.5)`.
+        The paper's best for an LSTM is `LSTMState(h=0.05, c=0.5)` on characters, and half of both on words.
         """
         check_part(part, AbstractCell, "a cell")
         like = jax.eval_shape(part.initial)
         fields = jax.tree.structure(like)
-        if isinstance(rates, int | float):
-            rates = jax.tree.unflatten(fields, [float(rates)] * fields.num_leaves)
+        if isinstance(rates, Real):
+            rates = jax.tree.unflatten(fields, [probability("rates", rates, KEEPING)] * fields.num_leaves)
         if jax.tree.structure(rates) != fields:
             raise ValueError(f"rates: expected one probability, or one for each of {check.show(like)}, got {rates!r}")
-        for rate in jax.tree.leaves(rates):
-            check_rate("rates", rate)
         self.part = part
-        self.rates = rates
+        self.rates = jax.tree_util.tree_map_with_path(
+            lambda path, rate: probability(f"rates{jax.tree_util.keystr(path)}", rate, KEEPING), rates
+        )
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         T = jax.tree.leaves(xs)[0].shape[0]
         like, fields = jax.tree.flatten(jax.eval_shape(self.part.initial))
         rates = jax.tree.leaves(self.rates)
+        if not any(rates):
+            return unroll(self.part, state, xs, **options._asdict())
         if options.key is None:
             return run_masked(self, Zoneout._mean_step, state, xs, (), options)
         keys = jax.random.split(options.key, len(like))
@@ -56,9 +64,12 @@ class Zoneout(AbstractAround):
         return run_masked(self, Zoneout._step, state, xs, jax.tree.unflatten(fields, masks), options)
 
     def _step(self, before: State, u: PyTree[Array], masks: State) -> State:
-        return jax.tree.map(jnp.where, masks, before, self.part.step(before, u))
+        return self._mix(jnp.where, masks, before, u)
 
     def _mean_step(self, before: State, u: PyTree[Array], masks: tuple[()]) -> State:
         del masks
-        mean = lambda rate, before, after: rate * before + (1 - rate) * after  # noqa: E731
-        return jax.tree.map(mean, self.rates, before, self.part.step(before, u))
+        return self._mix(lambda rate, before, after: rate * before + (1 - rate) * after, self.rates, before, u)
+
+    def _mix(self, mix: Callable[[Any, Array, Array], Array], kept: PyTree, before: State, u: PyTree[Array]) -> State:
+        leaf = lambda kept, before, after: mix(kept, before, after) if eqx.is_inexact_array(after) else after  # noqa: E731
+        return jax.tree.map(leaf, kept, before, self.part.step(before, u))
