@@ -1,25 +1,40 @@
-"""A state as one real vector, or as its units' numbers: what Jacobians and influences are taken of."""
+"""A state as one real vector, or as its units' numbers: what Jacobians and influences are taken of.
+
+What is neither floating nor complex in a state, such as a counter, is not differentiated by: it stays as it is.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .arrays import State
+from .arrays import Shaped, State
+
+
+def is_inexact(leaf: Shaped) -> bool:
+    """Whether it is floating or complex."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def parts(state: State) -> list[Array]:
-    """The arrays of a state, a complex one as its real and its imaginary part, all in one real dtype."""
+    """The floating arrays of a state, a complex one as its real and its imaginary part, all in one real dtype."""
     reals: list[Array] = []
     for leaf in jax.tree.leaves(state):
-        reals += [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+        if is_inexact(leaf):
+            reals += [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+    if not reals:
+        dtypes = [str(leaf.dtype) for leaf in jax.tree.leaves(state)]
+        raise ValueError(f"state: expected floating or complex arrays to differentiate by, got {dtypes}")
     widest = max((leaf.dtype for leaf in reals), key=lambda dtype: jnp.dtype(dtype).itemsize)
     return [leaf.astype(widest) for leaf in reals]
 
 
 def join(reals: list[Array], like: State) -> State:
-    """The inverse of `parts`: a state of the form of `like`."""
+    """The inverse of `parts`: a state of the form of `like`, from which comes what is not floating."""
     rest, leaves = iter(reals), []
     for leaf in jax.tree.leaves(like):
+        if not is_inexact(leaf):
+            leaves.append(leaf)
+            continue
         shaped = next(rest).reshape(leaf.shape)
         if jnp.iscomplexobj(leaf):
             shaped = jax.lax.complex(shaped, next(rest).reshape(leaf.shape))

@@ -227,3 +227,24 @@ def assert_close(got: PyTree, expected: PyTree, dtype: str = "float64") -> None:
         assert one.shape == other.shape
         scale = max(1.0, float(np.max(np.abs(other), initial=0.0)))
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+class Counted(rnnjax.AbstractCell):
+    """A cell that counts its steps: not all of its state is floating."""
+
+    cell: rnnjax.AbstractCell
+
+    def input_type(self):
+        return self.cell.input_type()
+
+    def initial(self):
+        return jnp.asarray(0, "int32"), self.cell.initial()
+
+    def project(self, xs):
+        return self.cell.project(xs)
+
+    def step(self, state, u):
+        return state[0] + 1, self.cell.step(state[1], u)
+
+    def readout(self, states, xs):
+        return self.cell.readout(states[1], xs)

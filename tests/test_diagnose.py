@@ -106,6 +106,36 @@ def test_lyapunov_exponents_of_a_linear_cell_are_logarithms():
     np.testing.assert_allclose(got, np.sort(np.log(np.abs(decay)))[::-1], atol=1e-12)
 
 
+def test_the_largest_lyapunov_exponents_of_a_diagonal_cell_are_not_those_of_its_first_units():
+    cell = rnnjax.LinearRNN(1, 4, key=KEY, dtype="float64")
+    cell = eqx.tree_at(lambda cell: cell.decay, cell, jnp.asarray([0.2, 0.9, -0.5, 0.7]))
+    got = rnnjax.lyapunov_exponents(cell, None, jnp.zeros((400, 1)), count=2, skip=200)
+    np.testing.assert_allclose(got, np.log([0.9, 0.7]), atol=1e-10)
+
+
+def test_a_counter_in_a_state_is_no_number_to_differentiate_by():
+    gru, xs = grid.build("gru"), grid.inputs(grid.T)
+    counted = grid.Counted(gru)
+    np.testing.assert_array_equal(rnnjax.jacobians(counted, None, xs), rnnjax.jacobians(gru, None, xs))
+    np.testing.assert_array_equal(
+        rnnjax.lyapunov_exponents(counted, None, xs), rnnjax.lyapunov_exponents(gru, None, xs)
+    )
+    told = [rnnjax.gradient_by_lag(on_the_end, cell, None, xs, engine=rnnjax.Scan()) for cell in (counted, gru)]
+    np.testing.assert_allclose(*told, rtol=1e-12)
+
+
+def test_what_is_too_large_is_infinite_and_what_is_small_is_told():
+    explosive = jax.tree.map(lambda leaf: leaf.astype("float32"), network(3 * orthogonal(6), rnnjax.linear))
+    xs = jnp.ones((200, 1), "float32")
+    norms = rnnjax.product_norms(explosive, None, xs)
+    np.testing.assert_allclose(norms[:80], 3.0 ** np.arange(80), rtol=1e-4)
+    assert np.isinf(norms[100:]).all()
+    fading = jax.tree.map(lambda leaf: leaf.astype("float32"), network(0.5 * orthogonal(6), rnnjax.linear))
+    for size in (1.0, 1e-20):
+        told = rnnjax.gradient_by_lag(lambda *seen, size=size: size * seen[0].h.sum(), fading, None, xs, lags=50)
+        np.testing.assert_allclose(told / told[0], 0.5 ** np.arange(51), rtol=1e-4)
+
+
 def test_lyapunov_exponents_of_a_dense_linear_cell_are_the_limit_of_its_log_singular_values():
     R = jax.random.normal(KEY, (5, 5), "float64")
     exact = np.sort(np.log(np.abs(np.linalg.eigvals(R))))[::-1]
@@ -193,6 +223,8 @@ def test_gates_are_those_of_the_equations():
         np.testing.assert_allclose(got[t], jax.nn.sigmoid(pre[jnp.asarray([0, 1, 3])]), atol=1e-12)
         h = y
     assert rnnjax.gates(grid.build("gru"), None, xs).shape == (grid.T, 2, grid.H)
+    silu = rnnjax.Elman(grid.I, 4, key=KEY, activation=jax.nn.silu, dtype="float64")
+    assert rnnjax.gates(silu, None, xs).shape == (grid.T, 1, 4)
 
 
 def on_the_end(last, ys):
@@ -251,12 +283,55 @@ def test_the_report_on_a_saturated_network_names_it_and_its_remedy_cures_it():
     assert cured.stuck == 0
 
 
+SLOW = {
+    "gru": lambda: rnnjax.GRU(1, 8, key=KEY, bias_initialiser=rnnjax.initialise.chrono(1000), dtype="float64"),
+    "lstm": lambda: rnnjax.LSTM(1, 8, key=KEY, bias_initialiser=rnnjax.initialise.chrono(1000), dtype="float64"),
+    "leak": lambda: rnnjax.Elman(1, 8, key=KEY, leak=0.005, dtype="float64"),
+    "lru": lambda: rnnjax.LRU(1, 8, key=KEY, r_min=0.99999, r_max=0.999999, dtype="float64"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_slow_units_are_not_stuck(name):
+    assert rnnjax.stuck(SLOW[name](), None, steady(12)).mean() < 0.1
+
+
+def test_dead_units_are_stuck():
+    dead = rnnjax.Elman(1, 8, key=KEY, activation=jax.nn.relu, dtype="float64")
+    dead = eqx.tree_at(lambda cell: cell.bias, dead, dead.bias - 100)
+    assert rnnjax.stuck(dead, None, steady(12)).all()
+
+
+def test_the_report_asks_what_the_end_sees_of_a_loss_on_all_steps():
+    ill = network(0.5 * orthogonal(20), rnnjax.linear)
+    report = rnnjax.examine(lambda *seen: jnp.sum(seen[1] ** 2), ill, None, steady())
+    assert report.vanishing_after == 10
+
+
+def test_the_report_blames_r_only_where_it_is_the_only_way():
+    cell = rnnjax.LSTM(1, 8, key=KEY, bias_initialiser=rnnjax.initialise.forget(-3.0), dtype="float64")
+    cell = eqx.tree_at(lambda cell: cell.recurrent_weight, cell, 0.3 * cell.recurrent_weight)
+    (finding,) = rnnjax.examine(on_the_end, cell, None, steady()).findings
+    assert finding.illness == "vanishing"
+    assert "forget bias" in finding.remedy
+    assert "R" not in finding.seen
+
+
+@pytest.mark.parametrize("cell", ["gru", "lru"])
+def test_the_report_on_what_is_not_finite_says_so(cell):
+    xs = grid.inputs(grid.T).at[3].set(jnp.nan)
+    (finding,) = rnnjax.examine(on_the_end, grid.build(cell), None, xs).findings
+    assert finding.illness == "not finite"
+
+
 def test_the_report_counts_what_was_clipped():
     cell, norms = rnnjax.LRU(1, 4, key=KEY, dtype="float64", r_min=0.9), np.asarray([0.5, 3.0, np.nan, 2.0])
     report = rnnjax.examine(on_the_end, cell, None, steady(5), update_norms=norms, clip=1.0)
     assert report.clipped == 0.75
     assert [finding.illness for finding in report.findings] == ["clipped"]
-    assert rnnjax.examine(on_the_end, cell, None, steady(5), update_norms=norms, clip=5.0).clipped == 0.25
+    report = rnnjax.examine(on_the_end, cell, None, steady(5), update_norms=norms, clip=5.0)
+    assert report.findings == ()
+    assert "clipped in 25% of the updates" in str(report)
 
 
 def test_the_report_on_a_loss_that_ends_early_says_so():
@@ -276,7 +351,15 @@ def test_pictures_are_drawn():
     assert [len(one.lines) for one in axes[:2]] == [4, 2]
     assert [one.get_title() for one in axes[2:5]] == ["i", "f", "o"]
     assert [label.get_text() for label in axes[5].get_xticklabels()] == ["ein", "roter", "Ball"]
+    dead = Figure().subplots()
+    plot.draw_spectrum(dead, [[1.0, 0.5, 0.0], [1.0, 0.5, 0.0]])
+    assert dead.get_ylim()[0] > 0.1
+    plot.draw_gates(Figure().subplots(), rnnjax.gates(cell, None, xs)[:, :1], ("i",))
     figure.canvas.draw()
+    with pytest.raises(TypeError, match="gradients: expected a name for each curve"):
+        plot.draw_gradient_by_lag(axes[1], [1.0, 0.5])
+    with pytest.raises(ValueError, match=r"gradients\['none'\]: expected a gradient at lag 0"):
+        plot.draw_gradient_by_lag(axes[1], {"none": [0.0, 0.0]})
     with pytest.raises(ValueError, match="names: expected 3, and as many axes"):
         plot.draw_gates(axes[:2], rnnjax.gates(cell, None, xs), ("i", "f"))
     with pytest.raises(ValueError, match="targets: expected 2 words"):
@@ -286,13 +369,13 @@ def test_pictures_are_drawn():
 
 
 BAD = {
-    "product_norms(GRU, None, XS, lags=13)": "lags: expected from 0 to the T=12 steps of xs, got 13",
-    "gradient_by_lag(LOSS, GRU, None, XS, lags=13)": "lags: expected from 0 to the T=12 steps of xs, got 13",
-    "gradient_by_lag(LOSS, GRU, None, XS, lags=-1)": "lags: expected from 0",
+    "product_norms(GRU, None, XS, lags=13)": "lags: expected a number from 0 to the T=12 steps of xs, got 13",
+    "gradient_by_lag(LOSS, GRU, None, XS, lags=13)": "lags: expected a number from 0 to the T=12",
+    "gradient_by_lag(LOSS, GRU, None, XS, lags=-1)": "lags: expected a number from 0",
     "gradient_by_lag(CONSTANT, GRU, None, XS)": "loss: expected one that depends on the last state or the outputs",
     "gradient_by_input(CONSTANT, GRU, None, XS)": "loss: expected one that depends",
     "gradient_by_lag(VECTOR, GRU, None, XS)": "loss: expected a real scalar",
-    "gradient_by_lag(LOSS, GRU, None, XS, engine=FUSED)": "engine: Fused cannot run",
+    "gradient_by_lag(LOSS, GRU, None, XS, engine=FUSED)": "engine: Fused cannot run.*a plain cell of GRU: pass engine",
     "jacobians(GRU, None, XS, engine=ASSOCIATIVE)": "engine: Associative cannot run GRU",
     "jacobians(STACK, None, XS)": "cell: expected a cell, .* got Stack",
     "jacobians(GRU, None, XS[:0])": "xs: expected at least one step",
@@ -300,12 +383,22 @@ BAD = {
     "gradient_by_input(LOSS, GRU, None, TOKENS)": "xs: expected floating arrays",
     "gates(LRU, None, XS)": "cell: expected an AbstractGatedCell, whose gates are known, got LRU",
     "gates(ELMAN, None, XS)": "cell: expected a cell with gates, which are sigmoids, but Elman has none",
-    "lyapunov_exponents(GRU, None, XS, count=9)": "count: expected from 1 to the D=8",
+    "lyapunov_exponents(GRU, None, XS, count=9)": "count: expected a number from 1 to the D=",
     "lyapunov_exponents(GRU, None, XS, every=0)": "every: expected a number of steps",
+    "lyapunov_exponents(GRU, None, XS, every=13)": "every: expected a number of steps from 1 to T=12, got 13",
+    "lyapunov_exponents(GRU, None, XS, every=2.5)": "every: expected a number of steps",
+    "lyapunov_exponents(EXPLOSIVE, None, LONG, every=100)": "pass a smaller every",
     "lyapunov_exponents(GRU, None, XS, skip=12)": "skip: expected from 0 to 11",
     "lyapunov_exponents(GRU, None, NAN)": "the Jacobian of a step is not finite",
     "singular_values(GRU, None, NAN)": "the Jacobian of a step is not finite",
     "examine(LOSS, GRU, None, XS, clip=1.0)": "clip: expected together with update_norms",
+    "examine(LOSS, GRU, None, XS, clip=1.0, update_norms=[])": "update_norms: expected the norm of at least one",
+    "examine(LOSS, GRU, None, XS, clip=-1.0, update_norms=[1.0])": "clip: expected the norm that updates were held to",
+    "examine(None, GRU, None, XS)": "loss: expected a function",
+    "gradient_by_lag(None, GRU, None, XS)": "loss: expected a function",
+    "gradient_by_lag(LOSS, GRU, None, XS, lags='3')": "lags: expected a number from 0",
+    "gradient_by_input(LOSS, GRU, None, XS[:0])": "xs: expected at least one step",
+    "gates(RELU, None, XS)": "cell: expected a cell with gates, which are sigmoids, but Elman has none",
 }
 
 
@@ -317,6 +410,9 @@ def test_bad_arguments_are_named(call):
         "LRU": grid.build("lru"),
         "ELMAN": grid.build("elman"),
         "STACK": grid.build("stack"),
+        "RELU": rnnjax.Elman(grid.I, 4, key=KEY, activation=jax.nn.relu, dtype="float64"),
+        "EXPLOSIVE": jax.tree.map(lambda leaf: leaf.astype("float32"), network(3 * orthogonal(4), rnnjax.linear)),
+        "LONG": jnp.zeros((300, 1), "float32"),
         "FUSED": rnnjax.Fused(),
         "ASSOCIATIVE": rnnjax.Associative(),
         "XS": xs,

@@ -61,7 +61,8 @@ def test_bptt_is_the_gradient_of_the_sum(cell):
 @pytest.mark.parametrize("cell", grid.CELLS)
 def test_rtrl_is_bptt(cell):
     weights, xs, targets = problem(cell)
-    grid.assert_close(learn(rnnjax.RTRL(), weights, xs, targets)[:2], learn(rnnjax.BPTT(), weights, xs, targets)[:2])
+    got, expected = (learn(estimator, weights, xs, targets)[:2] for estimator in (rnnjax.RTRL(), rnnjax.BPTT()))
+    assert optax.tree.norm(optax.tree.sub(got, expected)) < 1e-12 * optax.tree.norm(expected)
 
 
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
@@ -188,10 +189,57 @@ def test_uoro_is_unbiased(cell):
     )  # the head's gradient is exact in every draw
 
 
-def test_truncated_at_the_end_is_bptt_bit_for_bit():
-    weights, xs, targets = problem("gru")
-    for estimator in (rnnjax.TruncatedBPTT(STEPS), rnnjax.TruncatedBPTT(STEPS, STEPS)):
+@pytest.mark.parametrize("name", ["gru", "dropped"])
+def test_truncated_at_the_end_is_bptt_bit_for_bit(name):
+    part = rnnjax.RecurrentDropout(grid.build("gru"), 0.5) if name == "dropped" else name
+    weights, xs, targets = problem(part)
+    for estimator in (rnnjax.TruncatedBPTT(STEPS), rnnjax.TruncatedBPTT(STEPS, STEPS + 3)):
         chex.assert_trees_all_equal(learn(estimator, weights, xs, targets), learn(rnnjax.BPTT(), weights, xs, targets))
+
+
+def test_what_is_carried_over_windows_is_dropped_as_they_are():
+    """All that an LSTM writes is dropped: its states stay zero, and so does the loss."""
+    lstm = rnnjax.RecurrentDropout(grid.build("lstm"), 1 - 1e-9)
+    weights, xs, targets = problem(lstm, 12)
+    for back in (4, 6, 8):
+        estimate = learn(rnnjax.TruncatedBPTT(4, back), weights, xs, jnp.zeros_like(targets))
+        assert estimate.loss == 0
+
+
+def test_a_learned_start_that_moved_is_where_it_moved():
+    weights, xs, targets = problem("lstm_options", 12)
+    moved = eqx.tree_at(lambda weights: weights[0].start.c, weights, weights[0].start.c + 1)
+    whole = learn(rnnjax.BPTT(), moved, xs, targets)
+    for estimator in (rnnjax.TruncatedBPTT(3), rnnjax.TruncatedBPTT(3, 5)):
+        estimate = estimator.estimate(loss, moved, estimator.start(weights[0]), xs, targets)
+        np.testing.assert_allclose(estimate.loss, whole.loss, rtol=1e-12)
+
+
+def test_sums_over_windows_are_kept_in_float32():
+    weights, xs, targets = problem("gru", 2000, "bfloat16")
+    in_float32 = jax.tree.map(lambda leaf: leaf.astype("float32"), (weights, xs, targets))
+    narrow, wide = learn(rnnjax.TruncatedBPTT(5), weights, xs, targets), learn(rnnjax.TruncatedBPTT(5), *in_float32)
+    for one, other in zip(jax.tree.leaves(narrow.gradient), jax.tree.leaves(wide.gradient), strict=True):
+        assert one.dtype == "bfloat16"
+        assert np.linalg.norm(np.asarray(one, "float32") - other) < 0.02 * np.linalg.norm(other)
+
+
+def test_a_counter_in_a_state_is_no_number_to_differentiate_by():
+    counting, plain = (problem(cell, 8) for cell in (grid.Counted(grid.build("gru")), "gru"))
+    for estimator in (rnnjax.RTRL(), rnnjax.BPTT(rnnjax.Scan())):
+        got, expected = learn(estimator, *counting), learn(estimator, *plain)
+        assert got.memory.state[0] == 8
+        leaves = [(estimate.loss, jax.tree.leaves(estimate.gradient)) for estimate in (got, expected)]
+        grid.assert_close(*leaves)
+
+
+def test_snap1_takes_a_recurrence_without_weights():
+    cell = rnnjax.LinearRecurrence(rnnjax.Hidden(jnp.zeros(4)))
+    head = jax.random.normal(KEY, (4, TARGETS), "float64")
+    xs = tuple(jax.random.uniform(key, (9, 4), "float64") for key in jax.random.split(KEY))
+    _, _, targets = problem("gru", 9)
+    estimates = [learn(estimator, (cell, head), xs, targets) for estimator in (rnnjax.SnAp1(), rnnjax.BPTT())]
+    grid.assert_close(estimates[0][:2], estimates[1][:2])
 
 
 @pytest.mark.parametrize(
@@ -233,7 +281,8 @@ def test_backward_estimators_take_networks(name):
     weights, xs, targets = problem(name, 12)
     whole = learn(rnnjax.BPTT(), weights, xs, targets)
     chex.assert_trees_all_equal(learn(rnnjax.TruncatedBPTT(12), weights, xs, targets).gradient, whole.gradient)
-    assert np.isfinite(learn(rnnjax.TruncatedBPTT(5, 7), weights, xs, targets).loss)
+    if name != "stack_of_bidirectional":  # which sees no further than its window
+        grid.assert_close(learn(rnnjax.TruncatedBPTT(5, 12), weights, xs, targets), whole)
 
 
 def test_a_learned_start_learns_from_the_first_chunk_alone():
@@ -258,7 +307,7 @@ def test_memory_does_not_grow_with_time():
 
     assert temporary(rnnjax.BPTT(rnnjax.Scan()), 10_000) > 50 * temporary(rnnjax.BPTT(rnnjax.Scan()), 100)
     for estimator in (rnnjax.RTRL(), rnnjax.SnAp1(), rnnjax.TruncatedBPTT(50)):
-        assert temporary(estimator, 10_000) < 1.2 * temporary(estimator, 100) + 10_000 * 8 * 4
+        assert temporary(estimator, 10_000) < 1.1 * temporary(estimator, 100) + 1_000
 
 
 def test_a_batch_is_a_vmap_and_optax_takes_what_comes():
@@ -307,6 +356,16 @@ BAD = {
     "BPTT().estimate(VECTOR, (GRU, HEAD), START, XS, XS)": "loss: expected a real scalar",
     "RTRL().estimate(VECTOR, (GRU, HEAD), TRACED, XS, XS)": "loss: expected a real scalar",
     "RTRL().estimate(LOSS, (GRU, HEAD), TRACED, XS[:, :2], XS)": "xs: expected .* for GRU",
+    "BPTT().estimate(LOSS, (GRU, HEAD), None, XS, XS)": "memory: expected what BPTT's start.* got None",
+    "BPTT().estimate(LOSS, (GRU, HEAD), GRU.initial(), XS, XS)": "memory: expected what BPTT's start",
+    "RTRL().estimate(LOSS, (GRU, HEAD), START, XS, XS)": "memory: expected what RTRL's start",
+    "UORO().estimate(LOSS, (GRU, HEAD), rnnjax.UORO().start(WIDE, key=KEY), XS, XS, key=KEY)": "memory: expected",
+    "BPTT().estimate(None, (GRU, HEAD), START, XS, XS)": "loss: expected a function .*got None",
+    "BPTT().estimate(PAIR, (GRU, HEAD), START, XS, XS)": "loss: expected a real scalar",
+    "RTRL().estimate(LOSS, (GRU, HEAD), TRACED, XS[:0], XS[:0])": "xs: expected at least one step",
+    "TruncatedBPTT(2.5)": "every: expected a number of steps k1",
+    "TruncatedBPTT(True)": "every: expected a number of steps k1",
+    "TruncatedBPTT(2, '5')": "back: expected a number of steps k2",
     "RandomFeedback(0, 2, key=KEY)": "input_size: expected a positive integer",
     "Elman(3, 4, key=KEY, leak=1.5)": "leak: expected a share above 0",
 }
@@ -327,6 +386,8 @@ def test_bad_arguments_are_named(call):
         "XS": grid.inputs(8, dtype="float32"),
         "LOSS": lambda head, y, target: jnp.sum((y @ head.astype(y.dtype) - target) ** 2),
         "VECTOR": lambda *step: step[2],
+        "PAIR": lambda *step: (jnp.sum(step[1]), None),
+        "WIDE": rnnjax.GRU(grid.I, 5, key=KEY),
         "KEY": KEY,
         "len": len,
     }

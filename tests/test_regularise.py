@@ -233,31 +233,10 @@ def test_noise_is_added_to_the_state(drawn):
     grid.assert_close(last, state)
 
 
-class Counted(rnnjax.AbstractCell):
-    """A GRU that counts its steps."""
-
-    cell: rnnjax.GRU
-
-    def input_type(self):
-        return self.cell.input_type()
-
-    def initial(self):
-        return self.cell.initial(), jnp.asarray(0)
-
-    def project(self, xs):
-        return self.cell.project(xs)
-
-    def step(self, state, u):
-        return self.cell.step(state[0], u), state[1] + 1
-
-    def readout(self, states, xs):
-        return self.cell.readout(states[0], xs)
-
-
 @pytest.mark.parametrize("key", [KEY, None])
 @pytest.mark.parametrize("around", [rnnjax.Zoneout, rnnjax.NoisyStates])
 def test_a_counter_counts_on(around, key):
-    (_, steps), ys = run(around(Counted(GRU), 0.4), grid.inputs(grid.T), key)
+    (steps, _), ys = run(around(grid.Counted(GRU), 0.4), grid.inputs(grid.T), key)
     assert steps == grid.T
     if key is None:
         grid.assert_close(ys, run(around(GRU, 0.4), grid.inputs(grid.T), None)[1])

@@ -13,14 +13,16 @@ from ..cell import AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from ..engines.auto import Auto
 from .trajectory import befores, enter
 
-SMALL = 0.01  # a derivative by a gate's input that moves nothing
+SMALL = 0.01  # of what a unit's inputs do to it at rest: what moves nothing
+CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")  # what calls a program once, as it is
 
 
 def gates(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T K H"]:
     """The K sigmoids of a gated cell at every step, in the order in which its `pointwise` takes them.
 
     Of `LSTM` these are i, f, o; of `GRU` z, r. They are found in the traced `pointwise`, of any `AbstractGatedCell`;
-    one without a sigmoid is refused. Arguments as in `jacobians`.
+    one without a sigmoid is refused. The sigmoid within an activation, such as `jax.nn.silu`, is one of them.
+    Arguments as in `jacobians`.
     """
     state, xs = enter(cell, state, xs)
     if not isinstance(cell, AbstractGatedCell):
@@ -39,9 +41,10 @@ def gates(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> F
 
 
 def stuck(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T H"] | None:
-    """1 where a unit cannot be moved: no input u_g of any of its gates moves any field of its state by 1 %.
+    """1 where a unit cannot be moved: no input u_g of any of its gates does a hundredth of what some u_g does at rest.
 
-    Saturated units, whose nonlinearities are all at their ends, and dead ones of `jax.nn.relu`. None for a cell in
+    That is of what |ds/du| is at its largest, and at rest is in the initial state with x = 0. Saturated units, whose
+    nonlinearities are all at their ends, and dead ones of `jax.nn.relu`; slow units are not stuck. None for a cell in
     which a unit's inputs cannot be told apart: it takes an `AbstractGatedCell` or an `AbstractDiagonalCell`, the last
     axis of whose u counts the units. Arguments as in `jacobians`.
     """
@@ -51,15 +54,16 @@ def stuck(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> F
     if not isinstance(cell, AbstractGatedCell | AbstractDiagonalCell) or not isinstance(us, Array) or len(units) > 1:
         return None
 
-    def one(inputs: Any) -> Float[Array, " H"]:
+    def largest(inputs: Any) -> Float[Array, " H"]:
         u, before = inputs
         derivative = jax.linearize(lambda u: cell.step(before, u), u)[1]
         rows = jnp.eye(u[..., 0].size, dtype=u.dtype).reshape(-1, *u.shape[:-1], 1)
         moved = jax.vmap(derivative)(jnp.broadcast_to(rows, (len(rows), *u.shape)))
-        largest = [jnp.abs(leaf).max(0) for leaf in jax.tree.leaves(moved)]
-        return (jnp.stack(largest).max(0) < SMALL).astype(largest[0].dtype)
+        return jnp.stack([jnp.abs(part).max(0) for part in jax.tree.leaves(moved)]).max(0)
 
-    return jax.vmap(one)((us, befores(cell, state, xs, engine)))
+    resting = cell.project(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:1]), xs))[0], cell.initial()
+    moving = jax.vmap(largest)((us, befores(cell, state, xs, engine)))
+    return (~(moving > SMALL * largest(resting))).astype(moving.dtype)  # NaN moves nothing, either
 
 
 def _sigmoids(function: Callable[..., Any], *arguments: Any) -> list[Array]:
@@ -70,14 +74,14 @@ def _sigmoids(function: Callable[..., Any], *arguments: Any) -> list[Array]:
 
 
 def _evaluate(program: ClosedJaxpr, arguments: list[Array], found: list[Array]) -> list[Array]:
-    """Run a program, through what is jitted in it, and add its sigmoids to those `found`."""
+    """Run a program, through what it calls, and add its sigmoids to those `found`."""
     values = dict(zip(program.jaxpr.invars, arguments, strict=True))
     values |= dict(zip(program.jaxpr.constvars, program.consts, strict=True))
     read = lambda variable: variable.val if isinstance(variable, Literal) else values[variable]  # noqa: E731
     for equation in program.jaxpr.eqns:
         inputs = [read(variable) for variable in equation.invars]
-        inner = equation.params.get("jaxpr")
-        if isinstance(inner, ClosedJaxpr):
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if equation.primitive.name in CALLS and isinstance(inner, ClosedJaxpr):
             outputs = _evaluate(inner, inputs, found)
         else:
             bound = equation.primitive.bind(*inputs, **equation.params)

@@ -1,25 +1,24 @@
 """How far back a loss learns: the norm of its gradient, lag by lag."""
 
-from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array, Float, PyTree
 
-from .. import check
+from .. import check, flat
 from ..arrays import State
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..engines.auto import Auto
+from ..flat import is_inexact
 from ..unroll import unroll
-from .trajectory import enter, steps
-
-Loss = Callable[[State, Any], Float[Array, ""]]  # (last state, ys) -> scalar
+from .trajectory import check_lags, enter, steps
 
 
 def gradient_by_lag(
-    loss: Loss, cell: Any, state: State | None, xs: Any, *, lags: int | None = None, engine: Any = Auto()
+    loss: Any, cell: Any, state: State | None, xs: Any, *, lags: Any = None, engine: Any = Auto()
 ) -> Float[Array, " K"]:
     """The norm of dL/ds_{T-k} for every lag k from 0 to `lags`; s_0 is the state before the first step.
 
@@ -30,26 +29,26 @@ def gradient_by_lag(
                       by a disturbance of zero added to it at every step, which leaves a kernel nothing to trace
 
     One pass backward: of states it keeps what that pass keeps, of Jacobians nothing. Fast decay is vanishing, growth is
-    exploding; `examine` says so.
+    exploding; `examine` says so. NaN where states or loss are, and from where a gradient has overflowed.
     """
     state, xs = enter(cell, state, xs)
     T = steps(xs)
-    lags = T if lags is None else lags
-    if not 0 <= lags <= T:
-        raise ValueError(f"lags: expected from 0 to the T={T} steps of xs, got {lags}. Pass a longer sequence")
+    lags = check_lags(lags, T)
     disturbed = DisturbedLinearCell(cell=cell) if isinstance(cell, AbstractLinearCell) else DisturbedCell(cell)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), state)
+    floating, others = eqx.partition(state, eqx.is_inexact_array)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), floating)
+    _insist(engine, disturbed, (xs, zeros))
 
-    def disturb(start: State, disturbances: PyTree[Array]) -> Float[Array, ""]:
-        return judge(loss, *unroll(disturbed, start, (xs, disturbances), engine=engine))
+    def disturb(start: PyTree[Array], disturbances: PyTree[Array]) -> Float[Array, ""]:
+        return judge(loss, *unroll(disturbed, eqx.combine(start, others), (xs, disturbances), engine=engine))
 
-    first, rest = jax.grad(disturb, (0, 1))(state, zeros)
+    first, rest = jax.grad(disturb, (0, 1))(floating, zeros)
     norms = jnp.concatenate([_norms(jax.tree.map(lambda leaf: leaf[None], first)), _norms(rest)])
     return norms[::-1][: lags + 1]
 
 
 def gradient_by_input(
-    loss: Loss, part: Any, state: State | None, xs: Any, *, engine: Any = Auto()
+    loss: Any, part: Any, state: State | None, xs: Any, *, engine: Any = Auto()
 ) -> Float[Array, " T"]:
     """The norm of dL/dx_{T-k} for every lag k from 0 to T - 1: what each input still does to the loss.
 
@@ -59,6 +58,8 @@ def gradient_by_input(
     xs = check.sequence(xs)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(xs)):
         raise TypeError(f"xs: expected floating arrays, by which to differentiate, got {check.show(xs)}")
+    if steps(xs) == 0:
+        raise ValueError("xs: expected at least one step, got none")
     gradient = jax.grad(lambda xs: judge(loss, *unroll(part, state, xs, engine=engine)))(xs)
     return _norms(gradient)[::-1]
 
@@ -69,7 +70,8 @@ class DisturbedCell(AbstractCell):
     cell: AbstractCell
 
     def input_type(self) -> tuple[PyTree[jax.ShapeDtypeStruct], State]:
-        return self.cell.input_type(), jax.eval_shape(self.cell.initial)
+        like = jax.eval_shape(self.cell.initial)
+        return self.cell.input_type(), jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, like)
 
     def initial(self) -> State:
         return self.cell.initial()
@@ -78,7 +80,8 @@ class DisturbedCell(AbstractCell):
         return self.cell.project(xs[0]), xs[1]
 
     def step(self, state: State, u: tuple[PyTree[Array], State]) -> State:
-        return jax.tree.map(jnp.add, self.cell.step(state, u[0]), u[1])
+        add = lambda leaf, disturbance: leaf if disturbance is None else leaf + disturbance  # noqa: E731
+        return jax.tree.map(add, self.cell.step(state, u[0]), u[1], is_leaf=lambda leaf: leaf is None)
 
     def readout(self, states: Any, xs: tuple[PyTree[Array], State]) -> PyTree[Array]:
         return self.cell.readout(states, xs[0])
@@ -95,8 +98,26 @@ class DisturbedLinearCell(DisturbedCell, AbstractLinearCell):
         return a, b + u[1].h
 
 
-def judge(loss: Loss, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
+def _insist(engine: Any, disturbed: DisturbedCell, inputs: Any) -> None:
+    """Raise where the engine refuses what is disturbed, whatever it says of the cell itself."""
+    check.engine(engine)
+    reason = engine.refusal(disturbed, inputs)
+    if reason is not None:
+        raise ValueError(
+            f"engine: {reason}. What a state does is measured by a disturbance added to it, which makes a plain cell "
+            f"of {describe(disturbed.cell)}: pass engine=Scan(), or ask gradient_by_input"
+        )
+
+
+def check_loss(loss: object) -> None:
+    """Raise unless it is a function."""
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function (last, ys) -> scalar, got {loss!r}")
+
+
+def judge(loss: Any, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
     """The loss, once it is seen to be a scalar that looks at what it was given."""
+    check_loss(loss)
     program, out = jax.make_jaxpr(loss, return_shape=True)(last, ys)
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"loss: expected a real scalar of (last, ys), got {check.show(out)}")
@@ -114,6 +135,8 @@ def judge(loss: Loss, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
 
 
 def _norms(tree: PyTree[Array]) -> Float[Array, " T"]:
-    """The norm over all that a step has, step by step."""
-    squares = [(jnp.abs(leaf) ** 2).reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares))
+    """The norm over all that a step has, step by step; of shares of the largest, whose squares do not overflow."""
+    sizes = jnp.concatenate([jnp.abs(part).reshape(len(part), -1) for part in flat.parts(tree)], 1)
+    largest = sizes.max(1, keepdims=True)
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return jnp.linalg.norm(sizes / scale, axis=1) * scale[:, 0]

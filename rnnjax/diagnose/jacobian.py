@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .. import flat
 from ..arrays import State
 from ..engines.auto import Auto
-from .trajectory import befores, enter, steps, vector_step
+from .trajectory import befores, check_lags, enter, steps, vector_step
 
 FINITE = "the Jacobian of a step is not finite: state, inputs or weights are NaN or have overflowed by then. Shorten xs"
 
@@ -32,26 +32,28 @@ def singular_values(cell: Any, state: State | None, xs: Any, *, engine: Any = Au
 
 
 def product_norms(
-    cell: Any, state: State | None, xs: Any, *, lags: int | None = None, engine: Any = Auto()
+    cell: Any, state: State | None, xs: Any, *, lags: Any = None, engine: Any = Auto()
 ) -> Float[Array, " K"]:
     """The largest singular value of ds_T/ds_{T-k} = J_T J_{T-1} ... J_{T-k+1}, for every lag k from 0 to `lags`.
 
     The most that a gradient at the end can grow, or the least that it must shrink, on its way k steps back. Other
-    arguments as in `jacobians`; `lags=None` goes back to the start.
+    arguments as in `jacobians`; `lags=None` goes back to the start. Infinite where a norm is too large for its dtype.
     """
     state, xs = enter(cell, state, xs)
     T = steps(xs)
-    lags = T if lags is None else lags
-    if not 0 <= lags <= T:
-        raise ValueError(f"lags: expected from 0 to the T={T} steps of xs, got {lags}. Pass a longer sequence")
+    lags = check_lags(lags, T)
     us, states = cell.project(xs), befores(cell, state, xs, engine)
     recent = jax.tree.map(lambda leaf: leaf[T - lags :], (us, states))
 
-    def back(product: Array, inputs: Any) -> tuple[Array, Array]:
-        product = product @ _jacobian(cell, state, inputs)
-        return product, jnp.linalg.norm(product, 2)
+    def back(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], Array]:
+        product, norm = carry  # the product has norm 1, so that it neither overflows nor underflows
+        product = product @ _jacobian(cell, inputs)
+        growth = jnp.linalg.norm(product, 2)
+        norm = jnp.where(growth > 0, norm * growth, jnp.zeros_like(norm))
+        return (product / jnp.where(growth > 0, growth, jnp.ones_like(growth)), norm), norm
 
-    identity = jnp.eye(flat.pack(state).size, dtype=flat.pack(state).dtype)
+    vector = flat.pack(state)
+    identity = jnp.eye(vector.size, dtype=vector.dtype), jnp.ones((), vector.dtype)
     _, norms = jax.lax.scan(back, identity, recent, reverse=True)
     return jnp.concatenate([jnp.ones_like(norms, shape=1), norms[::-1]])
 
@@ -60,10 +62,10 @@ def _along(cell: Any, state: Any, xs: Any, engine: Any, function: Any) -> Array:
     """`function` of the Jacobian of each step, one after the other."""
     state, xs = enter(cell, state, xs)
     inputs = cell.project(xs), befores(cell, state, xs, engine)
-    return jax.lax.map(lambda inputs: function(_jacobian(cell, state, inputs)), inputs)
+    return jax.lax.map(lambda inputs: function(_jacobian(cell, inputs)), inputs)
 
 
-def _jacobian(cell: Any, like: State, inputs: Any) -> Float[Array, "D D"]:
+def _jacobian(cell: Any, inputs: Any) -> Float[Array, "D D"]:
     u, before = inputs
-    jacobian = jax.jacfwd(vector_step(cell, u, like))(flat.pack(before))
+    jacobian = jax.jacfwd(vector_step(cell, u, before))(flat.pack(before))
     return eqx.error_if(jacobian, ~jnp.isfinite(jacobian).all(), FINITE)

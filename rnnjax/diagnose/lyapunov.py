@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .. import flat
@@ -12,9 +13,11 @@ from ..arrays import State
 from .jacobian import FINITE
 from .trajectory import enter, steps, vector_step
 
+OVERFLOWN = f"{FINITE}, or pass a smaller every: columns grow or turn parallel between two orthogonalisations"
+
 
 def lyapunov_exponents(
-    cell: Any, state: State | None, xs: Any, *, count: int | None = None, skip: int = 0, every: int = 1
+    cell: Any, state: State | None, xs: Any, *, count: Any = None, skip: Any = 0, every: Any = 1
 ) -> Float[Array, " K"]:
     """The `count` largest Lyapunov exponents along `xs`, in nats per step, the largest first.
 
@@ -27,37 +30,45 @@ def lyapunov_exponents(
     cell, state, xs   as in `rnnjax.unroll`; zeros in xs make an autonomous system of it
     count             how many, at most the D numbers of a state (a complex one counts as two); None: all
     skip              so many steps first, without which Q and the state are not yet where they will stay
-    every             orthogonalises every so many steps. More is faster; too many, and the columns of Z become parallel
+    every             orthogonalises every so many steps. More is faster; too many, and the columns of Z become
+                      parallel, overflow or fade to zero
 
     No Jacobian is built: a step is pushed forward along `count` columns. Raises, at run time, if one is not finite.
     """
     state, xs = enter(cell, state, xs)
     T, D = steps(xs), flat.pack(state).size
     count = D if count is None else count
-    if not 1 <= count <= D:
-        raise ValueError(f"count: expected from 1 to the D={D} numbers of a state, got {count}")
-    if every < 1:
-        raise ValueError(f"every: expected a number of steps, at least 1, got {every}")
-    if not 0 <= skip <= T - every:
-        raise ValueError(f"skip: expected from 0 to {T - every}, so that some of the T={T} steps count, got {skip}")
+    if not isinstance(count, int | np.integer) or not 1 <= count <= D:
+        raise ValueError(f"count: expected a number from 1 to the D={D} numbers of a state, got {count!r}")
+    if not isinstance(every, int | np.integer) or not 1 <= every <= T:
+        raise ValueError(f"every: expected a number of steps from 1 to T={T}, got {every!r}")
+    if not isinstance(skip, int | np.integer) or not 0 <= skip <= T - every:
+        raise ValueError(f"skip: expected from 0 to {T - every}, so that some of the T={T} steps count, got {skip!r}")
     us = cell.project(xs)
-    vector, columns = flat.pack(state), jnp.eye(count, D, dtype=flat.pack(state).dtype)
+    columns = _frame(int(count), D, flat.pack(state).dtype)
 
-    def push(carry: tuple[Array, Array], u: Any) -> tuple[tuple[Array, Array], None]:
-        vector, columns = carry
-        after, derivative = jax.linearize(vector_step(cell, u, state), vector)
-        return (after, jax.vmap(derivative)(columns)), None
+    def push(carry: tuple[State, Array], u: Any) -> tuple[tuple[State, Array], None]:
+        before, columns = carry
+        _, derivative = jax.linearize(vector_step(cell, u, before), flat.pack(before))
+        return (cell.step(before, u), jax.vmap(derivative)(columns)), None
 
-    def stretch(carry: tuple[Array, Array], us: Any) -> tuple[tuple[Array, Array], Array]:
-        (vector, columns), _ = jax.lax.scan(push, carry, us)
-        columns = eqx.error_if(columns, ~jnp.isfinite(columns).all(), FINITE)
+    def stretch(carry: tuple[State, Array], us: Any) -> tuple[tuple[State, Array], Array]:
+        (state, columns), _ = jax.lax.scan(push, carry, us)
+        columns = eqx.error_if(columns, ~jnp.isfinite(columns).all(), FINITE if every == 1 else OVERFLOWN)
         orthonormal, triangle = jnp.linalg.qr(columns.T)
-        return (vector, orthonormal.T), jnp.log(jnp.abs(jnp.diagonal(triangle)))
+        return (state, orthonormal.T), jnp.log(jnp.abs(jnp.diagonal(triangle)))
 
     if skip:
         warm = jax.tree.map(lambda leaf: leaf[:skip, None], us)
-        (vector, columns), _ = jax.lax.scan(stretch, (vector, columns), warm)
+        (state, columns), _ = jax.lax.scan(stretch, (state, columns), warm)
     groups = (T - skip) // every
     counted = jax.tree.map(lambda leaf: leaf[skip : skip + groups * every].reshape(groups, every, *leaf.shape[1:]), us)
-    _, logarithms = jax.lax.scan(stretch, (vector, columns), counted)
+    _, logarithms = jax.lax.scan(stretch, (state, columns), counted)
     return jnp.sort(logarithms.mean(0) / every, descending=True)
+
+
+def _frame(count: int, D: int, dtype: Any) -> Float[Array, "K D"]:
+    """Orthonormal rows to begin with. All D may be the axes; fewer must not, along which a diagonal cell stays."""
+    if count == D:
+        return jnp.eye(D, dtype=dtype)
+    return jnp.linalg.qr(jax.random.normal(jax.random.key(0), (D, count), dtype))[0].T

@@ -11,19 +11,21 @@ def draw_spectrum(axes: Axes, singular_values: Any) -> None:
     """Singular values of each step's Jacobian, [T, D], over time: the largest, the median and the smallest."""
     values = _over_time("singular_values", singular_values, 2)
     for label, curve in (("largest", values.max(1)), ("median", np.median(values, 1)), ("smallest", values.min(1))):
-        axes.plot(np.arange(1, len(curve) + 1), np.maximum(curve, np.finfo(float).tiny), label=label)
+        axes.plot(np.arange(1, len(curve) + 1), _positive(curve), label=label)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(xlabel="step", ylabel="singular values of a step", yscale="log")
     axes.legend()
 
 
-def draw_gradient_by_lag(axes: Axes, gradients: Mapping[str, Any]) -> None:
+def draw_gradient_by_lag(axes: Axes, gradients: Any) -> None:
     """Norms of the gradient by lag, [lags + 1], one curve for each name, as shares of the gradient at lag 0."""
+    if not isinstance(gradients, Mapping):
+        raise TypeError(f"gradients: expected a name for each curve, {{name: norms}}, got {type(gradients).__name__}")
     for label, norms in gradients.items():
         norms = _over_time(f"gradients[{label!r}]", norms, 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = norms / norms[0]
-        axes.plot(np.where(shares > 0, shares, np.nan), label=label)  # what is zero has no logarithm: the curve ends
+        if not 0 < norms[0] < np.inf:
+            raise ValueError(f"gradients[{label!r}]: expected a gradient at lag 0 to take shares of, got {norms[0]}")
+        axes.plot(_positive(norms / norms[0]), label=label)
     axes.set(xlabel="steps back from the loss", ylabel="gradient, of that at the end", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -31,7 +33,7 @@ def draw_gradient_by_lag(axes: Axes, gradients: Mapping[str, Any]) -> None:
 
 def draw_gates(axes: Any, gates: Any, names: Sequence[str]) -> None:
     """Gates over time, [T, K, H], units upwards, one picture for each of the K `names`; dark is shut, light is open."""
-    values = _over_time("gates", gates, 3)
+    values, axes = _over_time("gates", gates, 3), np.ravel(axes)
     if not len(axes) == len(names) == values.shape[1]:
         raise ValueError(f"names: expected {values.shape[1]}, and as many axes, got {len(names)} and {len(axes)}")
     for index, (one, label) in enumerate(zip(axes, names, strict=True)):
@@ -53,6 +55,11 @@ def draw_alignment(
     if targets is not None:
         axes.set_yticks(range(len(targets)), targets)
     axes.set(xlabel="source", ylabel="target")
+
+
+def _positive(curve: np.ndarray) -> np.ndarray:
+    """What is zero has no logarithm: there the curve ends."""
+    return np.where(curve > 0, curve, np.nan)
 
 
 def _over_time(name: str, values: Any, rank: int) -> np.ndarray:

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import State, carry_dtype
-from ..cell import AbstractGatedCell, describe
+from ..arrays import State
+from ..cell import describe
 from ..engines.auto import Auto
 from .gates import stuck
-from .gradient import Loss, gradient_by_lag
+from .gradient import check_loss, gradient_by_lag
+from .recurrent_weight import norm_of_the_only_way
 
 FAINT, HUGE = 1e-3, 1e3  # of the gradient at the end: what has vanished, what has exploded
 MANY = 0.5  # of all units and steps, or of all updates
@@ -39,12 +41,13 @@ class Report(NamedTuple):
         if not self.findings:
             T = len(self.gradient) - 1
             rate = (self.gradient[-1] / self.gradient[0]) ** (1 / T)
-            return f"{self.name}: healthy over {T} steps; going back, the gradient changes by {rate:.3g} a step"
+            share = "" if self.clipped is None else f"; clipped in {self.clipped:.0%} of the updates"
+            return f"{self.name}: healthy over {T} steps; going back, the gradient changes by {rate:.3g} a step{share}"
         return "\n".join(f"{self.name}: {illness}, {seen}. Try: {remedy}" for illness, seen, remedy in self.findings)
 
 
 def examine(
-    loss: Loss,
+    loss: Any,
     cell: Any,
     state: State | None,
     xs: Any,
@@ -55,34 +58,58 @@ def examine(
 ) -> Report:
     """Run forward and back along one sequence, and say what is wrong, if anything is.
 
-    loss              `(last, ys) -> scalar`. One on the end of the sequence shows how far back learning reaches
+    loss              `(last, ys) -> scalar`. What of it depends on the end counts, on the last state and the last
+                      output: how far back it reaches is what is asked. Losses on earlier steps would hide it
     cell, state, xs   as in `rnnjax.unroll`
     update_norms      the norm of the gradient at each update of a training run, if there was one
     clip              the norm to which `optax.clip_by_global_norm` held these
 
     Illnesses: vanishing (a thousandth of the gradient is left before the start is reached), exploding (a
     thousandfold), saturated (at more than half of all steps a unit's inputs cannot move it), clipped (more than half of
-    the updates), silent (no gradient at the end). Not for jit: it answers in words.
+    the updates), silent (no gradient at the end), not finite. Not for jit: it answers in words.
     """
-    if (update_norms is None) != (clip is None):
-        raise ValueError("clip: expected together with update_norms, or neither of them")
-    gradient = np.asarray(gradient_by_lag(loss, cell, state, xs, engine=engine))
+    clipped = _share_clipped(update_norms, clip)
+    gradient = np.asarray(gradient_by_lag(_on_the_end(loss), cell, state, xs, engine=engine))
     units = stuck(cell, state, xs, engine=engine)
     report = Report(
         describe(cell),
         gradient,
         _first(gradient < FAINT * gradient[0]) if gradient[0] > 0 else None,
-        _first(~(gradient <= HUGE * gradient[0])) if gradient[0] != 0 else None,  # NaN, too
+        _first(~(gradient <= HUGE * gradient[0])) if 0 < gradient[0] < np.inf else None,  # NaN further back, too
         None if units is None else float(units.mean()),
-        None if clip is None else float(np.mean(~(np.asarray(update_norms) <= clip))),
+        clipped,
         (),
     )
-    return report._replace(findings=tuple(_findings(report, _spectral_norm(cell))))
+    return report._replace(findings=tuple(_findings(report, norm_of_the_only_way(cell))))
+
+
+def _on_the_end(loss: Any) -> Any:
+    """The same loss, by which no output but the last is differentiated."""
+    check_loss(loss)
+    cut = lambda leaf: jnp.concatenate([jax.lax.stop_gradient(leaf[:-1]), leaf[-1:]])  # noqa: E731
+    return lambda last, ys: loss(last, jax.tree.map(cut, ys))
+
+
+def _share_clipped(update_norms: Any, clip: Any) -> float | None:
+    """The share of updates whose norm was over `clip`, NaN included; None where neither was given."""
+    if (update_norms is None) != (clip is None):
+        raise ValueError("clip: expected together with update_norms, or neither of them")
+    if clip is None:
+        return None
+    norms = np.asarray(update_norms)
+    if norms.size == 0:
+        raise ValueError("update_norms: expected the norm of at least one update, got none")
+    if not clip > 0:
+        raise ValueError(f"clip: expected the norm that updates were held to, above 0, got {clip}")
+    return float(np.mean(~(norms <= clip)))
 
 
 def _findings(report: Report, norm: float | None) -> Iterator[Finding]:
-    """What a report's numbers mean; `norm` is the largest singular value of R, where there is one."""
+    """What a report's numbers mean; `norm` is the largest singular value of R, where that is the only way back."""
     T = len(report.gradient) - 1
+    if not np.isfinite(report.gradient[0]):
+        yield Finding("not finite", "the gradient at the very end is NaN or infinite", FINITE)
+        return
     of_R = "" if norm is None else f"; R's largest singular value is {norm:.3g}"
     if report.gradient[0] == 0:
         yield Finding("silent", "no gradient reaches the last state", "a loss on the end of the sequence")
@@ -98,6 +125,7 @@ def _findings(report: Report, norm: float | None) -> Iterator[Finding]:
         yield Finding("clipped", f"in {report.clipped:.0%} of the updates", UNCLIP)
 
 
+FINITE = "finite inputs, weights and loss; jax.config.update('jax_debug_nans', True) shows where it begins"
 LOOSEN = (
     "smaller inputs (subtract their mean, divide by their deviation), smaller input weights "
     "(input_initialiser=initialise.glorot), or normalisation before the cell"
@@ -124,11 +152,3 @@ def _calm(norm: float | None) -> str:
 def _first(where: np.ndarray) -> int | None:
     """The first index at which it is true."""
     return int(np.argmax(where)) if where.any() else None
-
-
-def _spectral_norm(cell: Any) -> float | None:
-    """The largest singular value of R, of all its gates and heads."""
-    if not isinstance(cell, AbstractGatedCell):
-        return None
-    blocks = jnp.moveaxis(cell.recurrent_weight.astype(carry_dtype(cell.dtype)), 2, 1)  # [N, G, P, D]
-    return float(jnp.linalg.norm(blocks, 2, (2, 3)).max())

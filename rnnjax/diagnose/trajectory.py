@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .. import check, flat
@@ -28,6 +29,17 @@ def enter(cell: Any, state: Any, xs: Any) -> tuple[State, PyTree[Array]]:
     return cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell)), xs
 
 
+def check_lags(lags: Any, T: int) -> int:
+    """How far to go back; None: to the start."""
+    if lags is None:
+        return T
+    if not isinstance(lags, int | np.integer) or not 0 <= lags <= T:
+        raise ValueError(
+            f"lags: expected a number from 0 to the T={T} steps of xs, got {lags!r}. Pass a longer sequence"
+        )
+    return int(lags)
+
+
 def steps(tree: PyTree[Array]) -> int:
     """T of arrays over time."""
     return jax.tree.leaves(tree)[0].shape[0]
@@ -43,6 +55,6 @@ def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Any) ->
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), state, states)
 
 
-def vector_step(cell: AbstractCell, u: PyTree[Array], like: State) -> Step:
-    """The step with input `u`, from a state as a real vector to the next one."""
-    return lambda vector: flat.pack(cell.step(flat.unpack(vector, like), u))
+def vector_step(cell: AbstractCell, u: PyTree[Array], before: State) -> Step:
+    """The step with input `u` from the state `before`, as a function of the real vector that this state is."""
+    return lambda vector: flat.pack(cell.step(flat.unpack(vector, before), u))

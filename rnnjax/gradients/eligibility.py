@@ -27,7 +27,8 @@ class AbstractEligibility(AbstractForward):
 
     Every weight acts, within a step, on one unit alone: the one its last axis counts. So a trace has as many numbers
     as there are weights, times the F fields of a state, and D_t is a block F x F for each unit. Memory and work are
-    those of a step.
+    those of a step. Shapes are checked, no more: where a `project` of one's own mixes units (a normalisation, a layer
+    before W), what goes by way of other units is left out, too.
 
     Subclass requirements: `_own_step`.
     """
@@ -40,7 +41,7 @@ class AbstractEligibility(AbstractForward):
         reason = super().refusal(cell)
         if reason is not None:
             return reason
-        (units,) = cell.initial().h.shape
+        units = jax.tree.leaves(cell.initial())[0].shape[-1]
         strange = [leaf.shape for leaf in jax.tree.leaves(_acting(cell)) if not _is_by_unit(cell, leaf, units)]
         if strange:
             return (
@@ -61,7 +62,8 @@ class AbstractEligibility(AbstractForward):
 
     def _advance(self, cell: AbstractCell, state: State, x: PyTree[Array], trace: Traces, key: Any) -> Traces:
         del key
-        (u,) = cell.project(jax.tree.map(lambda leaf: leaf[None], x))
+        us = cell.project(jax.tree.map(lambda leaf: leaf[None], x))
+        u = jax.tree.map(lambda leaf: leaf[0], us)
         own = lambda rows: self.pack(self._own_step(cell, self.unpack(rows, state), u))  # noqa: E731
         immediate = _by_field(lambda cell: self.pack(step(cell, state, x)), cell)
         blocks = _blocks(own, self.pack(state))
@@ -77,7 +79,8 @@ class SnAp1(AbstractEligibility):
 
     RTRL's influence matrix, of which only those entries are kept that a weight reaches within one step. D_t is the
     diagonal of J_t, what a unit does to itself by R included. Exact for an `AbstractDiagonalCell`, the linear cells
-    among them; for an `AbstractGatedCell` biased, the less the weaker R is beside its diagonal.
+    among them, whose `project` keeps units apart, as all here do; for an `AbstractGatedCell` biased, the less the
+    weaker R is beside its diagonal.
     """
 
     needs: ClassVar[str] = "an AbstractDiagonalCell or an AbstractGatedCell"

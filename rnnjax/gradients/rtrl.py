@@ -20,7 +20,8 @@ class RTRL(AbstractForward):
         M_t = J_t M_{t-1} + ds_t/dweights |_{s_{t-1}}         J_t = ds_t/ds_{t-1}
 
     M, the influence matrix, holds D x P numbers, for a state of D numbers and P weights: of an Elman network H^3. A
-    step multiplies it by J, D^2 P products: for tens of units. Any cell.
+    step multiplies it by J, D^2 P products: for tens of units. Any cell, in
+    float32 or wider.
     """
 
     def pack(self, state: State) -> Float[Array, " D"]:

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from ..arrays import select
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..unroll import unroll
@@ -23,25 +25,26 @@ class TruncatedBPTT(AbstractBackward):
     k1 = k2 = T it is `BPTT`.
 
     Memory is that of one window, whatever T. With k2 > k1 windows overlap, and every step is run k2 / k1 times, and
-    once more to carry the state; a network with dropout draws afresh in each window.
+    once more to carry the state; a network with dropout draws afresh each time, and one that looks ahead
+    (`Bidirectional`) sees no further than its window.
     """
 
     every: int = eqx.field(static=True)
     back: int = eqx.field(static=True)
     engine: AbstractEngine
 
-    def __init__(self, every: int, back: int | None = None, *, engine: AbstractEngine = Auto()):
+    def __init__(self, every: Any, back: Any = None, *, engine: AbstractEngine = Auto()):
         """Raises a ValueError unless 1 <= every <= back."""
         back = every if back is None else back
-        if every < 1:
+        if not _is_count(every):
             raise ValueError(f"every: expected a number of steps k1, at least 1, got {every!r}")
-        if back < every:
+        if not _is_count(back) or back < every:
             raise ValueError(
                 f"back: expected a number of steps k2 of at least every={every}, got {back!r}. "
                 "With fewer, the first losses of each window would train nothing"
             )
-        self.every = every
-        self.back = back
+        self.every = int(every)
+        self.back = int(back)
         self.engine = engine
 
     def _estimate(
@@ -50,6 +53,8 @@ class TruncatedBPTT(AbstractBackward):
         T = steps(xs)
         if self.every > T:
             raise ValueError(f"every: expected at most the T={T} steps given, got {self.every}. Use BPTT()")
+        if self.every == T:
+            return self._window(loss, weights, memory, xs, targets, key)
         run = self._apart if self.back == self.every else self._overlapping
         return run(loss, weights, memory, xs, targets, key)
 
@@ -84,8 +89,9 @@ class TruncatedBPTT(AbstractBackward):
             judged = first - start, first - start + losses
             of_window, sought = cut(xs, start, min(overlap + losses, T)), cut(targets, first, losses)
             estimate = self._window(loss, weights, memory.begun, of_window, sought, _key(key, window), judged)
-            ahead = cut(xs, start, self.every)
-            state, _ = unroll(weights[0], memory.begun.state, ahead, length=after - start, engine=self.engine)
+            ahead, window_key = cut(xs, start, self.every), _key(key, window)
+            state = select(memory.begun.fresh, weights[0].initial(), memory.begun.state)
+            state, _ = unroll(weights[0], state, ahead, length=after - start, engine=self.engine, key=window_key)
             begun = Begun(state, memory.begun.fresh & (after == 0))
             return estimate._replace(memory=_Reaching(begun, estimate.memory))
 
@@ -100,6 +106,10 @@ class _Reaching(NamedTuple):
 
     begun: Begun
     last: Begun
+
+
+def _is_count(steps: Any) -> bool:
+    return isinstance(steps, int | np.integer) and not isinstance(steps, bool) and int(steps) >= 1
 
 
 def _key(key: PRNGKeyArray | None, window: Any) -> PRNGKeyArray | None:

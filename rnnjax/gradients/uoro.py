@@ -28,7 +28,7 @@ class UORO(AbstractForward):
 
     The mean of a_t w_t over nu is RTRL's influence matrix, whatever p and q; these make both terms of a sum alike in
     norm, which keeps the variance down. It is still large, and grows with the memory of the cell: low learning rates.
-    Needs a key for every chunk, and for `start`. Any cell.
+    Needs a key for every chunk, and for `start`. Any cell, in float32 or wider.
     """
 
     def pack(self, state: State) -> Float[Array, " D"]:

@@ -1,0 +1,27 @@
+"""The recurrent weight, where it is the only way from a state to the next: what its size says of gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..arrays import carry_dtype, cast
+from ..cell import AbstractGatedCell
+
+
+def norm_of_the_only_way(cell: Any) -> float | None:
+    """The largest singular value of R, of all heads; None where there are other ways from a state to the next."""
+    if not isinstance(cell, AbstractGatedCell) or _uses_state(cell):
+        return None
+    blocks = jnp.moveaxis(cell.recurrent_weight.astype(carry_dtype(cell.dtype)), 2, 1)  # [N, G, P, D]
+    return float(jnp.linalg.norm(blocks, 2, (2, 3)).max())
+
+
+def _uses_state(cell: AbstractGatedCell) -> bool:
+    """Whether `pointwise` looks at the state itself, and not by way of v = R h alone."""
+    state = cell.initial()
+    gates = jnp.zeros(cell.recurrent_weight.shape[2:3] + state.h.shape, state.h.dtype)
+    move = lambda state: cell.pointwise(cast(cell.gains, state.h.dtype), gates, gates, state)  # noqa: E731
+    program = jax.make_jaxpr(move)(state).jaxpr
+    used = {id(variable) for equation in program.eqns for variable in equation.invars}
+    return any(id(variable) in used or variable in program.outvars for variable in program.invars)
