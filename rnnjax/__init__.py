@@ -15,6 +15,8 @@ from .cells.elman import Elman as Elman
 from .cells.elman import linear as linear
 from .cells.gru import GRU as GRU
 from .cells.ind_rnn import IndRNN as IndRNN
+from .cells.lem import LEM as LEM
+from .cells.lem import LEMState as LEMState
 from .cells.linear_recurrence import LinearRecurrence as LinearRecurrence
 from .cells.linear_rnn import LinearRNN as LinearRNN
 from .cells.lru import LRU as LRU

@@ -31,6 +31,7 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     ),
     "gru": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, learn_initial=True, bias=False, dtype=dtype),
     "reset_before_gru": lambda inputs, dtype: rnnjax.ResetBeforeGRU(inputs, H, key=KEY, dtype=dtype),
+    "lem": lambda inputs, dtype: rnnjax.LEM(inputs, H, key=KEY, time_step=0.7, learn_initial=True, dtype=dtype),
     "min_gru": lambda inputs, dtype: rnnjax.MinGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),
     "diagonal_gru": lambda inputs, dtype: rnnjax.DiagonalGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),

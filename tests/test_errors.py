@@ -190,6 +190,9 @@ CONSTRUCTION = [
     pytest.param(
         partial(make_projected, I, H, projected_size=0), ValueError, ["projected_size", "0"], id="projected_size_zero"
     ),
+    pytest.param(
+        partial(rnnjax.LEM, I, H, key=KEY, time_step=0.0), ValueError, ["time_step", "positive", "0.0"], id="lem_step"
+    ),
     pytest.param(partial(rnnjax.initialise.chrono, 2), ValueError, ["longest", "more than 2", "2"], id="chrono_two"),
     pytest.param(
         partial(rnnjax.initialise.time_constants, 9, 3), ValueError, ["shortest", "<= longest", "9", "3"], id="shortest"
