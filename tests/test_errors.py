@@ -271,7 +271,13 @@ COMPOSITION = [
     pytest.param(partial(rnnjax.LRU, 4, 8, key=KEY, dtype=jnp.int8), TypeError, ["dtype", "int8"], id="integer_lru"),
     pytest.param(partial(rnnjax.TimeDistributed, 3.0, I), TypeError, ["function", "3.0"], id="function_number"),
     pytest.param(
-        partial(rnnjax.TimeDistributed, jnp.tanh, 0), ValueError, ["input_size", "0"], id="function_of_nothing"
+        partial(rnnjax.TimeDistributed, jnp.tanh, 0), ValueError, ["input_shape", "positive", "0"], id="function_of_0"
+    ),
+    pytest.param(
+        partial(rnnjax.TimeDistributed, jnp.tanh, [1, 28]), ValueError, ["input_shape", "tuple", "[1, 28]"], id="list"
+    ),
+    pytest.param(
+        run(rnnjax.TimeDistributed(jnp.tanh, (2, 4))), ValueError, ["xs", "[T, 2, 4]", "[12, 3]"], id="function_frames"
     ),
     pytest.param(
         run(rnnjax.TimeDistributed(jnp.tanh, 4)), ValueError, ["xs", "[T, 4]", "[12, 3]"], id="function_inputs"
