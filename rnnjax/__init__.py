@@ -9,6 +9,8 @@ from .cell import AbstractDiagonalCell as AbstractDiagonalCell
 from .cell import AbstractGatedCell as AbstractGatedCell
 from .cell import AbstractLinearCell as AbstractLinearCell
 from .cell import Hidden as Hidden
+from .cells.conv_gru import ConvGRU as ConvGRU
+from .cells.conv_lstm import ConvLSTM as ConvLSTM
 from .cells.diagonal_gru import DiagonalGRU as DiagonalGRU
 from .cells.diagonal_lstm import DiagonalLSTM as DiagonalLSTM
 from .cells.elman import Elman as Elman

@@ -167,7 +167,7 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
 
 
 def _is_size(size: Any) -> bool:
-    return isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1
+    return isinstance(size, int | np.integer) and not isinstance(size, bool) and bool(size >= 1)
 
 
 def check_dtype(dtype) -> None:

@@ -49,6 +49,13 @@ def _layer(inputs: int, dtype: Any, cell: type = rnnjax.GRU) -> Any:
     return cell(inputs, H, key=KEY, dtype=dtype)
 
 
+def of_frames(cell: type, inputs: int, dtype: Any, **options: Any) -> rnnjax.Stack:
+    """A convolutional cell of inputs that are lines of one channel, its outputs in a row."""
+    recurrent = cell(1, 2, inputs, kernel_size=3, learn_initial=True, key=KEY, dtype=dtype, **options)
+    enter = rnnjax.TimeDistributed(lambda x: x[None], inputs, dtype=dtype)
+    return rnnjax.Stack([enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, inputs), dtype=dtype)])
+
+
 NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "stack": lambda inputs, dtype: rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype, rnnjax.MinGRU)], dropout=0.5),
     "residual_and_skip": lambda inputs, dtype: rnnjax.Stack(
@@ -74,6 +81,8 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
             ]
         )
     ),
+    "conv_lstm": lambda inputs, dtype: of_frames(rnnjax.ConvLSTM, inputs, dtype, peepholes=True),
+    "conv_gru": lambda inputs, dtype: of_frames(rnnjax.ConvGRU, inputs, dtype),
     "convolution": lambda inputs, dtype: rnnjax.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
     "depthwise_convolution": lambda inputs, dtype: rnnjax.DepthwiseConvolution(inputs, window=4, key=KEY, dtype=dtype),
     "qrnn": lambda inputs, dtype: rnnjax.QRNN(
@@ -84,7 +93,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
 POOLED = ("qrnn", "rg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
-    *("time_distributed", "convolution", "depthwise_convolution", *POOLED),
+    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", *POOLED),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
