@@ -13,6 +13,7 @@ from oracle import float64, sigmoid
 
 import rnnjax
 from rnnjax import unroll
+from rnnjax.cells.convolutional import convolve
 
 KEY = jax.random.key(3)
 F64 = jnp.float64
@@ -201,6 +202,12 @@ def test_narrow_weights_give_narrow_frames_and_a_wide_state(cell, dtype):
     assert {leaf.dtype.name for leaf in (*jax.tree.leaves(gradient), ys)} == {dtype}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(last)} == {"float32"}
     grid.assert_close(got, slope(wide), dtype)
+
+
+def test_what_is_seen_is_summed_in_the_dtype_of_the_state():
+    """A sum of 261 ones, which bfloat16 cannot hold."""
+    ones = jnp.ones((3, 3, 29, 1, 1), jnp.bfloat16)
+    assert convolve(ones, jnp.ones((29, 3, 3), jnp.float32))[0, 0, 1, 1] == 261
 
 
 make = partial(rnnjax.ConvLSTM, 2, 3, kernel_size=3, key=KEY)
