@@ -24,7 +24,8 @@ class ConvLSTM(AbstractConvolutionalCell):
     over lines, images or volumes, one size of frame for each cell. With `peepholes` i and f see p c_{t-1} and o sees
     p c_t, each p a weight for every unit and position, [H, *space], as in the paper. A kernel of one position is an
     `LSTM` shared by all positions. The product in the loop is a convolution: a plain cell, run by `Scan` and its kin,
-    not fused.
+    not fused. `skip` and `Bidirectional` concatenate along the last axis, which is one of space here: give the latter
+    `merge=lambda first, second: jnp.concatenate([first, second], 1)`, or `add`.
     """
 
     state_type: ClassVar[type] = LSTMState
