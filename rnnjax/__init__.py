@@ -9,12 +9,16 @@ from .cell import AbstractDiagonalCell as AbstractDiagonalCell
 from .cell import AbstractGatedCell as AbstractGatedCell
 from .cell import AbstractLinearCell as AbstractLinearCell
 from .cell import Hidden as Hidden
+from .cells.conv_gru import ConvGRU as ConvGRU
+from .cells.conv_lstm import ConvLSTM as ConvLSTM
 from .cells.diagonal_gru import DiagonalGRU as DiagonalGRU
 from .cells.diagonal_lstm import DiagonalLSTM as DiagonalLSTM
 from .cells.elman import Elman as Elman
 from .cells.elman import linear as linear
 from .cells.gru import GRU as GRU
 from .cells.ind_rnn import IndRNN as IndRNN
+from .cells.lem import LEM as LEM
+from .cells.lem import LEMState as LEMState
 from .cells.linear_recurrence import LinearRecurrence as LinearRecurrence
 from .cells.linear_rnn import LinearRNN as LinearRNN
 from .cells.lru import LRU as LRU

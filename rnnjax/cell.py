@@ -170,7 +170,7 @@ class AbstractLinearCell(AbstractDiagonalCell):
         return Hidden(a * state.h + b)
 
 
-def unchanged(values: Units) -> Units:
+def unchanged(values: Array) -> Array:
     """The candidate as it is."""
     return values
 
@@ -193,17 +193,17 @@ def recur(weight: RecurrentWeight, h: Float[Array, " h"]) -> Gates:
     return v.reshape(gates, heads * units)
 
 
-def rest(state_type: type, start: State | None, hidden_size: int, dtype) -> State:
-    """The initial state in the carry's dtype: the learned one, or zeros in every field of `state_type`."""
+def rest(state_type: type, start: State | None, shape: int | tuple[int, ...], dtype) -> State:
+    """The initial state in the carry's dtype: the learned one, or zeros of `shape` in every field of `state_type`."""
     if start is not None:
         return cast(start, carry_dtype(dtype))
-    zeros = jnp.zeros(hidden_size, carry_dtype(dtype))
+    zeros = jnp.zeros(shape, carry_dtype(dtype))
     return state_type(*(zeros for _ in state_type._fields))
 
 
-def learned(learn: bool, state_type: type, hidden_size: int, dtype) -> State | None:
+def learned(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:
     """The field `start` of a new cell: zeros to be trained if `learn`, else None."""
-    return cast(rest(state_type, None, hidden_size, dtype), dtype) if learn else None
+    return cast(rest(state_type, None, shape, dtype), dtype) if learn else None
 
 
 def describe(cell: object) -> str:

@@ -7,6 +7,7 @@ order by their letters: `i` writes, `f` and `z` keep (a cell that has `i` but no
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,10 +152,22 @@ def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int
 def check_sizes(**sizes: int) -> None:
     """Raise unless every size is a positive integer and `heads`, where given, divides `hidden_size`."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        if not _is_size(size):
             raise ValueError(f"{name}: expected a positive integer, got {size!r}")
     if "heads" in sizes and sizes["hidden_size"] % sizes["heads"]:
         raise ValueError(f"heads: expected a divisor of hidden_size={sizes['hidden_size']}, got {sizes['heads']}")
+
+
+def check_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """`shape` as a tuple, an integer being the size of one axis; raise unless all sizes are positive integers."""
+    sizes = shape if isinstance(shape, tuple) else (shape,)
+    if not all(_is_size(size) for size in sizes):
+        raise ValueError(f"{name}: expected a positive integer or a tuple of them, got {shape!r}")
+    return tuple(int(size) for size in sizes)
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, int | np.integer) and not isinstance(size, bool) and bool(size >= 1)
 
 
 def check_dtype(dtype) -> None:

@@ -31,6 +31,7 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     ),
     "gru": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, learn_initial=True, bias=False, dtype=dtype),
     "reset_before_gru": lambda inputs, dtype: rnnjax.ResetBeforeGRU(inputs, H, key=KEY, dtype=dtype),
+    "lem": lambda inputs, dtype: rnnjax.LEM(inputs, H, key=KEY, time_step=0.7, learn_initial=True, dtype=dtype),
     "min_gru": lambda inputs, dtype: rnnjax.MinGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),
     "diagonal_gru": lambda inputs, dtype: rnnjax.DiagonalGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
@@ -46,6 +47,13 @@ REPRESENTATIVES = ("lstm_options", "gru", "projected_lstm", "min_gru", "lru")  #
 
 def _layer(inputs: int, dtype: Any, cell: type = rnnjax.GRU) -> Any:
     return cell(inputs, H, key=KEY, dtype=dtype)
+
+
+def of_frames(cell: type, inputs: int, dtype: Any, **options: Any) -> rnnjax.Stack:
+    """A convolutional cell of inputs that are lines of one channel, its outputs in a row."""
+    recurrent = cell(1, 2, inputs, kernel_size=3, learn_initial=True, key=KEY, dtype=dtype, **options)
+    enter = rnnjax.TimeDistributed(lambda x: x[None], inputs, dtype=dtype)
+    return rnnjax.Stack([enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, inputs), dtype=dtype)])
 
 
 NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
@@ -73,6 +81,8 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
             ]
         )
     ),
+    "conv_lstm": lambda inputs, dtype: of_frames(rnnjax.ConvLSTM, inputs, dtype, peepholes=True),
+    "conv_gru": lambda inputs, dtype: of_frames(rnnjax.ConvGRU, inputs, dtype),
     "convolution": lambda inputs, dtype: rnnjax.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
     "depthwise_convolution": lambda inputs, dtype: rnnjax.DepthwiseConvolution(inputs, window=4, key=KEY, dtype=dtype),
     "qrnn": lambda inputs, dtype: rnnjax.QRNN(
@@ -83,7 +93,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
 POOLED = ("qrnn", "rg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
-    *("time_distributed", "convolution", "depthwise_convolution", *POOLED),
+    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", *POOLED),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {

@@ -123,6 +123,14 @@ def reset_before_gru(cell: rnnjax.ResetBeforeGRU, state: State, x: Vector) -> St
     return ((1.0 - z) * n + z * h,)
 
 
+def lem(cell: rnnjax.LEM, state: State, x: Vector) -> State:
+    h, z = state
+    d, e = (cell.time_step * sigmoid(both(cell, x, h, gate)) for gate in (0, 1))
+    z = (1.0 - d) * z + d * np.tanh(both(cell, x, h, 2))
+    candidate = np.tanh(from_input(cell, x, 3) + from_state(cell.candidate_weight, z, 0))
+    return (1.0 - e) * h + e * candidate, z
+
+
 def min_gru(cell: rnnjax.MinGRU, state: State, x: Vector) -> State:
     (h,) = state
     write, g = sigmoid(from_input(cell, x, 0)), ACTIVATIONS[cell.activation](from_input(cell, x, 1))
@@ -246,6 +254,7 @@ STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.ProjectedLSTM: projected_lstm,
     rnnjax.GRU: gru,
     rnnjax.ResetBeforeGRU: reset_before_gru,
+    rnnjax.LEM: lem,
     rnnjax.MinGRU: min_gru,
     rnnjax.IndRNN: ind_rnn,
     rnnjax.DiagonalGRU: diagonal_gru,

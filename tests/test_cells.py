@@ -46,6 +46,8 @@ VARIANTS = lstm_variants() | {
     "reset_before_gru": rnnjax.ResetBeforeGRU,
     "reset_before_gru_no_bias": partial(rnnjax.ResetBeforeGRU, bias=False),
     "reset_before_gru_heads": partial(rnnjax.ResetBeforeGRU, heads=HEADS),
+    "lem": rnnjax.LEM,
+    "lem_no_bias": partial(rnnjax.LEM, time_step=0.4, bias=False),
     "min_gru": rnnjax.MinGRU,
     "min_gru_no_bias": partial(rnnjax.MinGRU, bias=False),
     "ind_rnn": rnnjax.IndRNN,
@@ -91,6 +93,7 @@ CELLS = {
         "projected_lstm",
         "gru",
         "reset_before_gru",
+        "lem",
         "min_gru",
         "ind_rnn_tanh",
         "diagonal_gru",
@@ -102,6 +105,7 @@ CELLS = {
         "s5",
     )
 }
+UNIFORM = ("lem",)  # which draws all its weights as torch does
 STATE_SPACES = ("lru", "s5")  # which have no bias, and draw their weights otherwise
 HEADED = [name for name in VARIANTS if name.endswith("_heads")]
 GATED = [name for name in VARIANTS if name.startswith(("lstm", "gru", "elman"))]
@@ -259,6 +263,9 @@ GATES = [
         0.0,
         id="reset_before_r_closes",
     ),
+    pytest.param(rnnjax.LEM, "iigg", {"i": -LARGE, "g": LARGE}, {}, "h", 0.3, id="lem_h_keeps"),
+    pytest.param(rnnjax.LEM, "iigg", {"i": -LARGE, "g": LARGE}, {}, "z", 0.3, id="lem_z_keeps"),
+    pytest.param(partial(rnnjax.LEM, time_step=0.5), "iigg", {"i": LARGE, "g": LARGE}, {}, "h", 0.65, id="lem_half"),
     pytest.param(rnnjax.MinGRU, "ig", {"i": -LARGE, "g": 0.7}, {}, "h", 0.3, id="min_gru_keeps"),
     pytest.param(rnnjax.MinGRU, "ig", {"i": LARGE, "g": 0.7}, {}, "h", 0.7, id="min_gru_i_writes_g"),
     pytest.param(rnnjax.MinLSTM, "ifg", {"i": -LARGE, "f": 0.0, "g": 0.7}, {}, "h", 0.3, id="min_lstm_f_keeps"),
@@ -370,7 +377,7 @@ def test_recurrent_blocks_are_orthogonal(make, heads):
         assert_close(np.linalg.svd(blocks, compute_uv=False), np.ones(blocks.shape[:3]))
 
 
-@each_biased_cell
+@pytest.mark.parametrize("make", [CELLS[name] for name in CELLS if name not in (*STATE_SPACES, *UNIFORM)])
 def test_glorot_counts_the_fan_of_one_gate(make):
     inputs, units = 40, 60
     weight = np.abs(make(inputs, units, key=KEY).input_weight)
@@ -385,9 +392,9 @@ def test_uniform_stays_within_one_over_the_root_of_the_units():
         "recurrent_initialiser": initialise.uniform,
         "bias_initialiser": initialise.uniform_bias,
     }
-    cell = rnnjax.LSTM(40, 60, key=KEY, peepholes=True, **draws)
+    cells = rnnjax.LSTM(40, 60, key=KEY, peepholes=True, **draws), rnnjax.LEM(40, 60, key=KEY)
     bound = 60**-0.5
-    for leaf in jax.tree.leaves(cell):
+    for leaf in jax.tree.leaves(cells):
         assert 0.9 * bound < np.abs(leaf).max() <= bound
 
 

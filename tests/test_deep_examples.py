@@ -1,4 +1,4 @@
-"""The examples of deep linear networks: what they make, read and keep is right, and each of them trains."""
+"""The examples of deep networks, and of video: what they make, read and keep is right, and each of them trains."""
 
 import gzip
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import long_memory
 import memory_tasks
+import moving_digits
 import numpy as np
 import optax
 import pixel_digits
@@ -188,3 +189,54 @@ def test_digits_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected a folder mnist"):
         pixel_digits.read_digits()
+
+
+# Video
+
+
+def test_digits_go_straight_on_and_bounce():
+    room, speed = 8, 1.6
+    walked = moving_digits.path(np.random.default_rng(5), room, speed)
+    generator = np.random.default_rng(5)
+    angle = generator.uniform(0, 2 * np.pi)
+    velocity, place, expected = speed * np.array([np.sin(angle), np.cos(angle)]), generator.uniform(0, room, 2), []
+    for _ in range(moving_digits.T):
+        expected.append(place)
+        place = place + velocity
+        velocity = np.where((place < 0) | (place > room), -velocity, velocity)
+        place = np.where(place < 0, -place, np.where(place > room, 2 * room - place, place))
+    np.testing.assert_array_equal(walked, np.rint(expected))
+    assert (np.diff(walked, axis=0) > 0).any(0).all()
+    assert (np.diff(walked, axis=0) < 0).any(0).all()
+
+
+@pytest.mark.parametrize(("size", "side"), [(8, 16), (28, 64)])
+def test_two_digits_are_in_every_frame(size, side):
+    frames = moving_digits.videos(np.random.default_rng(0), np.ones((1, size, size), np.float32), 3)
+    assert frames.shape == (3, moving_digits.T, 1, side, side)
+    lit = frames.sum((2, 3, 4))
+    assert size**2 <= lit.min() < lit.max() <= 2 * size**2
+
+
+def test_each_frame_is_predicted_from_those_before_it():
+    video = jax.random.uniform(grid.KEY, (moving_digits.T, 1, 8, 8))
+    network = moving_digits.recurrent(8, grid.KEY)
+    logits = moving_digits.predict(network, video)
+    changed = moving_digits.predict(network, video.at[6].set(0.0))
+    first = 7 - moving_digits.SEEN  # the prediction of frame 7
+    np.testing.assert_array_equal(logits[:first], changed[:first])
+    assert (logits[first:] != changed[first:]).any((1, 2, 3)).all()
+    assert len(logits) == moving_digits.T - moving_digits.SEEN
+
+
+def test_video_is_predicted_better_than_not_at_all(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    for name, value in {"B": 2, "T": 5, "CHANNELS": 4, "JUDGED": 4}.items():
+        monkeypatch.setattr(moving_digits, name, value)
+    steps_to_take(monkeypatch, moving_digits, 25)
+    picture = tmp_path / "a" / "frames.png"
+    records = run(moving_digits, "--plot", str(picture))
+    assert [(record["model"], record["steps"]) for record in records] == [(name, 25) for name in moving_digits.MODELS]
+    assert all(record["nats"] < 0.9 * np.log(2) for record in records)
+    assert picture.stat().st_size > 1000
+    assert "the last frame again: error" in capsys.readouterr().out

@@ -190,6 +190,9 @@ CONSTRUCTION = [
     pytest.param(
         partial(make_projected, I, H, projected_size=0), ValueError, ["projected_size", "0"], id="projected_size_zero"
     ),
+    pytest.param(
+        partial(rnnjax.LEM, I, H, key=KEY, time_step=0.0), ValueError, ["time_step", "positive", "0.0"], id="lem_step"
+    ),
     pytest.param(partial(rnnjax.initialise.chrono, 2), ValueError, ["longest", "more than 2", "2"], id="chrono_two"),
     pytest.param(
         partial(rnnjax.initialise.time_constants, 9, 3), ValueError, ["shortest", "<= longest", "9", "3"], id="shortest"
@@ -268,7 +271,13 @@ COMPOSITION = [
     pytest.param(partial(rnnjax.LRU, 4, 8, key=KEY, dtype=jnp.int8), TypeError, ["dtype", "int8"], id="integer_lru"),
     pytest.param(partial(rnnjax.TimeDistributed, 3.0, I), TypeError, ["function", "3.0"], id="function_number"),
     pytest.param(
-        partial(rnnjax.TimeDistributed, jnp.tanh, 0), ValueError, ["input_size", "0"], id="function_of_nothing"
+        partial(rnnjax.TimeDistributed, jnp.tanh, 0), ValueError, ["input_shape", "positive", "0"], id="function_of_0"
+    ),
+    pytest.param(
+        partial(rnnjax.TimeDistributed, jnp.tanh, [1, 28]), ValueError, ["input_shape", "tuple", "[1, 28]"], id="list"
+    ),
+    pytest.param(
+        run(rnnjax.TimeDistributed(jnp.tanh, (2, 4))), ValueError, ["xs", "[T, 2, 4]", "[12, 3]"], id="function_frames"
     ),
     pytest.param(
         run(rnnjax.TimeDistributed(jnp.tanh, 4)), ValueError, ["xs", "[T, 4]", "[12, 3]"], id="function_inputs"

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractCandidateCell, Hidden, learned
+from ..cell import AbstractCandidateCell, Hidden, learned, unchanged
 
 
 class GRU(AbstractCandidateCell):
@@ -57,9 +57,20 @@ class GRU(AbstractCandidateCell):
     def write(
         self, gains: Units | None, u: Gates, v: Gates, state: Hidden, through: Callable[[Units], Units]
     ) -> Hidden:
-        (u_r, u_z, u_n), (v_r, v_z, v_n) = u, v
-        if gains is not None:
-            v_n = v_n + gains
-        z = sigmoid(u_z + v_z)
-        n = jnp.tanh(u_n + sigmoid(u_r + v_r) * v_n)
-        return Hidden((1 - z) * through(n) + z * state.h)
+        return gate(gains, u, v, state.h, through)
+
+
+def gate(
+    bias: Float[Array, "H ..."] | None,
+    u: Float[Array, "G H *space"],
+    v: Float[Array, "G H *space"],
+    h: Float[Array, "H *space"],
+    through: Callable[[Array], Array] = unchanged,
+) -> Hidden:
+    """The elementwise half of every GRU that resets after the product; `bias` is the one inside the reset."""
+    (u_r, u_z, u_n), (v_r, v_z, v_n) = u, v
+    if bias is not None:
+        v_n = v_n + bias
+    z = sigmoid(u_z + v_z)
+    n = jnp.tanh(u_n + sigmoid(u_r + v_r) * v_n)
+    return Hidden((1 - z) * through(n) + z * h)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import initialise
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
@@ -99,10 +99,10 @@ class LSTM(AbstractCandidateCell):
 
 def gate(
     peepholes: Peepholes | None,
-    gates: Gates,
-    c: Units,
+    gates: Float[Array, "G H *space"],
+    c: Float[Array, "H *space"],
     clip: float | None,
-    through: Callable[[Units], Units] = unchanged,
+    through: Callable[[Array], Array] = unchanged,
 ) -> LSTMState:
     """The elementwise half of every LSTM here: `gates` before their nonlinearities, three of them if coupled."""
     i, *f, g, o = gates

@@ -21,6 +21,10 @@ class TimeDistributed(AbstractNetwork):
 
         Stack([residual(Stack([TimeDistributed(norm, 64), LRU(64, 128, key=key), TimeDistributed(gate, 64)])), ...])
 
+    and a convolution of each frame of a video, [T, 1, 28, 28], stands before them as
+
+        TimeDistributed(eqx.nn.Conv2d(1, 8, 3, key=key), (1, 28, 28))
+
     It is called with the input alone: what wants a key or a state (`eqx.nn.Dropout`, `eqx.nn.BatchNorm`) is not for it;
     `Stack(..., dropout=)` drops. In place of a step that is ignored it sees the first one; zeros, where there is none,
     and where an input that is not finite is kept apart for the sake of `resets`. A layer that holds a function besides
@@ -29,20 +33,22 @@ class TimeDistributed(AbstractNetwork):
     """
 
     function: Callable[..., Any]
-    input_size: int = eqx.field(static=True)
+    input_shape: tuple[int, ...] = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
 
-    def __init__(self, function: Callable[..., Any], input_size: int, *, dtype=jnp.float32):
-        """`input_size` and `dtype` are of the input of one step, to check sequences by."""
+    def __init__(self, function: Callable[..., Any], input_shape: Any, *, dtype=jnp.float32):
+        """`input_shape` and `dtype` are of the input of one step, to check sequences by.
+
+        A tuple of sizes, () for a scalar; an integer I is the vector of shape (I,).
+        """
         if isinstance(function, type) or not callable(function):
             raise TypeError(f"function: expected a function of the input of one step, or a layer, got {function!r}")
-        initialise.check_sizes(input_size=input_size)
         self.function = Function(function) if jax.tree_util.all_leaves([function]) else function
-        self.input_size = int(input_size)
+        self.input_shape = initialise.check_shape("input_shape", input_shape)
         self.dtype = jnp.dtype(dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self.input_size,), self.dtype)
+        return jax.ShapeDtypeStruct(self.input_shape, self.dtype)
 
     def initial(self) -> tuple[()]:
         return ()

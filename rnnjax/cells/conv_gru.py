@@ -1,0 +1,69 @@
+"""The gated recurrent unit over frames, its products convolutions, reset after the product."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Units, cast
+from ..cell import Hidden, learned
+from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
+from .gru import gate
+
+
+class ConvGRU(AbstractConvolutionalCell):
+    """Ballas et al. 2016, arXiv:1511.06432: a GRU at every position of a frame, `*` a convolution.
+
+        r, z = sigmoid(W * x_t + b + R * h_{t-1})
+        n    = tanh(W * x_t + b + r (R * h_{t-1} + d))
+        h_t  = (1 - z) n + z h_{t-1}                         x: [I, *space]; h: [H, *space]
+
+    over lines, images or volumes, one size of frame for each cell. The reset comes *after* the convolution, as in
+    `GRU`, so that there is one to a step; the paper has it before, R * (r h), which is another function and takes a
+    second convolution that waits for r. `candidate_bias` is d. A kernel of one position is a `GRU` shared by all
+    positions. A plain cell, run by `Scan` and its kin, not fused.
+    """
+
+    input_weight: Kernel
+    recurrent_weight: Float[Array, "*kernel H G H"]
+    bias: Bias | None
+    candidate_bias: Units | None
+    start: Hidden | None
+    space: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_channels: int,
+        hidden_channels: int,
+        space: Any,
+        *,
+        kernel_size: Any,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `ConvLSTM`."""
+        initialise.check_sizes(input_channels=input_channels, hidden_channels=hidden_channels)
+        self.space, kernel = check_frame(space, kernel_size)
+        keys = jax.random.split(key, 4)
+        self.input_weight = draw_kernel(
+            input_initialiser, keys[0], kernel, input_channels, "rzn", hidden_channels, dtype
+        )
+        self.recurrent_weight = draw_kernel(
+            recurrent_initialiser, keys[1], kernel, hidden_channels, "rzn", hidden_channels, dtype
+        )
+        self.bias = bias_initialiser(keys[2], "rzn", hidden_channels, dtype) if bias else None
+        self.candidate_bias = bias_initialiser(keys[3], "n", hidden_channels, dtype)[0] if bias else None
+        self.start = learned(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
+
+    def step(self, state: Hidden, u: GatedFrame) -> Hidden:
+        carried = state.h.dtype
+        d = None if self.candidate_bias is None else self.candidate_bias.reshape(-1, *(1 for _ in self.space))
+        return gate(cast(d, carried), u.astype(carried), convolve(self.recurrent_weight, state.h), state.h)

@@ -1,0 +1,87 @@
+"""Long short-term memory over frames, its products convolutions."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, cast
+from ..cell import learned
+from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
+from .lstm import LSTMState, Peepholes, gate
+
+
+class ConvLSTM(AbstractConvolutionalCell):
+    """Shi et al. 2015, arXiv:1506.04214: the LSTM of `LSTM` at every position of a frame, `*` a convolution.
+
+        i, f, o = sigmoid(W * x_t + R * h_{t-1} + b)         g = tanh(W * x_t + R * h_{t-1} + b)
+        c_t = f c_{t-1} + i g
+        h_t = o tanh(c_t)                                    x: [I, *space]; h, c: [H, *space]
+
+    over lines, images or volumes, one size of frame for each cell. With `peepholes` i and f see p c_{t-1} and o sees
+    p c_t, each p a weight for every unit and position, [H, *space], as in the paper. A kernel of one position is an
+    `LSTM` shared by all positions. The product in the loop is a convolution: a plain cell, run by `Scan` and its kin,
+    not fused. `skip` and `Bidirectional` concatenate along the last axis, which is one of space here: give the latter
+    `merge=lambda first, second: jnp.concatenate([first, second], 1)`, or `add`.
+    """
+
+    state_type: ClassVar[type] = LSTMState
+
+    input_weight: Kernel
+    recurrent_weight: Float[Array, "*kernel H G H"]
+    bias: Bias | None
+    peepholes: Peepholes | None
+    start: LSTMState | None
+    space: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_channels: int,
+        hidden_channels: int,
+        space: Any,
+        *,
+        kernel_size: Any,
+        key: PRNGKeyArray,
+        peepholes: bool = False,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`, but for those of frames:
+
+        input_channels, hidden_channels   I and H
+        space                             the size of a frame, a tuple; an integer, for one axis
+        kernel_size                       of both convolutions, odd; a tuple, or an integer for all axes
+        *_initialiser                     of weights: draws [kernel positions * in, H], gate by gate
+        """
+        initialise.check_sizes(input_channels=input_channels, hidden_channels=hidden_channels)
+        self.space, kernel = check_frame(space, kernel_size)
+        keys, shape = jax.random.split(key, 4), (hidden_channels, *self.space)
+        self.input_weight = draw_kernel(
+            input_initialiser, keys[0], kernel, input_channels, "ifgo", hidden_channels, dtype
+        )
+        self.recurrent_weight = draw_kernel(
+            recurrent_initialiser, keys[1], kernel, hidden_channels, "ifgo", hidden_channels, dtype
+        )
+        self.bias = bias_initialiser(keys[2], "ifgo", hidden_channels, dtype) if bias else None
+        self.peepholes = draw_peepholes(keys[3], shape, dtype) if peepholes else None
+        self.start = learned(learn_initial, LSTMState, shape, dtype)
+
+    def step(self, state: LSTMState, u: GatedFrame) -> LSTMState:
+        carried = state.h.dtype
+        gates = u.astype(carried) + convolve(self.recurrent_weight, state.h)
+        return gate(cast(self.peepholes, carried), gates, state.c, None)
+
+
+def draw_peepholes(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Peepholes:
+    """Peepholes [H, *space], uniform within 1/sqrt(H) as those of `LSTM`."""
+    hidden_channels, *space = shape
+    draw = lambda key: jnp.moveaxis(initialise.uniform(key, (*space, hidden_channels), dtype), -1, 0)  # noqa: E731
+    i, f, o = map(draw, jax.random.split(key, 3))
+    return Peepholes(i, (f,), o)

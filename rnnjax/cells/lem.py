@@ -1,0 +1,83 @@
+"""Long expressive memory: two states, each with a time step of its own."""
+
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import sigmoid
+from jaxtyping import PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
+from ..cell import AbstractAffineCell, learned, recur
+
+
+class LEMState(NamedTuple):
+    """Hidden state, the y of the paper, and the memory behind it."""
+
+    h: Units
+    z: Units
+
+
+class LEM(AbstractAffineCell):
+    """Rusch, Mishra, Erichson & Mahoney 2022, arXiv:2110.04744; a discretised pair of differential equations.
+
+        d, e = time_step * sigmoid(W x_t + R h_{t-1} + b)
+        z_t  = (1 - d) * z_{t-1} + d * tanh(W x_t + R h_{t-1} + b)
+        h_t  = (1 - e) * h_{t-1} + e * tanh(W x_t + C z_t + b)
+
+    In the order of W and b: d, e, the candidate of z, the candidate of h; R has the first three. h looks at the new z,
+    so that two products follow each other in the loop: a plain cell, run by `Scan` and its kin, not fused. Weights and
+    biases are drawn as in the paper's code, uniformly within 1/sqrt(H).
+    """
+
+    state_type: ClassVar[type] = LEMState
+
+    input_weight: InputWeight
+    recurrent_weight: RecurrentWeight  # of all but the candidate of h
+    candidate_weight: RecurrentWeight  # C
+    bias: Bias | None
+    start: LEMState | None
+    time_step: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        time_step: float = 1.0,
+        bias: bool = True,
+        learn_initial: bool = False,
+        input_initialiser: initialise.Initialiser = initialise.uniform,
+        recurrent_initialiser: initialise.Initialiser = initialise.uniform,
+        bias_initialiser: initialise.Initialiser = initialise.uniform_bias,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`; `time_step` is the largest that d and e can be, above 0.
+
+        To `bias_initialiser` d and e are two gates `i`, which write and keep the rest.
+        """
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        if not 0 < time_step < np.inf:
+            raise ValueError(f"time_step: expected a positive number, got {time_step!r}")
+        keys = jax.random.split(key, 4)
+        recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
+            recurrent_initialiser, key, gates, hidden_size, 1, dtype
+        )
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "iigg", hidden_size, dtype)
+        self.recurrent_weight = recurrent(keys[1], "iig")
+        self.candidate_weight = recurrent(keys[2], "g")
+        self.bias = bias_initialiser(keys[3], "iigg", hidden_size, dtype) if bias else None
+        self.start = learned(learn_initial, LEMState, hidden_size, dtype)
+        self.time_step = float(time_step)
+
+    def step(self, state: LEMState, u: Gates) -> LEMState:
+        u = u.astype(state.h.dtype)
+        *steps, g = u[:3] + recur(self.recurrent_weight, state.h)
+        d, e = (self.time_step * sigmoid(step) for step in steps)
+        z = (1 - d) * state.z + d * jnp.tanh(g)
+        g = u[3] + recur(self.candidate_weight, z)[0]
+        return LEMState((1 - e) * state.h + e * jnp.tanh(g), z)

@@ -1,0 +1,237 @@
+"""Frames over time: layers of Equinox at each of them, and the recurrences whose products are convolutions."""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import float64, sigmoid
+
+import rnnjax
+from rnnjax import unroll
+from rnnjax.cells.convolutional import convolve
+
+KEY = jax.random.key(3)
+F64 = jnp.float64
+
+
+def videos(*shape: int, seed: int = 1) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, F64)
+
+
+# Layers at every frame
+
+
+def test_a_convolution_of_equinox_sees_each_frame_alone():
+    layer = eqx.nn.Conv2d(2, 3, kernel_size=3, padding=1, key=KEY, dtype=F64)
+    xs = videos(4, 2, 5, 4)
+    last, ys = jax.jit(unroll)(rnnjax.TimeDistributed(layer, (2, 5, 4), dtype=F64), None, xs)
+    assert last == ()
+    np.testing.assert_allclose(ys, np.stack([layer(x) for x in xs]), rtol=0, atol=1e-12)
+
+
+def test_what_sees_a_scalar_gets_one_at_every_step():
+    words = jnp.asarray([2, 0, 1])
+    table = eqx.nn.Embedding(3, 5, key=KEY)
+    _, ys = unroll(rnnjax.TimeDistributed(table, (), dtype=words.dtype), None, words)
+    np.testing.assert_array_equal(ys, table.weight[words])
+
+
+def test_a_network_over_frames_ignores_their_padding():
+    """Local context by a convolution, recurrence over what it saw, and NaN in ignored frames reaches no gradient."""
+    network = rnnjax.Stack(
+        [
+            rnnjax.TimeDistributed(eqx.nn.Conv2d(1, 2, 3, stride=2, key=KEY, dtype=F64), (1, 5, 5), dtype=F64),
+            rnnjax.TimeDistributed(jnp.ravel, (2, 2, 2), dtype=F64),
+            rnnjax.GRU(8, 3, key=KEY, dtype=F64),
+        ]
+    )
+    xs = videos(7, 1, 5, 5)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def slope(network: rnnjax.Stack, xs: jax.Array, length: jax.Array | None = None) -> jax.Array:
+        last, ys = unroll(network, None, xs, length=length)
+        return grid.contract((last, ys[:4]))
+
+    grid.assert_close(slope(network, xs.at[4:].set(jnp.nan), jnp.asarray(4)), slope(network, xs[:4]))
+
+
+# Convolutional cells
+
+
+def shaken(cell: Any) -> Any:
+    """The cell with random numbers added to all of its weights, zeros included."""
+    noise = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)  # noqa: E731
+    return jax.tree.map(noise, cell)
+
+
+def convolved(weight: np.ndarray, frame: np.ndarray, gate: int) -> np.ndarray:
+    """One gate's convolution, position by position and kernel entry by kernel entry."""
+    *kernel, _, _, units = weight.shape
+    y = np.zeros((units, *frame.shape[1:]))
+    for position in np.ndindex(*frame.shape[1:]):
+        for entry in np.ndindex(*kernel):
+            at = tuple(p + k - size // 2 for p, k, size in zip(position, entry, kernel, strict=True))
+            if all(0 <= a < size for a, size in zip(at, frame.shape[1:], strict=True)):
+                y[:, *position] += frame[:, *at] @ weight[entry][:, gate]
+    return y
+
+
+def equations(cell: Any, state: Any, xs: Any) -> tuple[Any, np.ndarray]:
+    """The last state and the outputs, in NumPy."""
+    W, R, b = map(float64, (cell.input_weight, cell.recurrent_weight, cell.bias))
+    wide = lambda vector: vector.reshape(-1, *(1 for _ in cell.space))  # noqa: E731
+    ys = []
+    for x in float64(xs):
+        h = float64(state[0])
+        u = [convolved(W, x, gate) + wide(b[gate]) for gate in range(W.shape[-2])]
+        v = [convolved(R, h, gate) for gate in range(W.shape[-2])]
+        if isinstance(cell, rnnjax.ConvLSTM):
+            (p_i, (p_f,), p_o), c = jax.tree.map(float64, cell.peepholes or (0.0, (0.0,), 0.0)), float64(state[1])
+            i, f = sigmoid(u[0] + v[0] + p_i * c), sigmoid(u[1] + v[1] + p_f * c)
+            c = f * c + i * np.tanh(u[2] + v[2])
+            state = sigmoid(u[3] + v[3] + p_o * c) * np.tanh(c), c
+        else:
+            r, z = sigmoid(u[0] + v[0]), sigmoid(u[1] + v[1])
+            n = np.tanh(u[2] + r * (v[2] + wide(float64(cell.candidate_bias))))
+            state = ((1.0 - z) * n + z * h,)
+        ys.append(state[0])
+    return state, np.stack(ys)
+
+
+@pytest.mark.parametrize(
+    ("cell", "space", "options"),
+    [
+        (rnnjax.ConvLSTM, (4, 5), {"kernel_size": 3, "peepholes": True}),
+        (rnnjax.ConvLSTM, 6, {"kernel_size": 5}),
+        (rnnjax.ConvGRU, (5, 4), {"kernel_size": (3, 1)}),
+        (rnnjax.ConvGRU, (2, 3, 3), {"kernel_size": (1, 3, 3)}),
+    ],
+)
+def test_values_are_those_of_loops_over_positions(cell, space, options):
+    cell = shaken(cell(2, 3, space, key=KEY, learn_initial=True, dtype=F64, **options))
+    xs = videos(3, 2, *cell.space)
+    grid.assert_close(jax.jit(unroll)(cell, None, xs), _like(cell, equations(cell, cell.initial(), xs)))
+
+
+def _like(cell: Any, answer: tuple[Any, np.ndarray]) -> tuple[Any, np.ndarray]:
+    return type(cell.initial())(*answer[0]), answer[1]
+
+
+def on_a_pixel(cell: Any) -> Any:
+    """The convolutional cell of a frame of one position that has the weights of a cell of vectors."""
+    inputs, _, units = cell.input_weight.shape
+    W, R = cell.input_weight[None, None], cell.recurrent_weight[None]
+    spread = partial(jax.tree.map, lambda vector: vector[:, None, None])
+    options = {"bias": cell.bias, "input_weight": W, "recurrent_weight": R, "start": spread(cell.start)}
+    if isinstance(cell, rnnjax.LSTM):
+        made = rnnjax.ConvLSTM(inputs, units, (1, 1), kernel_size=1, peepholes=True, learn_initial=True, key=KEY)
+        options["peepholes"] = spread(cell.gains)
+    else:
+        made = rnnjax.ConvGRU(inputs, units, (1, 1), kernel_size=1, learn_initial=True, key=KEY)
+        options["candidate_bias"] = cell.gains
+    return eqx.tree_at(lambda made: [getattr(made, name) for name in options], made, list(options.values()))
+
+
+@pytest.mark.parametrize("make", [partial(rnnjax.LSTM, peepholes=True), rnnjax.GRU])
+def test_on_a_frame_of_one_pixel_they_are_the_cells_of_vectors(make):
+    """In value and in gradient, of the same weights."""
+    cell, xs = shaken(make(3, 4, key=KEY, learn_initial=True, dtype=F64)), videos(6, 3)
+
+    def answer(cell: Any, xs: jax.Array, convolutional: bool) -> Any:
+        part, frames = (on_a_pixel(cell), xs[..., None, None]) if convolutional else (cell, xs)
+        last, ys = jax.tree.map(jnp.ravel, unroll(part, None, frames, engine=rnnjax.Scan()))
+        return grid.contract((last, ys)), ys
+
+    slope = jax.jit(jax.value_and_grad(answer, (0, 1), has_aux=True), static_argnums=2)
+    got, expected = slope(cell, xs, True), slope(cell, xs, False)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("part", "view"), [("conv_lstm", "vmap_of_grad"), ("conv_gru", "weights_vmapped")])
+def test_checkpointed_is_scan_on_frames(part, view):
+    run = lambda engine: eqx.filter_jit(partial(grid.VIEWS[view], partial(unroll, engine=engine)))  # noqa: E731
+    built = grid.build(part)
+    grid.assert_close(run(rnnjax.Checkpointed(segment=3))(built), run(rnnjax.Scan())(built))
+
+
+def test_newton_solves_for_frames():
+    cell, xs = rnnjax.ConvGRU(1, 2, 4, kernel_size=3, key=KEY, dtype=F64), videos(6, 1, 4)
+    run = eqx.filter_jit(lambda engine: unroll(cell, None, xs, engine=engine))
+    grid.assert_close(run(rnnjax.Newton()), run(rnnjax.Scan()))
+
+
+def test_fused_says_why_not_and_auto_scans():
+    cell, xs = rnnjax.ConvLSTM(1, 2, (4, 4), kernel_size=3, key=KEY), jnp.zeros((5, 1, 4, 4))
+    assert "AbstractGatedCell" in rnnjax.Fused().refusal(cell, xs)
+    assert isinstance(rnnjax.Auto().select(cell, xs).engine, rnnjax.Scan)
+
+
+def test_weights_are_drawn_gate_by_gate():
+    cell = rnnjax.ConvLSTM(2, 6, (4, 4), kernel_size=(3, 5), peepholes=True, key=KEY, dtype=F64)
+    assert cell.input_weight.shape == (3, 5, 2, 4, 6)
+    blocks = np.moveaxis(cell.recurrent_weight.reshape(3 * 5 * 6, 4, 6), 1, 0)
+    np.testing.assert_allclose(np.linalg.svd(blocks, compute_uv=False), 1.0, atol=1e-12)
+    assert len({block[:2].tobytes() for block in blocks}) == 4
+    bound = np.sqrt(6 / (3 * 5 * 2 + 6))
+    assert 0.9 * bound < np.abs(cell.input_weight).max() <= bound
+    np.testing.assert_array_equal(cell.bias, np.outer([0, 1, 0, 0], np.ones(6)))
+    assert {leaf.shape for leaf in jax.tree.leaves(cell.peepholes)} == {(6, 4, 4)}
+    assert rnnjax.ConvGRU(2, 6, 4, kernel_size=3, bias=False, key=KEY).candidate_bias is None
+
+
+@pytest.mark.parametrize(("cell", "dtype"), [(rnnjax.ConvLSTM, "bfloat16"), (rnnjax.ConvGRU, "float16")])
+def test_narrow_weights_give_narrow_frames_and_a_wide_state(cell, dtype):
+    cell, xs = cell(2, 3, (4, 4), kernel_size=3, key=KEY, dtype=dtype), videos(5, 2, 4, 4).astype(dtype)
+    wide = jax.tree.map(grid.widen, (cell, xs))
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def slope(arguments: Any) -> Any:
+        cell, xs = arguments
+        last, ys = unroll(cell, None, xs)
+        return grid.contract((last, ys)), (last, ys)
+
+    gradient, (last, ys) = got = slope((cell, xs))
+    assert {leaf.dtype.name for leaf in (*jax.tree.leaves(gradient), ys)} == {dtype}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(last)} == {"float32"}
+    grid.assert_close(got, slope(wide), dtype)
+
+
+def test_what_is_seen_is_summed_in_the_dtype_of_the_state():
+    """A sum of 261 ones, which bfloat16 cannot hold."""
+    ones = jnp.ones((3, 3, 29, 1, 1), jnp.bfloat16)
+    assert convolve(ones, jnp.ones((29, 3, 3), jnp.float32))[0, 0, 1, 1] == 261
+
+
+make = partial(rnnjax.ConvLSTM, 2, 3, kernel_size=3, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (partial(make, (4, 4), kernel_size=2), ValueError, ["kernel_size", "odd", "got 2"]),
+        (partial(make, (4, 4), kernel_size=(3,)), ValueError, ["kernel_size", "space=(4, 4)", "(3,)"]),
+        (partial(make, (4, 4), kernel_size=3.0), ValueError, ["kernel_size", "positive integer", "3.0"]),
+        (partial(make, (4, 0)), ValueError, ["space", "positive", "(4, 0)"]),
+        (partial(make, ()), ValueError, ["space", "one axis", "LSTM"]),
+        (partial(rnnjax.ConvGRU, 0, 3, 4, kernel_size=3, key=KEY), ValueError, ["input_channels", "0"]),
+        (partial(make, 4, dtype=jnp.int32), TypeError, ["dtype", "int32"]),
+        (
+            lambda: unroll(make((4, 4)), None, jnp.zeros((7, 2, 4, 5))),
+            ValueError,
+            ["xs", "[T, 2, 4, 4]", "[7, 2, 4, 5]"],
+        ),
+        (lambda: unroll(make((4, 4)), None, jnp.zeros((9, 7, 2, 4, 4))), ValueError, ["xs", "batch", "jax.vmap"]),
+    ],
+)
+def test_what_does_not_fit_is_named(call, error, words):
+    with pytest.raises(error) as raised:
+        call()
+    assert all(word in str(raised.value) for word in words), str(raised.value)
