@@ -1,0 +1,93 @@
+"""Many-to-one: a sequence's class, classes or value."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .. import check
+from ..arrays import Length
+from ..cell import AbstractCell
+from ..engine import AbstractEngine
+from ..engines.auto import Auto
+from ..network import AbstractNetwork
+from ..unroll import unroll
+from .objectives import cross_entropy
+from .pooling import last
+
+
+class Sequences(NamedTuple):
+    """A batch of sequences and what is to be said of them: of each as a whole, or of each step."""
+
+    xs: PyTree[Array]  # [B, T, ...]
+    targets: PyTree[Array]  # [B, ...] or [B, T, ...]
+    lengths: Array | None = None  # [B]; None: all steps count
+
+
+class Classifier(eqx.Module):
+    """One answer for a sequence: `decision(pooling(network(xs)))`.
+
+    network    any cell or network, by any engine
+    decision   what makes the answer of the pooled vector: `eqx.nn.Linear`, `eqx.nn.MLP`, any function
+    pooling    `last`, `ends`, `mean`, `maximum`, `flatten`, an `AttentionPooling`, or any `(ys, length) -> vector`
+
+    What the answer means is up to the loss: logits of K classes, of which one is right (`cross_entropy`), K answers of
+    yes or no (`binary_cross_entropy`), or a value (`squared_error`).
+    """
+
+    network: AbstractCell | AbstractNetwork
+    decision: Callable[[Array], Array]
+    pooling: Callable[[Array, Length | None], Array]
+
+    def __init__(
+        self,
+        network: AbstractCell | AbstractNetwork,
+        decision: Callable[[Array], Array],
+        *,
+        pooling: Callable[[Array, Length | None], Array] = last,
+    ):
+        """The parts as they are; nothing is drawn."""
+        self.network = network
+        self.decision = decision
+        self.pooling = pooling
+
+    def __call__(
+        self,
+        xs: PyTree[Array],
+        *,
+        length: Any = None,
+        engine: AbstractEngine = Auto(),
+        key: PRNGKeyArray | None = None,
+    ) -> Array:
+        """The answer for one sequence; arguments as `unroll` takes them."""
+        _, ys = unroll(self.network, None, xs, length=length, engine=engine, key=key)
+        return self.decision(self.pooling(ys, check.length(length, ys.shape[0])))
+
+
+def classifier_loss(
+    model: Classifier,
+    carry: PyTree,
+    batch: Any,
+    key: PRNGKeyArray | None,
+    *,
+    objective: Callable[[Array, Array], Array] = cross_entropy,
+    engine: AbstractEngine = Auto(),
+) -> tuple[Float[Array, ""], PyTree]:
+    """The mean of `objective(answer, target)` over a batch, and the carry: a loss for `fit`.
+
+    batch     `Sequences`, or any `(xs, targets, lengths)`: targets lead with the batch
+    key       for dropout in the network, drawn anew for each sequence; None: nothing is dropped
+    """
+    xs, targets, lengths = batch
+    answers = run_batch(model, xs, lengths, key, engine)
+    return objective(answers, targets).mean(), carry
+
+
+def run_batch(model: Any, xs: PyTree[Array], lengths: Any, key: PRNGKeyArray | None, engine: AbstractEngine) -> Array:
+    """`model` on every sequence of a batch, each with a key of its own."""
+    B = jax.tree.leaves(xs)[0].shape[0]
+    keys = None if key is None else jax.random.split(key, B)
+    one = lambda xs, length, key: model(xs, length=length, engine=engine, key=key)  # noqa: E731
+    return jax.vmap(one)(xs, lengths, keys)

@@ -1,0 +1,49 @@
+"""Objectives: the loss of one output against its target, over any leading axes; in float32 or wider.
+
+A target that is no class makes the loss NaN, which `fit` reports at the very step; `check_labels` says it before.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from ..arrays import carry_dtype
+
+
+def cross_entropy(logits: Float[Array, "... K"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
+    """-log softmax(logits)[label] in nats, for one class of K. NaN where a label is not from 0 to K - 1."""
+    logits = logits.astype(carry_dtype(logits.dtype))
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+    return jnp.where(known, losses, jnp.full_like(losses, jnp.nan))
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "... K"], targets: Float[Array, "... K"] | Bool[Array, "... K"]
+) -> Float[Array, "..."]:
+    """-sum over K of t log sigmoid(logit) + (1 - t) log(1 - sigmoid(logit)) in nats: K answers, each yes or no."""
+    logits = logits.astype(carry_dtype(logits.dtype))
+    targets = targets.astype(logits.dtype)
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+    known = ((targets >= 0) & (targets <= 1)).all(-1)
+    return jnp.where(known, losses, jnp.full_like(losses, jnp.nan))
+
+
+def squared_error(ys: Float[Array, "... K"], targets: Float[Array, "... K"]) -> Float[Array, "..."]:
+    """The mean over K of (y - t)^2."""
+    wide = carry_dtype(ys.dtype)
+    return ((ys.astype(wide) - targets.astype(wide)) ** 2).mean(-1)
+
+
+def check_labels(labels: Any, classes: int) -> None:
+    """Raise unless all `labels`, which are known, are integers from 0 to `classes` - 1."""
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels: expected integers, got {labels.dtype}")
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        place = tuple(int(index) for index in np.argwhere(outside)[0])
+        raise ValueError(f"labels: expected classes from 0 to {classes - 1}, got {labels[place]} at {list(place)}")

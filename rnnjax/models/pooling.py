@@ -1,0 +1,84 @@
+"""Pooling: the outputs of all steps to one vector, `pooling(ys, length)`; steps from `length` on do not count.
+
+Where no step counts the pooled vector is zero. What is ignored, NaN or not, changes no value and no gradient.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Length, carry_dtype
+from ..marks import blank, counted
+
+
+def last(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
+    """The last step's. Of a `Bidirectional` that is little of what its backward part has read: see `ends`."""
+    T = ys.shape[0]
+    if length is None:
+        return ys[-1] if T else jnp.zeros(ys.shape[1:], ys.dtype)
+    return jnp.where(jnp.arange(T)[:, None] == length - 1, ys, jnp.zeros_like(ys)).sum(0)
+
+
+def ends(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
+    """What each direction of a `Bidirectional` says when it has read all: first half of the last, second of the first.
+
+    For outputs that were concatenated, of two parts of the same width.
+    """
+    forward, backward = jnp.split(blank(ys, length, ys.shape[0]), 2, axis=-1)
+    return jnp.concatenate([last(forward, length), backward[0] if len(ys) else last(backward, length)])
+
+
+def mean(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
+    """The mean over steps."""
+    total = blank(ys, length, ys.shape[0]).sum(0, dtype=carry_dtype(ys.dtype))
+    steps = jnp.asarray(ys.shape[0] if length is None else length)
+    return (total / jnp.maximum(steps, 1).astype(total.dtype)).astype(ys.dtype)
+
+
+def maximum(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
+    """The largest of each feature over the steps (Collobert & Weston 2008)."""
+    T = ys.shape[0]
+    if T == 0:
+        return jnp.zeros(ys.shape[1:], ys.dtype)
+    if length is None:
+        return ys.max(0)
+    counts = counted(length, T)[:, None]
+    largest = jnp.where(counts, ys, jnp.full_like(ys, -jnp.inf)).max(0)
+    return jnp.where(length > 0, largest, jnp.zeros_like(largest))
+
+
+def flatten(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " T*O"]:
+    """All steps side by side: for sequences of one and the same T, each step of which has weights of its own."""
+    return blank(ys, length, ys.shape[0]).reshape(-1)
+
+
+class AttentionPooling(eqx.Module):
+    """A mean that looks: Yang et al. 2016, "Hierarchical attention networks", NAACL.
+
+    a_t = softmax over t of v . tanh(W y_t + b)                 pooled = sum over t of a_t y_t
+    """
+
+    weight: Float[Array, "O A"]
+    bias: Float[Array, " A"]
+    score: Float[Array, " A"]
+
+    def __init__(self, size: int, attention_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
+        """`size` is the number of features of an output, `attention_size` that of the layer that scores it."""
+        initialise.check_sizes(size=size, attention_size=attention_size)
+        keys = jax.random.split(key)
+        self.weight = initialise.lecun(keys[0], (size, attention_size), dtype)
+        self.bias = jnp.zeros(attention_size, dtype)
+        self.score = initialise.uniform(keys[1], (attention_size,), dtype)
+
+    def alignment(self, ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " T"]:
+        """a_t, in float32 or wider: they sum to 1, and are 0 where a step does not count."""
+        T = ys.shape[0]
+        ys = blank(ys, length, T)
+        scores = (jnp.tanh(ys @ self.weight + self.bias) @ self.score).astype(carry_dtype(ys.dtype))
+        return jax.nn.softmax(scores, where=None if length is None else counted(length, T))
+
+    def __call__(self, ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
+        weights = self.alignment(ys, length).astype(ys.dtype)
+        return weights @ blank(ys, length, ys.shape[0])
