@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .. import check
-from ..arrays import State
+from ..arrays import Shaped, State
 from ..compose import Directions
 
 
-def real_arrays(name: str, state: PyTree[jax.ShapeDtypeStruct]) -> list[Any]:
+def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:
     """The arrays of a state, or their forms. Raises ValueError, under `name`, unless they are of real numbers."""
     leaves = jax.tree.leaves(state)
     if not leaves or any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
