@@ -1,7 +1,7 @@
 """Sequence to sequence: attention and decoders against their equations, losses, and search against all sequences."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any
 
@@ -42,7 +42,17 @@ START, END = 1, 2
 
 SOURCE = jnp.array([1, 4, 3, 6, 5])
 TARGET = jnp.array([START, 5, 3, 7])
-ENCODER = Bidirectional(GRU(E, H, key=KEY, dtype=F64), GRU(E, H, key=jax.random.key(1), dtype=F64))
+
+
+def filled(make: Callable[[], Any], by: float = 0.5) -> Any:
+    """What `make` makes, every weight a normal number: biases are not zero, and no initialiser is compiled."""
+    random = np.random.default_rng(3)
+    form = eqx.filter_eval_shape(make)
+    return jax.tree.map(lambda leaf: jnp.asarray(by * random.normal(size=leaf.shape), leaf.dtype), form)
+
+
+def encoder(dtype: Any = F64) -> Bidirectional:
+    return Bidirectional(GRU(E, H, key=KEY, dtype=dtype), GRU(E, H, key=KEY, dtype=dtype))
 
 
 def additive(query_size: int) -> Additive:
@@ -71,22 +81,9 @@ DECODERS = {
 WITH_ATTENTION = [name for name in DECODERS if not name.startswith("context")]
 
 
-@eqx.filter_jit
-def shaken(model: Any, seed: int = 3, by: float = 0.5) -> Any:
-    """The model with all its weights moved, biases of zero too."""
-    leaves, structure = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [leaf + by * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, moved)
-
-
-MODELS: dict[str, Seq2Seq] = {}
-
-
-def build(name: str) -> Seq2Seq:
-    if name not in MODELS:
-        MODELS[name] = shaken(Seq2Seq(V, W, ENCODER, DECODERS[name](), key=KEY))
-    return MODELS[name]
+@lru_cache
+def build(name: str, dropout: float = 0.0) -> Seq2Seq:
+    return filled(lambda: Seq2Seq(V, W, encoder(), DECODERS[name](), key=KEY, dropout=dropout))
 
 
 @jax.jit
@@ -215,9 +212,9 @@ def test_the_gradient_of_all_of_time_is_that_of_the_steps(monkeypatch):
 
 
 def test_attention_to_one_step_is_the_plain_context():
-    cell = GRU(D + M, 4, key=KEY, dtype=F64)
-    attentive = Seq2Seq(V, W, ENCODER, BahdanauDecoder(cell, additive(4)), key=KEY)
-    plain = Seq2Seq(V, W, ENCODER, ContextDecoder(cell), key=KEY)
+    attentive = build("bahdanau_additive")
+    decoder = ContextDecoder(attentive.decoder.recurrence)
+    plain = eqx.tree_at(lambda model: model.decoder, attentive, decoder)
     for source, length in ((SOURCE[:1], None), (SOURCE, 1)):
         logits, alignments = forced(attentive, source, TARGET, length)
         assert_close(logits, forced(plain, source, TARGET, length)[0])
@@ -356,7 +353,7 @@ def test_loss_of_no_tokens_is_zero():
 
 
 def test_dropout_differs_between_sequences_and_ends_with_the_key():
-    model = Seq2Seq(V, W, ENCODER, DECODERS["bahdanau_additive"](), key=KEY, dropout=0.5)
+    model = build("bahdanau_additive", 0.5)
     first, second = jax.jit(jax.vmap(lambda key: model.logits(SOURCE, TARGET, key=key)[0]))(jax.random.split(KEY, 2))
     assert not np.array_equal(first, second)
     assert_close(forced(model, SOURCE, TARGET)[0], numpy_logits(model, SOURCE, TARGET)[0])
@@ -558,7 +555,7 @@ def test_draws_have_the_frequencies_of_the_model_at_that_temperature():
 
 
 def test_a_language_model_is_searched_as_well():
-    model = shaken(rnnjax.LanguageModel(V, GRU(E, H, key=KEY, dtype=F64), key=KEY))
+    model = filled(lambda: rnnjax.LanguageModel(V, GRU(E, H, key=KEY, dtype=F64), key=KEY))
 
     def step(state: Any, token: Any) -> Any:
         state, logits = model.logits(state, token[None])
@@ -595,9 +592,13 @@ def test_reversal_is_learned_and_said():
             target[row, 1 : length + 1] = source[row, :length][::-1]
         return Pairs(source, lengths, target, lengths + 2)
 
-    encoder = Bidirectional(GRU(8, 16, key=KEY), GRU(8, 16, key=jax.random.key(1)))
-    decoder = LuongDecoder(GRU(24, 16, key=KEY), General(16, 32, key=KEY), memory_size=32, attentional_size=16, key=KEY)
-    model = Seq2Seq(V, V, encoder, decoder, key=KEY)
+    def reverser() -> Seq2Seq:
+        decoder = LuongDecoder(
+            GRU(24, 16, key=KEY), General(16, 32, key=KEY), memory_size=32, attentional_size=16, key=KEY
+        )
+        return Seq2Seq(V, V, Bidirectional(GRU(8, 16, key=KEY), GRU(8, 16, key=KEY)), decoder, key=KEY)
+
+    model = filled(reverser, by=0.3)
     fitted = rnnjax.fit(model, seq2seq_loss, batch, optax.adam(0.02), steps=200, key=KEY, progress=False).model
 
     @jax.jit
@@ -636,9 +637,22 @@ def read(source: Any = SOURCE, target: Any = TARGET, **options: Any) -> Any:
     return build("bahdanau_additive").logits(source, target, **options)
 
 
-def wide_decoder(query_size: int = 4, memory_size: int = M, inputs: int = D + M) -> BahdanauDecoder:
-    score = Additive(query_size, memory_size, 6, key=KEY, dtype=F64)
-    return BahdanauDecoder(GRU(inputs, 4, key=KEY, dtype=F64), score)
+def made(
+    vocabulary_size: int = V,
+    query_size: int = 4,
+    memory_size: int = M,
+    inputs: int = D + M,
+    dtype: Any = F64,
+    **options: Any,
+) -> Callable[[], Any]:
+    """The making of a model, by form alone."""
+
+    def make() -> Seq2Seq:
+        score = Additive(query_size, memory_size, 6, key=KEY, dtype=F64)
+        decoder = BahdanauDecoder(GRU(inputs, 4, key=KEY, dtype=F64), score)
+        return Seq2Seq(vocabulary_size, W, encoder(dtype), decoder, key=KEY, **options)
+
+    return lambda: eqx.filter_eval_shape(make)
 
 
 MISUSES = {
@@ -669,33 +683,13 @@ MISUSES = {
         ValueError,
         ["temperature", "more than 0", "greedy"],
     ),
-    "query_misfit": (lambda: Seq2Seq(V, W, ENCODER, wide_decoder(5), key=KEY), ValueError, ["query", "5", "4"]),
-    "memory_misfit": (
-        lambda: Seq2Seq(V, W, ENCODER, wide_decoder(memory_size=9), key=KEY),
-        ValueError,
-        ["memory", "9", "10"],
-    ),
-    "no_room": (
-        lambda: Seq2Seq(V, W, ENCODER, wide_decoder(inputs=M), key=KEY),
-        ValueError,
-        ["decoder", "more than 10", "got 10"],
-    ),
-    "bridge_misfit": (
-        lambda: Seq2Seq(V, W, ENCODER, wide_decoder(), key=KEY, bridge=eqx.nn.Identity()),
-        ValueError,
-        ["bridge", "Hidden", "Directions"],
-    ),
-    "dtypes": (
-        lambda: Seq2Seq(V, W, Bidirectional(GRU(E, H, key=KEY), GRU(E, H, key=KEY)), wide_decoder(), key=KEY),
-        ValueError,
-        ["decoder", "float32", "float64"],
-    ),
-    "dropout": (lambda: Seq2Seq(V, W, ENCODER, wide_decoder(), key=KEY, dropout=1.0), ValueError, ["dropout", "1.0"]),
-    "no_vocabulary": (
-        lambda: Seq2Seq(0, W, ENCODER, wide_decoder(), key=KEY),
-        ValueError,
-        ["source_vocabulary_size", "0"],
-    ),
+    "query_misfit": (made(query_size=5), ValueError, ["query", "5", "4"]),
+    "memory_misfit": (made(memory_size=9), ValueError, ["memory", "9", "10"]),
+    "no_room": (made(inputs=M), ValueError, ["decoder", "more than 10", "got 10"]),
+    "bridge_misfit": (made(bridge=eqx.nn.Identity()), ValueError, ["bridge", "Hidden", "Directions"]),
+    "dtypes": (made(dtype=jnp.float32), ValueError, ["decoder", "float32", "float64"]),
+    "dropout": (made(dropout=1.0), ValueError, ["dropout", "1.0"]),
+    "no_vocabulary": (made(vocabulary_size=0), ValueError, ["source_vocabulary_size", "0"]),
     "complex_state": (
         lambda: rnnjax.Bridge(rnnjax.LRU(E, H, key=KEY), GRU(E, H, key=KEY), key=KEY),
         ValueError,
@@ -722,17 +716,24 @@ def test_an_unknown_token_that_is_traced_is_an_error_when_run():
         jax.block_until_ready(loss_and_gradient(build("luong_additive"), unknown))
 
 
-def test_a_model_of_16_bits_scores_in_32():
+@pytest.mark.parametrize("name", ["bahdanau", "luong", "context"])
+def test_a_model_of_16_bits_scores_in_32(name):
     cell = lambda inputs, size: GRU(inputs, size, key=KEY, dtype=jnp.bfloat16)  # noqa: E731
-    score = Additive(4, H, 6, key=KEY, dtype=jnp.bfloat16)
-    for decoder in (
-        BahdanauDecoder(cell(D + H, 4), score),
-        LuongDecoder(cell(D + A, 4), score, memory_size=H, attentional_size=A, key=KEY),
-        ContextDecoder(cell(D + H, 4)),
-    ):
-        model = Seq2Seq(V, W, cell(E, H), decoder, key=KEY)
-        logits, alignments = forced(model, SOURCE, TARGET)
-        assert logits.dtype == jnp.float32
-        assert alignments is None or alignments.dtype == jnp.float32
-        found = jax.jit(lambda model: greedy(*model.decoding(SOURCE)[:2], start=START, end=END, max_length=3))(model)
-        assert found.score.dtype == jnp.float32
+    score = lambda: Additive(4, H, 6, key=KEY, dtype=jnp.bfloat16)  # noqa: E731
+    decoders = {
+        "bahdanau": lambda: BahdanauDecoder(cell(D + H, 4), score()),
+        "luong": lambda: LuongDecoder(cell(D + A, 4), score(), memory_size=H, attentional_size=A, key=KEY),
+        "context": lambda: ContextDecoder(cell(D + H, 4)),
+    }
+    model = filled(lambda: Seq2Seq(V, W, cell(E, H), decoders[name](), key=KEY))
+
+    @jax.jit
+    def run(model: Seq2Seq) -> Any:
+        found = greedy(*model.decoding(SOURCE)[:2], start=START, end=END, max_length=3)
+        return model.logits(SOURCE, TARGET), found.score
+
+    (logits, alignments), score_of_found = run(model)
+    assert logits.dtype == score_of_found.dtype == jnp.float32
+    assert alignments is None or alignments.dtype == jnp.float32
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
+    np.testing.assert_allclose(logits, run(wide)[0][0], atol=0.1)
