@@ -709,10 +709,10 @@ def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
 
 
 def test_an_unknown_token_that_is_traced_is_an_error_when_run():
-    with pytest.raises(eqx.EquinoxRuntimeError, match="source: expected tokens from 0 to 6, of a vocabulary of 7"):
+    with pytest.raises(RuntimeError, match="source: expected tokens from 0 to 6, of a vocabulary of 7"):
         jax.block_until_ready(forced(build("bahdanau_additive"), SOURCE.at[1].set(99), TARGET))
     unknown = BATCH._replace(target=BATCH.target.at[1, 1].set(W))
-    with pytest.raises(eqx.EquinoxRuntimeError, match="target: expected tokens from 0 to 7"):
+    with pytest.raises(RuntimeError, match="target: expected tokens from 0 to 7"):
         jax.block_until_ready(loss_and_gradient(build("luong_additive"), unknown))
 
 
