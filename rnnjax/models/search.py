@@ -122,6 +122,7 @@ def extend(search: Search, state: State, token: Array, score: Array, alignment: 
 
 
 def log_softmax(logits: Array) -> Array:
+    """The logarithms of the probabilities, in float32 or wider."""
     return jax.nn.log_softmax(logits.astype(carry_dtype(logits.dtype)), axis=-1)
 
 
