@@ -25,6 +25,7 @@ WITHIN = (
     "cells/*",
     "kernels/*",
     "engines/newton/*",
+    "models/*",
     "networks/*",
     "regularise/*",
     "gradients/*",

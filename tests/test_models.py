@@ -199,5 +199,5 @@ def test_a_classifier_learns():
     loss = partial(rnnjax.classifier_loss, engine=rnnjax.Scan())
     with jax.numpy_dtype_promotion("standard"):
         batches = rnnjax.minibatches(rnnjax.Sequences(np.asarray(xs), np.asarray(labels)), 50, seed=0)
-        model = rnnjax.fit(model, loss, batches, optax.adam(0.03), steps=300, key=KEY, progress=False).model
-    assert (jax.vmap(model)(xs).argmax(-1) == labels).mean() > 0.95
+        model = rnnjax.fit(model, loss, batches, optax.adam(0.03), steps=150, key=KEY, progress=False).model
+    assert (jax.vmap(model)(xs).argmax(-1) == labels).mean() > 0.9

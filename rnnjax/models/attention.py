@@ -1,0 +1,151 @@
+"""Attention: scores of what is remembered against a query, and the mean of it that they weigh.
+
+S steps are remembered, M features each; a query has Q features, and a key K.
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from .. import check, initialise
+from ..arrays import carry_dtype, select
+
+
+class AbstractScore(eqx.Module):
+    """How well each step of a memory answers a query.
+
+    Subclass requirements: `keys`, all of the work that needs no query, once for all queries; and the scores.
+    """
+
+    @abc.abstractmethod
+    def keys(self, values: Float[Array, "S M"]) -> Float[Array, "S K"]:
+        """What the queries are compared with."""
+
+    @abc.abstractmethod
+    def __call__(self, query: Float[Array, " Q"], keys: Float[Array, "S K"]) -> Float[Array, " S"]:
+        """The scores, in float32 or wider."""
+
+
+class Additive(AbstractScore):
+    """Bahdanau et al. 2015, arXiv:1409.0473: score(q, m) = v^T tanh(W q + U m).
+
+    Luong's *concat*, v^T tanh(W [q; m]), is the same function: its W is W and U side by side.
+    """
+
+    query_weight: Float[Array, "Q K"]
+    memory_weight: Float[Array, "M K"]
+    output_weight: Float[Array, " K"]
+
+    def __init__(self, query_size: int, memory_size: int, size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
+        """Draw the weights. `query_size`, `memory_size` and `size` are Q, M and K."""
+        initialise.check_sizes(query_size=query_size, memory_size=memory_size, size=size)
+        initialise.check_dtype(dtype)
+        self.query_weight = _draw(key, 0, (query_size, size), dtype)
+        self.memory_weight = _draw(key, 1, (memory_size, size), dtype)
+        self.output_weight = _draw(key, 2, (size, 1), dtype)[:, 0]
+
+    def keys(self, values: Any) -> Float[Array, "S K"]:
+        _check_features("memory", values, self.memory_weight.shape[0])
+        return values @ self.memory_weight
+
+    def __call__(self, query: Any, keys: Float[Array, "S K"]) -> Float[Array, " S"]:
+        _check_features("query", query, self.query_weight.shape[0])
+        energies = jnp.tanh(query.astype(keys.dtype) @ self.query_weight + keys)
+        return jnp.matmul(energies, self.output_weight, preferred_element_type=carry_dtype(keys.dtype))
+
+
+class Dot(AbstractScore):
+    """Luong et al. 2015, arXiv:1508.04025: score(q, m) = q^T m, for Q = M. It has no weights."""
+
+    def keys(self, values: Any) -> Float[Array, "S K"]:
+        return values
+
+    def __call__(self, query: Any, keys: Float[Array, "S K"]) -> Float[Array, " S"]:
+        _check_features("query", query, keys.shape[-1])
+        return jnp.matmul(keys, query.astype(keys.dtype), preferred_element_type=carry_dtype(keys.dtype))
+
+
+class General(AbstractScore):
+    """Luong et al. 2015, arXiv:1508.04025: score(q, m) = q^T W m."""
+
+    weight: Float[Array, "M Q"]
+
+    def __init__(self, query_size: int, memory_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
+        """Draw W. `query_size` and `memory_size` are Q and M."""
+        initialise.check_sizes(query_size=query_size, memory_size=memory_size)
+        initialise.check_dtype(dtype)
+        self.weight = _draw(key, 0, (memory_size, query_size), dtype)
+
+    def keys(self, values: Any) -> Float[Array, "S K"]:
+        _check_features("memory", values, self.weight.shape[0])
+        return values @ self.weight
+
+    def __call__(self, query: Any, keys: Float[Array, "S K"]) -> Float[Array, " S"]:
+        return Dot()(query, keys)
+
+
+class Memory(NamedTuple):
+    """What is attended to: values [S, M], zeros where not valid, their keys [S, K], and which steps are valid [S]."""
+
+    values: Array
+    keys: Array
+    mask: Array
+
+
+def remember(score: AbstractScore, values: Any, mask: Any) -> Memory:
+    """The memory of `values`, [S, M], for any number of queries; what stands where `mask`, [S], is false is not seen.
+
+    Raises ValueError and TypeError for values and a mask that do not fit, or that the score was not made for.
+    """
+    if jnp.ndim(values) != 2 or not jnp.issubdtype(jnp.result_type(values), jnp.floating):
+        raise ValueError(f"memory: expected floating values [S, M], got {check.show(values)}")
+    mask = check_mask(mask, values.shape[0])
+    values = select(mask, values, jnp.zeros_like(values))
+    return Memory(values, score.keys(values), mask)
+
+
+def align(score: AbstractScore, query: Any, memory: Memory) -> Float[Array, " S"]:
+    """The weights of all steps: a softmax of the scores over the valid ones, zero elsewhere; float32 or wider.
+
+    They sum to one, or to zero where no step is valid.
+    """
+    scores = score(query, memory.keys)
+    largest = jnp.max(scores, initial=jnp.finfo(scores.dtype).min, where=memory.mask)
+    weights = jnp.exp(jnp.where(memory.mask, scores - stop_gradient(largest), -jnp.inf))
+    total = weights.sum()
+    return weights / jnp.where(total > 0, total, jnp.ones_like(total))
+
+
+def attend(score: AbstractScore, query: Any, memory: Memory) -> tuple[Float[Array, " M"], Float[Array, " S"]]:
+    """The context, which is the mean of the values by their weights, [M], and the weights, [S]; see `align`.
+
+    The softmax is taken over the valid steps alone, in float32 or wider. Where none is valid both are zeros.
+    """
+    alignment = align(score, query, memory)
+    return weigh(alignment, memory.values), alignment
+
+
+def weigh(alignments: Float[Array, "*T S"], values: Array) -> Array:
+    """The sums of `values`, [S, ...], by `alignments`, in the dtype of the values."""
+    return jnp.tensordot(alignments.astype(values.dtype), values, 1)
+
+
+def check_mask(mask: Any, S: int) -> Bool[Array, " S"]:
+    """`mask` as booleans [S]."""
+    if jnp.shape(mask) != (S,) or jnp.result_type(mask) != jnp.bool_:
+        raise ValueError(f"mask: expected booleans [{S}], one for each step of the source, got {check.show(mask)}")
+    return jnp.asarray(mask)
+
+
+def _check_features(name: str, array: Array, size: int) -> None:
+    if array.shape[-1] != size:
+        raise ValueError(f"{name}: expected {size} features, those its attention was made for, got {array.shape[-1]}")
+
+
+def _draw(key: PRNGKeyArray, number: int, shape: tuple[int, int], dtype: Any) -> Array:
+    return initialise.glorot(jax.random.fold_in(key, number), shape, carry_dtype(dtype)).astype(dtype)

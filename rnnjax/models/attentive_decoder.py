@@ -1,0 +1,138 @@
+"""Decoders with attention: what they look at depends on what they have said."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import State, carry_dtype
+from ..cell import AbstractAffineCell, affine
+from ..engine import AbstractEngine
+from .attention import AbstractScore, Memory, align, attend, remember, weigh
+from .decoder import AbstractDecoder, Encoded, Recurrence, one_step, output_type
+from .states import hidden
+
+
+class BahdanauDecoder(AbstractDecoder):
+    """Bahdanau et al. 2015, arXiv:1409.0473: it attends by its state before the step.
+
+        c_t, a_t = attend(score, h_{t-1}, memory)
+        h_t = recurrence(h_{t-1}, [e_t; c_t])              features_t = [y_t; c_t; e_t]
+
+    h_{t-1} is the `hidden` of the state: that of the topmost layer, of a stack.
+    """
+
+    recurrence: Recurrence
+    score: AbstractScore
+
+    def fed_size(self, encoded: Encoded) -> int:
+        return encoded.ys.shape[1]
+
+    def remember(self, encoded: Encoded) -> Memory:
+        return remember(self.score, encoded.ys, encoded.mask)
+
+    def initial(self, state: State) -> State:
+        return state
+
+    def step(
+        self, memory: Memory, state: State, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+    ) -> tuple[State, Float[Array, " F"], Float[Array, " S"]]:
+        context, alignment = attend(self.score, hidden(state), memory)
+        state, y = one_step(self.recurrence, state, jnp.concatenate([embedded, context]), key)
+        return state, jnp.concatenate([y, context, embedded]), alignment
+
+    def run(
+        self,
+        memory: Memory,
+        state: State,
+        embedded: Float[Array, "T E"],
+        *,
+        engine: AbstractEngine,
+        key: PRNGKeyArray | None,
+    ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
+        cell = self.recurrence
+        if not isinstance(cell, AbstractAffineCell) or 0 in (len(embedded), len(memory.mask)):
+            return super().run(memory, state, embedded, engine=engine, key=key)
+        return _run_affine(cell, self.score, memory, state, embedded)
+
+
+def _run_affine(
+    cell: AbstractAffineCell, score: AbstractScore, memory: Memory, state: State, embedded: Float[Array, "T E"]
+) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"]]:
+    """The run of a cell whose `u = W [e; c] + b` is linear in the context, and so in the values that make it.
+
+    W e is one product for all tokens, and W c = sum_s a_s W m_s, of W m_s made once: no W is left inside the loop.
+    """
+    size = embedded.shape[-1]
+    of_embedded = affine(cell.input_weight[:size], cell.bias, embedded)
+    of_memory = affine(cell.input_weight[size:], None, memory.values)
+
+    def one(state: State, u: Array) -> tuple[State, tuple[State, Array]]:
+        alignment = align(score, hidden(state), memory)
+        state = cell.step(state, u + weigh(alignment, of_memory))
+        return state, (state, alignment)
+
+    state, (states, alignments) = jax.lax.scan(one, state, of_embedded)
+    contexts = weigh(alignments, memory.values)
+    ys = cell.readout(states, jnp.concatenate([embedded, contexts], axis=-1))
+    return state, jnp.concatenate([ys, contexts, embedded], axis=-1), alignments
+
+
+class InputFed(NamedTuple):
+    """The state of a decoder that is fed its last features: that of its recurrence, and these."""
+
+    recurrence: State
+    attentional: Array
+
+
+class LuongDecoder(AbstractDecoder):
+    """Luong et al. 2015, arXiv:1508.04025, with input feeding: it attends by its output after the step.
+
+        h_t = recurrence(h_{t-1}, [e_t; a_{t-1}])
+        c_t = attend(score, y_t, memory)
+        a_t = tanh(W [c_t; y_t])                           features_t = a_t
+
+    a, the attentional vector of A features, is zero before the first step.
+    """
+
+    recurrence: Recurrence
+    score: AbstractScore
+    attentional_weight: Float[Array, "M_plus_O A"]
+
+    def __init__(
+        self,
+        recurrence: Recurrence,
+        score: AbstractScore,
+        *,
+        memory_size: int,
+        attentional_size: int,
+        key: PRNGKeyArray,
+    ):
+        """Draw W. `memory_size` is M, of the encoder's outputs, and `attentional_size` is A."""
+        initialise.check_sizes(memory_size=memory_size, attentional_size=attentional_size)
+        output = output_type(recurrence)
+        shape = memory_size + output.shape[0], attentional_size
+        self.recurrence = recurrence
+        self.score = score
+        self.attentional_weight = initialise.glorot(key, shape, carry_dtype(output.dtype)).astype(output.dtype)
+
+    def fed_size(self, encoded: Encoded) -> int:
+        del encoded
+        return self.attentional_weight.shape[1]
+
+    def remember(self, encoded: Encoded) -> Memory:
+        return remember(self.score, encoded.ys, encoded.mask)
+
+    def initial(self, state: State) -> InputFed:
+        return InputFed(state, jnp.zeros(self.attentional_weight.shape[1], self.attentional_weight.dtype))
+
+    def step(
+        self, memory: Memory, state: InputFed, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+    ) -> tuple[InputFed, Float[Array, " A"], Float[Array, " S"]]:
+        fed = jnp.concatenate([embedded, state.attentional])
+        recurrence, y = one_step(self.recurrence, state.recurrence, fed, key)
+        context, alignment = attend(self.score, y, memory)
+        attentional = jnp.tanh(jnp.concatenate([context, y]) @ self.attentional_weight)
+        return InputFed(recurrence, attentional), attentional, alignment

@@ -1,0 +1,134 @@
+"""Decoders: from what is remembered of the source, and the tokens so far, to the features of the next token.
+
+S steps of the source, M features each; T target tokens, embedded in E features.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..arrays import Shaped, State
+from ..cell import AbstractCell
+from ..engine import AbstractEngine
+from ..engines.unrolled import Unrolled
+from ..network import AbstractNetwork
+from ..unroll import unroll
+from .states import hidden
+
+Recurrence = AbstractCell | AbstractNetwork
+
+
+class Encoded(NamedTuple):
+    """What an encoder made of its source: outputs [S, M], its last state, and which steps may be looked at, [S]."""
+
+    ys: Shaped
+    last: State
+    mask: Shaped
+
+
+class AbstractDecoder(eqx.Module):
+    """One step at a time: what is remembered, a state and an embedded token give the features of the next token.
+
+    Subclass requirements: the field below, and five methods. `run` is teacher forcing, all tokens being known: by
+    default step after step, and better where more of it can be done for all of time at once.
+    """
+
+    recurrence: eqx.AbstractVar[Recurrence]
+
+    @abc.abstractmethod
+    def fed_size(self, encoded: Encoded) -> int:
+        """How many features are fed to the recurrence beside the embedded token, by the form of what was encoded."""
+
+    @abc.abstractmethod
+    def remember(self, encoded: Encoded) -> PyTree[Array]:
+        """The memory: all that is computed once for all steps."""
+
+    @abc.abstractmethod
+    def initial(self, state: State) -> State:
+        """The decoder's state before the first token, of the recurrence's."""
+
+    @abc.abstractmethod
+    def step(
+        self, memory: PyTree[Array], state: State, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+    ) -> tuple[State, Float[Array, " F"], Float[Array, " S"] | None]:
+        """The state after one token, the features of the next, and the alignment, None where nothing is aligned."""
+
+    def run(
+        self,
+        memory: PyTree[Array],
+        state: State,
+        embedded: Float[Array, "T E"],
+        *,
+        engine: AbstractEngine,
+        key: PRNGKeyArray | None,
+    ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
+        """`step` along all embedded tokens: the last state, and features and alignments over time."""
+        del engine  # what is fed waits for the step before
+
+        def one(state: State, inputs: tuple[Array, PRNGKeyArray | None]) -> tuple[State, tuple[Array, Any]]:
+            state, features, alignment = self.step(memory, state, *inputs)
+            return state, (features, alignment)
+
+        keys = None if key is None else jax.random.split(key, embedded.shape[0])
+        state, (features, alignments) = jax.lax.scan(one, state, (embedded, keys))
+        return state, features, alignments
+
+
+class ContextDecoder(AbstractDecoder):
+    """Cho et al. 2014, arXiv:1406.1078: no attention; every step sees the context c, a summary of the source.
+
+        h_t = recurrence(h_{t-1}, [e_t; c])        features_t = [y_t; c; e_t]
+
+    c is `summary(last state of the encoder)`; `hidden`, by default, is its h. With all tokens known nothing waits but
+    the recurrence itself, which any engine runs, `Fused` included. There are no alignments.
+    """
+
+    recurrence: Recurrence
+    summary: Callable[[State], Array] = eqx.field(static=True, default=hidden)
+
+    def fed_size(self, encoded: Encoded) -> int:
+        return jax.eval_shape(self.remember, encoded).shape[0]
+
+    def remember(self, encoded: Encoded) -> Float[Array, " C"]:
+        return self.summary(encoded.last).astype(encoded.ys.dtype)
+
+    def initial(self, state: State) -> State:
+        return state
+
+    def step(
+        self, memory: Float[Array, " C"], state: State, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+    ) -> tuple[State, Float[Array, " F"], None]:
+        state, y = one_step(self.recurrence, state, jnp.concatenate([embedded, memory]), key)
+        return state, jnp.concatenate([y, memory, embedded]), None
+
+    def run(
+        self,
+        memory: Float[Array, " C"],
+        state: State,
+        embedded: Float[Array, "T E"],
+        *,
+        engine: AbstractEngine,
+        key: PRNGKeyArray | None,
+    ) -> tuple[State, Float[Array, "T F"], None]:
+        contexts = jnp.broadcast_to(memory, (embedded.shape[0], *memory.shape))
+        xs = jnp.concatenate([embedded, contexts], axis=-1)
+        state, ys = unroll(self.recurrence, state, xs, engine=engine, key=key)
+        return state, jnp.concatenate([ys, contexts, embedded], axis=-1), None
+
+
+def one_step(
+    recurrence: Recurrence, state: State, x: Array, key: PRNGKeyArray | None
+) -> tuple[State, Float[Array, " H"]]:
+    """The state and the output of a cell or a network after one input."""
+    state, ys = unroll(recurrence, state, x[None], engine=Unrolled(), key=key)
+    return state, ys[0]
+
+
+def output_type(recurrence: Recurrence) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the output of one step."""
+    return jax.eval_shape(lambda x: one_step(recurrence, recurrence.initial(), x, None)[1], recurrence.input_type())

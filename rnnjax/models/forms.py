@@ -1,0 +1,56 @@
+"""Whether an encoder, a bridge and a decoder fit together, by their forms alone."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from .. import check
+from ..arrays import State
+from ..cell import AbstractCell
+from ..network import AbstractNetwork
+from ..unroll import unroll
+from .decoder import AbstractDecoder, Encoded
+
+
+def encoded_form(encoder: AbstractCell | AbstractNetwork) -> Encoded:
+    """The form of what an encoder makes of a source of one step."""
+    step = encoder.input_type()
+    if jax.tree.structure(step) != jax.tree.structure(0) or len(step.shape) != 1:
+        raise ValueError(f"encoder: expected one that takes vectors [E], got one of {check.show(step)}")
+    one = jax.ShapeDtypeStruct((1, *step.shape), step.dtype)
+    last, ys = jax.eval_shape(lambda xs: unroll(encoder, None, xs), one)
+    if jax.tree.structure(ys) != jax.tree.structure(0) or ys.ndim != 2:
+        raise ValueError(f"encoder: expected outputs [S, M], got {check.show(ys)}")
+    return Encoded(ys, last, jax.ShapeDtypeStruct((1,), bool))
+
+
+def embedded_form(decoder: AbstractDecoder, encoded: Encoded) -> jax.ShapeDtypeStruct:
+    """The form of an embedded target token: what the recurrence takes in beside what the decoder feeds it."""
+    (taken,), dtype = decoder.recurrence.input_type().shape, decoder.recurrence.input_type().dtype
+    fed = decoder.fed_size(encoded)
+    if taken <= fed:
+        raise ValueError(
+            f"decoder: expected a recurrence of more than {fed} inputs, those it is fed beside the embedded token, "
+            f"got {taken}"
+        )
+    if dtype != encoded.ys.dtype:
+        raise ValueError(f"decoder: expected a recurrence of {encoded.ys.dtype}, as the encoder is, got {dtype}")
+    return jax.ShapeDtypeStruct((taken - fed,), dtype)
+
+
+def features_form(
+    decoder: AbstractDecoder, bridge: Any, encoded: Encoded, embedded: jax.ShapeDtypeStruct
+) -> jax.ShapeDtypeStruct:
+    """The form of the features of the next token, once the bridge is seen to fit."""
+    state, wanted = jax.eval_shape(bridge, encoded.last), jax.eval_shape(decoder.recurrence.initial)
+    if not check.alike(state, wanted):
+        raise ValueError(
+            f"bridge: expected a state like that of the decoder's recurrence, {check.show(wanted)}, "
+            f"got {check.show(state)}"
+        )
+
+    def features(encoded: Encoded, state: State, embedded: Array) -> Array:
+        return decoder.step(decoder.remember(encoded), decoder.initial(state), embedded, None)[1]
+
+    return jax.eval_shape(features, encoded, state, embedded)

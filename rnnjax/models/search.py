@@ -1,0 +1,140 @@
+"""Search: the tokens that a model would say, one after the other, inside jit: the likeliest, or drawn.
+
+A model is `step(state, token) -> (state, logits, alignment)`: the state after a token, the logits [V] of the next, and
+the weights [S] of what it looked at, or None. `Seq2Seq.decoding` makes one; any other function of this form will do:
+
+    def step(state, token):                                       # of a LanguageModel
+        state, logits = model.logits(state, token[None])
+        return state, logits[0], None
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import State, carry_dtype
+from ..check import alike, show
+from .tokens import check_token
+
+Step = Callable[[State, Array], tuple[State, Array, Array | None]]
+Choose = Callable[[Array, Array], Array]
+
+
+class Hypothesis(NamedTuple):
+    """A sequence of tokens that a search came to, or several, on a leading axis.
+
+    tokens       [L], `end` from where it has ended on
+    length       how many tokens were said, the first `end` among them where there is one; at most L
+    score        the logarithm of their probability, with the penalties that the search was given
+    alignments   [L, S], zeros from `length` on; None where the model aligns nothing
+    """
+
+    tokens: Array
+    length: Array
+    score: Array
+    alignments: Array | None
+
+
+class Search(NamedTuple):
+    """A search under way: hypotheses, the model's state, and the tokens to go on from."""
+
+    t: Array
+    state: State
+    token: Array
+    ended: Array
+    found: Hypothesis
+
+
+def greedy(step: Step, state: State, *, start: Any, end: Any, max_length: Any) -> Hypothesis:
+    """Say the likeliest token after each token, from `start` until `end`, or until `max_length` tokens are said.
+
+    step, state   the model and its state before `start`; see the head of this file
+    start, end    tokens; `start` is not among those returned
+    max_length    L, known before tracing; fewer steps are run where the sequence (all of them, under `vmap`) has ended
+
+    Raises ValueError and TypeError for tokens outside of the vocabulary, and for what is no length.
+    """
+
+    def choose(logits: Array, t: Array) -> Array:
+        del t
+        return jnp.argmax(logits)
+
+    return _say(step, state, start, end, max_length, choose)
+
+
+def sample_sequence(
+    step: Step, state: State, *, start: Any, end: Any, max_length: Any, key: PRNGKeyArray, temperature: Any = 1.0
+) -> Hypothesis:
+    """Draw each token from the model's distribution after the tokens before it; else as `greedy`.
+
+    temperature   divides the logits: below 1 the likely becomes likelier. The score is of temperature 1
+    """
+    if not isinstance(temperature, Tracer) and not temperature > 0:
+        raise ValueError(f"temperature: expected more than 0, got {temperature!r}. The limit at 0 is `greedy`")
+
+    def choose(logits: Array, t: Array) -> Array:
+        return jax.random.categorical(jax.random.fold_in(key, t), logits / jnp.asarray(temperature, logits.dtype))
+
+    return _say(step, state, start, end, max_length, choose)
+
+
+def _say(step: Step, state: State, start: Any, end: Any, max_length: Any, choose: Choose) -> Hypothesis:
+    """One sequence, each token chosen from the logits."""
+    check_search(step, state, start, end, max_length)
+
+    def grow(search: Search) -> Search:
+        state, logits, alignment = step(search.state, search.token)
+        log_probabilities = log_softmax(logits)
+        token = choose(logits, search.t).astype(search.token.dtype)
+        score = search.found.score + log_probabilities[token]
+        return extend(search, state, token, score, alignment, end)
+
+    return until_ended(grow, begin(step, state, start, end, max_length), max_length).found
+
+
+def until_ended(grow: Callable[[Search], Search], search: Search, max_length: int) -> Search:
+    """Grow what is under way until all of it has ended, or is as long as it may be."""
+    return jax.lax.while_loop(lambda search: (search.t < max_length) & ~search.ended.all(), grow, search)
+
+
+def begin(step: Step, state: State, start: Any, end: Any, max_length: int) -> Search:
+    """Before the first token."""
+    token = jnp.asarray(start, int)
+    _, logits, alignment = jax.eval_shape(step, state, token)
+    alignments = None if alignment is None else jnp.zeros((max_length, *alignment.shape), alignment.dtype)
+    found = Hypothesis(
+        jnp.full(max_length, end, int), jnp.zeros((), int), jnp.zeros((), carry_dtype(logits.dtype)), alignments
+    )
+    return Search(jnp.zeros((), int), jax.tree.map(jnp.asarray, state), token, jnp.zeros((), bool), found)
+
+
+def extend(search: Search, state: State, token: Array, score: Array, alignment: Array | None, end: Any) -> Search:
+    """One hypothesis that has not ended, one token longer."""
+    found, t = search.found, search.t
+    alignments = None if found.alignments is None else found.alignments.at[t].set(alignment)
+    grown = Hypothesis(found.tokens.at[t].set(token), found.length + 1, score, alignments)
+    return Search(t + 1, state, token, token == end, grown)
+
+
+def log_softmax(logits: Array) -> Array:
+    """The logarithms of the probabilities, in float32 or wider."""
+    return jax.nn.log_softmax(logits.astype(carry_dtype(logits.dtype)), axis=-1)
+
+
+def check_search(step: Step, state: State, start: Any, end: Any, max_length: Any) -> tuple[int, int | None]:
+    """The sizes of the vocabulary and of the alignments, if the arguments of a search are what they should be."""
+    initialise.check_sizes(max_length=max_length)
+    answer = jax.eval_shape(step, state, jnp.zeros((), int))
+    if not (isinstance(answer, tuple) and len(answer) == 3) or getattr(answer[1], "ndim", None) != 1:
+        raise ValueError(f"step: expected it to return (state, logits [V], alignment [S] or None), got {show(answer)}")
+    if not alike(answer[0], jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state))):
+        raise ValueError(f"step: expected a state like the one it was given, {show(state)}, got {show(answer[0])}")
+    vocabulary_size = answer[1].shape[0]
+    check_token("start", start, vocabulary_size)
+    check_token("end", end, vocabulary_size)
+    return vocabulary_size, None if answer[2] is None else answer[2].shape[0]

@@ -1,0 +1,204 @@
+"""Sequence to sequence: an encoder reads the source, a decoder says the target."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .. import check, initialise
+from ..arrays import State, carry_dtype
+from ..cell import AbstractCell
+from ..engine import AbstractEngine
+from ..engines.auto import Auto
+from ..marks import counted
+from ..network import AbstractNetwork
+from ..unroll import unroll
+from .attention import check_mask
+from .bridge import Bridge
+from .decoder import AbstractDecoder, Encoded
+from .forms import embedded_form, encoded_form, features_form
+from .tokens import check_tokens
+
+
+class Decoding(NamedTuple):
+    """What a search wants: `step(state, token) -> (state, logits [V], alignment [S])`, the state, and the mask [S]."""
+
+    step: Callable[[State, Array], tuple[State, Array, Array | None]]
+    state: State
+    mask: Array
+
+
+class Seq2Seq(eqx.Module):
+    """The distribution of the next target token, of the source and the target so far.
+
+        last, ys = encoder(source_embedding[source])                     memory = decoder.remember(ys, last)
+        s_t, f_t, a_t = decoder.step(memory, s_{t-1}, target_embedding[token_t])            s_0 = bridge(last)
+        logits_t = f_t V^T + b
+
+    Sutskever et al. 2014 (arXiv:1409.3215) and Cho et al. 2014 with a `ContextDecoder`, Bahdanau et al. 2015 and Luong
+    et al. 2015 with the decoders of these names. One sequence is meant everywhere: `jax.vmap` makes a batch.
+    """
+
+    encoder: AbstractCell | AbstractNetwork
+    decoder: AbstractDecoder
+    bridge: Callable[[State], State]
+    source_embedding: Float[Array, "V E"]
+    target_embedding: Float[Array, "W D"]
+    output_weight: Float[Array, "W F"]
+    output_bias: Float[Array, " W"]
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        source_vocabulary_size: int,
+        target_vocabulary_size: int,
+        encoder: AbstractCell | AbstractNetwork,
+        decoder: AbstractDecoder,
+        *,
+        key: PRNGKeyArray,
+        bridge: Any = None,
+        dropout: float = 0.0,
+    ):
+        """Draw embeddings and output weights, of the sizes and the dtype of what takes and gives them.
+
+        bridge    from the encoder's last state to the first of the decoder's recurrence; None: a `Bridge` is drawn
+        dropout   the probability of dropping a feature of an embedded token, of either language, where there is a key
+
+        Raises ValueError for parts that do not fit together.
+        """
+        initialise.check_sizes(
+            source_vocabulary_size=source_vocabulary_size, target_vocabulary_size=target_vocabulary_size
+        )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a probability from 0 up to, not with, 1, got {dropout!r}")
+        keys = jax.random.split(key, 4)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.bridge = Bridge(encoder, decoder.recurrence, key=keys[0]) if bridge is None else bridge
+        self.dropout = dropout
+        encoded = encoded_form(encoder)
+        dtype = encoded.ys.dtype
+        embedded = embedded_form(decoder, encoded)
+        features = features_form(decoder, self.bridge, encoded, embedded)
+        (source_size,) = encoder.input_type().shape
+        self.source_embedding = _draw(keys[1], source_vocabulary_size, source_size, encoder.input_type().dtype)
+        self.target_embedding = _draw(keys[2], target_vocabulary_size, embedded.shape[0], dtype)
+        self.output_weight = _draw(keys[3], target_vocabulary_size, features.shape[0], dtype)
+        self.output_bias = jnp.zeros(target_vocabulary_size, dtype)
+
+    def encode(
+        self,
+        source: Any,
+        *,
+        length: Any = None,
+        mask: Any = None,
+        engine: AbstractEngine = Auto(),
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[PyTree[Array], State, Array]:
+        """The decoder's memory of `source`, its initial state, and which steps may be attended to, [S].
+
+        source    [S], the tokens of one sequence
+        length    as in `unroll`: tokens from there on are ignored, whatever they are. Of a length of 0 attention sees
+                  nothing, and gives a context of zeros; the encoder's last state is its initial one
+        mask      [S] booleans: false where attention may not look. The encoder reads those steps all the same
+        engine    how the encoder runs along time
+        key       for dropout; None: nothing is dropped
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        S = len(source) if jnp.ndim(source) else 0
+        length = check.length(length, S)
+        valid = jnp.ones(S, bool) if length is None else counted(length, S)
+        tokens = check_tokens("source", source, self.source_embedding.shape[0], valid)
+        xs = self._embed(self.source_embedding, tokens, keys[0])
+        last, ys = unroll(self.encoder, None, xs, length=length, engine=engine, key=keys[1])
+        seen = valid if mask is None else valid & check_mask(mask, S)
+        memory = self.decoder.remember(Encoded(ys, last, seen))
+        return memory, self.decoder.initial(self.bridge(last)), seen
+
+    def logits(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        length: Any = None,
+        mask: Any = None,
+        teacher_forcing: Any = 1.0,
+        engine: AbstractEngine = Auto(),
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
+        """The logits of the token after each of `target`, in float32 or wider, and what each was aligned with.
+
+        source, length, mask, engine, key   as in `encode`; a `ContextDecoder` runs by the engine, too
+        target             [T], what the decoder is fed, from the token that starts a target on
+        teacher_forcing    the probability, step by step, of feeding the token of `target`; otherwise the one that was
+                           likeliest after those fed before is fed: scheduled sampling (Bengio et al. 2015,
+                           arXiv:1506.03099), by argmax, through which no gradient passes. Wants a `key`; may be traced
+
+        Alignments are [T, S], zeros where not seen; None of a decoder without attention.
+        """
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        memory, state, _ = self.encode(source, length=length, mask=mask, engine=engine, key=keys[0])
+        tokens = check_tokens("target", target, self.target_embedding.shape[0])
+        _check_probability(teacher_forcing, key)
+        if isinstance(teacher_forcing, int | float) and teacher_forcing == 1:
+            embedded = self._embed(self.target_embedding, tokens, keys[1])
+            _, features, alignments = self.decoder.run(memory, state, embedded, engine=engine, key=keys[2])
+            return self._classify(features), alignments
+        return self._scheduled(memory, state, tokens, teacher_forcing, keys[1])
+
+    def step(
+        self, memory: PyTree[Array], state: State, token: Int[Array, ""], key: PRNGKeyArray | None = None
+    ) -> tuple[State, Float[Array, " W"], Float[Array, " S"] | None]:
+        """The decoder's state after one target token, the logits of the next, and the alignment."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        embedded = self._embed(self.target_embedding, token, keys[0])
+        state, features, alignment = self.decoder.step(memory, state, embedded, keys[1])
+        return state, self._classify(features), alignment
+
+    def decoding(
+        self, source: Any, *, length: Any = None, mask: Any = None, engine: AbstractEngine = Auto()
+    ) -> Decoding:
+        """What `greedy`, `sample_sequence` and `beam_search` want, for `source`. Arguments as in `encode`."""
+        memory, state, seen = self.encode(source, length=length, mask=mask, engine=engine)
+        return Decoding(lambda state, token: self.step(memory, state, token), state, seen)
+
+    def _scheduled(
+        self, memory: PyTree[Array], state: State, tokens: Array, teacher_forcing: Any, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
+        """Step by step, since what is fed depends on what was said."""
+
+        def one(carry: tuple[State, Array], inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Any, Any]:
+            (state, said), (token, forced, key) = carry, inputs
+            state, logits, alignment = self.step(memory, state, jnp.where(forced, token, said), key)
+            return (state, jnp.argmax(logits).astype(token.dtype)), (logits, alignment)
+
+        T = tokens.shape[0]
+        coin, dropping = (None, None) if key is None else jax.random.split(key)
+        forced = jnp.zeros(T, bool) if coin is None else jax.random.bernoulli(coin, teacher_forcing, (T,))
+        keys = None if dropping is None else jax.random.split(dropping, T)
+        said = jnp.zeros((), tokens.dtype)  # nothing, before the first step, which is always forced
+        inputs = tokens, forced | (jnp.arange(T) == 0), keys
+        return jax.lax.scan(one, (state, said), inputs)[1]
+
+    def _embed(self, embedding: Array, tokens: Array, key: PRNGKeyArray | None) -> Array:
+        return eqx.nn.Dropout(self.dropout, inference=key is None)(embedding[tokens], key=key)
+
+    def _classify(self, features: Float[Array, "*T F"]) -> Float[Array, "*T W"]:
+        logits = jnp.matmul(features, self.output_weight.T, preferred_element_type=carry_dtype(features.dtype))
+        return logits + self.output_bias.astype(logits.dtype)
+
+
+def _check_probability(teacher_forcing: Any, key: PRNGKeyArray | None) -> None:
+    known = isinstance(teacher_forcing, int | float)
+    if known and not 0 <= teacher_forcing <= 1:
+        raise ValueError(f"teacher_forcing: expected a probability from 0 to 1, got {teacher_forcing!r}")
+    if key is None and not (known and teacher_forcing in (0, 1)):
+        raise ValueError("key: expected one to draw by, since teacher_forcing is neither 0 nor 1, got None")
+
+
+def _draw(key: PRNGKeyArray, rows: int, size: int, dtype: Any) -> Array:
+    """Vectors of a length of about one."""
+    return jax.random.normal(key, (rows, size), dtype) * size**-0.5
