@@ -28,7 +28,10 @@ import rnnjax
 
 B, WIDTH, EMBEDDING, UNITS = 25, 16, 300, 150
 LEARNING_RATE, EMBEDDING_RATE, WEIGHT_DECAY, DROPOUT = 0.05, 0.1, 1e-4, 0.5
-PUBLISHED = {"fine": 43.9, "binary": 82.0}  # per cent of the test roots, Tai et al., as others quote it for such vectors
+PUBLISHED = {
+    "fine": 43.9,
+    "binary": 82.0,
+}  # per cent of the test roots, Tai et al., as others quote it for such vectors
 CLASSES = {"fine": 5, "binary": 2}
 BINARY = {0: 0, 1: 0, 2: None, 3: 1, 4: 1}
 UNKNOWN = 0  # the token of words that are not in the training trees
@@ -75,7 +78,9 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     seconds = time.perf_counter() - begun
     share = accuracy(model, pack_all(task, task.test))
     beside = "" if task.published is None else f"; published, Tai et al. 2015: {task.published} %"
-    print(f"{task.name}: {100 * share:.2f} % of the test roots, by the weights that were best on those held out{beside}")
+    print(
+        f"{task.name}: {100 * share:.2f} % of the test roots, by the weights that were best on those held out{beside}"
+    )
     record = {"task": task.name, "seed": options.seed, "B": B, "units": UNITS, "embedding": EMBEDDING}
     yield record | {"curve": curve, "seconds": seconds, "test": share, "published": task.published}
 
@@ -180,7 +185,7 @@ def leave_out_neutral(trees: Sequence[rnnjax.Tree]) -> list[rnnjax.Tree]:
 
 
 def expressions(random: np.random.Generator) -> Task:
-    """Boolean expressions of up to thirty-one nodes: each is labelled with its value, an inner one reads its operator."""
+    """Boolean expressions of up to thirty-one nodes, each labelled with its value; an inner one reads its operator."""
     sets = [[expression(random, int(random.integers(16))) for _ in range(count)] for count in (2000, 250, 250)]
     return Task("Boolean expressions", *sets, 5, 2, None)
 

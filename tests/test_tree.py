@@ -12,10 +12,13 @@ import pytest
 
 import rnnjax
 from rnnjax import Bucket, Tree, pack, parse_tree, recurse
+from rnnjax.trees.pack import round_up
 from rnnjax.trees.schedule import schedule
 
 I, H, K, V, C = 3, 4, 3, 7, 3  # noqa: E741
 KEY = jax.random.key(11)
+SOUND = Tree([[1, 2], [], []], [None, 0, 1], [0, None, 2])
+BUCKET = Bucket(leaves=80, steps=20)  # one for all, so that few programs are compiled
 CELLS = {
     "child_sum": rnnjax.ChildSumTreeLSTM(I, H, key=KEY, dtype=jnp.float64),
     "nary": rnnjax.NaryTreeLSTM(I, H, arity=K, key=KEY, dtype=jnp.float64),
@@ -89,17 +92,6 @@ def by_hand(cell: Any, tree: Tree, table: np.ndarray, node: int) -> tuple[np.nda
     return sigmoid(o) * np.tanh(c), c
 
 
-def in_jax(cell: Any, table: jax.Array, tree: Tree, node: int) -> Any:
-    """The state of a node by a recursion in Python, for JAX to differentiate."""
-    below = [in_jax(cell, table, tree, child) for child in tree.children[node]]
-    below += [cell.absent()] * (K - len(below))
-    children = jax.tree.map(lambda *leaves: jnp.stack(leaves), *below)
-    token = tree.tokens[node]
-    x = jnp.zeros((1, I)) if token is None else table[token][None]
-    v = cell.combine(children, jnp.arange(K) < len(tree.children[node]))
-    return cell.pointwise(cell.project(x)[0], v, children)
-
-
 def root_of(tree: Tree) -> int:
     return (set(range(len(tree.children))) - {child for below in tree.children for child in below}).pop()
 
@@ -108,17 +100,17 @@ run = eqx.filter_jit(recurse)
 
 
 @eqx.filter_jit
-def slope(cell: Any, table: jax.Array, trees: rnnjax.Trees, weights: jax.Array) -> Any:
-    """The gradient by cell and table of the sum over the states' fields, weighted slot by slot."""
+def values_and_slope(cell: Any, table: jax.Array, trees: rnnjax.Trees, weights: jax.Array) -> Any:
+    """All states; and by cell and table the gradient of the sum over slots of weight * (h + 2 c)."""
 
-    def objective(arguments: Any) -> jax.Array:
-        cell, table = arguments
-        states = recurse(cell, trees, table)
-        return sum(
-            jnp.sum(weights[:, None] * leaf * (1 + number)) for number, leaf in enumerate(jax.tree.leaves(states))
-        )
+    @partial(eqx.filter_value_and_grad, has_aux=True)
+    def objective(arguments: Any) -> Any:
+        states = recurse(arguments[0], trees, arguments[1])
+        each = sum((1 + number) * leaf.sum(-1) for number, leaf in enumerate(states))
+        return jnp.sum(weights * each), states
 
-    return eqx.filter_grad(objective)((cell, table))
+    (_, states), slope = objective((cell, table))
+    return states, slope
 
 
 def assert_close(got: Any, expected: Any) -> None:
@@ -129,43 +121,37 @@ def assert_close(got: Any, expected: Any) -> None:
 # Cells
 
 
-@pytest.mark.parametrize("bare", [False, True], ids=["words_anywhere", "words_at_leaves"])
-@pytest.mark.parametrize("name", CELLS)
-def test_every_state_is_that_of_a_recursion_by_hand(name, bare):
-    cell, trees = build(name), forest(12, bare=bare)
-    packed = pack_up(trees)
+def weighted(cell: Any, table: np.ndarray, packed: rnnjax.Trees, trees: list[Tree], weights: np.ndarray) -> complex:
+    """What `values_and_slope` differentiates, by hand."""
+    states = [
+        (slot, by_hand(cell, trees[packed.tree[slot]], table, packed.node[slot])) for slot in np.flatnonzero(weights)
+    ]
+    return sum(weights[slot] * np.sum(h + 2 * c) for slot, (h, c) in states)
+
+
+@pytest.mark.parametrize(("name", "bare"), [*((name, False) for name in CELLS), ("nary", True)])
+def test_every_state_is_that_of_a_recursion_by_hand_and_so_is_the_gradient(name, bare):
+    """The gradient along a random direction of each weight, and of the table, is a step in the complex plane."""
+    cell, trees = build(name), forest(6, bare=bare)
+    packed = pack_up(trees, bucket=BUCKET)
     assert packed.bare == bare
-    states = run(cell, packed, TABLE)
-    slots = [(slot, packed.tree[slot], packed.node[slot]) for slot in np.flatnonzero(packed.node >= 0)]
+    weights = np.where(packed.node % 3 == 0, np.cos(np.arange(len(packed.node))), 0.0)
+    weights[packed.roots] = 1.5
+    states, slopes = values_and_slope(cell, TABLE, packed, jnp.asarray(weights))
+    slots = np.flatnonzero(packed.node >= 0)
     assert len(slots) == sum(len(tree.children) for tree in trees)
-    for slot, tree, node in slots:
-        h, c = by_hand(cell, trees[tree], np.asarray(TABLE), node)
-        np.testing.assert_allclose(states.h[slot], h, rtol=1e-12, atol=1e-14)
-        if hasattr(states, "c"):
-            np.testing.assert_allclose(states.c[slot], c, rtol=1e-12, atol=1e-14)
+    for slot in slots:
+        by_paper = by_hand(cell, trees[packed.tree[slot]], np.asarray(TABLE), packed.node[slot])
+        for field, expected in zip(states, by_paper, strict=False):  # not all have a c
+            np.testing.assert_allclose(field[slot], expected, rtol=1e-12, atol=1e-14)
     np.testing.assert_array_equal(states.h[packed.node < 0], 0)
     assert [packed.node[slot] for slot in packed.roots] == [root_of(tree) for tree in trees]
-
-
-@pytest.mark.parametrize("bare", [False, True], ids=["words_anywhere", "words_at_leaves"])
-@pytest.mark.parametrize("name", CELLS)
-def test_the_gradient_is_that_of_the_recursion(name, bare):
-    cell, trees = build(name), forest(3, bare=bare)
-    packed = pack_up(trees)
-    weights = np.zeros(len(packed.node))
-    weights[packed.roots] = [1.0, -0.5, 2.0]
-
-    @eqx.filter_jit
-    @eqx.filter_grad
-    def expected(arguments: Any) -> jax.Array:
-        states = [in_jax(*arguments, tree, root_of(tree)) for tree in trees]
-        parts = [
-            weight * sum(jnp.sum(leaf * (1 + number)) for number, leaf in enumerate(jax.tree.leaves(state)))
-            for weight, state in zip((1.0, -0.5, 2.0), states, strict=True)
-        ]
-        return sum(parts, jnp.zeros(()))
-
-    assert_close(slope(cell, TABLE, packed, jnp.asarray(weights)), expected((cell, TABLE)))
+    leaves, structure = jax.tree.flatten((cell, TABLE))
+    for number, slope in enumerate(jax.tree.leaves(slopes)):
+        direction = np.random.default_rng(number).normal(size=slope.shape)
+        moved = [np.asarray(leaf) + (1e-30j * direction if at == number else 0) for at, leaf in enumerate(leaves)]
+        along = weighted(*jax.tree.unflatten(structure, moved), packed, trees, weights).imag / 1e-30
+        np.testing.assert_allclose(np.sum(slope * direction), along, rtol=1e-11, atol=1e-12)
 
 
 CHAINS = {
@@ -225,12 +211,13 @@ def test_a_tree_on_a_chain_is_the_network_along_time(name):
 
 def test_eight_bits_of_mantissa_store_weights_and_carry_none():
     cell = rnnjax.NaryTreeLSTM(I, H, arity=K, key=KEY, dtype=jnp.bfloat16)
-    packed = pack_up(forest(4))
-    states = run(cell, packed, TABLE.astype(jnp.bfloat16))
+    packed = pack_up(forest(6), bucket=BUCKET)
+    states, gradient = values_and_slope(
+        cell, TABLE.astype(jnp.bfloat16), packed, jnp.ones(len(packed.node), jnp.float32)
+    )
     assert {leaf.dtype.name for leaf in states} == {"float32"}
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), cell)
-    np.testing.assert_allclose(states.h, run(wide, packed, TABLE).h, atol=0.05)
-    gradient = slope(cell, TABLE.astype(jnp.bfloat16), packed, jnp.ones(len(packed.node), jnp.float32))
+    np.testing.assert_allclose(states.h, run(wide, packed, TABLE).h, atol=0.02)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"bfloat16"}
 
 
@@ -241,17 +228,19 @@ def test_a_hundred_trees_at_once_are_a_hundred_trees_one_by_one():
     cell, trees = build("nary"), forest(100)
     packed = pack_up(trees, width=16)
     signs = np.random.default_rng(0).normal(size=len(packed.node))
-    states = run(cell, packed, TABLE)
-    gradients = []
+    states, expected = values_and_slope(cell, TABLE, packed, jnp.asarray(signs))
+    total = jax.tree.map(jnp.zeros_like, expected)
     for number, tree in enumerate(trees):
-        single = pack_up([tree._replace(labels=None)], classes=None, bucket=Bucket(leaves=20, steps=20))
-        here = np.flatnonzero(packed.tree == number)
-        there = np.array([np.flatnonzero(single.node == node)[0] for node in packed.node[here]])
-        np.testing.assert_allclose(states.h[here], run(cell, single, TABLE).h[there], rtol=1e-12, atol=1e-14)
+        single = pack_up([tree._replace(labels=None)], classes=None, bucket=BUCKET)
+        single = eqx.tree_at(lambda single: single.roots, single, np.zeros(6, np.int32))  # to the shape of the others
+        here, there = np.flatnonzero(packed.tree == number), np.flatnonzero(single.tree == 0)
+        here, there = here[packed.node[here].argsort()], there[single.node[there].argsort()]
         weights = np.zeros(len(single.node))
         weights[there] = signs[here]
-        gradients.append(slope(cell, TABLE, single, jnp.asarray(weights)))
-    assert_close(slope(cell, TABLE, packed, jnp.asarray(signs)), jax.tree.map(lambda *parts: sum(parts), *gradients))
+        alone, slope = values_and_slope(cell, TABLE, single, jnp.asarray(weights))
+        np.testing.assert_allclose(states.h[here], alone.h[there], rtol=1e-12, atol=1e-14)
+        total = jax.tree.map(np.add, total, slope)
+    assert_close(expected, total)
 
 
 def test_one_program_serves_all_batches_of_a_bucket():
@@ -262,43 +251,39 @@ def test_one_program_serves_all_batches_of_a_bucket():
         traced.append(1)
         return recurse(build("recursive"), trees, TABLE).h
 
-    for trees in (forest(6), forest(7)[1:], [Tree([[]], [0])] * 6):
-        packed = pack_up([tree._replace(labels=None) for tree in trees], classes=None, bucket=Bucket(60, 40))
-        count(eqx.tree_at(lambda trees: trees.tokens, packed, packed.tokens) if not packed.bare else packed)
-    assert len(traced) <= 2  # words anywhere, and words at leaves alone
-    few, more = pack_up(forest(20)), pack_up(forest(21))
-    assert few.children.shape[0] % 2 == 0  # rounded up
-    assert few.tokens.shape == more.tokens.shape
+    for trees in (forest(6), forest(12)[6:], forest(20)[14:]):
+        count(pack_up(trees, bucket=BUCKET))
+    assert len(traced) == 1
+    assert [round_up(size) for size in (0, 1, 7, 8, 9, 33, 479, 480)] == [0, 1, 7, 8, 10, 40, 512, 512]
+    assert pack_up(forest(20)).leaves == round_up(sum(not below for tree in forest(20) for below in tree.children))
 
 
 def test_not_a_number_in_one_tree_touches_no_other():
-    cell = build("child_sum")
-    first, second = Tree([[1, 2], [], []], [None, 0, 1]), Tree([[1, 2, 3], [], [], []], [4, 2, 3, 2])
-    packed = pack([first, second], vocabulary_size=V, arity=K, width=4)
-    spoiled = TABLE.at[jnp.array([0, 6])].set(jnp.nan)
-    other = packed.tree == 1
-    assert np.isnan(run(cell, packed, spoiled).h[packed.tree == 0]).any()
-    np.testing.assert_array_equal(run(cell, packed, spoiled).h[other], run(cell, packed, TABLE).h[other])
-    by_table = [slope(cell, table, packed, jnp.asarray(other * 1.0))[1] for table in (spoiled, TABLE)]
-    np.testing.assert_array_equal(by_table[0][2:5], by_table[1][2:5])
-    unread = slope(cell, TABLE.at[6].set(jnp.nan), packed, jnp.ones(len(other)))
-    assert_close(unread, slope(cell, TABLE, packed, jnp.ones(len(other))))
+    """Nor does one in a row of the table that nothing reads: neither the empty slots nor the nodes without a token."""
+    cell = build("nary")
+    trees = [Tree([[1, 2], [], []], [None, 0, 1]), Tree([[1, 2, 3], [], [], []], [4, 2, 3, 2]), *[SOUND] * 4]
+    packed = pack_up(trees, bucket=BUCKET)
+    other = jnp.where(packed.tree == 1, 1.0, 0.0)
+    states, (_, by_table) = values_and_slope(cell, TABLE, packed, other)
+    spoiled, (_, by_spoiled) = values_and_slope(cell, TABLE.at[jnp.array([0, 6])].set(jnp.nan), packed, other)
+    assert np.isnan(spoiled.h[packed.tree == 0]).any()
+    np.testing.assert_array_equal(spoiled.h[packed.tree == 1], states.h[packed.tree == 1])
+    np.testing.assert_array_equal(by_spoiled[2:5], by_table[2:5])
+    unread = values_and_slope(cell, TABLE.at[6].set(jnp.nan), packed, other)
+    assert_close(unread, values_and_slope(cell, TABLE, packed, other))
 
 
 def test_weights_and_batches_are_mapped():
-    cell, batches = (
-        build("rntn"),
-        [pack_up(forest(3), bucket=Bucket(40, 20)), pack_up(forest(6)[3:], bucket=Bucket(40, 20))],
-    )
+    cell, batches = build("recursive"), [pack_up(trees, bucket=BUCKET) for trees in (forest(6), forest(12)[6:])]
     weights, static = eqx.partition(cell, eqx.is_array)
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), weights)
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-    objective = lambda weights, trees: jnp.sum(recurse(eqx.combine(weights, static), trees, TABLE).h ** 2)  # noqa: E731
+    objective = lambda weights, trees: jnp.sum(recurse(eqx.combine(weights, static), trees, TABLE).h)  # noqa: E731
     mapped = jax.jit(jax.vmap(jax.grad(objective)))(many, both)
-    single = jax.jit(jax.grad(objective))
     for number, trees in enumerate(batches):
-        expected = single(jax.tree.map(lambda leaf: leaf[number], many), trees)  # noqa: B023
-        assert_close(jax.tree.map(lambda leaf: leaf[number], mapped), expected)  # noqa: B023
+        part = partial(jax.tree.map, lambda leaf, number=number: leaf[number])
+        expected = values_and_slope(eqx.combine(part(many), static), TABLE, trees, jnp.ones(len(trees.node)))[1][0]
+        assert_close(part(mapped), expected)
 
 
 # Schedules
@@ -332,7 +317,6 @@ def test_no_schedule_is_shorter(width):
 # What is no tree
 
 
-SOUND = Tree([[1, 2], [], []], [None, 0, 1], [0, None, 2])
 UNSOUND = [
     pytest.param([], "trees: expected at least one", id="no trees"),
     pytest.param([SOUND, Tree([], [])], "at least one node in tree 1, got none", id="empty"),
@@ -396,8 +380,8 @@ def test_brackets_are_read():
         ("(2 a) (1 b)", "one tree, got another one at character 6"),
         ("(2 a))", r"an opening bracket first, got '\)' at character 5"),
         ("a", "an opening bracket first, got 'a'"),
-        ("(good)", "a label, a whole number, got 'good' at character 1"),
-        ("((1 a) (2 b))", "a label"),
+        ("(good)", "a whole number as label, got 'good' at character 1"),
+        ("((1 a) (2 b))", "a whole number as label, got none before character 12"),
         ("(2 a b)", "one word or some brackets in a node, got 'b' beside them at character 5"),
         ("(2 (1 a) b)", "got 'b' beside them"),
         ("(2 a (1 b))", "got both before character 10"),
@@ -417,8 +401,8 @@ def classifier(dropout: float = 0.0) -> rnnjax.TreeClassifier:
 
 
 def test_the_loss_is_the_mean_over_the_nodes_that_have_a_label():
-    trees = forest(8)
-    packed = pack_up(trees)
+    trees = forest(6)
+    packed = pack_up(trees, bucket=BUCKET)
     model = eqx.tree_at(lambda model: model.output_bias, classifier(), jnp.linspace(-1.0, 1.0, C))
     losses, right = [], 0
     for tree in trees:
@@ -436,7 +420,7 @@ def test_the_loss_is_the_mean_over_the_nodes_that_have_a_label():
 
 
 def test_a_batch_without_labels_has_no_loss_and_no_gradient():
-    packed = pack_up(forest(2), classes=None)
+    packed = pack_up(forest(6), classes=None, bucket=BUCKET)
     loss, gradient = eqx.filter_jit(
         eqx.filter_value_and_grad(lambda model: rnnjax.tree_loss(model, None, packed, None)[0])
     )(classifier())
@@ -445,14 +429,14 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient():
 
 
 def test_units_are_dropped_by_a_key():
-    packed, model = pack_up(forest(8)), classifier(0.5)
+    packed, model = pack_up(forest(6), bucket=BUCKET), classifier(0.5)
     whole, dropped = model.logits(packed), model.logits(packed, key=KEY)
     assert (whole == classifier().logits(packed)).all()
     assert not jnp.allclose(whole, dropped)
 
 
 def test_a_classifier_learns_its_trees():
-    packed = pack_up(forest(10))
+    packed = pack_up(forest(6), bucket=BUCKET)
     with jax.numpy_dtype_promotion("standard"):
         fitted = rnnjax.fit(
             classifier(), rnnjax.tree_loss, lambda _: packed, optax.adam(0.05), steps=60, key=KEY, progress=False

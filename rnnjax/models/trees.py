@@ -77,5 +77,5 @@ def count_right(logits: Float[Array, "N C"], trees: Trees) -> tuple[Int[Array, "
     Counts add up over batches, as shares do not.
     """
     labels = jnp.asarray(trees.labels)[trees.roots]
-    right = (logits[trees.roots].argmax(-1) == labels) & (labels >= 0)
+    right = (logits[trees.roots].argmax(-1).astype(labels.dtype) == labels) & (labels >= 0)
     return right.sum(), (labels >= 0).sum()

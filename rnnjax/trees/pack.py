@@ -111,13 +111,13 @@ def _join(trees: Sequence[Tree], checked: Sequence[check.Rooted], vocabulary_siz
 
 def _room(bucket: Bucket | None, leaves: int, steps: int) -> Bucket:
     if bucket is None:
-        return Bucket(_round_up(leaves), _round_up(steps))
+        return Bucket(round_up(leaves), round_up(steps))
     if bucket.leaves < leaves or bucket.steps < steps:
         raise ValueError(f"bucket: expected room for {leaves} leaves and {steps} steps, got {bucket}")
     return bucket
 
 
-def _round_up(size: int) -> int:
+def round_up(size: int) -> int:
     """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: at most a quarter more."""
     unit = 1 << max(0, size.bit_length() - 3)
     return -(-size // unit) * unit

@@ -15,9 +15,10 @@ from .cell import AbstractTreeCell
 from .pack import Trees
 
 
-def recurse(cell: AbstractTreeCell, trees: Trees, table: Any) -> States:
+def recurse(cell: Any, trees: Any, table: Any) -> States:
     """The state of every node: `states = recurse(cell, trees, table)`, in slots as `pack` laid them out.
 
+    cell    an `AbstractTreeCell`
     trees   a batch of trees, from `pack`
     table   [V, I], the inputs that the tokens of `trees` point to: an embedding, or a row for each node
 
@@ -27,7 +28,7 @@ def recurse(cell: AbstractTreeCell, trees: Trees, table: Any) -> States:
 
     The leaves are computed at once, then one step after the other. All matrix products by weights of inputs, and all
     gradients by weights, are single products over all nodes. In both directions states are gathered and never
-    scattered: a node has one parent. Reverse mode alone; jacfwd and jvp are refused by JAX.
+    scattered: a node has one parent. Reverse mode alone; `jax.jvp` is refused.
 
     Raises at trace time, naming the argument, what was expected and what came.
     """

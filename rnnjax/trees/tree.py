@@ -65,7 +65,7 @@ def _read(tree: Tree, node: int, piece: str, at: int, text: str, token: Callable
     children, tokens, labels = _lists(tree)
     if labels[node] is None:
         if not piece.isdecimal():
-            raise _fault("a label, a whole number,", f"{piece!r} at character {at}", text)
+            raise _fault("a whole number as label", f"{piece!r} at character {at}", text)
         labels[node] = int(piece)
     elif tokens[node] is not None or children[node]:
         raise _fault("one word or some brackets in a node", f"{piece!r} beside them at character {at}", text)
@@ -74,7 +74,9 @@ def _read(tree: Tree, node: int, piece: str, at: int, text: str, token: Callable
 
 
 def _check_whole(tree: Tree, node: int, at: int, text: str) -> None:
-    children, tokens, _ = _lists(tree)
+    children, tokens, labels = _lists(tree)
+    if labels[node] is None:
+        raise _fault("a whole number as label", f"none before character {at}", text)
     if (tokens[node] is None) != bool(children[node]):
         what = "neither" if tokens[node] is None else "both"
         raise _fault("one word or some brackets in a node", f"{what} before character {at}", text)
