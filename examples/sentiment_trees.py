@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ PUBLISHED = {
     "binary": 82.0,
 }  # per cent of the test roots, Tai et al., as others quote it for such vectors
 CLASSES = {"fine": 5, "binary": 2}
-BINARY = {0: 0, 1: 0, 2: None, 3: 1, 4: 1}
+BINARY = (0, 0, None, 1, 1)  # of the five classes, from very negative to very positive
 UNKNOWN = 0  # the token of words that are not in the training trees
 BLANK = rnnjax.Tree([[]], [None])  # what fills the last batch
 OPERATORS: tuple[Callable[[int, int], int], ...] = (int.__and__, int.__or__, int.__xor__)  # tokens 2, 3, 4
@@ -122,7 +122,7 @@ def loss(model: rnnjax.TreeClassifier, carry: None, trees: rnnjax.Trees, key: An
 def optimiser() -> optax.GradientTransformation:
     """Adagrad and weight decay, but plain descent of the word vectors."""
     adagrad = optax.adagrad(LEARNING_RATE, initial_accumulator_value=0.0, eps=1e-10)
-    parts = {
+    parts: dict[Hashable, optax.GradientTransformation] = {
         "embedding": optax.sgd(EMBEDDING_RATE),
         "rest": optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), adagrad),
     }
@@ -134,12 +134,11 @@ def optimiser() -> optax.GradientTransformation:
 
 
 def pack(task: Task, trees: Sequence[rnnjax.Tree]) -> rnnjax.Trees:
-    return rnnjax.pack(trees, vocabulary_size=task.vocabulary_size, classes=task.classes, width=WIDTH)
+    return rnnjax.pack_trees(trees, vocabulary_size=task.vocabulary_size, classes=task.classes, width=WIDTH)
 
 
 def pack_all(task: Task, trees: Sequence[rnnjax.Tree]) -> list[rnnjax.Trees]:
-    """All trees, in batches of one size; those of like size together, so that few programs are compiled."""
-    trees = sorted(trees, key=lambda tree: len(tree.children))
+    """All trees, in batches of one size."""
     groups = [trees[at : at + B] for at in range(0, len(trees), B)]
     return [pack(task, [*group, *[BLANK] * (B - len(group))]) for group in groups]
 
@@ -153,7 +152,7 @@ def accuracy(model: rnnjax.TreeClassifier, batches: Sequence[rnnjax.Trees]) -> f
 @eqx.filter_jit
 def judge_batch(model: rnnjax.TreeClassifier, trees: rnnjax.Trees) -> tuple[Array, Array]:
     """How many roots are right, of how many."""
-    return rnnjax.count_right(model.logits(trees), trees)
+    return rnnjax.count_right_roots(model.logits(trees), trees)
 
 
 def read_task(kind: str) -> Task:
@@ -166,11 +165,13 @@ def read_task(kind: str) -> Task:
     if not treebank.is_dir():
         raise FileNotFoundError(f"RNNJAX_DATA: expected a folder sst in {folder}, found none; see --help")
     words: dict[str, int] = {}
-    sets = [read_trees(treebank / "train.txt", lambda word: words.setdefault(word, len(words) + 1))]
-    sets += [read_trees(treebank / f"{name}.txt", lambda word: words.get(word, UNKNOWN)) for name in ("dev", "test")]
+    training = read_trees(treebank / "train.txt", lambda word: words.setdefault(word, len(words) + 1))
+    held_out, test = (
+        read_trees(treebank / f"{name}.txt", lambda word: words.get(word, UNKNOWN)) for name in ("dev", "test")
+    )
     if kind == "binary":
-        sets = [leave_out_neutral(trees) for trees in sets]
-    return Task(f"SST, {kind}", *sets, len(words) + 1, CLASSES[kind], PUBLISHED[kind])
+        training, held_out, test = map(leave_out_neutral, (training, held_out, test))
+    return Task(f"SST, {kind}", training, held_out, test, len(words) + 1, CLASSES[kind], PUBLISHED[kind])
 
 
 def read_trees(path: Path, token: Callable[[str], int]) -> list[rnnjax.Tree]:
@@ -180,14 +181,15 @@ def read_trees(path: Path, token: Callable[[str], int]) -> list[rnnjax.Tree]:
 
 def leave_out_neutral(trees: Sequence[rnnjax.Tree]) -> list[rnnjax.Tree]:
     """Trees whose root is not neutral, with two classes, and no label on phrases that are neutral."""
-    binary = [tree._replace(labels=[BINARY[label] for label in tree.labels or ()]) for tree in trees]
-    return [tree for tree in binary if tree.labels[0] is not None]  # the root comes first in brackets
+    labels = [[None if label is None else BINARY[label] for label in tree.labels or ()] for tree in trees]
+    binary = [tree._replace(labels=signs) for tree, signs in zip(trees, labels, strict=True)]
+    return [tree for tree, signs in zip(binary, labels, strict=True) if signs[0] is not None]  # the root comes first
 
 
 def expressions(random: np.random.Generator) -> Task:
     """Boolean expressions of up to thirty-one nodes, each labelled with its value; an inner one reads its operator."""
-    sets = [[expression(random, int(random.integers(16))) for _ in range(count)] for count in (2000, 250, 250)]
-    return Task("Boolean expressions", *sets, 5, 2, None)
+    trees = [expression(random, int(random.integers(16))) for _ in range(2500)]
+    return Task("Boolean expressions", trees[:2000], trees[2000:2250], trees[2250:], 5, 2, None)
 
 
 def expression(random: np.random.Generator, operators: int) -> rnnjax.Tree:

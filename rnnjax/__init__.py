@@ -86,7 +86,7 @@ from .models.language import batch_of_states as batch_of_states
 from .models.language import language_loss as language_loss
 from .models.language import sample as sample
 from .models.trees import TreeClassifier as TreeClassifier
-from .models.trees import count_right as count_right
+from .models.trees import count_right_roots as count_right_roots
 from .models.trees import tree_loss as tree_loss
 from .network import AbstractNetwork as AbstractNetwork
 from .network import Options as Options
@@ -122,9 +122,9 @@ from .trees.cell import AbstractAffineTreeCell as AbstractAffineTreeCell
 from .trees.cell import AbstractTreeCell as AbstractTreeCell
 from .trees.child_sum_tree_lstm import ChildSumTreeLSTM as ChildSumTreeLSTM
 from .trees.nary_tree_lstm import NaryTreeLSTM as NaryTreeLSTM
-from .trees.pack import Bucket as Bucket
+from .trees.pack import TreeBucket as TreeBucket
 from .trees.pack import Trees as Trees
-from .trees.pack import pack as pack
+from .trees.pack import pack_trees as pack_trees
 from .trees.recurse import recurse as recurse
 from .trees.recursive_network import RecursiveNetwork as RecursiveNetwork
 from .trees.rntn import RNTN as RNTN

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sentiment_trees
 
 import rnnjax
-from rnnjax import Bucket, Tree, pack, parse_tree, recurse
+from rnnjax import Tree, TreeBucket, pack_trees, parse_tree, recurse
 from rnnjax.trees.pack import round_up
 from rnnjax.trees.schedule import schedule
 
 I, H, K, V, C = 3, 4, 3, 7, 3  # noqa: E741
 KEY = jax.random.key(11)
 SOUND = Tree([[1, 2], [], []], [None, 0, 1], [0, None, 2])
-BUCKET = Bucket(leaves=80, steps=20)  # one for all, so that few programs are compiled
+BUCKET = TreeBucket(leaves=80, steps=20)  # one for all, so that few programs are compiled
 CELLS = {
     "child_sum": rnnjax.ChildSumTreeLSTM(I, H, key=KEY, dtype=jnp.float64),
     "nary": rnnjax.NaryTreeLSTM(I, H, arity=K, key=KEY, dtype=jnp.float64),
@@ -55,7 +56,7 @@ def forest(count: int, *, bare: bool = False) -> list[Tree]:
 
 
 def pack_up(trees: list[Tree], **options: Any) -> rnnjax.Trees:
-    return pack(trees, **{"vocabulary_size": V, "classes": C, "arity": K, "width": 4} | options)
+    return pack_trees(trees, **{"vocabulary_size": V, "classes": C, "arity": K, "width": 4} | options)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -184,7 +185,7 @@ def test_a_tree_on_a_chain_is_the_network_along_time(name):
         Tree([[], *([node] for node in range(length - 1))], range(start, start + length))
         for start, length in zip(starts, lengths, strict=True)
     ]
-    packed = pack(chains, vocabulary_size=len(xs), arity=1, width=2)
+    packed = pack_trees(chains, vocabulary_size=len(xs), arity=1, width=2)
     order = np.argsort(packed.tree * 100 + packed.node)[-len(xs) :]  # empty slots have -1 and come first
 
     @jax.jit
@@ -346,7 +347,7 @@ def test_other_arguments_that_do_not_fit_are_named():
     packed = pack_up([SOUND])
     for error, arguments, message in (
         (TypeError, (rnnjax.GRU(I, H, key=KEY), packed, TABLE), "cell: expected a tree cell, .* got GRU"),
-        (TypeError, (build("nary"), [SOUND], TABLE), "trees: expected what `pack` returns, got list"),
+        (TypeError, (build("nary"), [SOUND], TABLE), "trees: expected what `pack_trees` returns, got list"),
         (ValueError, (build("nary"), pack_up([SOUND], arity=2), TABLE), "trees: expected an arity of 3"),
         (ValueError, (build("nary"), packed, TABLE[:-1]), r"table: expected \[7, 3\] .* got \[6, 3\]"),
         (TypeError, (build("nary"), packed, TABLE.astype(jnp.float32)), "table: expected float64"),
@@ -354,7 +355,7 @@ def test_other_arguments_that_do_not_fit_are_named():
         with pytest.raises(error, match=message):
             recurse(*arguments)
     with pytest.raises(ValueError, match="bucket: expected room for 2 leaves and 1 steps"):
-        pack_up([SOUND], bucket=Bucket(1, 1))
+        pack_up([SOUND], bucket=TreeBucket(1, 1))
     with pytest.raises(TypeError, match=r"tokens: expected an integer or None at node 0 of tree 0, got 1\.5"):
         pack_up([SOUND._replace(tokens=[1.5, 0, 0])])
     with pytest.raises(TypeError, match="expected a Tree as tree 1, got tuple"):
@@ -369,7 +370,7 @@ def test_brackets_are_read():
     tree = parse_tree(" (3 (2 very) (4 (3 good)\n(2 1\u00a01\\/2)))", words.__getitem__)
     assert tree == Tree([[1, 2], [], [3, 4], [], []], [None, 0, None, 1, 2], [3, 2, 4, 3, 2])
     assert parse_tree("(0 good)", words.__getitem__) == Tree([[]], [1], [0])
-    pack([tree], vocabulary_size=3, classes=5)
+    pack_trees([tree], vocabulary_size=3, classes=5)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +417,7 @@ def test_the_loss_is_the_mean_over_the_nodes_that_have_a_label():
     assert carry is None
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-12)
     at_roots = [tree.labels[root_of(tree)] is not None for tree in trees]
-    assert tuple(map(int, rnnjax.count_right(model.logits(packed), packed))) == (right, sum(at_roots))
+    assert tuple(map(int, rnnjax.count_right_roots(model.logits(packed), packed))) == (right, sum(at_roots))
 
 
 def test_a_batch_without_labels_has_no_loss_and_no_gradient():
@@ -443,3 +444,56 @@ def test_a_classifier_learns_its_trees():
         )
     before, after = (float(rnnjax.tree_loss(model, None, packed, None)[0]) for model in (classifier(), fitted.model))
     assert after < before / 2
+
+
+# The example
+
+
+@pytest.fixture
+def defaults(monkeypatch):
+    """JAX as it comes: optax relies on promotion, and Equinox draws weights in the default dtype."""
+    for name, value in {"EMBEDDING": 4, "UNITS": 8, "B": 4, "WIDTH": 4, "LEARNING_RATE": 0.2, "DROPOUT": 0.0}.items():
+        monkeypatch.setattr(sentiment_trees, name, value)
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture
+def treebank(tmp_path, monkeypatch):
+    folder = tmp_path / "sst"
+    folder.mkdir()
+    (folder / "train.txt").write_text("(4 (2 so) (3 good))\n(0 (2 so) (1 bad))\n(2 (2 so) (2 so))\n" * 4)
+    (folder / "dev.txt").write_text("(4 (2 so) (3 good))\n(0 (2 so) (1 bad))\n")
+    (folder / "test.txt").write_text("(4 (2 so) (3 good))\n(2 (1 bad) (3 good))\n(1 (1 dire) (2 so))\n" * 2)
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+
+
+@pytest.mark.usefixtures("defaults", "treebank")
+def test_sentiment_is_read_and_learned(capsys):
+    binary = sentiment_trees.read_task("binary")
+    assert [len(trees) for trees in binary[1:4]] == [8, 2, 4]
+    assert binary.training[0] == Tree([[1, 2], [], []], [None, 1, 2], [1, None, 1])
+    assert binary.test[1] == Tree([[1, 2], [], []], [None, sentiment_trees.UNKNOWN, 1], [0, 0, None])
+    (record,) = sentiment_trees.run(sentiment_trees.parse(["--epochs", "12"]))
+    assert len(record["curve"]) == 12
+    assert record["curve"][-1][0] == 1
+    assert "SST, fine: " in capsys.readouterr().out
+
+
+def test_expressions_have_their_values():
+    task = sentiment_trees.expressions(np.random.default_rng(1))
+    names = ["0", "1", "&", "|", "^"]
+
+    def text(tree: Tree, node: int) -> str:
+        parts = [text(tree, child) for child in tree.children[node]]
+        return f"({names[tree.tokens[node]].join(parts)})" if parts else names[tree.tokens[node]]
+
+    for tree in task.test:
+        assert tree.labels == [eval(text(tree, node)) for node in range(len(tree.children))]
+    assert max(len(tree.children) for tree in task.training) == 31
+
+
+def test_a_treebank_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected a folder sst"):
+        sentiment_trees.read_task("fine")

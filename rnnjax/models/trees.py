@@ -71,11 +71,11 @@ def tree_loss(
     return jnp.where(labelled, losses, jnp.zeros_like(losses)).sum() / jnp.maximum(count, jnp.ones_like(count)), carry
 
 
-def count_right(logits: Float[Array, "N C"], trees: Trees) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def count_right_roots(logits: Float[Array, "N C"], trees: Trees) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Of the roots that have a label: how many are classified right, and how many there are.
 
     Counts add up over batches, as shares do not.
     """
     labels = jnp.asarray(trees.labels)[trees.roots]
-    right = (logits[trees.roots].argmax(-1).astype(labels.dtype) == labels) & (labels >= 0)
+    right = logits[trees.roots].argmax(-1).astype(labels.dtype) == labels  # never where there is none, -1
     return right.sum(), (labels >= 0).sum()

@@ -1,4 +1,4 @@
-"""What `pack` says of trees that are none: which argument, which tree, which node, what was expected, what came."""
+"""What `pack_trees` says of trees that are none: the argument, the tree, the node, what was expected, what came."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

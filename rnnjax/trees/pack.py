@@ -13,7 +13,7 @@ from .schedule import schedule
 from .tree import Tree
 
 
-class Bucket(NamedTuple):
+class TreeBucket(NamedTuple):
     """Room for so many leaves, and for so many steps of `width` inner nodes."""
 
     leaves: int
@@ -21,7 +21,7 @@ class Bucket(NamedTuple):
 
 
 class Trees(eqx.Module):
-    """A batch of trees as `pack` lays it out: N slots, those of the leaves first, then those of each step.
+    """A batch of trees as `pack_trees` lays it out: N slots, those of the leaves first, then those of each step.
 
     What runs over slots holds -1 in those that are empty. In `children`, N stands for a child that is not there. In
     `parents`, [S W K], the number of all places of children, stands for a parent that is not there.
@@ -44,14 +44,14 @@ class Trees(eqx.Module):
         return self.tokens.shape[0] - steps * width
 
 
-def pack(
+def pack_trees(
     trees: Any,
     *,
     vocabulary_size: int,
     classes: int | None = None,
     arity: int = 2,
     width: int = 32,
-    bucket: Bucket | None = None,
+    bucket: TreeBucket | None = None,
 ) -> Trees:
     """The nodes of all `trees` together, each after its children, `width` inner nodes at a time; on the host.
 
@@ -109,9 +109,9 @@ def _join(trees: Sequence[Tree], checked: Sequence[check.Rooted], vocabulary_siz
     return forest
 
 
-def _room(bucket: Bucket | None, leaves: int, steps: int) -> Bucket:
+def _room(bucket: TreeBucket | None, leaves: int, steps: int) -> TreeBucket:
     if bucket is None:
-        return Bucket(round_up(leaves), round_up(steps))
+        return TreeBucket(round_up(leaves), round_up(steps))
     if bucket.leaves < leaves or bucket.steps < steps:
         raise ValueError(f"bucket: expected room for {leaves} leaves and {steps} steps, got {bucket}")
     return bucket
@@ -136,7 +136,7 @@ def _lay_out(
     forest: _Forest,
     slots: np.ndarray,
     checked: Sequence[check.Rooted],
-    bucket: Bucket,
+    bucket: TreeBucket,
     arity: int,
     width: int,
     vocabulary_size: int,

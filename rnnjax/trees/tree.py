@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Tree(NamedTuple):
-    """A rooted tree whose nodes are numbered from 0, in any order; `pack` checks that it is one.
+    """A rooted tree whose nodes are numbered from 0, in any order; `pack_trees` checks that it is one.
 
     children   for each node the numbers of its children, in order; none for a leaf
     tokens     for each node the row of the table of inputs that it reads, or None where it reads nothing
