@@ -127,6 +127,9 @@ from .models.states import hidden as hidden
 from .models.tagger import Tagger as Tagger
 from .models.tagger import forecast as forecast
 from .models.tagger import tagger_loss as tagger_loss
+from .models.trees import TreeClassifier as TreeClassifier
+from .models.trees import count_right_roots as count_right_roots
+from .models.trees import tree_loss as tree_loss
 from .network import AbstractNetwork as AbstractNetwork
 from .network import Options as Options
 from .networks.convolution import CausalConvolution as CausalConvolution
@@ -157,6 +160,18 @@ from .training.checkpoint import save as save
 from .training.fit import Fitted as Fitted
 from .training.fit import fit as fit
 from .training.run import read_metrics as read_metrics
+from .trees.cell import AbstractAffineTreeCell as AbstractAffineTreeCell
+from .trees.cell import AbstractTreeCell as AbstractTreeCell
+from .trees.child_sum_tree_lstm import ChildSumTreeLSTM as ChildSumTreeLSTM
+from .trees.nary_tree_lstm import NaryTreeLSTM as NaryTreeLSTM
+from .trees.pack import TreeBucket as TreeBucket
+from .trees.pack import Trees as Trees
+from .trees.pack import pack_trees as pack_trees
+from .trees.recurse import recurse as recurse
+from .trees.recursive_network import RecursiveNetwork as RecursiveNetwork
+from .trees.rntn import RNTN as RNTN
+from .trees.tree import Tree as Tree
+from .trees.tree import parse_tree as parse_tree
 from .unroll import unroll as unroll
 
 __version__ = "0.1.0"

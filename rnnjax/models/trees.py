@@ -1,0 +1,81 @@
+"""Classifiers of trees: embedding, tree cell, softmax at every node."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ..arrays import carry_dtype
+from ..trees.cell import AbstractTreeCell
+from ..trees.pack import Trees
+from ..trees.recurse import recurse
+
+
+class TreeClassifier(eqx.Module):
+    """The class of every node of a tree, by the state of the node (Socher et al. 2013; Tai et al. 2015).
+
+        states = recurse(cell, trees, embedding)        logits = dropout(h) V + b
+
+    The cell's state is a NamedTuple with a field `h`, as all of rnnjax are.
+    """
+
+    embedding: Float[Array, "V E"]
+    cell: AbstractTreeCell
+    dropout: eqx.nn.Dropout
+    output_weight: Float[Array, "H C"]
+    output_bias: Float[Array, " C"]
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        cell: AbstractTreeCell,
+        classes: int,
+        *,
+        key: PRNGKeyArray,
+        dropout: float = 0.0,
+    ):
+        """Draw embedding and output weights in the cell's dtype; `dropout` is the rate at which units of h are lost."""
+        (input_size,), dtype = cell.input_type().shape, cell.input_type().dtype
+        hidden_size = jax.eval_shape(cell.absent).h.shape[0]
+        keys = jax.random.split(key)
+        self.embedding = jax.random.normal(keys[0], (vocabulary_size, input_size), dtype) * input_size**-0.5
+        self.cell = cell
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.output_weight = jax.random.normal(keys[1], (hidden_size, classes), dtype) * hidden_size**-0.5
+        self.output_bias = jnp.zeros(classes, dtype)
+
+    def logits(self, trees: Trees, *, key: PRNGKeyArray | None = None) -> Float[Array, "N C"]:
+        """The logits of every slot of `trees`, in float32 or wider; without a key nothing is dropped."""
+        h = recurse(self.cell, trees, self.embedding).h
+        h = self.dropout(h, key=key, inference=key is None).astype(self.output_weight.dtype)
+        logits = jnp.matmul(h, self.output_weight, preferred_element_type=carry_dtype(h.dtype))
+        return logits + self.output_bias.astype(logits.dtype)
+
+
+def tree_loss(
+    model: TreeClassifier, carry: Any, trees: Trees, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], Any]:
+    """Mean cross-entropy of the nodes that have a label, in nats, and the carry as it was: a loss for `fit`.
+
+    trees   packed with the model's vocabulary and number of classes; the classes of one tree may all be missing
+    key     for dropout; None: nothing is dropped
+    """
+    labelled = jnp.asarray(trees.labels) >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        model.logits(trees, key=key), jnp.maximum(jnp.asarray(trees.labels), 0)
+    )
+    count = labelled.sum().astype(losses.dtype)
+    return jnp.where(labelled, losses, jnp.zeros_like(losses)).sum() / jnp.maximum(count, jnp.ones_like(count)), carry
+
+
+def count_right_roots(logits: Float[Array, "N C"], trees: Trees) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Of the roots that have a label: how many are classified right, and how many there are.
+
+    Counts add up over batches, as shares do not.
+    """
+    labels = jnp.asarray(trees.labels)[trees.roots]
+    right = logits[trees.roots].argmax(-1).astype(labels.dtype) == labels  # never where there is none, -1
+    return right.sum(), (labels >= 0).sum()

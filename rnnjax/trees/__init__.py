@@ -1,0 +1,1 @@
+"""Recursive networks: what runs up trees as a cell runs along time."""

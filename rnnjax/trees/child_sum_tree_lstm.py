@@ -1,0 +1,83 @@
+"""The child-sum Tree-LSTM: any number of children, in no order."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight, Units
+from ..cells.lstm import LSTMState
+from .cell import AbstractAffineTreeCell, product
+
+
+class ChildGates(NamedTuple):
+    """What the gates get from the children: one forget gate for each child, one of the others for all."""
+
+    f: Float[Array, "K H"]
+    igo: Gates
+
+
+class ChildSumTreeLSTM(AbstractAffineTreeCell):
+    """Tai, Socher & Manning 2015, "Improved semantic representations from tree-structured long short-term memory
+    networks", arXiv:1503.00075, equations 2 to 8; gate order i, f, g, o, as in `LSTM`.
+
+        s = sum_k h_k
+        i, o = sigmoid(W x + R s + b)        g = tanh(W x + R s + b)        f_k = sigmoid(W x + R h_k + b)
+        c = sum_k f_k * c_k + i * g
+        h = o * tanh(c)
+
+    On a chain, where every node has one child, it is the `LSTM` of the same weights. The sum knows no order of the
+    children: for trees where left is not right there is `NaryTreeLSTM`.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: Float[Array, "H G H"]
+    bias: Bias | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        keys = jax.random.split(key, 3)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifgo", hidden_size, dtype)
+        self.recurrent_weight = initialise.input_weight(
+            recurrent_initialiser, keys[1], hidden_size, "ifgo", hidden_size, dtype
+        )
+        self.bias = bias_initialiser(keys[2], "ifgo", hidden_size, dtype) if bias else None
+
+    @property
+    def arity(self) -> None:
+        return None
+
+    def absent(self) -> LSTMState:
+        return LSTMState(self.zeros(), self.zeros())
+
+    def combine(self, children: LSTMState, present: Bool[Array, " K"]) -> ChildGates:
+        del present  # those that are not there are zeros, and a sum of them
+        forget = jax.vmap(product, (0, None))(children.h, self.recurrent_weight[:, 1])
+        rest = jnp.concatenate([self.recurrent_weight[:, :1], self.recurrent_weight[:, 2:]], 1)
+        return ChildGates(forget, product(children.h.sum(0), rest))
+
+    def pointwise(self, u: Gates, v: ChildGates, children: LSTMState) -> LSTMState:
+        return join(u.astype(children.h.dtype), v, children.c)
+
+
+def join(u: Gates, v: ChildGates, c: Float[Array, "K H"]) -> LSTMState:
+    """The elementwise half of a Tree-LSTM: the gates, of which each child has a forget gate, and their state."""
+    i, f, g, o = u
+    i, g, o = jnp.stack([i, g, o]) + v.igo
+    memory: Units = jnp.sum(sigmoid(f + v.f) * c, 0) + sigmoid(i) * jnp.tanh(g)
+    return LSTMState(sigmoid(o) * jnp.tanh(memory), memory)

@@ -1,0 +1,74 @@
+"""The N-ary Tree-LSTM: up to N children, each with weights of its own."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight
+from ..cells.lstm import LSTMState
+from .cell import AbstractAffineTreeCell, product
+from .child_sum_tree_lstm import ChildGates, join
+
+
+class NaryTreeLSTM(AbstractAffineTreeCell):
+    """Tai, Socher & Manning 2015, arXiv:1503.00075, equations 9 to 14, of K = `arity` children in order.
+
+        i, o = sigmoid(W x + sum_l R_l h_l + b)        g = tanh(W x + sum_l R_l h_l + b)
+        f_k  = sigmoid(W x + sum_l R_kl h_l + b)
+        c    = sum_k f_k * c_k + i * g
+        h    = o * tanh(c)
+
+    The forget gate of each child sees all children, by R_kl, also where k is not l. Gate order of W and b: i, f, g, o,
+    the forget gates having one W and one b; of R: i, f_1 ... f_K, g, o. On a chain, with an arity of one, it is the
+    `LSTM` of the same weights; with an arity of two, on binary trees, the constituency Tree-LSTM.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: Float[Array, "K H R H"]  # R = K + 3
+    bias: Bias | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        arity: int = 2,
+        key: PRNGKeyArray,
+        bias: bool = True,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
+        bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `LSTM`; `arity` is the number of children a node can have."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        keys = jax.random.split(key, 3)
+        gates = "i" + "f" * arity + "go"
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifgo", hidden_size, dtype)
+        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, gates, hidden_size, dtype)
+        self.bias = bias_initialiser(keys[2], "ifgo", hidden_size, dtype) if bias else None
+
+    @property
+    def arity(self) -> int:
+        return self.recurrent_weight.shape[0]
+
+    def absent(self) -> LSTMState:
+        return LSTMState(self.zeros(), self.zeros())
+
+    def combine(self, children: LSTMState, present: Bool[Array, " K"]) -> ChildGates:
+        del present  # those that are not there are zeros
+        weight = self.recurrent_weight.reshape(-1, *self.recurrent_weight.shape[2:])
+        v = product(children.h.reshape(-1), weight)
+        return ChildGates(v[1:-2], jnp.concatenate([v[:1], v[-2:]]))
+
+    def pointwise(self, u: Gates, v: ChildGates, children: LSTMState) -> LSTMState:
+        return join(u.astype(children.h.dtype), v, children.c)
+
+
+def draw_places(
+    initialiser: initialise.Initialiser, key: PRNGKeyArray, arity: int, gates: str, hidden_size: int, dtype
+) -> Float[Array, "K H R H"]:
+    """R, one draw a place of a child and a gate."""
+    draw = lambda key: initialise.input_weight(initialiser, key, hidden_size, gates, hidden_size, dtype)  # noqa: E731
+    return jax.vmap(draw)(jax.random.split(key, arity))

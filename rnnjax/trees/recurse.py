@@ -1,0 +1,84 @@
+"""The verb for trees: run a tree cell from the leaves to the roots of a batch of trees."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from ..arrays import States, select
+from ..cell import describe
+from .cell import AbstractTreeCell
+from .climb import climb
+from .pack import Trees
+
+
+def recurse(cell: Any, trees: Any, table: Any) -> States:
+    """The state of every node: `states = recurse(cell, trees, table)`, in slots as `pack_trees` laid them out.
+
+    cell    an `AbstractTreeCell`
+    trees   a batch of trees, from `pack_trees`
+    table   [V, I], the inputs that the tokens of `trees` point to: an embedding, or a row for each node
+
+    Returns states with a leading axis of N slots; empty ones are zeros, and `states.h[trees.roots]` are those of the
+    roots. A node without a token has an input of zeros. Trees do not touch each other: NaN in one changes no state and
+    no gradient by the inputs of another.
+
+    The leaves are computed at once, then one step after the other. All matrix products by weights of inputs, and all
+    gradients by weights, are single products over all nodes. In both directions states are gathered and never
+    scattered: a node has one parent. Reverse mode alone; `jax.jvp` is refused.
+
+    Raises at trace time, naming the argument, what was expected and what came.
+    """
+    _check(cell, trees, table)
+    us_of_leaves, us = _project(cell, trees, table)
+    absent = jax.lax.stop_gradient(cell.absent())
+    arity = trees.children.shape[-1]
+    none = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (arity, *leaf.shape)), absent)
+    v = cell.combine(none, jnp.zeros(arity, bool))  # once for all leaves
+    leaves = jax.vmap(lambda u: cell.pointwise(u, v, none))(us_of_leaves)
+    inner = climb((cell, leaves, us), trees)
+    states = jax.tree.map(lambda *parts: jnp.concatenate(parts), leaves, inner)
+    return select(jnp.asarray(trees.node) >= 0, states, jax.tree.map(jnp.zeros_like, states))
+
+
+def _check(cell: Any, trees: Any, table: Any) -> None:
+    if not isinstance(cell, AbstractTreeCell):
+        raise TypeError(f"cell: expected a tree cell, such as NaryTreeLSTM, got {describe(cell)}")
+    if not isinstance(trees, Trees):
+        raise TypeError(f"trees: expected what `pack_trees` returns, got {type(trees).__name__}")
+    arity = trees.children.shape[-1]
+    if cell.arity is not None and cell.arity != arity:
+        raise ValueError(
+            f"trees: expected an arity of {cell.arity} for {describe(cell)}, got {arity}. Pass it to pack_trees"
+        )
+    if not isinstance(table, (jax.Array, np.ndarray)):
+        raise TypeError(f"table: expected an array [V, I], got {type(table).__name__}")
+    step = cell.input_type()
+    shape = (trees.vocabulary_size, *step.shape)
+    if table.shape != shape:
+        raise ValueError(
+            f"table: expected {list(shape)} for {describe(cell)} and trees packed with "
+            f"vocabulary_size={trees.vocabulary_size}, got {list(table.shape)}"
+        )
+    if table.dtype != step.dtype:
+        raise TypeError(f"table: expected {step.dtype} for {describe(cell)}, got {table.dtype}")
+
+
+def _project(cell: AbstractTreeCell, trees: Trees, table: Array) -> tuple[PyTree[Array], PyTree[Array]]:
+    """What the leaves get from their inputs, and the inner nodes by steps."""
+    steps, width, _ = trees.children.shape
+    tokens = jnp.asarray(trees.tokens)
+    if trees.bare:  # no product for inputs of zeros, but for one
+        leaves = cell.project(_read(table, tokens[: trees.leaves]))
+        us = cell.project(jnp.zeros((1, *table.shape[1:]), table.dtype))
+        return leaves, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, width, *leaf.shape[1:])), us)
+    us = cell.project(_read(table, tokens))
+    inner = jax.tree.map(lambda leaf: leaf[trees.leaves :].reshape(steps, width, *leaf.shape[1:]), us)
+    return jax.tree.map(lambda leaf: leaf[: trees.leaves], us), inner
+
+
+def _read(table: Array, tokens: Int[Array, " M"]) -> Array:
+    xs = table[jnp.maximum(tokens, 0)]
+    return select(tokens >= 0, xs, jnp.zeros_like(xs))

@@ -1,0 +1,66 @@
+"""The plain recursive network."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from .. import initialise
+from ..arrays import Bias, Gates, InputWeight, Units
+from ..cell import Hidden
+from .cell import AbstractAffineTreeCell, product
+from .nary_tree_lstm import draw_places
+
+
+class RecursiveNetwork(AbstractAffineTreeCell):
+    """Goller & Küchler 1996; Socher et al. 2011, "Parsing natural scenes and natural language with recursive neural
+    networks", of K = `arity` children in order.
+
+        h = activation(W x + R [h_1; ...; h_K] + b)
+
+    A leaf is activation(W x + b); there, the papers have the word's vector itself. On a chain, with an arity of one,
+    it is the `Elman` network of the same weights.
+    """
+
+    input_weight: InputWeight
+    recurrent_weight: Float[Array, "K H 1 H"]
+    bias: Bias | None
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        arity: int = 2,
+        key: PRNGKeyArray,
+        activation: Callable[[Array], Array] = jnp.tanh,
+        bias: bool = True,
+        input_initialiser: initialise.Initialiser = initialise.glorot,
+        recurrent_initialiser: initialise.Initialiser = initialise.glorot,
+        bias_initialiser: initialise.Initialiser = initialise.zeros,
+        dtype=jnp.float32,
+    ):
+        """Draw the weights. Arguments as in `NaryTreeLSTM` and `Elman`."""
+        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        keys = jax.random.split(key, 3)
+        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
+        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, "n", hidden_size, dtype)
+        self.bias = bias_initialiser(keys[2], "n", hidden_size, dtype) if bias else None
+        self.activation = activation
+
+    @property
+    def arity(self) -> int:
+        return self.recurrent_weight.shape[0]
+
+    def absent(self) -> Hidden:
+        return Hidden(self.zeros())
+
+    def combine(self, children: Hidden, present: Bool[Array, " K"]) -> Units:
+        del present  # those that are not there are zeros
+        return product(children.h.reshape(-1), self.recurrent_weight.reshape(-1, self.hidden_size))
+
+    def pointwise(self, u: Gates, v: Units, children: Hidden) -> Hidden:
+        return Hidden(self.activation(u[0].astype(children.h.dtype) + v))

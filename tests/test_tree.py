@@ -1,0 +1,499 @@
+"""Recursive networks: cells against a recursion in NumPy, batches against single trees, schedules, errors, a model."""
+
+from functools import lru_cache, partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import sentiment_trees
+
+import rnnjax
+from rnnjax import Tree, TreeBucket, pack_trees, parse_tree, recurse
+from rnnjax.trees.pack import round_up
+from rnnjax.trees.schedule import schedule
+
+I, H, K, V, C = 3, 4, 3, 7, 3  # noqa: E741
+KEY = jax.random.key(11)
+SOUND = Tree([[1, 2], [], []], [None, 0, 1], [0, None, 2])
+BUCKET = TreeBucket(leaves=80, steps=20)  # one for all, so that few programs are compiled
+CELLS = {
+    "child_sum": rnnjax.ChildSumTreeLSTM(I, H, key=KEY, dtype=jnp.float64),
+    "nary": rnnjax.NaryTreeLSTM(I, H, arity=K, key=KEY, dtype=jnp.float64),
+    "recursive": rnnjax.RecursiveNetwork(I, H, arity=K, key=KEY, dtype=jnp.float64),
+    "rntn": rnnjax.RNTN(I, H, arity=K, key=KEY, dtype=jnp.float64),
+}
+TABLE = jax.random.normal(jax.random.key(1), (V, I), jnp.float64)
+
+
+@lru_cache
+def build(name: str) -> Any:
+    """The cell, its biases made random."""
+    cell = CELLS[name]
+    return eqx.tree_at(lambda cell: cell.bias, cell, jax.random.normal(KEY, cell.bias.shape, jnp.float64))
+
+
+def grow(random: np.random.Generator, *, bare: bool) -> Tree:
+    """A tree of up to twenty nodes, numbered at random; where not `bare`, inner nodes may have tokens, leaves none."""
+    count = int(random.integers(1, 21))
+    children: list[list[int]] = [[] for _ in range(count)]
+    names = random.permutation(count)
+    for node in range(1, count):
+        free = [above for above in range(node) if len(children[names[above]]) < K]
+        children[names[random.choice(free)]].append(int(names[node]))
+    tokens = [int(random.integers(V)) for _ in range(count)]
+    reads = [not below if bare else random.random() < 0.7 for below in children]
+    labels = [int(random.integers(C)) if random.random() < 0.7 else None for _ in range(count)]
+    return Tree(children, [token if read else None for token, read in zip(tokens, reads, strict=True)], labels)
+
+
+def forest(count: int, *, bare: bool = False) -> list[Tree]:
+    random = np.random.default_rng(5)
+    return [grow(random, bare=bare) for _ in range(count)]
+
+
+def pack_up(trees: list[Tree], **options: Any) -> rnnjax.Trees:
+    return pack_trees(trees, **{"vocabulary_size": V, "classes": C, "arity": K, "width": 4} | options)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def by_hand(cell: Any, tree: Tree, table: np.ndarray, node: int) -> tuple[np.ndarray, np.ndarray]:
+    """h and c of a node, by the equations of the papers, one product of a matrix and a vector at a time."""
+    below = [by_hand(cell, tree, table, child) for child in tree.children[node]]
+    hs, cs = [h for h, _ in below], [c for _, c in below]
+    x = np.zeros(I) if tree.tokens[node] is None else table[tree.tokens[node]]
+    W, b = np.asarray(cell.input_weight), np.asarray(cell.bias)
+    us = [x @ W[:, gate] + b[gate] for gate in range(W.shape[1])]
+    if isinstance(cell, rnnjax.ChildSumTreeLSTM):
+        R = np.asarray(cell.recurrent_weight)
+        total = sum(hs, np.zeros(H))
+        forget = [sigmoid(us[1] + h @ R[:, 1]) for h in hs]
+        i, g, o = (us[gate] + total @ R[:, gate] for gate in (0, 2, 3))
+    elif isinstance(cell, rnnjax.NaryTreeLSTM):
+        R = np.asarray(cell.recurrent_weight)
+        forget = [sigmoid(us[1] + sum(h @ R[place, :, 1 + of] for place, h in enumerate(hs))) for of in range(len(hs))]
+        i, g, o = (
+            us[gate] + sum((h @ R[place, :, row] for place, h in enumerate(hs)), np.zeros(H))
+            for gate, row in ((0, 0), (2, K + 1), (3, K + 2))
+        )
+    else:
+        R = np.asarray(cell.recurrent_weight)
+        n = us[0] + sum((h @ R[place, :, 0] for place, h in enumerate(hs)), np.zeros(H))
+        if isinstance(cell, rnnjax.RNTN):
+            p = np.concatenate([*hs, np.zeros((K - len(hs)) * H)])
+            n = n + np.array([p @ np.asarray(cell.tensor)[:, :, unit] @ p for unit in range(H)])
+        return np.tanh(n), np.zeros(H)
+    c = sum((f * c for f, c in zip(forget, cs, strict=True)), np.zeros(H)) + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def root_of(tree: Tree) -> int:
+    return (set(range(len(tree.children))) - {child for below in tree.children for child in below}).pop()
+
+
+run = eqx.filter_jit(recurse)
+
+
+@eqx.filter_jit
+def values_and_slope(cell: Any, table: jax.Array, trees: rnnjax.Trees, weights: jax.Array) -> Any:
+    """All states; and by cell and table the gradient of the sum over slots of weight * (h + 2 c)."""
+
+    @partial(eqx.filter_value_and_grad, has_aux=True)
+    def objective(arguments: Any) -> Any:
+        states = recurse(arguments[0], trees, arguments[1])
+        each = sum((1 + number) * leaf.sum(-1) for number, leaf in enumerate(states))
+        return jnp.sum(weights * each), states
+
+    (_, states), slope = objective((cell, table))
+    return states, slope
+
+
+def assert_close(got: Any, expected: Any) -> None:
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-12)
+
+
+# Cells
+
+
+def weighted(cell: Any, table: np.ndarray, packed: rnnjax.Trees, trees: list[Tree], weights: np.ndarray) -> complex:
+    """What `values_and_slope` differentiates, by hand."""
+    states = [
+        (slot, by_hand(cell, trees[packed.tree[slot]], table, packed.node[slot])) for slot in np.flatnonzero(weights)
+    ]
+    return sum(weights[slot] * np.sum(h + 2 * c) for slot, (h, c) in states)
+
+
+@pytest.mark.parametrize(("name", "bare"), [*((name, False) for name in CELLS), ("nary", True)])
+def test_every_state_is_that_of_a_recursion_by_hand_and_so_is_the_gradient(name, bare):
+    """The gradient along a random direction of each weight, and of the table, is a step in the complex plane."""
+    cell, trees = build(name), forest(6, bare=bare)
+    packed = pack_up(trees, bucket=BUCKET)
+    assert packed.bare == bare
+    weights = np.where(packed.node % 3 == 0, np.cos(np.arange(len(packed.node))), 0.0)
+    weights[packed.roots] = 1.5
+    states, slopes = values_and_slope(cell, TABLE, packed, jnp.asarray(weights))
+    slots = np.flatnonzero(packed.node >= 0)
+    assert len(slots) == sum(len(tree.children) for tree in trees)
+    for slot in slots:
+        by_paper = by_hand(cell, trees[packed.tree[slot]], np.asarray(TABLE), packed.node[slot])
+        for field, expected in zip(states, by_paper, strict=False):  # not all have a c
+            np.testing.assert_allclose(field[slot], expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(states.h[packed.node < 0], 0)
+    assert [packed.node[slot] for slot in packed.roots] == [root_of(tree) for tree in trees]
+    leaves, structure = jax.tree.flatten((cell, TABLE))
+    for number, slope in enumerate(jax.tree.leaves(slopes)):
+        direction = np.random.default_rng(number).normal(size=slope.shape)
+        moved = [np.asarray(leaf) + (1e-30j * direction if at == number else 0) for at, leaf in enumerate(leaves)]
+        along = weighted(*jax.tree.unflatten(structure, moved), packed, trees, weights).imag / 1e-30
+        np.testing.assert_allclose(np.sum(slope * direction), along, rtol=1e-11, atol=1e-12)
+
+
+CHAINS = {
+    "child_sum": (
+        rnnjax.LSTM(I, H, key=KEY, dtype=jnp.float64),
+        rnnjax.ChildSumTreeLSTM(I, H, key=KEY, dtype=jnp.float64),
+        lambda R: R[0],
+    ),
+    "nary": (
+        rnnjax.LSTM(I, H, key=KEY, dtype=jnp.float64),
+        rnnjax.NaryTreeLSTM(I, H, arity=1, key=KEY, dtype=jnp.float64),
+        lambda R: R,
+    ),
+    "recursive": (
+        rnnjax.Elman(I, H, key=KEY, dtype=jnp.float64),
+        rnnjax.RecursiveNetwork(I, H, arity=1, key=KEY, dtype=jnp.float64),
+        lambda R: R,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_tree_on_a_chain_is_the_network_along_time(name):
+    """One chain of nine steps and one of five; the first word is the leaf."""
+    along_time, tree_cell, reshape = CHAINS[name]
+    lengths = (9, 5)
+    xs = jax.random.normal(jax.random.key(3), (sum(lengths), I), jnp.float64)
+    starts = (0, 9)
+    chains = [
+        Tree([[], *([node] for node in range(length - 1))], range(start, start + length))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    packed = pack_trees(chains, vocabulary_size=len(xs), arity=1, width=2)
+    order = np.argsort(packed.tree * 100 + packed.node)[-len(xs) :]  # empty slots have -1 and come first
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def by_trees(weights: Any) -> Any:
+        W, R, b, xs = weights
+        cell = eqx.tree_at(
+            lambda cell: (cell.input_weight, cell.recurrent_weight, cell.bias), tree_cell, (W, reshape(R), b)
+        )
+        h = recurse(cell, packed, xs).h[order]
+        return jnp.sum(jnp.sin(h)), h
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def by_time(weights: Any) -> Any:
+        W, R, b, xs = weights
+        cell = eqx.tree_at(lambda cell: (cell.input_weight, cell.recurrent_weight, cell.bias), along_time, (W, R, b))
+        h = jnp.concatenate([rnnjax.unroll(cell, None, part, engine=rnnjax.Scan())[1] for part in jnp.split(xs, [9])])
+        return jnp.sum(jnp.sin(h)), h
+
+    weights = along_time.input_weight, along_time.recurrent_weight, along_time.bias, xs
+    assert_close(by_trees(weights), by_time(weights))
+
+
+def test_eight_bits_of_mantissa_store_weights_and_carry_none():
+    cell = rnnjax.NaryTreeLSTM(I, H, arity=K, key=KEY, dtype=jnp.bfloat16)
+    packed = pack_up(forest(6), bucket=BUCKET)
+    states, gradient = values_and_slope(
+        cell, TABLE.astype(jnp.bfloat16), packed, jnp.ones(len(packed.node), jnp.float32)
+    )
+    assert {leaf.dtype.name for leaf in states} == {"float32"}
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), cell)
+    np.testing.assert_allclose(states.h, run(wide, packed, TABLE).h, atol=0.02)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"bfloat16"}
+
+
+# Batches
+
+
+def test_a_hundred_trees_at_once_are_a_hundred_trees_one_by_one():
+    cell, trees = build("nary"), forest(100)
+    packed = pack_up(trees, width=16)
+    signs = np.random.default_rng(0).normal(size=len(packed.node))
+    states, expected = values_and_slope(cell, TABLE, packed, jnp.asarray(signs))
+    total = jax.tree.map(jnp.zeros_like, expected)
+    for number, tree in enumerate(trees):
+        single = pack_up([tree._replace(labels=None)], classes=None, bucket=BUCKET)
+        single = eqx.tree_at(lambda single: single.roots, single, np.zeros(6, np.int32))  # to the shape of the others
+        here, there = np.flatnonzero(packed.tree == number), np.flatnonzero(single.tree == 0)
+        here, there = here[packed.node[here].argsort()], there[single.node[there].argsort()]
+        weights = np.zeros(len(single.node))
+        weights[there] = signs[here]
+        alone, slope = values_and_slope(cell, TABLE, single, jnp.asarray(weights))
+        np.testing.assert_allclose(states.h[here], alone.h[there], rtol=1e-12, atol=1e-14)
+        total = jax.tree.map(np.add, total, slope)
+    assert_close(expected, total)
+
+
+def test_one_program_serves_all_batches_of_a_bucket():
+    traced = []
+
+    @eqx.filter_jit
+    def count(trees: rnnjax.Trees) -> jax.Array:
+        traced.append(1)
+        return recurse(build("recursive"), trees, TABLE).h
+
+    for trees in (forest(6), forest(12)[6:], forest(20)[14:]):
+        count(pack_up(trees, bucket=BUCKET))
+    assert len(traced) == 1
+    assert [round_up(size) for size in (0, 1, 7, 8, 9, 33, 479, 480)] == [0, 1, 7, 8, 10, 40, 512, 512]
+    assert pack_up(forest(20)).leaves == round_up(sum(not below for tree in forest(20) for below in tree.children))
+
+
+def test_not_a_number_in_one_tree_touches_no_other():
+    """Nor does one in a row of the table that nothing reads: neither the empty slots nor the nodes without a token."""
+    cell = build("nary")
+    trees = [Tree([[1, 2], [], []], [None, 0, 1]), Tree([[1, 2, 3], [], [], []], [4, 2, 3, 2]), *[SOUND] * 4]
+    packed = pack_up(trees, bucket=BUCKET)
+    other = jnp.where(packed.tree == 1, 1.0, 0.0)
+    states, (_, by_table) = values_and_slope(cell, TABLE, packed, other)
+    spoiled, (_, by_spoiled) = values_and_slope(cell, TABLE.at[jnp.array([0, 6])].set(jnp.nan), packed, other)
+    assert np.isnan(spoiled.h[packed.tree == 0]).any()
+    np.testing.assert_array_equal(spoiled.h[packed.tree == 1], states.h[packed.tree == 1])
+    np.testing.assert_array_equal(by_spoiled[2:5], by_table[2:5])
+    unread = values_and_slope(cell, TABLE.at[6].set(jnp.nan), packed, other)
+    assert_close(unread, values_and_slope(cell, TABLE, packed, other))
+
+
+def test_weights_and_batches_are_mapped():
+    cell, batches = build("recursive"), [pack_up(trees, bucket=BUCKET) for trees in (forest(6), forest(12)[6:])]
+    weights, static = eqx.partition(cell, eqx.is_array)
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), weights)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    objective = lambda weights, trees: jnp.sum(recurse(eqx.combine(weights, static), trees, TABLE).h)  # noqa: E731
+    mapped = jax.jit(jax.vmap(jax.grad(objective)))(many, both)
+    for number, trees in enumerate(batches):
+        part = partial(jax.tree.map, lambda leaf, number=number: leaf[number])
+        expected = values_and_slope(eqx.combine(part(many), static), TABLE, trees, jnp.ones(len(trees.node)))[1][0]
+        assert_close(part(mapped), expected)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 100])
+def test_no_schedule_is_shorter(width):
+    """Hu 1961: nodes of depth d and more leave d steps after them, so that this many steps are needed, and taken."""
+    parents, depths, inner = [], [], []
+    for tree in forest(9):
+        start = len(parents)
+        above = {child: node for node, below in enumerate(tree.children) for child in below}
+        for node, below in enumerate(tree.children):
+            depth, at = 0, node
+            while at in above:
+                depth, at = depth + 1, above[at]
+            parents.append(above[node] + start if node in above else -1)
+            depths.append(depth)
+            inner.append(bool(below))
+    steps = schedule(parents, depths, inner, width)
+    when = {node: number for number, step in enumerate(steps) for node in step}
+    assert sorted(when) == [node for node, has_children in enumerate(inner) if has_children]
+    assert all(len(step) <= width for step in steps)
+    assert all(when[node] < when[parents[node]] for node in when if parents[node] >= 0)
+    least = [
+        depth + -(-sum(depths[node] >= depth for node in when) // width) for depth in {depths[node] for node in when}
+    ]
+    assert len(steps) == max(least)
+
+
+# What is no tree
+
+
+UNSOUND = [
+    pytest.param([], "trees: expected at least one", id="no trees"),
+    pytest.param([SOUND, Tree([], [])], "at least one node in tree 1, got none", id="empty"),
+    pytest.param([SOUND, Tree([[], [2], [1]], [0] * 3)], r"tree 1, got a cycle among its nodes \[1, 2\]", id="cycle"),
+    pytest.param([Tree([[1], [0]], [0] * 2)], r"tree 0, got a cycle among its nodes \[0, 1\]", id="all a cycle"),
+    pytest.param([Tree([[1] * 4, []], [0] * 2)], "at most arity=3 of node 0 of tree 0, got 4", id="arity"),
+    pytest.param([Tree([[1, 2], [2], []], [0] * 3)], "one parent of node 2 of tree 0, got nodes 0 and 1", id="parents"),
+    pytest.param([Tree([[1, 1], []], [0] * 2)], "one parent of node 1 of tree 0", id="twice"),
+    pytest.param([SOUND, Tree([[], []], [0] * 2)], r"one root in tree 1, got nodes \[0, 1\]", id="roots"),
+    pytest.param([Tree([[1, 3], []], [0] * 2)], "nodes from 0 to 1 below node 0 of tree 0, got 3", id="child"),
+    pytest.param([Tree([[-1], []], [0] * 2)], "nodes from 0 to 1 below node 0 of tree 0, got -1", id="negative"),
+    pytest.param([SOUND._replace(tokens=[0, V, 0])], "tokens: expected 0 to 6 at node 1 of tree 0, got 7", id="token"),
+    pytest.param([SOUND, SOUND._replace(labels=[0, 0, -1])], "labels: .* node 2 of tree 1, got -1", id="label"),
+    pytest.param([SOUND._replace(tokens=[0])], "tokens: expected one for each of the 3 nodes of tree 0", id="tokens"),
+    pytest.param([SOUND._replace(labels=[0])], "labels: expected one for each of the 3 nodes of tree 0", id="labels"),
+    pytest.param([SOUND._replace(labels=[None] * 3)], "labels: expected a label at some node", id="all masked"),
+]
+
+
+@pytest.mark.parametrize(("trees", "message"), UNSOUND)
+def test_what_is_no_tree_is_named(trees, message):
+    with pytest.raises(ValueError, match=message):
+        pack_up(trees)
+
+
+def test_other_arguments_that_do_not_fit_are_named():
+    packed = pack_up([SOUND])
+    for error, arguments, message in (
+        (TypeError, (rnnjax.GRU(I, H, key=KEY), packed, TABLE), "cell: expected a tree cell, .* got GRU"),
+        (TypeError, (build("nary"), [SOUND], TABLE), "trees: expected what `pack_trees` returns, got list"),
+        (ValueError, (build("nary"), pack_up([SOUND], arity=2), TABLE), "trees: expected an arity of 3"),
+        (ValueError, (build("nary"), packed, TABLE[:-1]), r"table: expected \[7, 3\] .* got \[6, 3\]"),
+        (TypeError, (build("nary"), packed, TABLE.astype(jnp.float32)), "table: expected float64"),
+    ):
+        with pytest.raises(error, match=message):
+            recurse(*arguments)
+    with pytest.raises(ValueError, match="bucket: expected room for 2 leaves and 1 steps"):
+        pack_up([SOUND], bucket=TreeBucket(1, 1))
+    with pytest.raises(TypeError, match=r"tokens: expected an integer or None at node 0 of tree 0, got 1\.5"):
+        pack_up([SOUND._replace(tokens=[1.5, 0, 0])])
+    with pytest.raises(TypeError, match="expected a Tree as tree 1, got tuple"):
+        pack_up([SOUND, ((), ())])
+
+
+# Brackets
+
+
+def test_brackets_are_read():
+    words = {"very": 0, "good": 1, "1\u00a01\\/2": 2}
+    tree = parse_tree(" (3 (2 very) (4 (3 good)\n(2 1\u00a01\\/2)))", words.__getitem__)
+    assert tree == Tree([[1, 2], [], [3, 4], [], []], [None, 0, None, 1, 2], [3, 2, 4, 3, 2])
+    assert parse_tree("(0 good)", words.__getitem__) == Tree([[]], [1], [0])
+    pack_trees([tree], vocabulary_size=3, classes=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a tree, got the end"),
+        ("(2 (1 a) (0 b)", "1 more closing brackets, got the end"),
+        ("(2 a) (1 b)", "one tree, got another one at character 6"),
+        ("(2 a))", r"an opening bracket first, got '\)' at character 5"),
+        ("a", "an opening bracket first, got 'a'"),
+        ("(good)", "a whole number as label, got 'good' at character 1"),
+        ("((1 a) (2 b))", "a whole number as label, got none before character 12"),
+        ("(2 a b)", "one word or some brackets in a node, got 'b' beside them at character 5"),
+        ("(2 (1 a) b)", "got 'b' beside them"),
+        ("(2 a (1 b))", "got both before character 10"),
+        ("(2)", "got neither before character 2"),
+    ],
+)
+def test_brackets_that_do_not_fit_are_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_tree(text, lambda _: 0)
+
+
+# A model
+
+
+def classifier(dropout: float = 0.0) -> rnnjax.TreeClassifier:
+    return rnnjax.TreeClassifier(V, build("nary"), C, key=KEY, dropout=dropout)
+
+
+def test_the_loss_is_the_mean_over_the_nodes_that_have_a_label():
+    trees = forest(6)
+    packed = pack_up(trees, bucket=BUCKET)
+    model = eqx.tree_at(lambda model: model.output_bias, classifier(), jnp.linspace(-1.0, 1.0, C))
+    losses, right = [], 0
+    for tree in trees:
+        for node, label in enumerate(tree.labels):
+            h, _ = by_hand(model.cell, tree, np.asarray(model.embedding), node)
+            scores = np.exp(h @ np.asarray(model.output_weight) + np.asarray(model.output_bias))
+            if label is not None:
+                losses.append(-np.log(scores[label] / scores.sum()))
+                right += node == root_of(tree) and scores.argmax() == label
+    loss, carry = eqx.filter_jit(rnnjax.tree_loss)(model, None, packed, None)
+    assert carry is None
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-12)
+    at_roots = [tree.labels[root_of(tree)] is not None for tree in trees]
+    assert tuple(map(int, rnnjax.count_right_roots(model.logits(packed), packed))) == (right, sum(at_roots))
+
+
+def test_a_batch_without_labels_has_no_loss_and_no_gradient():
+    packed = pack_up(forest(6), classes=None, bucket=BUCKET)
+    loss, gradient = eqx.filter_jit(
+        eqx.filter_value_and_grad(lambda model: rnnjax.tree_loss(model, None, packed, None)[0])
+    )(classifier())
+    assert float(loss) == 0
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_units_are_dropped_by_a_key():
+    packed, model = pack_up(forest(6), bucket=BUCKET), classifier(0.5)
+    whole, dropped = model.logits(packed), model.logits(packed, key=KEY)
+    assert (whole == classifier().logits(packed)).all()
+    assert not jnp.allclose(whole, dropped)
+
+
+def test_a_classifier_learns_its_trees():
+    packed = pack_up(forest(6), bucket=BUCKET)
+    with jax.numpy_dtype_promotion("standard"):
+        fitted = rnnjax.fit(
+            classifier(), rnnjax.tree_loss, lambda _: packed, optax.adam(0.05), steps=60, key=KEY, progress=False
+        )
+    before, after = (float(rnnjax.tree_loss(model, None, packed, None)[0]) for model in (classifier(), fitted.model))
+    assert after < before / 2
+
+
+# The example
+
+
+@pytest.fixture
+def defaults(monkeypatch):
+    """JAX as it comes: optax relies on promotion, and Equinox draws weights in the default dtype."""
+    for name, value in {"EMBEDDING": 4, "UNITS": 8, "B": 4, "WIDTH": 4, "LEARNING_RATE": 0.2, "DROPOUT": 0.0}.items():
+        monkeypatch.setattr(sentiment_trees, name, value)
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture
+def treebank(tmp_path, monkeypatch):
+    folder = tmp_path / "sst"
+    folder.mkdir()
+    (folder / "train.txt").write_text("(4 (2 so) (3 good))\n(0 (2 so) (1 bad))\n(2 (2 so) (2 so))\n" * 4)
+    (folder / "dev.txt").write_text("(4 (2 so) (3 good))\n(0 (2 so) (1 bad))\n")
+    (folder / "test.txt").write_text("(4 (2 so) (3 good))\n(2 (1 bad) (3 good))\n(1 (1 dire) (2 so))\n" * 2)
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+
+
+@pytest.mark.usefixtures("defaults", "treebank")
+def test_sentiment_is_read_and_learned(capsys):
+    binary = sentiment_trees.read_task("binary")
+    assert [len(trees) for trees in binary[1:4]] == [8, 2, 4]
+    assert binary.training[0] == Tree([[1, 2], [], []], [None, 1, 2], [1, None, 1])
+    assert binary.test[1] == Tree([[1, 2], [], []], [None, sentiment_trees.UNKNOWN, 1], [0, 0, None])
+    (record,) = sentiment_trees.run(sentiment_trees.parse(["--epochs", "12"]))
+    assert len(record["curve"]) == 12
+    assert record["curve"][-1][0] == 1
+    assert "SST, fine: " in capsys.readouterr().out
+
+
+def test_expressions_have_their_values():
+    task = sentiment_trees.expressions(np.random.default_rng(1))
+    names = ["0", "1", "&", "|", "^"]
+
+    def text(tree: Tree, node: int) -> str:
+        parts = [text(tree, child) for child in tree.children[node]]
+        return f"({names[tree.tokens[node]].join(parts)})" if parts else names[tree.tokens[node]]
+
+    for tree in task.test:
+        assert tree.labels == [eval(text(tree, node)) for node in range(len(tree.children))]
+    assert max(len(tree.children) for tree in task.training) == 31
+
+
+def test_a_treebank_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected a folder sst"):
+        sentiment_trees.read_task("fine")
