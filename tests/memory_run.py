@@ -15,25 +15,27 @@ from test_cpu import HALVES, Call, call_of
 
 from rnnjax.kernels.cpu import library
 
+ROUNDS = 10
+LIBRARIES = count()
 SHARED = Sizes(1, 3, 9, 4, 1, 160)  # one tile, and work enough for several cores to share it
 
 
 def main(folder: Path) -> None:
     for half in HALVES:
         call = with_numbers(call_of(half, SHARED))
-        refused = refusals(call, folder)
-        # The packed weights, and what the owner of a tile works in. Helpers can do without.
-        assert refused >= 2, (half, refused)
+        # The packed weights, and what the owner of a tile works in. Helpers can do without; and as they ask meanwhile,
+        # it is chance whether the allocation of a number is the owner's: on a busy machine it may take more rounds.
+        assert any(refusals(call, folder) >= 2 for _ in range(ROUNDS)), half
 
 
 def refusals(call: Call, folder: Path) -> int:
     """How many calls fail when one allocation does, be it the first, the second, and so on; the others are right."""
     failing = ctypes.c_int.in_dll(ctypes.CDLL(None), "failing")
     failing.value = 0
-    expected = of_another_library(call, 0, folder).run()
+    expected = of_another_library(call, folder).run()
     refused = 0
     for number in count(1):
-        made = of_another_library(call, number, folder)
+        made = of_another_library(call, folder)
         failing.value = number
         try:
             got = made.run()
@@ -55,9 +57,9 @@ def with_numbers(call: Call) -> Call:
     return call._replace(arguments={name: draw(array) for name, array in call.arguments.items()})
 
 
-def of_another_library(call: Call, number: int, folder: Path) -> Call:
+def of_another_library(call: Call, folder: Path) -> Call:
     """The call, of a library that has kept no memory from calls before."""
-    path = os.environ.get(library.VARIABLE) or library.installed()
+    number, path = next(LIBRARIES), os.environ.get(library.VARIABLE) or library.installed()
     copied = shutil.copy(path, folder / f"another_rnnjax_{call.target}_{number}.so")
     name = f"{call.target}_{number}"
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(ctypes.CDLL(copied), call.target)), platform="cpu")

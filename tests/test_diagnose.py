@@ -90,7 +90,7 @@ def test_every_engine_tells_the_same(cell, engine):
         np.testing.assert_allclose(told(grid.ENGINES[engine]), told(rnnjax.Scan()), rtol=1e-8)
 
 
-@pytest.mark.parametrize("part", ["lstm_options", "stack_of_bidirectional"])
+@pytest.mark.parametrize("part", ["lstm_options", "bidirectional"])
 def test_gradient_by_input_is_the_gradient(part):
     built, xs = grid.build(part), grid.inputs(grid.T)
     gradient = jax.grad(lambda xs: contract(*rnnjax.unroll(built, None, xs, engine=rnnjax.Scan())))(xs)

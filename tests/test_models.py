@@ -139,7 +139,7 @@ def test_a_batch_of_padded_sequences_is_each_alone(name):
 
 
 def tagger():
-    return rnnjax.Tagger(grid.build("stack_of_bidirectional"), linear(grid.H))
+    return rnnjax.Tagger(grid.build("bidirectional"), linear(2 * grid.H))
 
 
 @pytest.mark.parametrize("over_steps", ["average", "total"])
