@@ -23,7 +23,7 @@ class Sequences(NamedTuple):
 
     xs: PyTree[Array]  # [B, T, ...]
     targets: PyTree[Array]  # [B, ...] or [B, T, ...]
-    lengths: Array | None = None  # [B]; None: all steps count
+    lengths: Any = None  # [B]; None: all steps count
 
 
 class Classifier(eqx.Module):

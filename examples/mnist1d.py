@@ -1,0 +1,103 @@
+"""MNIST-1D: digits as lines of forty numbers, read by a bidirectional GRU of six units.
+
+    RNNJAX_DATA=folder python examples/mnist1d.py
+    RNNJAX_DATA=folder python examples/mnist1d.py --shuffled        the forty places in another order, one for all
+    python examples/mnist1d.py                                      on scikit-learn's digits, row by row
+
+Greydanus & Kobak 2020, arXiv:2011.14439, and the recipe of its notebook: Adam, batches of 100 in fixed order, a linear
+layer on the outputs of all steps. RNNJAX_DATA is a folder that holds mnist1d/mnist1d.npz, the arrays x, y, x_test and
+y_test of the data set in https://github.com/greydanus/mnist1d.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import data
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from blocks import count_weights
+from jaxtyping import Array
+from pixel_digits import small_digits
+
+import rnnjax
+
+B, UNITS, CLASSES, LEARNING_RATE = 100, 6, 10, 1e-2
+
+
+def main() -> None:
+    """Train, and print the accuracy."""
+    for _ in run(parse()):
+        pass
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shuffled", action="store_true", help="the steps in another order")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a classifier."""
+    name, training, test = read()
+    if options.shuffled:
+        order = np.random.default_rng(42).permutation(training.xs.shape[1])
+        training, test = (digits._replace(xs=digits.xs[:, order]) for digits in (training, test))
+    model = build(training.xs.shape[1:], jax.random.key(options.seed))
+    model = train(model, training, options.steps, jax.random.key(options.seed + 1))
+    share = accuracy(model, test)
+    print(f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {count_weights(model):,} weights")
+    yield {"task": name, "seed": options.seed, "test": share, "weights": count_weights(model)}
+
+
+def build(shape: tuple[int, ...], key: Array) -> rnnjax.Classifier:
+    """For digits [T, I]."""
+    T, inputs = shape
+    keys = jax.random.split(key, 3)
+    network = rnnjax.Bidirectional(*(rnnjax.GRU(inputs, UNITS, key=key) for key in keys[:2]))
+    decision = eqx.nn.Linear(T * 2 * UNITS, CLASSES, key=keys[2])
+    return rnnjax.Classifier(network, decision, pooling=rnnjax.flatten)
+
+
+def train(model: rnnjax.Classifier, training: rnnjax.Sequences, steps: int, key: Array) -> rnnjax.Classifier:
+    """The classifier after so many batches, in the order of the data."""
+    count = len(training.targets) // B
+
+    def batch(step: int) -> rnnjax.Sequences:
+        place = step % count * B
+        return jax.tree.map(lambda leaf: leaf[place : place + B], training)
+
+    adam = optax.adam(LEARNING_RATE)
+    return rnnjax.fit(model, rnnjax.classifier_loss, batch, adam, steps=steps, key=key, every=1000).model
+
+
+@eqx.filter_jit
+def predict(model: rnnjax.Classifier, xs: Array) -> Array:
+    """The likeliest class of each."""
+    return jax.vmap(model)(xs).argmax(-1)
+
+
+def accuracy(model: rnnjax.Classifier, digits: rnnjax.Sequences) -> float:
+    """The share of digits that is read right."""
+    return float(np.mean(np.asarray(predict(model, digits.xs)) == digits.targets))
+
+
+def read() -> tuple[str, rnnjax.Sequences, rnnjax.Sequences]:
+    """The name of the data, what to train on and what to test on."""
+    path = data.find("mnist1d/mnist1d.npz", "scikit-learn's digits, 8 x 8, stand in for MNIST-1D")
+    if path is None:
+        training, test = (rnnjax.Sequences(digits.xs.reshape(-1, 8, 8), digits.labels) for digits in small_digits())
+        return "8 x 8 digits", training, test
+    with np.load(path) as arrays:
+        sets = [(arrays[f"x{part}"], arrays[f"y{part}"]) for part in ("", "_test")]
+    training, test = (rnnjax.Sequences(xs[:, :, None].astype(np.float32), labels) for xs, labels in sets)
+    return "MNIST-1D", training, test
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Who speaks: nine men say two vowels, a sequence of twelve numbers for each, read by a bidirectional LSTM.
+
+    RNNJAX_DATA=folder python examples/speakers.py
+    python examples/speakers.py                          on speakers made up here, each around a sound of his own
+
+Japanese Vowels (Kudo, Toyama & Shimbo 1999), a set of sequences of 7 to 29 steps. RNNJAX_DATA is a folder that holds
+japanese_vowels/JapaneseVowels_TRAIN.ts and ..._TEST.ts, from https://timeseriesclassification.com.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import data
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+
+import rnnjax
+
+B, UNITS, SPEAKERS, FEATURES, T, LEARNING_RATE = 27, 100, 9, 12, 29, 1e-3
+
+
+def main() -> None:
+    """Train, and print the accuracy."""
+    for _ in run(parse()):
+        pass
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a classifier."""
+    name, training, test = read()
+    keys = jax.random.split(jax.random.key(options.seed), 4)
+    network = rnnjax.Bidirectional(*(rnnjax.LSTM(FEATURES, UNITS, key=key) for key in keys[:2]))
+    model = rnnjax.Classifier(network, eqx.nn.Linear(2 * UNITS, SPEAKERS, key=keys[2]), pooling=rnnjax.ends)
+    fitted = rnnjax.fit(
+        model,
+        rnnjax.classifier_loss,
+        rnnjax.minibatches(training, B, seed=options.seed),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
+        steps=options.epochs * (len(training.targets) // B),
+        key=keys[3],
+    )
+    share = accuracy(fitted.model, test)
+    print(f"{name}: {100 * share:.2f} % of {len(test.targets)} test sequences")
+    yield {"task": name, "seed": options.seed, "test": share}
+
+
+@eqx.filter_jit
+def predict(model: rnnjax.Classifier, xs: Array, lengths: Array) -> Array:
+    """The likeliest speaker of each sequence."""
+    return jax.vmap(lambda xs, length: model(xs, length=length))(xs, lengths).argmax(-1)
+
+
+def accuracy(model: rnnjax.Classifier, sequences: rnnjax.Sequences) -> float:
+    """The share of sequences whose speaker is told right."""
+    said = predict(model, sequences.xs, sequences.lengths)
+    return float(np.mean(np.asarray(said) == sequences.targets))
+
+
+def read() -> tuple[str, rnnjax.Sequences, rnnjax.Sequences]:
+    """The name of the data, what to train on and what to test on."""
+    folder = data.find("japanese_vowels", "speakers made up here stand in")
+    if folder is None:
+        random = np.random.default_rng(0)
+        sounds = random.normal(size=(SPEAKERS, FEATURES))
+        return "made-up speakers", speak(random, sounds, 270), speak(random, sounds, 370)
+    training, test = (read_file(folder / f"JapaneseVowels_{part}.ts") for part in ("TRAIN", "TEST"))
+    return "Japanese Vowels", training, test
+
+
+def read_file(path: Path) -> rnnjax.Sequences:
+    """Sequences of a .ts file: one a line, features between colons, the class at the end."""
+    lines = path.read_text().partition("@data\n")[2].split()
+    fields = [line.split(":") for line in lines]
+    sequences = [np.array([feature.split(",") for feature in line[:-1]], np.float32).T for line in fields]
+    return pad(sequences, [int(line[-1]) - 1 for line in fields])
+
+
+def speak(random: np.random.Generator, sounds: np.ndarray, count: int) -> rnnjax.Sequences:
+    """Sequences that wander about the sounds of speakers drawn at random."""
+    labels, sequences = random.integers(SPEAKERS, size=count).tolist(), []
+    for label in labels:
+        x, steps = np.zeros(FEATURES), []
+        for _ in range(random.integers(7, T + 1)):
+            x = 0.8 * x + 0.2 * sounds[label] + 0.5 * random.normal(size=FEATURES)
+            steps.append(x)
+        sequences.append(np.array(steps, np.float32))
+    return pad(sequences, labels)
+
+
+def pad(sequences: Sequence[np.ndarray], labels: Sequence[int]) -> rnnjax.Sequences:
+    """A batch of T steps each."""
+    rnnjax.check_labels(labels, SPEAKERS)
+    xs = np.zeros((len(sequences), T, FEATURES), np.float32)
+    for row, sequence in zip(xs, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return rnnjax.Sequences(xs, np.array(labels), np.array([len(sequence) for sequence in sequences]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The examples that are held to published tables: they read what they say, train, and their records become a table."""
+
+import sys
+
+import chorales
+import data
+import fitzhugh_nagumo
+import jax
+import mnist1d
+import numpy as np
+import pytest
+import speakers
+
+from benchmarks import published
+
+
+@pytest.fixture(autouse=True)
+def defaults(monkeypatch):
+    """JAX as it comes, and no data at hand."""
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        yield
+
+
+def run(example, *words):
+    (record,) = example.run(example.parse(words))
+    return record
+
+
+def test_data_is_found_or_missed_by_name(monkeypatch, tmp_path, capsys):
+    assert data.find("mnist", "small digits stand in") is None
+    assert "RNNJAX_DATA is not set: small digits stand in; see --help" in capsys.readouterr().out
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected mnist in"):
+        data.find("mnist", "")
+    (tmp_path / "mnist").mkdir()
+    assert data.find("mnist", "") == tmp_path / "mnist"
+
+
+def test_digits_as_lines(monkeypatch, tmp_path, capsys):
+    (tmp_path / "mnist1d").mkdir()
+    labels = np.arange(300) % 10
+    xs = labels[:, None] / 10 + np.zeros(40)
+    np.savez(tmp_path / "mnist1d" / "mnist1d.npz", x=xs, y=labels, x_test=xs[:50], y_test=labels[:50])
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    record = run(mnist1d, "--steps", "200", "--shuffled")
+    assert record["task"] == "MNIST-1D"
+    assert record["test"] > 0.5
+    assert "50 test digits" in capsys.readouterr().out
+
+
+def test_speakers_are_read():
+    training, test = speakers.read()[1:]
+    assert training.xs.shape == (270, 29, 12)
+    assert test.xs.shape == (370, 29, 12)
+    assert {7, 29} <= set(training.lengths.tolist()) <= set(range(7, 30))
+
+
+def test_a_file_of_speakers(tmp_path):
+    path = tmp_path / "x.ts"
+    lines = [":".join(["1,2,3"] * 12) + ":1", ":".join(["4"] * 12) + ":9"]
+    path.write_text("# of\n@classLabel true 1 2\n@data\n" + "\n".join(lines) + "\n")
+    sequences = speakers.read_file(path)
+    np.testing.assert_array_equal(sequences.targets, [0, 8])
+    np.testing.assert_array_equal(sequences.lengths, [3, 1])
+    np.testing.assert_array_equal(sequences.xs[0, :4, 5], [1, 2, 3, 0])
+
+
+def test_speakers_are_told_apart(monkeypatch):
+    monkeypatch.setattr(speakers, "UNITS", 12)
+    assert run(speakers, "--epochs", "20")["test"] > 0.6  # of nine
+
+
+def test_a_round_is_four_voices():
+    roll = chorales.sing(np.random.default_rng(0))
+    assert roll.shape == (76, 88)
+    first = roll[0].argmax()
+    assert roll[0].sum() == 1
+    np.testing.assert_array_equal(roll[[4, 8, 12], [first - 12, first - 24, first - 36]], 1)
+    assert roll.sum(1).max() == 4
+
+
+def test_pieces_are_asked_for_the_next_step():
+    pieces = chorales.pad([np.eye(5, 88), np.eye(3, 88)])
+    np.testing.assert_array_equal(pieces.lengths, [4, 2])
+    np.testing.assert_array_equal(pieces.xs[0, 1:], pieces.targets[0, :-1])
+    np.testing.assert_array_equal(pieces.targets[1].argmax(1), [1, 2, 0, 0])
+
+
+def test_chorales_are_learned(monkeypatch, capsys):
+    monkeypatch.setattr(chorales, "UNITS", 16)
+    record = run(chorales, "--cell", "gru", "--epochs", "3")
+    assert record["test"] < 45  # of 88 keys, each of which is silent or not: 61 at random
+    assert "rounds, gru" in capsys.readouterr().out
+
+
+def test_a_neuron_follows_its_equations():
+    """Ten times finer, by Euler's method."""
+    v, w, step, seen = 0.3, 0.0, fitzhugh_nagumo.END / fitzhugh_nagumo.T / 400, [0.3]
+    for _ in range(100):
+        for _ in range(400):
+            v, w = v + step * (v - v**3 / 3 - w + 0.5), w + step * (v + 0.7 - 0.8 * w) / 50
+        seen.append(v)
+    np.testing.assert_allclose(fitzhugh_nagumo.simulate(0.3)[:101], seen, atol=0.02)
+
+
+def test_a_neuron_is_learned(monkeypatch, capsys):
+    monkeypatch.setattr(fitzhugh_nagumo, "COUNTS", (8, 4, 4))
+    monkeypatch.setattr(fitzhugh_nagumo, "B", 4)
+    record = run(fitzhugh_nagumo, "--cell", "lstm", "--epochs", "10")
+    assert record["test"] < 1
+    assert "of the last value 0.0" in capsys.readouterr().out
+
+
+def test_a_task_is_the_mean_of_its_seeds(monkeypatch):
+    fake = type(
+        "example",
+        (),
+        {"parse": staticmethod(list), "run": staticmethod(lambda words: [{"test": 0.9 + 0.01 * int(words[-1])}])},
+    )
+    monkeypatch.setitem(sys.modules, "mnist1d", fake)
+    record = published.run("MNIST-1D, bidirectional GRU", 3)
+    np.testing.assert_allclose(record["seeds"], [90, 91, 92])
+    np.testing.assert_allclose(record["ours"], 91)
+    assert record["met"]
+    assert {"machine", "cores", "jax", "python", "load_average"} <= record.keys()
+    worse = record | {"task": "JSB chorales, GRU", "unit": "nats", "met": False, "seeds": [9.0], "ours": 9.0}
+    rows = published.table([worse, record]).splitlines()
+    assert rows[2].startswith("| MNIST-1D, bidirectional GRU | % | 89 to 91 | 91 (90 to 92) | 3 | 89 | yes |")
+    assert rows[3].startswith("| JSB chorales, GRU | nats | 89 to 91 | 9 | 1 | 89 | no |")
+
+
+def test_every_task_names_an_example():
+    for task in published.TASKS.values():
+        module, *words = task.words
+        __import__(module).parse([*words, "--seed", "3"])
