@@ -133,4 +133,4 @@ def test_a_task_is_the_mean_of_its_seeds(monkeypatch):
 def test_every_task_names_an_example():
     for task in published.TASKS.values():
         module, *words = task.words
-        __import__(module).parse([*words, "--seed", "3"])
+        assert __import__(module).parse([*words, "--seed", "3"]).seed == 3
