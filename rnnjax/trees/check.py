@@ -36,7 +36,7 @@ def rooted(tree: Any, number: int, arity: int) -> Rooted:
     return Rooted(roots[0] if roots else -1, parents, _depths(tree.children, roots, number))
 
 
-def _parents(children: Sequence[Sequence[int]], number: int, arity: int) -> list[int]:
+def _parents(children: Sequence[Any], number: int, arity: int) -> list[int]:
     parents = [-1] * len(children)
     for node, below in enumerate(children):
         if len(below) > arity:
@@ -60,7 +60,7 @@ def _parents(children: Sequence[Sequence[int]], number: int, arity: int) -> list
     return parents
 
 
-def _depths(children: Sequence[Sequence[int]], roots: list[int], number: int) -> list[int]:
+def _depths(children: Sequence[Any], roots: list[int], number: int) -> list[int]:
     depths = [-1] * len(children)
     path = list(roots)
     for root in roots:
@@ -76,7 +76,7 @@ def _depths(children: Sequence[Sequence[int]], roots: list[int], number: int) ->
     return depths
 
 
-def numbers(name: str, values: Sequence[int | None], size: int, number: int) -> list[int]:
+def numbers(name: str, values: Sequence[Any], size: int, number: int) -> list[int]:
     """Tokens or labels of tree `number`, from 0 to `size` - 1, with -1 for None."""
     for node, value in enumerate(values):
         if value is None:
