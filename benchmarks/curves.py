@@ -1,7 +1,7 @@
 """How the examples of deep linear networks learn: their records, each kept as it ends.
 
     python benchmarks/curves.py long_memory --json FILE --minutes 2 --lengths 1000
-    python benchmarks/curves.py pixel_digits --json FILE --epochs 4
+    python benchmarks/curves.py pixel_digits --json FILE --model lru --epochs 4
     python benchmarks/curves.py shakespeare --json FILE --minutes 100 --folder FOLDER
 
 What follows FILE goes to the example. A record takes the place of one like it in FILE; the others stay.
@@ -25,7 +25,7 @@ from rnnjax.training.checkpoint import write_atomically
 
 ALIKE = {  # the fields by which the records of an example are told apart
     "long_memory": ("task", "T", "model"),
-    "pixel_digits": ("task", "blocks", "width", "units"),
+    "pixel_digits": ("task", "model"),
     "shakespeare": ("task", "cell", "width"),
 }
 

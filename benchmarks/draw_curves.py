@@ -50,7 +50,8 @@ def draw_digits(axis: Axes, records: list[dict[str, Any]]) -> None:
     """The share of held-out digits that is read right, after each epoch."""
     for record in records:
         epochs, shares, _ = zip(*record["curve"], strict=True)
-        axis.plot(epochs, [100 * share for share in shares], marker="o", label=f"LRU, {record['weights']:,} weights")
+        label = f"{record['model']}, {record['weights']:,} weights"
+        axis.plot(epochs, [100 * share for share in shares], marker="o", label=label)
     published = records[0]["published"]
     axis.plot(range(1, len(published) + 1), published, marker="o", color="grey", label="LEM of 128 units, published")
     axis.set(title=records[0]["task"], xlabel="epochs", ylabel="% of held-out digits")

@@ -25,8 +25,8 @@ import rnnjax
 B, T, END, UNITS = 32, 1000, 400.0, 16
 COUNTS = (128, 128, 1024)  # to train on, to choose by, to test on
 CELLS = {"lem": rnnjax.LEM, "lstm": rnnjax.LSTM, "gru": rnnjax.GRU}
-LEARNING_RATE = 9.04e-3
-PUBLISHED = {"lem": 0.002, "lstm": 0.012}
+LEARNING_RATE = 9.04e-3  # the paper's, which falls to nothing here
+PUBLISHED = {"lem": 0.0024, "lstm": 0.012}
 
 
 def main() -> None:
@@ -50,12 +50,13 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     keys = jax.random.split(jax.random.key(options.seed), 3)
     cell = CELLS[options.cell](1, UNITS, key=keys[0])
     epoch = len(training.xs) // B
+    steps = options.epochs * epoch
     fitted = rnnjax.fit(
         rnnjax.Tagger(cell, eqx.nn.Linear(UNITS, 1, key=keys[1])),
         loss,
         rnnjax.minibatches(training, B, seed=options.seed),
-        optax.adam(LEARNING_RATE),
-        steps=options.epochs * epoch,
+        optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps)),
+        steps=steps,
         key=keys[2],
         validate=lambda model: root_mean_square(model, held_out),
         every=5 * epoch,

@@ -1,6 +1,7 @@
-"""Digits pixel by pixel: 784 steps of one number each, read by a deep linear recurrent unit.
+"""Digits pixel by pixel: 784 steps of one number each, read by a deep linear recurrent unit, a LEM or an LSTM.
 
     RNNJAX_DATA=folder python examples/pixel_digits.py --epochs 3
+    RNNJAX_DATA=folder python examples/pixel_digits.py --model lem --epochs 8
     python examples/pixel_digits.py --epochs 30             on scikit-learn's digits, 64 steps each
 
 Sequential MNIST (Le et al. 2015, arXiv:1504.00941). RNNJAX_DATA is a folder that holds mnist/train-images-idx3-ubyte.gz
@@ -9,12 +10,12 @@ and its three companions, from http://yann.lecun.com/exdb/mnist or a mirror of i
 
 import argparse
 import gzip
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import data
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
 
-B, WIDTH, UNITS, BLOCKS = 50, 32, 64, 2
+WIDTH, UNITS, BLOCKS = 32, 64, 2  # of the linear recurrent unit
+WIDE = 128  # units of the others
 HELD_OUT = 5_000  # of the training images, to choose by; the test images are read once, at the end
-LEARNING_RATE = 4e-3
 MNIST = "sequential MNIST"
 PUBLISHED = [69.07, 84.2, 91.4, 94.8, 96.73, 96.83, 97.7, 97.93]  # per cent
 
@@ -60,7 +61,44 @@ class Reader(eqx.Module):
         return ys.mean(0) @ self.decoder
 
 
-def loss(reader: Reader, carry: None, batch: Digits, key: Any) -> tuple[Array, None]:
+class Recipe(NamedTuple):
+    """How a model is drawn, for T pixels, and trained: batch size, and optimiser for a number of steps."""
+
+    build: Callable[[int, PRNGKeyArray], Any]
+    B: int
+    rule: Callable[[int], optax.GradientTransformation]
+
+
+def lem(T: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+    """Time steps of at most 0.21, as the paper has them for 784 pixels; in step with T for fewer."""
+    return classify(rnnjax.LEM(1, WIDE, time_step=0.21 * 784 / T, key=key), key)
+
+
+def lstm(T: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+    """Gates that keep for up to T steps to begin with."""
+    return classify(rnnjax.LSTM(1, WIDE, bias_initialiser=rnnjax.initialise.chrono(T), key=key), key)
+
+
+def classify(cell: rnnjax.AbstractCell, key: PRNGKeyArray) -> rnnjax.Classifier:
+    """What is read off the state after the last pixel."""
+    return rnnjax.Classifier(cell, eqx.nn.Linear(WIDE, 10, key=jax.random.fold_in(key, 1)))
+
+
+def slow_adam(steps: int) -> optax.GradientTransformation:
+    """The learning rate of the LEM's paper, which falls to nothing over these steps."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1.8e-3, steps)))
+
+
+def adamw(steps: int) -> optax.GradientTransformation:
+    """A rate of its own for what turns and fades the units."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, min(500, steps // 10), steps)
+    return optimiser(schedule, weight_decay=0.01)
+
+
+MODELS = {"lru": Recipe(Reader, 50, adamw), "lem": Recipe(lem, 128, slow_adam), "lstm": Recipe(lstm, 128, slow_adam)}
+
+
+def loss(reader: Any, carry: None, batch: Digits, key: Any) -> tuple[Array, None]:
     """The mean cross-entropy of a batch."""
     del key
     logits = jax.vmap(reader)(batch.xs)
@@ -68,12 +106,12 @@ def loss(reader: Reader, carry: None, batch: Digits, key: Any) -> tuple[Array, N
 
 
 @eqx.filter_jit
-def count_right(reader: Reader, batch: Digits) -> Array:
+def count_right(reader: Any, batch: Digits) -> Array:
     """How many of a batch are read right."""
     return jnp.sum(jax.vmap(reader)(batch.xs).argmax(-1) == batch.labels)
 
 
-def accuracy(reader: Reader, digits: Digits) -> float:
+def accuracy(reader: Any, digits: Digits) -> float:
     """The share of the digits that is read right."""
     count = len(digits.labels)
     parts = [Digits(digits.xs[at : at + 100], digits.labels[at : at + 100]) for at in range(0, count, 100)]
@@ -82,13 +120,9 @@ def accuracy(reader: Reader, digits: Digits) -> float:
 
 def read_digits() -> tuple[Digits, Digits, str]:
     """To train on, to test on, and what they are called."""
-    folder = os.environ.get("RNNJAX_DATA")
-    if folder is None:
-        print("RNNJAX_DATA is not set: scikit-learn's digits, 8 x 8, stand in for MNIST")
+    mnist = data.find("mnist", "scikit-learn's digits, 8 x 8, stand in for MNIST")
+    if mnist is None:
         return (*small_digits(), "8 x 8 digits")
-    mnist = Path(folder) / "mnist"
-    if not mnist.is_dir():
-        raise FileNotFoundError(f"RNNJAX_DATA: expected a folder mnist in {folder}, found none; see --help")
     sets = [Digits(read_images(mnist, name), read_labels(mnist, name)) for name in ("train", "t10k")]
     return sets[0], sets[1], MNIST
 
@@ -128,30 +162,34 @@ def main() -> None:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, or these words in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="lru")
     parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(words)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The record of a reader that was trained for some epochs."""
     digits, test, name = read_digits()
-    training, held_out = hold_out(digits)
-    epoch = len(training.labels) // B
-    reader, curve = train(training, held_out, epoch, max(1, round(options.epochs * epoch)))
+    recipe = MODELS[options.model]
+    reader, curve = train(recipe, *hold_out(digits), options.epochs, options.seed)
     share = accuracy(reader, test)
-    print(f"{name}: {100 * share:.2f} % of the test digits, by the weights that were best on those held out")
+    print(f"{name}, {options.model}: {100 * share:.2f} % of the test digits, by the weights best on those held out")
     published = PUBLISHED if name == MNIST else []
     if published:
         print(f"LEM of 128 units after epochs 1 to {len(published)} (Rusch et al. 2022, their log): {published}")
-    record = {"task": name, "blocks": BLOCKS, "width": WIDTH, "units": UNITS, "B": B, "weights": count_weights(reader)}
+    record = {"task": name, "model": options.model, "B": recipe.B, "weights": count_weights(reader)}
     yield record | {"curve": curve, "test": share, "published": published}
 
 
-def train(training: Digits, held_out: Digits, epoch: int, steps: int) -> tuple[Reader, list[tuple[float, ...]]]:
+def train(
+    recipe: Recipe, training: Digits, held_out: Digits, epochs: float, seed: int
+) -> tuple[Any, list[tuple[float, ...]]]:
     """The best reader; and after each epoch: epochs, the share of `held_out` that is read right, and seconds."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(500, steps // 10), steps)
+    epoch = len(training.labels) // recipe.B
+    steps = max(1, round(epochs * epoch))
 
-    def judge(reader: Reader) -> float:
+    def judge(reader: Any) -> float:
         share = accuracy(reader, held_out)
         print(f"\n{100 * share:.2f} % of {len(held_out.labels)} held-out digits", flush=True)
         return 1 - share
@@ -159,12 +197,12 @@ def train(training: Digits, held_out: Digits, epoch: int, steps: int) -> tuple[R
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         fitted = rnnjax.fit(
-            Reader(training.xs.shape[1], jax.random.key(0)),
+            recipe.build(training.xs.shape[1], jax.random.key(seed)),
             loss,
-            rnnjax.minibatches(training, B, seed=0),
-            optimiser(schedule, weight_decay=0.01),
+            rnnjax.minibatches(training, recipe.B, seed=seed),
+            recipe.rule(steps),
             steps=steps,
-            key=jax.random.key(1),
+            key=jax.random.key(seed + 1),
             validate=judge,
             every=min(epoch, steps),
             folder=run,

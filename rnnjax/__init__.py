@@ -154,6 +154,7 @@ from .regularise.zoneout import Zoneout as Zoneout
 from .training.batches import Chunk as Chunk
 from .training.batches import minibatches as minibatches
 from .training.batches import streams as streams
+from .training.buckets import Buckets as Buckets
 from .training.checkpoint import CheckpointError as CheckpointError
 from .training.checkpoint import load as load
 from .training.checkpoint import save as save

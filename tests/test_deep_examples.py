@@ -187,7 +187,7 @@ def test_accuracy_counts_every_digit():
 
 def test_digits_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected a folder mnist"):
+    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected mnist in"):
         pixel_digits.read_digits()
 
 

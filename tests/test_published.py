@@ -16,8 +16,9 @@ from benchmarks import published
 
 @pytest.fixture(autouse=True)
 def defaults(monkeypatch):
-    """JAX as it comes, and no data at hand."""
+    """JAX as it comes, no data at hand, and nothing trained before."""
     monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    published.train.cache_clear()
     with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
         yield
 
@@ -128,6 +129,29 @@ def test_a_task_is_the_mean_of_its_seeds(monkeypatch):
     rows = published.table([worse, record]).splitlines()
     assert rows[2].startswith("| MNIST-1D, bidirectional GRU | % | 89 to 91 | 91 (90 to 92) | 3 | 89 | yes |")
     assert rows[3].startswith("| JSB chorales, GRU | nats | 89 to 91 | 9 | 1 | 89 | no |")
+
+
+def test_two_tasks_look_at_one_training(monkeypatch):
+    seeds = []
+    figures = {"test": 30.0, "perplexity_of_own_words": 20.0}
+    run = staticmethod(lambda words: seeds.append(words) or [figures])
+    monkeypatch.setitem(sys.modules, "translation", type("example", (), {"parse": staticmethod(list), "run": run}))
+    for name, figure in (("Multi30k de-en, BLEU", 30), ("Multi30k de-en, perplexity", 20)):
+        record = published.run(name, 1)
+        assert (record["ours"], record["met"]) == (figure, True)
+    assert seeds == [["--seed", "0"]]
+
+
+def test_a_task_without_a_bar_is_neither_met_nor_missed(monkeypatch):
+    run = staticmethod(lambda _: [{"test": 0.5}])
+    monkeypatch.setitem(sys.modules, "pixel_digits", type("example", (), {"parse": staticmethod(list), "run": run}))
+    record = published.run("sequential MNIST, 8 epochs, LSTM", 1)
+    assert record["met"] is None
+    assert (
+        published.table([record])
+        .splitlines()[2]
+        .startswith("| sequential MNIST, 8 epochs, LSTM | % |  | 50 | 1 |  |  |")
+    )
 
 
 def test_every_task_names_an_example():

@@ -72,6 +72,9 @@ DECODERS = {
     "bahdanau_general": lambda: BahdanauDecoder(LSTM(D + M, 4, key=KEY, dtype=F64), General(4, M, key=KEY, dtype=F64)),
     "bahdanau_dot": lambda: BahdanauDecoder(GRU(D + M, M, key=KEY, dtype=F64), Dot()),
     "bahdanau_stack": lambda: BahdanauDecoder(stack(D + M), additive(5)),
+    "bahdanau_deep": lambda: BahdanauDecoder(
+        GRU(D + M, 4, key=KEY, dtype=F64), additive(4), eqx.nn.Linear(4 + M + D, 3, key=KEY, dtype=F64)
+    ),
     "luong_additive": lambda: luong(GRU(D + A, 4, key=KEY, dtype=F64), additive(4)),
     "luong_general": lambda: luong(stack(D + A), General(5, M, key=KEY, dtype=F64)),
     "luong_dot": lambda: luong(LSTM(D + A, M, key=KEY, dtype=F64), Dot()),
@@ -154,7 +157,7 @@ def numpy_logits(model: Seq2Seq, source: Any, target: Any, seen: Any = slice(Non
             if isinstance(decoder, BahdanauDecoder):
                 context, alignment = numpy_attend(decoder.score, states[-1][0], values)
             states, y = numpy_layers(decoder.recurrence, states, np.concatenate([e, context]))
-            features = np.concatenate([y, context, e])
+            features = np.asarray(getattr(decoder, "readout", np.asarray)(np.concatenate([y, context, e])))
         rows.append(np.asarray(model.output_weight) @ features + model.output_bias)
         alignments.append(alignment)
     return np.stack(rows), np.stack(alignments)
@@ -179,7 +182,7 @@ def test_logits_and_alignments_are_those_of_the_equations(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["bahdanau_additive", "bahdanau_general", "context_stack"]
+    "name", ["bahdanau_additive", "bahdanau_general", "bahdanau_deep", "context_stack"]
 )  # which have a run of their own
 def test_a_step_at_a_time_is_teacher_forcing(name):
     model = build(name)

@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import rnnjax
-from rnnjax import CheckpointError, load, minibatches, read_metrics, save, streams
+from rnnjax import Buckets, CheckpointError, load, minibatches, read_metrics, save, streams
 from rnnjax.training.plot import draw_curve
 
 KEY = jax.random.key(11)
@@ -603,6 +603,45 @@ def test_a_batch_depends_on_seed_and_step_alone():
 def test_minibatches_misfit(arrays, size, message):
     with pytest.raises(ValueError, match=message):
         minibatches(arrays, size, seed=0)
+
+
+LENGTHS = np.array([3, 9, 4, 4, 1, 7, 5, 2, 9, 8, 6])
+
+
+def test_buckets_hold_like_lengths_and_an_epoch_is_a_permutation():
+    buckets = Buckets(LENGTHS, 2, (4, 7, 9), seed=3)  # five, three and three examples
+    assert buckets.per_epoch == 4
+    epochs = [[buckets(4 * epoch + place) for place in range(4)] for epoch in range(6)]
+    for batches in epochs:
+        assert sorted(bound for _, bound in batches) == [4, 4, 7, 9]
+        assert len(set(np.concatenate([chosen for chosen, _ in batches]))) == 8
+        for chosen, bound in batches:
+            assert {4: 0, 7: 4, 9: 7}[bound] < LENGTHS[chosen].min() <= LENGTHS[chosen].max() <= bound
+    assert len({tuple(bound for _, bound in batches) for batches in epochs}) > 1
+    assert set(np.concatenate([chosen for batches in epochs for chosen, _ in batches])) == set(range(11))
+
+
+def test_a_bucket_depends_on_seed_and_step_alone():
+    buckets, again, other = (Buckets(LENGTHS, 2, (4, 7, 9), seed=seed) for seed in (1, 1, 2))
+    for step in (9, 0, 6, 1, 9):
+        np.testing.assert_array_equal(buckets(step)[0], again(step)[0])
+    assert any(buckets(step)[0].tolist() != other(step)[0].tolist() for step in range(4))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "bounds", "message"),
+    [
+        (LENGTHS, 2, (4, 8), "^bounds: expected a last one of at least the longest example's 9, got 8"),
+        (LENGTHS, 2, (4, 4, 9), r"^bounds: expected lengths that rise, got \[4, 4, 9\]"),
+        (LENGTHS, 2, (), r"^bounds: expected lengths that rise, got \[\]"),
+        (LENGTHS, 6, (4, 7, 9), r"^size: expected a batch that some bucket of \[5, 3, 3\] examples fills, got 6"),
+        (LENGTHS, 0, (9,), "^size: expected a positive number of examples, got 0"),
+        (LENGTHS / 2, 2, (9,), r"^lengths: expected an integer for each example, \[N\], got f64\[11\]"),
+    ],
+)
+def test_buckets_misfit(lengths, size, bounds, message):
+    with pytest.raises(ValueError, match=message):
+        Buckets(lengths, size, bounds, seed=0)
 
 
 # Optax

@@ -1,7 +1,9 @@
 """Decoders with attention: what they look at depends on what they have said."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -19,13 +21,16 @@ class BahdanauDecoder(AbstractDecoder):
     """Bahdanau et al. 2015, arXiv:1409.0473: it attends by its state before the step.
 
         c_t, a_t = attend(score, h_{t-1}, memory)
-        h_t = recurrence(h_{t-1}, [e_t; c_t])              features_t = [y_t; c_t; e_t]
+        h_t = recurrence(h_{t-1}, [e_t; c_t])              features_t = readout([y_t; c_t; e_t])
 
-    h_{t-1} is the `hidden` of the state: that of the topmost layer, of a stack.
+    h_{t-1} is the `hidden` of the state: that of the topmost layer, of a stack. `readout`, a function of one vector, is
+    the paper's deep output, say `eqx.nn.MLP`; none by default. All features meet all words of the vocabulary: few of
+    them make a large one cheap.
     """
 
     recurrence: Recurrence
     score: AbstractScore
+    readout: Callable[[Array], Array] = eqx.nn.Identity()
 
     def fed_size(self, encoded: Encoded) -> int:
         return encoded.ys.shape[1]
@@ -41,7 +46,7 @@ class BahdanauDecoder(AbstractDecoder):
     ) -> tuple[State, Float[Array, " F"], Float[Array, " S"]]:
         context, alignment = attend(self.score, hidden(state), memory)
         state, y = one_step(self.recurrence, state, jnp.concatenate([embedded, context]), key)
-        return state, jnp.concatenate([y, context, embedded]), alignment
+        return state, self.readout(jnp.concatenate([y, context, embedded])), alignment
 
     def run(
         self,
@@ -55,7 +60,8 @@ class BahdanauDecoder(AbstractDecoder):
         cell = self.recurrence
         if not isinstance(cell, AbstractAffineCell) or 0 in (len(embedded), len(memory.mask)):
             return super().run(memory, state, embedded, engine=engine, key=key)
-        return _run_affine(cell, self.score, memory, state, embedded)
+        state, seen, alignments = _run_affine(cell, self.score, memory, state, embedded)
+        return state, jax.vmap(self.readout)(seen), alignments
 
 
 def _run_affine(

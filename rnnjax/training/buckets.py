@@ -1,0 +1,67 @@
+"""Batches of examples of like length, so that little of a batch is padding and few shapes are compiled."""
+
+from typing import Any
+
+import numpy as np
+
+from ..check import show
+
+
+class Buckets:
+    """Which examples make the batch of a step, and the length to which they are to be padded: a function of the step.
+
+        buckets = Buckets(lengths, 128, (12, 20, 40), seed=0)
+        batches = lambda step: pad(*buckets(step))                              # for `fit`, with a `pad` of yours
+        steps = epochs * buckets.per_epoch
+
+    An example goes into the bucket of the least bound that holds it. Each epoch shuffles every bucket, cuts it into
+    batches, drops what does not fill one, and shuffles the batches. One shape is compiled for each bound.
+    """
+
+    per_epoch: int
+
+    def __init__(self, lengths: Any, size: Any, bounds: Any, *, seed: int):
+        """`lengths`: of each example. `bounds`: lengths to pad to, from short to long; the last holds all examples.
+
+        Raises ValueError for bounds that do not rise or do not hold the longest, and where no bucket fills a batch.
+        """
+        lengths, bounds = np.asarray(lengths), np.asarray(bounds)
+        _check(lengths, size, bounds)
+        members = np.searchsorted(bounds, lengths)
+        self._buckets = [np.flatnonzero(members == number) for number in range(len(bounds))]
+        self._bounds = bounds.tolist()
+        self._size, self._seed = int(size), seed
+        self._epoch, self._batches = -1, []
+        self.per_epoch = sum(len(bucket) // self._size for bucket in self._buckets)
+        if self.per_epoch == 0:
+            counts = [len(bucket) for bucket in self._buckets]
+            raise ValueError(f"size: expected a batch that some bucket of {counts} examples fills, got {size}")
+
+    def __call__(self, step: int) -> tuple[np.ndarray, int]:
+        """The indices of the examples, [size], and the bound of their bucket."""
+        epoch, place = divmod(int(step), self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._shuffle(epoch)
+        return self._batches[place]
+
+    def _shuffle(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        random = np.random.default_rng((self._seed, epoch))
+        batches = []
+        for bucket, bound in zip(self._buckets, self._bounds, strict=True):
+            order = random.permutation(bucket)
+            whole = len(order) // self._size * self._size
+            batches += [(part, bound) for part in order[:whole].reshape(-1, self._size)]
+        return [batches[place] for place in random.permutation(len(batches))]
+
+
+def _check(lengths: np.ndarray, size: Any, bounds: np.ndarray) -> None:
+    if lengths.ndim != 1 or not np.issubdtype(lengths.dtype, np.integer):
+        raise ValueError(f"lengths: expected an integer for each example, [N], got {show(lengths)}")
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"size: expected a positive number of examples, got {size!r}")
+    if bounds.ndim != 1 or len(bounds) == 0 or (np.diff(bounds) <= 0).any():
+        raise ValueError(f"bounds: expected lengths that rise, got {bounds.tolist()}")
+    if len(lengths) and lengths.max() > bounds[-1]:
+        raise ValueError(
+            f"bounds: expected a last one of at least the longest example's {lengths.max()}, got {bounds[-1]}"
+        )

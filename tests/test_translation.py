@@ -1,0 +1,120 @@
+"""Sequence to sequence on data: numbers in words, files of sentences, sums; and the figures that are said of them."""
+
+import addition
+import jax
+import numpy as np
+import pytest
+import translation
+from numbers_in_words import english, german, number_pairs
+
+import rnnjax
+
+
+@pytest.fixture(autouse=True)
+def defaults(monkeypatch):
+    """JAX as it comes, and no data at hand."""
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        yield
+
+
+def run(example, *words):
+    (record,) = example.run(example.parse(words))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("number", "in_german", "in_english"),
+    [
+        (1, "eins", "one"),
+        (21, "ein und zwanzig", "twenty one"),
+        (30, "dreißig", "thirty"),
+        (101, "ein hundert eins", "one hundred one"),
+        (1_012, "ein tausend zwölf", "one thousand twelve"),
+        (42_130, "zwei und vierzig tausend ein hundert dreißig", "forty two thousand one hundred thirty"),
+        (701_000, "sieben hundert ein tausend", "seven hundred one thousand"),
+    ],
+)
+def test_numbers_are_said(number, in_german, in_english):
+    assert " ".join(german(number)) == in_german
+    assert " ".join(english(number)) == in_english
+
+
+def test_no_two_numbers_sound_alike():
+    numbers = [*range(1, 2000), 999_999]
+    for say in (german, english):
+        assert len({tuple(say(number)) for number in numbers}) == len(numbers)
+    assert number_pairs(5, 1) != number_pairs(5, 2)
+
+
+def test_numbers_are_translated_and_drawn(monkeypatch, tmp_path, capsys):
+    few = [translation.Corpus(*number_pairs(count, 3)) for count in (64, 5, 5)]
+    monkeypatch.setattr(translation, "read", lambda: ("numbers in words", few))
+    monkeypatch.setattr(translation, "B", 16)
+    monkeypatch.setattr(translation, "LEARNING_RATE", 0.02)
+    monkeypatch.setattr(translation, "BOUNDS", (24,))
+    monkeypatch.setattr(translation, "LONGEST", 6)
+    picture = tmp_path / "alignments.png"
+    record = run(translation, "--epochs", "12", "--units", "16", "--picture", str(picture))
+    assert record["perplexity"] < 12  # of 30 words
+    assert picture.stat().st_size > 0
+    assert "BLEU" in capsys.readouterr().out
+
+
+def write_corpus(folder, part, german_text, english_text):
+    (folder / "multi30k").mkdir(exist_ok=True)
+    for language, text in (("de", german_text), ("en", english_text)):
+        (folder / "multi30k" / f"{part}.lc.norm.tok.{language}").write_text(text, encoding="utf-8")
+
+
+def test_sentences_are_read_line_by_line(monkeypatch, tmp_path):
+    for part in ("train", "val", "test_2016_flickr"):
+        write_corpus(tmp_path, part, "ein hund .\nzwei hunde .\n", "a dog .\ntwo dogs .\n")
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    name, (training, _, _) = translation.read()
+    assert name == "Multi30k"
+    assert training.target == [["a", "dog", "."], ["two", "dogs", "."]]
+    language = translation.vocabulary(training.source)
+    assert language.words == ["<start>", "<end>", "<unknown>", "."]  # the rest is there but once
+    assert language.encode(["ein", "."]) == [0, 2, 3, 1]
+    assert language.decode(np.array([2, 3, 1, 1])) == ["<unknown>", "."]
+
+
+def test_files_of_unlike_lengths_are_refused(tmp_path):
+    write_corpus(tmp_path, "val", "ein hund .\nzwei hunde .\n", "a dog .\n")
+    with pytest.raises(ValueError, match="val: expected as many German as English sentences, got 2 and 1"):
+        translation.read_corpus(tmp_path / "multi30k", "val")
+
+
+def test_bleu_is_that_of_the_words():
+    reference = [["a", "dog", "runs", "over", "grass"]]
+    assert translation.bleu(reference, reference) == pytest.approx(100)
+    said = [["a", "dog", "runs", "on", "grass"]]  # 4/5, 2/4 and 1/3 of the n-grams; of the 2 fours, smoothed, 1/4
+    assert translation.bleu(said, reference) == pytest.approx(100 * (4 / 5 * 2 / 4 * 1 / 3 * 1 / 4) ** 0.25)
+
+
+def test_sums_are_what_they_say():
+    pairs = addition.draw(2, 50)
+    assert len({tuple(row) for row in pairs.source}) == 50
+    for source, target, length in zip(pairs.source, pairs.target, pairs.target_length, strict=True):
+        question = "".join(addition.CHARACTERS[token] for token in source[::-1])
+        first, second = question.split("+")
+        answer = "".join(addition.CHARACTERS[token] for token in target[:length])
+        assert answer == f"^{int(first) + int(second)}$"
+
+
+def test_right_characters_and_answers_are_counted(monkeypatch):
+    end, start = addition.END, addition.START
+    target = np.array([[start, 1, 2, end], [start, 3, end, end]])
+    pairs = rnnjax.Pairs(np.zeros((2, 5), int), np.array([5, 5]), target, np.array([4, 3]))
+    said = np.array([[1, 7, end], [3, end, 4]])  # what stands after the end does not count
+    monkeypatch.setattr(addition, "answer", lambda *_: rnnjax.Hypothesis(said, None, None, None))
+    assert addition.judge(None, pairs) == (4 / 5, 1 / 2)
+
+
+def test_addition_is_trained(monkeypatch, capsys):
+    monkeypatch.setitem(addition.COUNTS, 2, 40)
+    monkeypatch.setattr(addition, "UNITS", 8)
+    record = run(addition, "--digits", "2", "--epochs", "2")
+    assert 0 <= record["answers"] <= record["test"] < 1
+    assert capsys.readouterr().out.count(" = ") >= 4
