@@ -45,6 +45,7 @@ def percent(words: tuple[str, ...], published: str, bar: float | None, seeds: in
     return Task(words, "%", published, bar, operator.ge, seeds, 100.0)
 
 
+ADDING = ("long_memory", "--task", "adding", "--minutes", "2", "--models")
 TASKS = {
     "MNIST-1D, bidirectional GRU": percent(("mnist1d",), "89 to 91", 89.0),
     "MNIST-1D shuffled, bidirectional GRU": percent(("mnist1d", "--shuffled"), "53 to 57", 53.0),
@@ -61,6 +62,12 @@ TASKS = {
         ("translation",), "perplexity", "25.6", 27.0, operator.le, 1, figure="perplexity_of_own_words"
     ),
     "addition of 3 digits": percent(("addition",), "99", 99.0, 1),
+    "adding over 1,000 steps, LSTM": Task(
+        (*ADDING, "lstm_fused"), "squared error", "solved (1997)", 0.01, operator.le, 1, figure="loss"
+    ),
+    "adding over 1,000 steps, Elman": Task(
+        (*ADDING, "elman_fused"), "squared error", "0.167: not learned", None, operator.ge, 1, figure="loss"
+    ),
     "sequential MNIST, 8 epochs, LEM": percent(("pixel_digits", "--model", "lem", "--epochs", "8"), "97.9", 97.0, 1),
     "sequential MNIST, 8 epochs, LSTM": percent(("pixel_digits", "--model", "lstm", "--epochs", "8"), "", None, 1),
 }

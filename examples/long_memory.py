@@ -57,6 +57,12 @@ def wide_lstm(T: int, keys: PRNGKeyArray) -> Layers:
     return [rnnjax.LSTM(WIDTH, UNITS, bias_initialiser=rnnjax.initialise.chrono(T), key=keys[0])]
 
 
+def elman(T: int, keys: PRNGKeyArray) -> Layers:
+    """Without gates: whatever T is, its gradient is gone long before."""
+    del T
+    return [rnnjax.Elman(WIDTH, WIDTH, key=keys[0])]
+
+
 class Model(NamedTuple):
     """Layers, by the longest memory they will need; the size of what they put out; and how they are run."""
 
@@ -71,6 +77,7 @@ MODELS = {
     "lstm": Model(lstm, WIDTH, rnnjax.Scan()),
     "wide_lstm": Model(wide_lstm, UNITS, rnnjax.Scan()),
     "lstm_fused": Model(lstm, WIDTH, rnnjax.Fused()),
+    "elman_fused": Model(elman, WIDTH, rnnjax.Fused()),
     "wide_lstm_fused": Model(wide_lstm, UNITS, rnnjax.Fused()),
 }
 
@@ -104,7 +111,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in options.task:
         for T in options.lengths:
             for model in options.models:
-                record = train(name, T, model, options.minutes)
+                record = train(name, T, model, options.minutes, options.seed)
                 print(f"{name}, T = {T}, {model}: {record['loss']:.4f} after {record['seconds']:.0f} s", flush=True)
                 yield record
 
@@ -116,27 +123,28 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lengths", nargs="+", type=int, default=[1000], help="T of the task")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--minutes", type=float, default=5.0, help="for each, by the time of a few steps once compiled")
+    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(words)
 
 
-def train(name: str, T: int, model_name: str, minutes: float) -> dict[str, Any]:
+def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict[str, Any]:
     """The curve of one model on one task."""
     task, model = TASKS[name], MODELS[model_name]
-    begin = Reader(task, model, T, jax.random.key(0))
+    begin = Reader(task, model, T, jax.random.key(seed))
 
     def loss(reader: Reader, carry: None, batch: tuple[Array, Array], key: Array) -> tuple[Array, None]:
         del key
         ys = jax.vmap(lambda xs: reader(xs, model.engine))(batch[0])
         return jax.vmap(task.loss)(ys, batch[1]).mean(), carry
 
-    batches = lambda step: task.batch(np.random.default_rng((T, step)), B, T)  # noqa: E731
+    batches = lambda step: task.batch(np.random.default_rng((T, step, seed)), B, T)  # noqa: E731
     counted = count_steps(begin, loss, batches, minutes)
     every = -(-counted // REPORTS)
     steps = -(-counted // every) * every
     rule = optimiser(optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(20, steps // 10), steps))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        rnnjax.fit(begin, loss, batches, rule, steps=steps, key=jax.random.key(1), every=every, folder=run)
+        rnnjax.fit(begin, loss, batches, rule, steps=steps, key=jax.random.key(seed + 1), every=every, folder=run)
         curve = [[line["seconds"], line["loss"]] for line in rnnjax.read_metrics(run / "metrics.jsonl")]
     return {
         "task": name,
