@@ -35,7 +35,8 @@ class Classifier(eqx.Module):
 
     A convolution for what is near, a recurrence for what is far, and a perceptron to decide:
 
-        network = Stack([CausalConvolution(28, 32, window=3, key=a), TimeDistributed(jax.nn.relu, 32), GRU(32, 64, key=b)])
+        convolution = CausalConvolution(28, 32, window=3, key=a)
+        network = Stack([convolution, TimeDistributed(jax.nn.relu, 32), GRU(32, 64, key=b)])
         Classifier(network, eqx.nn.MLP(64, 10, 64, 1, key=c))
 
     What the answer means is up to the loss: logits of K classes, of which one is right (`cross_entropy`), K answers of
