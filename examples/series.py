@@ -101,7 +101,7 @@ def naive(series: Series, part: range, ahead: int) -> dict[str, np.ndarray]:
     if series.yearly:
         year_ago = last + 1 + np.arange(ahead) % YEAR - YEAR
         said["the value a year ago"] = values[year_ago]
-        said["and the growth since"] = values[year_ago] * values[last] / values[last - YEAR]
+        said["a year ago and growth"] = values[year_ago] * values[last] / values[last - YEAR]
     return said
 
 
