@@ -11,12 +11,12 @@ https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip.
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import data
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -157,13 +157,9 @@ def judge_batch(model: rnnjax.TreeClassifier, trees: rnnjax.Trees) -> tuple[Arra
 
 def read_task(kind: str) -> Task:
     """The treebank where it is, else Boolean expressions."""
-    folder = os.environ.get("RNNJAX_DATA")
-    if folder is None:
-        print("RNNJAX_DATA is not set: Boolean expressions stand in for the treebank; see --help")
+    treebank = data.find("sst", "Boolean expressions stand in for the treebank")
+    if treebank is None:
         return expressions(np.random.default_rng(0))
-    treebank = Path(folder) / "sst"
-    if not treebank.is_dir():
-        raise FileNotFoundError(f"RNNJAX_DATA: expected a folder sst in {folder}, found none; see --help")
     words: dict[str, int] = {}
     training = read_trees(treebank / "train.txt", lambda word: words.setdefault(word, len(words) + 1))
     held_out, test = (

@@ -14,13 +14,13 @@ chosen here.
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import data
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -140,13 +140,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def read_corpus() -> tuple[str, str]:
     """The text, and what it is called."""
-    folder = os.environ.get("RNNJAX_DATA")
-    if folder is None:
-        print("RNNJAX_DATA is not set: the manual that comes with Python stands in for Shakespeare")
+    path = data.find("tinyshakespeare/input.txt", "the manual that comes with Python stands in for Shakespeare")
+    if path is None:
         return read_text(None), "the manual of Python"
-    path = Path(folder) / "tinyshakespeare" / "input.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"RNNJAX_DATA: expected tinyshakespeare/input.txt in {folder}, found none; see --help")
     return read_text(str(path)), SHAKESPEARE
 
 

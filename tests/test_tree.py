@@ -495,5 +495,5 @@ def test_expressions_have_their_values():
 
 def test_a_treebank_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected a folder sst"):
+    with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected sst in"):
         sentiment_trees.read_task("fine")

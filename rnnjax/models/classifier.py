@@ -33,6 +33,12 @@ class Classifier(eqx.Module):
     decision   what makes the answer of the pooled vector: `eqx.nn.Linear`, `eqx.nn.MLP`, any function
     pooling    `last`, `ends`, `mean`, `maximum`, `flatten`, an `AttentionPooling`, or any `(ys, length) -> vector`
 
+    A convolution for what is near, a recurrence for what is far, and a perceptron to decide:
+
+        convolution = CausalConvolution(28, 32, window=3, key=a)
+        network = Stack([convolution, TimeDistributed(jax.nn.relu, 32), GRU(32, 64, key=b)])
+        Classifier(network, eqx.nn.MLP(64, 10, 64, 1, key=c))
+
     What the answer means is up to the loss: logits of K classes, of which one is right (`cross_entropy`), K answers of
     yes or no (`binary_cross_entropy`), or a value (`squared_error`).
     """

@@ -1,0 +1,113 @@
+"""Digits row by row: an image as a sequence of its rows, and what a recurrence adds to a layer for each of them.
+
+    RNNJAX_DATA=folder python examples/digit_rows.py --model lstm
+    RNNJAX_DATA=folder python examples/digit_rows.py --model linear
+    RNNJAX_DATA=folder python examples/digit_rows.py --model cnn_rnn_mlp
+    python examples/digit_rows.py --epochs 40                           on scikit-learn's digits of 8 x 8 pixels
+
+`linear` is one linear layer, the same for every row, and the mean of what it says: it sees all pixels, but not which
+row comes first, nor any two rows together. `lstm` reads the rows one after the other, and its last state says the
+digit. `cnn_rnn_mlp` has a convolution for what is near, a recurrence for what is far, and a perceptron to decide.
+RNNJAX_DATA is a folder that holds MNIST as `pixel_digits.py` says.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from blocks import count_weights
+from jaxtyping import Array, PRNGKeyArray
+from pixel_digits import read_digits
+
+import rnnjax
+
+B, UNITS, CHANNELS, WINDOW, CLASSES, LEARNING_RATE = 100, 64, 32, 3, 10, 3e-3
+
+
+def lstm(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+    """A digit by the last state of an LSTM over its rows."""
+    keys = jax.random.split(key)
+    decision = eqx.nn.Linear(UNITS, CLASSES, key=keys[1])
+    return rnnjax.Classifier(rnnjax.LSTM(width, UNITS, key=keys[0]), decision)
+
+
+def linear(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+    """By the mean of what a linear layer says of each row: no recurrence."""
+    layer = rnnjax.TimeDistributed(eqx.nn.Linear(width, CLASSES, key=key), width)
+    return rnnjax.Classifier(layer, rnnjax.linear, pooling=rnnjax.mean)
+
+
+def cnn_rnn_mlp(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+    """By a convolution over three rows, an LSTM over what it finds, and a perceptron on the last state."""
+    keys = jax.random.split(key, 3)
+    convolution = rnnjax.CausalConvolution(width, CHANNELS, window=WINDOW, key=keys[0])
+    rectify, recurrence = rnnjax.TimeDistributed(jax.nn.relu, CHANNELS), rnnjax.LSTM(CHANNELS, UNITS, key=keys[1])
+    decision = eqx.nn.MLP(UNITS, CLASSES, UNITS, 1, key=keys[2])
+    return rnnjax.Classifier(rnnjax.Stack([convolution, rectify, recurrence]), decision)
+
+
+MODELS: dict[str, Callable[[int, PRNGKeyArray], rnnjax.Classifier]] = {
+    "lstm": lstm,
+    "linear": linear,
+    "cnn_rnn_mlp": cnn_rnn_mlp,
+}
+
+
+def main() -> None:
+    """Train, and print the accuracy."""
+    for _ in run(parse()):
+        pass
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="lstm")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a classifier after so many epochs; the test digits choose nothing."""
+    *sets, name = read_digits()
+    name = f"{name.removeprefix('sequential ')} by rows"
+    training, test = (rows(digits.xs, digits.labels) for digits in sets)
+    keys = jax.random.split(jax.random.key(options.seed))
+    steps = options.epochs * (len(training.targets) // B)
+    fitted = rnnjax.fit(
+        MODELS[options.model](training.xs.shape[-1], keys[0]),
+        rnnjax.classifier_loss,
+        rnnjax.minibatches(training, B, seed=options.seed),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))),
+        steps=steps,
+        key=keys[1],
+    )
+    share, weights = accuracy(fitted.model, test), count_weights(fitted.model)
+    print(f"{name}, {options.model}: {100 * share:.2f} % of {len(test.targets):,} test digits by {weights:,} weights")
+    yield {"task": name, "model": options.model, "seed": options.seed, "test": share, "weights": weights}
+
+
+def rows(pixels: np.ndarray, labels: np.ndarray) -> rnnjax.Sequences:
+    """Images [N, pixels, 1] as sequences [N, rows, columns]."""
+    side = round(pixels.shape[1] ** 0.5)
+    return rnnjax.Sequences(pixels.reshape(-1, side, side), labels)
+
+
+@eqx.filter_jit
+def predict(model: rnnjax.Classifier, xs: Array) -> Array:
+    """The likeliest class of each."""
+    return jax.vmap(model)(xs).argmax(-1)
+
+
+def accuracy(model: rnnjax.Classifier, digits: rnnjax.Sequences) -> float:
+    """The share of digits that is read right."""
+    return float(np.mean(np.asarray(predict(model, digits.xs)) == digits.targets))
+
+
+if __name__ == "__main__":
+    main()
