@@ -68,6 +68,9 @@ TASKS = {
     "adding over 1,000 steps, Elman": Task(
         (*ADDING, "elman_fused"), "squared error", "0.167: not learned", None, operator.ge, 1, figure="loss"
     ),
+    "MNIST by rows, LSTM": percent(("digit_rows", "--model", "lstm"), "", None, 1),
+    "MNIST by rows, CNN + LSTM + MLP": percent(("digit_rows", "--model", "cnn_rnn_mlp"), "", None, 1),
+    "MNIST by rows, a linear layer per row": percent(("digit_rows", "--model", "linear"), "", None, 1),
     "sequential MNIST, 8 epochs, LEM": percent(("pixel_digits", "--model", "lem", "--epochs", "8"), "97.9", 97.0, 1),
     "sequential MNIST, 8 epochs, LSTM": percent(("pixel_digits", "--model", "lstm", "--epochs", "8"), "", None, 1),
 }
