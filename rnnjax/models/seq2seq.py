@@ -77,9 +77,10 @@ class Seq2Seq(eqx.Module):
         keys = jax.random.split(key, 4)
         self.encoder = encoder
         self.decoder = decoder
-        self.bridge = Bridge(encoder, decoder.recurrence, key=keys[0]) if bridge is None else bridge
         self.dropout = dropout
         encoded = encoded_form(encoder)
+        wanted = jax.eval_shape(decoder.recurrence.initial)
+        self.bridge = Bridge(encoded.last, wanted, key=keys[0]) if bridge is None else bridge
         dtype = encoded.ys.dtype
         embedded = embedded_form(decoder, encoded)
         features = features_form(decoder, self.bridge, encoded, embedded)
