@@ -94,6 +94,7 @@ from .models.attention import attend as attend
 from .models.attention import remember as remember
 from .models.attentive_decoder import BahdanauDecoder as BahdanauDecoder
 from .models.attentive_decoder import LuongDecoder as LuongDecoder
+from .models.awd import awd_loss as awd_loss
 from .models.beam import beam_search as beam_search
 from .models.bridge import Bridge as Bridge
 from .models.captioner import Captioner as Captioner
