@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
+import digit_captions
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+from pixel_digits import Digits
 
 import rnnjax
 from rnnjax import GRU, LSTM, Bridge, Captioner, Captions, LanguageModel, Stack, beam_search, caption_loss, greedy
@@ -152,8 +154,8 @@ def test_loss_of_no_tokens_is_zero():
 
 
 def test_dropout_differs_between_captions_and_ends_with_the_key():
-    alike = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], 2, 0), BATCH)
-    slope = jax.jit(jax.grad(lambda images, key: caption_loss(build(0.5), None, alike._replace(image=images), key)[0]))
+    model, alike = build(0.5), jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], 2, 0), BATCH)
+    slope = jax.jit(jax.grad(lambda images, key: caption_loss(model, None, alike._replace(image=images), key)[0]))
     first, second = slope(alike.image, KEY)
     assert not np.isclose(first, second).any()
     np.testing.assert_array_equal(*slope(alike.image, None))
@@ -271,3 +273,34 @@ def test_a_model_of_16_bits_scores_in_32():
     model = eqx.filter_jit(lambda: make(dtype=jnp.bfloat16))()
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model.language)} == {"bfloat16"}
     assert logits_of(model, IMAGES[0], CAPTION).dtype == jnp.float32
+
+
+# The example
+
+
+def test_digits_are_composed_and_spelled():
+    xs = np.repeat(np.arange(10.0, dtype=np.float32), 4).reshape(10, 4, 1)  # of 2 x 2 pixels, each the digit itself
+    made = digit_captions.compose(np.random.default_rng(0), Digits(xs, np.arange(10)), 50)
+    assert made.image.shape == (50, 1, 2, 6)
+    for image, target, length in zip(*made, strict=True):
+        said = target[1 : length - 1]
+        assert target.tolist() == [10, *said, *[11] * (4 - len(said))]
+        np.testing.assert_array_equal(image[0], np.repeat([*said, *[0] * (3 - len(said))], 2) * np.ones((2, 1)))
+    assert set(made.target_length.tolist()) == {3, 4, 5}
+    assert digit_captions.spell(np.array([3, 7, 11, 11])) == "three seven"
+    assert digit_captions.spell(np.array([0, 0, 10, 0])) == "zero zero ? zero"
+
+
+@pytest.mark.usefixtures("promoting")
+def test_digits_are_captioned(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    for name, value in {"MOST": 1, "CHANNELS": 8, "TESTED": 100, "LEARNING_RATE": 8e-3}.items():
+        monkeypatch.setattr(digit_captions, name, value)
+    picture = tmp_path / "new" / "digits.png"
+    with jax.enable_x64(False):
+        words = ["--steps", "200", "--picture", str(picture)]
+        (record,) = digit_captions.run(digit_captions.parse(words))
+    assert record["task"] == "captions of 8 x 8 digits"
+    assert min(record["test"], record["beam"]) > 0.4  # one in ten by chance
+    assert picture.stat().st_size > 5_000
+    assert "100 test images" in capsys.readouterr().out
