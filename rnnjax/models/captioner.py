@@ -82,8 +82,8 @@ class Captions(NamedTuple):
     """
 
     image: PyTree[Array]  # [B, ...]
-    target: Array  # [B, T + 1]
-    target_length: Array  # [B]
+    target: Any  # [B, T + 1]
+    target_length: Any  # [B]
 
 
 def caption_loss(
