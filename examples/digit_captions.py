@@ -49,7 +49,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The record of a captioner."""
-    digits, spared, name = read_digits()
+    digits, spared, data = read_digits()
+    name = data.removeprefix("sequential ")
     test = compose(np.random.default_rng((options.seed, 0)), spared, TESTED)
     fitted = rnnjax.fit(
         build(test.image.shape[1:], jax.random.key(options.seed)),
