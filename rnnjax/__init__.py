@@ -94,8 +94,12 @@ from .models.attention import attend as attend
 from .models.attention import remember as remember
 from .models.attentive_decoder import BahdanauDecoder as BahdanauDecoder
 from .models.attentive_decoder import LuongDecoder as LuongDecoder
+from .models.awd import awd_loss as awd_loss
 from .models.beam import beam_search as beam_search
 from .models.bridge import Bridge as Bridge
+from .models.captioner import Captioner as Captioner
+from .models.captioner import Captions as Captions
+from .models.captioner import caption_loss as caption_loss
 from .models.classifier import Classifier as Classifier
 from .models.classifier import Sequences as Sequences
 from .models.classifier import classifier_loss as classifier_loss
@@ -118,10 +122,10 @@ from .models.pooling import flatten as flatten
 from .models.pooling import last as last
 from .models.pooling import maximum as maximum
 from .models.pooling import mean as mean
+from .models.search import Decoding as Decoding
 from .models.search import Hypothesis as Hypothesis
 from .models.search import greedy as greedy
 from .models.search import sample_sequence as sample_sequence
-from .models.seq2seq import Decoding as Decoding
 from .models.seq2seq import Seq2Seq as Seq2Seq
 from .models.states import hidden as hidden
 from .models.tagger import Tagger as Tagger

@@ -694,9 +694,14 @@ MISUSES = {
     "dropout": (made(dropout=1.0), ValueError, ["dropout", "1.0"]),
     "no_vocabulary": (made(vocabulary_size=0), ValueError, ["source_vocabulary_size", "0"]),
     "complex_state": (
-        lambda: rnnjax.Bridge(rnnjax.LRU(E, H, key=KEY), GRU(E, H, key=KEY), key=KEY),
+        lambda: rnnjax.Bridge(rnnjax.LRU(E, H, key=KEY).initial(), GRU(E, H, key=KEY).initial(), key=KEY),
         ValueError,
-        ["encoder", "real numbers", "function of your own"],
+        ["encoded", "real numbers", "function of your own"],
+    ),
+    "bridge_of_more": (
+        lambda: rnnjax.Bridge(jnp.zeros(3), jnp.zeros(4), key=KEY)(jnp.zeros((2, 3))),
+        ValueError,
+        ["encoded", "3 numbers in all", "f64[2,3]", "vmap"],
     ),
 }
 

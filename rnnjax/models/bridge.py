@@ -1,42 +1,58 @@
-"""The bridge: what the encoder ended with becomes what the decoder starts from."""
+"""The bridge: what was encoded becomes the state that a decoder starts from."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..arrays import State
+from .. import check
+from ..arrays import Shaped, State
 from .states import real_arrays
 
 
 class Bridge(eqx.Module):
-    """A linear layer and a tanh for each array of the decoder's state, of all arrays of the encoder's: tanh(W s + b).
+    """A linear layer and a tanh for each array of the decoder's state, of all arrays encoded: tanh(W s + b).
 
-    Any structure goes to any: directions, stacks, h and c. (Bahdanau et al. 2015 take the backward direction alone.)
-    Where the two structures agree and the state is to be handed on as it is, `eqx.nn.Identity()` is the bridge.
+    Any structure goes to any: an encoder's directions, stacks, h and c, or the features of an image. (Bahdanau et al.
+    2015 take the backward direction alone.) Where the two structures agree and the state is to be handed on as it is,
+    `eqx.nn.Identity()` is the bridge.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
     shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
     structure: Any = eqx.field(static=True)
 
-    def __init__(self, encoder: Any, decoder: Any, *, key: PRNGKeyArray):
-        """Draw the weights. `encoder` is a cell or a network, and `decoder` the one inside of the decoder."""
-        given, wanted = jax.eval_shape(encoder.initial), jax.eval_shape(decoder.initial)
-        inputs, leaves = sum(leaf.size for leaf in real_arrays("encoder", given)), real_arrays("decoder", wanted)
+    def __init__(self, encoded: PyTree[Shaped], state: State, *, key: PRNGKeyArray):
+        """Draw the weights, by the forms of what will be encoded and of the state to be made of it.
+
+        encoded   arrays like those the bridge will be given, or their forms: `cell.initial()`, `jnp.zeros(64)`
+        state     a state like those wanted, or its form: `cell.initial()`
+        """
+        inputs, leaves = sum(leaf.size for leaf in real_arrays("encoded", encoded)), real_arrays("state", state)
         keys = jax.random.split(key, len(leaves))
         self.layers = tuple(
             eqx.nn.Linear(inputs, leaf.size, dtype=leaf.dtype, key=key) for leaf, key in zip(leaves, keys, strict=True)
         )
         self.shapes = tuple(leaf.shape for leaf in leaves)
-        self.structure = jax.tree.structure(wanted)
+        self.structure = jax.tree.structure(state)
 
-    def __call__(self, state: State) -> State:
-        flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(state)])
+    def __call__(self, encoded: PyTree[Array]) -> State:
+        flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(encoded)])
+        if flat.size != self.layers[0].in_features:
+            raise ValueError(
+                f"encoded: expected {self.layers[0].in_features} numbers in all, as the bridge was made for, "
+                f"got {check.show(encoded)}. It takes one example; batch it with jax.vmap"
+            )
         made = [
             jnp.tanh(layer(flat.astype(layer.weight.dtype))).reshape(shape)
             for layer, shape in zip(self.layers, self.shapes, strict=True)
         ]
         return jax.tree.unflatten(self.structure, made)
+
+
+def check_bridge(made: State, wanted: State, whose: str) -> None:
+    """Raise unless the state that a bridge made, or its form, is like the one wanted."""
+    if not check.alike(made, wanted):
+        raise ValueError(f"bridge: expected a state like that of {whose}, {check.show(wanted)}, got {check.show(made)}")

@@ -10,6 +10,7 @@ from ..arrays import State
 from ..cell import AbstractCell
 from ..network import AbstractNetwork
 from ..unroll import unroll
+from .bridge import check_bridge
 from .decoder import AbstractDecoder, Encoded
 
 
@@ -44,11 +45,7 @@ def features_form(
 ) -> jax.ShapeDtypeStruct:
     """The form of the features of the next token, once the bridge is seen to fit."""
     state, wanted = jax.eval_shape(bridge, encoded.last), jax.eval_shape(decoder.recurrence.initial)
-    if not check.alike(state, wanted):
-        raise ValueError(
-            f"bridge: expected a state like that of the decoder's recurrence, {check.show(wanted)}, "
-            f"got {check.show(state)}"
-        )
+    check_bridge(state, wanted, "the decoder's recurrence")
 
     def features(encoded: Encoded, state: State, embedded: Array) -> Array:
         return decoder.step(decoder.remember(encoded), decoder.initial(state), embedded, None)[1]

@@ -24,6 +24,14 @@ class LanguageModel(eqx.Module):
 
     With `tied` weights V is the embedding itself (Press & Wolf 2017, arXiv:1608.05859), and the network must put out
     what it takes in.
+
+    Dropout is the network's. That of Zaremba et al. 2014 (arXiv:1409.2329), of embeddings, between layers and of
+    outputs, afresh at each step, is a `Stack` with a layer that does nothing at either end, as it drops between layers:
+
+        same = TimeDistributed(jax.nn.identity, 650)
+        Stack([same, LSTM(650, 650, key=a), LSTM(650, 650, key=b), same], dropout=0.5)
+
+    The recipe of Merity et al. 2018 is `awd_loss`.
     """
 
     embedding: Float[Array, "V E"]
@@ -62,10 +70,26 @@ class LanguageModel(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T V"]]:
         """The state after `tokens`, and after each of them the logits of the next, in float32 or wider."""
-        state, ys = unroll(self.network, state, self.embedding[tokens], resets=resets, engine=engine, key=key)
+        state, ys = self.outputs(state, tokens, resets=resets, engine=engine, key=key)
+        return state, self.classify(ys)
+
+    def outputs(
+        self,
+        state: State,
+        tokens: Int[Array, " T"],
+        *,
+        resets: Bool[Array, " T"] | None = None,
+        engine: AbstractEngine = Auto(),
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[State, Float[Array, "T O"]]:
+        """The state after `tokens`, and what the network puts out after each, which `classify` takes."""
+        return unroll(self.network, state, self.embedding[tokens], resets=resets, engine=engine, key=key)
+
+    def classify(self, ys: Float[Array, "T O"]) -> Float[Array, "T V"]:
+        """The logits by the network's outputs, in float32 or wider."""
         weight = self.embedding if self.output_weight is None else self.output_weight
         logits = jnp.matmul(ys, weight.T, preferred_element_type=carry_dtype(ys.dtype))
-        return state, logits + self.output_bias.astype(logits.dtype)
+        return logits + self.output_bias.astype(logits.dtype)
 
 
 def language_loss(

@@ -2,16 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..marks import counted
 from .seq2seq import Seq2Seq
-from .tokens import check_tokens
+from .targets import target_loss
 
 
 class Pairs(NamedTuple):
@@ -44,17 +40,10 @@ def seq2seq_loss(
     teacher_forcing   as in `Seq2Seq.logits`; a schedule by the step may live in the carry of a loss around this one
     """
     source, source_length, target, target_length = batch
-    keys = None if key is None else jax.random.split(key, source.shape[0])
-    T = target.shape[1] - 1
 
-    def one(source: Array, length: Array, target: Array, target_length: Array, key: PRNGKeyArray | None) -> Any:
-        valid = counted(target_length - 1, T)
-        fed, asked = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
-        asked = check_tokens("target", asked, model.target_embedding.shape[0])
-        logits, _ = model.logits(source, fed, length=length, teacher_forcing=teacher_forcing, engine=engine, key=key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, asked)
-        return jnp.where(valid, losses, jnp.zeros_like(losses)).sum(), valid.sum()
+    def logits(source: tuple[Array, Array], fed: Array, key: PRNGKeyArray | None) -> Array:
+        tokens, length = source
+        return model.logits(tokens, fed, length=length, teacher_forcing=teacher_forcing, engine=engine, key=key)[0]
 
-    losses, counts = jax.vmap(one)(source, source_length, target, target_length, keys)
-    total = losses.sum()
-    return total / jnp.maximum(counts.sum(), 1).astype(total.dtype), carry
+    words = model.target_embedding.shape[0]
+    return target_loss(logits, (source, source_length), target, target_length, words, key), carry

@@ -1,7 +1,8 @@
 """Search: the tokens that a model would say, one after the other, inside jit: the likeliest, or drawn.
 
 A model is `step(state, token) -> (state, logits, alignment)`: the state after a token, the logits [V] of the next, and
-the weights [S] of what it looked at, or None. `Seq2Seq.decoding` makes one; any other function of this form will do:
+the weights [S] of what it looked at, or None. `Seq2Seq.decoding` makes one, and so does `Captioner.decoding`; any other
+function of this form will do:
 
     def step(state, token):                                       # of a LanguageModel
         state, logits = model.logits(state, token[None])
@@ -23,6 +24,14 @@ from .tokens import check_token
 
 Step = Callable[[State, Array], tuple[State, Array, Array | None]]
 Choose = Callable[[Array, Array], Array]
+
+
+class Decoding(NamedTuple):
+    """What a search wants: `step(state, token) -> (state, logits [V], alignment [S])`, the state, and the mask [S]."""
+
+    step: Step
+    state: State
+    mask: Array
 
 
 class Hypothesis(NamedTuple):

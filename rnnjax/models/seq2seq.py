@@ -1,7 +1,7 @@
 """Sequence to sequence: an encoder reads the source, a decoder says the target."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,15 +20,8 @@ from .attention import check_mask
 from .bridge import Bridge
 from .decoder import AbstractDecoder, Encoded
 from .forms import embedded_form, encoded_form, features_form
+from .search import Decoding
 from .tokens import check_tokens
-
-
-class Decoding(NamedTuple):
-    """What a search wants: `step(state, token) -> (state, logits [V], alignment [S])`, the state, and the mask [S]."""
-
-    step: Callable[[State, Array], tuple[State, Array, Array | None]]
-    state: State
-    mask: Array
 
 
 class Seq2Seq(eqx.Module):
@@ -77,9 +70,10 @@ class Seq2Seq(eqx.Module):
         keys = jax.random.split(key, 4)
         self.encoder = encoder
         self.decoder = decoder
-        self.bridge = Bridge(encoder, decoder.recurrence, key=keys[0]) if bridge is None else bridge
         self.dropout = dropout
         encoded = encoded_form(encoder)
+        wanted = jax.eval_shape(decoder.recurrence.initial)
+        self.bridge = Bridge(encoded.last, wanted, key=keys[0]) if bridge is None else bridge
         dtype = encoded.ys.dtype
         embedded = embedded_form(decoder, encoded)
         features = features_form(decoder, self.bridge, encoded, embedded)

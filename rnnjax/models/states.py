@@ -16,7 +16,7 @@ def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:
     leaves = jax.tree.leaves(state)
     if not leaves or any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise ValueError(
-            f"{name}: expected a state of real numbers, got {check.show(state)}. "
+            f"{name}: expected arrays of real numbers, got {check.show(state)}. "
             f"In place of a Bridge, or of `hidden`, give a function of your own"
         )
     return leaves

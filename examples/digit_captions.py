@@ -1,0 +1,140 @@
+"""Digits captioned: one to three of them side by side, "three seven", by a convolution and an LSTM that says the words.
+
+    python examples/digit_captions.py --picture runs/digit_captions.png
+    RNNJAX_DATA=folder python examples/digit_captions.py --steps 3000
+
+The images are made of scikit-learn's digits, 8 x 8, or of MNIST's: RNNJAX_DATA is as in pixel_digits.py. Those to test
+on are made of digits never seen in training. One image in three, or so, shows three digits, and a caption is right when
+all of it is: every word, and the end.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray
+from matplotlib.figure import Figure
+from pixel_digits import Digits, read_digits
+
+import rnnjax
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+START, END = len(WORDS), len(WORDS) + 1
+MOST = 3  # digits in an image
+B, EMBEDDING, UNITS, CHANNELS, LEARNING_RATE = 64, 16, 96, 16, 2e-3
+TESTED, SHOWN, BEAM = 1_000, 8, 3
+
+
+def main() -> None:
+    """Train, and print the share of captions that are right."""
+    for _ in run(parse()):
+        pass
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000, help="of training, on fresh images each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="where a picture of captioned images goes")
+    return parser.parse_args(words)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a captioner."""
+    digits, spared, data = read_digits()
+    name = data.removeprefix("sequential ")
+    test = compose(np.random.default_rng((options.seed, 0)), spared, TESTED)
+    fitted = rnnjax.fit(
+        build(test.image.shape[1:], jax.random.key(options.seed)),
+        rnnjax.caption_loss,
+        lambda step: compose(np.random.default_rng((options.seed, 1, step)), digits, B),
+        optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, options.steps))
+        ),
+        steps=options.steps,
+        key=jax.random.key(options.seed + 1),
+    )
+    greedy, beam = caption(fitted.model, jnp.asarray(test.image))
+    shares = [float((np.asarray(tokens) == test.target[:, 1:]).all(1).mean()) for tokens in (greedy, beam)]
+    print(f"{name}: of {TESTED} test images {100 * shares[0]:.1f} % captioned right, {100 * shares[1]:.1f} % by a beam")
+    if options.picture is not None:
+        draw(test.image, np.asarray(beam), options.picture)
+    yield {"task": f"captions of {name}", "seed": options.seed, "test": shares[0], "beam": shares[1]}
+
+
+def compose(random: np.random.Generator, digits: Digits, count: int) -> rnnjax.Captions:
+    """Images of digits drawn at random, from left to right, black where there are no more of them."""
+    counts = random.integers(1, MOST, count, endpoint=True)
+    shown = np.arange(MOST) < counts[:, None]
+    drawn = random.integers(len(digits.labels), size=(count, MOST))
+    side = isqrt(digits.xs.shape[1])
+    squares = digits.xs[drawn].reshape(count, MOST, side, side) * shown[:, :, None, None].astype(np.float32)
+    target = np.full((count, MOST + 2), END, np.int32)
+    target[:, 0] = START
+    target[:, 1:-1] = np.where(shown, digits.labels[drawn], END)
+    return rnnjax.Captions(squares.swapaxes(1, 2).reshape(count, 1, side, MOST * side), target, counts + 2)
+
+
+def build(shape: tuple[int, ...], key: PRNGKeyArray) -> rnnjax.Captioner:
+    """A captioner of images of this shape, [channels, height, width], as drawn."""
+    keys = jax.random.split(key, 4)
+    encoder = convolutions(shape, keys[0])
+    features = eqx.filter_eval_shape(encoder, jax.ShapeDtypeStruct(shape, jnp.float32))
+    language = rnnjax.LanguageModel(len(WORDS) + 2, rnnjax.LSTM(EMBEDDING, UNITS, key=keys[1]), key=keys[2])
+    return rnnjax.Captioner(encoder, rnnjax.Bridge(features, language.initial(), key=keys[3]), language)
+
+
+def convolutions(shape: tuple[int, ...], key: PRNGKeyArray) -> eqx.nn.Sequential:
+    """Convolutions that halve the image until it is lower than four pixels, and double the channels each time."""
+    inputs, height, _ = shape
+    layers, outputs = [], CHANNELS
+    while height >= 4:
+        key, drawing = jax.random.split(key)
+        layers += [eqx.nn.Conv2d(inputs, outputs, 3, padding=1, key=drawing), eqx.nn.Lambda(jax.nn.relu)]
+        layers.append(eqx.nn.MaxPool2d(2, 2))
+        inputs, outputs, height = outputs, 2 * outputs, height // 2
+    return eqx.nn.Sequential(layers)
+
+
+@eqx.filter_jit
+def caption(model: rnnjax.Captioner, images: Array) -> tuple[Array, Array]:
+    """What is said of each image, greedily and by a beam, [images, MOST + 1] each."""
+
+    def one(image: Array) -> tuple[Array, Array]:
+        step, state, _ = model.decoding(image)
+        options: dict[str, Any] = {"start": START, "end": END, "max_length": MOST + 1}
+        likeliest = rnnjax.greedy(step, state, **options)
+        return likeliest.tokens, rnnjax.beam_search(step, state, width=BEAM, **options).tokens
+
+    return jax.vmap(one)(images)
+
+
+def spell(tokens: np.ndarray) -> str:
+    """The words before the end."""
+    said = tokens.tolist()
+    said = said[: said.index(END)] if END in said else said
+    return " ".join("?" if token == START else WORDS[token] for token in said)
+
+
+def draw(images: np.ndarray, captions: np.ndarray, picture: Path) -> None:
+    """A few images, each under its caption."""
+    figure = Figure(figsize=(8, 1.1 * SHOWN / 2), layout="constrained")
+    axes: Any = figure.subplots(SHOWN // 2, 2)
+    for place, image, tokens in zip(axes.flat, images, captions, strict=False):
+        place.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+        place.set(title=spell(tokens), xticks=[], yticks=[])
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=120)
+    print(f"wrote {picture}")
+
+
+if __name__ == "__main__":
+    main()

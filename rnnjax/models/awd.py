@@ -1,0 +1,87 @@
+"""AWD-LSTM: how Merity, Keskar & Socher regularise a language model."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..arrays import State
+from ..engine import AbstractEngine
+from ..engines.auto import Auto
+from ..regularise.masks import drop, number, probability
+from ..regularise.penalties import activation_penalty, temporal_activation_penalty
+from ..regularise.weights import drop_embedding, drop_weights
+from .language import LanguageModel
+
+
+def awd_loss(
+    model: LanguageModel,
+    state: State,
+    batch: Any,
+    key: PRNGKeyArray | None,
+    *,
+    weights: Any = 0.5,
+    words: Any = 0.1,
+    outputs: Any = 0.4,
+    activation: Any = 2.0,
+    temporal: Any = 1.0,
+    engine: AbstractEngine = Auto(),
+) -> tuple[Float[Array, ""], State]:
+    """`language_loss` regularised as by Merity et al. 2018 (arXiv:1708.02182), with their rates: a loss for `fit`.
+
+        cross-entropy + activation mean (m * y)^2 + temporal mean (y_{t+1} - y_t)^2
+
+    weights      the probability of dropping an entry of R, in every gated cell, once for the batch
+    words        of dropping a word from what is read, once for the batch; it is said as before, weights tied or not
+    outputs      of dropping an output y of the network, for all steps of a stream: the mask m
+    activation   the weight of `activation_penalty`, of the outputs that are left
+    temporal     the weight of `temporal_activation_penalty`, of the outputs as they were
+    key          None: nothing is dropped, and the penalties stay
+
+    What is dropped from embeddings and between layers is the network's:
+
+        VariationalDropout(LSTM(400, 1150, key=a), inputs=0.4, outputs=0.3)              # the first layer, and so on
+        LanguageModel(10_000, Stack([first, second, LSTM(1150, 400, key=c)]), key=key, tied=True)
+
+    Averaging the weights is the optimiser's business, and chunks of random length that of the batches. Judge by
+    `language_loss`, without a key.
+    """
+    inputs, targets, resets = batch
+    rates = [probability(name, rate) for name, rate in (("weights", weights), ("words", words), ("outputs", outputs))]
+    alpha, beta = _strength("activation", activation), _strength("temporal", temporal)
+    keys = None
+    if key is not None:
+        weights_key, words_key, streams_key = jax.random.split(key, 3)
+        keys = jax.random.split(streams_key, inputs.shape[0])
+        model = drop_weights(model, rates[0], key=weights_key) if rates[0] > 0 else model
+        model = _drop_words(model, rates[1], words_key)
+
+    def one(
+        state: State, tokens: Array, targets: Array, resets: Array, key: PRNGKeyArray | None
+    ) -> tuple[State, Array]:
+        network_key, outputs_key = (None, None) if key is None else jax.random.split(key)
+        state, ys = model.outputs(state, tokens, resets=resets, engine=engine, key=network_key)
+        left = ys if outputs_key is None else drop("outputs", outputs_key, rates[2], ys)
+        loss = optax.softmax_cross_entropy_with_integer_labels(model.classify(left), targets).mean()
+        return state, loss + alpha * activation_penalty(left) + beta * temporal_activation_penalty(ys)
+
+    state, losses = jax.vmap(one)(state, inputs, targets, resets, keys)
+    return losses.mean(), state
+
+
+def _drop_words(model: LanguageModel, rate: float, key: PRNGKeyArray) -> LanguageModel:
+    """`model` without some of the words it reads; tied weights are two arrays for the time being."""
+    weight = model.embedding if model.output_weight is None else model.output_weight
+    parts = lambda model: (model.embedding, model.output_weight)  # noqa: E731
+    dropped = drop_embedding(model.embedding, rate, key=key), weight
+    return eqx.tree_at(parts, model, dropped, is_leaf=lambda leaf: leaf is None)
+
+
+def _strength(name: str, value: Any) -> float:
+    """`value` as a float. Raises unless it can be the weight of a penalty."""
+    strength = number(name, value, "the weight of a penalty")
+    if not 0 <= strength < float("inf"):
+        raise ValueError(f"{name}: expected the weight of a penalty, 0 or more and finite, got {value!r}")
+    return strength

@@ -1,0 +1,43 @@
+"""Targets: padded tokens, which a model is fed without the last and asked for without the first."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..marks import counted
+from .tokens import check_tokens
+
+
+def target_loss(
+    logits: Callable[[Any, Array, PRNGKeyArray | None], Array],
+    sources: PyTree[Array],
+    target: Array,
+    target_length: Array,
+    vocabulary_size: int,
+    key: PRNGKeyArray | None,
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the next token in nats, over all valid tokens of a batch; zero where there is none.
+
+    logits          `(source, tokens, key) -> [T, V]`: of one source, of the token after each of those fed
+    sources         any tree of arrays that lead with the batch
+    target          [B, T + 1]; what stands in the padding is replaced by token 0 before it is seen
+    target_length   [B], the first token among those counted; of a length of 0 or 1 nothing is asked
+    key             split for the examples; None is handed on
+    """
+    T = target.shape[1] - 1
+    keys = None if key is None else jax.random.split(key, target.shape[0])
+
+    def one(source: Any, target: Array, length: Array, key: PRNGKeyArray | None) -> tuple[Array, Array]:
+        valid = counted(length - 1, T)
+        fed, asked = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
+        asked = check_tokens("target", asked, vocabulary_size)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits(source, fed, key), asked)
+        return jnp.where(valid, losses, jnp.zeros_like(losses)).sum(), valid.sum()
+
+    losses, counts = jax.vmap(one)(sources, target, target_length, keys)
+    total = losses.sum()
+    return total / jnp.maximum(counts.sum(), 1).astype(total.dtype)
