@@ -46,6 +46,14 @@ def percent(words: tuple[str, ...], published: str, bar: float | None, seeds: in
 
 
 ADDING = ("long_memory", "--task", "adding", "--minutes", "2", "--models")
+
+
+def forecast(series: str, cell: str, beside: str) -> Task:
+    """A task whose figure is the error of a forecast of the next step, and has no bar but what needs no learning."""
+    words = "forecasting", "--series", series, "--cell", cell
+    return Task(words, "RMSE", beside, None, operator.le, 3)
+
+
 TASKS = {
     "MNIST-1D, bidirectional GRU": percent(("mnist1d",), "89 to 91", 89.0),
     "MNIST-1D shuffled, bidirectional GRU": percent(("mnist1d", "--shuffled"), "53 to 57", 53.0),
@@ -71,6 +79,11 @@ TASKS = {
     "MNIST by rows, LSTM": percent(("digit_rows", "--model", "lstm"), "", None, 1),
     "MNIST by rows, CNN + LSTM + MLP": percent(("digit_rows", "--model", "cnn_rnn_mlp"), "", None, 1),
     "MNIST by rows, a linear layer per row": percent(("digit_rows", "--model", "linear"), "", None, 1),
+    "sunspots, the next month, GRU": forecast("sunspots", "gru", "18.47, the last value"),
+    "sunspots, the next month, 24 steps": forecast("sunspots", "autoregression", "18.47, the last value"),
+    "passengers, the next month, GRU": forecast("airline", "gru", "48.04; 15.62, last year's growth"),
+    "passengers, the next month, 24 steps": forecast("airline", "autoregression", "48.04; 15.62, last year's growth"),
+    "a share, the next day, GRU": forecast("stocks", "gru", "13.27, the last value"),
     "sequential MNIST, 8 epochs, LEM": percent(("pixel_digits", "--model", "lem", "--epochs", "8"), "97.9", 97.0, 1),
     "sequential MNIST, 8 epochs, LSTM": percent(("pixel_digits", "--model", "lstm", "--epochs", "8"), "", None, 1),
 }

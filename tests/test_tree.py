@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sentiment_sequence
 import sentiment_trees
 
 import rnnjax
@@ -478,6 +479,17 @@ def test_sentiment_is_read_and_learned(capsys):
     assert len(record["curve"]) == 12
     assert record["curve"][-1][0] == 1
     assert "SST, fine: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("defaults", "treebank")
+def test_sentiment_is_read_as_a_sequence(monkeypatch, capsys):
+    for name, value in (("B", 4), ("EMBEDDING", 8), ("UNITS", 8), ("DROPOUT", 0.0), ("LEARNING_RATE", 0.05)):
+        monkeypatch.setattr(sentiment_sequence, name, value)
+    training = sentiment_sequence.read(sentiment_trees.read_task("binary").training)
+    assert (training.xs[0, :3].tolist(), training.lengths[0], training.targets[0]) == ([1, 2, 0], 2, 1)
+    (record,) = sentiment_sequence.run(sentiment_sequence.parse(["--task", "binary", "--epochs", "10"]))
+    assert record["test"] >= 0.5  # two say good; two say a word that is not known
+    assert "% of 4 test sentences" in capsys.readouterr().out
 
 
 def test_expressions_have_their_values():

@@ -73,7 +73,7 @@ class Classifier(eqx.Module):
 
 
 def classifier_loss(
-    model: Classifier,
+    model: Any,
     carry: PyTree,
     batch: Any,
     key: PRNGKeyArray | None,
@@ -83,6 +83,7 @@ def classifier_loss(
 ) -> tuple[Float[Array, ""], PyTree]:
     """The mean of `objective(answer, target)` over a batch, and the carry: a loss for `fit`.
 
+    model     a `Classifier`, or what is called like one, say with word vectors before it
     batch     `Sequences`, or any `(xs, targets, lengths)`: targets lead with the batch
     key       for dropout in the network, drawn anew for each sequence; None: nothing is dropped
     """

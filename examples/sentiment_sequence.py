@@ -1,0 +1,121 @@
+"""Sentiment, word by word: the sentences of the Stanford Sentiment Treebank as sequences, without their trees.
+
+    RNNJAX_DATA=folder python examples/sentiment_sequence.py                  five classes
+    RNNJAX_DATA=folder python examples/sentiment_sequence.py --task binary    positive or negative, neutral left out
+    python examples/sentiment_sequence.py                                     on Boolean expressions, operators first
+
+A bidirectional LSTM reads what the Tree-LSTM of `sentiment_trees.py` reads, on the same sentences; what it lacks is the
+parse, and the labels of all phrases but the whole. RNNJAX_DATA is as there.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray
+from sentiment_trees import CLASSES, Task, read_task
+
+import rnnjax
+
+B, EMBEDDING, UNITS, DROPOUT, LEARNING_RATE = 25, 150, 100, 0.5, 1e-3
+BOUNDS = (16, 28, 64)  # batches are padded to one of these
+JUDGED = 1_000  # sentences at a time
+
+
+class Reader(eqx.Module):
+    """Word vectors, and a classifier that reads them."""
+
+    embedding: Array
+    classifier: rnnjax.Classifier
+
+    def __init__(self, vocabulary_size: int, classes: int, key: PRNGKeyArray):
+        keys = jax.random.split(key, 4)
+        self.embedding = 0.1 * jax.random.normal(keys[0], (vocabulary_size, EMBEDDING))
+        both = rnnjax.Bidirectional(*(rnnjax.LSTM(EMBEDDING, UNITS, key=key) for key in keys[1:3]))
+        network = rnnjax.VariationalDropout(both, inputs=DROPOUT, outputs=DROPOUT)
+        decision = eqx.nn.Linear(2 * UNITS, classes, key=keys[3])
+        self.classifier = rnnjax.Classifier(network, decision, pooling=rnnjax.mean)
+
+    def __call__(self, tokens: Array, **options: Any) -> Array:
+        return self.classifier(self.embedding[tokens], **options)
+
+
+def main() -> None:
+    """Train, and print the accuracy."""
+    for _ in run(parse()):
+        pass
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=CLASSES, default="fine", help="of the treebank (default fine)")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a reader, the best by the sentences held out."""
+    task = read_task(options.task)
+    training, held_out, test = (read(trees) for trees in (task.training, task.held_out, task.test))
+    model = train(task, training, held_out, options)
+    share = accuracy(model, test)
+    print(f"{task.name}, as sequences: {100 * share:.2f} % of {len(test.targets):,} test sentences")
+    yield {"task": f"{task.name}, as sequences", "seed": options.seed, "test": share}
+
+
+def read(trees: Sequence[rnnjax.Tree]) -> rnnjax.Sequences:
+    """The tokens of each tree in the order of its nodes, a node before its children, and the label of its root."""
+    sentences = [[token for token in tree.tokens if token is not None] for tree in trees]
+    lengths = np.array([len(sentence) for sentence in sentences])
+    tokens = np.zeros((len(sentences), max(lengths.max(), BOUNDS[-1])), np.int32)
+    for row, sentence in zip(tokens, sentences, strict=True):
+        row[: len(sentence)] = sentence
+    return rnnjax.Sequences(tokens, np.array([(tree.labels or [])[0] for tree in trees]), lengths)
+
+
+def train(task: Task, training: rnnjax.Sequences, held_out: rnnjax.Sequences, options: argparse.Namespace) -> Reader:
+    """The reader that was best on the sentences held out, judged after each epoch."""
+    rnnjax.check_labels(training.targets, task.classes)
+    keys = jax.random.split(jax.random.key(options.seed))
+    buckets = rnnjax.Buckets(training.lengths, B, BOUNDS, seed=options.seed)
+    return rnnjax.fit(
+        Reader(task.vocabulary_size, task.classes, keys[0]),
+        rnnjax.classifier_loss,
+        lambda step: cut(training, *buckets(step)),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
+        steps=options.epochs * buckets.per_epoch,
+        key=keys[1],
+        validate=lambda model: 1 - accuracy(model, held_out),
+        every=buckets.per_epoch,
+    ).model
+
+
+def cut(sequences: rnnjax.Sequences, chosen: np.ndarray, length: int) -> rnnjax.Sequences:
+    """Some of the sentences, padded to `length`."""
+    return rnnjax.Sequences(sequences.xs[chosen, :length], sequences.targets[chosen], sequences.lengths[chosen])
+
+
+@eqx.filter_jit
+def predict(model: Reader, tokens: Array, lengths: Array) -> Array:
+    """The likeliest class of each sentence."""
+    return jax.vmap(lambda tokens, length: model(tokens, length=length))(tokens, lengths).argmax(-1)
+
+
+def accuracy(model: Reader, sequences: rnnjax.Sequences) -> float:
+    """The share of sentences that is classified right."""
+    said = [
+        predict(model, jnp.asarray(sequences.xs[at : at + JUDGED]), jnp.asarray(sequences.lengths[at : at + JUDGED]))
+        for at in range(0, len(sequences.targets), JUDGED)
+    ]
+    return float(np.mean(np.concatenate(said) == sequences.targets))
+
+
+if __name__ == "__main__":
+    main()
