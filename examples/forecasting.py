@@ -87,7 +87,13 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.picture is not None:
         draw(series, test, said, options)
     record = {"task": series.name, "cell": options.cell, "seed": options.seed, "weights": count_weights(model)}
-    yield record | {"test": own[0], "ahead": own, "naive": errors, "gains": gains}
+    yield record | {
+        "test": own[0],
+        "persistence": errors["the last value"][0],
+        "ahead": own,
+        "naive": errors,
+        "gains": gains,
+    }
 
 
 def train(

@@ -150,6 +150,7 @@ def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict
         "task": name,
         "T": T,
         "model": model_name,
+        "seed": seed,
         "engine": repr(model.engine),
         "B": B,
         "weights": count_weights(begin),

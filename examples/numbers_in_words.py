@@ -21,13 +21,16 @@ GERMAN += ["zehn", "elf", "zwölf", "dreizehn", "vierzehn", "fünfzehn", "sechze
 GERMAN_TENS = ["zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "siebzig", "achtzig", "neunzig"]
 
 
-def number_pairs(count: int, seed: int) -> tuple[list[list[str]], list[list[str]]]:
-    """Numbers below a million, as many short as long, in German and in English; those of other seeds may be among them.
+def number_pairs(count: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Different numbers below a million, short ones as often as there are any, in German and in English, shuffled.
 
     42,130: zwei und vierzig tausend ein hundert dreißig; forty two thousand one hundred thirty.
     """
-    random = np.random.default_rng(seed)
-    numbers = [int(random.integers(1, 10 ** random.integers(1, 7))) for _ in range(count)]
+    random = np.random.default_rng(0)
+    numbers: dict[int, None] = {}
+    while len(numbers) < count:
+        numbers[int(random.integers(1, 10 ** random.integers(1, 7)))] = None
+    numbers = dict.fromkeys(random.permutation(list(numbers)).tolist())
     return [german(number) for number in numbers], [english(number) for number in numbers]
 
 

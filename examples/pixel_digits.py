@@ -70,8 +70,8 @@ class Recipe(NamedTuple):
 
 
 def lem(T: int, key: PRNGKeyArray) -> rnnjax.Classifier:
-    """Time steps of at most 0.21, as the paper has them for 784 pixels; in step with T for fewer."""
-    return classify(rnnjax.LEM(1, WIDE, time_step=0.21 * 784 / T, key=key), key)
+    """Time steps of at most 0.21, as the paper has them for 784 pixels; longer ones for fewer, up to 1."""
+    return classify(rnnjax.LEM(1, WIDE, time_step=min(1.0, 0.21 * 784 / T), key=key), key)
 
 
 def lstm(T: int, key: PRNGKeyArray) -> rnnjax.Classifier:

@@ -106,9 +106,9 @@ def build(languages: Languages, units: int, key: Array) -> rnnjax.Seq2Seq:
         rnnjax.Additive(units, 2 * units, units, key=keys[3]),
         eqx.nn.Sequential([eqx.nn.Linear(4 * units, units, key=keys[5]), eqx.nn.Lambda(jnp.tanh)]),
     )
-    sizes = (len(language.words) for language in languages)
+    source_size, target_size = (len(language.words) for language in languages)
     dropped = rnnjax.VariationalDropout(encoder, outputs=DROPOUT)
-    return rnnjax.Seq2Seq(*sizes, dropped, decoder, dropout=DROPOUT, key=keys[4])
+    return rnnjax.Seq2Seq(source_size, target_size, dropped, decoder, dropout=DROPOUT, key=keys[4])
 
 
 def train(
@@ -153,7 +153,7 @@ def _loss(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs, forcing: float) -> Array:
 def loss_of(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs, forcing: float) -> float:
     """Nats a word, nothing dropped; fed with the words of the target, or where `forcing` is 0 with its own."""
     losses, words = zip(
-        *((_loss(model, part, forcing), part.target_length.sum()) for part in parts(pairs)), strict=True
+        *((_loss(model, part, forcing), (part.target_length - 1).sum()) for part in parts(pairs)), strict=True
     )
     return float(np.average(losses, weights=words))
 
@@ -200,7 +200,9 @@ def read() -> tuple[str, list[Corpus]]:
     """The name of the data; what to train on, to choose by, and to test on."""
     folder = data.find("multi30k", "numbers in words stand in for sentences")
     if folder is None:
-        return "numbers in words", [Corpus(*number_pairs(*some)) for some in ((4000, 0), (200, 1), (200, 2))]
+        pairs = number_pairs(4400)
+        cuts = slice(400, None), slice(200), slice(200, 400)
+        return "numbers in words", [Corpus(*(side[cut] for side in pairs)) for cut in cuts]
     return "Multi30k", [read_corpus(folder, part) for part in ("train", "val", "test_2016_flickr")]
 
 
@@ -241,13 +243,15 @@ def pad(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def draw(path: Path, model: rnnjax.Seq2Seq, languages: Languages, test: Corpus) -> None:
     """What each word of four translations looked at, the brighter the more."""
     few = Corpus(test.source[:4], test.target[:4])
+    path.parent.mkdir(parents=True, exist_ok=True)
     pairs = encode(languages, few)
     said = jax.tree.map(np.asarray, say(model, jnp.asarray(pairs.source), jnp.asarray(pairs.source_length)))
     figure = Figure(figsize=(11, 10))
     for axes, sentence, tokens, length, weights in zip(
-        figure.subplots(2, 2).flat, few.source, said.tokens, said.length, said.alignments, strict=True
+        figure.subplots(2, 2).flat, few.source, said.tokens, said.length, said.alignments, strict=False
     ):
-        sources, targets = ["<start>", *sentence, "<end>"], [languages.target.words[token] for token in tokens[:length]]
+        sources = ["<start>", *sentence, "<end>"][: weights.shape[1]]
+        targets = [languages.target.words[token] for token in tokens[:length]]
         draw_alignment(axes, weights[:length, : len(sources)], sources=sources, targets=targets)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -52,6 +52,15 @@ def test_logits_are_one_row_of_scores_per_token(length):
     assert (logits.shape, logits.dtype, state.h.shape) == ((length, V), jnp.float64, (H,))
 
 
+@pytest.mark.parametrize("token", [-1, V])
+def test_a_token_that_is_unknown_is_not_a_number(token):
+    _, logits = MODEL.logits(MODEL.initial(), jnp.array([3, token, 1]))
+    assert jnp.isfinite(logits[0]).all()
+    assert jnp.isnan(logits[1:]).all()
+    loss, _ = loss_and_states(MODEL, states(), CHUNK._replace(targets=np.full((B, T), token)))
+    assert jnp.isnan(loss)
+
+
 def test_a_model_is_of_the_dtype_of_its_network():
     model = LanguageModel(V, cell(dtype=jnp.bfloat16), key=KEY)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model)} == {"bfloat16"}

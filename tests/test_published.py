@@ -131,15 +131,22 @@ def test_a_task_is_the_mean_of_its_seeds(monkeypatch):
     assert rows[3].startswith("| JSB chorales, GRU | nats | 89 to 91 | 9 | 1 | 89 | no |")
 
 
+def test_what_stands_in_for_data_is_not_recorded(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["published.py", "Japanese Vowels, bidirectional LSTM"])
+    with pytest.raises(SystemExit):
+        published.main()
+    assert "RNNJAX_DATA: expected the folder of the real data" in capsys.readouterr().err
+
+
 def test_two_tasks_look_at_one_training(monkeypatch):
     seeds = []
-    figures = {"test": 30.0, "perplexity_of_own_words": 20.0}
+    figures = {"test": 30.0, "perplexity": 20.0}
     run = staticmethod(lambda words: seeds.append(words) or [figures])
     monkeypatch.setitem(sys.modules, "translation", type("example", (), {"parse": staticmethod(list), "run": run}))
     for name, figure in (("Multi30k de-en, BLEU", 30), ("Multi30k de-en, perplexity", 20)):
         record = published.run(name, 1)
         assert (record["ours"], record["met"]) == (figure, True)
-    assert seeds == [["--seed", "0"]]
+    assert [words[-2:] for words in seeds] == [["--seed", "0"]]
 
 
 def test_a_task_without_a_bar_is_neither_met_nor_missed(monkeypatch):

@@ -4,7 +4,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..arrays import State
@@ -14,6 +13,7 @@ from ..regularise.masks import drop, number, probability
 from ..regularise.penalties import activation_penalty, temporal_activation_penalty
 from ..regularise.weights import drop_embedding, drop_weights
 from .language import LanguageModel
+from .objectives import cross_entropy
 
 
 def awd_loss(
@@ -64,7 +64,7 @@ def awd_loss(
         network_key, outputs_key = (None, None) if key is None else jax.random.split(key)
         state, ys = model.outputs(state, tokens, resets=resets, engine=engine, key=network_key)
         left = ys if outputs_key is None else drop("outputs", outputs_key, rates[2], ys)
-        loss = optax.softmax_cross_entropy_with_integer_labels(model.classify(left), targets).mean()
+        loss = cross_entropy(model.classify(left), targets).mean()
         return state, loss + alpha * activation_penalty(left) + beta * temporal_activation_penalty(ys)
 
     state, losses = jax.vmap(one)(state, inputs, targets, resets, keys)

@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..arrays import State, carry_dtype
@@ -15,12 +14,15 @@ from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..network import AbstractNetwork
 from ..unroll import unroll
+from .objectives import cross_entropy
 
 
 class LanguageModel(eqx.Module):
     """The next token's distribution, by a recurrent network over the tokens so far (Mikolov et al. 2010).
 
         xs = embedding[tokens]        ys = network(xs)        logits = ys V^T + b
+
+    A token that is not in the vocabulary is NaN, as an input and as a target, at which `fit` stops at that step.
 
     With `tied` weights V is the embedding itself (Press & Wolf 2017, arXiv:1608.05859), and the network must put out
     what it takes in.
@@ -83,7 +85,10 @@ class LanguageModel(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T O"]]:
         """The state after `tokens`, and what the network puts out after each, which `classify` takes."""
-        return unroll(self.network, state, self.embedding[tokens], resets=resets, engine=engine, key=key)
+        known = (tokens >= 0) & (tokens < self.embedding.shape[0])
+        embedded = self.embedding[jnp.where(known, tokens, 0)]
+        xs = jnp.where(known[:, None], embedded, jnp.full_like(embedded, jnp.nan))
+        return unroll(self.network, state, xs, resets=resets, engine=engine, key=key)
 
     def classify(self, ys: Float[Array, "T O"]) -> Float[Array, "T V"]:
         """The logits by the network's outputs, in float32 or wider."""
@@ -108,7 +113,7 @@ def language_loss(
         return model.logits(state, tokens, resets=resets, engine=engine, key=key)
 
     state, logits = jax.vmap(one)(state, inputs, resets, keys)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), state
+    return cross_entropy(logits, jnp.asarray(targets)).mean(), state
 
 
 def batch_of_states(model: LanguageModel, size: int) -> State:

@@ -16,10 +16,10 @@ class Pairs(NamedTuple):
     Lengths count both of these. What stands in the padding is never seen.
     """
 
-    source: Array  # [B, S]
-    source_length: Array  # [B]
-    target: Array  # [B, T + 1]
-    target_length: Array  # [B]
+    source: Any  # [B, S]
+    source_length: Any  # [B]
+    target: Any  # [B, T + 1]
+    target_length: Any  # [B]
 
 
 def seq2seq_loss(

@@ -23,7 +23,8 @@ class Buckets:
     def __init__(self, lengths: Any, size: Any, bounds: Any, *, seed: int):
         """`lengths`: of each example. `bounds`: lengths to pad to, from short to long; the last holds all examples.
 
-        Raises ValueError for bounds that do not rise or do not hold the longest, and where no bucket fills a batch.
+        Raises ValueError for bounds that do not rise, that do not hold the longest example, or between which there are
+        some examples, but too few for a batch: these would never be seen.
         """
         lengths, bounds = np.asarray(lengths), np.asarray(bounds)
         _check(lengths, size, bounds)
@@ -33,9 +34,12 @@ class Buckets:
         self._size, self._seed = int(size), seed
         self._epoch, self._batches = -1, []
         self.per_epoch = sum(len(bucket) // self._size for bucket in self._buckets)
-        if self.per_epoch == 0:
-            counts = [len(bucket) for bucket in self._buckets]
-            raise ValueError(f"size: expected a batch that some bucket of {counts} examples fills, got {size}")
+        for bucket, bound in zip(self._buckets, self._bounds, strict=True):
+            if 0 < len(bucket) < size:
+                raise ValueError(
+                    f"bounds: expected at least a batch of {size} examples in each bucket, or none, got {len(bucket)} "
+                    f"up to {bound}. Leave out a bound beside it"
+                )
 
     def __call__(self, step: int) -> tuple[np.ndarray, int]:
         """The indices of the examples, [size], and the bound of their bucket."""
@@ -55,13 +59,15 @@ class Buckets:
 
 
 def _check(lengths: np.ndarray, size: Any, bounds: np.ndarray) -> None:
-    if lengths.ndim != 1 or not np.issubdtype(lengths.dtype, np.integer):
+    if lengths.ndim != 1 or lengths.size == 0 or not np.issubdtype(lengths.dtype, np.integer):
         raise ValueError(f"lengths: expected an integer for each example, [N], got {show(lengths)}")
+    if lengths.min() < 0:
+        raise ValueError(f"lengths: expected none below zero, got {lengths.min()}")
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(f"size: expected a positive number of examples, got {size!r}")
-    if bounds.ndim != 1 or len(bounds) == 0 or (np.diff(bounds) <= 0).any():
-        raise ValueError(f"bounds: expected lengths that rise, got {bounds.tolist()}")
-    if len(lengths) and lengths.max() > bounds[-1]:
+    if bounds.ndim != 1 or not np.issubdtype(bounds.dtype, np.integer) or (np.diff(bounds) <= 0).any():
+        raise ValueError(f"bounds: expected integers that rise, got {bounds.tolist()}")
+    if lengths.max() > bounds[-1]:
         raise ValueError(
             f"bounds: expected a last one of at least the longest example's {lengths.max()}, got {bounds[-1]}"
         )
