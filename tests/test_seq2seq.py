@@ -349,7 +349,7 @@ def test_loss_is_the_mean_cross_entropy_of_the_valid_tokens():
 
 
 def test_loss_of_no_tokens_is_zero():
-    empty = BATCH._replace(target_length=jnp.array([1, 0, 1], jnp.uint8))  # from which 1 cannot be taken
+    empty = BATCH._replace(target_length=jnp.array([1, 0, 1], jnp.uint8))
     loss, gradient = loss_and_gradient(build("luong_additive"), empty)
     assert loss == 0
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))

@@ -32,7 +32,7 @@ def target_loss(
     keys = None if key is None else jax.random.split(key, target.shape[0])
 
     def one(source: Any, target: Array, length: Array, key: PRNGKeyArray | None) -> tuple[Array, Array]:
-        valid = counted(length, T + 1)[1:]
+        valid = counted(length.astype(int), T + 1)[1:]  # from an unsigned length 1 could not be taken
         fed, asked = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
         asked = check_tokens("target", asked, vocabulary_size)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits(source, fed, key), asked)
