@@ -485,8 +485,8 @@ def test_sentiment_is_read_and_learned(capsys):
 def test_sentiment_is_read_as_a_sequence(monkeypatch, capsys):
     for name, value in (("B", 4), ("EMBEDDING", 8), ("UNITS", 8), ("DROPOUT", 0.0), ("LEARNING_RATE", 0.05)):
         monkeypatch.setattr(sentiment_sequence, name, value)
-    training = sentiment_sequence.read(sentiment_trees.read_task("binary").training)
-    assert (training.xs[0, :3].tolist(), training.lengths[0], training.targets[0]) == ([1, 2, 0], 2, 1)
+    training = sentiment_sequence.read(sentiment_trees.read_task("fine").training)
+    assert (training.xs[0, :3].tolist(), training.lengths[0], training.targets[0]) == ([1, 2, 0], 2, 4)
     task = sentiment_trees.read_task("binary")
     monkeypatch.setattr(sentiment_sequence, "read_task", lambda _: task._replace(test=task.held_out * 2))
     (record,) = sentiment_sequence.run(sentiment_sequence.parse(["--task", "binary", "--epochs", "10"]))
