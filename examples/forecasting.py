@@ -11,7 +11,7 @@ and shares it reads and says changes of the logarithm. Beside a recurrent networ
 (`linear`) and of the last 24 (`autoregression`).
 
 The last value, or the last year, again is what all have to beat, and often they do not: the LSTM of a well-known
-tutorial is wrong by 47.53 thousand passengers, root mean square, and the last value again by 48.5.
+tutorial is wrong by 47.53 thousand passengers, root mean square, in nearly the months that are the last third here.
 
 RNNJAX_DATA is a folder that holds sunspots_airline/monthly-sunspots.csv and sunspots_airline/airline-passengers.csv,
 from https://github.com/jbrownlee/Datasets.
