@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from blocks import count_weights
 from jaxtyping import Array
+from learning import add_picture, fit
 
 import rnnjax
 
@@ -47,6 +48,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--digits", type=int, choices=COUNTS, default=3)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -61,13 +63,14 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     epoch = max(1, len(training.source) // B)
     steps = options.epochs * epoch
     rule = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
-    fitted = rnnjax.fit(
+    fitted = fit(
         build(keys[0]),
         rnnjax.seq2seq_loss,
         rnnjax.minibatches(training, min(B, len(training.source)), seed=options.seed),
         optax.chain(optax.clip_by_global_norm(1.0), rule),
         steps=steps,
         key=keys[1],
+        picture=options.picture,
     )
     judged = judge(fitted.model, held_out)
     show(fitted.model, held_out, options.digits)
@@ -76,7 +79,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         f"{name}: {100 * judged.characters:.2f} % of the characters, {100 * judged.answers:.2f} % of the sums held out"
     )
     print(f"published, of the characters: {PUBLISHED[options.digits]} (Keras)")
-    record = {"task": name, "seed": options.seed, "test": judged.characters, "answers": judged.answers}
+    record = {"task": name, "seed": options.seed, "test": float(judged.characters), "answers": float(judged.answers)}
     yield record | {"epochs": options.epochs, "weights": count_weights(fitted.model)}
 
 

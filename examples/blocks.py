@@ -1,4 +1,4 @@
-"""What the examples of deep linear networks share: their blocks, their optimiser, and how long to train."""
+"""What examples share: blocks of deep linear networks, optimisers and schedules, and how long to train."""
 
 import time
 from collections.abc import Hashable
@@ -53,6 +53,13 @@ def _part_of_each(weights: Any) -> Any:
         return eqx.tree_at(lambda cell: (cell.nu, cell.theta, cell.log_gamma), names, ("recurrence",) * 3)
 
     return jax.tree.map(of, weights, is_leaf=lambda part: isinstance(part, rnnjax.LRU))
+
+
+def level_then_down(learning_rate: float, steps: int) -> optax.Schedule:
+    """Constant, and in a straight line to zero over the last quarter of the steps."""
+    quarter = steps // 4
+    parts = optax.constant_schedule(learning_rate), optax.linear_schedule(learning_rate, 0.0, quarter)
+    return optax.join_schedules(parts, [steps - quarter])
 
 
 def count_steps(model: Any, loss: Any, batches: Any, minutes: float) -> int:

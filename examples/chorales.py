@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from blocks import count_weights
 from jaxtyping import Array
+from learning import add_picture, fit
 
 import rnnjax
 
@@ -57,6 +58,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cell", choices=RECIPES, default="lstm")
     parser.add_argument("--epochs", type=int, help="the default is the cell's")
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -66,7 +68,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     recipe, keys = RECIPES[options.cell], jax.random.split(jax.random.key(options.seed), 3)
     epoch = len(training.lengths) // recipe.B
     steps = (recipe.epochs if options.epochs is None else options.epochs) * epoch
-    fitted = rnnjax.fit(
+    fitted = fit(
         build(recipe, *keys[:2]),
         loss,
         rnnjax.minibatches(training, recipe.B, seed=options.seed),
@@ -77,6 +79,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         key=keys[2],
         validate=lambda model: evaluate(model, held_out),
         every=epoch,
+        picture=options.picture,
     )
     value = float(evaluate(fitted.model, test))
     beside = f"; published: {PUBLISHED[options.cell]}" if name == "JSB chorales" else ""

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from blocks import count_weights
 from jaxtyping import Array, PRNGKeyArray
+from learning import add_picture, fit
 from pixel_digits import read_digits
 
 import rnnjax
@@ -69,6 +70,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="lstm")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -79,16 +81,19 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     training, test = (rows(digits.xs, digits.labels) for digits in sets)
     keys = jax.random.split(jax.random.key(options.seed))
     steps = options.epochs * (len(training.targets) // B)
-    fitted = rnnjax.fit(
+    fitted = fit(
         MODELS[options.model](training.xs.shape[-1], keys[0]),
         rnnjax.classifier_loss,
         rnnjax.minibatches(training, B, seed=options.seed),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))),
         steps=steps,
         key=keys[1],
+        picture=options.picture,
     )
     share, weights = accuracy(fitted.model, test), count_weights(fitted.model)
     print(f"{name}, {options.model}: {100 * share:.2f} % of {len(test.targets):,} test digits by {weights:,} weights")
+    if name == "MNIST by rows":
+        print("published, of an LSTM over rows that another has read pixel by pixel: 98.6 % (Keras, after 5 epochs)")
     yield {"task": name, "model": options.model, "seed": options.seed, "test": share, "weights": weights}
 
 

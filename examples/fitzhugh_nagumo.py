@@ -16,8 +16,9 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from blocks import count_weights
+from blocks import count_weights, level_then_down
 from jaxtyping import Array
+from learning import add_picture, fit
 from scipy.integrate import solve_ivp
 
 import rnnjax
@@ -25,7 +26,7 @@ import rnnjax
 B, T, END, UNITS = 16, 1000, 400.0, 16
 COUNTS = (128, 128, 1024)  # to train on, to choose by, to test on
 CELLS = {"lem": rnnjax.LEM, "lstm": rnnjax.LSTM, "gru": rnnjax.GRU}
-LEARNING_RATE = 2e-2  # falls to nothing in the last quarter
+LEARNING_RATE = 2e-2
 PUBLISHED = {"lem": 0.0024, "lstm": 0.012}
 
 
@@ -41,6 +42,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cell", choices=CELLS, default="lem")
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -51,15 +53,16 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     cell = CELLS[options.cell](1, UNITS, key=keys[0])
     epoch = len(training.xs) // B
     steps = options.epochs * epoch
-    fitted = rnnjax.fit(
+    fitted = fit(
         rnnjax.Tagger(cell, eqx.nn.Linear(UNITS, 1, key=keys[1])),
         loss,
         rnnjax.minibatches(training, B, seed=options.seed),
-        optax.adam(schedule(steps)),
+        optax.adam(level_then_down(LEARNING_RATE, steps)),
         steps=steps,
         key=keys[2],
         validate=lambda model: root_mean_square(model, held_out),
         every=5 * epoch,
+        picture=options.picture,
     )
     error = float(root_mean_square(fitted.model, test))
     same = float(np.sqrt(np.mean((test.xs - test.targets) ** 2)))
@@ -67,13 +70,6 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     print(f"FitzHugh-Nagumo, {options.cell}: error {error:.5f}, root mean square; of the last value {same:.5f}{beside}")
     weights = count_weights(fitted.model)
     yield {"task": "FitzHugh-Nagumo", "cell": options.cell, "seed": options.seed, "test": error, "weights": weights}
-
-
-def schedule(steps: int) -> optax.Schedule:
-    """Constant, and down to zero over the last quarter of the steps."""
-    quarter = steps // 4
-    parts = optax.constant_schedule(LEARNING_RATE), optax.linear_schedule(LEARNING_RATE, 0.0, quarter)
-    return optax.join_schedules(parts, [steps - quarter])
 
 
 loss = partial(rnnjax.tagger_loss, objective=rnnjax.squared_error)

@@ -9,9 +9,7 @@ width of the linear cells' layers, and in four times that; with their biases dra
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -21,6 +19,7 @@ import numpy as np
 import optax
 from blocks import count_steps, count_weights, gated_block, optimiser
 from jaxtyping import Array, PRNGKeyArray
+from learning import folder_for_now
 from memory_tasks import TASKS, Task
 
 import rnnjax
@@ -112,7 +111,11 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for T in options.lengths:
             for model in options.models:
                 record = train(name, T, model, options.minutes, options.seed)
-                print(f"{name}, T = {T}, {model}: {record['loss']:.4f} after {record['seconds']:.0f} s", flush=True)
+                print(
+                    f"{name}, T = {T}, {model}: {record['loss']:.4f} after {record['seconds']:.0f} s; "
+                    f"of one who remembers nothing {record['ignorance']:.4f}",
+                    flush=True,
+                )
                 yield record
 
 
@@ -142,10 +145,9 @@ def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict
     every = -(-counted // REPORTS)
     steps = -(-counted // every) * every
     rule = optimiser(optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(20, steps // 10), steps))
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        rnnjax.fit(begin, loss, batches, rule, steps=steps, key=jax.random.key(seed + 1), every=every, folder=run)
-        curve = [[line["seconds"], line["loss"]] for line in rnnjax.read_metrics(run / "metrics.jsonl")]
+    with folder_for_now() as folder:
+        rnnjax.fit(begin, loss, batches, rule, steps=steps, key=jax.random.key(seed + 1), every=every, folder=folder)
+        curve = [[line["seconds"], line["loss"]] for line in rnnjax.read_metrics(folder / "metrics.jsonl")]
     return {
         "task": name,
         "T": T,

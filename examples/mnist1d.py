@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from blocks import count_weights
 from jaxtyping import Array
+from learning import add_picture, fit
 from pixel_digits import small_digits
 
 import rnnjax
@@ -39,6 +40,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shuffled", action="store_true", help="the steps in another order")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -49,9 +51,11 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         order = np.random.default_rng(42).permutation(training.xs.shape[1])
         training, test = (digits._replace(xs=digits.xs[:, order]) for digits in (training, test))
     model = build(training.xs.shape[1:], jax.random.key(options.seed))
-    model = train(model, training, options.steps, jax.random.key(options.seed + 1))
+    model = train(model, training, options)
     share = accuracy(model, test)
     print(f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {count_weights(model):,} weights")
+    if name == "MNIST-1D":
+        print("published: 89 to 91 %, shuffled 53 to 57 %")
     yield {"task": name, "seed": options.seed, "test": share, "weights": count_weights(model)}
 
 
@@ -64,7 +68,7 @@ def build(shape: tuple[int, ...], key: Array) -> rnnjax.Classifier:
     return rnnjax.Classifier(network, decision, pooling=rnnjax.flatten)
 
 
-def train(model: rnnjax.Classifier, training: rnnjax.Sequences, steps: int, key: Array) -> rnnjax.Classifier:
+def train(model: rnnjax.Classifier, training: rnnjax.Sequences, options: argparse.Namespace) -> rnnjax.Classifier:
     """The classifier after so many batches, in the order of the data."""
     count = len(training.targets) // B
 
@@ -72,8 +76,15 @@ def train(model: rnnjax.Classifier, training: rnnjax.Sequences, steps: int, key:
         place = step % count * B
         return jax.tree.map(lambda leaf: leaf[place : place + B], training)
 
-    adam = optax.adam(LEARNING_RATE)
-    return rnnjax.fit(model, rnnjax.classifier_loss, batch, adam, steps=steps, key=key, every=1000).model
+    return fit(
+        model,
+        rnnjax.classifier_loss,
+        batch,
+        optax.adam(LEARNING_RATE),
+        steps=options.steps,
+        key=jax.random.key(options.seed + 1),
+        picture=options.picture,
+    ).model
 
 
 @eqx.filter_jit

@@ -1,6 +1,6 @@
 """Video: two digits move in a frame and bounce off its walls. What is the next frame?
 
-    python examples/moving_digits.py --minutes 4 --plot runs/moving_digits.png
+    python examples/moving_digits.py --minutes 4 --picture runs/moving_digits.png
     RNNJAX_DATA=folder python examples/moving_digits.py --minutes 200
 
 Moving MNIST (Srivastava et al. 2015, arXiv:1502.04681). scikit-learn's digits of 8 x 8 pixels move in 16 x 16 of them;
@@ -100,7 +100,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, for all models together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="where a picture of predicted frames goes")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="where a picture of predicted frames goes")
     return parser.parse_args(words)
 
 
@@ -119,8 +119,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         shown[model] = np.asarray(frames)
         print(f"{model}, {count_weights(network)} weights, {steps} steps: error {error:.4f}, {nats:.4f} nats a pixel")
         yield {"model": model, "steps": steps, "error": float(error), "nats": float(nats), "again": float(again)}
-    if options.plot is not None:
-        draw(np.asarray(judged[0, SEEN:, 0]), shown, options.plot)
+    if options.picture is not None:
+        draw(np.asarray(judged[0, SEEN:, 0]), shown, options.picture)
 
 
 def train(network: rnnjax.AbstractNetwork, images: np.ndarray, options: argparse.Namespace) -> tuple[Any, int]:

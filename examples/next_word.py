@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
+from learning import add_picture, fit
 from shakespeare import read_corpus
 
 import rnnjax
@@ -83,6 +84,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default="awd")
     parser.add_argument("--steps", type=int, default=2000, help="of training, T words of B streams each")
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -109,7 +111,7 @@ def train(recipe: Recipe, words: Words, options: argparse.Namespace) -> rnnjax.L
     network = recipe.network([rnnjax.LSTM(SIZE, SIZE, key=key) for key in keys[:2]])
     model = rnnjax.LanguageModel(len(words.vocabulary), network, key=keys[2], tied=recipe.tied)
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, options.steps)
-    return rnnjax.fit(
+    return fit(
         model,
         recipe.loss,
         rnnjax.streams(words.training, B, T),
@@ -119,6 +121,7 @@ def train(recipe: Recipe, words: Words, options: argparse.Namespace) -> rnnjax.L
         carry=rnnjax.batch_of_states(model, B),
         validate=lambda model: judge(model, words.chosen_by),
         every=-(-options.steps // EVALUATIONS),
+        picture=options.picture,
     ).model
 
 

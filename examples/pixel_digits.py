@@ -10,7 +10,6 @@ and its three companions, from http://yann.lecun.com/exdb/mnist or a mirror of i
 
 import argparse
 import gzip
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_weights, gated_block, optimiser
+from blocks import count_weights, gated_block, level_then_down, optimiser
 from jaxtyping import Array, PRNGKeyArray
+from learning import add_picture, draw, folder_for_now
 
 import rnnjax
 
@@ -85,8 +85,8 @@ def classify(cell: rnnjax.AbstractCell, key: PRNGKeyArray) -> rnnjax.Classifier:
 
 
 def slow_adam(steps: int) -> optax.GradientTransformation:
-    """The learning rate of the LEM's paper, which falls to nothing over these steps."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1.8e-3, steps)))
+    """The learning rate of the LEM's paper, but for the last quarter of these steps."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(level_then_down(1.8e-3, steps)))
 
 
 def adamw(steps: int) -> optax.GradientTransformation:
@@ -95,7 +95,7 @@ def adamw(steps: int) -> optax.GradientTransformation:
     return optimiser(schedule, weight_decay=0.01)
 
 
-MODELS = {"lru": Recipe(Reader, 50, adamw), "lem": Recipe(lem, 128, slow_adam), "lstm": Recipe(lstm, 128, slow_adam)}
+MODELS = {"lru": Recipe(Reader, 50, adamw), "lem": Recipe(lem, 64, slow_adam), "lstm": Recipe(lstm, 64, slow_adam)}
 
 
 def loss(reader: Any, carry: None, batch: Digits, key: Any) -> tuple[Array, None]:
@@ -165,6 +165,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="lru")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -172,42 +173,43 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The record of a reader that was trained for some epochs."""
     digits, test, name = read_digits()
     recipe = MODELS[options.model]
-    reader, curve = train(recipe, *hold_out(digits), options.epochs, options.seed)
+    reader, curve = train(recipe, *hold_out(digits), options)
     share = accuracy(reader, test)
     print(f"{name}, {options.model}: {100 * share:.2f} % of the test digits, by the weights best on those held out")
     published = PUBLISHED if name == MNIST else []
     if published:
-        print(f"LEM of 128 units after epochs 1 to {len(published)} (Rusch et al. 2022, their log): {published}")
+        print(f"LEM of 128 units after epochs 1 to {len(published)} of B = 128 (Rusch et al. 2022, log): {published}")
     record = {"task": name, "model": options.model, "B": recipe.B, "weights": count_weights(reader)}
     yield record | {"curve": curve, "test": share, "published": published}
 
 
 def train(
-    recipe: Recipe, training: Digits, held_out: Digits, epochs: float, seed: int
+    recipe: Recipe, training: Digits, held_out: Digits, options: argparse.Namespace
 ) -> tuple[Any, list[tuple[float, ...]]]:
     """The best reader; and after each epoch: epochs, the share of `held_out` that is read right, and seconds."""
     epoch = len(training.labels) // recipe.B
-    steps = max(1, round(epochs * epoch))
+    steps = max(1, round(options.epochs * epoch))
 
     def judge(reader: Any) -> float:
         share = accuracy(reader, held_out)
         print(f"\n{100 * share:.2f} % of {len(held_out.labels)} held-out digits", flush=True)
         return 1 - share
 
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
+    with folder_for_now() as folder:
         fitted = rnnjax.fit(
-            recipe.build(training.xs.shape[1], jax.random.key(seed)),
+            recipe.build(training.xs.shape[1], jax.random.key(options.seed)),
             loss,
-            rnnjax.minibatches(training, recipe.B, seed=seed),
+            rnnjax.minibatches(training, recipe.B, seed=options.seed),
             recipe.rule(steps),
             steps=steps,
-            key=jax.random.key(seed + 1),
+            key=jax.random.key(options.seed + 1),
             validate=judge,
             every=min(epoch, steps),
-            folder=run,
+            folder=folder,
         )
-        lines = rnnjax.read_metrics(run / "metrics.jsonl")
+        lines = rnnjax.read_metrics(folder / "metrics.jsonl")
+        if options.picture is not None:
+            draw(folder, options.picture)
     return fitted.model, [(line["step"] / epoch, 1 - line["validation"], line["seconds"]) for line in lines]
 
 

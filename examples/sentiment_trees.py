@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
+from learning import add_picture, fit
 
 import rnnjax
 
@@ -65,6 +66,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", choices=CLASSES, default="fine", help="of the treebank (default fine)")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     return parser.parse_args(words)
 
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     task = read_task(options.task)
     print(f"{task.name}: {len(task.training):,} trees to train on, {len(task.held_out):,} to choose by")
     begun = time.perf_counter()
-    model, curve = train(task, options.epochs, options.seed)
+    model, curve = train(task, options)
     seconds = time.perf_counter() - begun
     share = accuracy(model, pack_all(task, task.test))
     beside = "" if task.published is None else f"; published, Tai et al. 2015: {task.published} %"
@@ -85,12 +87,12 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield record | {"curve": curve, "seconds": seconds, "test": share, "published": task.published}
 
 
-def train(task: Task, epochs: int, seed: int) -> tuple[rnnjax.TreeClassifier, list[tuple[float, ...]]]:
+def train(task: Task, options: argparse.Namespace) -> tuple[rnnjax.TreeClassifier, list[tuple[float, ...]]]:
     """The best classifier; and after each epoch: the share of the held-out roots that is right, and seconds."""
-    keys = jax.random.split(jax.random.key(seed), 3)
+    keys = jax.random.split(jax.random.key(options.seed), 3)
     cell = rnnjax.NaryTreeLSTM(EMBEDDING, UNITS, key=keys[0])
     model = rnnjax.TreeClassifier(task.vocabulary_size, cell, task.classes, key=keys[1], dropout=DROPOUT)
-    drawn = rnnjax.minibatches(np.arange(len(task.training)), B, seed=seed)
+    drawn = rnnjax.minibatches(np.arange(len(task.training)), B, seed=options.seed)
     held_out, curve, begun = pack_all(task, task.held_out), [], time.perf_counter()
 
     def judge(model: rnnjax.TreeClassifier) -> float:
@@ -100,15 +102,16 @@ def train(task: Task, epochs: int, seed: int) -> tuple[rnnjax.TreeClassifier, li
         return 1 - share
 
     epoch = len(task.training) // B
-    fitted = rnnjax.fit(
+    fitted = fit(
         model,
         loss,
         lambda step: pack(task, [task.training[number] for number in drawn(step)]),
         optimiser(),
-        steps=epochs * epoch,
+        steps=options.epochs * epoch,
         key=keys[2],
         validate=judge,
         every=epoch,
+        picture=options.picture,
     )
     return fitted.model, curve
 

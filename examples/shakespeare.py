@@ -14,7 +14,6 @@ chosen here.
 """
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -110,8 +109,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.folder is not None:
         curve = train(options, len(vocabulary), training, held_out, options.folder)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            curve = train(options, len(vocabulary), training, held_out, Path(folder) / "run")
+        with folder_for_now() as folder:
+            curve = train(options, len(vocabulary), training, held_out, folder)
     best, at = min((loss, step) for step, loss, *_ in curve)
     print(f"{options.cell}-{options.width} on {name}: {best:.3f} nats after {at} steps")
     record = {"task": name, "cell": options.cell, "width": options.width, "B": B, "T": T, "best": best, "curve": curve}

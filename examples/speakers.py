@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 from jaxtyping import Array
+from learning import add_picture, fit
 
 import rnnjax
 
@@ -35,6 +36,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    add_picture(parser)
     return parser.parse_args(words)
 
 
@@ -44,16 +46,19 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     keys = jax.random.split(jax.random.key(options.seed), 4)
     network = rnnjax.Bidirectional(*(rnnjax.LSTM(FEATURES, UNITS, key=key) for key in keys[:2]))
     model = rnnjax.Classifier(network, eqx.nn.Linear(2 * UNITS, SPEAKERS, key=keys[2]), pooling=rnnjax.ends)
-    fitted = rnnjax.fit(
+    fitted = fit(
         model,
         rnnjax.classifier_loss,
         rnnjax.minibatches(training, B, seed=options.seed),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
         steps=options.epochs * (len(training.targets) // B),
         key=keys[3],
+        picture=options.picture,
     )
     share = accuracy(fitted.model, test)
     print(f"{name}: {100 * share:.2f} % of {len(test.targets)} test sequences")
+    if name == "Japanese Vowels":
+        print("published, of a bidirectional LSTM: 95.4 %")
     yield {"task": name, "seed": options.seed, "test": share}
 
 

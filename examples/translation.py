@@ -11,6 +11,7 @@ from https://github.com/multi30k/dataset, data/task1/tok. BLEU is of lower-cased
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--units", type=int, default=256, help="of each direction of the encoder, and of the decoder")
+    parser.add_argument("--teacher-forcing", type=float, default=1.0, help="how often the true word is fed in training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="where alignments are drawn")
     return parser.parse_args(words)
@@ -114,7 +116,7 @@ def build(languages: Languages, units: int, key: Array) -> rnnjax.Seq2Seq:
 def train(
     options: argparse.Namespace, languages: Languages, training: rnnjax.Pairs, held_out: rnnjax.Pairs
 ) -> rnnjax.Seq2Seq:
-    """The best model of as many epochs; after each of them it is judged."""
+    """The best model of as many epochs; after each of them it is judged, by its own words if it is trained on them."""
     lengths = np.maximum(training.source_length, training.target_length)
     batch = rnnjax.Buckets(lengths, min(B, len(lengths)), BOUNDS, seed=options.seed)
     keys = jax.random.split(jax.random.key(options.seed))
@@ -122,12 +124,12 @@ def train(
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(200, steps // 10), steps)
     fitted = rnnjax.fit(
         build(languages, options.units, keys[0]),
-        rnnjax.seq2seq_loss,
+        partial(rnnjax.seq2seq_loss, teacher_forcing=options.teacher_forcing),
         lambda step: cut(training, *batch(step)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
         steps=steps,
         key=keys[1],
-        validate=lambda model: loss_of(model, held_out, 1.0),
+        validate=lambda model: loss_of(model, held_out, float(options.teacher_forcing == 1)),
         every=batch.per_epoch,
     )
     return fitted.model

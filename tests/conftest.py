@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
@@ -23,3 +24,24 @@ def release_executables():
     yield
     if next(TESTS_RUN) % 50 == 0:
         jax.clear_caches()
+
+
+@pytest.fixture
+def promoting():
+    """Some of optax adds integers, or float32 to float64, as strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def as_it_comes(monkeypatch):
+    """As examples are run: optax relies on promotion, Equinox draws weights in the default dtype. No data at hand."""
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture
+def annotations_unchecked(monkeypatch):
+    """As users run it: under test the annotations of some arguments would complain first, in words of their own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -1,6 +1,6 @@
 """The grid: every cell, network, engine and view, and the tolerances, once. To be in a table here is to be tested."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -237,6 +237,17 @@ def assert_close(got: PyTree, expected: PyTree, dtype: str = "float64") -> None:
         assert one.shape == other.shape
         scale = max(1.0, float(np.max(np.abs(other), initial=0.0)))
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def assert_error(call: Callable[[], Any], kind: type[Exception], fragments: Sequence[str]) -> None:
+    """Just this kind of error, in one line that begins with the name of the argument, and holds all `fragments`."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert caught.type is kind
+    assert message.startswith(f"{fragments[0]}: ")
+    assert [fragment for fragment in fragments if fragment not in message] == []
+    assert "\n" not in message
 
 
 class Counted(rnnjax.AbstractCell):

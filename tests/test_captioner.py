@@ -1,14 +1,14 @@
 """Captioner: an image's features start a language model; against its equations, and its loss against each caption."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import digit_captions
 import equinox as eqx
+import grid
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import oracle
@@ -195,13 +195,6 @@ def test_greedy_says_the_likeliest_and_a_beam_of_one_is_greedy():
 # Learning
 
 
-@pytest.fixture
-def promoting() -> Iterator[None]:
-    """Adam adds integers to floats, as strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.usefixtures("promoting")
 def test_bright_places_are_learned_and_named():
     """Of three places some are bright; their names are said from left to right."""
@@ -221,12 +214,6 @@ def test_bright_places_are_learned_and_named():
 
 
 # Misuse
-
-
-@pytest.fixture
-def annotations_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As users run it: under test the annotations of some arguments would complain first, in words of their own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def say(image: Any = IMAGES[0], target: Any = CAPTION, **parts: Any) -> Any:
@@ -254,11 +241,7 @@ MISUSES = {
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(("call", "kind", "fragments"), MISUSES.values(), ids=MISUSES)
 def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert message.startswith(f"{fragments[0]}: ")
-    assert [fragment for fragment in fragments if fragment not in message] == []
+    grid.assert_error(call, kind, fragments)
 
 
 def test_what_is_traced_is_an_error_when_run():

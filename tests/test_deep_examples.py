@@ -1,29 +1,35 @@
 """The examples of deep networks, and of video: what they make, read and keep is right, and each of them trains."""
 
 import gzip
+import tempfile
 
+import addition
 import blocks
+import chorales
+import digit_rows
 import equinox as eqx
+import fitzhugh_nagumo
 import grid
 import jax
 import jax.numpy as jnp
+import learning
 import long_memory
 import memory_tasks
+import mnist1d
 import moving_digits
+import next_word
 import numpy as np
 import optax
 import pixel_digits
 import pytest
+import sentiment_sequence
+import sentiment_trees
 import shakespeare
+import speakers
 
 import rnnjax
 
-
-@pytest.fixture(autouse=True)
-def defaults():
-    """JAX as it comes: optax relies on promotion, and Equinox draws weights in the default dtype."""
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        yield
+pytestmark = pytest.mark.usefixtures("as_it_comes")
 
 
 def run(example, *words):
@@ -47,6 +53,54 @@ def test_what_turns_and_fades_moves_at_a_tenth_of_the_rate():
     assert len(slow) == 3
     for name, leaf in moved.items():
         np.testing.assert_allclose(leaf, -0.001 if name in slow else -0.01, rtol=1e-3)
+
+
+def test_a_rate_is_level_and_then_goes_down():
+    rate = blocks.level_then_down(0.4, 80)
+    np.testing.assert_allclose([rate(step) for step in (0, 59, 60, 70, 80)], [0.4, 0.4, 0.4, 0.2, 0.0], atol=1e-7)
+
+
+def square(x, carry, *_):
+    return (x**2).sum(), carry
+
+
+def test_a_picture_changes_nothing_of_training(tmp_path, monkeypatch):
+    kept, picture, draw = [], tmp_path / "new" / "course.png", learning.draw
+    read = lambda folder: kept.extend(rnnjax.read_metrics(folder / "metrics.jsonl"))  # noqa: E731
+    monkeypatch.setattr(learning, "draw", lambda folder, picture: read(folder) or draw(folder, picture))
+    arguments = jnp.ones(2), square, lambda _: jnp.zeros(1), optax.sgd(0.1)
+    options = {"steps": 4, "key": grid.KEY, "every": 2, "validate": lambda x: (x**2).sum()}
+    plain, seen = (learning.fit(*arguments, **options, picture=asked) for asked in (None, picture))
+    np.testing.assert_array_equal(plain.model, seen.model)
+    assert picture.stat().st_size > 5_000
+    np.testing.assert_allclose([line["validation"] for line in kept], [2 * 0.8**4, 2 * 0.8**8], rtol=1e-6)
+
+
+def test_the_folder_of_a_run_is_gone_unless_the_run_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    picture, options = tmp_path / "course.png", {"steps": 2, "key": grid.KEY}
+    learning.fit(jnp.ones(2), square, lambda _: jnp.zeros(1), optax.sgd(0.1), **options, picture=picture)
+    assert list(tmp_path.iterdir()) == [picture]
+    with pytest.raises(FloatingPointError, match="loss") as caught:
+        learning.fit(jnp.full(2, jnp.nan), square, lambda _: jnp.zeros(1), optax.sgd(0.1), **options, picture=picture)
+    (folder,) = set(tmp_path.iterdir()) - {picture}
+    assert f"{folder / 'run' / 'checkpoint'}." in str(caught.value)
+    assert (folder / "run" / "checkpoint").exists()
+
+
+EXAMPLES = [addition, chorales, digit_rows, fitzhugh_nagumo, mnist1d, next_word, sentiment_sequence, sentiment_trees]
+
+
+@pytest.mark.parametrize("example", [*EXAMPLES, speakers], ids=lambda example: example.__name__)
+def test_the_course_of_training_is_drawn_where_it_is_asked_for(example, monkeypatch):
+    def fit(*_, picture, **__):
+        raise InterruptedError(picture)
+
+    monkeypatch.setattr(example, "fit", fit)
+    monkeypatch.setattr(fitzhugh_nagumo, "COUNTS", (16, 1, 1))
+    monkeypatch.setattr(addition, "COUNTS", {3: 200})
+    with pytest.raises(InterruptedError, match=r"course\.png"):
+        run(example, "--picture", "course.png")
 
 
 # Long memory
@@ -103,7 +157,6 @@ def test_what_is_drawn_is_followed_by_what_is_next():
 
 def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
     """Two steps, and then two more, are four."""
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
     for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1}.items():
         monkeypatch.setattr(shakespeare, name, value)
     monkeypatch.setattr(shakespeare, "read_text", lambda _: "all the world's a stage " * 40)
@@ -171,8 +224,7 @@ def test_none_is_trained_on_and_held_out():
     np.testing.assert_array_equal(np.sort(np.concatenate([training.xs, held_out.xs])), digits.xs)
 
 
-def test_small_digits_stand_in(monkeypatch):
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+def test_small_digits_stand_in():
     training, test, _ = pixel_digits.read_digits()
     assert (training.xs.shape, test.xs.shape) == ((1437, 64, 1), (360, 64, 1))
     assert training.xs.max() == 1
@@ -230,12 +282,11 @@ def test_each_frame_is_predicted_from_those_before_it():
 
 
 def test_video_is_predicted_better_than_not_at_all(monkeypatch, tmp_path, capsys):
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
     for name, value in {"B": 2, "T": 5, "CHANNELS": 4, "JUDGED": 4}.items():
         monkeypatch.setattr(moving_digits, name, value)
     steps_to_take(monkeypatch, moving_digits, 25)
     picture = tmp_path / "a" / "frames.png"
-    records = run(moving_digits, "--plot", str(picture))
+    records = run(moving_digits, "--picture", str(picture))
     assert [(record["model"], record["steps"]) for record in records] == [(name, 25) for name in moving_digits.MODELS]
     assert all(record["nats"] < 0.9 * np.log(2) for record in records)
     assert picture.stat().st_size > 1000

@@ -4,9 +4,9 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
+import grid
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -310,24 +310,12 @@ FUNCTIONS = [
 ]
 
 
-@pytest.fixture
-def annotations_unchecked(monkeypatch):
-    """As users run it: under test the annotations of some arguments would complain first, in words of their own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("call", "kind", "fragments"), INPUTS + STATES + MARKS + ENGINES + CONSTRUCTION + LINEAR + COMPOSITION + FUNCTIONS
 )
 def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert caught.type is kind
-    assert message.startswith(f"{fragments[0]}: ")
-    assert [fragment for fragment in fragments if fragment not in message] == []
-    assert "\n" not in message
+    grid.assert_error(call, kind, fragments)
 
 
 # Lengths that are not known when traced

@@ -11,13 +11,7 @@ import series
 
 import rnnjax
 
-
-@pytest.fixture(autouse=True)
-def defaults(monkeypatch):
-    """JAX as it comes, and no data at hand."""
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        yield
+pytestmark = pytest.mark.usefixtures("as_it_comes")
 
 
 def run(example, *words):

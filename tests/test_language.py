@@ -1,12 +1,10 @@
 """Language models: logits, loss, tied weights, and sampling token by token."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -234,23 +232,20 @@ def test_sampling_is_compiled_once():
     assert 0 < once == Counting.traced
 
 
-@pytest.fixture
-def annotations_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As users run it: under test the annotations of some arguments would complain first, in words of their own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
         (PROMPT[:0], {}, r"^prompt: expected at least one token, \[P\], got \[0\]$"),
-        (PROMPT[None], {}, r"^prompt: expected at least one token, \[P\], got \[1, 3\]$"),
+        (PROMPT[None], {}, r"^prompt: expected the tokens of one sequence, \[T\], got \[1, 3\]"),
+        (PROMPT.at[1].set(V), {}, r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got 5$"),
+        (PROMPT.at[1].set(-1), {}, r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got -1$"),
+        (PROMPT, {"temperature": float("nan")}, r"^temperature: expected 0 or more, got nan$"),
         (PROMPT, {"temperature": -0.5}, r"^temperature: expected 0 or more, got -0\.5$"),
         (PROMPT, {"top_k": 0}, r"^top_k: expected from 1 to the vocabulary's 5, got 0$"),
         (PROMPT, {"top_k": V + 1}, r"^top_k: expected from 1 to the vocabulary's 5, got 6$"),
     ],
-    ids=["no_prompt", "batch_of_prompts", "temperature", "top_k_zero", "top_k_over"],
+    ids=["no_prompt", "batch", "unknown", "negative", "no_temperature", "temperature", "top_k_zero", "top_k_over"],
 )
 def test_sampling_misused(prompt, options, message):
     with pytest.raises(ValueError, match=message):
@@ -260,13 +255,6 @@ def test_sampling_misused(prompt, options, message):
 # Learning
 
 PATTERN = np.array([0, 1, 2, 1, 3, 4, 4])
-
-
-@pytest.fixture
-def promoting() -> Iterator[None]:
-    """Adam adds integers to floats, as strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.mark.usefixtures("promoting")

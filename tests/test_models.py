@@ -107,6 +107,22 @@ def test_a_label_that_is_no_class_is_never_one(label):
     rnnjax.check_labels([[0, 3]], CLASSES)
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize(
+    ("objective", "targets", "message"),
+    [
+        (rnnjax.squared_error, jnp.zeros(4), r"^targets: expected \[4, 1\], by the answers, got \[4\]$"),
+        (rnnjax.squared_error, jnp.zeros((1, 4)), r"^targets: expected \[4, 1\], by the answers, got \[1, 4\]$"),
+        (rnnjax.binary_cross_entropy, jnp.zeros(4), r"^targets: expected \[4, 1\], by the answers, got \[4\]$"),
+        (rnnjax.cross_entropy, np.zeros((4, 1), int), r"^labels: expected \[4\], by the answers, got \[4, 1\]$"),
+        (rnnjax.cross_entropy, np.zeros((), int), r"^labels: expected \[4\], by the answers, got \[\]$"),
+    ],
+)
+def test_targets_that_would_be_broadcast_are_refused(objective, targets, message):
+    with pytest.raises(ValueError, match=message):
+        objective(jnp.zeros((4, 1)), targets)
+
+
 def test_a_label_that_is_no_class_stops_training():
     model = rnnjax.Classifier(grid.build("gru"), linear(grid.H))
     batch = (np.asarray(grid.inputs(2, grid.T)), np.asarray([0, CLASSES]), None)

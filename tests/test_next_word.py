@@ -5,13 +5,7 @@ import next_word
 import numpy as np
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def defaults(monkeypatch):
-    """JAX as it comes, and no data at hand."""
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        yield
+pytestmark = pytest.mark.usefixtures("as_it_comes")
 
 
 def test_a_text_is_split_into_words_and_blocks(monkeypatch):

@@ -6,9 +6,9 @@ from itertools import product
 from typing import Any
 
 import equinox as eqx
+import grid
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import oracle
@@ -574,13 +574,6 @@ def test_a_language_model_is_searched_as_well():
 # Learning
 
 
-@pytest.fixture
-def promoting() -> Iterator[None]:
-    """Adam adds integers to floats, as strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.usefixtures("promoting")
 def test_reversal_is_learned_and_said():
     random = np.random.default_rng(5)
@@ -615,12 +608,6 @@ def test_reversal_is_learned_and_said():
 
 
 # Misuse
-
-
-@pytest.fixture
-def annotations_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As users run it: under test the annotations of some arguments would complain first, in words of their own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def search(**options: Any) -> Any:
@@ -709,11 +696,7 @@ MISUSES = {
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(("call", "kind", "fragments"), MISUSES.values(), ids=MISUSES)
 def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert message.startswith(f"{fragments[0]}: ")
-    assert [fragment for fragment in fragments if fragment not in message] == []
+    grid.assert_error(call, kind, fragments)
 
 
 def test_an_unknown_token_that_is_traced_is_an_error_when_run():

@@ -9,13 +9,7 @@ from numbers_in_words import english, german, number_pairs
 
 import rnnjax
 
-
-@pytest.fixture(autouse=True)
-def defaults(monkeypatch):
-    """JAX as it comes, and no data at hand."""
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        yield
+pytestmark = pytest.mark.usefixtures("as_it_comes")
 
 
 def run(example, *words):
@@ -49,17 +43,30 @@ def test_no_two_numbers_sound_alike():
 
 
 def test_numbers_are_translated_and_drawn(monkeypatch, tmp_path, capsys):
-    few = [translation.Corpus(*number_pairs(count)) for count in (64, 5, 3)]
-    monkeypatch.setattr(translation, "read", lambda: ("numbers in words", few))
-    monkeypatch.setattr(translation, "B", 16)
-    monkeypatch.setattr(translation, "LEARNING_RATE", 0.02)
-    monkeypatch.setattr(translation, "BOUNDS", (24,))
-    monkeypatch.setattr(translation, "LONGEST", 6)
+    scale_down(monkeypatch, (64, 5, 3))
     picture = tmp_path / "runs" / "alignments.png"
     record = run(translation, "--epochs", "12", "--units", "16", "--picture", str(picture))
     assert record["perplexity"] < 12  # of 30 words
     assert picture.stat().st_size > 0
     assert "BLEU" in capsys.readouterr().out
+
+
+def scale_down(monkeypatch, counts):
+    """A few pairs of numbers to translate, and small batches of them."""
+    few = [translation.Corpus(*number_pairs(count)) for count in counts]
+    monkeypatch.setattr(translation, "read", lambda: ("numbers in words", few))
+    for name, value in {"B": 16, "LEARNING_RATE": 0.02, "BOUNDS": (24,), "LONGEST": 6}.items():
+        monkeypatch.setattr(translation, name, value)
+
+
+def test_training_on_its_own_words_is_judged_by_them(monkeypatch):
+    scale_down(monkeypatch, (32, 5, 3))
+    fed, judged, loss_of, lose = [], [], translation.loss_of, rnnjax.seq2seq_loss
+    monkeypatch.setattr(rnnjax, "seq2seq_loss", lambda *batch, **how: fed.append(how) or lose(*batch, **how))
+    monkeypatch.setattr(translation, "loss_of", lambda *of: judged.append(of[2]) or loss_of(*of))
+    run(translation, "--epochs", "1", "--units", "4", "--teacher-forcing", "0.5")
+    assert fed[0] == {"teacher_forcing": 0.5}
+    assert judged == [0.0, 1.0, 0.0]  # once for the epoch; and both of the test
 
 
 def test_the_loss_of_parts_is_that_of_all():

@@ -430,6 +430,11 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient():
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
 
 
+def test_a_class_that_is_none_of_the_models_is_no_loss():
+    packed = pack_up([Tree([[]], [0], [C])], classes=C + 1)
+    assert jnp.isnan(rnnjax.tree_loss(classifier(), None, packed, None)[0])
+
+
 def test_units_are_dropped_by_a_key():
     packed, model = pack_up(forest(6), bucket=BUCKET), classifier(0.5)
     whole, dropped = model.logits(packed), model.logits(packed, key=KEY)
@@ -451,12 +456,10 @@ def test_a_classifier_learns_its_trees():
 
 
 @pytest.fixture
-def defaults(monkeypatch):
-    """JAX as it comes: optax relies on promotion, and Equinox draws weights in the default dtype."""
+def small(monkeypatch):
+    """The example scaled down."""
     for name, value in {"EMBEDDING": 4, "UNITS": 8, "B": 4, "WIDTH": 4, "LEARNING_RATE": 0.2, "DROPOUT": 0.0}.items():
         monkeypatch.setattr(sentiment_trees, name, value)
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        yield
 
 
 @pytest.fixture
@@ -469,7 +472,7 @@ def treebank(tmp_path, monkeypatch):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
 
 
-@pytest.mark.usefixtures("defaults", "treebank")
+@pytest.mark.usefixtures("as_it_comes", "small", "treebank")
 def test_sentiment_is_read_and_learned(capsys):
     binary = sentiment_trees.read_task("binary")
     assert [len(trees) for trees in binary[1:4]] == [8, 2, 4]
@@ -481,7 +484,7 @@ def test_sentiment_is_read_and_learned(capsys):
     assert "SST, fine: " in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("defaults", "treebank")
+@pytest.mark.usefixtures("as_it_comes", "small", "treebank")
 def test_sentiment_is_read_as_a_sequence(monkeypatch, capsys):
     for name, value in (("B", 4), ("EMBEDDING", 8), ("UNITS", 8), ("DROPOUT", 0.0), ("LEARNING_RATE", 0.05)):
         monkeypatch.setattr(sentiment_sequence, name, value)

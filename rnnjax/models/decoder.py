@@ -56,7 +56,10 @@ class AbstractDecoder(eqx.Module):
     def step(
         self, memory: PyTree[Array], state: State, embedded: Float[Array, " E"], key: PRNGKeyArray | None
     ) -> tuple[State, Float[Array, " F"], Float[Array, " S"] | None]:
-        """The state after one token, the features of the next, and the alignment, None where nothing is aligned."""
+        """The state after one token, the features of the next, and the alignment, None where nothing is aligned.
+
+        `key` is of this step alone: what the recurrence drops, by a `VariationalDropout` too, is drawn anew each step.
+        """
 
     def run(
         self,

@@ -15,6 +15,7 @@ from ..engines.auto import Auto
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .objectives import cross_entropy
+from .tokens import check_tokens
 
 
 class LanguageModel(eqx.Module):
@@ -22,7 +23,8 @@ class LanguageModel(eqx.Module):
 
         xs = embedding[tokens]        ys = network(xs)        logits = ys V^T + b
 
-    A token that is not in the vocabulary is NaN, as an input and as a target, at which `fit` stops at that step.
+    A token that is not in the vocabulary is NaN, as an input and as a target, at which `fit` stops. There are no masks:
+    what is read is a stream, in which a reset may begin the next text.
 
     With `tied` weights V is the embedding itself (Press & Wolf 2017, arXiv:1608.05859), and the network must put out
     what it takes in.
@@ -136,9 +138,10 @@ def sample(
     top_k         draws from the k likeliest tokens only
     """
     vocabulary_size = model.embedding.shape[0]
-    if prompt.ndim != 1 or prompt.shape[0] == 0:
-        raise ValueError(f"prompt: expected at least one token, [P], got {list(prompt.shape)}")
-    if temperature < 0:
+    prompt = check_tokens("prompt", prompt, vocabulary_size)
+    if prompt.shape[0] == 0:
+        raise ValueError("prompt: expected at least one token, [P], got [0]")
+    if not temperature >= 0:
         raise ValueError(f"temperature: expected 0 or more, got {temperature}")
     if top_k is not None and not 1 <= top_k <= vocabulary_size:
         raise ValueError(f"top_k: expected from 1 to the vocabulary's {vocabulary_size}, got {top_k}")

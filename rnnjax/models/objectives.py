@@ -1,6 +1,6 @@
 """Objectives: the loss of one output against its target, over any leading axes; in float32 or wider.
 
-A target that is no class makes the loss NaN, which `fit` reports at the very step; `check_labels` says it before.
+A target that is no class makes the loss NaN, at which `fit` stops; `check_labels` says it before.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from ..arrays import carry_dtype
 
 def cross_entropy(logits: Float[Array, "... K"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
     """-log softmax(logits)[label] in nats, for one class of K. NaN where a label is not from 0 to K - 1."""
+    _check_shape("labels", labels, logits.shape[:-1])
     logits = logits.astype(carry_dtype(logits.dtype))
     known = (labels >= 0) & (labels < logits.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
@@ -25,6 +26,7 @@ def binary_cross_entropy(
     logits: Float[Array, "... K"], targets: Float[Array, "... K"] | Bool[Array, "... K"]
 ) -> Float[Array, "..."]:
     """-sum over K of t log sigmoid(logit) + (1 - t) log(1 - sigmoid(logit)) in nats: K answers, each yes or no."""
+    _check_shape("targets", targets, logits.shape)
     logits = logits.astype(carry_dtype(logits.dtype))
     targets = targets.astype(logits.dtype)
     losses = optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
@@ -34,8 +36,15 @@ def binary_cross_entropy(
 
 def squared_error(ys: Float[Array, "... K"], targets: Float[Array, "... K"]) -> Float[Array, "..."]:
     """The mean over K of (y - t)^2."""
+    _check_shape("targets", targets, ys.shape)
     wide = carry_dtype(ys.dtype)
     return ((ys.astype(wide) - targets.astype(wide)) ** 2).mean(-1)
+
+
+def _check_shape(name: str, targets: Any, wanted: tuple[int, ...]) -> None:
+    """Shapes that NumPy would make fit, [B] to [B, 1] say, would be the loss of each answer against every target."""
+    if jnp.shape(targets) != wanted:
+        raise ValueError(f"{name}: expected {list(wanted)}, by the answers, got {list(jnp.shape(targets))}")
 
 
 def check_labels(labels: Any, classes: int) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arrays import carry_dtype
 from ..trees.cell import AbstractTreeCell
 from ..trees.pack import Trees
 from ..trees.recurse import recurse
+from .objectives import cross_entropy
 
 
 class TreeClassifier(eqx.Module):
@@ -60,13 +60,12 @@ def tree_loss(
 ) -> tuple[Float[Array, ""], Any]:
     """Mean cross-entropy of the nodes that have a label, in nats, and the carry as it was: a loss for `fit`.
 
-    trees   packed with the model's vocabulary and number of classes; the classes of one tree may all be missing
+    trees   packed with the model's vocabulary and number of classes; the classes of one tree may all be missing.
+            A class that is none of the model's makes the loss NaN
     key     for dropout; None: nothing is dropped
     """
     labelled = jnp.asarray(trees.labels) >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        model.logits(trees, key=key), jnp.maximum(jnp.asarray(trees.labels), 0)
-    )
+    losses = cross_entropy(model.logits(trees, key=key), jnp.maximum(jnp.asarray(trees.labels), 0))
     count = labelled.sum().astype(losses.dtype)
     return jnp.where(labelled, losses, jnp.zeros_like(losses)).sum() / jnp.maximum(count, jnp.ones_like(count)), carry
 

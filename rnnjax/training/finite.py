@@ -9,16 +9,20 @@ from .devices import AbstractDevices
 from .run import Log, Metrics, Run
 
 
-def summarise(losses: list[Array], norms: list[Array], log: Log | None) -> Metrics:
-    """Means since the last report. A loss that is not finite ends the run here, before anything is written."""
-    values = np.asarray(jax.device_get(losses), np.float64)
-    if not np.isfinite(values).all():
+def summarise(losses: list[Array], norms: list[Array]) -> Metrics:
+    """Means since the last report."""
+    means = (np.mean(np.asarray(jax.device_get(values), np.float64)) for values in (losses, norms))
+    return dict(zip(("loss", "gradient_norm"), map(float, means), strict=True))
+
+
+def check_loss(loss: Array, step: int, log: Log | None) -> None:
+    """A loss that is not finite ends the run, before anything is written that came after it."""
+    value = np.asarray(jax.device_get(loss))
+    if not np.isfinite(value):
         raise FloatingPointError(
-            f"loss: expected a finite value, got {values[~np.isfinite(values)][0]} "
-            f"{len(values) - int(np.argmax(~np.isfinite(values)))} steps ago. "
+            f"loss: expected a finite value, got {value} of `batches({step})`. "
             f"Clip the gradient, lower the learning rate, or look at the data.{_kept(log)}"
         )
-    return {"loss": float(values.mean()), "gradient_norm": float(np.mean(jax.device_get(norms)))}
 
 
 def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..check import alike, show
 from .devices import AbstractDevices, DataParallel, OneDevice
-from .finite import check_finite, summarise
+from .finite import check_finite, check_loss, summarise
 from .run import Log, Metrics, Run
 
 Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
@@ -67,7 +67,8 @@ def fit(
                 each device. Further axes are left to the loss, for `Sharded`. Where the mesh spans processes, all call
                 `fit` alike, each with the whole batch; the first one writes, into a folder that all can read
 
-    Raises FloatingPointError when loss, weights or carry are not finite (the last checkpoint is from before),
+    Raises FloatingPointError when loss, weights or carry are not finite (the last checkpoint is from before): a loss
+    as soon as the step after it has begun, weights and carry before they are kept;
     FileExistsError when `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it holds
     not this one, ValueError and TypeError for arguments that make no sense.
     """
@@ -88,12 +89,15 @@ def fit(
             if patience is not None and int(run.waited) >= patience:
                 break
             run, value, norm = update(run, devices.split("batches", batches(step)))
+            if losses:
+                check_loss(losses[-1], step - 1, log)  # of the step before, while this one runs
             losses.append(value)
             norms.append(norm)
             bar.update()
             if (step + 1) % every and step + 1 < steps:
                 continue
-            metrics: Metrics = {"step": step + 1, **summarise(losses, norms, log)}
+            check_loss(value, step, log)
+            metrics: Metrics = {"step": step + 1, **summarise(losses, norms)}
             check_finite(run, devices, log)
             if validate is not None:
                 judged = float(validate(eqx.combine(devices.gather(run.weights), static)))
