@@ -7,6 +7,7 @@ from pathlib import Path
 import chorales
 import data
 import fitzhugh_nagumo
+import jax
 import mnist1d
 import numpy as np
 import pytest
@@ -88,10 +89,17 @@ def test_pieces_are_asked_for_the_next_step():
 
 
 def test_chorales_are_learned(monkeypatch, capsys):
-    monkeypatch.setattr(chorales, "UNITS", 16)
-    record = run(chorales, "--cell", "gru", "--epochs", "3")
+    monkeypatch.setitem(chorales.RECIPES, "gru", chorales.RECIPES["gru"]._replace(units=16))
+    record = run(chorales, "--cell", "gru", "--epochs", "2")
     assert record["test"] < 45  # of 88 keys, each of which is silent or not: 61 at random
     assert "rounds, gru" in capsys.readouterr().out
+
+
+def test_weights_are_dropped_of_chorales():
+    pieces, key = chorales.pad([np.eye(9, 88)]), jax.random.key(0)
+    model = chorales.build(chorales.RECIPES["gru"]._replace(units=8), key, key)
+    kept, dropped = (chorales.dropping(model, None, pieces, key, recurrent=rate)[0] for rate in (0.0, 0.5))
+    assert kept == chorales.loss(model, None, pieces, key)[0] != dropped
 
 
 def test_a_neuron_follows_its_equations():
