@@ -96,7 +96,7 @@ def test_chorales_are_learned(monkeypatch, capsys):
 
 
 def test_weights_are_dropped_of_chorales():
-    pieces, key = chorales.pad([np.eye(9, 88)]), jax.random.key(0)
+    pieces, key = jax.tree.map(jax.numpy.asarray, chorales.pad([np.eye(9, 88)])), jax.random.key(0)
     model = chorales.build(chorales.RECIPES["gru"]._replace(units=8), key, key)
     kept, dropped = (chorales.dropping(model, None, pieces, key, recurrent=rate)[0] for rate in (0.0, 0.5))
     assert kept == chorales.loss(model, None, pieces, key)[0] != dropped
