@@ -4,13 +4,14 @@
     RNNJAX_DATA=folder python examples/mnist1d.py --shuffled        the forty places in another order, one for all
     python examples/mnist1d.py                                      on scikit-learn's digits, row by row
 
-Greydanus & Kobak 2020, arXiv:2011.14439, and the recipe of its notebook: Adam, batches of 100 in fixed order, a linear
-layer on the outputs of all steps. RNNJAX_DATA is a folder that holds mnist1d/mnist1d.npz, the arrays x, y, x_test and
-y_test of the data set in https://github.com/greydanus/mnist1d.
+Greydanus & Kobak 2020, arXiv:2011.14439, and the recipe of its notebook: weights as torch draws them, Adam, batches of
+100 in fixed order, a linear layer on the outputs of all steps. RNNJAX_DATA is a folder that holds
+mnist1d/mnist1d.npz, the arrays x, y, x_test and y_test of the data set in https://github.com/greydanus/mnist1d.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import data
@@ -24,6 +25,7 @@ from learning import add_picture, fit
 from pixel_digits import small_digits
 
 import rnnjax
+from rnnjax import initialise
 
 B, UNITS, CLASSES, LEARNING_RATE = 100, 6, 10, 1e-2
 
@@ -63,7 +65,9 @@ def build(shape: tuple[int, ...], key: Array) -> rnnjax.Classifier:
     """For digits [T, I]."""
     T, inputs = shape
     keys = jax.random.split(key, 3)
-    network = rnnjax.Bidirectional(*(rnnjax.GRU(inputs, UNITS, key=key) for key in keys[:2]))
+    uniform = {"input_initialiser": initialise.uniform, "recurrent_initialiser": initialise.uniform}
+    draw = partial(rnnjax.GRU, inputs, UNITS, **uniform, bias_initialiser=initialise.uniform_bias)
+    network = rnnjax.Bidirectional(*(draw(key=key) for key in keys[:2]))
     decision = eqx.nn.Linear(T * 2 * UNITS, CLASSES, key=keys[2])
     return rnnjax.Classifier(network, decision, pooling=rnnjax.flatten)
 

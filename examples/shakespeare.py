@@ -27,6 +27,7 @@ import numpy as np
 import optax
 from blocks import count_steps, count_weights
 from jaxtyping import Array, PRNGKeyArray
+from learning import folder_for_now
 from text import read_text
 
 import rnnjax
