@@ -26,6 +26,12 @@ def release_executables():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def no_data_at_hand(monkeypatch):
+    """Tests have none but their own, before all of which this comes."""
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+
+
 @pytest.fixture
 def promoting():
     """Some of optax adds integers, or float32 to float64, as strict promotion forbids."""
@@ -34,9 +40,8 @@ def promoting():
 
 
 @pytest.fixture
-def as_it_comes(monkeypatch):
-    """As examples are run: optax relies on promotion, Equinox draws weights in the default dtype. No data at hand."""
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+def as_it_comes():
+    """As examples are run: optax relies on promotion, and Equinox draws weights in the default dtype."""
     with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
         yield
 

@@ -276,7 +276,6 @@ def test_digits_are_composed_and_spelled():
 
 @pytest.mark.usefixtures("promoting")
 def test_digits_are_captioned(monkeypatch, tmp_path, capsys):
-    monkeypatch.delenv("RNNJAX_DATA", raising=False)
     for name, value in {"MOST": 1, "CHANNELS": 8, "TESTED": 100, "LEARNING_RATE": 8e-3}.items():
         monkeypatch.setattr(digit_captions, name, value)
     picture = tmp_path / "new" / "digits.png"
