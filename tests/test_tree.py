@@ -34,7 +34,8 @@ TABLE = jax.random.normal(jax.random.key(1), (V, I), jnp.float64)
 def build(name: str) -> Any:
     """The cell, its biases made random."""
     cell = CELLS[name]
-    return eqx.tree_at(lambda cell: cell.bias, cell, jax.random.normal(KEY, cell.bias.shape, jnp.float64))
+    with jax.ensure_compile_time_eval():  # kept beyond the program that may be the first to ask
+        return eqx.tree_at(lambda cell: cell.bias, cell, jax.random.normal(KEY, cell.bias.shape, jnp.float64))
 
 
 def grow(random: np.random.Generator, *, bare: bool) -> Tree:
@@ -428,6 +429,16 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient():
     )(classifier())
     assert float(loss) == 0
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_tree_of_one_node_is_its_leaf(name):
+    tree = Tree([[]], [2], [1])
+    packed = pack_up([tree, tree])
+    h = jax.jit(lambda table: recurse(build(name), packed, table).h)(TABLE)[packed.roots]
+    np.testing.assert_allclose(h, [by_hand(build(name), tree, np.asarray(TABLE), 0)[0]] * 2, rtol=1e-12)
+    gradient = jax.grad(lambda table: recurse(build(name), packed, table).h[packed.roots].sum())(TABLE)
+    assert np.flatnonzero(np.abs(gradient).sum(1)).tolist() == [2]
 
 
 def test_a_class_that_is_none_of_the_models_is_no_loss():

@@ -76,7 +76,7 @@ def pack_trees(
     forest = _join(trees, checked, vocabulary_size, classes)
     steps = schedule(forest.parents, forest.depths, [bool(below) for below in forest.children], width)
     leaves = [node for node, below in enumerate(forest.children) if not below]
-    bucket = _room(bucket, len(leaves), len(steps))
+    bucket = _room(bucket, len(leaves), max(1, len(steps)))  # the loop wants room for a step, though it be empty
     slots = _place(leaves, steps, width, bucket.leaves, len(forest.children))
     return _lay_out(forest, slots, checked, bucket, arity, width, vocabulary_size)
 
