@@ -93,14 +93,15 @@ def build(key: Array) -> rnnjax.Seq2Seq:
 
 
 def draw(digits: int, count: int) -> rnnjax.Pairs:
-    """Different sums, the same whatever the seed of a network: the question backwards, and the answer."""
+    """Different sums in any order, the same whatever the seed of a network: the question backwards, and the answer."""
     random = np.random.default_rng(0)
     asked: dict[tuple[int, int], None] = {}
     while len(asked) < count:
         first, second = sorted(int(random.integers(10 ** random.integers(1, digits + 1))) for _ in range(2))
         asked[first, second] = None  # a + b is b + a
     length = 2 * digits + 1
-    sums = [numbers[:: int(random.choice([-1, 1]))] for numbers in asked]
+    shuffled = random.permutation(list(asked)).tolist()  # short sums are soon all drawn, and would come first
+    sums = [numbers[:: int(random.choice([-1, 1]))] for numbers in shuffled]
     source = np.array([encode(f"{a}+{b}".ljust(length)[::-1]) for a, b in sums])
     answers = [f"{a + b}" for a, b in sums]
     target = np.array([encode(f"^{answer}$".ljust(digits + 3, "$")) for answer in answers])

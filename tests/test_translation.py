@@ -119,6 +119,12 @@ def test_sums_are_what_they_say():
         assert answer == f"^{int(first) + int(second)}$"
 
 
+def test_sums_come_in_any_order():
+    """Or what is held out, the first of them, would be the short ones."""
+    lengths = addition.draw(3, 5000).target_length
+    np.testing.assert_allclose(lengths[:500].mean(), lengths[500:].mean(), atol=0.1)
+
+
 def test_right_characters_and_answers_are_counted(monkeypatch):
     end, start = addition.END, addition.START
     target = np.array([[start, 1, 2, end], [start, 3, end, end]])
