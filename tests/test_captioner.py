@@ -233,7 +233,7 @@ MISUSES = {
     "state": (lambda: say(**made_from((jnp.zeros(H),))), ValueError, ["bridge", "language model", "LSTMState"]),
     "unknown": (lambda: say(target=CAPTION.at[1].set(V)), ValueError, ["target", "from 0 to 5", "got 6"]),
     "negative": (lambda: say(target=CAPTION.at[1].set(-1)), ValueError, ["target", "from 0 to 5", "got -1"]),
-    "floating": (lambda: say(target=CAPTION.astype(F64)), TypeError, ["target", "integer tokens"]),
+    "floating": (lambda: say(target=CAPTION.astype(F64)), TypeError, ["target", "integers"]),
     "captions": (lambda: say(target=CAPTION[None]), ValueError, ["target", "one sequence", "vmap"]),
 }
 

@@ -59,6 +59,24 @@ def test_a_token_that_is_unknown_is_not_a_number(token):
     assert jnp.isnan(loss)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16"])
+def test_tokens_may_come_in_few_bits(dtype):
+    """Where the vocabulary's size, or what is said, does not fit into them."""
+    model = jax.tree.map(jnp.zeros_like, LanguageModel(300, cell(), key=KEY))
+    model = eqx.tree_at(lambda model: model.output_bias, model, jnp.arange(300.0))
+    few = CHUNK._replace(inputs=CHUNK.inputs.astype(dtype), targets=CHUNK.targets.astype(dtype))
+    assert language_loss(model, states(), few, None)[0] == language_loss(model, states(), CHUNK, None)[0]
+    assert sample(model, PROMPT.astype(dtype), 2, key=KEY, temperature=0.0).tolist() == [299, 299]
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_tokens_are_integers():
+    with pytest.raises(TypeError, match=r"tokens: expected integers, got f64\[3\]"):
+        MODEL.logits(MODEL.initial(), PROMPT.astype(float))
+    with pytest.raises(TypeError, match=r"labels: expected integers, got f64\[2\]"):
+        rnnjax.cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2))
+
+
 def test_a_model_is_of_the_dtype_of_its_network():
     model = LanguageModel(V, cell(dtype=jnp.bfloat16), key=KEY)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model)} == {"bfloat16"}

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from ..arrays import State, carry_dtype
 from ..cell import AbstractCell
@@ -15,7 +15,7 @@ from ..engines.auto import Auto
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .objectives import cross_entropy
-from .tokens import check_tokens
+from .tokens import check_tokens, integers
 
 
 class LanguageModel(eqx.Module):
@@ -67,7 +67,7 @@ class LanguageModel(eqx.Module):
     def logits(
         self,
         state: State,
-        tokens: Int[Array, " T"],
+        tokens: Integer[Array, " T"],
         *,
         resets: Bool[Array, " T"] | None = None,
         engine: AbstractEngine = Auto(),
@@ -80,13 +80,14 @@ class LanguageModel(eqx.Module):
     def outputs(
         self,
         state: State,
-        tokens: Int[Array, " T"],
+        tokens: Integer[Array, " T"],
         *,
         resets: Bool[Array, " T"] | None = None,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T O"]]:
         """The state after `tokens`, and what the network puts out after each, which `classify` takes."""
+        tokens = integers("tokens", tokens)
         known = (tokens >= 0) & (tokens < self.embedding.shape[0])
         embedded = self.embedding[jnp.where(known, tokens, 0)]
         xs = jnp.where(known[:, None], embedded, jnp.full_like(embedded, jnp.nan))
@@ -125,7 +126,7 @@ def batch_of_states(model: LanguageModel, size: int) -> State:
 
 def sample(
     model: LanguageModel,
-    prompt: Int[Array, " P"],
+    prompt: Integer[Array, " P"],
     length: int,
     *,
     key: PRNGKeyArray,
@@ -161,7 +162,7 @@ def _sample(
     draw = partial(_draw, temperature=temperature, top_k=top_k)
     state, logits = model.logits(model.initial(), prompt)
     _, tokens = jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, length))
-    return tokens.astype(prompt.dtype)
+    return tokens.astype(int)
 
 
 def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | None) -> Array:

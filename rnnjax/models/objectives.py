@@ -8,13 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Integer
 
 from ..arrays import carry_dtype
+from .tokens import integers
 
 
-def cross_entropy(logits: Float[Array, "... K"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
+def cross_entropy(logits: Float[Array, "... K"], labels: Integer[ArrayLike, "..."]) -> Float[Array, "..."]:
     """-log softmax(logits)[label] in nats, for one class of K. NaN where a label is not from 0 to K - 1."""
+    labels = integers("labels", labels)
     _check_shape("labels", labels, logits.shape[:-1])
     logits = logits.astype(carry_dtype(logits.dtype))
     known = (labels >= 0) & (labels < logits.shape[-1])

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 
 from .. import check, initialise
 from ..arrays import State, carry_dtype
@@ -144,7 +144,7 @@ class Seq2Seq(eqx.Module):
         return self._scheduled(memory, state, tokens, teacher_forcing, keys[1])
 
     def step(
-        self, memory: PyTree[Array], state: State, token: Int[Array, ""], key: PRNGKeyArray | None = None
+        self, memory: PyTree[Array], state: State, token: Integer[Array, ""], key: PRNGKeyArray | None = None
     ) -> tuple[State, Float[Array, " W"], Float[Array, " S"] | None]:
         """The decoder's state after one target token, the logits of the next, and the alignment."""
         keys = (None, None) if key is None else jax.random.split(key)
@@ -167,7 +167,7 @@ class Seq2Seq(eqx.Module):
         def one(carry: tuple[State, Array], inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Any, Any]:
             (state, said), (token, forced, key) = carry, inputs
             state, logits, alignment = self.step(memory, state, jnp.where(forced, token, said), key)
-            return (state, jnp.argmax(logits).astype(token.dtype)), (logits, alignment)
+            return (state, jnp.argmax(logits).astype(int)), (logits, alignment)
 
         T = tokens.shape[0]
         coin, dropping = (None, None) if key is None else jax.random.split(key)

@@ -12,6 +12,14 @@ from jaxtyping import Array, Bool, Int
 from ..check import show
 
 
+def integers(name: str, values: Any) -> Int[Array, "..."]:
+    """`values` as integers of JAX's default width: in the eight bits they may come in, a bound of 256 would be 0."""
+    known = isinstance(values, jax.Array | np.ndarray | np.generic | int)
+    if not known or not jnp.issubdtype(jnp.result_type(values), jnp.integer):
+        raise TypeError(f"{name}: expected integers, got {show(values)}")
+    return jnp.asarray(values).astype(int)
+
+
 def check_tokens(
     name: str, tokens: Any, vocabulary_size: int, valid: Bool[Array, " T"] | None = None
 ) -> Int[Array, " T"]:
@@ -19,13 +27,11 @@ def check_tokens(
 
     A token that is not in the vocabulary is a ValueError where it is known, and where it is traced an error when run.
     """
-    if not isinstance(tokens, jax.Array | np.ndarray) or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"{name}: expected integer tokens [T], got {show(tokens)}")
+    tokens = integers(name, tokens)
     if tokens.ndim != 1:
         raise ValueError(
             f"{name}: expected the tokens of one sequence, [T], got {list(tokens.shape)}. Batch it with jax.vmap"
         )
-    tokens = jnp.asarray(tokens)
     if valid is not None:
         tokens = jnp.where(valid, tokens, jnp.zeros_like(tokens))
     outside = (tokens < 0) | (tokens >= vocabulary_size)
