@@ -129,8 +129,10 @@ from .models.search import sample_sequence as sample_sequence
 from .models.seq2seq import Seq2Seq as Seq2Seq
 from .models.states import hidden as hidden
 from .models.tagger import Tagger as Tagger
+from .models.tagger import average_steps as average_steps
 from .models.tagger import forecast as forecast
 from .models.tagger import tagger_loss as tagger_loss
+from .models.tagger import total_steps as total_steps
 from .models.trees import TreeClassifier as TreeClassifier
 from .models.trees import count_right_roots as count_right_roots
 from .models.trees import tree_loss as tree_loss

@@ -96,6 +96,12 @@ def test_losses_of_sixteen_bits_are_in_thirty_two(objective):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.parametrize("label", [2, np.int64(2), np.uint8(2), jnp.asarray(2, "int8")])
+def test_a_label_may_be_any_integer(label):
+    logits = jax.random.normal(KEY, (200,))
+    np.testing.assert_allclose(rnnjax.cross_entropy(logits, label), -jax.nn.log_softmax(logits)[2])
+
+
 @pytest.mark.parametrize("label", [-1, CLASSES])
 def test_a_label_that_is_no_class_is_never_one(label):
     logits = jnp.zeros((2, CLASSES))
@@ -164,7 +170,7 @@ def test_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps):
     xs, labels = grid.inputs(3, grid.T), jax.random.randint(KEY, (3, grid.T), 0, CLASSES)
     counts = jnp.arange(grid.T) < jnp.asarray(lengths)[:, None]
     padded, unknown = jnp.where(counts[..., None], xs, jnp.nan), jnp.where(counts, labels, -1)
-    reduce = {"average": rnnjax.models.tagger.average, "total": rnnjax.models.tagger.total}[over_steps]
+    reduce = {"average": rnnjax.average_steps, "total": rnnjax.total_steps}[over_steps]
 
     def alone(model):
         sums = [rnnjax.cross_entropy(model(x[:n]), label[:n]).sum() for x, label, n in zip(xs, labels, lengths)]  # noqa: B905
@@ -177,6 +183,15 @@ def test_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps):
     assert not np.asarray(model(padded[1], length=5)[5:]).any()
     none = rnnjax.tagger_loss(model, None, (padded, unknown, jnp.zeros(3, int)), None, over_steps=reduce)[0]
     assert none == 0
+
+
+def test_padding_does_not_reach_the_gradient_of_the_decision():
+    """Zeros, which stand there after the network, have no direction."""
+    head = linear(grid.H)
+    model = rnnjax.Tagger(grid.build("gru"), eqx.nn.Sequential([eqx.nn.Lambda(lambda y: y / jnp.linalg.norm(y)), head]))
+    batch = grid.inputs(2, grid.T), jnp.zeros((2, grid.T), int), jnp.asarray([grid.T, 3])
+    slope = eqx.filter_jit(eqx.filter_grad(lambda model: rnnjax.tagger_loss(model, None, batch, None)[0]))(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
 def test_dropout_is_drawn_for_each_sequence():

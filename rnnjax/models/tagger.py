@@ -13,7 +13,7 @@ from ..arrays import State
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..marks import blank, counted
+from ..marks import blank, counted, fill
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .classifier import run_batch
@@ -53,15 +53,16 @@ class Tagger(eqx.Module):
         """The state after `xs`, and the answers: for a sequence that goes on."""
         state, ys = unroll(self.network, state, xs, length=length, engine=engine, key=key)
         T = ys.shape[0]
-        return state, blank(jax.vmap(self.decision)(ys), check.length(length, T), T)
+        valid = check.length(length, T)
+        return state, blank(jax.vmap(self.decision)(fill(ys, valid, T)), valid, T)
 
 
-def average(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:
+def average_steps(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:
     """The mean over all valid steps of a batch, long sequences counting for more; zero where there is none."""
     return losses.sum() / jnp.maximum(valid.sum(), 1).astype(losses.dtype)
 
 
-def total(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:
+def total_steps(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:
     """The sum over time, averaged over the sequences: the gradient of a step does not shrink with T."""
     return losses.sum() / valid.shape[0]
 
@@ -73,14 +74,14 @@ def tagger_loss(
     key: PRNGKeyArray | None,
     *,
     objective: Callable[[Array, Array], Array] = cross_entropy,
-    over_steps: Callable[[Array, Array], Array] = average,
+    over_steps: Callable[[Array, Array], Array] = average_steps,
     engine: AbstractEngine = Auto(),
 ) -> tuple[Float[Array, ""], PyTree]:
     """`objective(answer, target)` over the valid steps of a batch, and the carry: a loss for `fit`.
 
     batch        `Sequences`, or any `(xs, targets, lengths)`: targets are [B, T, ...]
     key          for dropout in the network, drawn anew for each sequence; None: nothing is dropped
-    over_steps   `average` or `total`, of losses that are zero where a step is not valid
+    over_steps   `average_steps` or `total_steps`, of losses that are zero where a step is not valid
 
     Targets of steps that do not count may hold anything, NaN and labels that are no class included.
     """
