@@ -59,8 +59,8 @@ def additive(query_size: int) -> Additive:
     return Additive(query_size, M, 6, key=KEY, dtype=F64)
 
 
-def luong(cell: Any, score: Any) -> LuongDecoder:
-    return LuongDecoder(cell, score, memory_size=M, attentional_size=A, key=KEY)
+def luong(cell: Any, score: Any, memory_size: int = M) -> LuongDecoder:
+    return LuongDecoder(cell, score, memory_size=memory_size, attentional_size=A, key=KEY)
 
 
 def stack(inputs: int) -> Stack:
@@ -346,6 +346,23 @@ def test_loss_is_the_mean_cross_entropy_of_the_valid_tokens():
     loss, gradient = loss_and_gradient(model, BATCH)
     assert float(loss) == pytest.approx(np.mean(losses), rel=1e-12)
     jax.tree.map(np.testing.assert_array_equal, loss_and_gradient(model, littered()), (loss, gradient))
+
+
+def test_tokens_may_come_in_few_bits():
+    """Where the vocabulary's size, or what is said and fed, does not fit into them."""
+    large = filled(lambda: Seq2Seq(300, 300, encoder(), DECODERS["context"](), key=KEY))
+    large = eqx.tree_at(lambda model: model.output_bias, large, jnp.arange(300.0) * 100)  # says 299
+    few = BATCH._replace(source=BATCH.source.astype("uint8"), target=BATCH.target.astype("uint8"))
+    losses = [seq2seq_loss(large, None, batch, None, teacher_forcing=0)[0] for batch in (BATCH, few)]
+    assert losses[0] == losses[1]
+
+
+def test_attention_asks_the_topmost_layer_that_has_a_state():
+    network = rnnjax.Stack([stack(D + M), rnnjax.TimeDistributed(jnp.tanh, 5, dtype=F64)])
+    state = filled(network.initial)
+    np.testing.assert_array_equal(rnnjax.hidden(state), state[0][1].h)
+    model = filled(lambda: Seq2Seq(V, W, encoder(), BahdanauDecoder(network, additive(5)), key=KEY))
+    assert_close(forced(model, SOURCE, TARGET)[1].sum(1), np.ones(4))
 
 
 def test_loss_of_no_tokens_is_zero():
@@ -674,6 +691,13 @@ MISUSES = {
         ["temperature", "more than 0", "greedy"],
     ),
     "query_misfit": (made(query_size=5), ValueError, ["query", "5", "4"]),
+    "luong_memory_misfit": (
+        lambda: eqx.filter_eval_shape(
+            lambda: Seq2Seq(V, W, encoder(), luong(GRU(D + A, M + 1, key=KEY, dtype=F64), Dot(), M + 1), key=KEY)
+        ),
+        ValueError,
+        ["memory_size", "10", "got 11"],
+    ),
     "memory_misfit": (made(memory_size=9), ValueError, ["memory", "9", "10"]),
     "no_room": (made(inputs=M), ValueError, ["decoder", "more than 10", "got 10"]),
     "bridge_misfit": (made(bridge=eqx.nn.Identity()), ValueError, ["bridge", "Hidden", "Directions"]),

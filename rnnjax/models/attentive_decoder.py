@@ -129,7 +129,11 @@ class LuongDecoder(AbstractDecoder):
         return self.attentional_weight.shape[1]
 
     def remember(self, encoded: Encoded) -> Memory:
-        return remember(self.score, encoded.ys, encoded.mask)
+        memory = remember(self.score, encoded.ys, encoded.mask)
+        size = self.attentional_weight.shape[0] - output_type(self.recurrence).shape[0]
+        if encoded.ys.shape[1] != size:
+            raise ValueError(f"memory_size: expected {encoded.ys.shape[1]}, that of the encoder's outputs, got {size}")
+        return memory
 
     def initial(self, state: State) -> InputFed:
         return InputFed(state, jnp.zeros(self.attentional_weight.shape[1], self.attentional_weight.dtype))

@@ -23,12 +23,14 @@ def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:
 
 
 def hidden(state: State) -> Array:
-    """What a state shows of itself, [H]: the field `h` of the topmost layer, of all directions side by side.
+    """What a state shows of itself, [H]: the field `h` of the topmost layer with a state, all directions side by side.
 
     Of a state without a field `h`: all its arrays. Raises ValueError where that is not of real numbers.
     """
-    if isinstance(state, tuple) and not hasattr(state, "_fields") and state:
-        return hidden(state[-1])  # of a Stack
+    if isinstance(state, tuple) and not hasattr(state, "_fields"):  # of a Stack, whose layers may be without a state
+        layers = [layer for layer in state if jax.tree.leaves(layer)]
+        if layers:
+            return hidden(layers[-1])
     if isinstance(state, Directions):
         return jnp.concatenate([hidden(state.forward), hidden(state.backward)])
     leaves = real_arrays("state", getattr(state, "h", state))
