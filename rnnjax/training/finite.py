@@ -39,6 +39,14 @@ def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:
             )
 
 
+def check_judged(judged: float, step: int, log: Log | None) -> None:
+    """What cannot be compared would never be the best, nor wear out any patience."""
+    if np.isnan(judged):
+        raise FloatingPointError(
+            f"validate: expected a number, got NaN after step {step}. Look at what is held out.{_kept(log)}"
+        )
+
+
 @jax.jit
 def _is_finite(tree: PyTree) -> Array:
     numbers = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]

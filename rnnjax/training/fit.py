@@ -1,6 +1,5 @@
 """The training loop: any model, any loss, any optax optimiser; watched, stopped early, killed and resumed."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..check import alike, show
 from .devices import AbstractDevices, DataParallel, OneDevice
-from .finite import check_finite, check_loss, summarise
+from .finite import check_finite, check_judged, check_loss, summarise
 from .run import Log, Metrics, Run
 
 Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
@@ -101,6 +100,7 @@ def fit(
             check_finite(run, devices, log)
             if validate is not None:
                 judged = float(validate(eqx.combine(devices.gather(run.weights), static)))
+                check_judged(judged, step + 1, log)
                 run, metrics["validation"] = _judge(run, judged)
             bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
             if log is not None:
@@ -161,8 +161,6 @@ def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: Abstract
 
 def _judge(run: Run, value: float) -> tuple[Run, float]:
     """The run with its best weights and its patience brought up to date."""
-    if math.isnan(value):
-        raise FloatingPointError("validate: expected a number, got NaN")
     rounded = jnp.asarray(value, jnp.float32)  # as the best one is, or its like would pass for better
     if rounded < run.best_loss:
         return run._replace(best=run.weights, best_loss=rounded, waited=jnp.zeros_like(run.waited)), value
