@@ -112,7 +112,8 @@ def dropping(
     model: rnnjax.Tagger, carry: None, batch: rnnjax.Sequences, key: PRNGKeyArray, *, recurrent: float
 ) -> tuple[Array, None]:
     """The loss of a network that lacks some of its recurrent weights."""
-    return loss(rnnjax.drop_weights(model, recurrent, key=jax.random.fold_in(key, 0)), carry, batch, key)
+    weights_key, pieces_key = jax.random.split(key)
+    return loss(rnnjax.drop_weights(model, recurrent, key=weights_key), carry, batch, pieces_key)
 
 
 def optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:

@@ -39,7 +39,7 @@ def lstm(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
 def linear(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
     """By the mean of what a linear layer says of each row: no recurrence."""
     layer = rnnjax.TimeDistributed(eqx.nn.Linear(width, CLASSES, key=key), width)
-    return rnnjax.Classifier(layer, rnnjax.linear, pooling=rnnjax.mean)
+    return rnnjax.Classifier(layer, jax.nn.identity, pooling=rnnjax.mean)
 
 
 def cnn_rnn_mlp(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:

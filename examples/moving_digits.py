@@ -118,7 +118,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         nats, frames, error = judge(network, judged)
         shown[model] = np.asarray(frames)
         print(f"{model}, {count_weights(network)} weights, {steps} steps: error {error:.4f}, {nats:.4f} nats a pixel")
-        yield {"model": model, "steps": steps, "error": float(error), "nats": float(nats), "again": float(again)}
+        record = {"task": f"moving {name}", "model": model, "seed": options.seed, "steps": steps}
+        yield record | {"error": float(error), "nats": float(nats), "again": float(again)}
     if options.picture is not None:
         draw(np.asarray(judged[0, SEEN:, 0]), shown, options.picture)
 

@@ -179,7 +179,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     published = PUBLISHED if name == MNIST else []
     if published:
         print(f"LEM of 128 units after epochs 1 to {len(published)} of B = 128 (Rusch et al. 2022, log): {published}")
-    record = {"task": name, "model": options.model, "B": recipe.B, "weights": count_weights(reader)}
+    record = {"task": name, "model": options.model, "seed": options.seed, "B": recipe.B}
+    record |= {"weights": count_weights(reader)}
     yield record | {"curve": curve, "test": share, "published": published}
 
 

@@ -34,7 +34,9 @@ B, LEARNING_RATE, DROPOUT = 128, 2e-3, 0.3
 BOUNDS = (12, 16, 20, 26, 46)  # batches are padded to one of these
 BEAM, LONGEST, LENGTH_PENALTY = 5, 46, 0.6
 START, END, UNKNOWN = range(3)
-PUBLISHED = "published of 512 units: perplexity 25.6, BLEU 28.3"
+PUBLISHED = (
+    "published, of 512 units, half of the words its own: perplexity after its own words 25.6, BLEU 28.3 greedily"
+)
 
 
 class Corpus(NamedTuple):
@@ -90,7 +92,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     tested = encode(languages, test)
     perplexity, free = (float(np.exp(loss_of(model, tested, forcing))) for forcing in (1.0, 0.0))
     greedy, beam = (bleu(translate(model, languages, tested, search), test.target) for search in (say, search_widely))
-    print(f"{name}: perplexity {perplexity:.2f}, fed with its own words {free:.2f}; BLEU {greedy:.2f}, beam {beam:.2f}")
+    print(f"{name}: perplexity {perplexity:.2f}, fed with its own words {free:.2f}")
+    print(f"BLEU {beam:.2f} by a beam of {BEAM}, {greedy:.2f} greedily")
     if name == "Multi30k":
         print(PUBLISHED)
     if options.picture:

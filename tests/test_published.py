@@ -97,7 +97,7 @@ def test_chorales_are_learned(monkeypatch, capsys):
 
 def test_weights_are_dropped_of_chorales():
     pieces, key = jax.tree.map(jax.numpy.asarray, chorales.pad([np.eye(9, 88)])), jax.random.key(0)
-    model = chorales.build(chorales.RECIPES["gru"]._replace(units=8), key, key)
+    model = chorales.build(chorales.RECIPES["gru"]._replace(units=8, inputs=0.0, outputs=0.0), key, key)
     kept, dropped = (chorales.dropping(model, None, pieces, key, recurrent=rate)[0] for rate in (0.0, 0.5))
     assert kept == chorales.loss(model, None, pieces, key)[0] != dropped
 
@@ -152,12 +152,13 @@ def test_what_stands_in_for_data_is_not_recorded(monkeypatch, capsys):
 
 def test_two_tasks_look_at_one_training(monkeypatch):
     seeds = []
-    figures = {"test": 30.0, "perplexity": 20.0}
+    figures = {"test": 30.0, "greedy": 29.0, "perplexity": 20.0, "perplexity_of_own_words": 28.0}
     run = staticmethod(lambda words: seeds.append(words) or [figures])
     monkeypatch.setitem(sys.modules, "translation", type("example", (), {"parse": staticmethod(list), "run": run}))
-    for name, figure, met in (("Multi30k de-en, BLEU", 30, True), ("Multi30k de-en, perplexity", 20, None)):
-        record = published.run(name, 1)
-        assert (record["ours"], record["met"]) == (figure, met)
+    answers = {"BLEU": (29, True), "BLEU of a beam": (30, None), "perplexity after its own words": (28, False)}
+    for figure, answer in answers.items():
+        record = published.run(f"Multi30k de-en, half forced, {figure}", 1)
+        assert (record["ours"], record["met"]) == answer
     assert [words[-2:] for words in seeds] == [["--seed", "0"]]
 
 
