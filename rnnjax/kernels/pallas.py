@@ -9,22 +9,37 @@ JAX 0.12  `pallas_call` on CUDA means Triton again; Mosaic GPU is `mosaic_gpu.ke
           device at hand, or, where there is none, for the abstract device of the mesh in use. A race is raised.
 
 So every kernel here names its backend by its compiler parameters, and none relies on a default.
+
+Importing Pallas takes as long as importing half of JAX, and most programs lower no kernel of it. So what is named here
+is imported when it is first used.
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.experimental import pallas
-from jax.experimental.pallas import mosaic_gpu, tpu, triton
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import llvm
 from jaxtyping import Array
 
-ACC = mosaic_gpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+__all__ = ["accumulator", "assembly", "layout", "load", "mosaic_gpu", "output", "pallas", "tpu", "transposed", "triton"]
 
-__all__ = ["ACC", "assembly", "load", "mosaic_gpu", "output", "pallas", "tpu", "transposed", "triton"]
 
-_SINCE_0_11 = hasattr(mosaic_gpu, "InterpretGPUParams")
+class _Lazy:
+    """A module that is imported when one of its attributes is first asked for."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+if TYPE_CHECKING:
+    from jax.experimental import pallas
+    from jax.experimental.pallas import mosaic_gpu, tpu, triton
+else:
+    pallas = _Lazy("jax.experimental.pallas")
+    mosaic_gpu, tpu, triton = (_Lazy(f"jax.experimental.pallas.{name}") for name in ("mosaic_gpu", "tpu", "triton"))
 
 
 def output(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -34,13 +49,23 @@ def output(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 def load(reference: Any, layout: Any, optimized: bool = True) -> Array:
     """All of a reference to shared or global memory, by Mosaic GPU, in registers of that layout."""
-    index = () if _SINCE_0_11 else ((),)
+    index = () if _since_0_11() else ((),)
     return mosaic_gpu.load(reference, *index, layout=layout, optimized=optimized)
 
 
 def transposed(reference: Any) -> Any:
     """A reference [columns, rows] to a matrix in shared memory."""
-    return reference.transpose((1, 0)) if _SINCE_0_11 else mosaic_gpu.transpose_ref(reference, (1, 0))
+    return reference.transpose((1, 0)) if _since_0_11() else mosaic_gpu.transpose_ref(reference, (1, 0))
+
+
+def layout() -> Any:
+    """How the registers of a warp group hold the sums of its matrix units."""
+    return mosaic_gpu.Layout.WGMMA
+
+
+def accumulator(shape: tuple[int, int], dtype: Any) -> Any:
+    """The registers that a warp group's matrix units add to."""
+    return mosaic_gpu.ACC(shape, dtype)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def assembly(instruction: str) -> None:
@@ -48,6 +73,12 @@ def assembly(instruction: str) -> None:
 
     @mosaic_gpu.inline_mgpu()
     def emit(_: Any) -> None:
+        from jaxlib.mlir.dialects import llvm  # with the rest of what Pallas imports
+
         llvm.inline_asm(ir.Type.parse("!llvm.void"), [], instruction, "", has_side_effects=True)
 
     emit()  # pyright: ignore[reportCallIssue]  the decorator gives the context
+
+
+def _since_0_11() -> bool:
+    return hasattr(mosaic_gpu, "InterpretGPUParams")

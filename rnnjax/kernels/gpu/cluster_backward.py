@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..elementwise.step import Step
-from ..pallas import load, mosaic_gpu, pallas
-from .cut import LAYOUT, ROWS, Cut, Ring, Worker, chosen, launch, of_rows, quotient, remainder
+from ..pallas import layout, load, mosaic_gpu, pallas
+from .cut import ROWS, Cut, Ring, Worker, chosen, launch, of_rows, quotient, remainder
 from .exchange import AbstractExchange
 
 
@@ -106,11 +106,11 @@ class _Block(Worker):
             mosaic_gpu.copy_gmem_to_smem(source, scratch.dstates.at[field, place.top], scratch.started.at[0])
         self.gains = self.vectors(read.gains)
         mosaic_gpu.barrier_wait(scratch.started.at[0])
-        dlast = [load(scratch.dstates.at[field], LAYOUT) for field in range(self.fields)]
+        dlast = [load(scratch.dstates.at[field], layout()) for field in range(self.fields)]
         mosaic_gpu.commit_smem()  # it is read before the first cotangents are written over it
         self.fetch(jnp.int32(self.cut.steps - 1))
         mosaic_gpu.barrier_wait(scratch.resident.at[0])
-        self.none = mosaic_gpu.layout_cast(jnp.zeros((ROWS, self.cut.width), self.dtype), LAYOUT)
+        self.none = mosaic_gpu.layout_cast(jnp.zeros((ROWS, self.cut.width), self.dtype), layout())
         start = dlast, [self.none] * len(self.gains), [self.none] * (0 if self.write.dfresh is None else self.fields)
         sums = jax.lax.fori_loop(jnp.int32(0), jnp.int32(self.cut.steps), self.one, start)
         for array, values in zip((self.write.dstate, self.write.dgains, self.write.dfresh), sums, strict=True):
@@ -139,10 +139,10 @@ class _Block(Worker):
         dstate, dgains, dfresh = carry
         marks = None if self.read.marks is None else of_rows(self.read.marks.at[place.group, t, place.tile], cut.width)
         mosaic_gpu.barrier_wait(scratch.arrived.at[0])
-        columns = [load(scratch.columns.at[row], LAYOUT).astype(self.dtype) for row in range(self.columns)]
-        before = [load(scratch.befores.at[field], LAYOUT) for field in range(self.fields)]
+        columns = [load(scratch.columns.at[row], layout()).astype(self.dtype) for row in range(self.columns)]
+        before = [load(scratch.befores.at[field], layout()) for field in range(self.fields)]
         dafter = [
-            d if array is None else d + load(scratch.dstates.at[field], LAYOUT)
+            d if array is None else d + load(scratch.dstates.at[field], layout())
             for field, (d, array) in enumerate(zip(dstate, self.read.dstates, strict=True))
         ]
         made, dbefore, moved = self.step.backward(columns, before, dafter, self.gains)

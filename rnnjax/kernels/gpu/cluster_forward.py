@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..elementwise.step import Step
-from ..pallas import load, mosaic_gpu, pallas
-from .cut import LAYOUT, ROWS, Cut, Ring, Worker, chosen, launch, of_rows
+from ..pallas import layout, load, mosaic_gpu, pallas
+from .cut import ROWS, Cut, Ring, Worker, chosen, launch, of_rows
 from .exchange import AbstractExchange
 
 
@@ -101,7 +101,7 @@ class _Block(Worker):
             mosaic_gpu.copy_gmem_to_smem(source, scratch.staged.at[field, place.top], scratch.started.at[0])
         self.gains, self.initial = self.vectors(read.gains), self.vectors(read.initial)
         mosaic_gpu.barrier_wait(scratch.started.at[0])
-        start = [load(scratch.staged.at[field], LAYOUT) for field in range(self.fields)]
+        start = [load(scratch.staged.at[field], layout()) for field in range(self.fields)]
         self.publish(jnp.int32(0), start[0])
         mosaic_gpu.barrier_wait(scratch.resident.at[0])
         last = jax.lax.fori_loop(jnp.int32(0), jnp.int32(self.cut.steps), self.one, start)
@@ -133,7 +133,7 @@ class _Block(Worker):
         marks = None if self.read.marks is None else of_rows(self.read.marks.at[place.group, t, place.tile], cut.width)
         self.exchange.collect(self.barrier, cut.blocks, t)
         mosaic_gpu.barrier_wait(scratch.arrived.at[0])
-        us = [load(scratch.inputs.at[gate], LAYOUT).astype(self.dtype) for gate in range(self.gates)]
+        us = [load(scratch.inputs.at[gate], layout()).astype(self.dtype) for gate in range(self.gates)]
         mosaic_gpu.commit_smem()  # they are read before the next ones are written over them
         pallas.when(t + 1 < cut.steps)(lambda: self.fetch_inputs(t + 1))
 

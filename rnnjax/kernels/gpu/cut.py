@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..elementwise.step import Step
-from ..pallas import ACC, load, mosaic_gpu, pallas, transposed
+from ..pallas import accumulator, layout, load, mosaic_gpu, pallas, transposed
 from .exchange import AbstractExchange
 
 ROWS = 64  # sequences that a product in matrix units takes; a tile has at most as many
@@ -21,7 +21,6 @@ NARROWEST = 16  # of a block's units
 WIDEST = 128  # of a block's units, all gates counted: with more, the sums would not stay in registers
 MOST_BARRIERS = 32  # of one kind, and so of slots
 SPARE = 1024  # bytes of shared memory for barriers and alignment
-LAYOUT = mosaic_gpu.Layout.WGMMA
 
 
 class Cut(NamedTuple):
@@ -129,13 +128,13 @@ def chosen(condition: Array, one: list[Array], other: list[Array]) -> list[Array
 
 def column(reference: Any) -> Float[Array, "rows width"]:
     """A vector [width] in global memory, the same for all rows."""
-    vector = load(reference, LAYOUT.reduce(0), optimized=False)
+    vector = load(reference, layout().reduce(0), optimized=False)
     return jax.lax.broadcast_in_dim(vector, (ROWS, vector.shape[0]), (1,))
 
 
 def of_rows(reference: Any, width: int) -> Int[Array, "rows width"]:
     """A vector [rows] in global memory, the same for all units."""
-    return jax.lax.broadcast_in_dim(load(reference, LAYOUT.reduce(1), optimized=False), (ROWS, width), (0,))
+    return jax.lax.broadcast_in_dim(load(reference, layout().reduce(1), optimized=False), (ROWS, width), (0,))
 
 
 class Ring(NamedTuple):
@@ -147,7 +146,7 @@ class Ring(NamedTuple):
 
     def product(self, kept: Any, fetch: Callable[[Any, Any], None], columns: int, dtype: Any) -> Float[Array, "rows n"]:
         """operand @ kept^T; `fetch(k, slot)` starts the load of a chunk, and `kept` is [chunks, columns, chunk]."""
-        return pallas.run_scoped(lambda sums: self._accumulate(sums, kept, fetch), ACC((ROWS, columns), dtype))
+        return pallas.run_scoped(lambda sums: self._accumulate(sums, kept, fetch), accumulator((ROWS, columns), dtype))
 
     def _accumulate(self, sums: Any, kept: Any, fetch: Callable[[Any, Any], None]) -> Array:
         slots = self.operand.shape[0]

@@ -109,24 +109,24 @@ class Layout(NamedTuple):
 
     # The block of each kind that a step of the grid sees; `time` says which block of time comes then.
 
-    def timed_block(self, array: Any, backward: bool) -> pallas.BlockSpec:
+    def timed_block(self, array: Any, backward: bool) -> "pallas.BlockSpec":
         last = self.grid[3] - 1
         shape = None, None, self.block, array.shape[3], self.rows, self.padded[2]
         return pallas.BlockSpec(shape, lambda s, n, b, t: (s, n, last - t if backward else t, 0, b, 0))
 
-    def state_block(self, array: Any) -> pallas.BlockSpec:
+    def state_block(self, array: Any) -> "pallas.BlockSpec":
         shape = None, None, array.shape[2], self.rows, self.padded[2]
         return pallas.BlockSpec(shape, lambda s, n, b, _t: (s, n, 0, b, 0))
 
-    def shared_block(self, array: Any) -> pallas.BlockSpec:
+    def shared_block(self, array: Any) -> "pallas.BlockSpec":
         alone = array.shape[0] == 1
         shape, once = (None, None, *array.shape[2:]), pallas.Buffered(1)  # it stays: no second buffer is filled ahead
         return pallas.BlockSpec(shape, lambda s, n, _b, _t: (0 if alone else s, n, 0, 0, 0), pipeline_mode=once)
 
-    def length_block(self) -> pallas.BlockSpec:
+    def length_block(self) -> "pallas.BlockSpec":
         return pallas.BlockSpec((None, self.rows, 1), lambda s, _n, b, _t: (s, b, 0))
 
-    def reset_block(self, backward: bool) -> pallas.BlockSpec:
+    def reset_block(self, backward: bool) -> "pallas.BlockSpec":
         last = self.grid[3] - 1
         return pallas.BlockSpec((None, None, self.rows, 1), lambda s, _n, b, t: (s, last - t if backward else t, b, 0))
 
