@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from . import random
 from .arrays import (
     Bias,
     Gates,
@@ -203,7 +204,7 @@ def rest(state_type: type, start: State | None, shape: int | tuple[int, ...], dt
 
 def learned(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:
     """The field `start` of a new cell: zeros to be trained if `learn`, else None."""
-    return cast(rest(state_type, None, shape, dtype), dtype) if learn else None
+    return state_type(*(random.zeros(shape, dtype) for _ in state_type._fields)) if learn else None
 
 
 def describe(cell: object) -> str:

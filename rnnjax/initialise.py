@@ -6,46 +6,71 @@ one gate. An initialiser of biases is any `(key, gates, hidden_size, dtype) -> [
 order by their letters: `i` writes, `f` and `z` keep (a cell that has `i` but not `f` keeps with `1 - i`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from .arrays import Bias, InputWeight, RecurrentWeight, carry_dtype
+from . import random
+from .arrays import Bias, InputWeight, RecurrentWeight, Units, carry_dtype
 
 Initialiser = Callable[..., Array]
 
-orthogonal = jax.nn.initializers.orthogonal()
-glorot = jax.nn.initializers.glorot_uniform()
-lecun = jax.nn.initializers.lecun_normal()
+
+def glorot(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+    """Uniform with a variance of 2 / (in + out) (Glorot & Bengio 2010)."""
+    bound = math.sqrt(6 / sum(shape))
+    return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
 
 
-def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
+def lecun(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+    """Normal, cut off at two standard deviations, with a variance of 1 / in (LeCun et al. 1998)."""
+    deviation = 0.87962566103423978  # of a standard normal distribution that is cut off so
+    scale = shape[0] ** -0.5 / deviation
+    return random.array(random.truncated_normal(key, shape, dtype) * scale, dtype)
+
+
+def orthogonal(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+    """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2014, arXiv:1312.6120)."""
+    return random.array(random.orthogonal(key, shape, dtype), dtype)
+
+
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Normal with a variance of 1 / H, H being the last axis of `shape`: rows of a length of about one."""
+    return random.array(random.normal(key, shape, dtype) * shape[-1] ** -0.5, dtype)
+
+
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Uniform within 1/sqrt(H), H being the last axis of `shape`: torch's for every weight and bias."""
     bound = shape[-1] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
 
 
-def identity(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
+def identity(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """The identity: with `Elman(activation=jax.nn.relu)` the IRNN (Le et al. 2015, arXiv:1504.00941)."""
     del key
-    return jnp.eye(*shape, dtype=dtype)
+    return random.array(np.eye(*shape), dtype)
 
 
 def interval(least: float, most: float) -> Initialiser:
     """Weights uniform between `least` and `most`, for the diagonal of an R."""
     if not least <= most:
         raise ValueError(f"least, most: expected least <= most, got {least} and {most}")
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, least, most)
+    return lambda key, shape, dtype: random.array(random.uniform(key, shape, dtype, least, most), dtype)
 
 
 def zeros(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
     """Biases of zero."""
     del key
-    return jnp.zeros((len(gates), hidden_size), dtype)
+    return random.zeros((len(gates), hidden_size), dtype)
+
+
+def inner_bias(initialiser: Initialiser, key: PRNGKeyArray, units: int, dtype) -> Units:
+    """The bias of a GRU's candidate inside the reset."""
+    return random.array(random.known(initialiser(key, "n", units, dtype))[0], dtype)
 
 
 def uniform_bias(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
@@ -75,7 +100,8 @@ def chrono(longest: int) -> Initialiser:
         raise ValueError(f"longest: expected more than 2 steps, got {longest}")
 
     def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
-        keep = jnp.log(jax.random.uniform(key, (hidden_size,), dtype, 1.0, longest - 1.0))
+        memories = random.uniform(key, (hidden_size,), dtype, 1.0, longest - 1.0)
+        keep = random.numpy_for(memories).log(memories)
         return _biases(gates, hidden_size, dtype, keep=keep, write=-keep)
 
     return draw
@@ -93,8 +119,11 @@ def time_constants(shortest: float = 1.0, longest: float = 1000.0) -> Initialise
 
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
         bounds = np.log(shortest), np.log(longest)
-        tau = jnp.exp(jax.random.uniform(key, shape, carry_dtype(dtype), *bounds))
-        return jnp.minimum(jnp.exp(-1 / tau).astype(dtype), 1 - jnp.finfo(dtype).epsneg)
+        log_tau = random.uniform(key, shape, dtype, *bounds)
+        xp = random.numpy_for(log_tau)
+        factors = xp.exp(-1 / xp.exp(log_tau))
+        below_one = 1 - float(jnp.finfo(dtype).epsneg)
+        return random.array(xp.minimum(factors, below_one), dtype)
 
     return draw
 
@@ -117,7 +146,9 @@ def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Bias:
     if "f" not in gates and "z" not in gates:
         write = -keep  # the one gate there is keeps with 1 - i
     rows = {"f": keep, "z": keep, "i": write}
-    return jnp.stack([jnp.broadcast_to(jnp.asarray(rows.get(gate, 0.0), dtype), hidden_size) for gate in gates])
+    xp, drawn = random.numpy_for(keep), carry_dtype(dtype)
+    filled = [xp.broadcast_to(xp.asarray(rows.get(gate, 0.0), drawn), hidden_size) for gate in gates]
+    return random.array(xp.stack(filled), dtype)
 
 
 def input_weight(
@@ -134,19 +165,18 @@ def recurrent_weight(
     """R, one draw a gate and head."""
     block = (units // heads, units // heads)
     draw = lambda key: _per_gate(initialiser, key, block, len(gates), dtype)  # noqa: E731
-    return jax.vmap(draw)(jax.random.split(key, heads))
+    return random.array(random.each(key, heads, draw), dtype)
 
 
 def diagonal_weight(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype) -> Bias:
     """The diagonal of each gate's R, [G, H]."""
-    return initialiser(key, (len(gates), units), carry_dtype(dtype)).astype(dtype)
+    return random.array(initialiser(key, (len(gates), units), carry_dtype(dtype)), dtype)
 
 
 def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype) -> Array:
     """[in, gates, out]; drawn in float32 or wider, since decompositions know nothing narrower."""
     drawn = carry_dtype(dtype)
-    blocks = jax.vmap(lambda key: initialiser(key, shape, drawn), out_axes=1)(jax.random.split(key, gates))
-    return blocks.astype(dtype)
+    return random.array(random.each(key, gates, lambda key: initialiser(key, shape, drawn), axis=1), dtype)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -3,11 +3,10 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Units, cast
 from ..cell import Hidden, learned
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
@@ -52,7 +51,7 @@ class ConvGRU(AbstractConvolutionalCell):
         """Draw the weights. Arguments as in `ConvLSTM`."""
         initialise.check_sizes(input_channels=input_channels, hidden_channels=hidden_channels)
         self.space, kernel = check_frame(space, kernel_size)
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         self.input_weight = draw_kernel(
             input_initialiser, keys[0], kernel, input_channels, "rzn", hidden_channels, dtype
         )
@@ -60,7 +59,7 @@ class ConvGRU(AbstractConvolutionalCell):
             recurrent_initialiser, keys[1], kernel, hidden_channels, "rzn", hidden_channels, dtype
         )
         self.bias = bias_initialiser(keys[2], "rzn", hidden_channels, dtype) if bias else None
-        self.candidate_bias = bias_initialiser(keys[3], "n", hidden_channels, dtype)[0] if bias else None
+        self.candidate_bias = initialise.inner_bias(bias_initialiser, keys[3], hidden_channels, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
 
     def step(self, state: Hidden, u: GatedFrame) -> Hidden:

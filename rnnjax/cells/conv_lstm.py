@@ -3,11 +3,10 @@
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, cast
 from ..cell import learned
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
@@ -62,7 +61,7 @@ class ConvLSTM(AbstractConvolutionalCell):
         """
         initialise.check_sizes(input_channels=input_channels, hidden_channels=hidden_channels)
         self.space, kernel = check_frame(space, kernel_size)
-        keys, shape = jax.random.split(key, 4), (hidden_channels, *self.space)
+        keys, shape = random.split(key, 4), (hidden_channels, *self.space)
         self.input_weight = draw_kernel(
             input_initialiser, keys[0], kernel, input_channels, "ifgo", hidden_channels, dtype
         )
@@ -82,6 +81,6 @@ class ConvLSTM(AbstractConvolutionalCell):
 def draw_peepholes(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Peepholes:
     """Peepholes [H, *space], uniform within 1/sqrt(H) as those of `LSTM`."""
     hidden_channels, *space = shape
-    draw = lambda key: jnp.moveaxis(initialise.uniform(key, (*space, hidden_channels), dtype), -1, 0)  # noqa: E731
-    i, f, o = map(draw, jax.random.split(key, 3))
-    return Peepholes(i, (f,), o)
+    i, f, o = (random.known(initialise.uniform(key, (*space, hidden_channels), dtype)) for key in random.split(key, 3))
+    channels_first = lambda drawn: random.array(random.numpy_for(drawn).moveaxis(drawn, -1, 0), dtype)  # noqa: E731
+    return Peepholes(channels_first(i), (channels_first(f),), channels_first(o))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, State
 from ..cell import AbstractCell, Hidden, rest
 
@@ -95,7 +95,7 @@ def draw_kernel(
 ) -> Kernel:
     """[*kernel, in, G, H], one draw a gate; its fan-in is all that one position sees."""
     flat = initialise.input_weight(initialiser, key, math.prod(kernel) * inputs, gates, units, dtype)
-    return flat.reshape(*kernel, inputs, len(gates), units)
+    return random.array(random.known(flat).reshape(*kernel, inputs, len(gates), units), dtype)
 
 
 def check_frame(space: Any, kernel_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,11 +1,10 @@
 """The gated recurrent unit whose recurrent weights are diagonal."""
 
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
 
@@ -41,7 +40,7 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
     ):
         """Draw the weights. Arguments as in `GRU`, but for heads; `recurrent_initialiser` draws d, [3, H]."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
-        keys = jax.random.split(key, 3)
+        keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
         self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "rzn", hidden_size, dtype)
         self.bias = bias_initialiser(keys[2], "rzn", hidden_size, dtype) if bias else None

@@ -2,12 +2,11 @@
 
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, learned
 from .lstm import LSTMState
@@ -48,7 +47,7 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
     ):
         """Draw the weights. Arguments as in `LSTM`; `recurrent_initialiser` draws d, [3, H], and p, [2, H]."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "fgo", hidden_size, dtype)
         self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "fgo", hidden_size, dtype)
         self.peepholes = initialise.diagonal_weight(recurrent_initialiser, keys[2], "fo", hidden_size, dtype)

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
 from ..cell import AbstractGatedCell, Hidden, learned
 
@@ -53,7 +52,7 @@ class Elman(AbstractGatedCell):
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         if leak is not None and not 0 < leak <= 1:
             raise ValueError(f"leak: expected a share above 0 and up to 1, or None, got {leak!r}")
-        keys = jax.random.split(key, 3)
+        keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.recurrent_weight = initialise.recurrent_weight(
             recurrent_initialiser, keys[1], "n", hidden_size, heads, dtype

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractCandidateCell, Hidden, learned, unchanged
 
@@ -45,13 +44,13 @@ class GRU(AbstractCandidateCell):
     ):
         """Draw the weights. Arguments as in `LSTM`."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
         self.recurrent_weight = initialise.recurrent_weight(
             recurrent_initialiser, keys[1], "rzn", hidden_size, heads, dtype
         )
         self.bias = bias_initialiser(keys[2], "rzn", hidden_size, dtype) if bias else None
-        self.gains = bias_initialiser(keys[3], "n", hidden_size, dtype)[0] if bias else None
+        self.gains = initialise.inner_bias(bias_initialiser, keys[3], hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
     def write(

@@ -3,13 +3,12 @@
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractAffineCell, learned, recur
 
@@ -63,7 +62,7 @@ class LEM(AbstractAffineCell):
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
         if not 0 < time_step < np.inf:
             raise ValueError(f"time_step: expected a positive number, got {time_step!r}")
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
             recurrent_initialiser, key, gates, hidden_size, 1, dtype
         )

@@ -1,10 +1,9 @@
 """The diagonal linear network: every unit fades at a rate of its own."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
 
@@ -39,7 +38,7 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
     ):
         """Draw the weights. Arguments as in `LSTM`; `decay_initialiser` is any `(key, shape, dtype) -> a`."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
-        keys = jax.random.split(key, 3)
+        keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.bias = bias_initialiser(keys[1], "n", hidden_size, dtype) if bias else None
         self.decay = decay_initialiser(keys[2], (hidden_size,), dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import InputWeight, Units, carry_dtype
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_output, draw_skip, join, read_size
 
@@ -62,17 +62,18 @@ class LRU(AbstractStateSpaceCell):
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
         initialise.check_dtype(dtype)
         check_ring(r_min, r_max, max_phase)
-        keys = jax.random.split(key, 5)
+        keys = random.split(key, 5)
         parts = initialise.input_weight(input_initialiser, keys[0], input_size, "ri", hidden_size, carry_dtype(dtype))
-        self.input_weight = (parts / math.sqrt(2)).astype(dtype)
+        self.input_weight = random.array(random.known(parts) / math.sqrt(2), dtype)
         self.output_weight = draw_output(output_initialiser, keys[1], hidden_size, output_size, dtype)
         log_radius = draw_log_radius(keys[2], hidden_size, r_min, r_max)
-        share = 1 - jax.random.uniform(keys[3], (hidden_size,), jnp.float32)  # (0, 1]: an angle of zero has no theta
-        self.nu = jnp.log(-log_radius).astype(dtype)
-        self.theta = jnp.log(max_phase * share).astype(dtype)
-        self.log_gamma = (0.5 * jnp.log(-jnp.expm1(2 * log_radius))).astype(dtype)
+        share = 1 - random.uniform(keys[3], (hidden_size,), jnp.float32)  # (0, 1]: an angle of zero has no theta
+        xp = random.numpy_for(share)
+        self.nu = random.array(xp.log(-log_radius), dtype)
+        self.theta = random.array(xp.log(max_phase * share), dtype)
+        self.log_gamma = random.array(0.5 * xp.log(-xp.expm1(2 * log_radius)), dtype)
         self.skip = draw_skip(keys[4], input_size, skip, dtype)
-        self.start = jnp.zeros((2, hidden_size), dtype) if learn_initial else None
+        self.start = random.zeros((2, hidden_size), dtype) if learn_initial else None
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)
@@ -80,11 +81,11 @@ class LRU(AbstractStateSpaceCell):
         return jnp.exp(polar), join(jnp.exp(self.log_gamma.astype(carried)) * u.astype(carried))
 
 
-def draw_log_radius(key: PRNGKeyArray, hidden_size: int, r_min: float, r_max: float) -> Float[Array, " H"]:
+def draw_log_radius(key: PRNGKeyArray, hidden_size: int, r_min: float, r_max: float) -> random.Drawn:
     """log |lambda|, uniform in the area of the ring, but off 0 and 1, where nu would be infinite."""
-    share = jax.random.uniform(key, (hidden_size,), jnp.float32)
-    squared = r_min**2 + share * (r_max**2 - r_min**2)
-    return 0.5 * jnp.log(jnp.clip(squared, 1e-12, 1 - 1e-7))
+    share = random.uniform(key, (hidden_size,), jnp.float32)
+    xp, squared = random.numpy_for(share), r_min**2 + share * (r_max**2 - r_min**2)
+    return 0.5 * xp.log(xp.clip(squared, 1e-12, 1 - 1e-7))
 
 
 def check_ring(r_min: float, r_max: float, max_phase: float) -> None:

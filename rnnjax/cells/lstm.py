@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractCandidateCell, learned, unchanged
 
@@ -81,7 +80,7 @@ class LSTM(AbstractCandidateCell):
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         check_clip(clip)
         gates = "igo" if coupled else "ifgo"
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)
         self.recurrent_weight = initialise.recurrent_weight(
             recurrent_initialiser, keys[1], gates, hidden_size, heads, dtype
@@ -127,5 +126,5 @@ def check_clip(clip: float | None) -> None:
 
 def draw_peepholes(key: PRNGKeyArray, hidden_size: int, coupled: bool, dtype) -> Peepholes:
     """Peepholes uniform within 1/sqrt(H), as other weights that see H units."""
-    draws = [initialise.uniform(key, (hidden_size,), dtype) for key in jax.random.split(key, 3)]
+    draws = [initialise.uniform(key, (hidden_size,), dtype) for key in random.split(key, 3)]
     return Peepholes(draws[0], () if coupled else (draws[1],), draws[2])

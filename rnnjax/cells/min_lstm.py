@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid, softplus
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
 from .elman import linear
@@ -45,7 +44,7 @@ class MinLSTM(AbstractAffineCell, AbstractLinearCell):
     ):
         """Draw the weights. Arguments as in `MinGRU`."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
-        keys = jax.random.split(key, 2)
+        keys = random.split(key, 2)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifg", hidden_size, dtype)
         self.bias = bias_initialiser(keys[1], "ifg", hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)

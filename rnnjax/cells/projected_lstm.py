@@ -1,11 +1,10 @@
 """Long short-term memory whose hidden state is a projection of its cell."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
 from ..cell import AbstractAffineCell, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate
@@ -49,13 +48,13 @@ class ProjectedLSTM(AbstractAffineCell):
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, projected_size=projected_size)
         check_clip(clip)
         gates = "igo" if coupled else "ifgo"
-        keys = jax.random.split(key, 5)
+        keys = random.split(key, 5)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)
         recurrent = initialise.input_weight(recurrent_initialiser, keys[1], projected_size, gates, hidden_size, dtype)
-        self.recurrent_weight = recurrent[None]
+        self.recurrent_weight = random.array(random.known(recurrent)[None], dtype)
         self.bias = bias_initialiser(keys[2], gates, hidden_size, dtype) if bias else None
         self.peepholes = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
-        self.projection = initialise.glorot(keys[4], (hidden_size, projected_size), carry_dtype(dtype)).astype(dtype)
+        self.projection = initialise.glorot(keys[4], (hidden_size, projected_size), dtype)
         self.start = cast(self._zeros(), dtype) if learn_initial else None
         self.clip = clip
 

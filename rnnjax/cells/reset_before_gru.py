@@ -1,11 +1,10 @@
 """The gated recurrent unit of the paper, reset before the product."""
 
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
 from ..cell import AbstractAffineCell, Hidden, learned, recur
 
@@ -43,7 +42,7 @@ class ResetBeforeGRU(AbstractAffineCell):
     ):
         """Draw the weights. Arguments as in `LSTM`."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
             recurrent_initialiser, key, gates, hidden_size, heads, dtype
         )

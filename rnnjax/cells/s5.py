@@ -1,11 +1,13 @@
 """The simplified structured state space model: a complex diagonal system in continuous time, made discrete."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import InputWeight, Units, carry_dtype
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_skip, join, read_size
 
@@ -64,21 +66,21 @@ class S5(AbstractStateSpaceCell):
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, blocks=blocks, output_size=output_size)
         check_blocks(hidden_size, blocks)
         check_steps(shortest_step, longest_step)
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         initialise.check_dtype(dtype)
         values, vectors = initialise.hippo_normal(hidden_size // blocks)
         check_frequencies(np.imag(values), dtype)
         drawn = carry_dtype(dtype)
-        B = input_initialiser(keys[0], (input_size, hidden_size), drawn).T
-        C = output_initialiser(keys[1], (hidden_size, output_size), drawn)
-        self.input_weight = jnp.moveaxis(seen_in(vectors.conj(), B), -1, 0).astype(dtype)
-        self.output_weight = seen_in(vectors, C).astype(dtype)
-        self.log_decay = jnp.asarray(np.tile(np.log(-np.real(values)), blocks), dtype)
-        self.frequency = jnp.asarray(np.tile(np.imag(values), blocks), dtype)
-        bounds = np.log(shortest_step), np.log(longest_step)
-        self.log_step = jax.random.uniform(keys[2], (hidden_size // 2,), jnp.float32, *bounds).astype(dtype)
+        B = random.known(input_initialiser(keys[0], (input_size, hidden_size), drawn)).T
+        C = random.known(output_initialiser(keys[1], (hidden_size, output_size), drawn))
+        self.input_weight = random.array(random.numpy_for(B).moveaxis(seen_in(vectors.conj(), B), -1, 0), dtype)
+        self.output_weight = random.array(seen_in(vectors, C), dtype)
+        self.log_decay = random.array(np.tile(np.log(-np.real(values)), blocks), dtype)
+        self.frequency = random.array(np.tile(np.imag(values), blocks), dtype)
+        bounds = math.log(shortest_step), math.log(longest_step)
+        self.log_step = random.array(random.uniform(keys[2], (hidden_size // 2,), jnp.float32, *bounds), dtype)
         self.skip = draw_skip(keys[3], input_size, skip, dtype)
-        self.start = jnp.zeros((2, hidden_size // 2), dtype) if learn_initial else None
+        self.start = random.zeros((2, hidden_size // 2), dtype) if learn_initial else None
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)
@@ -89,12 +91,12 @@ class S5(AbstractStateSpaceCell):
         return jnp.exp(turned), jnp.expm1(turned) / rate * join(u)
 
 
-def seen_in(vectors: np.ndarray, matrix: Float[Array, "P X"]) -> Float[Array, "2 H X"]:
+def seen_in(vectors: np.ndarray, matrix: random.Drawn) -> random.Drawn:
     """The rows of `matrix`, block by block of states, in the coordinates of `vectors`, [P / blocks, units]."""
     states, units = vectors.shape
-    parts = jnp.asarray(np.stack([np.real(vectors), np.imag(vectors)]), matrix.dtype)
+    parts = np.stack([np.real(vectors), np.imag(vectors)]).astype(matrix.dtype)
     rows = matrix.reshape(-1, states, matrix.shape[-1])
-    return jnp.einsum("psu,bsx->pbux", parts, rows).reshape(2, len(rows) * units, -1)
+    return random.numpy_for(matrix).einsum("psu,bsx->pbux", parts, rows).reshape(2, len(rows) * units, -1)
 
 
 def check_blocks(hidden_size: int, blocks: int) -> None:

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learned
 
@@ -46,7 +45,7 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
     ):
         """Draw the weights. Arguments as in `LSTM`, and `activation`, any elementwise function; there is no R."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
-        keys = jax.random.split(key, 3)
+        keys = random.split(key, 3)
         gates = "r" if input_size == hidden_size else "rx"
         weight = initialise.input_weight
         self.input_weight = weight(input_initialiser, keys[0], input_size, "fg", hidden_size, dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import GatesOverTime, Inputs, InputWeight, carry_dtype
 from ..cell import AbstractLinearCell, Hidden, affine
 
@@ -71,7 +71,7 @@ def read_size(input_size: int, output_size: int | None, skip: bool) -> int:
 
 def draw_skip(key: PRNGKeyArray, input_size: int, skip: bool, dtype) -> Float[Array, " I"] | None:
     """D, standard normal, as both papers' code draws it."""
-    return jax.random.normal(key, (input_size,), dtype) if skip else None
+    return random.array(random.normal(key, (input_size,), dtype), dtype) if skip else None
 
 
 def draw_output(
@@ -79,5 +79,4 @@ def draw_output(
 ) -> OutputWeight:
     """C, one draw for each part."""
     drawn = carry_dtype(dtype)
-    parts = [initialiser(key, (hidden_size, output_size), drawn) for key in jax.random.split(key)]
-    return jnp.stack(parts).astype(dtype)
+    return random.array(random.each(key, 2, lambda key: initialiser(key, (hidden_size, output_size), drawn)), dtype)

@@ -7,12 +7,11 @@ import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import check, initialise
+from .. import check, initialise, random
 from ..arrays import carry_dtype, select
 
 
@@ -47,7 +46,7 @@ class Additive(AbstractScore):
         initialise.check_dtype(dtype)
         self.query_weight = _draw(key, 0, (query_size, size), dtype)
         self.memory_weight = _draw(key, 1, (memory_size, size), dtype)
-        self.output_weight = _draw(key, 2, (size, 1), dtype)[:, 0]
+        self.output_weight = random.array(random.known(_draw(key, 2, (size, 1), dtype))[:, 0], dtype)
 
     def keys(self, values: Any) -> Float[Array, "S K"]:
         _check_features("memory", values, self.memory_weight.shape[0])
@@ -148,4 +147,4 @@ def _check_features(name: str, array: Array, size: int) -> None:
 
 
 def _draw(key: PRNGKeyArray, number: int, shape: tuple[int, int], dtype: Any) -> Array:
-    return initialise.glorot(jax.random.fold_in(key, number), shape, carry_dtype(dtype)).astype(dtype)
+    return initialise.glorot(random.split(key, number + 1)[number], shape, dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import initialise
-from ..arrays import State, carry_dtype
+from ..arrays import State
 from ..cell import AbstractAffineCell, affine
 from ..engine import AbstractEngine
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
@@ -122,7 +122,7 @@ class LuongDecoder(AbstractDecoder):
         shape = memory_size + output.shape[0], attentional_size
         self.recurrence = recurrence
         self.score = score
-        self.attentional_weight = initialise.glorot(key, shape, carry_dtype(output.dtype)).astype(output.dtype)
+        self.attentional_weight = initialise.glorot(key, shape, output.dtype)
 
     def fed_size(self, encoded: Encoded) -> int:
         del encoded

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
+from .. import initialise, random
 from ..arrays import State, carry_dtype
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
@@ -53,12 +54,11 @@ class LanguageModel(eqx.Module):
         (input_size,) = step.shape
         if tied and output_size != input_size:
             raise ValueError(f"tied: expected an output size that is the input size {input_size}, got {output_size}")
-        keys = jax.random.split(key)
-        self.embedding = jax.random.normal(keys[0], (vocabulary_size, input_size), step.dtype) * input_size**-0.5
-        draw = jax.random.normal(keys[1], (vocabulary_size, output_size), step.dtype) * output_size**-0.5
+        keys = random.split(key, 2)
+        self.embedding = initialise.normal(keys[0], (vocabulary_size, input_size), step.dtype)
         self.network = network
-        self.output_weight = None if tied else draw
-        self.output_bias = jnp.zeros(vocabulary_size, step.dtype)
+        self.output_weight = None if tied else initialise.normal(keys[1], (vocabulary_size, output_size), step.dtype)
+        self.output_bias = random.zeros(vocabulary_size, step.dtype)
 
     def initial(self) -> State:
         """The network's state before the first token."""

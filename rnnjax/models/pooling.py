@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Length, carry_dtype
 from ..marks import blank, counted
 
@@ -67,9 +67,9 @@ class AttentionPooling(eqx.Module):
     def __init__(self, size: int, attention_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
         """`size` is the number of features of an output, `attention_size` that of the layer that scores it."""
         initialise.check_sizes(size=size, attention_size=attention_size)
-        keys = jax.random.split(key)
+        keys = random.split(key, 2)
         self.weight = initialise.lecun(keys[0], (size, attention_size), dtype)
-        self.bias = jnp.zeros(attention_size, dtype)
+        self.bias = random.zeros(attention_size, dtype)
         self.score = initialise.uniform(keys[1], (attention_size,), dtype)
 
     def alignment(self, ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " T"]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 
-from .. import check, initialise
+from .. import check, initialise, random
 from ..arrays import State, carry_dtype
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
@@ -67,7 +67,7 @@ class Seq2Seq(eqx.Module):
         )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a probability from 0 up to, not with, 1, got {dropout!r}")
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         self.encoder = encoder
         self.decoder = decoder
         self.dropout = dropout
@@ -78,10 +78,12 @@ class Seq2Seq(eqx.Module):
         embedded = embedded_form(decoder, encoded)
         features = features_form(decoder, self.bridge, encoded, embedded)
         (source_size,) = encoder.input_type().shape
-        self.source_embedding = _draw(keys[1], source_vocabulary_size, source_size, encoder.input_type().dtype)
-        self.target_embedding = _draw(keys[2], target_vocabulary_size, embedded.shape[0], dtype)
-        self.output_weight = _draw(keys[3], target_vocabulary_size, features.shape[0], dtype)
-        self.output_bias = jnp.zeros(target_vocabulary_size, dtype)
+        self.source_embedding = initialise.normal(
+            keys[1], (source_vocabulary_size, source_size), encoder.input_type().dtype
+        )
+        self.target_embedding = initialise.normal(keys[2], (target_vocabulary_size, embedded.shape[0]), dtype)
+        self.output_weight = initialise.normal(keys[3], (target_vocabulary_size, features.shape[0]), dtype)
+        self.output_bias = random.zeros(target_vocabulary_size, dtype)
 
     def encode(
         self,
@@ -191,8 +193,3 @@ def _check_probability(teacher_forcing: Any, key: PRNGKeyArray | None) -> None:
         raise ValueError(f"teacher_forcing: expected a probability from 0 to 1, got {teacher_forcing!r}")
     if key is None and not (known and teacher_forcing in (0, 1)):
         raise ValueError("key: expected one to draw by, since teacher_forcing is neither 0 nor 1, got None")
-
-
-def _draw(key: PRNGKeyArray, rows: int, size: int, dtype: Any) -> Array:
-    """Vectors of a length of about one."""
-    return jax.random.normal(key, (rows, size), dtype) * size**-0.5

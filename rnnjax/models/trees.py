@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .. import initialise, random
 from ..arrays import carry_dtype
 from ..trees.cell import AbstractTreeCell
 from ..trees.pack import Trees
@@ -40,12 +41,13 @@ class TreeClassifier(eqx.Module):
         """Draw embedding and output weights in the cell's dtype; `dropout` is the rate at which units of h are lost."""
         (input_size,), dtype = cell.input_type().shape, cell.input_type().dtype
         hidden_size = jax.eval_shape(cell.absent).h.shape[0]
-        keys = jax.random.split(key)
-        self.embedding = jax.random.normal(keys[0], (vocabulary_size, input_size), dtype) * input_size**-0.5
+        keys = random.split(key, 2)
+        self.embedding = initialise.normal(keys[0], (vocabulary_size, input_size), dtype)
         self.cell = cell
         self.dropout = eqx.nn.Dropout(dropout)
-        self.output_weight = jax.random.normal(keys[1], (hidden_size, classes), dtype) * hidden_size**-0.5
-        self.output_bias = jnp.zeros(classes, dtype)
+        drawn = random.normal(keys[1], (hidden_size, classes), dtype) * hidden_size**-0.5
+        self.output_weight = random.array(drawn, dtype)
+        self.output_bias = random.zeros(classes, dtype)
 
     def logits(self, trees: Trees, *, key: PRNGKeyArray | None = None) -> Float[Array, "N C"]:
         """The logits of every slot of `trees`, in float32 or wider; without a key nothing is dropped."""

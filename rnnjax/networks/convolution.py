@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Inputs, carry_dtype
 from ..network import AbstractNetwork, Options
 from .window import Window, look_back
@@ -63,9 +63,9 @@ class CausalConvolution(AbstractConvolution):
         """Draw the weights, [window * I, O] by `input_initialiser`; the bias is zero. `window` is 1 or more steps."""
         initialise.check_sizes(input_size=input_size, output_size=output_size, window=window)
         initialise.check_dtype(dtype)
-        drawn = input_initialiser(key, (window * input_size, output_size), carry_dtype(dtype)).astype(dtype)
-        self.weight = drawn.reshape(window, input_size, output_size)
-        self.bias = jnp.zeros(output_size, dtype) if bias else None
+        drawn = random.known(input_initialiser(key, (window * input_size, output_size), carry_dtype(dtype)))
+        self.weight = random.array(drawn.reshape(window, input_size, output_size), dtype)
+        self.bias = random.zeros(output_size, dtype) if bias else None
 
     def combine(self, *windows: Inputs) -> Inexact[Array, "T O"]:
         return jnp.concatenate(windows, axis=-1) @ self.weight.reshape(-1, self.weight.shape[-1])

@@ -5,7 +5,7 @@ from functools import reduce
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Inputs, carry_dtype, cast
 from .convolution import AbstractConvolution
 
@@ -33,8 +33,8 @@ class DepthwiseConvolution(AbstractConvolution):
         """Draw the weights: `input_initialiser` draws [window, I], of fan `window`; the bias is zero."""
         initialise.check_sizes(input_size=input_size, window=window)
         initialise.check_dtype(dtype)
-        self.weight = input_initialiser(key, (window, input_size), carry_dtype(dtype)).astype(dtype)
-        self.bias = jnp.zeros(input_size, dtype) if bias else None
+        self.weight = random.array(input_initialiser(key, (window, input_size), carry_dtype(dtype)), dtype)
+        self.bias = random.zeros(input_size, dtype) if bias else None
 
     def combine(self, *windows: Inputs) -> Inputs:
         windows, weight = cast((windows, self.weight), carry_dtype(self.weight.dtype))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden, affine, learned, rest
 from ..cells.linear_recurrence import LinearRecurrence
@@ -57,11 +57,11 @@ class QRNN(AbstractNetwork):
     ):
         """Draw the weights. `window` is 1 or more steps; the initialiser draws [window * I, H]; else as in `LSTM`."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, window=window)
-        keys = jax.random.split(key, 2)
+        keys = random.split(key, 2)
         self.gates = "i" * input_gate + "fg" + "o" * output_gate
         rows = window * input_size
         weight = initialise.input_weight(input_initialiser, keys[0], rows, self.gates, hidden_size, dtype)
-        self.input_weight = weight.reshape(window, input_size, *weight.shape[1:])
+        self.input_weight = random.array(random.known(weight).reshape(window, input_size, *weight.shape[1:]), dtype)
         self.bias = bias_initialiser(keys[1], self.gates, hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 

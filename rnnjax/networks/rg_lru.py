@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid, softplus
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden, learned, recur, rest
 from ..cells.linear_recurrence import LinearRecurrence
@@ -62,10 +62,10 @@ class RGLRU(AbstractNetwork):
         """
         initialise.check_sizes(hidden_size=hidden_size, heads=heads)
         initialise.check_dtype(dtype)
-        keys = jax.random.split(key, 2)
+        keys = random.split(key, 2)
         self.gate_weight = initialise.recurrent_weight(gate_initialiser, keys[0], "ri", hidden_size, heads, dtype)
-        self.bias = jnp.zeros((2, hidden_size), dtype) if bias else None
-        self.decay = draw_decay(keys[1], hidden_size).astype(dtype)
+        self.bias = random.zeros((2, hidden_size), dtype) if bias else None
+        self.decay = draw_decay(keys[1], hidden_size, dtype)
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
@@ -114,7 +114,8 @@ def log_softplus(n: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(small, n, jnp.log(softplus(jnp.where(small, 0.0, n))))
 
 
-def draw_decay(key: PRNGKeyArray, hidden_size: int) -> Float[Array, " H"]:
+def draw_decay(key: PRNGKeyArray, hidden_size: int, dtype) -> Float[Array, " H"]:
     """Lambda, where exp(-8 softplus(Lambda)) is uniform from 0.9 to 0.999."""
-    kept = jax.random.uniform(key, (hidden_size,), jnp.float32, 0.9, 0.999)
-    return jnp.log(jnp.expm1(-jnp.log(kept) / 8))
+    kept = random.uniform(key, (hidden_size,), jnp.float32, 0.9, 0.999)
+    xp = random.numpy_for(kept)
+    return random.array(xp.log(xp.expm1(-xp.log(kept) / 8)), dtype)

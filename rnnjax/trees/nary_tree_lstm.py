@@ -1,10 +1,9 @@
 """The N-ary Tree-LSTM: up to N children, each with weights of its own."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight
 from ..cells.lstm import LSTMState
 from .cell import AbstractAffineTreeCell, product
@@ -43,7 +42,7 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
     ):
         """Draw the weights. Arguments as in `LSTM`; `arity` is the number of children a node can have."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
-        keys = jax.random.split(key, 3)
+        keys = random.split(key, 3)
         gates = "i" + "f" * arity + "go"
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifgo", hidden_size, dtype)
         self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, gates, hidden_size, dtype)
@@ -71,4 +70,4 @@ def draw_places(
 ) -> Float[Array, "K H R H"]:
     """R, one draw a place of a child and a gate."""
     draw = lambda key: initialise.input_weight(initialiser, key, hidden_size, gates, hidden_size, dtype)  # noqa: E731
-    return jax.vmap(draw)(jax.random.split(key, arity))
+    return random.array(random.each(key, arity, draw), dtype)

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units
 from ..cell import Hidden
 from .cell import AbstractAffineTreeCell, product
@@ -45,7 +44,7 @@ class RecursiveNetwork(AbstractAffineTreeCell):
     ):
         """Draw the weights. Arguments as in `NaryTreeLSTM` and `Elman`."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
-        keys = jax.random.split(key, 3)
+        keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, "n", hidden_size, dtype)
         self.bias = bias_initialiser(keys[2], "n", hidden_size, dtype) if bias else None

@@ -1,11 +1,10 @@
 """The recursive neural tensor network."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise
-from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
+from .. import initialise, random
+from ..arrays import Bias, Gates, InputWeight, Units
 from ..cell import Hidden
 from .cell import AbstractAffineTreeCell, product
 from .nary_tree_lstm import draw_places
@@ -41,12 +40,11 @@ class RNTN(AbstractAffineTreeCell):
     ):
         """Draw the weights, V uniform within 1 / (2 K H). Arguments as in `NaryTreeLSTM`."""
         initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
-        keys = jax.random.split(key, 4)
+        keys = random.split(key, 4)
         size = arity * hidden_size
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, "n", hidden_size, dtype)
-        drawn = initialise.interval(-0.5 / size, 0.5 / size)(keys[2], (size, size, hidden_size), carry_dtype(dtype))
-        self.tensor = drawn.astype(dtype)
+        self.tensor = initialise.interval(-0.5 / size, 0.5 / size)(keys[2], (size, size, hidden_size), dtype)
         self.bias = bias_initialiser(keys[3], "n", hidden_size, dtype) if bias else None
 
     @property

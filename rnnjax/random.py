@@ -1,0 +1,166 @@
+"""Random numbers for initial weights: those of `jax.random`, computed by NumPy wherever the key is known.
+
+Outside of `jax.jit` JAX compiles a program for each operation and each shape, a second or more for one cell. So these
+functions compute the same numbers without compiling: the same random bits, and from them the same distributions; what
+is rounded may differ in its last bits. A key that is traced, or of another generator than threefry, goes to
+`jax.random` itself.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from .arrays import carry_dtype
+
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
+PIECE = 1 << 16  # as many counters at once as a processor's cache holds
+LAYOUT = {"float32": (np.uint32, 32 - 23), "float64": (np.uint64, 64 - 52)}  # its bits, and those beyond the mantissa
+
+Words = tuple[np.ndarray, np.ndarray]
+Drawn = Array | np.ndarray
+
+
+def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
+    """`jax.random.split`, as a list."""
+    words = _words(key)
+    if words is None:
+        return list(jax.random.split(key, count))
+    data = np.stack(_threefry(words, count), axis=1)
+    rows = [jax.device_put(row) for row in data]
+    return [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows] if _is_typed(key) else rows
+
+
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, least: float = 0.0, most: float = 1.0) -> Drawn:
+    """Uniform in [least, most). Like all functions here: drawn in float32 or wider, whatever `dtype`."""
+    dtype = _drawn(dtype)
+    words = _words(key)
+    if words is None:
+        return jax.random.uniform(key, shape, dtype, least, most)
+    bits = _bits(words, int(np.prod(shape)), dtype)
+    kind, shift = LAYOUT[dtype.name]
+    fractions = (bits >> kind(shift) | dtype.type(1).view(kind)).view(dtype) - dtype.type(1)
+    least, most = dtype.type(least), dtype.type(most)
+    return np.maximum(least, fractions * (most - least) + least).reshape(shape)
+
+
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
+    """Standard normal."""
+    dtype = _drawn(dtype)
+    if _words(key) is None:
+        return jax.random.normal(key, shape, dtype)
+    least = np.nextafter(dtype.type(-1), dtype.type(0))
+    return _normal_quantile(uniform(key, shape, dtype, least, 1.0))
+
+
+def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
+    """Standard normal, given that it is within two standard deviations."""
+    dtype = _drawn(dtype)
+    if _words(key) is None:
+        return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+    share = 0.9544997361036416  # of a normal distribution that is so
+    inside = np.nextafter(dtype.type(2), dtype.type(0))
+    return np.clip(_normal_quantile(uniform(key, shape, dtype, -share, share)), -inside, inside)
+
+
+def orthogonal(key: PRNGKeyArray, shape: tuple[int, int], dtype: Any) -> Drawn:
+    """A matrix of orthonormal rows or columns, uniform among all."""
+    dtype = _drawn(dtype)
+    drawn = normal(key, (max(shape), min(shape)), dtype)
+    xp = numpy_for(drawn)
+    columns, triangle = xp.linalg.qr(drawn)
+    columns = columns * xp.sign(xp.diagonal(triangle))
+    return columns.T if shape[0] < shape[1] else columns
+
+
+def each(key: PRNGKeyArray, count: int, draw: Callable[[PRNGKeyArray], Array], axis: int = 0) -> Drawn:
+    """`count` draws with keys of their own, side by side along `axis`."""
+    if _words(key) is None:
+        return jax.vmap(draw, out_axes=axis)(jax.random.split(key, count))
+    return stack([draw(one) for one in split(key, count)], axis)
+
+
+def stack(arrays: list[Drawn], axis: int = 0) -> Drawn:
+    """Arrays side by side along a new axis."""
+    return numpy_for(*arrays).stack(arrays, axis)
+
+
+def array(values: Any, dtype: Any) -> Array:
+    """What was drawn as an array of JAX, in `dtype`."""
+    if isinstance(values, jax.core.Tracer):
+        return values.astype(dtype)
+    return jax.device_put(np.asarray(values).astype(jax.dtypes.canonicalize_dtype(dtype)))  # jnp.asarray compiles
+
+
+def known(values: Array) -> Drawn:
+    """`values` for arithmetic that compiles nothing: in NumPy, unless they are traced."""
+    return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
+
+
+def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
+    """Zeros as an array of JAX."""
+    return array(np.zeros(shape), dtype)
+
+
+def numpy_for(*values: Any) -> ModuleType:
+    """NumPy where all values are known, where some are traced JAX's."""
+    return jnp if any(isinstance(value, jax.core.Tracer) for value in values) else np
+
+
+def _drawn(dtype: Any) -> np.dtype:
+    return np.dtype(jax.dtypes.canonicalize_dtype(carry_dtype(dtype)))
+
+
+def _is_typed(key: PRNGKeyArray) -> bool:
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
+def _words(key: PRNGKeyArray) -> Words | None:
+    """The two words of a threefry key that is known; None of any other."""
+    if isinstance(key, jax.core.Tracer) or not jax.config.jax_threefry_partitionable:
+        return None
+    implementation = str(jax.random.key_impl(key)) if _is_typed(key) else jax.config.jax_default_prng_impl
+    if implementation != "threefry2x32" or key.shape != (() if _is_typed(key) else (2,)):
+        return None
+    first, second = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
+    return first, second
+
+
+def _bits(words: Words, count: int, dtype: np.dtype) -> np.ndarray:
+    """`count` numbers of as many random bits as `dtype` has."""
+    first, second = _threefry(words, count)
+    if dtype.itemsize == 4:
+        return first ^ second
+    return first.astype(np.uint64) << np.uint64(32) | second
+
+
+def _threefry(words: Words, count: int) -> Words:
+    """The two words that threefry2x32 makes of each of the counters 0, 1, ... (Salmon et al. 2011, of 20 rounds)."""
+    made = np.empty((2, count), np.uint32)
+    for start in range(0, count, PIECE):
+        counters = np.arange(start, min(start + PIECE, count), dtype=np.uint64)
+        made[:, start : start + PIECE] = _rounds(words, (counters >> np.uint64(32)).astype(np.uint32), counters)
+    return made[0], made[1]
+
+
+def _rounds(words: Words, high: np.ndarray, counters: np.ndarray) -> Words:
+    keys = [np.full(1, word, np.uint32) for word in (*words, words[0] ^ words[1] ^ np.uint32(0x1BD11BDA))]
+    x, y = high + keys[0], counters.astype(np.uint32) + keys[1]
+    for number in range(5):
+        for rotation in ROTATIONS[number % 2]:
+            x += y
+            y = (y << np.uint32(rotation) | y >> np.uint32(32 - rotation)) ^ x
+        x += keys[(number + 1) % 3]
+        y += keys[(number + 2) % 3] + np.uint32(number + 1)
+    return x, y
+
+
+def _normal_quantile(symmetric: np.ndarray) -> np.ndarray:
+    """Numbers uniform in (-1, 1) to standard normal ones."""
+    from scipy.special import erfinv  # an import of 0.1 s that only drawing needs
+
+    return (erfinv(symmetric) * np.sqrt(2.0).astype(symmetric.dtype)).astype(symmetric.dtype)
