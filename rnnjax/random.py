@@ -21,7 +21,8 @@ ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 PIECE = 1 << 16  # as many counters at once as a processor's cache holds
 LAYOUT = {"float32": (np.uint32, 32 - 23), "float64": (np.uint64, 64 - 52)}  # its bits, and those beyond the mantissa
 
-Words = tuple[np.ndarray, np.ndarray]
+Words = tuple[np.uint32, np.uint32]  # a key
+Hashed = tuple[np.ndarray, np.ndarray]
 Drawn = Array | np.ndarray
 
 
@@ -31,8 +32,11 @@ def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
     if words is None:
         return list(jax.random.split(key, count))
     data = np.stack(_threefry(words, count), axis=1)
-    rows = [jax.device_put(row) for row in data]
-    return [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows] if _is_typed(key) else rows
+    with jax.ensure_compile_time_eval():  # what is known stays known where something else is traced
+        rows = [jax.device_put(row) for row in data]
+        return (
+            [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows] if _is_typed(key) else rows
+        )
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, least: float = 0.0, most: float = 1.0) -> Drawn:
@@ -53,8 +57,8 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
     dtype = _drawn(dtype)
     if _words(key) is None:
         return jax.random.normal(key, shape, dtype)
-    least = np.nextafter(dtype.type(-1), dtype.type(0))
-    return _normal_quantile(uniform(key, shape, dtype, least, 1.0))
+    least = np.nextafter(dtype.type(-1), dtype.type(0))  # at -1 the quantile is infinite
+    return _normal_quantile(uniform(key, shape, dtype, float(least), 1.0))
 
 
 def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
@@ -93,7 +97,8 @@ def array(values: Any, dtype: Any) -> Array:
     """What was drawn as an array of JAX, in `dtype`."""
     if isinstance(values, jax.core.Tracer):
         return values.astype(dtype)
-    return jax.device_put(np.asarray(values).astype(jax.dtypes.canonicalize_dtype(dtype)))  # jnp.asarray compiles
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.asarray(values).astype(jax.dtypes.canonicalize_dtype(dtype)))  # jnp.asarray compiles
 
 
 def known(values: Array) -> Drawn:
@@ -126,7 +131,8 @@ def _words(key: PRNGKeyArray) -> Words | None:
     implementation = str(jax.random.key_impl(key)) if _is_typed(key) else jax.config.jax_default_prng_impl
     if implementation != "threefry2x32" or key.shape != (() if _is_typed(key) else (2,)):
         return None
-    first, second = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
+    with jax.ensure_compile_time_eval():
+        first, second = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
     return first, second
 
 
@@ -138,7 +144,7 @@ def _bits(words: Words, count: int, dtype: np.dtype) -> np.ndarray:
     return first.astype(np.uint64) << np.uint64(32) | second
 
 
-def _threefry(words: Words, count: int) -> Words:
+def _threefry(words: Words, count: int) -> Hashed:
     """The two words that threefry2x32 makes of each of the counters 0, 1, ... (Salmon et al. 2011, of 20 rounds)."""
     made = np.empty((2, count), np.uint32)
     for start in range(0, count, PIECE):
@@ -147,7 +153,7 @@ def _threefry(words: Words, count: int) -> Words:
     return made[0], made[1]
 
 
-def _rounds(words: Words, high: np.ndarray, counters: np.ndarray) -> Words:
+def _rounds(words: Words, high: np.ndarray, counters: np.ndarray) -> Hashed:
     keys = [np.full(1, word, np.uint32) for word in (*words, words[0] ^ words[1] ^ np.uint32(0x1BD11BDA))]
     x, y = high + keys[0], counters.astype(np.uint32) + keys[1]
     for number in range(5):

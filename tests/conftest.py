@@ -1,29 +1,36 @@
-"""How every test runs: float64 at hand, strict promotion, and a compiler that spends no time on speed."""
+"""How every test runs: which tests, float64 at hand, strict promotion, and what is counted."""
 
-import os
-from itertools import count
+import environment  # noqa: F401  before JAX, which reads it when it is imported
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
-
+# isort: split
 import jax
 import jaxtyping
+import meter
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-TESTS_RUN = count(1)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="the whole suite: also the tests marked `slow`")
+    parser.addoption("--report", metavar="FILE", help="write programs and seconds, file by file, as JSON")
 
 
-@pytest.fixture(autouse=True)
-def release_executables():
-    """Drop compiled programs now and then: each holds memory mappings, and a process may only have so many."""
-    yield
-    if next(TESTS_RUN) % 50 == 0:
-        jax.clear_caches()
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(meter.Meter(config))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out slow tests, unless all are asked for, or one by its name; a file is one worker's, with its programs."""
+    if not config.getoption("--all") and not any("::" in argument for argument in config.args):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        if slow:
+            config.hook.pytest_deselected(items=slow)
+            items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from jaxtyping import Array, PyTree
+from linear_scans import WAYS, assert_same, by_loop, draw, operands
 
 import rnnjax
 from rnnjax.kernels.linear_scan import cpu, cuda, plain, tpu
@@ -30,43 +31,9 @@ SCANS: dict[str, Callable[..., Array]] = {
     "tpu": partial(tpu.scan, interpret=True),
     "tpu_races": partial(tpu.scan, interpret=RACES),
 }
-WAYS = [(reverse, late) for reverse in (False, True) for late in (False, True)]
-TOLERANCE = 2e-5
 
 FORWARD, REVERSE = "rnnjax_linear_scan", "rnnjax_linear_scan_reverse"
 DEVICE = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")  # to lower for, where there is none
-
-
-def draw(*shape: int, dtype: Any = "float64", seed: int = 0) -> np.ndarray:
-    """Random numbers, none of them near zero; of the complex ones some are real, and some are imaginary."""
-    random = np.random.default_rng(seed)
-    size = random.uniform(0.2, 1, shape) * random.choice([-1, 1], shape)
-    if not jnp.issubdtype(dtype, jnp.complexfloating):
-        return size.astype(dtype)
-    turned = size * np.exp(1j * random.uniform(-1, 1, shape))
-    on_axes = np.choose(random.integers(0, 4, shape), [size, 1j * size, turned, turned])
-    return on_axes.astype(dtype)
-
-
-def operands(A: int, B: int, T: int, H: int, dtype: Any = "float64") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return draw(A, T, H, dtype=dtype), draw(B, T, H, dtype=dtype, seed=1), draw(B, H, dtype=dtype, seed=2)
-
-
-def by_loop(a: np.ndarray, b: np.ndarray, initial: np.ndarray, *, reverse: bool, late: bool) -> np.ndarray:
-    """All states, step by step, in double precision."""
-    a, b = np.broadcast_to(a, b.shape).astype("complex128"), b.astype("complex128")
-    h, carry = np.zeros_like(b), initial.astype("complex128")
-    for t in reversed(range(b.shape[1])) if reverse else range(b.shape[1]):
-        forgets = a[:, t] == 0
-        h[:, t] = carry + b[:, t] if late else np.where(forgets, b[:, t], a[:, t] * carry + b[:, t])
-        carry = np.where(forgets, 0, a[:, t] * h[:, t]) if late else h[:, t]
-    return h
-
-
-def assert_same(got: Any, expected: np.ndarray) -> None:
-    """Equal to the tolerance, and NaN in the same places."""
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
-    np.testing.assert_allclose(np.nan_to_num(got), np.nan_to_num(expected), rtol=0, atol=TOLERANCE)
 
 
 @pytest.fixture

@@ -66,24 +66,6 @@ def test_engine_equals_scan(cell, engine, view):
     grid.assert_close(got, expected(view, cell))
 
 
-def values_and_gradients(cell: rnnjax.AbstractCell, xs: jax.Array, engine: rnnjax.AbstractEngine):
-    """Outputs and last state, and the gradients of a loss on both, all as float64."""
-    weights, static = eqx.partition(cell, eqx.is_inexact_array)
-    run = partial(rnnjax.unroll, engine=engine)
-    values = run(cell, None, xs)
-    gradients = jax.grad(grid.loss(run), (0, 3))(weights, static, None, xs)
-    return jax.tree.map(grid.widen, (values, gradients))
-
-
-@lru_cache
-def expected_rounded(cell: str, dtype: str):
-    """What float64 `Scan` gives for the weights and inputs that `dtype` can hold."""
-    widen = lambda leaf: grid.widen(leaf) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
-    exact = jax.tree.map(widen, grid.build(cell, dtype))
-    xs = grid.inputs(grid.T, dtype=dtype).astype("float64")
-    return eqx.filter_jit(values_and_gradients)(exact, xs, grid.ORACLE)
-
-
 NARROW = [
     grid.grouped(cell, engine)
     for cell in grid.CELLS  # the engines left out take the steps of `scan`
@@ -99,16 +81,16 @@ def test_narrow_dtypes(cell, engine, dtype):
     state, ys = eqx.filter_eval_shape(rnnjax.unroll, built, None, xs, engine=run_by)
     assert ys.dtype == jnp.dtype(dtype)
     assert {leaf.real.dtype for leaf in jax.tree.leaves(jax.tree.map(jnp.zeros_like, state))} == {jnp.dtype("float32")}
-    got = eqx.filter_jit(values_and_gradients)(built, xs, run_by)
-    grid.assert_close(got, expected_rounded(cell, dtype), dtype)
+    got = eqx.filter_jit(grid.values_and_gradients)(built, xs, run_by)
+    grid.assert_close(got, grid.expected_rounded(cell, dtype), dtype)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 12, 13])
 @pytest.mark.parametrize("segment", [None, 1, 20])
 def test_checkpointed_takes_any_segment_and_any_length(segment, steps):
     cell, xs = grid.build("lstm"), grid.inputs(steps)
-    got = eqx.filter_jit(values_and_gradients)(cell, xs, rnnjax.Checkpointed(segment))
-    grid.assert_close(got, eqx.filter_jit(values_and_gradients)(cell, xs, grid.ORACLE))
+    got = eqx.filter_jit(grid.values_and_gradients)(cell, xs, rnnjax.Checkpointed(segment))
+    grid.assert_close(got, eqx.filter_jit(grid.values_and_gradients)(cell, xs, grid.ORACLE))
 
 
 def test_no_view_is_traced_twice():

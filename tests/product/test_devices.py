@@ -17,15 +17,14 @@ from jax.sharding import AxisType, Mesh
 import rnnjax
 from rnnjax.training import launch
 
-HERE = Path(__file__).parent
-EXAMPLES = HERE.parent / "examples"
+HELPERS = Path(__file__).parents[1] / "helpers"
+EXAMPLES = HELPERS.parents[1] / "examples"
 LAUNCH = ("-m", "rnnjax.training.launch", "--processes", "2")
 
 
 def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Python with arguments, in a process of its own."""
-    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"} | settings
+    environment = os.environ | settings
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -38,7 +37,7 @@ CHECKS = (
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_eight_devices_are_one(check):
-    ended = run(HERE / "devices_run.py", check, JAX_NUM_CPU_DEVICES="8", JAX_ENABLE_X64="1")
+    ended = run(HELPERS / "devices_run.py", check, JAX_NUM_CPU_DEVICES="8", JAX_ENABLE_X64="1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
@@ -59,7 +58,7 @@ def test_the_example_runs(words, shown):
 
 def test_two_processes_are_one_and_a_killed_one_ends_both_and_is_resumed(tmp_path):
     """One process with two devices, two with one each, and two that are killed and resumed: the same bits."""
-    script = HERE / "processes_run.py"
+    script = HELPERS / "processes_run.py"
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

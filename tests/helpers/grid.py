@@ -229,6 +229,24 @@ VIEWS = {name.removeprefix("view_"): view for name, view in dict(globals()).item
 VIEWS["jit"] = VIEWS["plain"]
 
 
+def values_and_gradients(cell: rnnjax.AbstractCell, xs: jax.Array, engine: rnnjax.AbstractEngine):
+    """Outputs and last state, and the gradients of a loss on both, all as float64."""
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    run = partial(rnnjax.unroll, engine=engine)
+    values = run(cell, None, xs)
+    gradients = jax.grad(loss(run), (0, 3))(weights, static, None, xs)
+    return jax.tree.map(widen, (values, gradients))
+
+
+@lru_cache
+def expected_rounded(cell: str, dtype: str):
+    """What float64 `Scan` gives for the weights and inputs that `dtype` can hold."""
+    widen = lambda leaf: widen(leaf) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
+    exact = jax.tree.map(widen, build(cell, dtype))
+    xs = inputs(T, dtype=dtype).astype("float64")
+    return eqx.filter_jit(values_and_gradients)(exact, xs, ORACLE)
+
+
 def assert_close(got: PyTree, expected: PyTree, dtype: str = "float64") -> None:
     """Equal to the tolerance of `dtype`, relative to the largest expected entry of each leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)

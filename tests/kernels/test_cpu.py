@@ -7,20 +7,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import crowded_run
 import grid
 import jax
 import jax.numpy as jnp
+import kernel_problems
+import linear_scans
 import numpy as np
 import pytest
 import random_shapes
-import test_fused
-import test_linear_scan
+from cpu_calls import HALVES, B, Call, F, G, H, K, S, call_of, zeros
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, PyTree
 from random_shapes import CELLS, Case, Sizes, draw, draw_at, errors, outside
@@ -30,12 +31,11 @@ from rnnjax import InstructionSet
 from rnnjax.kernel import Pointwise, Sequences, Weights
 from rnnjax.kernels import recurrence
 from rnnjax.kernels.cpu import library
-from rnnjax.kernels.cpu.program import Program, translate
 from rnnjax.kernels.elementwise.operations import MEANINGS, NUMBERS
 from rnnjax.kernels.linear_scan import cpu as linear_scan
 from rnnjax.kernels.reference import Reference
 
-HERE = Path(__file__).parent
+HELPERS = Path(crowded_run.__file__).parent
 
 
 # Against the oracle
@@ -143,19 +143,21 @@ def test_padding_that_is_not_a_number_stays_out_of_it(dtype):
 def test_backward_is_the_transpose(cell):
     """`<tangent(t), c> == <t, backward(c)>`."""
     pointwise = Pointwise.of(grid.build(cell))
-    zeros = test_fused.shapes(grid.build(cell))
+    zeros = kernel_problems.shapes(grid.build(cell))
 
     def run(weights: Weights, xs: Array, state: Array) -> PyTree:
-        sequences = Sequences(xs, state, test_fused.LENGTH, test_fused.RESETS)
+        sequences = Sequences(xs, state, kernel_problems.LENGTH, kernel_problems.RESETS)
         return recurrence.run(pointwise, (("cpu", rnnjax.CPU()),), weights, sequences)[:2]
 
     @jax.jit
     def both(primals: PyTree, tangents: PyTree, cotangents: PyTree) -> tuple[Array, Array]:
         moved = jax.jvp(run, primals, tangents)[1]
-        return test_fused.dot(moved, cotangents), test_fused.dot(tangents, jax.vjp(run, *primals)[1](cotangents))
+        return kernel_problems.dot(moved, cotangents), kernel_problems.dot(
+            tangents, jax.vjp(run, *primals)[1](cotangents)
+        )
 
-    cotangents = test_fused.draw(jax.eval_shape(run, *zeros), 3)
-    forward, backward = both(test_fused.draw(zeros, 1), test_fused.draw(zeros, 2), cotangents)
+    cotangents = kernel_problems.draw(jax.eval_shape(run, *zeros), 3)
+    forward, backward = both(kernel_problems.draw(zeros, 1), kernel_problems.draw(zeros, 2), cotangents)
     np.testing.assert_allclose(forward, backward, rtol=1e-11)
 
 
@@ -195,15 +197,15 @@ LONG = [(1, 1, 60_011, 5), (2, 2, 9_001, 24), (1, 1, 30_011, 64), (1, 2, 19, 2_6
 def check_linear_scan(sizes: tuple[int, int, int, int], dtype: str, seed: int) -> None:
     """Against a loop, with zeros in `a`, and NaN that lasts until one of them forgets it."""
     generator = np.random.default_rng(seed)
-    reverse, late = test_linear_scan.WAYS[seed % 4]
-    a, b, initial = test_linear_scan.operands(*sizes, dtype)
+    reverse, late = linear_scans.WAYS[seed % 4]
+    a, b, initial = linear_scans.operands(*sizes, dtype)
     a[generator.random(a.shape) < 0.02] = 0
     b[generator.random(b.shape) < 0.001] = np.nan
     with np.errstate(invalid="ignore"):
-        expected = test_linear_scan.by_loop(a, b, initial, reverse=reverse, late=late)
+        expected = linear_scans.by_loop(a, b, initial, reverse=reverse, late=late)
     assert linear_scan.is_here()
     run = partial(linear_scan.scan, reverse=reverse, late=late, widest=InstructionSet(seed % 3))
-    test_linear_scan.assert_same(jax.jit(run)(a, b, initial), expected)
+    linear_scans.assert_same(jax.jit(run)(a, b, initial), expected)
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -263,64 +265,6 @@ def test_a_plain_run_is_one_call_and_keeps_nothing():
 
 
 # Misuse: an error that names the fault, and no crash
-
-
-class Call(NamedTuple):
-    """A call of an entry point of the library; arrays and results by name, in order."""
-
-    target: str
-    arguments: dict[str, np.ndarray]
-    results: dict[str, ShapeDtypeStruct]
-    attributes: dict[str, Any]
-
-    def run(self) -> list[Array]:
-        made = jax.ffi.ffi_call(self.target, list(self.results.values()))
-        return jax.block_until_ready(made(*self.arguments.values(), **self.attributes))
-
-
-S, B, I, G, H, F, K = 2, 3, 2, 3, 5, 1, 1  # noqa: E741
-HALVES = ("forward", "backward")
-
-
-def zeros(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape) for name, shape in shapes.items()}
-
-
-FEW = Sizes(S, B, T, I, 1, H)
-
-
-@lru_cache
-def call_of(half: str, sizes: Sizes = FEW) -> Call:
-    """A call of a GRU that is in order."""
-    S, B, T, I, _, H = sizes  # noqa: E741
-    assert library.absence() is None
-    program = translate(CELLS["gru"], np.dtype("float64"), 8)
-    assert isinstance(program, Program)
-    code = getattr(program, half)
-    columns = len(program.columns)
-    attributes = {
-        "instructions": np.asarray(code.instructions, np.int32).ravel(),
-        "outputs": np.asarray(code.outputs, np.int32),
-        "columns": np.asarray(program.columns, np.int32).ravel(),
-        "constants": np.asarray(code.constants, np.float64),
-        "registers": np.int32(code.registers),
-        "widest": np.int32(InstructionSet.AVX512_BF16),
-    }
-    arguments = {
-        **zeros(xs=(S, B, T, I), state=(S, B, F, H)),
-        "length": np.full((S, B), T, np.int32),
-        "resets": np.zeros((S, B, T), bool),
-        **zeros(W=(1, I, G, H), b=(1, G, H), R=(1, 1, H, G, H), gains=(1, K, H), initial=(1, F, H)),
-    }
-    states = zeros(states=(S, B, T, H))
-    if half == "forward":
-        results = states | zeros(last=(S, B, F, H), kept=(S, B, T, columns, H))
-    else:
-        arguments |= zeros(kept=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
-        results = zeros(dxs=(S, B, T, I), dW=(S, I, G, H), db=(S, G, H), dR=(S, 1, H, G, H), dgains=(S, K, H))
-        results |= zeros(dinitial=(S, F, H), dstate=(S, B, F, H))
-    types = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in results.items()}
-    return Call(f"rnnjax_{half}", arguments, types, attributes)
 
 
 def fixed(call: Call) -> int:
@@ -547,7 +491,7 @@ def test_many_calls_at_once(settings):
 
 def run_apart(script: Path, settings: dict[str, str], *arguments: str) -> None:
     """Run a script in a process of its own, with these variables in its environment; it must end, and end well."""
-    settings = settings | {"PYTHONPATH": str(script.parents[1]), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    settings = settings | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
     command = [sys.executable, "-W", "error", str(script), *arguments]
     subprocess.run(command, env=os.environ | settings, check=True, timeout=120)
 
@@ -556,7 +500,7 @@ def run_apart(script: Path, settings: dict[str, str], *arguments: str) -> None:
 def test_a_team_finishes_whatever_the_pool_does_with_its_helpers(tmp_path):
     program = tmp_path / "team"
     source = Path(library.__file__).parent / "source"
-    subprocess.run(["g++", "-std=c++17", "-pthread", f"-I{source}", HERE / "team.cpp", "-o", program], check=True)
+    subprocess.run(["g++", "-std=c++17", "-pthread", f"-I{source}", HELPERS / "team.cpp", "-o", program], check=True)
     for pool in ("at_once", "too_late", "out_of_memory", "on_threads"):
         subprocess.run([program, pool], check=True, timeout=20)
 
@@ -566,8 +510,8 @@ def test_a_team_finishes_whatever_the_pool_does_with_its_helpers(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="how an allocator is replaced is Linux's own")
 def test_a_call_that_gets_no_memory_ends_in_an_error(tmp_path):
     preloaded = tmp_path / "failing_allocator.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", preloaded, HERE / "failing_allocator.c"], check=True)
-    run_apart(HERE / "memory_run.py", {"LD_PRELOAD": str(preloaded)}, str(tmp_path))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", preloaded, HELPERS / "failing_allocator.c"], check=True)
+    run_apart(HELPERS / "memory_run.py", {"LD_PRELOAD": str(preloaded)}, str(tmp_path))
 
 
 # Without the library
@@ -580,7 +524,7 @@ CELL, XS = rnnjax.GRU(3, 8, key=grid.KEY), jnp.ones((5, 3), jnp.float32)
     [
         ("Off", "RNNJAX_CPU_KERNEL=Off has switched it off"),
         ("/a.so", "RNNJAX_CPU_KERNEL: expected `off` or the path of a library, got /a.so, which is no file"),
-        (str(HERE), f"RNNJAX_CPU_KERNEL: expected `off` or the path of a library, got {HERE}, which is no file"),
+        (str(HELPERS), f"RNNJAX_CPU_KERNEL: expected `off` or the path of a library, got {HELPERS}, which is no file"),
         (__file__, f"{__file__} does not load: "),
         (math.__file__, f"{math.__file__} does not load: "),
     ],
@@ -606,7 +550,7 @@ print(rnnjax.Fused().select(cell, xs)["cpu"], ys.shape)
 
 
 def test_switched_off_in_a_new_process():
-    settings = {library.VARIABLE: "off", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+    settings = {library.VARIABLE: "off", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "error", "-c", SWITCHED_OFF]
     made = subprocess.run(command, env=os.environ | settings, check=True, timeout=120, capture_output=True, text=True)
     assert "RNNJAX_CPU_KERNEL=off has switched it off" in made.stdout

@@ -15,12 +15,13 @@ import equinox as eqx
 import grid
 import jax
 import jax.numpy as jnp
+import kernel_problems
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu
 from jax.experimental.pallas import tpu as pallas_tpu
 from jaxtyping import Array
-from test_fused import LENGTH, RESETS, B, H, I, S, T, draw, shapes
+from kernel_problems import LENGTH, RESETS, B, H, I, S, T, draw, shapes
 
 import rnnjax
 from rnnjax.kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
@@ -91,8 +92,8 @@ cluster = pytest.mark.skipif(not EMULATOR, reason="JAX 0.10 cannot emulate a clu
 
 
 def run_cluster(*arguments: str) -> subprocess.CompletedProcess:
-    script = Path(__file__).with_name("cluster_run.py")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(script.parents[1])}
+    script = Path(kernel_problems.__file__).with_name("cluster_run.py")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parents[1] / "rnnjax"
+HOUSE = Path(__file__).parents[2] / "rnnjax"
 FLOORS = (
     ("arrays",),
-    ("cell", "flat", "initialise", "marks"),
+    ("random",),
+    ("initialise",),
+    ("cell", "flat", "marks"),
     ("kernel", "engine"),
     ("cells/*", "kernels/*", "network", "check"),
     ("engines/*",),

@@ -79,7 +79,6 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """`killed_run` in a process of its own; what one of them has compiled the next ones find."""
     tests = Path(killed_run.__file__).parent
     settings = {
-        "PYTHONPATH": str(tests.parent),
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import sharded_run
 from jaxtyping import Array, PyTree
-from test_grid import expected_rounded, values_and_gradients
+from kernel_problems import LENGTH, MARKS, B, H, I, S, T, dot, draw, shapes
 
 import rnnjax
 from rnnjax.engines.fused import Fused
@@ -27,32 +27,6 @@ from rnnjax.kernels.functions import Kernels
 from rnnjax.kernels.reference import Reference
 
 KERNELS: dict[str, Kernels] = {"reference": ()}  # where there is no other, the reference runs
-S, B, T, I, H = 2, 4, 6, 3, 8  # noqa: E741
-
-LENGTH = jnp.asarray([[0, 1, 4, T], [T, 3, 0, 2]], jnp.int32)
-RESETS = jnp.asarray(np.random.default_rng(0).random((S, B, T)) < 0.4)
-MARKS = {"plain": (None, None), "length": (LENGTH, None), "resets": (None, RESETS), "both": (LENGTH, RESETS)}
-
-
-def draw(like: PyTree, seed: int) -> PyTree:
-    """Random arrays of the shapes and dtypes of `like`."""
-    leaves, form = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [0.5 * jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(form, drawn)
-
-
-def shapes(cell: Any) -> tuple[Weights, Array, Array]:
-    """Weights, some of them shared by all groups, inputs and states."""
-    gates, heads = cell.input_weight.shape[1], cell.recurrent_weight.shape
-    fields, gains = len(jax.tree.leaves(cell.initial())), len(jax.tree.leaves(cell.gains))
-    leading = {"W": (1, I, gates, H), "b": (S, gates, H), "R": (S, *heads), "gains": (1, gains, H)}
-    weights = Weights(**{name: jnp.zeros(shape) for name, shape in leading.items()}, initial=jnp.zeros((S, fields, H)))
-    return weights, jnp.zeros((S, B, T, I)), jnp.zeros((S, B, fields, H))
-
-
-def dot(one: PyTree, other: PyTree) -> Array:
-    return sum(jnp.vdot(left, right) for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -289,8 +263,8 @@ def test_a_kernel_is_asked_once_and_for_no_more_than_is_wanted(function, expecte
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_narrow_dtypes(dtype):
     cell, xs = grid.build("lstm_options", dtype), grid.inputs(grid.T, dtype=dtype)
-    got = eqx.filter_jit(values_and_gradients)(cell, xs, Fused(Recorder()))
-    grid.assert_close(got, expected_rounded("lstm_options", dtype), dtype)
+    got = eqx.filter_jit(grid.values_and_gradients)(cell, xs, Fused(Recorder()))
+    grid.assert_close(got, grid.expected_rounded("lstm_options", dtype), dtype)
 
 
 def largest(function: Any, *arguments: Any) -> int:
@@ -415,5 +389,5 @@ def test_shared_weights_and_a_sharded_batch():
     """`jax.shard_map` sums the gradients of what the devices share."""
     script = Path(sharded_run.__file__)
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    settings = {"PYTHONPATH": str(script.parents[1]), "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    settings = {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-W", "error", str(script)], env=os.environ | settings, check=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import grid
 import jax
 import numpy as np
+from cpu_calls import HALVES, Call, call_of
 from random_shapes import Sizes
-from test_cpu import HALVES, Call, call_of
 
 from rnnjax.kernels.cpu import library
 

@@ -1,0 +1,72 @@
+"""Calls of the entry points of the CPU library, argument by argument, as the private protocol has them."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import ShapeDtypeStruct
+from jaxtyping import Array
+from random_shapes import CELLS, Sizes
+
+from rnnjax import InstructionSet
+from rnnjax.kernels.cpu import library
+from rnnjax.kernels.cpu.program import Program, translate
+
+
+class Call(NamedTuple):
+    """A call of an entry point of the library; arrays and results by name, in order."""
+
+    target: str
+    arguments: dict[str, np.ndarray]
+    results: dict[str, ShapeDtypeStruct]
+    attributes: dict[str, Any]
+
+    def run(self) -> list[Array]:
+        made = jax.ffi.ffi_call(self.target, list(self.results.values()))
+        return jax.block_until_ready(made(*self.arguments.values(), **self.attributes))
+
+
+S, B, I, G, H, F, K = 2, 3, 2, 3, 5, 1, 1  # noqa: E741
+HALVES = ("forward", "backward")
+
+
+def zeros(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape) for name, shape in shapes.items()}
+
+
+FEW = Sizes(S, B, T, I, 1, H)
+
+
+@lru_cache
+def call_of(half: str, sizes: Sizes = FEW) -> Call:
+    """A call of a GRU that is in order."""
+    S, B, T, I, _, H = sizes  # noqa: E741
+    assert library.absence() is None
+    program = translate(CELLS["gru"], np.dtype("float64"), 8)
+    assert isinstance(program, Program)
+    code = getattr(program, half)
+    columns = len(program.columns)
+    attributes = {
+        "instructions": np.asarray(code.instructions, np.int32).ravel(),
+        "outputs": np.asarray(code.outputs, np.int32),
+        "columns": np.asarray(program.columns, np.int32).ravel(),
+        "constants": np.asarray(code.constants, np.float64),
+        "registers": np.int32(code.registers),
+        "widest": np.int32(InstructionSet.AVX512_BF16),
+    }
+    arguments = {
+        **zeros(xs=(S, B, T, I), state=(S, B, F, H)),
+        "length": np.full((S, B), T, np.int32),
+        "resets": np.zeros((S, B, T), bool),
+        **zeros(W=(1, I, G, H), b=(1, G, H), R=(1, 1, H, G, H), gains=(1, K, H), initial=(1, F, H)),
+    }
+    states = zeros(states=(S, B, T, H))
+    if half == "forward":
+        results = states | zeros(last=(S, B, F, H), kept=(S, B, T, columns, H))
+    else:
+        arguments |= zeros(kept=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
+        results = zeros(dxs=(S, B, T, I), dW=(S, I, G, H), db=(S, G, H), dR=(S, 1, H, G, H), dgains=(S, K, H))
+        results |= zeros(dinitial=(S, F, H), dstate=(S, B, F, H))
+    types = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in results.items()}
+    return Call(f"rnnjax_{half}", arguments, types, attributes)
