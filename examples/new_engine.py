@@ -1,7 +1,7 @@
 """Skeleton of a new engine: copy it, change how it runs, and every cell runs on it. The tests run this file.
 
 An engine is one method and one honest sentence. Put the finished one into rnnjax/engines/, export it from
-rnnjax/__init__.py, add it to ENGINES in tests/grid.py and in benchmarks/cases.py: the grid, the laws and the
+rnnjax/__init__.py, add it to ENGINES in tests/helpers/grid.py and in benchmarks/cases.py: the grid, the laws and the
 benchmark then hold it.
 """
 

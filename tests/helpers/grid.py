@@ -1,7 +1,7 @@
 """The grid: every cell, network, engine and view, and the tolerances, once. To be in a table here is to be tested."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -118,40 +118,61 @@ def grouped(cell: str, *others: str) -> Any:
     return pytest.param(cell, *others, marks=pytest.mark.xdist_group(cell))
 
 
+# The engines that do not run every cell, and the cells that they run.
+LINEAR = ("min_gru", "min_lstm", "linear_rnn", "sru", "lru", "s5")
+GATED = ("elman", "lstm", "lstm_options", "gru")
+ADMITTED: dict[str, tuple[str, ...]] = {
+    "associative": LINEAR,
+    "associative_blocks": LINEAR,
+    "newton_diagonal": tuple(cell for cell in CELLS if cell != "projected_lstm"),
+    **dict.fromkeys(("fused", "fused_tpu", "fused_gpu"), GATED),
+}
+
+
+def admits(engine: str, cell: str) -> bool:
+    """Whether the engine runs the cell; `test_engines_admit_the_cells_of_the_table` holds the table to the engines."""
+    return cell in ADMITTED.get(engine, CELLS)
+
+
 @lru_cache
 def build(name: str, dtype: str = "float64") -> Any:
     """The cell or network of that name, its zero-valued weights (biases, learned states) made random."""
+    generator = np.random.default_rng(7)
+    shaken = lambda leaf: (leaf + 0.1 * generator.normal(size=leaf.shape)).astype(leaf.dtype)  # noqa: E731
     made = (CELLS | NETWORKS)[name](I, jnp.dtype(dtype))
-    weights, static = eqx.partition(made, eqx.is_inexact_array)
-    leaves, structure = jax.tree.flatten(weights)
-    keys = jax.random.split(KEY, len(leaves))
-    shaken = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return eqx.combine(jax.tree.unflatten(structure, shaken), static)
+    return jax.tree.map(lambda leaf: place(shaken(np.asarray(leaf))) if eqx.is_inexact_array(leaf) else leaf, made)
+
+
+def place(array: np.ndarray) -> Array:
+    """The array as one of JAX, without compiling anything."""
+    return jax.device_put(array)
 
 
 def inputs(*shape: int, dtype: str = "float64", seed: int = 1) -> Array:
     """Random inputs [*shape, I]."""
-    return jax.random.normal(jax.random.key(seed), (*shape, I), dtype)
+    return place(np.random.default_rng(seed).normal(size=(*shape, I)).astype(jnp.dtype(dtype)))
 
 
 def random_state(part: Any, *shape: int, seed: int = 2) -> PyTree:
     """A random state of a cell or network, with leading axes `shape`."""
-    leaves, structure = jax.tree.flatten(jax.eval_shape(part.initial))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    generator = np.random.default_rng(seed)
 
-    def draw(key: Array, leaf: Any) -> Array:
+    def draw(leaf: Any) -> Array:
+        size = (*shape, *leaf.shape)
         if leaf.dtype == bool:
-            return jax.random.bernoulli(key, shape=(*shape, *leaf.shape))
-        return 0.5 * jax.random.normal(key, (*shape, *leaf.shape), leaf.dtype)
+            return place(generator.random(size) < 0.5)
+        drawn = generator.normal(size=size) / 2
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            drawn = (drawn + 0.5j * generator.normal(size=size)) / np.sqrt(2)
+        return place(drawn.astype(leaf.dtype))
 
-    return jax.tree.unflatten(structure, [draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
+    return jax.tree.map(draw, jax.eval_shape(part.initial))
 
 
-def widen(leaf: Array) -> Array:
+def widen(leaf: Any) -> Any:
     """`leaf` in float64, or complex128."""
-    return leaf.astype("complex128" if jnp.iscomplexobj(leaf) else "float64")
+    dtype = "complex128" if jnp.iscomplexobj(leaf) else "float64"
+    return leaf.astype(dtype) if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf).astype(dtype)
 
 
 def contract(tree: PyTree) -> Array:
@@ -164,6 +185,17 @@ def contract(tree: PyTree) -> Array:
         return jnp.sum(values.astype("float64") * weights)
 
     return sum(leaf(number, values) for number, values in enumerate(jax.tree.leaves(tree)))
+
+
+def contraction(tree: PyTree) -> PyTree:
+    """The gradient of `contract` by the numbers in `tree`."""
+    leaves, structure = jax.tree.flatten(tree)
+    weights = lambda size, number: np.cos(np.arange(size) * 0.7 + number)  # noqa: E731
+    made = [
+        weights(leaf.size, number) - (1j * weights(leaf.size, number + 1) if jnp.iscomplexobj(leaf) else 0)
+        for number, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, [one.reshape(leaf.shape) for one, leaf in zip(made, leaves, strict=True)])
 
 
 def loss(run: Run) -> Callable[[PyTree, Any, PyTree, Array], Array]:
@@ -190,15 +222,20 @@ def view_weights_vmapped(run: Run, cell: Any) -> PyTree:
     return jax.vmap(lambda weights: run(eqx.combine(weights, static), random_state(cell), inputs(VIEW_T)))(many)
 
 
+def view_batch(run: Run, cell: Any) -> PyTree:
+    """Values and gradient of a batch: what most is asked for."""
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+
+    def batched(weights: PyTree, state: PyTree, xs: Array) -> tuple[Array, PyTree]:
+        made = jax.vmap(lambda state, xs: run(eqx.combine(weights, static), state, xs))(state, xs)
+        return contract(made), made
+
+    return jax.grad(batched, (0, 1, 2), has_aux=True)(weights, random_state(cell, B), inputs(B, VIEW_T))
+
+
 def view_grad(run: Run, cell: Any) -> PyTree:
     weights, static = eqx.partition(cell, eqx.is_inexact_array)
     return jax.grad(loss(run), (0, 2, 3))(weights, static, random_state(cell), inputs(VIEW_T))
-
-
-def view_grad_of_vmap(run: Run, cell: Any) -> PyTree:
-    weights, static = eqx.partition(cell, eqx.is_inexact_array)
-    batched = lambda *arguments: jax.vmap(loss(run), (None, None, 0, 0))(*arguments).sum()  # noqa: E731
-    return jax.grad(batched, (0, 2, 3))(weights, static, random_state(cell, B), inputs(B, VIEW_T))
 
 
 def view_vmap_of_grad(run: Run, cell: Any) -> PyTree:
@@ -224,34 +261,57 @@ def view_inside_scan(run: Run, cell: Any) -> PyTree:
     return jax.lax.scan(lambda state, xs: run(cell, state, xs), random_state(cell), inputs(4, 3))
 
 
-# `plain` is run as it stands, and once more as `jit`; every other view is compiled.
 VIEWS = {name.removeprefix("view_"): view for name, view in dict(globals()).items() if name.startswith("view_")}
-VIEWS["jit"] = VIEWS["plain"]
-
-
-def values_and_gradients(cell: rnnjax.AbstractCell, xs: jax.Array, engine: rnnjax.AbstractEngine):
-    """Outputs and last state, and the gradients of a loss on both, all as float64."""
-    weights, static = eqx.partition(cell, eqx.is_inexact_array)
-    run = partial(rnnjax.unroll, engine=engine)
-    values = run(cell, None, xs)
-    gradients = jax.grad(loss(run), (0, 3))(weights, static, None, xs)
-    return jax.tree.map(widen, (values, gradients))
 
 
 @lru_cache
-def expected_rounded(cell: str, dtype: str):
-    """What float64 `Scan` gives for the weights and inputs that `dtype` can hold."""
-    widen = lambda leaf: widen(leaf) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
-    exact = jax.tree.map(widen, build(cell, dtype))
-    xs = inputs(T, dtype=dtype).astype("float64")
-    return eqx.filter_jit(values_and_gradients)(exact, xs, ORACLE)
+def view(name: str, cell: str, engine: rnnjax.AbstractEngine = ORACLE) -> PyTree:
+    """What an engine gives under a view, as one compiled program."""
+    run = partial(rnnjax.unroll, engine=engine)
+    return jax.block_until_ready(eqx.filter_jit(partial(VIEWS[name], run))(build(cell)))
+
+
+def values_and_gradients(cell: rnnjax.AbstractCell, xs: jax.Array, engine: rnnjax.AbstractEngine) -> PyTree:
+    """Outputs and last state, and the gradients of a loss on both, all as float64."""
+    weights, static = eqx.partition(cell, eqx.is_inexact_array)
+    run = partial(rnnjax.unroll, engine=engine)
+
+    def with_values(weights: PyTree, xs: Array) -> tuple[Array, PyTree]:
+        made = run(eqx.combine(weights, static), None, xs)
+        return contract(made), made
+
+    gradients, values = jax.grad(with_values, (0, 1), has_aux=True)(weights, xs)
+    return jax.tree.map(widen, (values, gradients))
+
+
+NARROW = ("float32", "bfloat16", "float16")
+
+
+@lru_cache
+def rounded(cell: str, engine: rnnjax.AbstractEngine) -> dict[str, PyTree]:
+    """What an engine gives in each narrow dtype, as one compiled program."""
+    given = {dtype: (build(cell, dtype), inputs(T, dtype=dtype)) for dtype in NARROW}
+    return _of_each(given, engine)
+
+
+@lru_cache
+def expected_rounded(cell: str) -> dict[str, PyTree]:
+    """What float64 `Scan` gives for the weights and inputs that each narrow dtype can hold."""
+    wide = lambda leaf: widen(leaf) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
+    given = {dtype: jax.tree.map(wide, (build(cell, dtype), inputs(T, dtype=dtype))) for dtype in NARROW}
+    return _of_each(given, ORACLE)
+
+
+@eqx.filter_jit
+def _of_each(given: dict[str, tuple[rnnjax.AbstractCell, Array]], engine: rnnjax.AbstractEngine) -> dict[str, PyTree]:
+    return {dtype: values_and_gradients(cell, xs, engine) for dtype, (cell, xs) in given.items()}
 
 
 def assert_close(got: PyTree, expected: PyTree, dtype: str = "float64") -> None:
     """Equal to the tolerance of `dtype`, relative to the largest expected entry of each leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        one, other = np.asarray(widen(one)), np.asarray(widen(other))
+        one, other = widen(one), widen(other)
         assert one.shape == other.shape
         scale = max(1.0, float(np.max(np.abs(other), initial=0.0)))
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype] * scale)

@@ -1,6 +1,6 @@
 """Every engine equals float64 `Scan` on every cell, under every view and in every dtype."""
 
-from functools import lru_cache, partial
+from functools import partial
 
 import equinox as eqx
 import grid
@@ -14,83 +14,131 @@ import rnnjax
 OWN = {"own": rnnjax.Auto((rnnjax.Associative(), rnnjax.Fused(), rnnjax.Scan()))}
 # Damping changes how Newton gets to its solution, not what is then derived from it.
 DAMPED = {"newton_damped": rnnjax.Newton(rnnjax.Diagonal(), damping=1.0)}
+ENGINES = grid.ENGINES | OWN | DAMPED
+
+# A cell for each engine, and two where an engine sees cells in two ways: the quick tier runs these.
+QUICK = {
+    "scan": ("lstm_options",),
+    "unrolled": ("gru",),
+    "checkpointed": ("projected_lstm",),
+    "associative": ("min_gru", "lru"),
+    "associative_blocks": ("s5",),
+    "newton": ("gru",),
+    "newton_diagonal": ("diagonal_lstm",),
+    "fused": ("gru", "lstm_options"),
+    "fused_tpu": ("lstm_options",),
+    "fused_gpu": ("gru",),
+    "own": tuple(grid.CELLS),
+}
 
 
-def skip_if_refused(engine: str, cell: rnnjax.AbstractCell) -> rnnjax.AbstractEngine:
-    """The engine of that name; a refusal skips the test, with its sentence."""
-    named = (grid.ENGINES | OWN | DAMPED)[engine]
-    reason = named.refusal(cell, grid.inputs(grid.T))
-    if reason is not None:
-        pytest.skip(reason)
-    return named
+def case(cell, engine, *others, quick=None):
+    """A case of a cell, all of which one worker sees; in the quick tier if the table says so."""
+    quick = cell in QUICK.get(engine, ()) if quick is None else quick
+    return pytest.param(
+        cell, engine, *others, marks=[pytest.mark.xdist_group(cell), *([] if quick else [pytest.mark.slow])]
+    )
 
 
-@lru_cache
-def expected(view: str, cell: str):
-    """What `Scan` gives."""
-    return eqx.filter_jit(partial(grid.VIEWS[view], partial(rnnjax.unroll, engine=grid.ORACLE)))(grid.build(cell))
+def test_engines_admit_the_cells_of_the_table():
+    """Where an engine refuses a cell it says so in a sentence that names both and what to use instead."""
+    wrong = []
+    for engine, named in grid.ENGINES.items():
+        for cell in grid.CELLS:
+            built = grid.build(cell)
+            reason = named.refusal(built, jax.ShapeDtypeStruct((grid.T, grid.I), "float64"))
+            admitted = reason is None
+            said = reason or ""
+            sentence = type(built).__name__ in said and said.startswith(type(named).__name__) and "Use" in said
+            if admitted != grid.admits(engine, cell) or not (admitted or sentence):
+                wrong.append((engine, cell, reason))
+    assert wrong == []
 
 
-def views(cell: str, engine: str) -> tuple[str, ...]:
-    """The views that an engine is tested under on a cell: all on two that stand for the others, a few on those.
-
-    A view reaches a cell through the engine alone. One that goes step by step sees a pytree, of fields of one size or
-    of several, real or complex; `Associative` sees coefficients, real or complex, and `Newton` Jacobians. Each gated
-    cell is a program of its own to a kernel, so the fused engines meet each under every view that reaches the kernel in
-    its own way.
-    """
-    kind = engine.partition("_")[0]
-    stand_for_others = {
-        "fused": ("lstm_options", "gru"),
-        "associative": ("min_gru", "lru"),
-        "newton": ("gru",) if engine == "newton" else ("diagonal_lstm",),
-    }
-    if cell in stand_for_others.get(kind, ("projected_lstm", "lru")):
-        return tuple(view for view in grid.VIEWS if kind != "newton" or view != "plain")  # `jit` is plain enough for it
-    if kind == "fused":
-        return "plain", "vmap", "weights_vmapped", "grad_of_vmap", "vmap_of_grad"
-    return ("grad_of_vmap",) if kind == "newton" else ("vmap", "grad_of_vmap")
+EQUAL = [case(cell, engine) for cell in grid.CELLS for engine in [*grid.ENGINES, *OWN] if grid.admits(engine, cell)]
+EQUAL.append(case("ind_rnn", "newton_damped"))
 
 
-CASES = [
-    grid.grouped(cell, engine, view) for cell in grid.CELLS for engine in grid.ENGINES for view in views(cell, engine)
-] + [grid.grouped("ind_rnn", engine, view) for engine in DAMPED for view in ("vmap", "vmap_of_grad")]
+@pytest.mark.parametrize(("cell", "engine"), EQUAL)
+def test_engine_equals_scan(cell, engine):
+    """States and outputs of a batch, and the gradient of all of it by weights, states and inputs."""
+    grid.assert_close(grid.view("batch", cell, ENGINES[engine]), grid.view("batch", cell))
 
 
-@pytest.mark.parametrize(("cell", "engine", "view"), CASES)
-def test_engine_equals_scan(cell, engine, view):
-    built = grid.build(cell)
-    run = partial(rnnjax.unroll, engine=skip_if_refused(engine, built))
-    compiled = (lambda function: function) if view == "plain" else eqx.filter_jit
-    got = compiled(partial(grid.VIEWS[view], run))(built)
-    grid.assert_close(got, expected(view, cell))
-
-
-NARROW = [
-    grid.grouped(cell, engine)
-    for cell in grid.CELLS  # the engines left out take the steps of `scan`
-    for engine in (("scan", "associative", "fused") if cell in grid.REPRESENTATIVES else OWN)
+# The cells on which an engine is seen under all views, which reach a cell through the engine alone. An engine that goes
+# step by step sees a pytree, of fields of one size or of several, real or complex; `Associative` sees coefficients, real
+# or complex, and `Newton` Jacobians. The other engines add nothing: the primitives under `Fused` and `Associative` fold
+# a batch before any kernel or block sees it (`test_fused`, `test_linear_scan`), and `Unrolled` is a loop of Python.
+STAND_FOR_OTHERS = {
+    "scan": ("projected_lstm", "lru"),
+    "checkpointed": ("projected_lstm", "lru"),
+    "associative": ("min_gru", "lru"),
+    "newton": ("gru",),
+    "newton_diagonal": ("diagonal_lstm",),
+    "fused": ("lstm_options", "gru"),
+}
+OTHER_VIEWS = [view for view in grid.VIEWS if view != "batch"]
+IN_TURN = ("fused", "associative", "checkpointed", "newton_diagonal")  # a view each, for the quick tier
+VIEWED = [
+    case(cell, engine, view, quick=engine == IN_TURN[number % len(IN_TURN)] and cell == cells[0])
+    for engine, cells in STAND_FOR_OTHERS.items()
+    for cell in cells
+    for number, view in enumerate(OTHER_VIEWS)
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("cell", "engine", "view"), VIEWED)
+def test_view_equals_scan(cell, engine, view):
+    grid.assert_close(grid.view(view, cell, ENGINES[engine]), grid.view(view, cell))
+
+
+WITHOUT_JIT = [
+    case(cell, engine, quick=engine == "fused")
+    for cell, engine in [("gru", "fused"), ("lru", "associative"), ("lstm", "scan"), ("diagonal_lstm", "newton")]
+]
+
+
+@pytest.mark.parametrize(("cell", "engine"), WITHOUT_JIT)
+def test_engine_runs_without_jit(cell, engine):
+    """Operation by operation; also the engines of the default, one by one."""
+    got = grid.VIEWS["plain"](partial(rnnjax.unroll, engine=ENGINES[engine]), grid.build(cell))
+    grid.assert_close(got, grid.view("plain", cell))
+
+
+NARROW = [
+    case(cell, engine, quick=engine == "own" and cell in grid.REPRESENTATIVES)
+    for cell in grid.CELLS  # the engines left out take the steps of `scan`
+    for engine in (("own", "scan", "associative", "fused") if cell in grid.REPRESENTATIVES else OWN)
+    if grid.admits(engine, cell)
+]
+
+
+@pytest.mark.parametrize("dtype", grid.NARROW)
 @pytest.mark.parametrize(("cell", "engine"), NARROW)
 def test_narrow_dtypes(cell, engine, dtype):
-    built = grid.build(cell, dtype)
-    xs, run_by = grid.inputs(grid.T, dtype=dtype), skip_if_refused(engine, built)
-    state, ys = eqx.filter_eval_shape(rnnjax.unroll, built, None, xs, engine=run_by)
+    built, xs = grid.build(cell, dtype), grid.inputs(grid.T, dtype=dtype)
+    state, ys = eqx.filter_eval_shape(rnnjax.unroll, built, None, xs, engine=ENGINES[engine])
     assert ys.dtype == jnp.dtype(dtype)
-    assert {leaf.real.dtype for leaf in jax.tree.leaves(jax.tree.map(jnp.zeros_like, state))} == {jnp.dtype("float32")}
-    got = eqx.filter_jit(grid.values_and_gradients)(built, xs, run_by)
-    grid.assert_close(got, grid.expected_rounded(cell, dtype), dtype)
+    assert {np_real(leaf.dtype) for leaf in jax.tree.leaves(state)} == {"float32"}
+    grid.assert_close(grid.rounded(cell, ENGINES[engine])[dtype], grid.expected_rounded(cell)[dtype], dtype)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 12, 13])
-@pytest.mark.parametrize("segment", [None, 1, 20])
-def test_checkpointed_takes_any_segment_and_any_length(segment, steps):
+def np_real(dtype):
+    """The name of the dtype of a real part."""
+    return jnp.finfo(dtype).dtype.name
+
+
+@pytest.mark.parametrize(
+    "steps", [1, pytest.param(2, marks=pytest.mark.slow), 12, pytest.param(13, marks=pytest.mark.slow)]
+)
+def test_checkpointed_takes_any_segment_and_any_length(steps):
+    """By default, one step in each, and one longer than the sequence."""
     cell, xs = grid.build("lstm"), grid.inputs(steps)
-    got = eqx.filter_jit(grid.values_and_gradients)(cell, xs, rnnjax.Checkpointed(segment))
-    grid.assert_close(got, eqx.filter_jit(grid.values_and_gradients)(cell, xs, grid.ORACLE))
+    engines = {"scan": grid.ORACLE} | {segment: rnnjax.Checkpointed(segment) for segment in (None, 1, 20)}
+    of_all = lambda cell, xs: [grid.values_and_gradients(cell, xs, engine) for engine in engines.values()]  # noqa: E731
+    expected, *others = eqx.filter_jit(of_all)(cell, xs)
+    for got in others:
+        grid.assert_close(got, expected)
 
 
 def test_no_view_is_traced_twice():
