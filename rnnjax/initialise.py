@@ -20,20 +20,20 @@ from .arrays import Bias, InputWeight, RecurrentWeight, Units, carry_dtype
 Initialiser = Callable[..., Array]
 
 
-def glorot(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
-    """Uniform with a variance of 2 / (in + out) (Glorot & Bengio 2010)."""
-    bound = math.sqrt(6 / sum(shape))
+def glorot(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Uniform with a variance of 2 / (in + out) (Glorot & Bengio 2010). Leading axes count in both, as in a kernel."""
+    bound = math.sqrt(6 / (math.prod(shape[:-2]) * sum(shape[-2:])))
     return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
 
 
-def lecun(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+def lecun(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Normal, cut off at two standard deviations, with a variance of 1 / in (LeCun et al. 1998)."""
     deviation = 0.87962566103423978  # of a standard normal distribution that is cut off so
-    scale = shape[0] ** -0.5 / deviation
+    scale = math.prod(shape[:-1]) ** -0.5 / deviation
     return random.array(random.truncated_normal(key, shape, dtype) * scale, dtype)
 
 
-def orthogonal(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2014, arXiv:1312.6120)."""
     return random.array(random.orthogonal(key, shape, dtype), dtype)
 
@@ -49,10 +49,10 @@ def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Arr
     return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
 
 
-def identity(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def identity(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
     """The identity: with `Elman(activation=jax.nn.relu)` the IRNN (Le et al. 2015, arXiv:1504.00941)."""
     del key
-    return random.array(np.eye(*shape), dtype)
+    return random.array(np.eye(shape[0], shape[1]), dtype)
 
 
 def interval(least: float, most: float) -> Initialiser:

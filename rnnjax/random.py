@@ -6,6 +6,7 @@ is rounded may differ in its last bits. A key that is traced, or of another gene
 `jax.random` itself.
 """
 
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
 from .arrays import carry_dtype
@@ -41,44 +43,39 @@ def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, least: float = 0.0, most: float = 1.0) -> Drawn:
     """Uniform in [least, most). Like all functions here: drawn in float32 or wider, whatever `dtype`."""
-    dtype = _drawn(dtype)
-    words = _words(key)
+    dtype, words = _drawn(dtype), _words(key)
     if words is None:
         return jax.random.uniform(key, shape, dtype, least, most)
-    bits = _bits(words, int(np.prod(shape)), dtype)
-    kind, shift = LAYOUT[dtype.name]
-    fractions = (bits >> kind(shift) | dtype.type(1).view(kind)).view(dtype) - dtype.type(1)
-    least, most = dtype.type(least), dtype.type(most)
-    return np.maximum(least, fractions * (most - least) + least).reshape(shape)
+    return _uniform(words, shape, dtype, least, most)
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
     """Standard normal."""
-    dtype = _drawn(dtype)
-    if _words(key) is None:
+    dtype, words = _drawn(dtype), _words(key)
+    if words is None:
         return jax.random.normal(key, shape, dtype)
-    least = np.nextafter(dtype.type(-1), dtype.type(0))  # at -1 the quantile is infinite
-    return _normal_quantile(uniform(key, shape, dtype, float(least), 1.0))
+    least = float(np.nextafter(dtype.type(-1), dtype.type(0)))  # at -1 the quantile is infinite
+    return _normal_quantile(_uniform(words, shape, dtype, least, 1.0))
 
 
 def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
     """Standard normal, given that it is within two standard deviations."""
-    dtype = _drawn(dtype)
-    if _words(key) is None:
+    dtype, words = _drawn(dtype), _words(key)
+    if words is None:
         return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
     share = 0.9544997361036416  # of a normal distribution that is so
     inside = np.nextafter(dtype.type(2), dtype.type(0))
-    return np.clip(_normal_quantile(uniform(key, shape, dtype, -share, share)), -inside, inside)
+    return np.clip(_normal_quantile(_uniform(words, shape, dtype, -share, share)), -inside, inside)
 
 
-def orthogonal(key: PRNGKeyArray, shape: tuple[int, int], dtype: Any) -> Drawn:
-    """A matrix of orthonormal rows or columns, uniform among all."""
-    dtype = _drawn(dtype)
-    drawn = normal(key, (max(shape), min(shape)), dtype)
+def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
+    """A matrix of orthonormal rows or columns, uniform among all; leading axes are rows, too."""
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    drawn = normal(key, (max(rows, columns), min(rows, columns)), dtype)
     xp = numpy_for(drawn)
-    columns, triangle = xp.linalg.qr(drawn)
-    columns = columns * xp.sign(xp.diagonal(triangle))
-    return columns.T if shape[0] < shape[1] else columns
+    basis, triangle = xp.linalg.qr(drawn)
+    basis = basis * xp.sign(xp.diagonal(triangle))
+    return (basis.T if rows < columns else basis).reshape(shape)
 
 
 def each(key: PRNGKeyArray, count: int, draw: Callable[[PRNGKeyArray], Array], axis: int = 0) -> Drawn:
@@ -95,7 +92,7 @@ def stack(arrays: list[Drawn], axis: int = 0) -> Drawn:
 
 def array(values: Any, dtype: Any) -> Array:
     """What was drawn as an array of JAX, in `dtype`."""
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         return values.astype(dtype)
     with jax.ensure_compile_time_eval():
         return jax.device_put(np.asarray(values).astype(jax.dtypes.canonicalize_dtype(dtype)))  # jnp.asarray compiles
@@ -103,7 +100,7 @@ def array(values: Any, dtype: Any) -> Array:
 
 def known(values: Array) -> Drawn:
     """`values` for arithmetic that compiles nothing: in NumPy, unless they are traced."""
-    return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
+    return values if isinstance(values, Tracer) else np.asarray(values)
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
@@ -113,7 +110,7 @@ def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
 
 def numpy_for(*values: Any) -> ModuleType:
     """NumPy where all values are known, where some are traced JAX's."""
-    return jnp if any(isinstance(value, jax.core.Tracer) for value in values) else np
+    return jnp if any(isinstance(value, Tracer) for value in values) else np
 
 
 def _drawn(dtype: Any) -> np.dtype:
@@ -126,14 +123,23 @@ def _is_typed(key: PRNGKeyArray) -> bool:
 
 def _words(key: PRNGKeyArray) -> Words | None:
     """The two words of a threefry key that is known; None of any other."""
-    if isinstance(key, jax.core.Tracer) or not jax.config.jax_threefry_partitionable:
+    config: Any = jax.config  # whose flags no type checker knows
+    if isinstance(key, Tracer) or not config.jax_threefry_partitionable:
         return None
-    implementation = str(jax.random.key_impl(key)) if _is_typed(key) else jax.config.jax_default_prng_impl
+    implementation = str(jax.random.key_impl(key)) if _is_typed(key) else config.jax_default_prng_impl
     if implementation != "threefry2x32" or key.shape != (() if _is_typed(key) else (2,)):
         return None
     with jax.ensure_compile_time_eval():
         first, second = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
     return first, second
+
+
+def _uniform(words: Words, shape: tuple[int, ...], dtype: np.dtype, least: float, most: float) -> np.ndarray:
+    bits = _bits(words, math.prod(shape), dtype)
+    kind, shift = LAYOUT[dtype.name]
+    fractions = (bits >> kind(shift) | dtype.type(1).view(kind)).view(dtype) - dtype.type(1)
+    low, high = dtype.type(least), dtype.type(most)
+    return np.maximum(low, fractions * (high - low) + low).reshape(shape)
 
 
 def _bits(words: Words, count: int, dtype: np.dtype) -> np.ndarray:

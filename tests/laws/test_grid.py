@@ -66,7 +66,7 @@ def test_engine_equals_scan(cell, engine):
 
 
 # The cells on which an engine is seen under all views, which reach a cell through the engine alone. An engine that goes
-# step by step sees a pytree, of fields of one size or of several, real or complex; `Associative` sees coefficients, real
+# step by step sees a pytree, of fields of one size or several, real or complex; `Associative` sees coefficients, real
 # or complex, and `Newton` Jacobians. The other engines add nothing: the primitives under `Fused` and `Associative` fold
 # a batch before any kernel or block sees it (`test_fused`, `test_linear_scan`), and `Unrolled` is a loop of Python.
 STAND_FOR_OTHERS = {
