@@ -57,12 +57,14 @@ MUTATIONS = (
         "rnnjax/marks.py",
         "shift = 0 if length is None else length",
         "shift = 0",
+        "test_law and reverse_flips",
     ),
     Mutation(  # a NaN in the first step, which fills the padding, spoils the last state past the reset that ends it
         "padding_counts_as_bad",
         "rnnjax/marks.py",
         "seen = bad if length is None else bad & counted(length, T)",
         "seen = bad",
+        "test_law and padding",
     ),
     # Cells
     Mutation(  # the candidate's bias outside of the reset: imported weights give other outputs
@@ -70,24 +72,28 @@ MUTATIONS = (
         "rnnjax/cells/gru.py",
         "v_n = v_n + bias",
         "u_n = u_n + bias",
+        "test_cells and equations and gru",
     ),
     Mutation(  # the input gate looks through the peephole of the output gate
         "lstm_other_peephole",
         "rnnjax/cells/lstm.py",
         "i = i + peepholes.i * c",
         "i = i + peepholes.o * c",
+        "test_cells and equations and lstm_peepholes",
     ),
     Mutation(  # gamma is sqrt(1 - |lambda|) at first: states of a long memory start too small
         "lru_gamma",
         "rnnjax/cells/lru.py",
         "expm1(2 * log_radius)",
         "expm1(log_radius)",
+        "test_linear_cells and lru",
     ),
     Mutation(  # the highway is open when the gate is, and no more the other way round
         "sru_highway",
         "rnnjax/cells/sru.py",
         "sigmoid(-r) * highway",
         "sigmoid(r) * highway",
+        "test_linear_cells and sru or test_cells and sru",
     ),
     # Networks
     Mutation(  # packed sequences: the backward part keeps the state of the next one for one step
@@ -95,12 +101,14 @@ MUTATIONS = (
         "rnnjax/compose.py",
         "jnp.roll(options.resets, -1)",
         "jnp.roll(options.resets, 0)",
+        "test_law and (reversed or bidirectional)",
     ),
     Mutation(  # a convolution of a padded chunk hands padding on to the next chunk
         "window_remembers_padding",
         "rnnjax/networks/window.py",
         "end = T if options.length is None else options.length",
         "end = T",
+        "test_causal_law and convolution",
     ),
     # Engines
     Mutation(  # nothing is forgotten: the gradient takes the memory that the engine is there to save
@@ -108,24 +116,28 @@ MUTATIONS = (
         "rnnjax/engines/checkpointed.py",
         "@partial(jax.checkpoint, static_argnums=2)",
         "@partial(jax.jit, static_argnums=2)",
+        "test_memory",
     ),
     Mutation(  # a reset leads to zero, and not to the initial state that was learned (a mark, too)
         "associative_reset_to_zero",
         "rnnjax/engines/associative.py",
         "(jnp.zeros_like(a), a * marks.initial.h + b)",
         "(jnp.zeros_like(a), b)",
+        "test_law and lru",
     ),
     Mutation(  # fall_back=True returns what has not converged
         "newton_falls_back_to_the_unsolved",
         "rnnjax/engines/newton/trajectory.py",
         "select(solved.converged, solved.states, states)",
         "select(solved.converged, states, solved.states)",
+        "test_newton",
     ),
     Mutation(  # every device takes the length of the whole for that of its part
         "sharded_length_of_the_whole",
         "rnnjax/engines/sharded.py",
         "jnp.clip(marks.length - first, 0, steps)",
         "jnp.clip(marks.length, 0, steps)",
+        "test_devices",
     ),
     # The rules of the primitive that kernels run
     Mutation(  # the gradient of a weight that several groups share is their mean
@@ -133,18 +145,21 @@ MUTATIONS = (
         "rnnjax/kernels/recurrence.py",
         "cotangent.sum(0, keepdims=True)",
         "cotangent.mean(0, keepdims=True)",
+        "test_fused and nesting",
     ),
     Mutation(  # under two vmaps the answers of the sequences are mixed up
         "fold_mixes_sequences",
         "rnnjax/kernels/fold.py",
         "leaf.reshape(self.S, self.size, self.B, *leaf.shape[2:]), 1",
         "leaf.reshape(self.S, self.B, self.size, *leaf.shape[2:]), 2",
+        "test_fused or test_linear_scan",
     ),
     Mutation(  # forward mode: nothing moves with the initial state
         "tangent_without_the_state",
         "rnnjax/kernels/functions.py",
         "sequences._replace(xs=at.xs, state=at.state)",
         "sequences._replace(xs=at.xs)",
+        "test_fused",
     ),
     # The CPU kernel
     Mutation(  # a core goes on without the h that the others have yet to write
@@ -152,30 +167,35 @@ MUTATIONS = (
         "rnnjax/kernels/cpu/source/forward.h",
         "      meet(phase);\n      if (ROUNDED) round_h(active);",
         "      if (ROUNDED) round_h(active);",
+        "test_cpu",
     ),
     Mutation(  # the gradient goes on past a reset
         "backward_past_a_reset",
         "rnnjax/kernels/cpu/source/backward.h",
         "            store(to, load(to) + load(from));\n            store(from, V<E>{});",
         "            store(to, load(to) + load(from));",
+        "test_law and lstm_options",
     ),
     Mutation(  # where time is cut, states below zero are not handed on to the next part
         "linear_scan_drops_the_negative",
         "rnnjax/kernels/cpu/source/linear_scan.h",
         "carry[k] < SMALLEST && carry[k] > -SMALLEST",
         "carry[k] < SMALLEST",
+        "test_cpu and linear_scan",
     ),
     Mutation(  # a program may read one register beyond the last: memory of somebody else
         "handler_off_by_one",
         "rnnjax/kernels/cpu/source/handler.cpp",
         "code[k + operand] < 0 || code[k + operand] >= attributes.registers",
         "code[k + operand] < 0 || code[k + operand] > attributes.registers",
+        "test_cpu and corrupt",
     ),
     Mutation(  # the maximum of NaN and zero is zero: a relu hides what went wrong
         "maximum_hides_nan",
         "rnnjax/kernels/cpu/source/program.h",
         "choose<E>((x > y) | (x != x), x, y)",
         "choose<E>(x > y, x, y)",
+        "test_program or test_cpu",
     ),
     # The Pallas kernels
     Mutation(  # units that are there twice, to fill a tile, are counted twice in the gradient
@@ -183,12 +203,14 @@ MUTATIONS = (
         "rnnjax/kernels/gpu/place.py",
         "return array if self.mask is None else jnp.where(self.mask, array, 0.0)",
         "return array",
+        "test_pallas",
     ),
     Mutation(  # backward, a block of time reads the resets of another one
         "tpu_resets_of_another_block",
         "rnnjax/kernels/tpu/layout.py",
         "(s, last - t if backward else t, b, 0))",
         "(s, t, b, 0))",
+        "test_pallas",
     ),
     # The elementwise program
     Mutation(  # infinity is finite: a cell that guards against it does not
@@ -196,6 +218,7 @@ MUTATIONS = (
         "rnnjax/kernels/elementwise/primitives.py",
         'graph.node("lt", graph.node("abs", x), graph.constant(np.inf))',
         'graph.node("le", graph.node("abs", x), graph.constant(np.inf))',
+        "test_program",
     ),
     # Training
     Mutation(  # every step of training drops the same units
@@ -203,18 +226,21 @@ MUTATIONS = (
         "rnnjax/training/fit.py",
         "key = jax.random.fold_in(run.key, run.step)",
         "key = run.key",
+        "test_training",
     ),
     Mutation(  # a kill while a checkpoint is written destroys the last good one
         "checkpoint_written_in_place",
         "rnnjax/training/checkpoint.py",
         'partial = path.with_name(path.name + ".partial")',
         "partial = path",
+        "test_training",
     ),
     Mutation(  # an example as long as its bound is padded to the next; the longest ones are never seen
         "buckets_skip_the_longest",
         "rnnjax/training/buckets.py",
         "np.searchsorted(bounds, lengths)",
         'np.searchsorted(bounds, lengths, side="right")',
+        "test_training",
     ),
     # Models
     Mutation(  # all hypotheses of a beam are the same one: it is no better than greedy
@@ -222,12 +248,14 @@ MUTATIONS = (
         "rnnjax/models/beam.py",
         "jnp.where(jnp.arange(width) == 0, 0, -jnp.inf)",
         "jnp.where(jnp.arange(width) == 0, 0, 0)",
+        "test_seq2seq or test_captioner",
     ),
     Mutation(  # attention looks at the padding
         "attention_without_its_mask",
         "rnnjax/models/attention.py",
         "jnp.exp(jnp.where(memory.mask, scores - stop_gradient(largest), -jnp.inf))",
         "jnp.exp(scores - stop_gradient(largest))",
+        "test_seq2seq",
     ),
     # Trees
     Mutation(  # the gradient of a first child goes to all children of its node
@@ -235,6 +263,7 @@ MUTATIONS = (
         "rnnjax/trees/pack.py",
         "parents[below] = rows * arity + place",
         "parents[below] = rows * arity",
+        "test_tree",
     ),
     # Gradients
     Mutation(  # the estimate is biased: its mean is not the gradient
@@ -242,6 +271,7 @@ MUTATIONS = (
         "rnnjax/gradients/uoro.py",
         "old / p + new / q",
         "old * p + new / q",
+        "test_gradients",
     ),
 )
 
