@@ -14,6 +14,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="the whole suite: also the tests marked `slow`")
+    parser.addoption(
+        "--slow", action="store_true", help="only the tests marked `slow`, which the quick tier leaves out"
+    )
     parser.addoption("--report", metavar="FILE", help="write programs and seconds, file by file, as JSON")
 
 
@@ -22,12 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out slow tests, unless all are asked for, or one by its name; a file is one worker's, with its programs."""
-    if not config.getoption("--all") and not any("::" in argument for argument in config.args):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        if slow:
-            config.hook.pytest_deselected(items=slow)
-            items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    """Choose the tier, unless a test is named; a file is one worker's, with what it compiles."""
+    named = any("::" in argument for argument in config.args)
+    if not config.getoption("--all") and not named:
+        wanted = config.getoption("--slow")
+        left_out = [item for item in items if (item.get_closest_marker("slow") is not None) != wanted]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if (item.get_closest_marker("slow") is not None) == wanted]
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
