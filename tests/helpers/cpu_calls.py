@@ -1,17 +1,19 @@
 """Calls of the entry points of the CPU library, argument by argument, as the private protocol has them."""
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import ShapeDtypeStruct
+from jax import ShapeDtypeStruct, lax
 from jaxtyping import Array
-from random_shapes import CELLS, Sizes
+from random_shapes import Sizes, pointwise_of
 
 from rnnjax import InstructionSet
 from rnnjax.kernels.cpu import library
 from rnnjax.kernels.cpu.program import Program, translate
+from rnnjax.kernels.linear_scan import cpu as linear_scan
 
 
 class Call(NamedTuple):
@@ -22,12 +24,30 @@ class Call(NamedTuple):
     results: dict[str, ShapeDtypeStruct]
     attributes: dict[str, Any]
 
+    def __call__(self, *arguments: Array | np.ndarray) -> list[Array]:
+        """The results, where this is compiled."""
+        return jax.ffi.ffi_call(self.target, list(self.results.values()))(*arguments, **self.attributes)
+
     def run(self) -> list[Array]:
-        made = jax.ffi.ffi_call(self.target, list(self.results.values()))
-        return jax.block_until_ready(made(*self.arguments.values(), **self.attributes))
+        return jax.block_until_ready(jax.jit(self.__call__)(*self.arguments.values()))
 
 
-S, B, I, G, H, F, K = 2, 3, 2, 3, 5, 1, 1  # noqa: E741
+def switch(calls: Sequence[Call]) -> Callable[[int], Array]:
+    """One compiled program of many calls, which makes the one of the given number, and gives a number of its results.
+
+    An error of the call is raised by `jax.block_until_ready` at the latest.
+    """
+    branches = [partial(_one_number, call) for call in calls]
+    return jax.jit(lambda number: lax.switch(number, branches))
+
+
+def _one_number(call: Call) -> Array:
+    largest = max(call(*call.arguments.values()), key=lambda result: result.size)
+    first = lax.slice(lax.reshape(largest, (largest.size,)), (0,), (1,))
+    return lax.convert_element_type(first, np.float64)
+
+
+S, B, T, I, G, H, F, K = 2, 3, 6, 2, 3, 5, 1, 1  # noqa: E741
 HALVES = ("forward", "backward")
 
 
@@ -43,7 +63,7 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
     """A call of a GRU that is in order."""
     S, B, T, I, _, H = sizes  # noqa: E741
     assert library.absence() is None
-    program = translate(CELLS["gru"], np.dtype("float64"), 8)
+    program = translate(pointwise_of("gru"), np.dtype("float64"), 8)
     assert isinstance(program, Program)
     code = getattr(program, half)
     columns = len(program.columns)
@@ -70,3 +90,11 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
         results |= zeros(dinitial=(S, F, H), dstate=(S, B, F, H))
     types = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in results.items()}
     return Call(f"rnnjax_{half}", arguments, types, attributes)
+
+
+def linear_scan_call() -> Call:
+    """A call of the linear recurrence that is in order."""
+    assert linear_scan.is_here()
+    attributes = {"reverse": False, "late": False, "widest": np.int32(InstructionSet.AVX512_BF16)}
+    results = {"h": ShapeDtypeStruct((B, T, H), np.float64)}
+    return Call("rnnjax_linear_scan", zeros(a=(B, T, H), b=(B, T, H), initial=(B, H)), results, attributes)

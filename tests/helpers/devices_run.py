@@ -1,7 +1,13 @@
-"""For `test_devices`, in a process of its own: `JAX_NUM_CPU_DEVICES=8 JAX_ENABLE_X64=1 python devices_run.py CHECK`."""
+"""For `test_devices`, in a process of its own: `JAX_NUM_CPU_DEVICES=8 JAX_ENABLE_X64=1 python devices_run.py CHECKS`.
 
+Prints a line of JSON for each check: its name, and how it failed; nothing if it held.
+"""
+
+import json
 import sys
-from functools import partial
+import traceback
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -44,12 +50,24 @@ class Rotating(rnnjax.AbstractLinearCell):
 
 def rotating() -> Rotating:
     """A cell of `H` units that forget slowly as they turn."""
-    angle, weight = jnp.linspace(0.1, 3, grid.H), grid.inputs(2, grid.H)
-    return Rotating((weight[0] + 1j * weight[1]).T, 0.95 * jnp.exp(1j * angle))
+    angle, (real, imaginary) = np.linspace(0.1, 3, grid.H), np.asarray(grid.inputs(2, grid.H))
+    return Rotating(grid.place((real + 1j * imaginary).T), grid.place(0.95 * np.exp(1j * angle)))
+
+
+def build(name: str) -> Any:
+    return rotating() if name == "rotating" else grid.build(name)
 
 
 def time_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((8,), ("time",), axis_types=(AxisType.Auto,))
+
+
+def two_axes() -> jax.sharding.Mesh:
+    return jax.make_mesh((2, 4), ("batch", "time"), axis_types=(AxisType.Auto,) * 2)
+
+
+def over_time(engine: rnnjax.AbstractEngine) -> rnnjax.Sharded:
+    return rnnjax.Sharded(engine, time_mesh(), "time")
 
 
 def derivatives(engine: rnnjax.AbstractEngine, part: Any, state: PyTree, xs: Array, **options: Any) -> PyTree:
@@ -65,7 +83,7 @@ def derivatives(engine: rnnjax.AbstractEngine, part: Any, state: PyTree, xs: Arr
 
 def ragged(engine: rnnjax.AbstractEngine, part: Any) -> PyTree:
     """A batch that the devices do not divide, ended and reset within their parts, and by the very last step."""
-    lengths, resets = jnp.asarray([0, 5, 18, 19]), jnp.arange(19) % 5 == 3
+    lengths, resets = np.asarray([0, 5, 18, 19]), np.arange(19) % 5 == 3
     one = lambda state, xs, length: derivatives(engine, part, state, xs, length=length, resets=resets)  # noqa: E731
     return jax.vmap(one)(grid.random_state(part, 4), grid.inputs(4, 19), lengths)
 
@@ -83,73 +101,91 @@ def forward_mode(engine: rnnjax.AbstractEngine, part: Any) -> PyTree:
     return jax.jvp(run, (xs,), (jnp.sin(xs),))
 
 
-def equals_one_device(part: Any, engine: rnnjax.AbstractEngine, *views: Any) -> None:
+def computed(engine: rnnjax.AbstractEngine, part: str, view: Callable[..., PyTree]) -> PyTree:
+    return eqx.filter_jit(partial(view, engine))(build(part))
+
+
+@lru_cache
+def expected(part: str, view: Callable[..., PyTree]) -> PyTree:
+    """What one device gives, step by step."""
+    return computed(grid.ORACLE, part, view)
+
+
+def equals_one_device(part: str, engine: rnnjax.AbstractEngine, *views: Callable[..., PyTree]) -> None:
     for view in views:
-        compute = lambda engine, view=view: eqx.filter_jit(partial(view, engine))(part)  # noqa: E731
-        grid.assert_close(compute(rnnjax.Sharded(engine, time_mesh(), "time")), compute(grid.ORACLE))
+        grid.assert_close(computed(over_time(engine), part, view), expected(part, view))
 
 
-def check_hand_off() -> None:
-    equals_one_device(grid.build("lstm_options"), rnnjax.Scan(), ragged, short)
-    equals_one_device(grid.build("lstm_options"), rnnjax.Fused(), short)
+# What is the same over eight devices as on one: a part, an engine, and what is computed.
+SAME: dict[str, tuple[Any, ...]] = {
+    "scan": ("lstm_options", rnnjax.Scan(), ragged),
+    "scan_in_reverse": ("lstm_options", rnnjax.Scan(), short),
+    "fused": ("gru", rnnjax.Fused(), ragged),
+    "fused_in_reverse": ("lstm_options", rnnjax.Fused(), short),
+    "checkpointed": ("gru", rnnjax.Checkpointed(), short),
+    "associative": ("rotating", rnnjax.Associative(), ragged),  # a complex cell
+    "associative_in_reverse": ("rotating", rnnjax.Associative(), short),
+    "associative_forward_mode": ("rotating", rnnjax.Associative(), forward_mode),
+    "layers": ("stack", rnnjax.Auto(), short),  # each by the engine that fits it
+    "newton": ("gru", rnnjax.Newton(), ragged),  # a dense Jacobian
+    "newton_in_reverse": ("gru", rnnjax.Newton(), short),
+    "newton_of_blocks": ("diagonal_lstm", rnnjax.Newton(rnnjax.Diagonal(), damping=0.1), ragged, forward_mode),
+    "newton_diagonal": ("diagonal_gru", rnnjax.Newton(rnnjax.Diagonal()), ragged),
+}
 
 
-def two_axes() -> None:
-    """Batch and time, each over an axis of one mesh."""
-    mesh = jax.make_mesh((2, 4), ("batch", "time"), axis_types=(AxisType.Auto,) * 2)
+def check_batch_and_time() -> None:
+    """Each over an axis of one mesh."""
     cell, xs = grid.build("min_gru"), grid.inputs(4, 16)
 
     @eqx.filter_jit
     def compute(engine: rnnjax.AbstractEngine, **options: Any) -> PyTree:
         return jax.vmap(lambda xs: derivatives(engine, cell, None, xs), **options)(xs)
 
-    over_both = compute(rnnjax.Sharded(rnnjax.Associative(), mesh, "time"), spmd_axis_name="batch")
+    over_both = compute(rnnjax.Sharded(rnnjax.Associative(), two_axes(), "time"), spmd_axis_name="batch")
     grid.assert_close(over_both, compute(grid.ORACLE))
 
 
-def check_checkpointed() -> None:
-    equals_one_device(grid.build("gru"), rnnjax.Checkpointed(), short)
-    equals_one_device(grid.build("gru"), rnnjax.Fused(), ragged)
-
-
-def check_associative() -> None:
-    """A complex cell; and layers, each by the engine that fits it."""
-    equals_one_device(rotating(), rnnjax.Associative(), ragged, short, forward_mode)
-    equals_one_device(grid.build("stack"), rnnjax.Auto(), short)
-    two_axes()
-    engine = rnnjax.Sharded(rnnjax.Fused(shortest=3), time_mesh(), "time")
-    assert engine.refusal(grid.build("lstm"), grid.inputs(17)) is None
-    assert engine.refusal(grid.build("lstm"), grid.inputs(16)) == "Fused(shortest=3) leaves 2 steps of LSTM to Scan()."
+def check_parts_are_refused_as_parts() -> None:
+    engine = over_time(rnnjax.Fused(shortest=3))
+    lstm, steps = grid.build("lstm"), lambda count: jax.ShapeDtypeStruct((count, grid.I), "float64")
+    assert engine.refusal(lstm, steps(17)) is None
+    assert engine.refusal(lstm, steps(16)) == "Fused(shortest=3) leaves 2 steps of LSTM to Scan()."
 
 
 def check_what_fades_and_what_overflows() -> None:
     """NaN is passed on by parts whose factors are too small to hold, and ends at a reset, as does what overflows."""
-    cell, T = rnnjax.LinearRecurrence(rnnjax.Hidden(jnp.zeros(1))), 8000
-    a, b = jnp.full((T, 1), 0.5), jnp.ones((T, 1))
-    nan = rnnjax.Hidden(jnp.full(1, jnp.nan))
-    run = jax.jit(partial(rnnjax.unroll, cell, engine=rnnjax.Sharded(rnnjax.Associative(), time_mesh(), "time")))
-    assert np.isnan(run(nan, (a, b))[1]).all()
-    assert np.isnan(run(None, (a, b.at[500].set(jnp.nan)))[1][500:]).all()
-    wild = a.at[:900].set(10.0)
-    ys = run(None, (wild, b), resets=jnp.arange(T) == 950)[1]
+    cell, T = rnnjax.LinearRecurrence(rnnjax.Hidden(np.zeros(1))), 8000
+    a, b, no_resets = np.full((T, 1), 0.5), np.ones((T, 1)), np.zeros(T, bool)
+    engine = over_time(rnnjax.Associative())
+
+    @jax.jit
+    def run(h: Array, a: Array, b: Array, resets: Array) -> Array:
+        return rnnjax.unroll(cell, rnnjax.Hidden(h), (a, b), resets=resets, engine=engine)[1]
+
+    assert np.isnan(run(np.full(1, np.nan), a, b, no_resets)).all()
+    spoilt, wild = b.copy(), a.copy()
+    spoilt[500], wild[:900] = np.nan, 10.0
+    assert np.isnan(run(np.zeros(1), a, spoilt, no_resets)[500:]).all()
+    ys = run(np.zeros(1), wild, b, np.arange(T) == 950)
     np.testing.assert_allclose(ys[1000:], 2.0)
 
 
-def check_newton() -> None:
-    """A dense Jacobian, blocks of two, and damping; and what it cannot do part by part."""
-    equals_one_device(grid.build("gru"), rnnjax.Newton(), ragged, short)
-    equals_one_device(grid.build("diagonal_lstm"), rnnjax.Newton(rnnjax.Diagonal(), damping=0.1), ragged, forward_mode)
-    equals_one_device(grid.build("diagonal_gru"), rnnjax.Newton(rnnjax.Diagonal()), ragged)
-    parts = partial(rnnjax.Sharded, mesh=time_mesh(), axis="time")
+def check_what_newton_refuses() -> None:
+    """What it cannot do part by part."""
+    gru, steps = grid.build("gru"), jax.ShapeDtypeStruct((16, grid.I), "float64")
     with pytest.raises(ValueError, match=r"the gradient of Newton.* goes step by step for GRU"):
-        short(parts(rnnjax.Newton(rnnjax.Diagonal())), grid.build("gru"))
+        eqx.filter_eval_shape(short, over_time(rnnjax.Newton(rnnjax.Diagonal())), gru)
     with pytest.raises(ValueError, match=r"engine: Newton\(fall_back=True\) cannot run parts of time"):
-        short(parts(rnnjax.Newton(fall_back=True)), grid.build("gru"))
+        eqx.filter_eval_shape(short, over_time(rnnjax.Newton(fall_back=True)), gru)
     patient = rnnjax.Auto((rnnjax.Newton(fall_back=True), rnnjax.Scan()))
-    assert parts(patient).refusal(grid.build("gru"), jax.ShapeDtypeStruct((16, grid.I), "float64")) is None
-    hasty = parts(rnnjax.Newton(iterations=1))
+    assert over_time(patient).refusal(gru, steps) is None
+
+
+def check_newton_unsolved() -> None:
+    hasty = over_time(rnnjax.Newton(iterations=1))
     with pytest.raises(Exception, match="did not solve GRU within 1 iterations"):
-        eqx.filter_jit(rnnjax.unroll)(grid.build("gru"), None, grid.inputs(16), engine=hasty)
+        jax.block_until_ready(eqx.filter_jit(rnnjax.unroll)(grid.build("gru"), None, grid.inputs(16), engine=hasty))
 
 
 def gradient(engine: rnnjax.AbstractEngine, cell: Any, xs: jax.ShapeDtypeStruct) -> Any:
@@ -170,9 +206,9 @@ def check_memory() -> None:
     for engine, cell in ((rnnjax.Scan(), rnnjax.GRU), (rnnjax.Associative(), rnnjax.MinGRU)):
         cell = cell(grid.I, grid.H, key=grid.KEY, dtype=jnp.float64)
         whole = gradient(engine, cell, xs)
-        spread = gradient(rnnjax.Sharded(engine, time_mesh(), "time"), cell, xs.update(sharding=sharding))
+        spread = gradient(over_time(engine), cell, xs.update(sharding=sharding))
         share = spread.memory_analysis().temp_size_in_bytes / whole.memory_analysis().temp_size_in_bytes
-        print(f"{type(cell).__name__}: {share:.3f} of the temporary memory")
+        print(f"{type(cell).__name__}: {share:.3f} of the temporary memory", file=sys.stderr)
         assert share <= 1 / 6
         assert not [line for line in spread.as_text().splitlines() if "all-gather(" in line and "8192" in line]
 
@@ -182,6 +218,13 @@ def tagger_loss(engine: rnnjax.AbstractEngine, model: Any, carry: PyTree, batch:
     del key
     carry, ys = jax.vmap(lambda state, xs: rnnjax.unroll(model, state, xs, engine=engine))(carry, batch[0])
     return jnp.mean((ys[..., : grid.I] - batch[1]) ** 2), carry
+
+
+@jax.jit
+def judge(model: Any) -> Array:
+    """The loss on the first batch, on one device."""
+    state = grid.random_state(grid.build("gru"), 8)
+    return tagger_loss(grid.ORACLE, model, state, streams(0), None)[0]
 
 
 def trained(engine: rnnjax.AbstractEngine, batches: Any, mesh: jax.sharding.Mesh | None) -> tuple[list, rnnjax.Fitted]:
@@ -196,7 +239,7 @@ def trained(engine: rnnjax.AbstractEngine, batches: Any, mesh: jax.sharding.Mesh
         steps=6,
         key=grid.KEY,
         carry=grid.random_state(cell, 8),
-        validate=lambda model: losses.append(tagger_loss(grid.ORACLE, model, *state_and_batch(), None)[0]) or 0.0,
+        validate=lambda model: losses.append(judge(model)) or 0.0,
         every=1,
         progress=False,
         mesh=mesh,
@@ -204,28 +247,49 @@ def trained(engine: rnnjax.AbstractEngine, batches: Any, mesh: jax.sharding.Mesh
     return losses, fitted
 
 
-def state_and_batch() -> tuple[PyTree, Any]:
-    return grid.random_state(grid.build("gru"), 8), streams(0)
-
-
 def streams(step: int) -> tuple[np.ndarray, np.ndarray]:
-    whole = np.asarray(grid.inputs(8, 9, seed=step))
+    whole = np.random.default_rng(step).normal(size=(8, 9, grid.I))
     return whole[:, :-1], whole[:, 1:]
 
 
-def check_data_parallel() -> None:
-    """Training over eight devices, and over two of batch by four of time, is training on one."""
-    expected, alone = trained(rnnjax.Scan(), streams, None)
-    assert expected[-1] < expected[0]
-    both = jax.make_mesh((2, 4), ("batch", "time"), axis_types=(AxisType.Auto,) * 2)
-    over_time = rnnjax.Sharded(rnnjax.Scan(), both, "time")
-    for engine, mesh in ((rnnjax.Scan(), jax.make_mesh((8,), ("batch",))), (over_time, both)):
-        losses, fitted = trained(engine, streams, mesh)
-        grid.assert_close((losses, fitted[:2]), (expected, alone[:2]))
+@lru_cache
+def trained_alone() -> tuple[list, rnnjax.Fitted]:
+    losses, fitted = trained(rnnjax.Scan(), streams, None)
+    assert losses[-1] < losses[0]
+    return losses, fitted
+
+
+def trains_alike(engine: rnnjax.AbstractEngine, mesh: jax.sharding.Mesh) -> None:
+    (losses, fitted), (expected, alone) = trained(engine, streams, mesh), trained_alone()
+    grid.assert_close((losses, fitted[:2]), (expected, alone[:2]))
+
+
+def check_training_over_batch() -> None:
+    """Training over eight devices is training on one."""
+    trains_alike(rnnjax.Scan(), jax.make_mesh((8,), ("batch",)))
+
+
+def check_training_over_batch_and_time() -> None:
+    trains_alike(rnnjax.Sharded(rnnjax.Scan(), two_axes(), "time"), two_axes())
+
+
+def check_a_batch_that_the_devices_do_not_divide() -> None:
     message = "batches: expected arrays whose first axis, the batch's, the 8 devices of the mesh divide, got .*12,8,3"
     with pytest.raises(ValueError, match=message):
         trained(rnnjax.Scan(), lambda _: (np.zeros((12, 8, grid.I)),) * 2, jax.make_mesh((8,), ("batch",)))
 
 
+def failure(check: Callable[[], None]) -> str:
+    """How a check fails; nothing if it holds."""
+    try:
+        check()
+    except Exception:
+        return traceback.format_exc()
+    return ""
+
+
 if __name__ == "__main__":
-    globals()[f"check_{sys.argv[1]}"]()
+    checks = {name: partial(equals_one_device, *case) for name, case in SAME.items()}
+    checks |= {name.removeprefix("check_"): check for name, check in dict(globals()).items() if name[:6] == "check_"}
+    for name in sys.argv[1:]:
+        print(json.dumps({"check": name, "failure": failure(checks[name])}), flush=True)

@@ -35,6 +35,18 @@ def by_loop(a: np.ndarray, b: np.ndarray, initial: np.ndarray, *, reverse: bool,
     return h
 
 
+def gradients_by_loop(
+    a: np.ndarray, b: np.ndarray, initial: np.ndarray, dh: np.ndarray, *, reverse: bool
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All states, and the cotangents of all operands, `dh` being those of the states."""
+    h = by_loop(a, b, initial, reverse=reverse, late=False)
+    db = by_loop(a, dh, np.zeros_like(initial), reverse=not reverse, late=True)
+    first = -1 if reverse else 0
+    before = np.roll(h, -1 if reverse else 1, 1)
+    before[:, first] = initial
+    return h, (db * before, db, a[:, first] * db[:, first])
+
+
 def assert_same(got: Any, expected: np.ndarray) -> None:
     """Equal to the tolerance, and NaN in the same places."""
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))

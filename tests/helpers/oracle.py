@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ ACTIVATIONS = {
 
 def run(cell: Any, state: Any, xs: Any) -> tuple[State, np.ndarray]:
     """The last state, and the outputs [T, ...]."""
+    cell = jax.tree.map(lambda leaf: np.asarray(leaf) if eqx.is_array(leaf) else leaf, cell)  # once, not at each step
     state = tuple(float64(field) for field in state)
     ys = []
     for x in float64(xs):

@@ -4,18 +4,19 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import grid
 import jax
 import jax.numpy as jnp
+import kernel_problems
 import laws
 import numpy as np
 import pytest
-import sharded_run
 from jaxtyping import Array, PyTree
 from kernel_problems import LENGTH, MARKS, B, H, I, S, T, dot, draw, shapes
 
@@ -55,22 +56,41 @@ def test_backward_is_the_transpose(kernel, cell, marks):
 
 # Every nesting of vmap, grad and jvp equals that of `Scan`
 
-CELL = rnnjax.GRU(I, 4, key=grid.KEY, heads=2, learn_initial=True, dtype=jnp.float64)
-SOME = {"recurrent_weight": CELL.recurrent_weight, "gains": CELL.gains + 0.1}
-ALL = SOME | {"input_weight": CELL.input_weight, "bias": CELL.bias + 0.1, "start": rnnjax.Hidden(CELL.gains - 0.2)}
-BATCH = grid.random_state(CELL, B), grid.inputs(B, T), LENGTH[0].astype(int)
-ONE = jax.tree.map(lambda leaf: leaf[2], BATCH)
+
+class Problem(NamedTuple):
+    """Some of the weights and all of them, by name, and states, inputs and lengths of a batch."""
+
+    cell: rnnjax.GRU
+    some: dict[str, PyTree]
+    all: dict[str, PyTree]
+    batch: tuple[PyTree, np.ndarray, np.ndarray]
+
+
+@lru_cache
+def problem() -> Problem:
+    cell = rnnjax.GRU(I, 4, key=grid.KEY, heads=2, learn_initial=True, dtype=jnp.float64)
+    gains = np.asarray(cell.gains)
+    some = {"recurrent_weight": np.asarray(cell.recurrent_weight), "gains": gains + 0.1}
+    rest = {"input_weight": np.asarray(cell.input_weight), "bias": np.asarray(cell.bias) + 0.1}
+    state, xs = jax.tree.map(np.asarray, (grid.random_state(cell, B), grid.inputs(B, T)))
+    batch = state, xs, LENGTH[0].astype(int)
+    return Problem(cell, some, some | rest | {"start": rnnjax.Hidden(gains - 0.2)}, batch)
 
 
 def scalar(engine: rnnjax.AbstractEngine, part: dict[str, PyTree], state: PyTree, xs: Array, length: Array) -> Array:
     """A loss on all outputs and the last state, of some of the weights and of one sequence that has resets."""
-    cell = eqx.tree_at(lambda cell: [getattr(cell, name) for name in part], CELL, list(part.values()))
-    return grid.contract(rnnjax.unroll(cell, state, xs, length=length, resets=jnp.arange(T) == 2, engine=engine))
+    cell = eqx.tree_at(lambda cell: [getattr(cell, name) for name in part], problem().cell, list(part.values()))
+    return grid.contract(rnnjax.unroll(cell, state, xs, length=length, resets=np.arange(T) == 2, engine=engine))
 
 
 def members(tree: PyTree) -> PyTree:
     """An ensemble of three."""
-    return jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf, jnp.cos(leaf)]), tree)
+    return jax.tree.map(lambda leaf: np.stack([leaf, -leaf, np.cos(leaf)]), tree)
+
+
+def sine(tree: PyTree) -> PyTree:
+    """A direction."""
+    return jax.tree.map(np.sin, tree)
 
 
 def over_members(f: Any) -> Any:
@@ -86,68 +106,83 @@ def total(f: Any) -> Any:
 
 
 def nest_ensemble_of_batches(f: Any) -> PyTree:
-    return jax.grad(total(over_members(over_batch(f))), (0, 1, 2))(members(SOME), *BATCH)
+    p = problem()
+    return jax.grad(total(over_members(over_batch(f))), (0, 1, 2))(members(p.some), *p.batch)
 
 
 def nest_batch_of_ensembles(f: Any) -> PyTree:
-    return jax.grad(total(over_batch(over_members(f))), (0, 1, 2))(members(SOME), *BATCH)
+    p = problem()
+    return jax.grad(total(over_batch(over_members(f))), (0, 1, 2))(members(p.some), *p.batch)
 
 
 def nest_gradient_of_each_member_and_sequence(f: Any) -> PyTree:
-    return over_members(over_batch(jax.grad(f, (0, 1, 2))))(members(SOME), *BATCH)
+    p = problem()
+    return over_members(over_batch(jax.grad(f, (0, 1, 2))))(members(p.some), *p.batch)
 
 
 def nest_gradient_of_each_sequence_and_member(f: Any) -> PyTree:
-    return over_batch(over_members(jax.grad(f)))(members(ALL), *BATCH)
+    p = problem()
+    return over_batch(over_members(jax.grad(f)))(members(p.all), *p.batch)
 
 
 def nest_gradient_of_each_member(f: Any) -> PyTree:
-    return over_members(jax.grad(total(over_batch(f)), (0, 2)))(members(SOME), *BATCH)
+    p = problem()
+    return over_members(jax.grad(total(over_batch(f)), (0, 2)))(members(p.some), *p.batch)
 
 
 def nest_jvp_of_each_sequence(f: Any) -> PyTree:
+    p = problem()
     moved = lambda *arguments: jax.jvp(partial(f, length=T), arguments, jax.tree.map(jnp.sin, arguments))  # noqa: E731
-    return jax.vmap(moved, (None, 0, 0))(ALL, *BATCH[:2])
+    return jax.vmap(moved, (None, 0, 0))(p.all, *p.batch[:2])
 
 
 def nest_jvp_of_batch_and_members(f: Any) -> PyTree:
-    run = lambda part, xs: over_members(over_batch(f))(part, BATCH[0], xs, BATCH[2])  # noqa: E731
-    return jax.jvp(run, (members(ALL), BATCH[1]), (members(jax.tree.map(jnp.sin, ALL)), jnp.sin(BATCH[1])))
+    p, (state, xs, length) = problem(), problem().batch
+    run = lambda part, xs: over_members(over_batch(f))(part, state, xs, length)  # noqa: E731
+    return jax.jvp(run, (members(p.all), xs), (members(sine(p.all)), np.sin(xs)))
 
 
 def nest_jacobians(f: Any) -> PyTree:
-    run = lambda part, xs: over_batch(f)(part, BATCH[0], xs, BATCH[2])  # noqa: E731
-    return jax.jacfwd(run)(SOME, BATCH[1]), jax.jacrev(run, (0, 1))(SOME, BATCH[1])
+    p, (state, xs, length) = problem(), problem().batch
+    run = lambda part, xs: over_batch(f)(part, state, xs, length)  # noqa: E731
+    return jax.jacfwd(run)(p.some, xs), jax.jacrev(run, (0, 1))(p.some, xs)
 
 
 def nest_hessian(f: Any) -> PyTree:
-    run = lambda gains, xs, state: f({"gains": gains}, state, xs, ONE[2])  # noqa: E731
-    return jax.hessian(run, (0, 1, 2))(SOME["gains"], ONE[1][:, :1] * jnp.ones(I), ONE[0])
+    p, (state, xs, length) = problem(), jax.tree.map(lambda leaf: leaf[2], problem().batch)
+    run = lambda gains, xs, state: f({"gains": gains}, state, xs, length)  # noqa: E731
+    return jax.hessian(run, (0, 1, 2))(p.some["gains"], xs[:, :1] * np.ones(I), state)
 
 
 def nest_grad_of_grad(f: Any) -> PyTree:
+    p = problem()
     inner = jax.grad(total(over_batch(f)), (0, 1, 2))
-    return jax.grad(total(inner), (0, 1, 2))(ALL, *BATCH)
+    return jax.grad(total(inner), (0, 1, 2))(p.all, *p.batch)
 
 
 def nest_grad_of_grad_of_each_member(f: Any) -> PyTree:
-    return over_members(jax.grad(total(over_batch(jax.grad(f)))))(members(SOME), *BATCH)
+    p = problem()
+    return over_members(jax.grad(total(over_batch(jax.grad(f)))))(members(p.some), *p.batch)
 
 
 def nest_grad_of_jvp(f: Any) -> PyTree:
+    p = problem()
+
     def moved(part: PyTree, *batch: Array) -> Array:
         return jax.jvp(lambda part: over_batch(f)(part, *batch).sum(), (part,), (jax.tree.map(jnp.sin, part),))[1]
 
-    return jax.grad(moved, (0, 1, 2))(SOME, *BATCH)
+    return jax.grad(moved, (0, 1, 2))(p.some, *p.batch)
 
 
 def nest_scan_of_remat(f: Any) -> PyTree:
+    p, (state, xs, length) = problem(), problem().batch
+
     @jax.checkpoint
     def step(part: PyTree, xs: Array) -> tuple[PyTree, Array]:
-        value, moved = jax.value_and_grad(lambda part: over_batch(f)(part, BATCH[0], xs, BATCH[2]).sum())(part)
+        value, moved = jax.value_and_grad(lambda part: over_batch(f)(part, state, xs, length).sum())(part)
         return jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, part, moved), value
 
-    return jax.grad(lambda part: grid.contract(jax.lax.scan(step, part, jnp.stack([BATCH[1], -BATCH[1]]))))(SOME)
+    return jax.grad(lambda part: grid.contract(jax.lax.scan(step, part, np.stack([xs, -xs]))))(p.some)
 
 
 NESTS = {name.removeprefix("nest_"): nest for name, nest in dict(globals()).items() if name.startswith("nest_")}
@@ -155,8 +190,8 @@ NESTS = {name.removeprefix("nest_"): nest for name, nest in dict(globals()).item
 
 @pytest.mark.parametrize("nest", NESTS)
 def test_nesting_equals_scan(nest):
-    got = jax.jit(lambda: NESTS[nest](partial(scalar, Fused())))()
-    grid.assert_close(got, jax.jit(lambda: NESTS[nest](partial(scalar, grid.ORACLE)))())
+    both = jax.jit(lambda: [NESTS[nest](partial(scalar, engine)) for engine in (Fused(), grid.ORACLE)])
+    grid.assert_close(*both())
 
 
 # What a kernel is asked
@@ -206,9 +241,11 @@ class Recorder(Reference):
         return jax.tree.map(lambda leaf: leaf * trajectory.kept[0, 0, 0, 1, 0].astype(leaf.dtype), made)
 
 
-RECORDED = partial(scalar, Fused(Recorder()))
 BOTH = (True, True)
-LSTM = grid.build("lstm")
+
+
+def recorded(*arguments: Any) -> Array:
+    return scalar(Fused(Recorder()), *arguments)
 
 
 def ys_of(part: PyTree, xs: Array) -> Array:
@@ -220,51 +257,51 @@ def last_of(part: PyTree, xs: Array) -> Array:
     return rnnjax.unroll(part, None, xs, engine=Fused(Recorder()))[0].c.sum()
 
 
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda: over_batch(RECORDED)(ALL, *BATCH), [("forward", 1, B, 0)]),
-        (
-            lambda: jax.grad(total(over_batch(RECORDED)))(ALL, *BATCH),
-            [("forward", 1, B, 2), ("backward", 1, B, "W", "b", "R", "gains", "initial", "state", BOTH)],
-        ),
-        (
-            lambda: over_batch(jax.grad(RECORDED))(SOME, *BATCH),
-            [("forward", 1, B, 2), ("backward", B, 1, "R", "gains", BOTH)],
-        ),
-        (
-            lambda: over_batch(jax.grad(RECORDED, (1, 2)))(SOME, *BATCH),
-            [("forward", 1, B, 2), ("backward", 1, B, "xs", "state", BOTH)],
-        ),
-        (
-            lambda: jax.grad(total(over_members(over_batch(RECORDED))))(members(SOME), *BATCH),
-            [("forward", 3, B, 2), ("backward", 3, B, "R", "gains", BOTH)],
-        ),
-        (
-            lambda: over_members(over_batch(jax.grad(RECORDED)))(members(SOME), *BATCH),
-            [("forward", 3, B, 2), ("backward", 3 * B, 1, "R", "gains", BOTH)],
-        ),
-        (
-            lambda: jax.grad(lambda xs: ys_of(LSTM, xs))(BATCH[1][0]),
-            [("forward", 1, 1, 2), ("backward", 1, 1, "xs", (True, False, False))],
-        ),
-        (
-            lambda: jax.grad(lambda xs: last_of(LSTM, xs))(BATCH[1][0]),
-            [("forward", 1, 1, 2), ("backward", 1, 1, "xs", (False, False, True))],
-        ),
-    ],
-)
-def test_a_kernel_is_asked_once_and_for_no_more_than_is_wanted(function, expected):
+ASKED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
+    "values_of_a_batch": (lambda p: over_batch(recorded)(p.all, *p.batch), [("forward", 1, B, 0)]),
+    "gradient_of_a_batch": (
+        lambda p: jax.grad(total(over_batch(recorded)))(p.all, *p.batch),
+        [("forward", 1, B, 2), ("backward", 1, B, "W", "b", "R", "gains", "initial", "state", BOTH)],
+    ),
+    "gradient_of_each_by_weights": (
+        lambda p: over_batch(jax.grad(recorded))(p.some, *p.batch),
+        [("forward", 1, B, 2), ("backward", B, 1, "R", "gains", BOTH)],
+    ),
+    "gradient_of_each_by_inputs": (
+        lambda p: over_batch(jax.grad(recorded, (1, 2)))(p.some, *p.batch),
+        [("forward", 1, B, 2), ("backward", 1, B, "xs", "state", BOTH)],
+    ),
+    "gradient_of_an_ensemble": (
+        lambda p: jax.grad(total(over_members(over_batch(recorded))))(members(p.some), *p.batch),
+        [("forward", 3, B, 2), ("backward", 3, B, "R", "gains", BOTH)],
+    ),
+    "gradient_of_each_member_and_sequence": (
+        lambda p: over_members(over_batch(jax.grad(recorded)))(members(p.some), *p.batch),
+        [("forward", 3, B, 2), ("backward", 3 * B, 1, "R", "gains", BOTH)],
+    ),
+    "outputs_without_a_field": (
+        lambda p: jax.grad(lambda xs: ys_of(grid.build("lstm"), xs))(p.batch[1][0]),
+        [("forward", 1, 1, 2), ("backward", 1, 1, "xs", (True, False, False))],
+    ),
+    "last_state_alone": (
+        lambda p: jax.grad(lambda xs: last_of(grid.build("lstm"), xs))(p.batch[1][0]),
+        [("forward", 1, 1, 2), ("backward", 1, 1, "xs", (False, False, True))],
+    ),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_kernel_is_asked_once_and_for_no_more_than_is_wanted(asked):
+    function, expected = ASKED[asked]
     CALLS.clear()
-    jax.jit(function).lower()
+    jax.jit(lambda: function(problem())).lower()
     assert expected == CALLS
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", grid.NARROW)
 def test_narrow_dtypes(dtype):
-    cell, xs = grid.build("lstm_options", dtype), grid.inputs(grid.T, dtype=dtype)
-    got = eqx.filter_jit(grid.values_and_gradients)(cell, xs, Fused(Recorder()))
-    grid.assert_close(got, grid.expected_rounded("lstm_options", dtype), dtype)
+    got = grid.rounded("lstm_options", Fused(Recorder()))[dtype]
+    grid.assert_close(got, grid.expected_rounded("lstm_options")[dtype], dtype)
 
 
 def largest(function: Any, *arguments: Any) -> int:
@@ -274,7 +311,7 @@ def largest(function: Any, *arguments: Any) -> int:
 
 
 def test_no_weight_gradient_of_each_sequence_is_made():
-    cell = LSTM
+    cell = grid.build("lstm")
     state, xs = grid.random_state(cell, 9), grid.inputs(9, 3)
     run = lambda cell, state, xs: grid.contract(rnnjax.unroll(cell, state, xs, engine=Fused()))  # noqa: E731
     batched = lambda cell: jax.vmap(partial(run, cell))(state, xs).sum()  # noqa: E731
@@ -301,37 +338,42 @@ def elman(**changed: Any) -> rnnjax.Elman:
     )
 
 
-@pytest.mark.parametrize(
-    ("engine", "cell", "sentence"),
-    [
-        (Fused(), grid.build("gru"), None),
-        (Fused(Recorder()), grid.build("gru"), None),
-        (Fused(), grid.build("min_gru"), "Fused cannot run MinGRU: it needs an AbstractGatedCell. Use Scan()."),
-        (
-            Fused(),
-            OwnStep(I, H, key=grid.KEY),
-            "Fused cannot run OwnStep: `step` is its own, and no kernel would call it. Use Scan().",
-        ),
-        (
-            Fused(),
-            elman(recurrent_weight=jnp.zeros((1, H, 1, H), jnp.bfloat16)),
-            "Fused cannot run Elman: its weights are bfloat16 and float32, and kernels take one of "
-            "float64, float32, bfloat16, float16. Use Scan().",
-        ),
-        (
-            Fused(),
-            elman(gains=jnp.ones(())),
-            "Fused cannot run Elman: not all its gains and states are vectors of 8 units. Use Scan().",
-        ),
-        (
-            Fused(Recorder(reason="The recorder cannot run GRU: it is tired. Use Scan()."), cuda=None, tpu=None),
-            grid.build("gru"),
-            "Fused has no kernel for GRU. The recorder cannot run GRU: it is tired. Use Scan().",
-        ),
-    ],
-)
-def test_refusal(engine, cell, sentence):
-    assert engine.refusal(cell, grid.inputs(T)) == sentence
+REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
+    "none": (Fused(), lambda: grid.build("gru"), None),
+    "none_of_the_recorder": (Fused(Recorder()), lambda: grid.build("gru"), None),
+    "not_gated": (
+        Fused(),
+        lambda: grid.build("min_gru"),
+        "Fused cannot run MinGRU: it needs an AbstractGatedCell. Use Scan().",
+    ),
+    "own_step": (
+        Fused(),
+        lambda: OwnStep(I, H, key=grid.KEY),
+        "Fused cannot run OwnStep: `step` is its own, and no kernel would call it. Use Scan().",
+    ),
+    "two_dtypes": (
+        Fused(),
+        lambda: elman(recurrent_weight=np.zeros((1, H, 1, H), jnp.bfloat16)),
+        "Fused cannot run Elman: its weights are bfloat16 and float32, and kernels take one of "
+        "float64, float32, bfloat16, float16. Use Scan().",
+    ),
+    "scalar_gains": (
+        Fused(),
+        lambda: elman(gains=np.ones(())),
+        "Fused cannot run Elman: not all its gains and states are vectors of 8 units. Use Scan().",
+    ),
+    "by_the_kernel": (
+        Fused(Recorder(reason="The recorder cannot run GRU: it is tired. Use Scan()."), cuda=None, tpu=None),
+        lambda: grid.build("gru"),
+        "Fused has no kernel for GRU. The recorder cannot run GRU: it is tired. Use Scan().",
+    ),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_refusal(refused):
+    engine, cell, sentence = REFUSALS[refused]
+    assert engine.refusal(cell(), grid.inputs(T)) == sentence
 
 
 def test_explicit_axes_are_refused():
@@ -345,10 +387,16 @@ def test_a_platform_without_a_kernel_runs_the_reference():
     pointwise, weights = Pointwise.of(cell), draw(shapes(cell)[0], 1)
     sequences = Sequences(*draw(shapes(cell)[1:], 2), None, None)
     CALLS.clear()
-    got = jax.jit(lambda: recurrence.run(pointwise, (("tpu", Recorder()),), weights, sequences))()
+
+    @jax.jit
+    def both(weights: Weights, sequences: Sequences) -> tuple[Trajectory, Trajectory]:
+        expected = Reference().forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields)
+        return recurrence.run(pointwise, (("tpu", Recorder()),), weights, sequences), expected
+
+    got, expected = both(weights, sequences)
     assert CALLS == []  # the kernel of another platform is not even traced
     assert got.kept.shape == (S, B, T, 0, H)
-    grid.assert_close(got, Reference().forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields))
+    grid.assert_close(got, expected)
 
 
 # Corners
@@ -356,38 +404,42 @@ def test_a_platform_without_a_kernel_runs_the_reference():
 
 @pytest.mark.parametrize("law", ["length_zero_is_identity", "padding_is_ignored", "everything_composes"])
 def test_law_of_the_reference(law):
-    run = eqx.filter_jit(partial(rnnjax.unroll, engine=Fused(cpu=None, cuda=None, tpu=None)))
-    getattr(laws, f"law_{law}")(run, grid.build("gru"))
+    laws.LAWS[law](laws.runner("gru", Fused(cpu=None, cuda=None, tpu=None)))
 
 
 def test_without_jit():
-    xs = BATCH[1][:, :2]
-    gradient = jax.vmap(jax.grad(lambda xs: last_of(LSTM, xs)))
+    cell, xs = grid.build("lstm"), problem().batch[1][:, :2]
+    gradient = jax.vmap(jax.grad(lambda xs: last_of(cell, xs)))
     grid.assert_close(gradient(xs), jax.jit(gradient)(xs))
     with jax.disable_jit():
-        value = last_of(LSTM, xs[0])
-    grid.assert_close(value, last_of(LSTM, xs[0]))
+        value = last_of(cell, xs[0])
+    grid.assert_close(value, last_of(cell, xs[0]))
 
 
 def test_no_sequences_and_no_members():
-    f = partial(scalar, Fused())
-    none, nobody = jax.tree.map(lambda leaf: leaf[:0], (BATCH, members(SOME)))
-    grid.assert_close(jax.jit(jax.grad(total(over_batch(f))))(SOME, *none), jax.tree.map(jnp.zeros_like, SOME))
-    each = jax.jit(over_members(over_batch(jax.grad(f))))
-    assert each(members(SOME), *none)["gains"].shape == (3, 0, 4)
-    assert each(nobody, *BATCH)["gains"].shape == (0, B, 4)
+    f, some = partial(scalar, Fused()), problem().some
+    ensemble, batch = members(some), problem().batch
+    nobody, none = jax.tree.map(lambda leaf: leaf[:0], (ensemble, batch))
+    each = over_members(over_batch(jax.grad(f)))
+    of_batch = jax.grad(total(over_batch(f)))
+    zero, by_nothing, by_nobody = jax.jit(
+        lambda: (of_batch(some, *none), each(ensemble, *none), each(nobody, *batch))
+    )()
+    grid.assert_close(zero, jax.tree.map(np.zeros_like, some))
+    assert by_nothing["gains"].shape == (3, 0, 4)
+    assert by_nobody["gains"].shape == (0, B, 4)
 
 
 def test_weights_may_be_numpy_arrays():
     cell = grid.build("gru")
     loaded = jax.tree.map(lambda leaf: np.asarray(leaf) if eqx.is_array(leaf) else leaf, cell)
     run = partial(rnnjax.unroll, state=None, xs=grid.inputs(T), engine=Fused())
-    grid.assert_close(run(loaded), run(cell))
+    grid.assert_close(*jax.jit(lambda: (run(loaded), run(cell)))())
 
 
 def test_shared_weights_and_a_sharded_batch():
     """`jax.shard_map` sums the gradients of what the devices share."""
-    script = Path(sharded_run.__file__)
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    settings = {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    script = Path(kernel_problems.__file__).with_name("sharded_run.py")
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    settings = {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
     subprocess.run([sys.executable, "-W", "error", str(script)], env=os.environ | settings, check=True)

@@ -1,6 +1,7 @@
 """Gradient estimators: exact ones are BPTT, cut ones are cut where they say, random ones are right in the mean."""
 
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import chex
 import equinox as eqx
@@ -14,8 +15,24 @@ import pytest
 import rnnjax
 
 STEPS, TARGETS = 50, 2
-KEY = jax.random.key(11)
-DIAGONAL = [name for name in grid.CELLS if isinstance(grid.build(name), rnnjax.AbstractDiagonalCell)]
+DIAGONAL = (
+    *("min_gru", "ind_rnn", "diagonal_gru", "diagonal_lstm", "min_lstm"),
+    *("linear_rnn", "sru", "lru", "s5"),
+)
+
+
+@lru_cache
+def key() -> jax.Array:
+    return jax.random.key(11)
+
+
+def slow(*cases: Any) -> list[Any]:
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+def quick(chosen: tuple[str, ...], names: Any) -> list[Any]:
+    """The names, of which the quick tier has those that are chosen."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def loss(head, y, target):
@@ -26,106 +43,200 @@ def loss(head, y, target):
 def problem(cell, steps=STEPS, dtype="float64"):
     """Weights `(cell, head)`, inputs and targets."""
     built = grid.build(cell, dtype) if isinstance(cell, str) else cell
-    xs = grid.inputs(steps, dtype=dtype)
+    xs, generator = grid.inputs(steps, dtype=dtype), np.random.default_rng(5)
     outputs = jax.eval_shape(lambda xs: rnnjax.unroll(built, None, xs)[1], xs).shape[-1]
-    head = jax.random.normal(jax.random.key(5), (outputs, TARGETS), dtype)
-    return (built, head), xs, jax.random.normal(jax.random.key(6), (steps, TARGETS), dtype)
+    draw = lambda *shape: grid.place(generator.normal(size=shape).astype(jnp.dtype(dtype)))  # noqa: E731
+    return (built, draw(outputs, TARGETS)), xs, draw(steps, TARGETS)
 
 
-@eqx.filter_jit
-def learn(estimator, weights, xs, targets, key=KEY, state=None):
-    """An estimate of a whole sequence."""
+def _learn(estimator, weights, xs, targets, key, state, loss):
     memory = estimator.start(weights[0], state, key=key)
     return estimator.estimate(loss, weights, memory, xs, targets, key=key)
 
 
-def differentiate(function, weights):
-    """The gradient by every weight, by hand."""
-    trained, static = eqx.partition(weights, eqx.is_inexact_array)
-    return jax.jit(jax.grad(lambda trained: function(*eqx.combine(trained, static))))(trained)
+@lru_cache
+def _program(field: str | None = None) -> Any:
+    """An estimate as a compiled function; of one field of it alone, without what that does not need."""
+    if field is None:
+        return eqx.filter_jit(_learn)
+    return eqx.filter_jit(lambda *arguments: getattr(_learn(*arguments), field))
 
 
-def losses(head, ys, targets):
-    return jax.vmap(partial(loss, head))(ys, targets).sum()
+def learn(estimator, weights, xs, targets, seed=None, state=None, loss=loss):
+    """An estimate of a whole sequence, as arrays of NumPy."""
+    drawn = key() if seed is None else jax.random.key(seed)
+    return jax.tree.map(np.asarray, _program()(estimator, weights, xs, targets, drawn, state, loss))
 
 
-@pytest.mark.parametrize("cell", ["lstm_options", "lru"])
+def loss_alone(estimator, weights, xs, targets, seed=None):
+    drawn = key() if seed is None else jax.random.key(seed)
+    return float(_program("loss")(estimator, weights, xs, targets, drawn, None, loss))
+
+
+@lru_cache
+def learned(estimator, cell, steps=STEPS, dtype="float64"):
+    """The same of a cell of the grid."""
+    return learn(estimator, *problem(cell, steps, dtype))
+
+
+@lru_cache
+def _start() -> Any:
+    return eqx.filter_jit(lambda estimator, cell, state: estimator.start(cell, state))
+
+
+@lru_cache
+def _advance() -> Any:
+    return eqx.filter_jit(lambda estimator, *given: estimator.estimate(loss, *given))
+
+
+def in_chunks(estimator, weights, xs, targets, state=None):
+    """The estimates of the two halves of a sequence, each from the memory of the one before."""
+    memory, estimates, half = _start()(estimator, weights[0], state), [], len(xs) // 2
+    for part in (slice(half), slice(half, 2 * half)):
+        estimate = _advance()(estimator, weights, memory, np.asarray(xs)[part], np.asarray(targets)[part])
+        memory = estimate.memory
+        estimates.append(jax.tree.map(np.asarray, estimate))
+    return estimates
+
+
+@lru_cache
+def summed(estimator, cell):
+    """The sum of the estimates of two halves, and the memory after them."""
+    first, second = in_chunks(estimator, *problem(cell))
+    both = jax.tree.map(np.add, first[:2], second[:2])
+    return second._replace(loss=both[0], gradient=both[1])
+
+
+def distance(one, other):
+    """Of two gradients, relative to the norm of the other."""
+    ravel = lambda tree: np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    return np.linalg.norm(ravel(one) - ravel(other)) / np.linalg.norm(ravel(other))
+
+
+@pytest.mark.parametrize("cell", ["lru", *slow(["lstm_options"])])
 def test_bptt_is_the_gradient_of_the_sum(cell):
     weights, xs, targets = problem(cell)
-    run = partial(rnnjax.unroll, state=None, xs=xs, engine=rnnjax.Scan())
-    estimate = learn(rnnjax.BPTT(), weights, xs, targets)
-    grid.assert_close(estimate.gradient, differentiate(lambda cell, head: losses(head, run(cell)[1], targets), weights))
-    grid.assert_close(estimate.memory.state, run(weights[0])[0])
+
+    @eqx.filter_jit
+    def by_hand(weights):
+        trained, static = eqx.partition(weights, eqx.is_inexact_array)
+
+        def total(trained):
+            cell, head = eqx.combine(trained, static)
+            last, ys = rnnjax.unroll(cell, None, xs, engine=rnnjax.Scan())
+            return jax.vmap(partial(loss, head))(ys, targets).sum(), last
+
+        return jax.grad(total, has_aux=True)(trained)
+
+    estimate = learned(rnnjax.BPTT(), cell)
+    grid.assert_close((estimate.gradient, estimate.memory.state), by_hand(weights))
 
 
-@pytest.mark.parametrize("cell", grid.CELLS)
-def test_rtrl_is_bptt(cell):
-    weights, xs, targets = problem(cell)
-    got, expected = (learn(estimator, weights, xs, targets)[:2] for estimator in (rnnjax.RTRL(), rnnjax.BPTT()))
-    assert optax.tree.norm(optax.tree.sub(got, expected)) < 1e-12 * optax.tree.norm(expected)
+# Forward, exactly
 
 
-@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
-def test_rtrl_is_bptt_in_float32(cell):
-    weights, xs, targets = problem(cell, dtype="float32")
-    got, expected = (learn(e, weights, xs, targets).gradient for e in (rnnjax.RTRL(), rnnjax.BPTT(rnnjax.Scan())))
-    assert float(optax.tree.norm(optax.tree.sub(got, expected)) / optax.tree.norm(expected)) < 1e-6
-
-
-@pytest.mark.parametrize("estimator", [rnnjax.RTRL(), rnnjax.SnAp1()], ids=["rtrl", "snap1"])
-def test_chunks_are_one_pass(estimator):
+@pytest.mark.parametrize("cell", quick(("lru",), grid.CELLS))
+def test_rtrl_of_two_chunks_is_bptt_of_the_whole(cell):
     """The trace crosses a boundary, as BPTT's gradient does not."""
-    weights, xs, targets = problem("diagonal_lstm")
-    memory = estimator.start(weights[0], None)
-    first = estimator.estimate(loss, weights, memory, xs[:20], targets[:20])
-    second = estimator.estimate(loss, weights, first.memory, xs[20:], targets[20:])
-    whole = learn(rnnjax.BPTT(), weights, xs, targets)
-    grid.assert_close(optax.tree.add(first.gradient, second.gradient), whole.gradient)
-    grid.assert_close(second.memory.state, whole.memory.state)
-    cut = learn(rnnjax.TruncatedBPTT(20), weights, xs[:40], targets[:40])
-    assert not np.allclose(cut.gradient[0].bias, learn(rnnjax.BPTT(), weights, xs[:40], targets[:40]).gradient[0].bias)
+    got, expected = summed(rnnjax.RTRL(), cell), learned(rnnjax.BPTT(), cell)
+    assert distance(got[:2], expected[:2]) < 1e-12
+    grid.assert_close(got.memory.state, expected.memory.state)
 
 
-@pytest.mark.parametrize("cell", DIAGONAL)
-def test_snap1_is_exact_where_units_are_apart(cell):
-    weights, xs, targets = problem(cell)
-    grid.assert_close(learn(rnnjax.SnAp1(), weights, xs, targets)[:2], learn(rnnjax.BPTT(), weights, xs, targets)[:2])
+@pytest.mark.parametrize("cell", quick(("elman",), ("elman", "lstm", "gru")))
+def test_rtrl_is_bptt_in_float32(cell):
+    got, expected = (
+        learned(estimator, cell, dtype="float32") for estimator in (rnnjax.RTRL(), rnnjax.BPTT(rnnjax.Scan()))
+    )
+    assert distance(got.gradient, expected.gradient) < 1e-6
+
+
+def test_gradients_of_two_chunks_are_cut_between_them_by_bptt():
+    cut, whole = summed(rnnjax.BPTT(), "lru"), learned(rnnjax.BPTT(), "lru")
+    np.testing.assert_allclose(cut.loss, whole.loss, rtol=1e-12)
+    grid.assert_close(cut.memory.state, whole.memory.state)
+    assert distance(cut.gradient[0], whole.gradient[0]) > 1e-3
+
+
+@pytest.mark.parametrize("cell", quick(("lru",), DIAGONAL))
+def test_snap1_of_two_chunks_is_exact_where_units_are_apart(cell):
+    grid.assert_close(summed(rnnjax.SnAp1(), cell)[:2], learned(rnnjax.BPTT(), cell)[:2])
+    grid.assert_close(summed(rnnjax.SnAp1(), cell).memory.state, learned(rnnjax.BPTT(), cell).memory.state)
+
+
+def test_diagonal_cells_are_all_there():
+    diagonal = [name for name in grid.CELLS if isinstance(grid.build(name), rnnjax.AbstractDiagonalCell)]
+    assert diagonal == list(DIAGONAL)
+
+
+# Step by step, for what follows in NumPy
+
+
+class Steps(NamedTuple):
+    """What happens at each step of a cell whose state is F fields of H units, the first of which is its output."""
+
+    losses: np.ndarray  # [T]
+    by_head: np.ndarray  # [T, H, TARGETS]
+    signals: np.ndarray  # [T, H], the derivative of the loss by the output
+    states: np.ndarray  # [T, F, H]
+    jacobians: np.ndarray  # [T, F, H, F, H]
+    immediate: np.ndarray  # [T, F, H, P], the derivative by the weights
+    initial: np.ndarray  # [F, H, P], that of the initial state
+
+
+@lru_cache
+def step_by_step(name: str, given: bool = False, steps: int = STEPS) -> Steps:
+    """Along a whole sequence, from a given state or from the initial one."""
+    (cell, head), xs, targets = problem(name, steps)
+    structure = jax.tree.structure(jax.eval_shape(cell.initial))
+
+    @jax.jit
+    def program(state: Any) -> Steps:
+        trained, static = eqx.partition(cell, eqx.is_inexact_array)
+        flat, restore = jax.flatten_util.ravel_pytree(trained)
+        initial = lambda flat: jnp.stack(eqx.combine(restore(flat), static).initial())  # noqa: E731
+
+        def after(flat: Any, rows: Any, x: Any) -> Any:
+            cell = eqx.combine(restore(flat), static)
+            return jnp.stack(cell.step(jax.tree.unflatten(structure, list(rows)), cell.project(x[None])[0]))
+
+        def step(rows: Any, given: Any) -> Any:
+            x, target = given
+            immediate, jacobian = jax.jacrev(after, (0, 1))(flat, rows, x)
+            rows = after(flat, rows, x)
+            value, (by_head, signal) = jax.value_and_grad(loss, (0, 1))(head, rows[0], target)
+            return rows, Steps(value, by_head, signal, rows, jacobian, immediate, jnp.zeros(()))
+
+        start = initial(flat) if state is None else jnp.stack(state)
+        return jax.lax.scan(step, start, (xs, targets))[1]._replace(initial=jax.jacrev(initial)(flat))
+
+    return jax.tree.map(np.asarray, program(grid.random_state(cell) if given else None))
+
+
+def ravel(gradient: Any) -> np.ndarray:
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)])
 
 
 def test_snap1_is_the_diagonal_of_rtrl():
     """RTRL with all but a unit's own fields struck out of J and of the immediate influence, in NumPy."""
-    (cell, head), xs, targets = problem("lstm_options", 6)
-    trained, static = eqx.partition(cell, eqx.is_inexact_array)
-    flat, restore = jax.flatten_util.ravel_pytree(trained)
-
-    def after(flat, state, x):
-        full = eqx.combine(restore(flat), static)
-        h, c = full.step(rnnjax.LSTMState(*state), full.project(x[None])[0])
-        return jnp.stack([h, c])
-
+    steps = step_by_step("lstm_options", steps=6)
     own = np.eye(grid.H, dtype=bool)[None, :, None, :]
-    state = jnp.stack(cell.initial())
-    influence = np.asarray(jax.jacrev(lambda flat: jnp.stack(eqx.combine(restore(flat), static).initial()))(flat))
-    gradient = np.zeros(flat.size)
-    for x, target in zip(xs, targets, strict=True):
-        immediate, jacobian = jax.jacrev(after, (0, 1))(flat, state, x)
-        kept = np.where(own, jacobian, 0)
-        influence = np.einsum("fhgk,gkp->fhp", kept, influence) + np.asarray(immediate)
-        state = after(flat, state, x)
-        gradient += np.einsum("h,hp->p", jax.grad(lambda h: loss(head, h, target))(state[0]), influence[0])  # noqa: B023
-    got = learn(rnnjax.SnAp1(), (cell, head), xs, targets).gradient[0]
-    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(got)[0], gradient, atol=1e-11)
+    influence, gradient = steps.initial, np.zeros(steps.initial.shape[-1])
+    for jacobian, immediate, signal in zip(steps.jacobians, steps.immediate, steps.signals, strict=True):
+        influence = np.einsum("fhgk,gkp->fhp", np.where(own, jacobian, 0), influence) + immediate
+        gradient += np.einsum("h,hp->p", signal, influence[0])
+    got = learned(rnnjax.SnAp1(), "lstm_options", 6).gradient[0]
+    np.testing.assert_allclose(ravel(got), gradient, atol=1e-11)
 
 
 def test_rflo_is_its_formula():
     """Murray 2019, eqs. 5 to 7: a trace for each synapse, and errors that come back by random weights."""
     leak, H = 0.3, grid.H
-    cell = rnnjax.Elman(grid.I, H, leak=leak, key=KEY, dtype="float64")
-    head = rnnjax.RandomFeedback(H, TARGETS, key=KEY, dtype="float64")
+    cell = rnnjax.Elman(grid.I, H, leak=leak, key=key(), dtype="float64")
+    head = rnnjax.RandomFeedback(H, TARGETS, key=key(), dtype="float64")
     _, xs, targets = problem(cell)
     squares = lambda head, y, target: 0.5 * jnp.sum((head(y) - target) ** 2)  # noqa: E731
-    estimator = rnnjax.EProp()
-    estimate = estimator.estimate(squares, (cell, head), estimator.start(cell), xs, targets)
+    estimate = learn(rnnjax.EProp(), (cell, head), xs, targets, loss=squares)
 
     W, R, b = (np.asarray(a) for a in (cell.input_weight[:, 0], cell.recurrent_weight[0, :, 0], cell.bias[0]))
     V, B = np.asarray(head.weight), np.asarray(head.feedback)
@@ -135,7 +246,7 @@ def test_rflo_is_its_formula():
         slope = leak * (1 - np.tanh(n) ** 2)
         p, q = (1 - leak) * p + slope * h[:, None], (1 - leak) * q + slope * x[:, None]
         h = (1 - leak) * h + leak * np.tanh(n)
-        error = h @ V + head.bias - target
+        error = h @ V + np.asarray(head.bias) - target
         dR, dW, dV = dR + (B @ error) * p, dW + (B @ error) * q, dV + np.outer(h, error)
     np.testing.assert_allclose(estimate.gradient[0].recurrent_weight[0, :, 0], dR, atol=1e-11)
     np.testing.assert_allclose(estimate.gradient[0].input_weight[:, 0], dW, atol=1e-11)
@@ -149,8 +260,8 @@ def test_eprop_of_an_lstm_is_its_formula():
     (cell, head), xs, targets = problem("lstm")
     gradient = learn(rnnjax.EProp(), (cell, head), xs, targets).gradient[0]
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
-    W, R, b, V = (np.asarray(a) for a in (cell.input_weight, cell.recurrent_weight[0], cell.bias, head))
-    H = grid.H
+    W, R, b, V = (np.asarray(a) for a in (cell.input_weight, cell.recurrent_weight, cell.bias, head))
+    R, H = R[0], grid.H
     h, c, trace, dR = np.zeros(H), np.zeros(H), np.zeros((H, 3, H)), np.zeros((H, 4, H))
     for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
         i, f, g, o = np.einsum("i,igh->gh", x, W) + np.einsum("p,pgh->gh", h, R) + b
@@ -166,15 +277,18 @@ def test_eprop_of_an_lstm_is_its_formula():
     np.testing.assert_allclose(gradient.recurrent_weight[0], dR, atol=1e-11)
 
 
-@pytest.mark.parametrize("cell", ["elman", "gru"])
+@pytest.mark.parametrize("cell", ["elman", *slow(["gru"])])
 def test_uoro_is_unbiased(cell):
     """The mean of 10,000 draws is within the spread of such a mean, for each weight and for all of them."""
     weights, xs, targets = problem(cell, 8)
-    exact = learn(rnnjax.BPTT(), weights, xs, targets).gradient
-    draw = jax.jit(jax.vmap(lambda key: learn(rnnjax.UORO(), weights, xs, targets, key).gradient))
-    draws = jax.tree.map(
-        lambda *parts: np.concatenate(parts), *[draw(jax.random.split(k, 2500)) for k in jax.random.split(KEY, 4)]
-    )
+    exact = learned(rnnjax.BPTT(), cell, 8).gradient
+
+    @jax.jit
+    def draw(key):
+        one = lambda key: _learn(rnnjax.UORO(), weights, xs, targets, key, None, loss).gradient  # noqa: E731
+        return jax.lax.map(jax.vmap(one), jax.random.split(key, (4, 2500)))
+
+    draws = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(10_000, *leaf.shape[2:]), draw(key()))
     errors = [
         (leaf.mean(0) - one) / (leaf.std(0) / 100)
         for leaf, one in zip(jax.tree.leaves(draws[0]), jax.tree.leaves(exact[0]), strict=True)
@@ -189,130 +303,159 @@ def test_uoro_is_unbiased(cell):
     )  # the head's gradient is exact in every draw
 
 
-@pytest.mark.parametrize("name", ["gru", "dropped"])
-def test_truncated_at_the_end_is_bptt_bit_for_bit(name):
-    part = rnnjax.RecurrentDropout(grid.build("gru"), 0.5) if name == "dropped" else name
-    weights, xs, targets = problem(part)
-    for estimator in (rnnjax.TruncatedBPTT(STEPS), rnnjax.TruncatedBPTT(STEPS, STEPS + 3)):
-        chex.assert_trees_all_equal(learn(estimator, weights, xs, targets), learn(rnnjax.BPTT(), weights, xs, targets))
-
-
-def test_what_is_carried_over_windows_is_dropped_as_they_are():
-    """All that an LSTM writes is dropped: its states stay zero, and so does the loss."""
-    lstm = rnnjax.RecurrentDropout(grid.build("lstm"), 1 - 1e-9)
-    weights, xs, targets = problem(lstm, 12)
-    for back in (4, 6, 8):
-        estimate = learn(rnnjax.TruncatedBPTT(4, back), weights, xs, jnp.zeros_like(targets))
-        assert estimate.loss == 0
-
-
-def test_a_learned_start_that_moved_is_where_it_moved():
-    weights, xs, targets = problem("lstm_options", 12)
-    moved = eqx.tree_at(lambda weights: weights[0].start.c, weights, weights[0].start.c + 1)
-    whole = learn(rnnjax.BPTT(), moved, xs, targets)
-    for estimator in (rnnjax.TruncatedBPTT(3), rnnjax.TruncatedBPTT(3, 5)):
-        estimate = estimator.estimate(loss, moved, estimator.start(weights[0]), xs, targets)
-        np.testing.assert_allclose(estimate.loss, whole.loss, rtol=1e-12)
-
-
-def test_sums_over_windows_are_kept_in_float32():
-    weights, xs, targets = problem("gru", 2000, "bfloat16")
-    in_float32 = jax.tree.map(lambda leaf: leaf.astype("float32"), (weights, xs, targets))
-    narrow, wide = learn(rnnjax.TruncatedBPTT(5), weights, xs, targets), learn(rnnjax.TruncatedBPTT(5), *in_float32)
-    for one, other in zip(jax.tree.leaves(narrow.gradient), jax.tree.leaves(wide.gradient), strict=True):
-        assert one.dtype == "bfloat16"
-        assert np.linalg.norm(np.asarray(one, "float32") - other) < 0.02 * np.linalg.norm(other)
-
-
 def test_a_counter_in_a_state_is_no_number_to_differentiate_by():
-    counting, plain = (problem(cell, 8) for cell in (grid.Counted(grid.build("gru")), "gru"))
+    counted, expected = problem(grid.Counted(grid.build("elman")), 8), learned(rnnjax.BPTT(), "elman", 8)
     for estimator in (rnnjax.RTRL(), rnnjax.BPTT(rnnjax.Scan())):
-        got, expected = learn(estimator, *counting), learn(estimator, *plain)
+        got = learn(estimator, *counted)
         assert got.memory.state[0] == 8
         leaves = [(estimate.loss, jax.tree.leaves(estimate.gradient)) for estimate in (got, expected)]
         grid.assert_close(*leaves)
 
 
 def test_snap1_takes_a_recurrence_without_weights():
-    cell = rnnjax.LinearRecurrence(rnnjax.Hidden(jnp.zeros(4)))
-    head = jax.random.normal(KEY, (4, TARGETS), "float64")
-    xs = tuple(jax.random.uniform(key, (9, 4), "float64") for key in jax.random.split(KEY))
+    generator = np.random.default_rng(11)
+    cell = rnnjax.LinearRecurrence(rnnjax.Hidden(grid.place(np.zeros(4))))
+    head, xs = grid.place(generator.normal(size=(4, TARGETS))), tuple(generator.random((2, 9, 4)))
     _, _, targets = problem("gru", 9)
     estimates = [learn(estimator, (cell, head), xs, targets) for estimator in (rnnjax.SnAp1(), rnnjax.BPTT())]
     grid.assert_close(estimates[0][:2], estimates[1][:2])
 
 
+# Truncated
+
+
+@pytest.mark.parametrize("name", ["elman", *slow(["gru"], ["dropped"])])
+def test_truncated_at_the_end_is_bptt_bit_for_bit(name):
+    given = problem(rnnjax.RecurrentDropout(grid.build("gru"), 0.5) if name == "dropped" else name, 8)
+    whole = learned(rnnjax.BPTT(), name, 8) if name != "dropped" else learn(rnnjax.BPTT(), *given)
+    for estimator in (rnnjax.TruncatedBPTT(8), rnnjax.TruncatedBPTT(8, 11)):
+        chex.assert_trees_all_equal(learn(estimator, *given), whole)
+
+
+@pytest.mark.parametrize("back", [6, *slow([4], [8])])
+def test_what_is_carried_over_windows_is_dropped_as_they_are(back):
+    """All that an LSTM writes is dropped: its states stay zero, and so does the loss."""
+    weights, xs, targets = problem(rnnjax.RecurrentDropout(grid.build("lstm"), 1 - 1e-9), 12)
+    assert loss_alone(rnnjax.TruncatedBPTT(4, back), weights, xs, np.zeros_like(targets)) == 0
+
+
+@pytest.mark.parametrize("back", [5, *slow([3])])
+def test_a_learned_start_that_moved_is_where_it_moved(back):
+    weights, xs, targets = problem("lstm_options", 12)
+    start = grid.place(np.asarray(weights[0].start.c) + 1)
+    moved = eqx.tree_at(lambda weights: weights[0].start.c, weights, start)
+    estimator = rnnjax.TruncatedBPTT(3, back)
+
+    @eqx.filter_jit
+    def both(weights, moved):
+        estimate = estimator.estimate(loss, moved, estimator.start(weights[0]), xs, targets)
+        return estimate.loss, _learn(rnnjax.BPTT(), moved, xs, targets, None, None, loss).loss
+
+    np.testing.assert_allclose(*both(weights, moved), rtol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["elman", *slow(["gru"])])
+def test_sums_over_windows_are_kept_in_float32(cell):
+    weights, xs, targets = problem(cell, 2000, "bfloat16")
+    wider = lambda leaf: grid.place(np.asarray(leaf).astype("float32"))  # noqa: E731
+    in_float32 = jax.tree.map(wider, (weights, xs, targets))
+    narrow, wide = learn(rnnjax.TruncatedBPTT(5), weights, xs, targets), learn(rnnjax.TruncatedBPTT(5), *in_float32)
+    for one, other in zip(jax.tree.leaves(narrow.gradient), jax.tree.leaves(wide.gradient), strict=True):
+        assert one.dtype == "bfloat16"
+        assert np.linalg.norm(one.astype("float32") - other) < 0.02 * np.linalg.norm(other)
+
+
+def window_by_hand(steps: Steps, begin: int, first: int, end: int, given: bool) -> np.ndarray:
+    """The losses of the steps from `first` on differentiated by the cell's weights, through the steps from `begin`."""
+    size = steps.signals.shape[1]
+    back, gradient = np.zeros(size), np.zeros(steps.immediate.shape[-1])
+    for t in range(end - 1, begin - 1, -1):
+        back = back + (steps.signals[t] if t >= first else 0)
+        gradient += back @ steps.immediate[t, 0]
+        back = back @ steps.jacobians[t, 0, :, 0]
+    return gradient + (back @ steps.initial[0] if begin == 0 and not given else 0)
+
+
 @pytest.mark.parametrize(
     ("every", "back", "given"),
-    [(1, 1, True), (5, 5, False), (7, 7, True), (1, 4, False), (5, 12, True), (7, 8, False), (10, 60, False)],
+    [
+        (7, 7, True),
+        (5, 12, True),
+        *slow((1, 1, True), (5, 5, False), (1, 4, False), (7, 8, False), (10, 60, False)),
+    ],
 )
 def test_truncated_cuts_exactly_at_its_windows(every, back, given):
-    """By hand: each loss differentiated on its own, through the steps of its window alone."""
-    steps = 23 if every < 10 else STEPS
-    weights, xs, targets = problem("gru", steps)
+    """By hand: each window's losses on their own, through the steps of the window alone."""
+    count = 23 if every < 10 else STEPS
+    weights, xs, targets = problem("gru")
+    steps = step_by_step("gru", given)
     start = grid.random_state(weights[0]) if given else None
-
-    def by_hand(cell, head):
-        states = [cell.initial() if start is None else start]
-        for x in xs:
-            states.append(cell.step(states[-1], cell.project(x[None])[0]))
-        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        total = 0.0
-        for first in range(0, steps, every):
-            end = min(first + every, steps)
-            begin = max(first - (back - every), 0)
-            state = jax.tree.map(lambda leaf: leaf[begin], states)  # noqa: B023
-            if begin > 0:
-                state = jax.lax.stop_gradient(state)
-            _, ys = rnnjax.unroll(cell, state, xs[begin:end], engine=rnnjax.Scan())
-            total = total + losses(head, ys[first - begin :], targets[first:end])
-        return total
-
-    got = learn(rnnjax.TruncatedBPTT(every, back), weights, xs, targets, state=start)
-    grid.assert_close(got.gradient, differentiate(by_hand, weights))
-    whole = learn(rnnjax.BPTT(), weights, xs, targets, state=start)
-    grid.assert_close((got.loss, got.memory), (whole.loss, whole.memory))
-    if back < steps:
-        assert not np.allclose(got.gradient[0].input_weight, whole.gradient[0].input_weight, atol=1e-9)
+    got = learn(rnnjax.TruncatedBPTT(every, back), weights, xs[:count], targets[:count], state=start)
+    by_hand = sum(
+        window_by_hand(steps, max(first - (back - every), 0), first, min(first + every, count), given)
+        for first in range(0, count, every)
+    )
+    np.testing.assert_allclose(ravel(got.gradient[0]), by_hand, rtol=0, atol=1e-11 * max(1, abs(by_hand).max()))
+    head = steps.by_head[:count].sum(0)
+    np.testing.assert_allclose(got.gradient[1], head, rtol=0, atol=1e-11 * max(1, abs(head).max()))
+    np.testing.assert_allclose(got.loss, steps.losses[:count].sum(), rtol=1e-11)
+    np.testing.assert_allclose(got.memory.state.h, steps.states[count - 1, 0], rtol=0, atol=1e-11)
+    assert not got.memory.fresh
+    if back < count:
+        whole = window_by_hand(steps, 0, 0, count, given)
+        assert not np.allclose(ravel(got.gradient[0]), whole, atol=1e-9)
 
 
+@pytest.mark.slow  # of networks the quick tier has `test_dropout_in_a_network_follows_the_key`
 @pytest.mark.parametrize("name", ["stack_of_bidirectional", "qrnn", "rg_lru"])
 def test_backward_estimators_take_networks(name):
-    weights, xs, targets = problem(name, 12)
-    whole = learn(rnnjax.BPTT(), weights, xs, targets)
-    chex.assert_trees_all_equal(learn(rnnjax.TruncatedBPTT(12), weights, xs, targets).gradient, whole.gradient)
+    whole = learned(rnnjax.BPTT(), name, 12)
+    chex.assert_trees_all_equal(learned(rnnjax.TruncatedBPTT(12), name, 12).gradient, whole.gradient)
     if name != "stack_of_bidirectional":  # which sees no further than its window
-        grid.assert_close(learn(rnnjax.TruncatedBPTT(5, 15), weights, xs, targets), whole)
+        grid.assert_close(learned(rnnjax.TruncatedBPTT(5, 15), name, 12), whole)
 
 
 def test_a_learned_start_learns_from_the_first_chunk_alone():
     weights, xs, targets = problem("lstm_options", 20)
-    estimator = rnnjax.BPTT()
-    first = estimator.estimate(loss, weights, estimator.start(weights[0]), xs[:10], targets[:10])
-    second = estimator.estimate(loss, weights, first.memory, xs[10:], targets[10:])
+    first, second = in_chunks(rnnjax.BPTT(), weights, xs, targets)
     assert np.abs(first.gradient[0].start.c).max() > 1e-3
     assert not second.gradient[0].start.c.any()
-    given = estimator.estimate(loss, weights, estimator.start(weights[0], weights[0].initial()), xs, targets)
+    given, _ = in_chunks(rnnjax.BPTT(), weights, xs, targets, weights[0].start)
     assert not given.gradient[0].start.c.any()
 
 
-def test_memory_does_not_grow_with_time():
-    """Temporary bytes of compiled programs, inputs not counted."""
-    (cell, head), _, _ = problem("gru", dtype="float32")
+# In use
 
-    def temporary(estimator, steps):
-        xs, targets = jnp.zeros((steps, grid.I), "float32"), jnp.zeros((steps, TARGETS), "float32")
-        program = eqx.filter_jit(lambda *a: learn(estimator, (cell, head), *a)[:2]).lower(xs, targets).compile()
-        return program.compiled.memory_analysis().temp_size_in_bytes
 
+def temporary(estimator, steps):
+    """Temporary bytes of a compiled program, inputs not counted."""
+    weights, _, _ = problem("elman", 1, "float32")
+    xs, targets = np.zeros((steps, grid.I), "float32"), np.zeros((steps, TARGETS), "float32")
+    program = eqx.filter_jit(lambda *a: _learn(estimator, weights, *a, None, None, loss)[:2])
+    return program.lower(xs, targets).compile().compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_memory_of_bptt_grows_with_time():
     assert temporary(rnnjax.BPTT(rnnjax.Scan()), 10_000) > 50 * temporary(rnnjax.BPTT(rnnjax.Scan()), 100)
-    for estimator in (rnnjax.RTRL(), rnnjax.SnAp1(), rnnjax.TruncatedBPTT(50)):
-        assert temporary(estimator, 10_000) < 1.1 * temporary(estimator, 100) + 1_000
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        pytest.param(rnnjax.RTRL(), id="rtrl", marks=pytest.mark.slow),
+        pytest.param(rnnjax.SnAp1(), id="snap1"),
+        pytest.param(rnnjax.TruncatedBPTT(50), id="truncated", marks=pytest.mark.slow),
+    ],
+)
+def test_memory_does_not_grow_with_time(estimator):
+    assert temporary(estimator, 10_000) < 1.1 * temporary(estimator, 100) + 1_000
 
 
 def test_a_batch_is_a_vmap_and_optax_takes_what_comes():
     weights, _, _ = problem("gru", 12, "float32")
-    xs, targets = grid.inputs(grid.B, 12, dtype="float32"), jax.random.normal(KEY, (grid.B, 12, TARGETS), "float32")
+    xs = grid.inputs(grid.B, 12, dtype="float32")
+    targets = np.random.default_rng(11).normal(size=(grid.B, 12, TARGETS)).astype("float32")
     estimator, optimiser = rnnjax.RTRL(), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
 
     @eqx.filter_jit
@@ -331,10 +474,13 @@ def test_a_batch_is_a_vmap_and_optax_takes_what_comes():
 
 
 def test_dropout_in_a_network_follows_the_key():
-    weights, xs, targets = problem(grid.build("stack"), 12)
-    estimate = lambda key: learn(rnnjax.TruncatedBPTT(5), weights, xs, targets, key).loss  # noqa: E731
-    assert estimate(KEY) == estimate(KEY)
-    assert estimate(KEY) != estimate(jax.random.key(1))
+    given = problem("stack", 10)
+    estimate = lambda seed: loss_alone(rnnjax.TruncatedBPTT(5), *given, seed)  # noqa: E731
+    assert estimate(11) == estimate(11)
+    assert estimate(11) != estimate(1)
+
+
+# What does not fit
 
 
 BAD = {
@@ -371,25 +517,31 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("call", BAD)
-def test_bad_arguments_are_named(call):
-    cell = rnnjax.GRU(grid.I, 4, key=KEY)
-    names = {
+@lru_cache
+def names() -> dict[str, Any]:
+    """What the calls above speak of."""
+    cell = rnnjax.GRU(grid.I, 4, key=key())
+    return {
+        "rnnjax": rnnjax,
         "STACK": rnnjax.Stack([cell]),
-        "RESET": rnnjax.ResetBeforeGRU(3, 4, key=KEY),
-        "LRU": rnnjax.LRU(3, 4, key=KEY),
-        "HALF": rnnjax.GRU(3, 4, key=KEY, dtype=jnp.bfloat16),
+        "RESET": rnnjax.ResetBeforeGRU(3, 4, key=key()),
+        "LRU": rnnjax.LRU(3, 4, key=key()),
+        "HALF": rnnjax.GRU(3, 4, key=key(), dtype=jnp.bfloat16),
         "GRU": cell,
-        "HEAD": jnp.zeros((4, grid.I)),
-        "START": rnnjax.BPTT().start(cell),
-        "TRACED": rnnjax.RTRL().start(cell),
-        "XS": grid.inputs(8, dtype="float32"),
+        "HEAD": grid.place(np.zeros((4, grid.I))),
+        "START": _start()(rnnjax.BPTT(), cell, None),
+        "TRACED": _start()(rnnjax.RTRL(), cell, None),
+        "XS": np.asarray(grid.inputs(8, dtype="float32")),
         "LOSS": lambda head, y, target: jnp.sum((y @ head.astype(y.dtype) - target) ** 2),
         "VECTOR": lambda *step: step[2],
         "PAIR": lambda *step: (jnp.sum(step[1]), None),
-        "WIDE": rnnjax.GRU(grid.I, 5, key=KEY),
-        "KEY": KEY,
+        "WIDE": rnnjax.GRU(grid.I, 5, key=key()),
+        "KEY": key(),
         "len": len,
     }
+
+
+@pytest.mark.parametrize("call", BAD)
+def test_bad_arguments_are_named(call):
     with pytest.raises((ValueError, TypeError), match=BAD[call]):
-        eval(f"rnnjax.{call}", {"rnnjax": rnnjax, **names})
+        jax.eval_shape(partial(eval, f"rnnjax.{call}", names()))

@@ -1,44 +1,99 @@
 """Language models: logits, loss, tied weights, and sampling token by token."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import equinox as eqx
+import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracle
 import pytest
 
 import rnnjax
 from rnnjax import LanguageModel, batch_of_states, language_loss, sample, streams
 
 V, E, H, B, T = 5, 4, 6, 3, 7
-KEY = jax.random.key(21)
-PROMPT = jnp.array([3, 0, 4])
-
-
-def cell(hidden_size: int = H, dtype: Any = jnp.float64) -> rnnjax.GRU:
-    return rnnjax.GRU(E, hidden_size, key=KEY, dtype=dtype)
-
-
-@eqx.filter_jit
-def build(hidden_size: int, tied: bool) -> LanguageModel:
-    """A model whose output bias is not zero."""
-    model = LanguageModel(V, cell(hidden_size), key=KEY, tied=tied)
-    return eqx.tree_at(lambda model: model.output_bias, model, jnp.linspace(-1.0, 1.0, V))
-
-
-MODEL, TIED = build(H, False), build(E, True)
+PROMPT = np.array([3, 0, 4])
 CHUNK = streams(np.random.default_rng(2).integers(0, V, B * T + 1), B, T)(0)
 
 
+@lru_cache
+def key(seed: int = 21) -> Any:
+    with jax.ensure_compile_time_eval():  # kept beyond the program that may be the first to ask
+        return jax.random.key(seed)
+
+
+def slow(*arguments: Any) -> Any:
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
+def cell(hidden_size: int = H, dtype: Any = jnp.float64) -> rnnjax.GRU:
+    return rnnjax.GRU(E, hidden_size, key=key(), dtype=dtype)
+
+
+def each_step(function: Callable[[Any], Any] = jax.nn.identity) -> rnnjax.TimeDistributed:
+    """A network that remembers nothing, where that does not matter: its programs are small."""
+    return rnnjax.TimeDistributed(function, E, dtype=jnp.float64)
+
+
+def with_bias(model: LanguageModel, bias: Any) -> LanguageModel:
+    with jax.ensure_compile_time_eval():
+        bias = grid.place(np.asarray(bias, float))
+    return eqx.tree_at(lambda model: model.output_bias, model, bias)
+
+
+def with_weights(function: Callable[[np.ndarray], np.ndarray], model: LanguageModel) -> LanguageModel:
+    """The model with a function of each of its weights in their place."""
+    return jax.tree.map(lambda leaf: grid.place(function(np.asarray(leaf))), model)
+
+
+@lru_cache
+def build(hidden_size: int = H, tied: bool = False) -> LanguageModel:
+    """A model whose output bias is not zero."""
+    return with_bias(LanguageModel(V, cell(hidden_size), key=key(), tied=tied), np.linspace(-1.0, 1.0, V))
+
+
 def states() -> rnnjax.Hidden:
-    return rnnjax.Hidden(0.5 * jax.random.normal(jax.random.key(1), (B, H)))
+    return rnnjax.Hidden(0.5 * np.random.default_rng(1).normal(size=(B, H)))
 
 
-@jax.jit
-def loss_and_states(model: LanguageModel, state: Any, chunk: Any) -> tuple[jax.Array, Any]:
+@lru_cache
+def program(function: Callable[..., Any]) -> Callable[..., Any]:
+    return eqx.filter_jit(function)
+
+
+def loss_and_states(model: LanguageModel, state: Any, chunk: Any) -> Any:
     return language_loss(model, state, chunk, None)
+
+
+def read(model: LanguageModel, state: Any, tokens: Any) -> Any:
+    return model.logits(model.initial() if state is None else state, jnp.asarray(tokens))
+
+
+def run(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the one program of a function gives, as arrays of NumPy."""
+    return jax.tree.map(np.asarray, program(function)(*arguments))
+
+
+def by_form(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The forms of what comes out, whatever is known of what goes in."""
+    return eqx.filter_eval_shape(lambda: function(*arguments, **options))
+
+
+# The equations, in NumPy
+
+
+def numpy_logits(model: LanguageModel, state: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Of a GRU, the last h and the logits; from zeros where no state is given."""
+    embedding = np.asarray(model.embedding)
+    start = np.zeros(model.network.hidden_size) if state is None else state
+    (h,), ys = oracle.run(model.network, (start,), embedding[np.asarray(tokens)])
+    weight = embedding if model.output_weight is None else np.asarray(model.output_weight)
+    return h, ys @ weight.T + np.asarray(model.output_bias)
 
 
 # Logits and loss
@@ -46,49 +101,55 @@ def loss_and_states(model: LanguageModel, state: Any, chunk: Any) -> tuple[jax.A
 
 @pytest.mark.parametrize("length", [0, 1, T])
 def test_logits_are_one_row_of_scores_per_token(length):
-    state, logits = MODEL.logits(MODEL.initial(), jnp.zeros(length, int))
+    state, logits = by_form(read, build(), None, np.zeros(length, int))
     assert (logits.shape, logits.dtype, state.h.shape) == ((length, V), jnp.float64, (H,))
 
 
 @pytest.mark.parametrize("token", [-1, V])
 def test_a_token_that_is_unknown_is_not_a_number(token):
-    _, logits = MODEL.logits(MODEL.initial(), jnp.array([3, token, 1]))
-    assert jnp.isfinite(logits[0]).all()
-    assert jnp.isnan(logits[1:]).all()
-    loss, _ = loss_and_states(MODEL, states(), CHUNK._replace(targets=np.full((B, T), token)))
-    assert jnp.isnan(loss)
+    _, logits = run(read, build(), None, np.array([3, token, 1]))
+    assert np.isfinite(logits[0]).all()
+    assert np.isnan(logits[1:]).all()
+    loss, _ = run(loss_and_states, build(), states(), CHUNK._replace(targets=np.full((B, T), token)))
+    assert np.isnan(loss)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16"])
+@pytest.mark.parametrize("dtype", ["uint8", slow("int8"), slow("uint16")])
 def test_tokens_may_come_in_few_bits(dtype):
     """Where the vocabulary's size, or what is said, does not fit into them."""
-    model = jax.tree.map(jnp.zeros_like, LanguageModel(300, cell(), key=KEY))
-    model = eqx.tree_at(lambda model: model.output_bias, model, jnp.arange(300.0))
+    model = with_weights(np.zeros_like, LanguageModel(300, each_step(), key=key()))
+    model = with_bias(model, np.arange(300.0))
     few = CHUNK._replace(inputs=CHUNK.inputs.astype(dtype), targets=CHUNK.targets.astype(dtype))
-    assert language_loss(model, states(), few, None)[0] == language_loss(model, states(), CHUNK, None)[0]
-    assert sample(model, PROMPT.astype(dtype), 2, key=KEY, temperature=0.0).tolist() == [299, 299]
+
+    @jax.jit
+    def losses_and_tokens(few: Any, prompt: Any, key: Any) -> Any:
+        losses = [language_loss(model, (), chunk, None)[0] for chunk in (few, CHUNK)]
+        return losses, sample(model, prompt, 2, key=key, temperature=0.0)
+
+    (one, other), tokens = losses_and_tokens(few, PROMPT.astype(dtype), key())
+    assert one.tolist() == other.tolist()
+    assert tokens.tolist() == [299, 299]
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_tokens_are_integers():
     with pytest.raises(TypeError, match=r"tokens: expected integers, got f64\[3\]"):
-        MODEL.logits(MODEL.initial(), PROMPT.astype(float))
+        by_form(read, build(), None, PROMPT.astype(float))
     with pytest.raises(TypeError, match=r"labels: expected integers, got f64\[2\]"):
-        rnnjax.cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2))
+        by_form(rnnjax.cross_entropy, np.zeros((2, 3)), np.zeros(2))
 
 
 def test_a_model_is_of_the_dtype_of_its_network():
-    model = LanguageModel(V, cell(dtype=jnp.bfloat16), key=KEY)
+    model = LanguageModel(V, cell(dtype=jnp.bfloat16), key=key())
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model)} == {"bfloat16"}
-    assert model.logits(model.initial(), PROMPT)[1].dtype == jnp.float32  # eight bits are too few for a loss
+    assert by_form(read, model, None, PROMPT)[1].dtype == jnp.float32  # eight bits are too few for a loss
 
 
 def test_logits_are_embedding_network_and_output():
-    state = rnnjax.Hidden(states().h[0])
-    last, logits = MODEL.logits(state, PROMPT)
-    expected, ys = rnnjax.unroll(MODEL.network, state, MODEL.embedding[PROMPT])
-    np.testing.assert_array_equal(last.h, expected.h)
-    by_hand = np.stack([MODEL.output_weight @ y + MODEL.output_bias for y in ys])
+    state = states().h[0]
+    last, logits = run(read, build(), rnnjax.Hidden(state), PROMPT)
+    end, by_hand = numpy_logits(build(), state, PROMPT)
+    np.testing.assert_allclose(last.h, end, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(logits, by_hand, rtol=1e-12, atol=1e-14)
 
 
@@ -103,171 +164,192 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
 def test_loss_is_the_mean_cross_entropy_in_nats(at):
     resets = np.zeros((B, T), bool)
     resets[1, at if at is not None else 0] = at is not None
-    loss, last = loss_and_states(MODEL, states(), CHUNK._replace(resets=resets))
+    loss, last = run(loss_and_states, build(), states(), CHUNK._replace(resets=resets))
     rows, ends = [], []
-    for stream in range(B):
-        state, logits = rnnjax.Hidden(states().h[stream]), []
+    for stream, state in enumerate(states().h):
         for token, reset in zip(CHUNK.inputs[stream], resets[stream], strict=True):
-            state, (row,) = one_token(MODEL.initial() if reset else state, token[None])
-            logits.append(row)
-        rows.extend(logits)
-        ends.append(state.h)
+            state, (row,) = numpy_logits(build(), None if reset else state, token[None])
+            rows.append(row)
+        ends.append(state)
     assert float(loss) == pytest.approx(cross_entropy(rows, CHUNK.targets.ravel()), rel=1e-12)
     np.testing.assert_allclose(last.h, ends, rtol=1e-12, atol=1e-14)
 
 
-@jax.jit
-def one_token(state: rnnjax.Hidden, token: jax.Array) -> tuple[rnnjax.Hidden, jax.Array]:
-    return MODEL.logits(state, token)
-
-
 def test_know_nothing_lose_the_logarithm_of_the_vocabulary():
-    blank = jax.tree.map(jnp.zeros_like, MODEL)
-    assert float(loss_and_states(blank, states(), CHUNK)[0]) == pytest.approx(np.log(V))
+    blank = with_weights(np.zeros_like, build())
+    assert float(run(loss_and_states, blank, states(), CHUNK)[0]) == pytest.approx(np.log(V))
 
 
 def test_batch_of_states_is_the_initial_state_many_times():
-    model = LanguageModel(V, rnnjax.LSTM(E, H, key=KEY, learn_initial=True), key=KEY)
-    model = eqx.tree_at(lambda model: model.network.start.c, model, jnp.arange(1.0 * H, dtype=jnp.float32))
-    many = batch_of_states(model, 3)
+    model = LanguageModel(V, rnnjax.LSTM(E, H, key=key(), learn_initial=True), key=key())
+    start = grid.place(np.arange(H, dtype=np.float32))
+    model = eqx.tree_at(lambda model: model.network.start.c, model, start)
+    many = jax.jit(lambda model: batch_of_states(model, 3))(model)
     np.testing.assert_array_equal(many.c, np.tile(np.arange(H), (3, 1)))
     np.testing.assert_array_equal(many.h, np.zeros((3, H)))
 
 
 def test_dropout_differs_between_streams_and_ends_with_the_key():
-    layers = [cell(), rnnjax.MinGRU(H, H, key=KEY, dtype=jnp.float64)]
-    model = LanguageModel(V, rnnjax.Stack(layers, dropout=0.5), key=KEY)
+    model = LanguageModel(V, rnnjax.Stack([each_step(), cell()], dropout=0.5), key=key())
     alike = jax.tree.map(lambda leaf: np.broadcast_to(leaf[:1], leaf.shape), CHUNK)
-    loss = jax.jit(lambda key: language_loss(model, batch_of_states(model, B), alike, key))
-    dropped, whole = loss(KEY)[1][1].h, loss(None)[1][1].h
-    assert not np.array_equal(dropped[0], dropped[1])
-    np.testing.assert_array_equal(whole, np.broadcast_to(whole[0], whole.shape))
-    assert loss(KEY)[0] == loss(KEY)[0] != loss(jax.random.key(22))[0]
+
+    @jax.jit
+    def both(key: Any) -> Any:
+        return [language_loss(model, batch_of_states(model, B), alike, key) for key in (key, None)]
+
+    (one, (_, dropped)), (_, (_, whole)) = jax.tree.map(np.asarray, both(key()))
+    assert not np.array_equal(dropped.h[0], dropped.h[1])
+    np.testing.assert_array_equal(whole.h, np.broadcast_to(whole.h[0], whole.h.shape))
+    assert both(key())[0][0].tolist() == one.tolist() != both(key(22))[0][0].tolist()
 
 
 # Tied weights
 
 
 def test_tied_weights_are_one_array():
-    assert TIED.output_weight is None
-    assert sorted(leaf.shape for leaf in jax.tree.leaves(TIED) if V in leaf.shape) == [(V,), (V, E)]
-    state, logits = TIED.logits(TIED.initial(), PROMPT)
-    np.testing.assert_allclose(logits[-1], TIED.embedding @ state.h + TIED.output_bias, rtol=1e-12, atol=1e-14)
+    tied = build(E, True)
+    assert tied.output_weight is None
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(tied) if V in leaf.shape) == [(V,), (V, E)]
+    _, logits = run(read, tied, None, PROMPT)
+    np.testing.assert_allclose(logits, numpy_logits(tied, None, PROMPT)[1], rtol=1e-12, atol=1e-14)
 
 
 def test_tied_gradient_is_the_sum_of_both_uses():
-    untied = eqx.tree_at(lambda model: model.output_weight, TIED, TIED.embedding, is_leaf=lambda leaf: leaf is None)
-    gradient = jax.jit(jax.grad(lambda model: language_loss(model, batch_of_states(model, B), CHUNK, None)[0]))
-    one, two = gradient(TIED), gradient(untied)
-    assert jnp.abs(two.embedding).max() > 1e-3 < jnp.abs(two.output_weight).max()
+    tied = with_bias(LanguageModel(V, each_step(jnp.tanh), key=key(), tied=True), np.linspace(-1.0, 1.0, V))
+    untied = eqx.tree_at(lambda model: model.output_weight, tied, tied.embedding, is_leaf=lambda leaf: leaf is None)
+    gradient = jax.grad(lambda model: language_loss(model, (), CHUNK, None)[0])
+    one, two = jax.tree.map(np.asarray, jax.jit(lambda *models: [gradient(model) for model in models])(tied, untied))
+    assert np.abs(two.embedding).max() > 1e-3 < np.abs(two.output_weight).max()
     np.testing.assert_allclose(one.embedding, two.embedding + two.output_weight, rtol=1e-10, atol=1e-14)
 
 
 def test_tied_needs_an_output_of_the_size_of_the_input():
     with pytest.raises(ValueError, match=rf"^tied: expected an output size that is the input size {E}, got {H}$"):
-        LanguageModel(V, cell(), key=KEY, tied=True)
+        LanguageModel(V, cell(), key=key(), tied=True)
 
 
 # Sampling
 
 
-def scores_along(model: LanguageModel, tokens: jax.Array) -> np.ndarray:
+def said(model: LanguageModel, length: int, seed: int = 21, **options: Any) -> list[int]:
+    return sample(model, grid.place(PROMPT), length, key=key(seed), **options).tolist()
+
+
+def scores_along(model: LanguageModel, tokens: list[int]) -> np.ndarray:
     """The logits from which each token after the prompt was drawn, the whole of it read anew."""
-    _, logits = model.logits(model.initial(), jnp.concatenate([PROMPT, tokens.astype(PROMPT.dtype)]))
-    return np.asarray(logits)[len(PROMPT) - 1 : -1]
+    _, logits = numpy_logits(model, None, [*PROMPT, *tokens])
+    return logits[len(PROMPT) - 1 : -1]
 
 
 def lively() -> LanguageModel:
     """A model with weights so large that what it has read matters, and greed does not repeat one token for ever."""
-    return jax.tree.map(lambda leaf: 3 * leaf, LanguageModel(V, cell(), key=jax.random.key(0)))
+    return with_weights(lambda leaf: 3 * leaf, LanguageModel(V, cell(), key=key(0)))
 
 
 def memoryless(logits: Any) -> LanguageModel:
     """A model with the same next token's distribution whatever it has read."""
-    blank = jax.tree.map(jnp.zeros_like, MODEL)
-    return eqx.tree_at(lambda model: model.output_bias, blank, jnp.asarray(logits, float))
+    return with_bias(with_weights(np.zeros_like, LanguageModel(V, each_step(), key=key())), logits)
+
+
+MANY = 5000  # draws of the memoryless, of which there is one program for each temperature and `top_k`
+LOGITS = np.array([0.0, -1.0, 1.5, 0.5, -0.5])
 
 
 def test_same_key_same_tokens():
-    draw = lambda key: sample(MODEL, PROMPT, 30, key=key).tolist()  # noqa: E731
-    assert draw(KEY) == draw(KEY) != draw(jax.random.key(22))
-    assert set(draw(KEY)) <= set(range(V))
+    draw = lambda seed: said(memoryless(LOGITS), MANY, seed)  # noqa: E731
+    assert draw(21) == draw(21) != draw(22)
+    assert set(draw(21)) <= set(range(V))
 
 
 def test_greedy_takes_the_likeliest_after_the_whole_prefix():
-    model = lively()
-    tokens = sample(model, PROMPT, 30, key=KEY, temperature=0.0)
-    assert tokens.tolist() == scores_along(model, tokens).argmax(-1).tolist()
-    assert len(set(tokens.tolist())) > 2
-    assert tokens.tolist() == sample(model, PROMPT, 30, key=jax.random.key(22), temperature=0.0).tolist()
-    assert tokens.tolist() == sample(model, PROMPT, 30, key=KEY, top_k=1).tolist()
+    tokens = said(lively(), 30, temperature=0.0)
+    assert tokens == scores_along(lively(), tokens).argmax(-1).tolist()
+    assert len(set(tokens)) > 2
+    assert tokens == said(lively(), 30, 22, temperature=0.0)
+
+
+@pytest.mark.slow
+def test_the_one_likeliest_is_what_greedy_takes():
+    assert said(lively(), 30, top_k=1) == said(lively(), 30, temperature=0.0)
 
 
 def test_top_k_draws_from_the_k_likeliest():
-    tokens = sample(MODEL, PROMPT, 200, key=KEY, top_k=2)
-    likeliest = np.argsort(scores_along(MODEL, tokens), -1)[:, -2:]
-    kept = [row.tolist().index(token) for row, token in zip(likeliest, tokens.tolist(), strict=True)]
+    tokens = said(build(), 200, top_k=2)
+    likeliest = np.argsort(scores_along(build(), tokens), -1)[:, -2:]
+    kept = [row.tolist().index(token) for row, token in zip(likeliest, tokens, strict=True)]
     assert set(kept) == {0, 1}
 
 
-@pytest.mark.parametrize("top_k", [1, 2, V])
+@pytest.mark.parametrize("top_k", [slow(1), slow(2), 3, slow(V)])
 def test_top_k_draws_from_k_tokens_where_all_are_alike(top_k):
-    tokens = sample(memoryless(np.zeros(V)), PROMPT, 200, key=KEY, top_k=top_k)
-    assert set(tokens.tolist()) == set(range(top_k))
+    assert set(said(memoryless(np.zeros(V)), MANY, temperature=4.0, top_k=top_k)) == set(range(top_k))
 
 
-@pytest.mark.parametrize("temperature", [0.25, 1.0, 4.0])
-@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize(
+    ("top_k", "temperature"),
+    [(None, 0.25), (None, 1.0), slow(None, 4.0), slow(3, 0.25), slow(3, 1.0), (3, 4.0)],
+)
 def test_frequencies_are_the_probabilities_at_that_temperature(temperature, top_k):
-    logits = np.array([0.0, -1.0, 1.5, 0.5, -0.5])
-    tokens = sample(memoryless(logits), PROMPT, 5000, key=KEY, temperature=temperature, top_k=top_k)
-    weights = np.exp(logits / temperature)
-    weights[np.argsort(logits)[: V - (top_k or V)]] = 0
-    np.testing.assert_allclose(np.bincount(tokens, minlength=V) / 5000, weights / weights.sum(), atol=0.03)
+    options = {} if (temperature, top_k) == (1.0, None) else {"temperature": temperature, "top_k": top_k}
+    tokens = said(memoryless(LOGITS), MANY, **options)
+    weights = np.exp(LOGITS / temperature)
+    weights[np.argsort(LOGITS)[: V - (top_k or V)]] = 0
+    np.testing.assert_allclose(np.bincount(tokens, minlength=V) / MANY, weights / weights.sum(), atol=0.03)
 
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_few_tokens(length):
-    assert sample(MODEL, PROMPT, length, key=KEY).shape == (length,)
-
-
-class Counting(rnnjax.GRU):
-    """A GRU that knows how often it was traced."""
-
-    traced = 0
-
-    def pointwise(self, *arguments: Any) -> rnnjax.Hidden:
-        Counting.traced += 1
-        return super().pointwise(*arguments)
+    prompt = jax.ShapeDtypeStruct(PROMPT.shape, int)
+    assert eqx.filter_eval_shape(lambda prompt: sample(build(), prompt, length, key=key()), prompt).shape == (length,)
 
 
 def test_sampling_is_compiled_once():
-    model = LanguageModel(V, Counting(E, H, key=KEY, dtype=jnp.float64), key=KEY)
-    sample(model, PROMPT, 4, key=KEY)
-    once = Counting.traced
+    traced = []
+    model = LanguageModel(V, each_step(lambda x: traced.append(x) or x), key=key())
+    draw = lambda model, prompt, seed: sample(model, grid.place(prompt), 4, key=key(seed))  # noqa: E731
+    traced.clear()
+    draw(model, PROMPT, 0)
+    once = len(traced)
     for seed in (1, 2):
-        sample(jax.tree.map(jnp.sin, model), (PROMPT + seed) % V, 4, key=jax.random.key(seed))
-    assert 0 < once == Counting.traced
+        draw(with_weights(np.sin, model), (PROMPT + seed) % V, seed)
+    assert 0 < once == len(traced)
+
+
+def changed(place: int, token: int) -> np.ndarray:
+    """The prompt, but for one token."""
+    return np.where(np.arange(len(PROMPT)) == place, token, PROMPT)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (changed(1, V), r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got 5$"),
+        (changed(1, -1), r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got -1$"),
+    ],
+    ids=["unknown", "negative"],
+)
+def test_a_prompt_of_unknown_tokens(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        sample(build(), prompt, 3, key=key())
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        (PROMPT[:0], {}, r"^prompt: expected at least one token, \[P\], got \[0\]$"),
+        (PROMPT[:0], {}, r"(?m)^prompt: expected at least one token, \[P\], got \[0\]$"),
         (PROMPT[None], {}, r"^prompt: expected the tokens of one sequence, \[T\], got \[1, 3\]"),
-        (PROMPT.at[1].set(V), {}, r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got 5$"),
-        (PROMPT.at[1].set(-1), {}, r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got -1$"),
-        (PROMPT, {"temperature": float("nan")}, r"^temperature: expected 0 or more, got nan$"),
-        (PROMPT, {"temperature": -0.5}, r"^temperature: expected 0 or more, got -0\.5$"),
-        (PROMPT, {"top_k": 0}, r"^top_k: expected from 1 to the vocabulary's 5, got 0$"),
-        (PROMPT, {"top_k": V + 1}, r"^top_k: expected from 1 to the vocabulary's 5, got 6$"),
+        (PROMPT, {"temperature": float("nan")}, r"(?m)^temperature: expected 0 or more, got nan$"),
+        (PROMPT, {"temperature": -0.5}, r"(?m)^temperature: expected 0 or more, got -0\.5$"),
+        (PROMPT, {"top_k": 0}, r"(?m)^top_k: expected from 1 to the vocabulary's 5, got 0$"),
+        (PROMPT, {"top_k": V + 1}, r"(?m)^top_k: expected from 1 to the vocabulary's 5, got 6$"),
     ],
-    ids=["no_prompt", "batch", "unknown", "negative", "no_temperature", "temperature", "top_k_zero", "top_k_over"],
+    ids=["no_prompt", "batch", "no_temperature", "temperature", "top_k_zero", "top_k_over"],
 )
 def test_sampling_misused(prompt, options, message):
     with pytest.raises(ValueError, match=message):
-        sample(MODEL, prompt, 3, key=KEY, **options)
+        by_form(sample, build(), prompt, 3, key=key(), **options)
 
 
 # Learning
@@ -275,12 +357,14 @@ def test_sampling_misused(prompt, options, message):
 PATTERN = np.array([0, 1, 2, 1, 3, 4, 4])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("promoting")
 def test_a_pattern_is_learned_and_continued():
-    options = {"steps": 120, "key": KEY, "carry": batch_of_states(MODEL, B), "progress": False}
+    start = jax.jit(lambda model: batch_of_states(model, B))(build())
+    options = {"steps": 120, "key": key(), "carry": start, "progress": False}
     chunks = streams(np.tile(PATTERN, 30), B, T)
-    fitted = rnnjax.fit(MODEL, language_loss, chunks, optax.adam(0.03), **options)
-    assert loss_and_states(MODEL, states(), chunks(1))[0] > 1.0
-    assert loss_and_states(fitted.model, fitted.carry, chunks(120))[0] < 0.05
-    tokens = sample(fitted.model, jnp.asarray(PATTERN), 14, key=KEY, temperature=0.0)
+    fitted = rnnjax.fit(build(), language_loss, chunks, optax.adam(0.03), **options)
+    assert run(loss_and_states, build(), states(), chunks(1))[0] > 1.0
+    assert run(loss_and_states, fitted.model, fitted.carry, chunks(120))[0] < 0.05
+    tokens = sample(fitted.model, grid.place(PATTERN), 14, key=key(), temperature=0.0)
     assert tokens.tolist() == [*PATTERN, *PATTERN]

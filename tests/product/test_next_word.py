@@ -1,9 +1,12 @@
 """The example of the next word: it splits and counts as it says, and each recipe trains."""
 
+import equinox as eqx
 import jax
 import next_word
 import numpy as np
 import pytest
+
+import rnnjax
 
 pytestmark = pytest.mark.usefixtures("as_it_comes")
 
@@ -31,13 +34,42 @@ def test_perplexities_of_what_is_known():
     assert next_word.word_perplexity(cycle) == pytest.approx(3.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("recipe", next_word.RECIPES)
-def test_each_recipe_learns(monkeypatch, capsys, recipe):
-    same = next_word.rnnjax.TimeDistributed(jax.nn.identity, 16)
+def scale_down(monkeypatch):
+    same = rnnjax.TimeDistributed(jax.nn.identity, 16)
     sizes = {"SIZE": 16, "SAME": same, "B": 8, "T": 8, "EVALUATIONS": 2, "BLOCK": 100, "LEARNING_RATE": 2e-2}
     for name, value in sizes.items():
         monkeypatch.setattr(next_word, name, value)
     monkeypatch.setattr(next_word, "read_corpus", lambda: ("the cat sat on the mat . " * 600, "the mat"))
+
+
+@pytest.mark.parametrize("recipe", next_word.RECIPES)
+def test_each_recipe_is_judged_and_trained_by_a_loss_that_fits(monkeypatch, recipe):
+    """By form alone: what `fit` is asked to do is not done."""
+    scale_down(monkeypatch)
+    judged = []
+
+    def asked(model, loss, batches, _, *, key, carry, validate, **options):
+        value, after = eqx.filter_eval_shape(loss, model, carry, batches(0), key)
+        assert (value.shape, options["steps"], options["every"]) == ((), 60, 30)
+        assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, carry)
+        judged.append(validate(model))
+        return rnnjax.Fitted(model, carry, 60)
+
+    monkeypatch.setattr(next_word, "fit", asked)
+    judge = next_word._judge
+    monkeypatch.setattr(next_word, "_judge", lambda *of: eqx.filter_eval_shape(judge, *of).size)
+    words = next_word.split(next_word.read_corpus()[0])
+    model = next_word.train(next_word.RECIPES[recipe], words, next_word.parse(["--steps", "60"]))
+    assert judged == [1]
+    assert (model.output_weight is None) == (recipe == "awd")
+    assert sum(isinstance(layer, rnnjax.VariationalDropout) for layer in model.network.layers) == (recipe == "awd")
+    assert model.network.dropout == (0.2 if recipe == "zaremba" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", next_word.RECIPES)
+def test_each_recipe_learns(monkeypatch, capsys, recipe):
+    scale_down(monkeypatch)
     (record,) = next_word.run(next_word.parse(["--recipe", recipe, "--steps", "60"]))
     assert record["task"] == f"words of the mat, {recipe}"
     assert record["test"] < 4  # of six words

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grid
 import jax
 import jax.numpy as jnp
 import killed_run
@@ -22,7 +24,7 @@ import rnnjax
 from rnnjax import Buckets, CheckpointError, load, minibatches, read_metrics, save, streams
 from rnnjax.training.plot import draw_curve
 
-KEY = jax.random.key(11)
+KEY = grid.KEY
 TEXT = np.random.default_rng(0).integers(0, 5, 47)  # three streams of 15 and the last target, one step too many
 
 
@@ -35,20 +37,29 @@ def pull(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array,
     return 0.5 * jnp.sum((model["w"] - batch) ** 2), carry
 
 
+def ramp(size: int, slope: float = 1.0) -> jax.Array:
+    return grid.place(slope * np.arange(size))
+
+
 def noise(step: int) -> np.ndarray:
     return np.random.default_rng(step).standard_normal(3)
 
 
 def train(
-    loss: Callable = pull, batches: Callable = noise, optimiser: Any = None, *, steps: int = 6, **options: Any
+    loss: Callable = pull, batches: Callable = noise, optimiser: Any = None, *, steps: int = 4, **options: Any
 ) -> rnnjax.Fitted:
     """Fit three weights, from zero."""
-    model, optimiser = {"w": jnp.zeros(3)}, optimiser or optax.sgd(0.1, momentum=0.9)
+    model, optimiser = {"w": ramp(3, 0.0)}, optimiser or optax.sgd(0.1, momentum=0.9)
     return rnnjax.fit(model, loss, batches, optimiser, steps=steps, key=KEY, **{"progress": False, **options})
 
 
 def weights(fitted: rnnjax.Fitted) -> np.ndarray:
     return np.asarray(fitted.model["w"])
+
+
+def total(model: Any) -> float:
+    """A validation that sees the weights."""
+    return float(np.asarray(model["w"]).sum())
 
 
 def one(model: Any) -> float:
@@ -75,20 +86,68 @@ def no_batches(step: int) -> np.ndarray:
 # Killed
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    """`killed_run` in a process of its own; what one of them has compiled the next ones find."""
-    tests = Path(killed_run.__file__).parent
-    settings = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    command = [sys.executable, str(tests / "killed_run.py"), str(folder), *arguments]
-    return subprocess.Popen(command, env=os.environ | settings)
+class Straight(NamedTuple):
+    """A run that nothing disturbed, and its folder as it was at each moment."""
+
+    fitted: rnnjax.Fitted
+    folder: Path
+    moments: list[Path]
+
+    def copy(self, to: Path, moment: int = -1) -> Path:
+        """The folder that a kill at this moment leaves; the last one is after the end."""
+        return shutil.copytree(self.moments[moment], to)
 
 
-def kill_after(process: subprocess.Popen, folder: Path, lines: int) -> None:
-    """Kill -9, a random moment after the run in `folder` has written so many lines of metrics."""
+def photographing(patch: pytest.MonkeyPatch, folder: Path, to: Path) -> list[Path]:
+    """Copies of `folder` as it is before each sync and rename, which a kill at that moment would leave."""
+    copies: list[Path] = []
+
+    def first(function: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            copies.append(shutil.copytree(folder, to / str(len(copies))))
+            return function(*arguments)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        patch.setattr(os, name, first(getattr(os, name)))
+    return copies
+
+
+OPTIONS = {"every": 2, "validate": total}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Straight:
+    """Four steps, with a checkpoint before the first and after the second and the last."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        copies = photographing(patch, folder / "run", folder)
+        fitted = train(folder=folder / "run", **OPTIONS)
+    return Straight(fitted, folder / "run", [*copies, folder / "run"])
+
+
+AFTER_TWO = 8  # the moment at which the checkpoint of step 2 is in its place
+
+
+@pytest.mark.parametrize("moment", range(5, 12))  # each write syncs, renames, syncs; the second is of a checkpoint
+def test_killed_at_any_moment_of_a_write_resumes(moment, straight, tmp_path):
+    assert len(straight.moments) == 13
+    folder = straight.copy(tmp_path / "killed", moment)
+    train(folder=folder, resume=True, **OPTIONS)
+    assert_same_run(folder, straight.folder)
+
+
+def run_here(folder: Path, *, resume: bool = False) -> Path:
+    """`killed_run` in this process, with the settings of one of its own."""
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        killed_run.train(folder, resume)
+    return folder
+
+
+def run_and_kill(folder: Path, lines: int, *arguments: str) -> None:
+    """`killed_run` in a process of its own; kill -9, a random moment after it has written so many lines of metrics."""
+    process = subprocess.Popen([sys.executable, killed_run.__file__, str(folder), *arguments])
     metrics = folder / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines):
         time.sleep(0.002)
@@ -97,16 +156,36 @@ def kill_after(process: subprocess.Popen, folder: Path, lines: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def test_killed_twice_and_resumed_ends_in_the_same_bits(tmp_path):
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert start(straight).wait() == 0
-    first, second = sorted(random.SystemRandom().sample(range(int(0.8 * killed_run.STEPS)), 2))
-    print(f"killed after {first} and {second} of {killed_run.STEPS} steps")
-    kill_after(start(killed), killed, first)
-    kill_after(start(killed, "resume"), killed, second)
-    assert start(killed, "resume").wait() == 0
-    assert [line["step"] for line in metrics_of(straight)] == list(range(1, killed_run.STEPS + 1))
-    assert_same_run(killed, straight)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The folder of a whole run of `killed_run`."""
+    return run_here(tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """The folder of a run of `killed_run` that was killed in its first third, or soon after it."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    run_and_kill(folder, random.SystemRandom().randrange(1, killed_run.STEPS // 3))
+    return folder
+
+
+def test_killed_and_resumed_ends_in_the_same_bits(killed, undisturbed, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "killed")
+    assert len(metrics_of(folder)) < killed_run.STEPS
+    run_here(folder, resume=True)
+    assert [line["step"] for line in metrics_of(undisturbed)] == list(range(1, killed_run.STEPS + 1))
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_ends_in_the_same_bits(killed, undisturbed, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "killed")
+    left = range(len(metrics_of(folder)) + 1, int(0.7 * killed_run.STEPS))
+    run_and_kill(folder, random.SystemRandom().choice(left), "resume")
+    assert len(metrics_of(folder)) < killed_run.STEPS
+    run_here(folder, resume=True)
+    assert_same_run(folder, undisturbed)
 
 
 class Killed(BaseException):
@@ -131,21 +210,9 @@ class KilledAt:
         return call
 
 
-@pytest.mark.parametrize("moment", range(5, 12))  # each write syncs, renames, syncs; the third is of the checkpoint
-def test_killed_at_any_moment_of_a_write_resumes(moment, tmp_path, monkeypatch):
-    options = {"steps": 4, "every": 2, "validate": lambda model: float(jnp.sum(model["w"] ** 2))}
-    train(folder=tmp_path / "straight", **options)
-    with monkeypatch.context() as patch:
-        KilledAt(patch, moment)
-        with pytest.raises(Killed):
-            train(folder=tmp_path / "killed", **options)
-    train(folder=tmp_path / "killed", resume=True, **options)
-    assert_same_run(tmp_path / "killed", tmp_path / "straight")
-
-
 @pytest.mark.parametrize("moment", [0, 1])
 def test_a_save_cut_short_leaves_the_old_checkpoint(moment, tmp_path, monkeypatch):
-    path, old, new = tmp_path / "checkpoint", {"w": jnp.arange(3.0)}, {"w": -jnp.arange(3.0)}
+    path, old, new = tmp_path / "checkpoint", {"w": ramp(3)}, {"w": ramp(3, -1.0)}
     save(path, old)
     with monkeypatch.context() as patch:
         KilledAt(patch, moment)
@@ -158,95 +225,127 @@ def test_a_save_cut_short_leaves_the_old_checkpoint(moment, tmp_path, monkeypatc
     assert not (tmp_path / "checkpoint.partial").exists()
 
 
-def test_lines_after_the_checkpoint_are_forgotten_on_resume(tmp_path):
-    train(folder=tmp_path / "straight", every=2)
-    train(folder=tmp_path / "killed", steps=4, every=2)
-    with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
-        file.write('{"step": 6, "loss": 77.0, "gradient_norm": 1.0, "seconds": 1.0}\n{"step": 8, "lo')
-    assert [line["step"] for line in metrics_of(tmp_path / "killed")] == [2, 4, 6]
-    train(folder=tmp_path / "killed", every=2, resume=True)
-    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+def test_lines_after_the_checkpoint_are_forgotten_on_resume(straight, tmp_path):
+    folder = straight.copy(tmp_path / "killed", AFTER_TWO)
+    assert [line["step"] for line in metrics_of(folder)] == [2]
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss": 77.0, "gradient_norm": 1.0, "seconds": 1.0}\n{"step": 6, "lo')
+    assert [line["step"] for line in metrics_of(folder)] == [2, 4]
+    train(folder=folder, resume=True, **OPTIONS)
+    assert_same_run(folder, straight.folder)
 
 
-def test_a_partial_file_is_no_hindrance(tmp_path):
-    train(folder=tmp_path / "straight", every=2)
-    train(folder=tmp_path / "killed", steps=4, every=2)
-    (tmp_path / "killed" / "checkpoint.partial").write_bytes(b"{")
-    (tmp_path / "killed" / "metrics.jsonl.partial").write_bytes(b"{")
-    train(folder=tmp_path / "killed", every=2, resume=True)
-    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+def test_a_partial_file_is_no_hindrance(straight, tmp_path):
+    folder = straight.copy(tmp_path / "killed", AFTER_TWO)
+    (folder / "checkpoint.partial").write_bytes(b"{")
+    (folder / "metrics.jsonl.partial").write_bytes(b"{")
+    train(folder=folder, resume=True, **OPTIONS)
+    assert_same_run(folder, straight.folder)
 
 
-def test_a_finished_run_takes_no_further_step(tmp_path):
-    fitted = train(folder=tmp_path)
-    before = (tmp_path / "checkpoint").read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()
-    again = train(batches=no_batches, folder=tmp_path, resume=True)
-    assert (before, again.steps) == (
-        ((tmp_path / "checkpoint").read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()),
-        6,
-    )
-    assert_equal(again.model, fitted.model)
+def test_a_finished_run_takes_no_further_step(straight, tmp_path):
+    folder = straight.copy(tmp_path / "finished")
+    before = contents(folder)
+    again = train(batches=no_batches, folder=folder, resume=True, **OPTIONS)
+    assert (contents(folder), again.steps) == (before, 4)
+    assert_equal(again.model, straight.fitted.model)
+
+
+def test_a_finished_run_goes_on_when_asked_for_more_steps(straight, tmp_path):
+    train(folder=tmp_path / "run", steps=2, **OPTIONS)
+    train(folder=tmp_path / "run", resume=True, **OPTIONS)
+    assert_same_run(tmp_path / "run", straight.folder)
 
 
 def test_a_run_stopped_early_stays_stopped(tmp_path):
-    options = {"validate": one, "every": 1, "patience": 2, "folder": tmp_path}
+    options = {"steps": 6, "validate": one, "every": 1, "patience": 2, "folder": tmp_path}
     fitted = train(**options)
     again = train(batches=no_batches, resume=True, **options)
     assert (fitted.steps, again.steps) == (3, 3)
     assert_equal(again.model, fitted.model)
 
 
-@pytest.mark.parametrize(
-    ("key", "optimiser"),
-    [
-        pytest.param(jax.random.PRNGKey(3), optax.sgd(0.1), id="legacy_key"),
-        pytest.param(jax.random.key(3, impl="rbg"), optax.sgd(0.1), id="key_of_another_generator"),
-        pytest.param(
-            KEY, optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(5)), optax.sgd(0.1)), id="key_in_the_optimiser"
-        ),
-        pytest.param(KEY, optax.MultiSteps(optax.adam(0.1), 4), id="multi_steps"),
-    ],
-)
+KEYS_AND_OPTIMISERS: dict[str, tuple[Callable[[], jax.Array], Callable[[], Any]]] = {
+    "legacy_key": (lambda: jax.random.PRNGKey(3), lambda: optax.sgd(0.1)),
+    "key_of_another_generator": (lambda: jax.random.key(3, impl="rbg"), lambda: optax.sgd(0.1)),
+    "key_in_the_optimiser": (lambda: KEY, lambda: optax.chain(optax.add_noise(0.1, 0.5, KEY), optax.sgd(0.1))),
+    "multi_steps": (lambda: KEY, lambda: optax.MultiSteps(optax.adam(0.1), 4)),
+}
+
+
+@pytest.mark.parametrize("name", KEYS_AND_OPTIMISERS)
 @pytest.mark.usefixtures("promoting")
-def test_any_key_and_any_optimiser_resume(key, optimiser, tmp_path):
+def test_any_key_and_any_optimiser_resume(name, tmp_path):
+    key, optimiser = (make() for make in KEYS_AND_OPTIMISERS[name])
+
     def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         return pull(model, carry, batch + jax.random.normal(key, (3,)), key)
 
-    def run(folder: str, steps: int, resume: bool) -> rnnjax.Fitted:
-        options = {"every": 2, "progress": False, "folder": tmp_path / folder, "resume": resume}
-        return rnnjax.fit({"w": jnp.zeros(3)}, loss, noise, optimiser, steps=steps, key=key, **options)
+    def run(folder: Path, batches: Callable, resume: bool) -> None:
+        options = {"steps": 6, "every": 2, "progress": False, "folder": folder, "resume": resume}
+        rnnjax.fit({"w": ramp(3, 0.0)}, loss, batches, optimiser, key=key, **options)
 
-    run("straight", 6, resume=False)
-    run("halved", 4, resume=False)
-    run("halved", 6, resume=True)
-    assert_same_run(tmp_path / "halved", tmp_path / "straight")
+    def copying(step: int) -> np.ndarray:
+        """The batch of a step; before that of step 4, the folder is copied as a kill would leave it."""
+        if step == 4:
+            shutil.copytree(tmp_path / "straight", tmp_path / "killed")
+        return noise(step)
+
+    run(tmp_path / "straight", copying, resume=False)
+    assert [line["step"] for line in metrics_of(tmp_path / "killed")] == [2, 4]
+    run(tmp_path / "killed", noise, resume=True)
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
 
 
 # Checkpoints
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int32", "uint8", "bool", "complex64"])
-@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (5,), (2, 3)], ids=str)
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int32", "uint8", "bool", "complex64")
+SHAPES = ((), (0,), (2, 0, 3), (5,), (2, 3))
+
+
+def forms() -> list[Any]:
+    """Every dtype with every shape; all are slow but for each dtype with one shape, and each shape with one dtype."""
+    quick = lambda dtype, shape: dtype == "float32" or shape == (2, 3)  # noqa: E731
+    marks = lambda *form: () if quick(*form) else pytest.mark.slow  # noqa: E731
+    return [pytest.param(dtype, shape, marks=marks(dtype, shape)) for shape in SHAPES for dtype in DTYPES]
+
+
+@pytest.mark.parametrize(("dtype", "shape"), forms(), ids=str)
 def test_round_trip_is_exact(dtype, shape, tmp_path):
-    draw = 10 * np.random.default_rng(4).standard_normal((2, *shape))
-    tree = {"first": jnp.asarray(draw[0]).astype(dtype), "rest": (jnp.asarray(draw[1]).astype(dtype), "text", None)}
-    like = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+    first, second = (10 * np.random.default_rng(4).standard_normal((2, *shape))).astype(jnp.dtype(dtype))
+    tree = {"first": grid.place(first), "rest": (grid.place(second), "text", None)}
+    like = {"first": grid.place(np.zeros_like(first)), "rest": (grid.place(np.zeros_like(first)), "text", None)}
     save(tmp_path / "checkpoint", tree)
-    assert_equal(load(tmp_path / "checkpoint", like), tree)
+    loaded = load(tmp_path / "checkpoint", like)
+    assert isinstance(loaded["first"], jax.Array)
+    assert_equal(loaded, tree)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_numpy_arrays_come_back_as_such(tmp_path):
+    save(tmp_path / "checkpoint", np.arange(3.0))
+    loaded = load(tmp_path / "checkpoint", np.zeros(3))
+    assert isinstance(loaded, np.ndarray)
+    assert loaded.flags.writeable
+    assert_equal(loaded, np.arange(3.0))
 
 
 def test_round_trip_keeps_what_no_sum_would(tmp_path):
-    special = jnp.array([jnp.nan, -jnp.nan, jnp.inf, -jnp.inf, -0.0, 5e-324, 1.7976931348623157e308])
-    save(tmp_path / "checkpoint", special)
-    loaded = load(tmp_path / "checkpoint", jnp.zeros(7))
-    assert np.asarray(loaded).tobytes() == np.asarray(special).tobytes()
+    special = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 5e-324, 1.7976931348623157e308])
+    save(tmp_path / "checkpoint", grid.place(special))
+    loaded = load(tmp_path / "checkpoint", ramp(7, 0.0))
+    assert np.asarray(loaded).tobytes() == special.tobytes()
 
 
 def test_round_trip_of_random_keys(tmp_path):
-    tree = {"one": jax.random.key(3), "many": jax.random.split(jax.random.key(4, impl="rbg"), 3)}
+    def keys(seed: int) -> dict[str, jax.Array]:
+        words = np.arange(seed, seed + 12, dtype=np.uint32).reshape(3, 4)
+        return {"one": jax.random.key(seed), "many": jax.random.wrap_key_data(words, impl="rbg")}
+
+    tree = keys(3)
     save(tmp_path / "checkpoint", tree)
-    like = {"one": jax.random.key(0), "many": jax.random.split(jax.random.key(0, impl="rbg"), 3)}
-    loaded = load(tmp_path / "checkpoint", like)
+    loaded = load(tmp_path / "checkpoint", keys(0))
     assert jax.tree.map(jax.random.key_impl, loaded) == jax.tree.map(jax.random.key_impl, tree)
     assert_equal(jax.tree.map(jax.random.key_data, loaded), jax.tree.map(jax.random.key_data, tree))
 
@@ -263,13 +362,14 @@ class ThatWay(NamedTuple):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_arrays_are_found_by_name_not_by_place(size, tmp_path):
-    saved = ThisWay(weight=jnp.arange(3.0), bias=-jnp.arange(1.0 * size))
+    saved = ThisWay(weight=ramp(3), bias=ramp(size, -1.0))
     save(tmp_path / "checkpoint", saved)
-    loaded = load(tmp_path / "checkpoint", ThatWay(bias=jnp.zeros(size), weight=jnp.zeros(3)))
+    loaded = load(tmp_path / "checkpoint", ThatWay(bias=ramp(size, 0.0), weight=ramp(3, 0.0)))
     assert_equal(loaded, ThatWay(bias=saved.bias, weight=saved.weight))
 
 
-SMALL = {"w": jnp.arange(3.0), "n": jnp.asarray(2)}
+def small() -> dict[str, jax.Array]:
+    return {"w": ramp(3), "n": grid.place(np.asarray(2))}
 
 
 def content_of(tree: Any, folder: Path) -> bytes:
@@ -279,30 +379,30 @@ def content_of(tree: Any, folder: Path) -> bytes:
 
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file at .*nowhere, found none$"):
-        load(tmp_path / "nowhere", SMALL)
+        load(tmp_path / "nowhere", small())
 
 
 def test_checkpoint_cut_short_at_every_length(tmp_path):
-    whole, path = content_of(SMALL, tmp_path), tmp_path / "cut"
+    whole, path = content_of(small(), tmp_path), tmp_path / "cut"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"^checkpoint: .*cut is .*cut short"):
-            load(path, SMALL)
+            load(path, small())
 
 
 @pytest.mark.parametrize("flip", [0xFF, 0x01])
 def test_checkpoint_with_any_byte_flipped(flip, tmp_path):
-    whole, path = content_of(SMALL, tmp_path), tmp_path / "flipped"
+    whole, path = content_of(small(), tmp_path), tmp_path / "flipped"
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
         with pytest.raises(CheckpointError, match=r"^checkpoint: .*flipped is (cut short or damaged|not a checkpoint)"):
-            load(path, SMALL)
+            load(path, small())
 
 
 def test_checkpoint_with_more_behind_it(tmp_path):
-    (tmp_path / "longer").write_bytes(content_of(SMALL, tmp_path) + b"\n")
+    (tmp_path / "longer").write_bytes(content_of(small(), tmp_path) + b"\n")
     with pytest.raises(CheckpointError, match="damaged"):
-        load(tmp_path / "longer", SMALL)
+        load(tmp_path / "longer", small())
 
 
 @pytest.mark.parametrize(
@@ -313,7 +413,7 @@ def test_checkpoint_with_more_behind_it(tmp_path):
 def test_not_a_checkpoint(content, tmp_path):
     (tmp_path / "other").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"^checkpoint: .*other is not a checkpoint of this library"):
-        load(tmp_path / "other", SMALL)
+        load(tmp_path / "other", small())
 
 
 @pytest.mark.parametrize("rest", ["", ', "arrays": {}', ', "sha256": "0"', ', "arrays": [], "sha256": 0'])
@@ -344,7 +444,7 @@ def gru(hidden_size: int, **options: Any) -> rnnjax.GRU:
             lambda: gru(4, learn_initial=True), [".start.h: expected float32[4], found none"], id="more_arrays"
         ),
         pytest.param(
-            lambda: [jnp.zeros(3)] * 7, ["[0]: expected float64[3], found none", "; and 6 more"], id="seven_and_four"
+            lambda: [ramp(3)] * 7, ["[0]: expected float64[3], found none", "; and 6 more"], id="seven_and_four"
         ),
     ],
 )
@@ -370,12 +470,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_run_is_not_overwritten(tmp_path):
-    train(folder=tmp_path, steps=2)
-    before = contents(tmp_path)
+def test_a_run_is_not_overwritten(straight):
+    before = contents(straight.folder)
     with pytest.raises(FileExistsError, match=r"^folder: .*resume=True.*nothing was overwritten"):
-        train(folder=tmp_path, batches=no_batches)
-    assert contents(tmp_path) == before
+        train(folder=straight.folder, batches=no_batches)
+    assert contents(straight.folder) == before
 
 
 @pytest.mark.parametrize(
@@ -387,12 +486,11 @@ def test_a_run_is_not_overwritten(tmp_path):
         pytest.param(optax.sgd(0.1), 3, r"\.optimiser.*expected none, found float64\[3\]", id="optimiser"),
     ],
 )
-def test_another_run_is_not_resumed(optimiser, size, difference, tmp_path):
-    train(folder=tmp_path, steps=2)
-    before = contents(tmp_path)
+def test_another_run_is_not_resumed(optimiser, size, difference, straight):
+    before, options = contents(straight.folder), {"steps": 6, "key": KEY, "folder": straight.folder, "resume": True}
     with pytest.raises(CheckpointError, match=rf"is of another model: .*{difference}"):
-        rnnjax.fit({"w": jnp.zeros(size)}, pull, no_batches, optimiser, steps=4, key=KEY, folder=tmp_path, resume=True)
-    assert contents(tmp_path) == before
+        rnnjax.fit({"w": ramp(size, 0.0)}, pull, no_batches, optimiser, **options)
+    assert contents(straight.folder) == before
 
 
 def test_a_run_that_never_was_is_not_resumed(tmp_path):
@@ -402,9 +500,7 @@ def test_a_run_that_never_was_is_not_resumed(tmp_path):
 
 
 def test_metrics_say_what_happened(tmp_path):
-    train(
-        optimiser=optax.sgd(0.5), steps=5, every=2, folder=tmp_path / "a" / "b", validate=lambda model: model["w"].sum()
-    )
+    train(optimiser=optax.sgd(0.5), steps=5, every=2, folder=tmp_path / "a" / "b", validate=total)
     path, losses, norms, sums = [np.zeros(3)], [], [], []
     for step in range(5):
         gradient = path[-1] - noise(step)
@@ -444,9 +540,11 @@ def test_metrics_cut_short_are_read_up_to_the_cut(tmp_path):
     assert read_metrics(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("options", [{}, {"validate": lambda model: model["w"].sum()}], ids=["plain", "validated"])
-def test_curve_is_a_picture(options, tmp_path):
-    train(folder=tmp_path, every=2, **options)
+@pytest.mark.parametrize("left_out", [{"validation"}, set()], ids=["plain", "validated"])
+def test_curve_is_a_picture(left_out, straight, tmp_path):
+    lines = read_metrics(straight.folder / "metrics.jsonl")
+    kept = [{name: line[name] for name in line.keys() - left_out} for line in lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     draw_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png", scale=1 / np.log(2), unit="bits")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -460,20 +558,16 @@ def test_no_curve_of_nothing(tmp_path):
 # Truncated backpropagation through time
 
 
-@jax.jit
 def character_model() -> rnnjax.LanguageModel:
     cell = rnnjax.Elman(3, 4, key=KEY, dtype=jnp.float64, learn_initial=True)
     return rnnjax.LanguageModel(5, cell, key=jax.random.key(12))
 
 
-def second_loss(
-    model: Any, start: Any, chunks: Callable[[int], Any], *, constant: jax.Array, through: jax.Array
-) -> jax.Array:
+def second_loss(model: Any, start: Any, chunks: Any, constant: jax.Array, through: jax.Array) -> jax.Array:
     """The loss on the second chunk, from shares of the state after the first, held constant and not."""
-    first, second = (jax.tree.map(jnp.asarray, chunks(step)) for step in (0, 1))
-    _, between = rnnjax.language_loss(model, start, first, None)
+    _, between = rnnjax.language_loss(model, start, chunks[0], None)
     between = jax.tree.map(lambda leaf: constant * jax.lax.stop_gradient(leaf) + through * leaf, between)
-    return rnnjax.language_loss(model, between, second, None)[0]
+    return rnnjax.language_loss(model, between, chunks[1], None)[0]
 
 
 def second_step(chunks: Callable[[int], Any]) -> tuple[Any, Any]:
@@ -482,28 +576,23 @@ def second_step(chunks: Callable[[int], Any]) -> tuple[Any, Any]:
     optimiser = optax.sgd(lambda count: jnp.where(count == 0, 0.0, 1.0))
     carry = rnnjax.batch_of_states(model, 3)
     fitted = rnnjax.fit(model, rnnjax.language_loss, chunks, optimiser, steps=2, key=KEY, carry=carry, progress=False)
-    return model, jax.tree.map(jnp.subtract, model, fitted.model)
+    return model, jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), model, fitted.model)
 
 
 def test_state_is_carried_and_gradient_is_cut_between_chunks():
     chunks = streams(TEXT, 3, 5)
     model, got = second_step(chunks)
-    start = rnnjax.batch_of_states(model, 3)
-
-    @jax.jit
-    @jax.grad
-    def gradient(model: Any, constant: float, through: float) -> Any:
-        return second_loss(model, start, chunks, constant=constant, through=through)
-
-    assert distance(got, gradient(model, 1.0, 0.0)) < 1e-12
-    assert distance(got, gradient(model, 0.0, 1.0)) > 1e-3  # through both chunks
-    assert distance(got, gradient(model, 0.0, 0.0)) > 1e-3  # begun anew
+    gradient = jax.jit(jax.grad(second_loss))
+    of_share = lambda *shares: gradient(model, rnnjax.batch_of_states(model, 3), [chunks(0), chunks(1)], *shares)  # noqa: E731
+    assert distance(got, of_share(1.0, 0.0)) < 1e-12
+    assert distance(got, of_share(0.0, 1.0)) > 1e-3  # through both chunks
+    assert distance(got, of_share(0.0, 0.0)) > 1e-3  # begun anew
 
 
 def test_streams_wrap_and_begin_anew():
     chunks, model = streams(TEXT, 3, 5), character_model()
     start = rnnjax.batch_of_states(model, 3)
-    elsewhere = jax.tree.map(lambda leaf: leaf + 0.7, start)
+    elsewhere = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.7, start)
     assert_equal(chunks(3), chunks(0))
     loss = jax.jit(lambda state, chunk: rnnjax.language_loss(model, state, chunk, None)[0])
     assert loss(elsewhere, chunks(3)) == loss(start, chunks(0))
@@ -511,16 +600,18 @@ def test_streams_wrap_and_begin_anew():
 
 
 def test_carry_comes_back_and_may_be_handed_on():
-    model, chunks = character_model(), streams(TEXT, 3, 5)
+    def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return pull(model, None, batch + carry, key)[0], 0.5 * carry + model["w"] * batch
 
     def run(model: Any, carry: Any, steps: int, batches: Callable) -> rnnjax.Fitted:
-        optimiser, options = optax.sgd(0.1), {"key": KEY, "carry": carry, "progress": False}
-        return rnnjax.fit(model, rnnjax.language_loss, batches, optimiser, steps=steps, **options)
+        options = {"key": KEY, "carry": carry, "progress": False}
+        return rnnjax.fit(model, loss, batches, optax.sgd(0.1), steps=steps, **options)
 
-    start = rnnjax.batch_of_states(model, 3)
-    both, one = run(model, start, 2, chunks), run(model, start, 1, chunks)
-    two = run(one.model, one.carry, 1, lambda step: chunks(step + 1))
+    model, start = {"w": ramp(3)}, grid.place(np.ones(3))
+    both, one = run(model, start, 2, noise), run(model, start, 1, noise)
+    two = run(one.model, one.carry, 1, lambda step: noise(step + 1))
     assert_equal((two.model, two.carry), (both.model, both.carry))
+    assert distance(one.carry, start) > 1e-3
 
 
 # Batches
@@ -659,23 +750,24 @@ def test_gradient_is_clipped_by_value():
 
 @pytest.mark.usefixtures("promoting")
 def test_accumulated_batches_are_one_step_on_their_mean_gradient():
-    accumulated = optax.MultiSteps(optax.sgd(0.5), 3)
-    np.testing.assert_array_equal(weights(train(optimiser=accumulated, steps=2)), np.zeros(3))
+    seen = []
+    keep = lambda model: seen.append(np.asarray(model["w"])) or 0.0  # noqa: E731
+    train(optimiser=optax.MultiSteps(optax.sgd(0.5), 3), steps=5, every=1, validate=keep)
     mean = np.mean([noise(step) for step in range(3)], axis=0)
-    three, five = (weights(train(optimiser=accumulated, steps=steps)) for steps in (3, 5))
-    np.testing.assert_allclose(three, 0.5 * mean, rtol=1e-6)  # optax divides in float32
-    np.testing.assert_array_equal(five, three)
+    np.testing.assert_array_equal(seen[:2], np.zeros((2, 3)))
+    np.testing.assert_allclose(seen[2], 0.5 * mean, rtol=1e-6)  # optax divides in float32
+    np.testing.assert_array_equal(seen[3:], [seen[2]] * 2)
 
 
 def test_each_step_has_a_key_of_its_own():
     def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        del batch, carry
-        return jnp.sum(0 * model["w"]), jax.random.key_data(key)
+        del batch
+        return jnp.sum(0 * model["w"]), jnp.concatenate([carry[1:], jax.random.key_data(key)[None]])
 
-    carry = jax.random.key_data(KEY)
-    for steps in (1, 3):
-        got = train(loss, steps=steps, carry=carry).carry
-        np.testing.assert_array_equal(got, jax.random.key_data(jax.random.fold_in(KEY, steps - 1)))
+    got = train(loss, steps=3, carry=np.zeros((3, 2), np.uint32)).carry
+    keys = jax.jit(jax.vmap(lambda step: jax.random.key_data(jax.random.fold_in(KEY, step))))(np.arange(3))
+    np.testing.assert_array_equal(got, keys)
+    assert len({tuple(row) for row in np.asarray(got).tolist()}) == 3
 
 
 # Stopping
@@ -688,7 +780,8 @@ def climb(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array
 
 
 def test_patience_returns_the_best_model_not_the_last(tmp_path):
-    options = {"optimiser": optax.sgd(1.0), "every": 1, "validate": lambda model: jnp.sum((model["w"] - 3) ** 2)}
+    squared = lambda model: np.sum((np.asarray(model["w"]) - 3) ** 2)  # noqa: E731
+    options = {"optimiser": optax.sgd(1.0), "every": 1, "validate": squared}
     fitted = train(climb, steps=20, patience=4, folder=tmp_path, **options)
     assert (fitted.steps, weights(fitted).tolist()) == (7, [3.0, 3.0, 3.0])
     assert [line["validation"] for line in metrics_of(tmp_path)] == [12, 3, 0, 3, 12, 27, 48]
@@ -704,7 +797,7 @@ def test_without_validation_the_last_model_is_returned():
 @pytest.mark.parametrize("value", [0.1, 0.7, 1e-300, float("inf")])
 def test_patience_ends_where_validation_stands_still(value):
     def stand_still(model: Any) -> float:
-        return 0 * float(model["w"].sum()) + value
+        return 0 * total(model) + value
 
     fitted = train(climb, optimiser=optax.sgd(1.0), every=1, steps=9, patience=2, validate=stand_still)
     least = 0 if value == float("inf") else 1
@@ -716,16 +809,22 @@ def spoilt(value: float, at: int) -> Callable[[int], np.ndarray]:
     return lambda step: np.full(3, value) if step == at else noise(step)
 
 
-@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf")])
-@pytest.mark.parametrize("at", [4, 5])
-def test_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(value, shown, at, tmp_path):
-    message = rf"^loss: expected a finite value, got {shown} of `batches\({at}\)`.*good weights are in .*checkpoint"
+@pytest.mark.parametrize(
+    ("value", "at"),
+    [
+        (np.nan, 2),
+        (np.inf, 3),
+        pytest.param(np.nan, 3, marks=pytest.mark.slow),
+        pytest.param(np.inf, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(value, at, straight, tmp_path):
+    message = rf"^loss: expected a finite value, got {value} of `batches\({at}\)`.*good weights are in .*checkpoint"
     with pytest.raises(FloatingPointError, match=message):
-        train(batches=spoilt(value, at), every=2, folder=tmp_path / "spoilt")
-    assert [line["step"] for line in metrics_of(tmp_path / "spoilt")] == [2, 4]
-    train(every=2, folder=tmp_path / "straight")
-    train(every=2, folder=tmp_path / "spoilt", resume=True)
-    assert_same_run(tmp_path / "spoilt", tmp_path / "straight")
+        train(batches=spoilt(value, at), folder=tmp_path / "spoilt", **OPTIONS)
+    assert [line["step"] for line in metrics_of(tmp_path / "spoilt")] == [2]
+    train(folder=tmp_path / "spoilt", resume=True, **OPTIONS)
+    assert_same_run(tmp_path / "spoilt", straight.folder)
 
 
 def test_loss_that_is_not_finite_is_met_at_the_next_step():
@@ -752,7 +851,7 @@ def test_gradient_that_is_not_finite_spares_the_checkpoint(tmp_path):
 
 def test_validation_that_is_not_a_number_ends_the_run(tmp_path):
     with pytest.raises(FloatingPointError, match=r"^validate: .* NaN after step 2\. .*good weights are in"):
-        train(validate=lambda model: jnp.nan * model["w"].sum(), every=2, folder=tmp_path)
+        train(validate=lambda model: np.nan * total(model), every=2, folder=tmp_path)
     assert metrics_of(tmp_path) == []
 
 
@@ -761,7 +860,7 @@ def test_validation_that_is_not_a_number_ends_the_run(tmp_path):
     [
         ({"patience": 2}, "^patience: expected a `validate`"),
         ({"patience": 0, "validate": one}, "^patience: expected 1 or more, got 0"),
-        ({"every": 0}, "^steps, every: .* got 6 and 0"),
+        ({"every": 0}, "^steps, every: .* got 4 and 0"),
         ({"steps": -1}, "^steps, every: .* got -1 and 100"),
         ({"resume": True}, "^resume: expected a `folder`"),
     ],
@@ -772,15 +871,15 @@ def test_arguments_that_make_no_sense(options, message):
 
 
 def test_no_steps_at_all(tmp_path):
-    fitted = train(batches=no_batches, steps=0, folder=tmp_path, carry=jnp.ones(2), validate=one)
+    fitted = train(batches=no_batches, steps=0, folder=tmp_path, carry=np.ones(2), validate=one)
     assert (fitted.steps, weights(fitted).tolist(), fitted.carry.tolist()) == (0, [0.0, 0.0, 0.0], [1.0, 1.0])
-    train(folder=tmp_path, carry=jnp.ones(2), validate=one, resume=True)
-    assert [line["step"] for line in metrics_of(tmp_path)] == [6]
+    train(folder=tmp_path, carry=np.ones(2), validate=one, resume=True)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [4]
 
 
 def distance(tree: Any, other: Any) -> float:
     """The largest difference between two trees of arrays."""
-    differences = jax.tree.map(lambda one, two: float(jnp.max(jnp.abs(one - two))), tree, other)
+    differences = jax.tree.map(lambda one, two: np.max(np.abs(np.asarray(one) - np.asarray(two))), tree, other)
     return max(jax.tree.leaves(differences))
 
 
@@ -795,7 +894,7 @@ def assert_equal(got: Any, expected: Any) -> None:
 def test_a_carry_of_another_form_is_refused():
     grows = lambda model, carry, batch, key: (climb(model, carry, batch, key)[0], (carry, carry))  # noqa: E731
     with pytest.raises(ValueError, match=r"^loss: expected it to return a carry like the one it was given"):
-        train(grows, carry=jnp.zeros(3), steps=1)
+        train(grows, carry=np.zeros(3), steps=1)
 
 
 def test_a_loss_without_a_carry_is_refused():
@@ -806,15 +905,15 @@ def test_a_loss_without_a_carry_is_refused():
 
 def test_a_carry_may_come_back_as_a_number():
     counted = lambda model, carry, batch, key: (climb(model, None, batch, key)[0], 1.0)  # noqa: ARG005, E731
-    assert train(counted, carry=jnp.zeros(()), steps=1).carry == 1.0
+    assert train(counted, carry=np.zeros(()), steps=1).carry == 1.0
 
 
 def test_carry_that_is_not_finite_spares_the_checkpoint(tmp_path):
     """A step's loss may be finite and the carry it leaves not: the next step would meet it, and any resumed run."""
 
     def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        return pull(model, None, jnp.ones(3), key)[0], carry + batch.sum()
+        return pull(model, None, np.ones(3), key)[0], carry + batch.sum()
 
     with pytest.raises(FloatingPointError, match=r"^carry: expected finite .* after step 4, .*good weights are in"):
-        train(loss, spoilt(np.inf, 3), carry=jnp.zeros(()), every=2, folder=tmp_path)
+        train(loss, spoilt(np.inf, 3), carry=np.zeros(()), every=2, folder=tmp_path)
     assert [line["step"] for line in metrics_of(tmp_path)] == [2]

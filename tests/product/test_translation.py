@@ -1,6 +1,7 @@
 """Sequence to sequence on data: numbers in words, files of sentences, sums; and the figures that are said of them."""
 
 import addition
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -42,8 +43,9 @@ def test_no_two_numbers_sound_alike():
         assert len({tuple(words) for words in side}) == 300
 
 
+@pytest.mark.slow
 def test_numbers_are_translated_and_drawn(monkeypatch, tmp_path, capsys):
-    scale_down(monkeypatch, (64, 5, 3))
+    scale_down(monkeypatch, (64, 4, 4))
     picture = tmp_path / "runs" / "alignments.png"
     record = run(translation, "--epochs", "12", "--units", "16", "--picture", str(picture))
     assert record["perplexity"] < 12  # of 30 words
@@ -60,20 +62,44 @@ def scale_down(monkeypatch, counts):
 
 
 def test_training_on_its_own_words_is_judged_by_them(monkeypatch):
+    """By form alone: what `fit` is asked to do is not done."""
     scale_down(monkeypatch, (32, 5, 3))
-    fed, judged, loss_of, lose = [], [], translation.loss_of, rnnjax.seq2seq_loss
-    monkeypatch.setattr(rnnjax, "seq2seq_loss", lambda *batch, **how: fed.append(how) or lose(*batch, **how))
-    monkeypatch.setattr(translation, "loss_of", lambda *of: judged.append(of[2]) or loss_of(*of))
-    run(translation, "--epochs", "1", "--units", "4", "--teacher-forcing", "0.5")
-    assert fed[0] == {"teacher_forcing": 0.5}
+    fed, judged = [], []
+
+    def asked(model, loss, batches, _, *, key, validate, **options):
+        value, _ = eqx.filter_eval_shape(loss, model, None, batches(0), key)
+        assert (value.shape, options["steps"], options["every"]) == ((), 2, 2)
+        fed.append(loss.keywords)
+        assert validate(model) == np.log(2)
+        return rnnjax.Fitted(model, None, 2)
+
+    monkeypatch.setattr(rnnjax, "fit", asked)
+    monkeypatch.setattr(translation, "loss_of", lambda *of: judged.append(of[2]) or np.log(2))
+    monkeypatch.setattr(translation, "translate", lambda *_: [["one"], ["two"], ["three"]])
+    record = run(translation, "--epochs", "1", "--units", "4", "--teacher-forcing", "0.5")
+    assert fed == [{"teacher_forcing": 0.5}]
     assert judged == [0.0, 1.0, 0.0]  # once for the epoch; and both of the test
+    np.testing.assert_allclose([record["perplexity"], record["perplexity_of_own_words"]], 2)
 
 
+def test_the_loss_of_parts_is_their_mean_word_by_word(monkeypatch):
+    """Of a loss that is known of each word: the length of its target."""
+    lengths = np.arange(2, 252)
+    sums = lambda part, of: (of * (part.target_length - 1)).sum()  # noqa: E731
+    monkeypatch.setattr(
+        translation, "_loss", lambda _, part, forcing: sums(part, forcing * part.target_length) / sums(part, 1)
+    )
+    pairs = rnnjax.Pairs(np.zeros((250, 1), int), lengths, np.zeros((250, 1), int), lengths)
+    expected = 3.0 * (lengths * (lengths - 1)).sum() / (lengths - 1).sum()
+    assert translation.loss_of(None, pairs, 3.0) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.slow
 def test_the_loss_of_parts_is_that_of_all():
     corpus = translation.Corpus([["a"]] * 120, [["b"] * (1 if place < 100 else 9) for place in range(120)])
     languages = translation.Languages(*(translation.vocabulary(side) for side in corpus))
     pairs, model = translation.encode(languages, corpus), translation.build(languages, 4, jax.random.key(0))
-    whole = rnnjax.seq2seq_loss(model, None, jax.tree.map(jax.numpy.asarray, pairs), None)[0]
+    whole = jax.jit(lambda pairs: rnnjax.seq2seq_loss(model, None, pairs, None)[0])(pairs)
     assert translation.loss_of(model, pairs, 1.0) == pytest.approx(float(whole), rel=1e-5)
 
 
@@ -135,8 +161,10 @@ def test_right_characters_and_answers_are_counted(monkeypatch):
 
 
 def test_addition_is_trained(monkeypatch, capsys):
-    few = rnnjax.Pairs(*(np.tile(leaf, (10, 1)[: leaf.ndim]) for leaf in addition.draw(2, 10)))
-    monkeypatch.setattr(addition, "draw", lambda *_: few)  # ten sums, that are held out and trained on
+    few = rnnjax.Pairs(*(np.tile(leaf, (5, 1)[: leaf.ndim]) for leaf in addition.draw(2, 10)))
+    monkeypatch.setattr(
+        addition, "draw", lambda *_: few
+    )  # ten sums, which are trained on; and half of them are held out
     monkeypatch.setattr(addition, "UNITS", 16)
     monkeypatch.setattr(addition, "LEARNING_RATE", 0.02)
     record = run(addition, "--digits", "2", "--epochs", "150")

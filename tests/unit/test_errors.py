@@ -1,6 +1,7 @@
 """Bad input meets a clear error: which argument, what was expected, what came. Empty input meets none."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -30,30 +31,47 @@ from rnnjax import (
 )
 
 T, I, H = 12, 3, 8  # noqa: E741
-KEY = jax.random.key(5)
 F32, F64 = jnp.float32, jnp.float64
+XS = np.random.default_rng(5).standard_normal((T, I)).astype(F32)
 
-LSTM_CELL, GRU_CELL, LINEAR_CELL = (cell(I, H, key=KEY) for cell in (LSTM, GRU, MinGRU))
-XS = jax.random.normal(KEY, (T, I), F32)
-CELLS = {
-    "elman": Elman(I, H, key=KEY),
-    "lstm": LSTM_CELL,
-    "projected_lstm": ProjectedLSTM(I, H, projected_size=5, key=KEY),
-    "gru": GRU_CELL,
-    "reset_before_gru": ResetBeforeGRU(I, H, key=KEY),
-    "min_gru": LINEAR_CELL,
-    "sru": rnnjax.SRU(I, H, key=KEY),
-    "lru": rnnjax.LRU(I, H, key=KEY),
+
+@lru_cache
+def key() -> jax.Array:
+    with jax.ensure_compile_time_eval():  # also where it is first asked for inside of a trace
+        return jax.random.key(5)
+
+
+CELLS: dict[str, Callable[[], Any]] = {
+    "elman": lambda: Elman(I, H, key=key()),
+    "lstm": lambda: LSTM(I, H, key=key()),
+    "projected_lstm": lambda: ProjectedLSTM(I, H, projected_size=5, key=key()),
+    "gru": lambda: GRU(I, H, key=key()),
+    "reset_before_gru": lambda: ResetBeforeGRU(I, H, key=key()),
+    "min_gru": lambda: MinGRU(I, H, key=key()),
+    "sru": lambda: rnnjax.SRU(I, H, key=key()),
+    "lru": lambda: rnnjax.LRU(I, H, key=key()),
 }
-BIDIRECTIONAL = Bidirectional(GRU_CELL, LSTM_CELL)
-NETWORKS = {
-    "stack": Stack([LSTM_CELL, MinGRU(H, 5, key=KEY)], dropout=0.5),
-    "bidirectional": BIDIRECTIONAL,
-    "deep": Stack([rnnjax.skip(BIDIRECTIONAL), rnnjax.Reversed(GRU(2 * H + I, H, key=KEY))]),
-    "convolution": rnnjax.CausalConvolution(I, H, window=3, key=KEY),
-    "qrnn": rnnjax.QRNN(I, H, key=KEY),
-    "rg_lru": rnnjax.RGLRU(I, key=KEY),
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "stack": lambda: Stack([built("lstm"), MinGRU(H, 5, key=key())], dropout=0.5),
+    "bidirectional": lambda: Bidirectional(built("gru"), built("lstm")),
+    "deep": lambda: Stack(
+        [rnnjax.skip(built("bidirectional")), rnnjax.Reversed(GRU(2 * H + I, H, key=key()))],
+    ),
+    "convolution": lambda: rnnjax.CausalConvolution(I, H, window=3, key=key()),
+    "qrnn": lambda: rnnjax.QRNN(I, H, key=key()),
+    "rg_lru": lambda: rnnjax.RGLRU(I, key=key()),
 }
+OF_OTHER_INPUTS: dict[str, Callable[[], Any]] = {
+    "rg_lru_of_four": lambda: rnnjax.RGLRU(4, key=key()),
+    "tanh_of_four": lambda: rnnjax.TimeDistributed(jnp.tanh, 4),
+    "tanh_of_frames": lambda: rnnjax.TimeDistributed(jnp.tanh, (2, 4)),
+}
+
+
+@lru_cache
+def built(name: str) -> Any:
+    """The cell or network of that name."""
+    return (CELLS | NETWORKS | OF_OTHER_INPUTS)[name]()
 
 
 def total(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -77,25 +95,31 @@ def new_dtype(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return state.astype(F64), x
 
 
-def run(cell: Any = LSTM_CELL, state: Any = None, xs: Any = XS, **options: Any) -> Any:
-    return partial(unroll, cell, state, xs, **options)
+def run(cell: Any = "lstm", state: Any = None, xs: Any = XS, **options: Any) -> Callable[[], Any]:
+    """A call of `unroll`, of a cell by its name or as it is."""
+    return lambda: unroll(built(cell) if isinstance(cell, str) else cell, state, xs, **options)
 
 
-def of_dtype(dtype: Any) -> jax.Array:
-    return jnp.ones((T, I), dtype)
+def placed(array: Any) -> jax.Array:
+    """The array as one of JAX."""
+    return jax.device_put(array)
 
 
-ZERO = jnp.zeros((), F32)
+def of_dtype(dtype: Any) -> np.ndarray:
+    return np.ones((T, I), dtype)
+
+
+ZERO = np.zeros((), F32)
 ONLY_ASSOCIATIVE = Auto((Associative(), Auto((Associative(),))))
 NEEDS_LINEAR = "Associative cannot run LSTM: it needs an AbstractLinearCell. Use Scan()"
 BATCH = ["jax.vmap", "one sequence"]
 
 INPUTS = [
-    pytest.param(run(xs=jnp.ones((T, 4), F32)), ValueError, ["xs", "[T, 3]", "LSTM", "[12, 4]"], id="feature_size"),
-    pytest.param(run(xs=jnp.ones(T, F32)), ValueError, ["xs", "rank 2", "[T, 3]", "[12]"], id="rank_too_low"),
-    pytest.param(run(xs=jnp.ones((2, 5, T, I), F32)), ValueError, ["xs", "rank 2", "5, 12, 3]"], id="rank_too_high"),
+    pytest.param(run(xs=np.ones((T, 4), F32)), ValueError, ["xs", "[T, 3]", "LSTM", "[12, 4]"], id="feature_size"),
+    pytest.param(run(xs=np.ones(T, F32)), ValueError, ["xs", "rank 2", "[T, 3]", "[12]"], id="rank_too_low"),
+    pytest.param(run(xs=np.ones((2, 5, T, I), F32)), ValueError, ["xs", "rank 2", "5, 12, 3]"], id="rank_too_high"),
     pytest.param(run(xs=ZERO), ValueError, ["xs", "[T, ...]", "scalar"], id="scalar"),
-    pytest.param(run(xs=jnp.ones((5, T, I), F32)), ValueError, ["xs", "[T, 3]", "[5, 12, 3]", *BATCH], id="batch"),
+    pytest.param(run(xs=np.ones((5, T, I), F32)), ValueError, ["xs", "[T, 3]", "[5, 12, 3]", *BATCH], id="batch"),
     pytest.param(run(xs=[[1.0, 2.0, 3.0]]), TypeError, ["xs", "array", "float"], id="list"),
     pytest.param(run(xs=(XS, XS)), ValueError, ["xs", "f32[3]", "(f32[12,3], f32[12,3])"], id="two_inputs"),
     pytest.param(run(xs=(XS, XS[:5])), ValueError, ["xs", "one length", "[5, 12]"], id="two_lengths"),
@@ -103,26 +127,24 @@ INPUTS = [
     pytest.param(run(xs=of_dtype(bool)), TypeError, ["xs", "float32", "bool"], id="boolean_inputs"),
     pytest.param(run(xs=of_dtype(F64)), TypeError, ["xs", "float32", "float64", "astype"], id="float64_inputs"),
     pytest.param(run(xs=of_dtype(jnp.bfloat16)), TypeError, ["xs", "float32", "bfloat16"], id="bfloat16_inputs"),
-    pytest.param(run(BIDIRECTIONAL, xs=XS[:, :2]), ValueError, ["xs", "Bidirectional", "[12, 2]"], id="network_inputs"),
+    pytest.param(
+        run("bidirectional", xs=XS[:, :2]), ValueError, ["xs", "Bidirectional", "[12, 2]"], id="network_inputs"
+    ),
     pytest.param(run(3), TypeError, ["cell", "(state, x) -> (state, y)", "3"], id="not_callable"),
 ]
 
 STATES = [
-    pytest.param(run(state=Hidden(jnp.zeros(H, F32))), ValueError, ["state", "LSTMState(", "Hidden("], id="other_cell"),
-    pytest.param(run(GRU_CELL, XS[:, 0]), ValueError, ["state", "Hidden(h=f32[8])", "got f32"], id="bare_array"),
+    pytest.param(run(state=Hidden(np.zeros(H, F32))), ValueError, ["state", "LSTMState(", "Hidden("], id="other_cell"),
+    pytest.param(run("gru", XS[:, 0]), ValueError, ["state", "Hidden(h=f32[8])", "got f32"], id="bare_array"),
     pytest.param(
-        run(GRU_CELL, Hidden(jnp.zeros(7, F32))), ValueError, ["state", "h=f32[8]", "GRU", "h=f32[7]"], id="state_shape"
+        run("gru", Hidden(np.zeros(7, F32))), ValueError, ["state", "h=f32[8]", "GRU", "h=f32[7]"], id="state_shape"
     ),
     pytest.param(
-        run(GRU_CELL, Hidden(jnp.zeros((5, H), F32))), ValueError, ["state", "h=f32[8]", "h=f32[5,8]"], id="state_batch"
+        run("gru", Hidden(np.zeros((5, H), F32))), ValueError, ["state", "h=f32[8]", "h=f32[5,8]"], id="state_batch"
     ),
-    pytest.param(
-        run(GRU_CELL, Hidden(jnp.zeros(H, F64))), TypeError, ["state", "h=f32[8]", "h=f64[8]"], id="state_dtype"
-    ),
-    pytest.param(run(GRU_CELL, "zeros"), ValueError, ["state", "Hidden(h=f32[8])", "zeros"], id="state_string"),
-    pytest.param(
-        run(NETWORKS["stack"], Hidden(XS[0])), ValueError, ["state", "LSTMState(", "got Hidden("], id="network_state"
-    ),
+    pytest.param(run("gru", Hidden(np.zeros(H, F64))), TypeError, ["state", "h=f32[8]", "h=f64[8]"], id="state_dtype"),
+    pytest.param(run("gru", "zeros"), ValueError, ["state", "Hidden(h=f32[8])", "zeros"], id="state_string"),
+    pytest.param(run("stack", Hidden(XS[0])), ValueError, ["state", "LSTMState(", "got Hidden("], id="network_state"),
 ]
 
 MARKS = [
@@ -130,17 +152,26 @@ MARKS = [
     pytest.param(run(length=True), TypeError, ["length", "integer", "True"], id="length_bool"),
     pytest.param(run(length="3"), TypeError, ["length", "integer", "'3'"], id="length_string"),
     pytest.param(run(length=[3]), TypeError, ["length", "integer", "[3]"], id="length_list"),
-    pytest.param(run(length=jnp.asarray(3.0, F32)), TypeError, ["length", "integer", "float32"], id="length_floats"),
-    pytest.param(run(length=jnp.asarray(True)), TypeError, ["length", "integer", "bool"], id="length_bools"),
-    pytest.param(run(length=jnp.array([3, 4])), ValueError, ["length", "scalar", "[2]", *BATCH], id="length_vector"),
+    pytest.param(
+        lambda: run(length=placed(np.float32(3)))(), TypeError, ["length", "integer", "float32"], id="length_floats"
+    ),
+    pytest.param(
+        lambda: run(length=placed(np.bool_(True)))(), TypeError, ["length", "integer", "bool"], id="length_bools"
+    ),
+    pytest.param(
+        lambda: run(length=placed(np.asarray([3, 4])))(),
+        ValueError,
+        ["length", "scalar", "[2]", *BATCH],
+        id="length_vector",
+    ),
     pytest.param(run(length=-1), ValueError, ["length", "0", "T=12", "-1"], id="length_negative"),
     pytest.param(run(length=13), ValueError, ["length", "0", "T=12", "13"], id="length_over"),
     pytest.param(run(length=np.int32(13)), ValueError, ["length", "T=12", "13"], id="length_over_numpy"),
-    pytest.param(run(length=jnp.asarray(13)), ValueError, ["length", "T=12", "13"], id="length_over_array"),
+    pytest.param(lambda: run(length=placed(13))(), ValueError, ["length", "T=12", "13"], id="length_over_array"),
     pytest.param(jax.jit(run(length=13)), ValueError, ["length", "T=12", "13"], id="length_over_known_inside_jit"),
-    pytest.param(run(resets=jnp.zeros(11, bool)), ValueError, ["resets", "[12]", "[11]"], id="resets_shape"),
-    pytest.param(run(resets=jnp.zeros((5, T), bool)), ValueError, ["resets", "[12]", "[5, 12]"], id="resets_batch"),
-    pytest.param(run(resets=jnp.zeros(T, int)), TypeError, ["resets", "booleans", "T=12", "int64"], id="resets_int"),
+    pytest.param(run(resets=np.zeros(11, bool)), ValueError, ["resets", "[12]", "[11]"], id="resets_shape"),
+    pytest.param(run(resets=np.zeros((5, T), bool)), ValueError, ["resets", "[12]", "[5, 12]"], id="resets_batch"),
+    pytest.param(run(resets=np.zeros(T, int)), TypeError, ["resets", "booleans", "T=12", "int64"], id="resets_int"),
     pytest.param(run(resets=[False] * T), TypeError, ["resets", "booleans", "T=12", "list"], id="resets_list"),
     pytest.param(run(resets=True), TypeError, ["resets", "booleans", "T=12", "bool"], id="resets_bool"),
 ]
@@ -150,9 +181,7 @@ ENGINES = [
     pytest.param(run(engine=Scan), TypeError, ["engine", "class Scan", "Scan()"], id="engine_class"),
     pytest.param(run(engine=None), TypeError, ["engine", "Scan()", "None"], id="engine_none"),
     pytest.param(run(engine=Associative()), ValueError, ["engine", NEEDS_LINEAR], id="engine_refuses"),
-    pytest.param(
-        run(NETWORKS["stack"], engine=Associative()), ValueError, ["engine", NEEDS_LINEAR], id="engine_refuses_a_layer"
-    ),
+    pytest.param(run("stack", engine=Associative()), ValueError, ["engine", NEEDS_LINEAR], id="engine_refuses_a_layer"),
     pytest.param(
         run(engine=ONLY_ASSOCIATIVE),
         ValueError,
@@ -172,7 +201,13 @@ ENGINES = [
     pytest.param(partial(Auto, (Scan,)), TypeError, ["candidates", "Scan()", "class"], id="candidate_class"),
 ]
 
-make_lstm, make_projected = partial(LSTM, key=KEY), partial(ProjectedLSTM, key=KEY)
+
+def keyed(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The class with a key."""
+    return lambda *sizes, **options: make(*sizes, key=key(), **options)
+
+
+make_lstm, make_projected = keyed(LSTM), keyed(ProjectedLSTM)
 CONSTRUCTION = [
     pytest.param(partial(make_lstm, I, 0), ValueError, ["hidden_size", "positive", "0"], id="hidden_size_zero"),
     pytest.param(partial(make_lstm, I, 8.0), ValueError, ["hidden_size", "integer", "8.0"], id="hidden_size_float"),
@@ -191,7 +226,7 @@ CONSTRUCTION = [
         partial(make_projected, I, H, projected_size=0), ValueError, ["projected_size", "0"], id="projected_size_zero"
     ),
     pytest.param(
-        partial(rnnjax.LEM, I, H, key=KEY, time_step=0.0), ValueError, ["time_step", "positive", "0.0"], id="lem_step"
+        partial(keyed(rnnjax.LEM), I, H, time_step=0.0), ValueError, ["time_step", "positive", "0.0"], id="lem_step"
     ),
     pytest.param(partial(rnnjax.initialise.chrono, 2), ValueError, ["longest", "more than 2", "2"], id="chrono_two"),
     pytest.param(
@@ -199,8 +234,8 @@ CONSTRUCTION = [
     ),
 ]
 
-make_lru, make_s5 = partial(rnnjax.LRU, key=KEY), partial(rnnjax.S5, key=KEY)
-make_convolution, make_rg_lru = partial(rnnjax.CausalConvolution, key=KEY), partial(rnnjax.RGLRU, key=KEY)
+make_lru, make_s5 = keyed(rnnjax.LRU), keyed(rnnjax.S5)
+make_convolution, make_rg_lru = keyed(rnnjax.CausalConvolution), keyed(rnnjax.RGLRU)
 LINEAR = [
     pytest.param(partial(make_lru, I, 0), ValueError, ["hidden_size", "positive", "0"], id="lru_size"),
     pytest.param(partial(make_lru, I, H, r_min=0.9, r_max=0.5), ValueError, ["r_min", "r_max=0.5", "0.9"], id="ring"),
@@ -233,42 +268,44 @@ LINEAR = [
     ),
     pytest.param(partial(make_convolution, 0, H, window=2), ValueError, ["input_size", "0"], id="convolution_inputs"),
     pytest.param(
-        partial(rnnjax.DepthwiseConvolution, I, window=-1, key=KEY), ValueError, ["window", "-1"], id="depthwise_window"
+        partial(keyed(rnnjax.DepthwiseConvolution), I, window=-1), ValueError, ["window", "-1"], id="depthwise_window"
     ),
-    pytest.param(partial(rnnjax.QRNN, I, H, window=0, key=KEY), ValueError, ["window", "0"], id="qrnn_window"),
+    pytest.param(partial(keyed(rnnjax.QRNN), I, H, window=0), ValueError, ["window", "0"], id="qrnn_window"),
     pytest.param(partial(make_rg_lru, H, heads=3), ValueError, ["heads", "hidden_size=8", "3"], id="rg_lru_heads"),
     pytest.param(
-        run(rnnjax.QRNN(I, H, key=KEY), engine=rnnjax.Fused()),
+        lambda: jax.eval_shape(run("qrnn", engine=rnnjax.Fused())),
         ValueError,
         ["engine", "LinearRecurrence", "AbstractGatedCell", "Scan()"],
         id="qrnn_not_fused",
     ),
-    pytest.param(run(rnnjax.RGLRU(4, key=KEY)), ValueError, ["xs", "[T, 4]", "RGLRU", "[12, 3]"], id="rg_lru_inputs"),
+    pytest.param(run("rg_lru_of_four"), ValueError, ["xs", "[T, 4]", "RGLRU", "[12, 3]"], id="rg_lru_inputs"),
 ]
 
 COMPOSITION = [
     pytest.param(partial(Stack, []), ValueError, ["layers", "at least one", "none"], id="no_layers"),
     pytest.param(
-        partial(Stack, [LSTM_CELL, GRU(H, 7, key=KEY), GRU(H, 7, key=KEY)]),
+        lambda: Stack([built("lstm"), GRU(H, 7, key=key()), GRU(H, 7, key=key())]),
         ValueError,
         ["layers[2]", "f32[8]", "f32[7]"],
         id="layers_misfit",
     ),
     pytest.param(
-        partial(Stack, [LSTM_CELL, GRU(H, H, key=KEY, dtype=jnp.bfloat16)]),
+        lambda: Stack([built("lstm"), GRU(H, H, key=key(), dtype=jnp.bfloat16)]),
         ValueError,
         ["layers[1]", "bf16[8]", "f32[8]"],
         id="layers_of_two_dtypes",
     ),
-    pytest.param(partial(Stack, [LSTM_CELL, jnp.tanh]), TypeError, ["layers[1]", "cell", "tanh"], id="layer_function"),
+    pytest.param(
+        lambda: Stack([built("lstm"), jnp.tanh]), TypeError, ["layers[1]", "cell", "tanh"], id="layer_function"
+    ),
     pytest.param(
         partial(rnnjax.TimeDistributed, eqx.nn.Linear, I),
         TypeError,
         ["function", "a layer", "Linear"],
         id="function_class",
     ),
-    pytest.param(partial(rnnjax.LinearRecurrence, jnp.zeros(4)), TypeError, ["start", "Hidden"], id="bare_start"),
-    pytest.param(partial(rnnjax.LRU, 4, 8, key=KEY, dtype=jnp.int8), TypeError, ["dtype", "int8"], id="integer_lru"),
+    pytest.param(lambda: rnnjax.LinearRecurrence(placed(np.zeros(4))), TypeError, ["start", "Hidden"], id="bare_start"),
+    pytest.param(partial(make_lru, 4, 8, dtype=jnp.int8), TypeError, ["dtype", "int8"], id="integer_lru"),
     pytest.param(partial(rnnjax.TimeDistributed, 3.0, I), TypeError, ["function", "3.0"], id="function_number"),
     pytest.param(
         partial(rnnjax.TimeDistributed, jnp.tanh, 0), ValueError, ["input_shape", "positive", "0"], id="function_of_0"
@@ -276,25 +313,23 @@ COMPOSITION = [
     pytest.param(
         partial(rnnjax.TimeDistributed, jnp.tanh, [1, 28]), ValueError, ["input_shape", "tuple", "[1, 28]"], id="list"
     ),
-    pytest.param(
-        run(rnnjax.TimeDistributed(jnp.tanh, (2, 4))), ValueError, ["xs", "[T, 2, 4]", "[12, 3]"], id="function_frames"
-    ),
-    pytest.param(
-        run(rnnjax.TimeDistributed(jnp.tanh, 4)), ValueError, ["xs", "[T, 4]", "[12, 3]"], id="function_inputs"
-    ),
+    pytest.param(run("tanh_of_frames"), ValueError, ["xs", "[T, 2, 4]", "[12, 3]"], id="function_frames"),
+    pytest.param(run("tanh_of_four"), ValueError, ["xs", "[T, 4]", "[12, 3]"], id="function_inputs"),
     pytest.param(partial(Stack, [LSTM]), TypeError, ["layers[0]", "cell", "LSTM"], id="layer_class"),
-    pytest.param(partial(Stack, [LSTM_CELL], dropout=1.0), ValueError, ["dropout", "1", "1.0"], id="dropout_one"),
-    pytest.param(partial(Stack, [LSTM_CELL], dropout=-0.1), ValueError, ["dropout", "-0.1"], id="dropout_negative"),
+    pytest.param(lambda: Stack([built("lstm")], dropout=1.0), ValueError, ["dropout", "1", "1.0"], id="dropout_one"),
+    pytest.param(lambda: Stack([built("lstm")], dropout=-0.1), ValueError, ["dropout", "-0.1"], id="dropout_negative"),
     pytest.param(
-        partial(Bidirectional, LSTM_CELL, GRU(4, H, key=KEY)),
+        lambda: Bidirectional(built("lstm"), GRU(4, H, key=key())),
         ValueError,
         ["backward", "f32[4]", "f32[3]"],
         id="directions_misfit",
     ),
     pytest.param(
-        partial(Bidirectional, total, LSTM_CELL), TypeError, ["forward", "cell", "total"], id="not_a_direction"
+        lambda: Bidirectional(total, built("lstm")), TypeError, ["forward", "cell", "total"], id="not_a_direction"
     ),
-    pytest.param(partial(rnnjax.residual, LSTM_CELL), ValueError, ["part", "f32[3]", "f32[8]"], id="residual_misfit"),
+    pytest.param(
+        lambda: rnnjax.residual(built("lstm")), ValueError, ["part", "f32[3]", "f32[8]"], id="residual_misfit"
+    ),
     pytest.param(partial(rnnjax.residual, total), TypeError, ["part", "cell", "total"], id="residual_function"),
     pytest.param(partial(rnnjax.skip, total), TypeError, ["part", "cell", "total"], id="skip_function"),
     pytest.param(partial(rnnjax.Reversed, total), TypeError, ["part", "cell", "total"], id="reversed_function"),
@@ -321,52 +356,88 @@ def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
 # Lengths that are not known when traced
 
 
-@pytest.mark.parametrize("cell", [LSTM_CELL, LINEAR_CELL, BIDIRECTIONAL], ids=["lstm", "min_gru", "bidirectional"])
+@lru_cache
+def by_length(name: str) -> Callable[[int], Any]:
+    """A run of a traced length, and those of all steps and of none, which are known: one program."""
+    return jax.jit(lambda length: tuple(unroll(built(name), None, XS, length=given) for given in (length, T, 0)))
+
+
+@pytest.mark.parametrize("name", ["lstm", "min_gru", "bidirectional"])
 @pytest.mark.parametrize(("length", "clamped"), [(99, T), (-3, 0)])
-def test_traced_length_is_clamped(cell, length, clamped):
-    traced = jax.jit(lambda length: unroll(cell, None, XS, length=length))(length)
-    assert_equal(traced, jax.jit(lambda: unroll(cell, None, XS, length=clamped))())
+def test_traced_length_is_clamped(name, length, clamped):
+    traced, whole, nothing = by_length(name)(length)
+    assert_equal(traced, whole if clamped == T else nothing)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32", "int64"])
+INTEGERS = ("int8", "uint8", "int16", "int32", "uint32", "int64")
+
+
+@lru_cache
+def by_dtype() -> list[Any]:
+    """A run of the same length in every integer dtype, and last that of a plain integer."""
+    xs = np.sin(np.arange(300 * I, dtype=F32)).reshape(300, I)  # more steps than eight bits can count
+    run = lambda length: unroll(total, ZERO, xs, length=length, resets=np.arange(300) == 50, reverse=True)  # noqa: E731
+    return jax.jit(lambda lengths: list(map(run, lengths)))([*(np.asarray(100, dtype) for dtype in INTEGERS), 100])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
 def test_length_may_be_of_any_integer_dtype(dtype):
-    xs = jnp.sin(jnp.arange(300 * I, dtype=F32)).reshape(300, I)  # more steps than eight bits can count
-    resets = jnp.arange(300) == 50
-    at = jax.jit(lambda length: unroll(GRU_CELL, None, xs, length=length, resets=resets, reverse=True))
-    assert_equal(at(jnp.asarray(100, dtype)), at(100))
+    *runs, expected = by_dtype()
+    assert_equal(runs[INTEGERS.index(dtype)], expected)
+    ys = np.asarray(expected[1])
+    assert ys[:99].all()  # the last step, which is the first in reverse, puts out the state given
+    assert not ys[99:].any()
 
 
 # No steps at all
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"length": 0}, {"resets": jnp.zeros(0, bool)}, {"length": 0, "resets": jnp.zeros(0, bool), "reverse": True}],
-    ids=["plain", "length", "resets", "all"],
-)
+EMPTY_OPTIONS = {
+    "plain": {},
+    "length": {"length": 0},
+    "resets": {"resets": np.zeros(0, bool)},
+    "all": {"length": 0, "resets": np.zeros(0, bool), "reverse": True},
+}
+
+
+@lru_cache
+def without_steps(name: str) -> tuple[dict[str, Any], Any, Any]:
+    """A state, the last states and outputs of no steps from it, by the options, and the gradient of the outputs."""
+    state = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.3, leaf.dtype), jax.eval_shape(built(name).initial))
+    weights, static = eqx.partition(built(name), eqx.is_inexact_array)
+
+    @jax.jit
+    def empty(weights: Any, state: Any) -> Any:
+        cell = lambda weights: eqx.combine(weights, static)  # noqa: E731
+        runs = {option: unroll(cell(weights), state, XS[:0], **options) for option, options in EMPTY_OPTIONS.items()}
+        return runs, jax.grad(lambda weights: unroll(cell(weights), None, XS[:0])[1].sum())(weights)
+
+    return state, *empty(weights, state)
+
+
+@pytest.mark.parametrize("options", EMPTY_OPTIONS)
 @pytest.mark.parametrize("name", CELLS | NETWORKS)
 def test_no_steps_return_the_state_and_no_outputs(name, options):
-    cell = (CELLS | NETWORKS)[name]
-    state = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.3, leaf.dtype), jax.eval_shape(cell.initial))
-    last, ys = unroll(cell, state, XS[:0], **options)
+    state, runs, _ = without_steps(name)
+    last, ys = runs[options]
     assert_equal(last, state)
-    one_step = jax.eval_shape(lambda: unroll(cell, state, XS[:1]))[1]
+    one_step = jax.eval_shape(lambda: unroll(built(name), state, XS[:1]))[1]
     assert (ys.shape, ys.dtype) == ((0, *one_step.shape[1:]), one_step.dtype)
 
 
 def test_no_steps_of_a_function():
-    state = LSTMState(jnp.arange(2.0), jnp.arange(3))
-    last, ys = unroll(
-        lambda state, x: (state, (x, state.c)), state, XS[:0], length=0, resets=jnp.zeros(0, bool), reverse=True
-    )
+    state = LSTMState(np.arange(2.0), np.arange(3))
+    keep = lambda state, x: (state, (x, state.c))  # noqa: E731
+    run = lambda state: unroll(keep, state, XS[:0], length=0, resets=np.zeros(0, bool), reverse=True)  # noqa: E731
+    last, ys = jax.jit(run)(state)
     assert_equal(last, state)
     assert [leaf.shape for leaf in ys] == [(0, I), (0, 3)]
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_no_steps_have_a_gradient(name):
-    gradient = jax.grad(lambda cell: unroll(cell, None, XS[:0])[1].sum())(CELLS[name])
-    assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
+    _, _, gradient = without_steps(name)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
 def assert_equal(got: Any, expected: Any) -> None:

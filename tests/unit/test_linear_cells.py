@@ -1,6 +1,7 @@
 """What is said of the linear cells and of the networks around them: where they start, how far, and how safely."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.linalg import expm
+from scipy.special import expit
 
 import rnnjax
 from rnnjax import Hidden, initialise, unroll
 from rnnjax.networks.rg_lru import log_softplus, root_of_rest
 
 T, I, H = 12, 3, 8  # noqa: E741
-KEY = jax.random.key(13)
 F32, F64 = jnp.float32, jnp.float64
 
 PARTS = {
@@ -30,21 +31,45 @@ PARTS = {
     "qrnn": rnnjax.QRNN,
     "rg_lru": lambda inputs, _, **options: rnnjax.RGLRU(inputs, **options),
 }
-run = eqx.filter_jit(unroll)
-SEQUENTIAL, PARALLEL = rnnjax.Scan(), rnnjax.Associative()
+QUICK_PARTS = ("linear_rnn", "min_lstm", "lru", "s5", "rg_lru")
+ENGINES = {"sequential": rnnjax.Scan(), "parallel": rnnjax.Associative()}
 
 
-def inputs(steps: int, dtype: Any = F64) -> jax.Array:
-    return jax.random.normal(jax.random.key(3), (steps, I), F32).astype(dtype)
+@lru_cache
+def key() -> jax.Array:
+    with jax.ensure_compile_time_eval():  # also where it is first asked for inside of a trace
+        return jax.random.key(13)
 
 
-@pytest.mark.parametrize("name", PARTS)
+@lru_cache
+def run(*engines: str) -> Callable[..., Any]:
+    """`unroll` by each of the engines, as one program; compiled once for each form of a cell."""
+    return eqx.filter_jit(
+        lambda *arguments, **options: [unroll(*arguments, engine=ENGINES[engine], **options) for engine in engines]
+    )
+
+
+def inputs(steps: int, dtype: Any = F64) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((steps, I)).astype(dtype)
+
+
+def widened(part: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), part)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_PARTS else pytest.param(name, marks=pytest.mark.slow) for name in PARTS]
+)
 def test_float32_keeps_its_digits_over_a_thousand_steps(name):
-    part, xs = PARTS[name](I, H, key=KEY, dtype=F32), inputs(1000, F32)
-    exact = jax.tree.map(lambda leaf: leaf.astype(F64), part)
-    _, expected = run(exact, None, xs.astype(F64), engine=SEQUENTIAL)
-    for engine in (SEQUENTIAL, PARALLEL):
-        _, ys = run(part, None, xs, engine=engine)
+    part, xs = PARTS[name](I, H, key=key(), dtype=F32), inputs(1000, F32)
+
+    @jax.jit
+    def both(part: Any, exact: Any, xs: jax.Array) -> Any:
+        expected = unroll(exact, None, xs.astype(F64), engine=ENGINES["sequential"])[1]
+        return expected, [unroll(part, None, xs, engine=engine)[1] for engine in ENGINES.values()]
+
+    expected, found = both(part, widened(part), xs)
+    for ys in found:
         assert ys.dtype == F32
         np.testing.assert_allclose(ys, expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max()))
 
@@ -52,14 +77,13 @@ def test_float32_keeps_its_digits_over_a_thousand_steps(name):
 @pytest.mark.parametrize("name", ["lru", "qrnn", "rg_lru"])
 def test_steps_one_by_one_are_one_pass(name):
     """Streaming: each step is a call of its own; in parallel along time all of them at once."""
-    part, xs = PARTS[name](I, H, key=KEY, dtype=F64), inputs(100)
 
-    @eqx.filter_jit
-    def stream(part: Any, xs: jax.Array) -> Any:
-        return jax.lax.scan(lambda state, x: unroll(part, state, x[None], engine=SEQUENTIAL), part.initial(), xs)
+    @jax.jit
+    def both(part: Any, xs: jax.Array) -> Any:
+        step = lambda state, x: unroll(part, state, x[None], engine=ENGINES["sequential"])  # noqa: E731
+        return jax.lax.scan(step, part.initial(), xs), unroll(part, None, xs, engine=ENGINES["parallel"])
 
-    last, ys = stream(part, xs)
-    whole_last, whole = run(part, None, xs, engine=PARALLEL)
+    (last, ys), (whole_last, whole) = both(PARTS[name](I, H, key=key(), dtype=F64), inputs(100))
     np.testing.assert_allclose(ys[:, 0], whole, rtol=0, atol=1e-12)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), last, whole_last)
 
@@ -68,7 +92,7 @@ def test_steps_one_by_one_are_one_pass(name):
 
 
 def test_time_constants_are_log_uniform():
-    decay = initialise.time_constants(2.0, 500.0)(KEY, (4000,), F64)
+    decay = initialise.time_constants(2.0, 500.0)(key(), (4000,), F64)
     tau = np.log(-1 / np.log(decay))
     assert np.log(2) <= tau.min() < np.log(2.1)
     assert np.log(480) < tau.max() <= np.log(500)
@@ -77,72 +101,80 @@ def test_time_constants_are_log_uniform():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_linear_rnn_starts_below_one_in_any_dtype(dtype):
-    cell = rnnjax.LinearRNN(I, 500, key=KEY, dtype=jnp.dtype(dtype))
+    cell = rnnjax.LinearRNN(I, 500, key=key(), dtype=jnp.dtype(dtype))
     assert cell.decay.dtype == dtype
-    assert float(cell.decay.min()) > 0
-    assert 0.99 < float(cell.decay.max()) < 1
+    decay = np.asarray(cell.decay, np.float64)
+    assert decay.min() > 0
+    assert 0.99 < decay.max() < 1
 
 
-def gates(cell: Any, *biases: float) -> tuple[np.ndarray, np.ndarray]:
-    """The coefficients where the gates are these numbers, before their nonlinearities."""
-    u = jnp.broadcast_to(jnp.asarray(biases, cell.bias.dtype)[:, None], cell.bias.shape)
-    return cell.coefficients(u)
+def gates(*biases: float, dtype: Any = F64) -> np.ndarray:
+    """What the coefficients are of where the gates are these numbers, before their nonlinearities."""
+    return np.repeat(np.asarray(biases, dtype)[:, None], H, axis=1)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_min_lstm_shares_where_both_gates_are_shut(dtype):
-    cell = rnnjax.MinLSTM(I, H, key=KEY, dtype=dtype)
-    keep, written = gates(cell, -10_000.0, -9_999.0, 1.0)
+    cell = rnnjax.MinLSTM(I, H, key=key(), dtype=dtype)
+
+    @jax.jit
+    def both(u: jax.Array, shut: jax.Array) -> Any:
+        return cell.coefficients(u), jax.jacobian(cell.coefficients)(shut)
+
+    (keep, written), slopes = both(gates(-10_000.0, -9_999.0, 1.0, dtype=dtype), np.full((3, H), -10_000.0, dtype))
     np.testing.assert_allclose(keep, 1 / (1 + np.exp(-1)), rtol=1e-6)
     np.testing.assert_allclose(written, 1 / (1 + np.exp(1)), rtol=1e-6)
-    slopes = jax.jacobian(lambda u: cell.coefficients(u))(jnp.full((3, H), -10_000.0, dtype))
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
 def test_what_is_kept_is_no_difference_from_one():
     """A gate that all but closes keeps its digits, so that the gradient through many steps of it does."""
-    for cell, biases in ((rnnjax.MinGRU, (60.0, 1.0)), (rnnjax.MinLSTM, (10.0, -60.0, 1.0)), (rnnjax.SRU, (60.0, 1.0))):
-        made = cell(I, H, key=KEY, dtype=F64)
-        a, b = gates(made, *biases)
-        small = b if cell is rnnjax.SRU else a
-        assert np.all((small > 1e-27) & (small < 1e-25))
+    us = {rnnjax.MinGRU: gates(60.0, 1.0), rnnjax.MinLSTM: gates(10.0, -60.0, 1.0), rnnjax.SRU: gates(60.0, 1.0)}
+    cells = [(make(I, H, key=key(), dtype=F64), u) for make, u in us.items()]
+    made = jax.jit(lambda cells: [cell.coefficients(u) for cell, u in cells])(cells)
+    for (a, b), cell in zip(made, us, strict=True):
+        small = np.asarray(b if cell is rnnjax.SRU else a)
+        assert np.all((small > 1e-27) & (small < 1e-25)), cell
 
 
 @pytest.mark.parametrize("cell", [rnnjax.MinGRU, rnnjax.MinLSTM])
 def test_positive_candidates_keep_the_state_positive(cell):
-    made = cell(I, H, key=KEY, activation=rnnjax.positive)
-    assert float(run(made, None, 3 * inputs(200, F32))[1].min()) > 0
-    assert float(run(made, None, 1000 * inputs(200, F32))[1].min()) == 0  # where a gate underflows; never below
+    made = cell(I, H, key=key(), activation=rnnjax.positive)
+    lowest = jax.jit(lambda xs: unroll(made, None, xs)[1].min())
+    assert lowest(np.float32(3) * inputs(200, F32)) > 0
+    assert lowest(np.float32(1000) * inputs(200, F32)) == 0  # where a gate underflows; never below
 
 
 def test_positive_joins_its_halves():
-    n = jnp.asarray([-800.0, -1.0, -1e-9, 0.0, 1e-9, 3.0])
-    np.testing.assert_allclose(rnnjax.positive(n), [0, 1 / (1 + np.e), 0.5, 0.5, 0.5, 3.5], atol=1e-8)
-    slopes = jax.vmap(jax.grad(rnnjax.positive))(n)
+    n = np.asarray([-800.0, -1.0, -1e-9, 0.0, 1e-9, 3.0])
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(rnnjax.positive)))(n)
+    np.testing.assert_allclose(values, [0, 1 / (1 + np.e), 0.5, 0.5, 0.5, 3.5], atol=1e-8)
     np.testing.assert_allclose(slopes, [0, np.e / (1 + np.e) ** 2, 0.25, 1, 1, 1], atol=1e-8)
 
 
 def test_sru_without_its_highway_or_without_its_state():
-    cell = rnnjax.SRU(I, I, key=KEY, dtype=F64)
+    cell = rnnjax.SRU(I, I, key=key(), dtype=F64)
     assert cell.output_weight.shape == (I, 1, I)
-    xs, state = inputs(T), Hidden(jnp.linspace(-1.0, 1.0, I))
-    open_, shut = (eqx.tree_at(lambda cell: cell.bias, cell, cell.bias.at[1].set(bias)) for bias in (900.0, -900.0))
-    np.testing.assert_allclose(run(shut, state, xs)[1], xs, rtol=1e-12)
-    last, ys = run(open_, state, xs)
+    xs, state, bias = inputs(T), Hidden(np.linspace(-1.0, 1.0, I)), np.asarray(cell.bias)
+    open_, shut = (
+        eqx.tree_at(lambda cell: cell.bias, cell, np.stack([bias[0], np.full(I, gate)])) for gate in (900.0, -900.0)
+    )
+    [(_, ys)] = run("sequential")(shut, state, xs)
+    np.testing.assert_allclose(ys, xs, rtol=1e-12)
+    [(last, ys)] = run("sequential")(open_, state, xs)
     np.testing.assert_allclose(ys[-1], np.tanh(last.h), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_linear_recurrence_takes_its_coefficients_as_inputs(dtype):
-    cell = rnnjax.LinearRecurrence(Hidden(jnp.zeros(H, dtype)))
-    a, b = jax.random.normal(KEY, (2, T, H), jnp.dtype(dtype))
-    resets = jnp.arange(T) == 5
+    cell = rnnjax.LinearRecurrence(Hidden(np.zeros(H, dtype)))
+    parts = np.random.default_rng(4).standard_normal((2, 2, T, H))
+    a, b = parts[0] + 1j * parts[1] if dtype == "complex128" else parts[0]
     h, expected = np.zeros(H, dtype), []
     for step in range(T):
-        h = np.asarray(a[step] * (0 if step == 5 else h) + b[step])
+        h = a[step] * (0 if step == 5 else h) + b[step]
         expected.append(h)
-    for engine in (SEQUENTIAL, PARALLEL):
-        last, ys = run(cell, None, (a, b), resets=resets, engine=engine)
+    for last, ys in run(*ENGINES)(cell, None, (a, b), resets=np.arange(T) == 5):
         np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-12)
         np.testing.assert_allclose(last.h, expected[-1], rtol=0, atol=1e-12)
 
@@ -172,10 +204,11 @@ class OneGate(rnnjax.AbstractLinearCell):
 
 @pytest.mark.parametrize("gate", [lambda u: jax.nn.sigmoid(u[0]), lambda u: jax.nn.sigmoid(u[:1]), lambda _: 0.9])
 def test_one_coefficient_may_serve_all_units(gate):
-    xs = jax.random.normal(KEY, (16, 4), F64)
-    _, expected = run(OneGate(gate), None, xs, engine=SEQUENTIAL, length=11)
-    for engine in (PARALLEL, rnnjax.Associative(block=4), rnnjax.Auto()):
-        _, ys = run(OneGate(gate), None, xs, engine=engine, length=11)
+    xs = np.random.default_rng(5).standard_normal((16, 4))
+    engines = ENGINES["sequential"], ENGINES["parallel"], rnnjax.Associative(block=4), rnnjax.Auto()
+    together = jax.jit(lambda xs: [unroll(OneGate(gate), None, xs, engine=one, length=11)[1] for one in engines])
+    expected, *found = together(xs)
+    for ys in found:
         np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-14)
 
 
@@ -188,14 +221,15 @@ def test_one_coefficient_may_serve_all_units(gate):
 )
 def test_coefficients_that_do_not_fit_the_state_are_refused(gate, shown):
     with pytest.raises(ValueError, match=r"OneGate.coefficients: expected a and b that fit the state, .*" + shown):
-        run(OneGate(gate), None, jnp.ones((16, 4)), engine=PARALLEL)
+        run("parallel")(OneGate(gate), None, np.ones((16, 4)))
 
 
 def test_a_plain_function_at_every_step_is_no_weight():
-    network = rnnjax.Stack([rnnjax.TimeDistributed(jnp.tanh, I), rnnjax.MinGRU(I, H, key=KEY, dtype=F32)])
+    network = rnnjax.Stack([rnnjax.TimeDistributed(jnp.tanh, I), rnnjax.MinGRU(I, H, key=key(), dtype=F32)])
     loss = lambda network: jnp.sum(unroll(network, None, inputs(T, F32))[1])  # noqa: E731
-    assert jnp.isfinite(jax.jit(loss)(network))
-    assert len(jax.tree.leaves(jax.grad(loss)(network))) == 2
+    value, gradient = jax.jit(jax.value_and_grad(loss))(network)
+    assert np.isfinite(value)
+    assert len(jax.tree.leaves(gradient)) == 2
 
 
 # Complex diagonals
@@ -204,17 +238,29 @@ def test_a_plain_function_at_every_step_is_no_weight():
 @pytest.mark.parametrize("make", [rnnjax.LRU, rnnjax.S5])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_complex_cells_have_real_weights_and_a_complex_state(make, dtype):
-    cell = make(I, H, key=KEY, learn_initial=True, dtype=jnp.dtype(dtype))
+    cell = make(I, H, key=key(), learn_initial=True, dtype=jnp.dtype(dtype))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(cell)} == {dtype}
-    assert cell.initial().h.dtype == ("complex128" if dtype == "float64" else "complex64")
+    assert jax.eval_shape(cell.initial).h.dtype == ("complex128" if dtype == "float64" else "complex64")
+
+
+@lru_cache
+def coefficients() -> Callable[..., Any]:
+    """A cell's coefficients; compiled once for each form of a cell."""
+    return eqx.filter_jit(lambda cell, u: cell.coefficients(u))
 
 
 def eigenvalues(cell: rnnjax.LRU) -> np.ndarray:
-    return np.asarray(eqx.filter_jit(cell.coefficients)(jnp.zeros((2, len(cell.nu)), cell.nu.dtype))[0])
+    return np.asarray(coefficients()(cell, np.zeros((2, len(cell.nu)), cell.nu.dtype))[0])
+
+
+@lru_cache
+def slope_of_sum() -> Callable[[Any], Any]:
+    """The gradient in a cell of the sum of its outputs; compiled once for each form of a cell."""
+    return eqx.filter_jit(eqx.filter_grad(lambda cell: unroll(cell, None, inputs(T, F32))[1].sum()))
 
 
 def test_lru_starts_on_its_ring():
-    cell = rnnjax.LRU(I, 4000, key=KEY, r_min=0.6, r_max=0.9, max_phase=0.5, dtype=F64)
+    cell = rnnjax.LRU(I, 4000, key=key(), r_min=0.6, r_max=0.9, max_phase=0.5, dtype=F64)
     found = eigenvalues(cell)
     squared, angle = np.abs(found) ** 2, np.angle(found)
     assert 0.36 - 1e-6 <= squared.min() < 0.37
@@ -227,18 +273,17 @@ def test_lru_starts_on_its_ring():
 
 @pytest.mark.parametrize(("r_min", "r_max"), [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_lru_starts_finite_at_the_edges_of_the_disc(r_min, r_max):
-    cell = rnnjax.LRU(I, 1000, key=KEY, r_min=r_min, r_max=r_max)
+    cell = rnnjax.LRU(I, 1000, key=key(), r_min=r_min, r_max=r_max)
     assert np.abs(eigenvalues(cell)).max() <= 1
-    loss = lambda cell: run(cell, None, inputs(T, F32))[1].sum()  # noqa: E731
-    for tree in (cell, jax.jit(jax.grad(loss))(cell)):
+    for tree in (cell, slope_of_sum()(cell)):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def test_lru_draws_the_variances_of_the_paper():
-    cell = rnnjax.LRU(200, 300, key=KEY)
-    np.testing.assert_allclose(np.var(cell.input_weight), 1 / (2 * 200), rtol=0.05)
-    np.testing.assert_allclose(np.var(cell.output_weight), 1 / 300, rtol=0.05)
-    np.testing.assert_allclose(np.var(cell.skip), 1, rtol=0.3)
+    cell = rnnjax.LRU(200, 300, key=key())
+    np.testing.assert_allclose(np.var(np.asarray(cell.input_weight)), 1 / (2 * 200), rtol=0.05)
+    np.testing.assert_allclose(np.var(np.asarray(cell.output_weight)), 1 / 300, rtol=0.05)
+    np.testing.assert_allclose(np.var(np.asarray(cell.skip)), 1, rtol=0.3)
 
 
 def hippo(states: int) -> np.ndarray:
@@ -270,39 +315,36 @@ def test_s5_answers_an_impulse_as_the_dense_system():
     cell = rnnjax.S5(
         I,
         states,
-        key=KEY,
+        key=key(),
         blocks=blocks,
         skip=False,
         shortest_step=step,
         longest_step=step,
-        input_initialiser=lambda *_: jnp.asarray(B),
-        output_initialiser=lambda *_: jnp.asarray(C),
+        input_initialiser=lambda *_: jax.device_put(B),
+        output_initialiser=lambda *_: jax.device_put(C),
         dtype=F64,
     )
-    cell = eqx.tree_at(lambda cell: cell.log_step, cell, jnp.full(states // 2, np.log(step)))
+    cell = eqx.tree_at(lambda cell: cell.log_step, cell, np.full(states // 2, np.log(step)))
     dense = np.kron(np.eye(blocks), hippo(states // blocks))
     a = expm(dense * step)
     held = np.linalg.solve(dense, a - np.eye(states)) @ B.T
     expected = [C.T @ np.linalg.matrix_power(a, step) @ held for step in range(T)]  # [O, I]
     for feature in range(I):
-        impulse = jnp.zeros((T, I)).at[0, feature].set(1.0)
-        for engine in (SEQUENTIAL, PARALLEL):
-            _, ys = run(cell, None, impulse, engine=engine)
+        impulse = np.outer(np.arange(T) == 0, np.eye(I)[feature])
+        for _, ys in run(*ENGINES)(cell, None, impulse):
             np.testing.assert_allclose(ys, np.stack(expected)[:, :, feature], atol=1e-12)
 
 
 def test_s5_keeps_its_digits_at_short_steps():
     """What is written in a short step is nearly nothing, which exp(z) - 1 would not be to seven digits."""
-    cell = rnnjax.S5(I, H, key=KEY, blocks=4, shortest_step=1e-5, longest_step=1e-4)
-    u = jnp.ones((2, H // 2), F32)
-    exact = jax.tree.map(lambda leaf: leaf.astype(F64), cell)
-    _, written = eqx.filter_jit(cell.coefficients)(u)
-    _, expected = eqx.filter_jit(exact.coefficients)(u.astype(F64))
+    cell = rnnjax.S5(I, H, key=key(), blocks=4, shortest_step=1e-5, longest_step=1e-4)
+    _, written = coefficients()(cell, np.ones((2, H // 2), F32))
+    _, expected = coefficients()(widened(cell), np.ones((2, H // 2)))
     np.testing.assert_allclose(written, expected, rtol=1e-6)
 
 
 def test_s5_draws_its_steps_log_uniformly():
-    steps = np.asarray(rnnjax.S5(I, 4000, key=KEY, blocks=100).log_step)
+    steps = np.asarray(rnnjax.S5(I, 4000, key=key(), blocks=100).log_step)
     assert np.log(0.001) <= steps.min() < np.log(0.0011)
     assert np.log(0.095) < steps.max() <= np.log(0.1)
     np.testing.assert_allclose(steps.mean(), np.log(0.001 * 0.1) / 2, atol=0.1)
@@ -312,7 +354,7 @@ def test_s5_draws_its_steps_log_uniformly():
 
 
 def test_rg_lru_starts_within_the_bounds_of_the_paper():
-    network = rnnjax.RGLRU(4000, key=KEY, heads=100)
+    network = rnnjax.RGLRU(4000, key=key(), heads=100)
     kept = np.exp(-8 * np.log1p(np.exp(np.asarray(network.decay, np.float64))))
     assert 0.9 - 1e-5 <= kept.min() < 0.901
     assert 0.998 < kept.max() <= 0.999 + 1e-5
@@ -320,107 +362,130 @@ def test_rg_lru_starts_within_the_bounds_of_the_paper():
 
 
 def test_rg_lru_takes_its_first_step_whole():
-    network = rnnjax.RGLRU(I, key=KEY, dtype=F64)
-    xs = inputs(T)
-    i = jax.nn.sigmoid(xs @ network.gate_weight[0, :, 1] + network.bias[1])
-    state = network.initial()
+    network, xs = rnnjax.RGLRU(I, key=key(), dtype=F64), inputs(T)
+    i = expit(xs @ np.asarray(network.gate_weight)[0, :, 1] + np.asarray(network.bias)[1])
+    run = jax.jit(lambda state, resets, length: unroll(network, state, xs, resets=resets, length=length))
+    state, none = jax.jit(lambda: network.initial())(), np.zeros(T, bool)
     assert not state.begun
-    last, ys = run(network, state, xs, resets=jnp.arange(T) == 5)
+    last, ys = as_numpy(run(state, np.arange(T) == 5, T))
     np.testing.assert_allclose(ys[0], i[0] * xs[0], rtol=1e-12)
     np.testing.assert_allclose(ys[5], i[5] * xs[5], rtol=1e-12)
     assert np.all(np.abs(ys[1]) < np.abs(i[1] * xs[1]) + np.abs(ys[0]))
     assert last.begun
-    after, ys = run(network, last._replace(h=jnp.zeros(I)), xs)
+    after, ys = as_numpy(run(last._replace(h=np.zeros(I)), none, T))
     assert np.all(np.abs(ys[0]) < 0.9 * np.abs(i[0] * xs[0]))
-    assert not run(network, state, xs, length=0)[0].begun
-    assert run(network, after, xs, length=0)[0].begun
+    assert not run(state, none, 0)[0].begun
+    assert run(after, none, 0)[0].begun
+
+
+def as_numpy(tree: Any) -> Any:
+    """`tree` with arrays of NumPy."""
+    return jax.tree.map(np.asarray, tree)
+
+
+@lru_cache
+def at_each(function: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], Any]:
+    """The values of a function of one number, and its slopes."""
+    return jax.jit(jax.vmap(jax.value_and_grad(function)))
 
 
 LOGARITHMS = [-700.0, -100.0, -40.0, -12.1, -11.9, -5.0, -1.0, 0.0, 1.0, 5.0]
 
 
 def test_the_root_and_its_slope_are_right_where_it_is_the_root_of_nothing():
-    logarithms = jnp.asarray(LOGARITHMS)
+    values, slopes = at_each(root_of_rest)(np.asarray(LOGARITHMS))
     rate = np.exp(np.asarray(LOGARITHMS, np.longdouble))
     root = np.sqrt(-np.expm1(-rate))
-    np.testing.assert_allclose(root_of_rest(logarithms), root.astype(float), rtol=1e-14)
-    slopes = jax.vmap(jax.grad(root_of_rest))(logarithms)
+    np.testing.assert_allclose(values, root.astype(float), rtol=1e-14)
     np.testing.assert_allclose(slopes, (rate * np.exp(-rate) / (2 * root)).astype(float), rtol=1e-12, atol=1e-16)
 
 
 def test_the_logarithm_of_softplus_where_softplus_is_lost():
     n = np.asarray([-1e4, -800.0, -41.0, -39.0, -3.0, 0.0, 3.0, 800.0])
     expected = np.where(n < -30, n - np.exp(np.minimum(n, 0)) / 2, np.log(np.logaddexp(np.maximum(n, -30), 0)))
-    np.testing.assert_allclose(log_softplus(jnp.asarray(n)), expected, rtol=1e-14)
-    slopes = jax.vmap(jax.grad(log_softplus))(jnp.asarray(n))
+    values, slopes = at_each(log_softplus)(n)
+    np.testing.assert_allclose(values, expected, rtol=1e-14)
     softplus = np.logaddexp(n, 0)
     exact = np.where(n < -700, 1, 1 / (1 + np.exp(-np.maximum(n, -700))) / np.maximum(softplus, 1e-300))
     np.testing.assert_allclose(slopes, exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float64", marks=pytest.mark.slow)])
 def test_rg_lru_never_has_an_infinite_gradient(dtype):
-    network, xs = rnnjax.RGLRU(I, key=KEY, dtype=jnp.dtype(dtype)), inputs(T, jnp.dtype(dtype))
+    network, xs = rnnjax.RGLRU(I, key=key(), dtype=jnp.dtype(dtype)), inputs(T, jnp.dtype(dtype))
 
-    def loss(network: Any, xs: jax.Array) -> jax.Array:
-        return run(network, None, xs, engine=SEQUENTIAL)[1].sum()
-
-    @jax.jit
     def slope(decay: jax.Array, gate: jax.Array) -> Any:
         fields = lambda network: (network.decay, network.bias)  # noqa: E731
         extreme = eqx.tree_at(fields, network, (jnp.full(I, decay), jnp.full((2, I), gate)))
+        loss = lambda network, xs: unroll(network, None, xs, engine=ENGINES["sequential"])[1].sum()  # noqa: E731
         return jax.value_and_grad(loss, (0, 1))(extreme, xs)
 
-    extremes = jnp.asarray([-3e38, -1e4, -60.0, 0.0, 60.0, 1e4, 3e38], dtype)
-    for leaf in jax.tree.leaves(jax.vmap(jax.vmap(slope, (None, 0)), (0, None))(extremes, extremes)):
-        assert np.isfinite(leaf.astype(F64)).all()
+    extremes = np.asarray([-3e38, -1e4, -60.0, 0.0, 60.0, 1e4, 3e38]).astype(jnp.dtype(dtype))
+    slopes = jax.jit(jax.vmap(jax.vmap(slope, (None, 0)), (0, None)))(extremes, extremes)
+    for leaf in jax.tree.leaves(slopes):
+        assert np.isfinite(np.asarray(leaf, np.float64)).all()
 
 
 # Convolutions
 
 
 def test_a_dense_convolution_is_one_product():
-    network = rnnjax.CausalConvolution(I, H, window=4, key=KEY)
+    network = rnnjax.CausalConvolution(I, H, window=4, key=key())
     lowered = str(jax.make_jaxpr(lambda xs: unroll(network, None, xs))(inputs(T, F32)))
     assert lowered.count("dot_general") == 1
     assert "conv_general" not in lowered
 
 
-@pytest.mark.parametrize("resets", [(), (0,), (3, 5, 11)])
-@pytest.mark.parametrize("window", [1, 3, 20])
-def test_convolution_sees_nothing_of_before_a_reset(window, resets):
-    """Value and gradient by inputs and state are those of the pieces, each fed by itself."""
-    network = rnnjax.CausalConvolution(I, H, window=window, key=KEY, dtype=F64)
-    state = jax.tree.map(lambda leaf: jax.random.normal(KEY, leaf.shape, F64), network.initial())
-    flags = jnp.zeros(T, bool).at[jnp.asarray(resets, int)].set(True)
+RESETS = (), (0,), (3, 5, 11)
 
-    def pieces(state: Any, xs: jax.Array) -> Any:
+
+@lru_cache
+def by_window(window: int) -> tuple[Any, Any]:
+    """Value and gradient by inputs and state under each of the resets: of the whole, and piece by piece."""
+    network = rnnjax.CausalConvolution(I, H, window=window, key=key(), dtype=F64)
+    state = np.random.default_rng(6).standard_normal((window - 1, I))
+    state = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(network.initial)), [state])
+
+    def pieces(resets: tuple[int, ...], state: Any, xs: jax.Array) -> Any:
         ys = []
         for start, stop in pairwise([0, *resets, T]):
-            state, piece = run(network, network.initial() if start in resets else state, xs[start:stop])
+            state, piece = unroll(network, network.initial() if start in resets else state, xs[start:stop])
             ys.append(piece)
         return state, jnp.concatenate(ys)
 
-    @partial(jax.jit, static_argnums=0)
-    def both(function: Any) -> Any:
-        values, transpose = jax.vjp(function, state, inputs(T))
+    def both(function: Any, state: Any, xs: jax.Array) -> Any:
+        values, transpose = jax.vjp(function, state, xs)
         return values, transpose(jax.tree.map(jnp.cos, values))
 
-    whole = both(lambda state, xs: run(network, state, xs, resets=flags))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), whole, both(pieces))
+    @jax.jit
+    def compiled(flags: dict[Any, jax.Array], state: Any, xs: jax.Array) -> Any:
+        whole = {at: both(partial(unroll, network, resets=flags[at]), state, xs) for at in RESETS}
+        return whole, {at: both(partial(pieces, at), state, xs) for at in RESETS}
+
+    return compiled({at: np.isin(np.arange(T), at) for at in RESETS}, state, inputs(T))
+
+
+@pytest.mark.parametrize("resets", RESETS)
+@pytest.mark.parametrize("window", [1, 3, pytest.param(14, marks=pytest.mark.slow)])
+def test_convolution_sees_nothing_of_before_a_reset(window, resets):
+    """Value and gradient by inputs and state are those of the pieces, each fed by itself."""
+    whole, pieces = by_window(window)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), whole[resets], pieces[resets])
 
 
 def test_the_output_gate_passes_no_nan_on_that_the_pooling_holds():
     """After the window has gone past a NaN the gates are finite again, and c is not until the next reset."""
-    network, clean, t = rnnjax.QRNN(I, H, key=KEY, window=2, dtype=F64), inputs(T), 8
-    resets, poisoned = jnp.arange(T) == t, clean.at[2, 0].set(jnp.nan)
+    network, clean, t = rnnjax.QRNN(I, H, key=key(), window=2, dtype=F64), inputs(T), 8
+    resets, poisoned = np.arange(T) == t, clean.copy()
+    poisoned[2, 0] = np.nan
 
-    @eqx.filter_jit
-    @eqx.filter_grad
-    def slope(network: Any, xs: jax.Array) -> jax.Array:
-        return jnp.sum(unroll(network, None, xs, resets=resets)[1][t:])
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def slope(network: Any, xs: jax.Array) -> Any:
+        ys = unroll(network, None, xs, resets=resets)[1]
+        return jnp.sum(ys[t:]), ys
 
-    _, ys = run(network, None, poisoned, resets=resets)
+    gradient, ys = slope(network, poisoned)
     assert np.isnan(ys[2:t]).all()
-    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
-    jax.tree.map(close, slope(network, poisoned), slope(network, clean))
+    expected, _ = slope(network, clean)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), gradient, expected)

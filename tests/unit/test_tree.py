@@ -1,9 +1,10 @@
 """Recursive networks: cells against a recursion in NumPy, batches against single trees, schedules, errors, a model."""
 
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,24 +19,31 @@ from rnnjax.trees.pack import round_up
 from rnnjax.trees.schedule import schedule
 
 I, H, K, V, C = 3, 4, 3, 7, 3  # noqa: E741
-KEY = jax.random.key(11)
 SOUND = Tree([[1, 2], [], []], [None, 0, 1], [0, None, 2])
 BUCKET = TreeBucket(leaves=80, steps=20)  # one for all, so that few programs are compiled
-CELLS = {
-    "child_sum": rnnjax.ChildSumTreeLSTM(I, H, key=KEY, dtype=jnp.float64),
-    "nary": rnnjax.NaryTreeLSTM(I, H, arity=K, key=KEY, dtype=jnp.float64),
-    "recursive": rnnjax.RecursiveNetwork(I, H, arity=K, key=KEY, dtype=jnp.float64),
-    "rntn": rnnjax.RNTN(I, H, arity=K, key=KEY, dtype=jnp.float64),
-}
-TABLE = jax.random.normal(jax.random.key(1), (V, I), jnp.float64)
+TABLE = np.random.default_rng(1).normal(size=(V, I))
+CELLS = ("child_sum", "nary", "recursive", "rntn")
+
+
+@lru_cache
+def key() -> jax.Array:
+    return jax.random.key(11)
+
+
+def make(name: str, arity: int = K, dtype: str = "float64") -> Any:
+    """The cell as it is drawn."""
+    kinds = {"nary": rnnjax.NaryTreeLSTM, "recursive": rnnjax.RecursiveNetwork, "rntn": rnnjax.RNTN}
+    if name == "child_sum":
+        return rnnjax.ChildSumTreeLSTM(I, H, key=key(), dtype=jnp.dtype(dtype))
+    return kinds[name](I, H, arity=arity, key=key(), dtype=jnp.dtype(dtype))
 
 
 @lru_cache
 def build(name: str) -> Any:
     """The cell, its biases made random."""
-    cell = CELLS[name]
-    with jax.ensure_compile_time_eval():  # kept beyond the program that may be the first to ask
-        return eqx.tree_at(lambda cell: cell.bias, cell, jax.random.normal(KEY, cell.bias.shape, jnp.float64))
+    cell = make(name)
+    bias = np.random.default_rng(11).normal(size=cell.bias.shape)
+    return eqx.tree_at(lambda cell: cell.bias, cell, grid.place(bias))
 
 
 def grow(random: np.random.Generator, *, bare: bool) -> Tree:
@@ -65,27 +73,37 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def by_hand(cell: Any, tree: Tree, table: np.ndarray, node: int) -> tuple[np.ndarray, np.ndarray]:
-    """h and c of a node, by the equations of the papers, one product of a matrix and a vector at a time."""
-    below = [by_hand(cell, tree, table, child) for child in tree.children[node]]
+def by_hand(cell: Any, tree: Tree, table: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """h and c of each node, by the equations of the papers, one product of a matrix and a vector at a time."""
+    states = {}
+
+    def climb(node: int) -> None:
+        for child in tree.children[node]:
+            climb(child)
+        token = tree.tokens[node]
+        x = np.zeros(I) if token is None else table[token]
+        states[node] = node_by_hand(cell, x, [states[child] for child in tree.children[node]])
+
+    climb(root_of(tree))
+    return states
+
+
+def node_by_hand(cell: Any, x: np.ndarray, below: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """h and c of a node from those of its children."""
     hs, cs = [h for h, _ in below], [c for _, c in below]
-    x = np.zeros(I) if tree.tokens[node] is None else table[tree.tokens[node]]
-    W, b = np.asarray(cell.input_weight), np.asarray(cell.bias)
+    W, R, b = (np.asarray(weight) for weight in (cell.input_weight, cell.recurrent_weight, cell.bias))
     us = [x @ W[:, gate] + b[gate] for gate in range(W.shape[1])]
     if isinstance(cell, rnnjax.ChildSumTreeLSTM):
-        R = np.asarray(cell.recurrent_weight)
         total = sum(hs, np.zeros(H))
         forget = [sigmoid(us[1] + h @ R[:, 1]) for h in hs]
         i, g, o = (us[gate] + total @ R[:, gate] for gate in (0, 2, 3))
     elif isinstance(cell, rnnjax.NaryTreeLSTM):
-        R = np.asarray(cell.recurrent_weight)
         forget = [sigmoid(us[1] + sum(h @ R[place, :, 1 + of] for place, h in enumerate(hs))) for of in range(len(hs))]
         i, g, o = (
             us[gate] + sum((h @ R[place, :, row] for place, h in enumerate(hs)), np.zeros(H))
             for gate, row in ((0, 0), (2, K + 1), (3, K + 2))
         )
     else:
-        R = np.asarray(cell.recurrent_weight)
         n = us[0] + sum((h @ R[place, :, 0] for place, h in enumerate(hs)), np.zeros(H))
         if isinstance(cell, rnnjax.RNTN):
             p = np.concatenate([*hs, np.zeros((K - len(hs)) * H)])
@@ -99,21 +117,27 @@ def root_of(tree: Tree) -> int:
     return (set(range(len(tree.children))) - {child for below in tree.children for child in below}).pop()
 
 
-run = eqx.filter_jit(recurse)
-
-
-@eqx.filter_jit
-def values_and_slope(cell: Any, table: jax.Array, trees: rnnjax.Trees, weights: jax.Array) -> Any:
+@lru_cache
+def program() -> Any:
     """All states; and by cell and table the gradient of the sum over slots of weight * (h + 2 c)."""
 
-    @partial(eqx.filter_value_and_grad, has_aux=True)
-    def objective(arguments: Any) -> Any:
-        states = recurse(arguments[0], trees, arguments[1])
-        each = sum((1 + number) * leaf.sum(-1) for number, leaf in enumerate(states))
-        return jnp.sum(weights * each), states
+    @eqx.filter_jit
+    def values_and_slope(cell: Any, table: jax.Array, trees: rnnjax.Trees, weights: jax.Array) -> Any:
+        @partial(eqx.filter_value_and_grad, has_aux=True)
+        def objective(arguments: Any) -> Any:
+            states = recurse(arguments[0], trees, arguments[1])
+            each = sum((1 + number) * leaf.sum(-1) for number, leaf in enumerate(states))
+            return jnp.sum(weights * each), states
 
-    (_, states), slope = objective((cell, table))
-    return states, slope
+        (_, states), slope = objective((cell, table))
+        return states, slope
+
+    return values_and_slope
+
+
+def values_and_slope(cell: Any, table: np.ndarray, trees: rnnjax.Trees, weights: np.ndarray) -> Any:
+    """What the one program gives, as arrays of NumPy."""
+    return jax.tree.map(np.asarray, program()(cell, table, trees, weights))
 
 
 def assert_close(got: Any, expected: Any) -> None:
@@ -126,10 +150,9 @@ def assert_close(got: Any, expected: Any) -> None:
 
 def weighted(cell: Any, table: np.ndarray, packed: rnnjax.Trees, trees: list[Tree], weights: np.ndarray) -> complex:
     """What `values_and_slope` differentiates, by hand."""
-    states = [
-        (slot, by_hand(cell, trees[packed.tree[slot]], table, packed.node[slot])) for slot in np.flatnonzero(weights)
-    ]
-    return sum(weights[slot] * np.sum(h + 2 * c) for slot, (h, c) in states)
+    states = [by_hand(cell, tree, table) for tree in trees]
+    terms = ((weights[slot], *states[packed.tree[slot]][packed.node[slot]]) for slot in np.flatnonzero(weights))
+    return sum(weight * np.sum(h + 2 * c) for weight, h, c in terms)
 
 
 @pytest.mark.parametrize(("name", "bare"), [*((name, False) for name in CELLS), ("nary", True)])
@@ -140,11 +163,12 @@ def test_every_state_is_that_of_a_recursion_by_hand_and_so_is_the_gradient(name,
     assert packed.bare == bare
     weights = np.where(packed.node % 3 == 0, np.cos(np.arange(len(packed.node))), 0.0)
     weights[packed.roots] = 1.5
-    states, slopes = values_and_slope(cell, TABLE, packed, jnp.asarray(weights))
+    states, slopes = values_and_slope(cell, TABLE, packed, weights)
     slots = np.flatnonzero(packed.node >= 0)
     assert len(slots) == sum(len(tree.children) for tree in trees)
+    by_papers = [by_hand(cell, tree, TABLE) for tree in trees]
     for slot in slots:
-        by_paper = by_hand(cell, trees[packed.tree[slot]], np.asarray(TABLE), packed.node[slot])
+        by_paper = by_papers[packed.tree[slot]][packed.node[slot]]
         for field, expected in zip(states, by_paper, strict=False):  # not all have a c
             np.testing.assert_allclose(field[slot], expected, rtol=1e-12, atol=1e-14)
     np.testing.assert_array_equal(states.h[packed.node < 0], 0)
@@ -157,71 +181,51 @@ def test_every_state_is_that_of_a_recursion_by_hand_and_so_is_the_gradient(name,
         np.testing.assert_allclose(np.sum(slope * direction), along, rtol=1e-11, atol=1e-12)
 
 
-CHAINS = {
-    "child_sum": (
-        rnnjax.LSTM(I, H, key=KEY, dtype=jnp.float64),
-        rnnjax.ChildSumTreeLSTM(I, H, key=KEY, dtype=jnp.float64),
-        lambda R: R[0],
-    ),
-    "nary": (
-        rnnjax.LSTM(I, H, key=KEY, dtype=jnp.float64),
-        rnnjax.NaryTreeLSTM(I, H, arity=1, key=KEY, dtype=jnp.float64),
-        lambda R: R,
-    ),
-    "recursive": (
-        rnnjax.Elman(I, H, key=KEY, dtype=jnp.float64),
-        rnnjax.RecursiveNetwork(I, H, arity=1, key=KEY, dtype=jnp.float64),
-        lambda R: R,
-    ),
-}
+def slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", ["recursive", *slow("child_sum", "nary")])
 def test_a_tree_on_a_chain_is_the_network_along_time(name):
     """One chain of nine steps and one of five; the first word is the leaf."""
-    along_time, tree_cell, reshape = CHAINS[name]
-    lengths = (9, 5)
-    xs = jax.random.normal(jax.random.key(3), (sum(lengths), I), jnp.float64)
-    starts = (0, 9)
+    along_time = (rnnjax.Elman if name == "recursive" else rnnjax.LSTM)(I, H, key=key(), dtype=jnp.float64)
+    tree_cell, lengths, starts = make(name, arity=1), (9, 5), (0, 9)
     chains = [
         Tree([[], *([node] for node in range(length - 1))], range(start, start + length))
         for start, length in zip(starts, lengths, strict=True)
     ]
+    xs = np.random.default_rng(3).normal(size=(sum(lengths), I))
     packed = pack_trees(chains, vocabulary_size=len(xs), arity=1, width=2)
     order = np.argsort(packed.tree * 100 + packed.node)[-len(xs) :]  # empty slots have -1 and come first
 
-    @jax.jit
-    @partial(jax.value_and_grad, has_aux=True)
+    def with_weights(cell: Any, W: jax.Array, R: jax.Array, b: jax.Array) -> Any:
+        return eqx.tree_at(lambda cell: (cell.input_weight, cell.recurrent_weight, cell.bias), cell, (W, R, b))
+
     def by_trees(weights: Any) -> Any:
         W, R, b, xs = weights
-        cell = eqx.tree_at(
-            lambda cell: (cell.input_weight, cell.recurrent_weight, cell.bias), tree_cell, (W, reshape(R), b)
-        )
-        h = recurse(cell, packed, xs).h[order]
+        h = recurse(with_weights(tree_cell, W, R[0] if name == "child_sum" else R, b), packed, xs).h[order]
         return jnp.sum(jnp.sin(h)), h
 
-    @jax.jit
-    @partial(jax.value_and_grad, has_aux=True)
     def by_time(weights: Any) -> Any:
-        W, R, b, xs = weights
-        cell = eqx.tree_at(lambda cell: (cell.input_weight, cell.recurrent_weight, cell.bias), along_time, (W, R, b))
-        h = jnp.concatenate([rnnjax.unroll(cell, None, part, engine=rnnjax.Scan())[1] for part in jnp.split(xs, [9])])
+        *weights, xs = weights
+        cell, parts = with_weights(along_time, *weights), jnp.split(xs, [9])
+        h = jnp.concatenate([rnnjax.unroll(cell, None, part, engine=rnnjax.Scan())[1] for part in parts])
         return jnp.sum(jnp.sin(h)), h
 
     weights = along_time.input_weight, along_time.recurrent_weight, along_time.bias, xs
-    assert_close(by_trees(weights), by_time(weights))
+    both = jax.jit(lambda weights: [jax.value_and_grad(way, has_aux=True)(weights) for way in (by_trees, by_time)])
+    assert_close(*both(weights))
 
 
 def test_eight_bits_of_mantissa_store_weights_and_carry_none():
-    cell = rnnjax.NaryTreeLSTM(I, H, arity=K, key=KEY, dtype=jnp.bfloat16)
-    packed = pack_up(forest(6), bucket=BUCKET)
-    states, gradient = values_and_slope(
-        cell, TABLE.astype(jnp.bfloat16), packed, jnp.ones(len(packed.node), jnp.float32)
-    )
-    assert {leaf.dtype.name for leaf in states} == {"float32"}
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), cell)
-    np.testing.assert_allclose(states.h, run(wide, packed, TABLE).h, atol=0.02)
+    cell, packed = make("nary", dtype="bfloat16"), pack_up(forest(6), bucket=BUCKET)
+    table, weights = TABLE.astype(jnp.bfloat16), np.ones(len(packed.node))
+    _, gradient = eqx.filter_eval_shape(program(), cell, table, packed, weights.astype("float32"))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"bfloat16"}
+    states = eqx.filter_jit(recurse)(cell, packed, table)
+    assert {leaf.dtype.name for leaf in states} == {"float32"}
+    wide = jax.tree.map(lambda leaf: grid.place(np.asarray(leaf).astype("float64")), cell)
+    np.testing.assert_allclose(states.h, values_and_slope(wide, TABLE, packed, weights)[0].h, atol=0.02)
 
 
 # Batches
@@ -231,8 +235,8 @@ def test_a_hundred_trees_at_once_are_a_hundred_trees_one_by_one():
     cell, trees = build("nary"), forest(100)
     packed = pack_up(trees, width=16)
     signs = np.random.default_rng(0).normal(size=len(packed.node))
-    states, expected = values_and_slope(cell, TABLE, packed, jnp.asarray(signs))
-    total = jax.tree.map(jnp.zeros_like, expected)
+    states, expected = values_and_slope(cell, TABLE, packed, signs)
+    total = jax.tree.map(np.zeros_like, expected)
     for number, tree in enumerate(trees):
         single = pack_up([tree._replace(labels=None)], classes=None, bucket=BUCKET)
         single = eqx.tree_at(lambda single: single.roots, single, np.zeros(6, np.int32))  # to the shape of the others
@@ -240,19 +244,19 @@ def test_a_hundred_trees_at_once_are_a_hundred_trees_one_by_one():
         here, there = here[packed.node[here].argsort()], there[single.node[there].argsort()]
         weights = np.zeros(len(single.node))
         weights[there] = signs[here]
-        alone, slope = values_and_slope(cell, TABLE, single, jnp.asarray(weights))
+        alone, slope = values_and_slope(cell, TABLE, single, weights)
         np.testing.assert_allclose(states.h[here], alone.h[there], rtol=1e-12, atol=1e-14)
         total = jax.tree.map(np.add, total, slope)
     assert_close(expected, total)
 
 
 def test_one_program_serves_all_batches_of_a_bucket():
-    traced = []
+    traced, cell = [], build("recursive")
 
     @eqx.filter_jit
     def count(trees: rnnjax.Trees) -> jax.Array:
         traced.append(1)
-        return recurse(build("recursive"), trees, TABLE).h
+        return recurse(cell, trees, jnp.asarray(TABLE)).h
 
     for trees in (forest(6), forest(12)[6:], forest(20)[14:]):
         count(pack_up(trees, bucket=BUCKET))
@@ -266,27 +270,30 @@ def test_not_a_number_in_one_tree_touches_no_other():
     cell = build("nary")
     trees = [Tree([[1, 2], [], []], [None, 0, 1]), Tree([[1, 2, 3], [], [], []], [4, 2, 3, 2]), *[SOUND] * 4]
     packed = pack_up(trees, bucket=BUCKET)
-    other = jnp.where(packed.tree == 1, 1.0, 0.0)
-    states, (_, by_table) = values_and_slope(cell, TABLE, packed, other)
-    spoiled, (_, by_spoiled) = values_and_slope(cell, TABLE.at[jnp.array([0, 6])].set(jnp.nan), packed, other)
+    other = np.where(packed.tree == 1, 1.0, 0.0)
+    not_a_number = lambda *rows: np.where(np.isin(np.arange(V), rows)[:, None], np.nan, TABLE)  # noqa: E731
+    states, (by_cell, by_table) = values_and_slope(cell, TABLE, packed, other)
+    spoiled, (_, by_spoiled) = values_and_slope(cell, not_a_number(0, 6), packed, other)
     assert np.isnan(spoiled.h[packed.tree == 0]).any()
     np.testing.assert_array_equal(spoiled.h[packed.tree == 1], states.h[packed.tree == 1])
     np.testing.assert_array_equal(by_spoiled[2:5], by_table[2:5])
-    unread = values_and_slope(cell, TABLE.at[6].set(jnp.nan), packed, other)
-    assert_close(unread, values_and_slope(cell, TABLE, packed, other))
+    assert_close(values_and_slope(cell, not_a_number(6), packed, other), (states, (by_cell, by_table)))
 
 
 def test_weights_and_batches_are_mapped():
     cell, batches = build("recursive"), [pack_up(trees, bucket=BUCKET) for trees in (forest(6), forest(12)[6:])]
     weights, static = eqx.partition(cell, eqx.is_array)
-    many = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), weights)
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-    objective = lambda weights, trees: jnp.sum(recurse(eqx.combine(weights, static), trees, TABLE).h)  # noqa: E731
-    mapped = jax.jit(jax.vmap(jax.grad(objective)))(many, both)
+    many = jax.tree.map(lambda leaf: np.stack([leaf, -np.asarray(leaf)]), weights)
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+    def objective(weights: Any, trees: rnnjax.Trees) -> jax.Array:
+        return jnp.sum(recurse(eqx.combine(weights, static), trees, jnp.asarray(TABLE)).h)
+
+    mapped = jax.tree.map(np.asarray, jax.jit(jax.vmap(jax.grad(objective)))(many, both))
     for number, trees in enumerate(batches):
         part = partial(jax.tree.map, lambda leaf, number=number: leaf[number])
-        expected = values_and_slope(eqx.combine(part(many), static), TABLE, trees, jnp.ones(len(trees.node)))[1][0]
-        assert_close(part(mapped), expected)
+        one = eqx.combine(jax.tree.map(grid.place, part(many)), static)
+        assert_close(part(mapped), values_and_slope(one, TABLE, trees, np.ones(len(trees.node)))[1][0])
 
 
 # Schedules
@@ -348,11 +355,11 @@ def test_what_is_no_tree_is_named(trees, message):
 def test_other_arguments_that_do_not_fit_are_named():
     packed = pack_up([SOUND])
     for error, arguments, message in (
-        (TypeError, (rnnjax.GRU(I, H, key=KEY), packed, TABLE), "cell: expected a tree cell, .* got GRU"),
+        (TypeError, (rnnjax.GRU(I, H, key=key()), packed, TABLE), "cell: expected a tree cell, .* got GRU"),
         (TypeError, (build("nary"), [SOUND], TABLE), "trees: expected what `pack_trees` returns, got list"),
         (ValueError, (build("nary"), pack_up([SOUND], arity=2), TABLE), "trees: expected an arity of 3"),
         (ValueError, (build("nary"), packed, TABLE[:-1]), r"table: expected \[7, 3\] .* got \[6, 3\]"),
-        (TypeError, (build("nary"), packed, TABLE.astype(jnp.float32)), "table: expected float64"),
+        (TypeError, (build("nary"), packed, TABLE.astype("float32")), "table: expected float64"),
     ):
         with pytest.raises(error, match=message):
             recurse(*arguments)
@@ -399,67 +406,95 @@ def test_brackets_that_do_not_fit_are_named(text, message):
 # A model
 
 
-def classifier(dropout: float = 0.0) -> rnnjax.TreeClassifier:
-    return rnnjax.TreeClassifier(V, build("nary"), C, key=KEY, dropout=dropout)
+@lru_cache
+def classifier(dropout: float = 0.5) -> rnnjax.TreeClassifier:
+    """A model that drops units where it has a key."""
+    return rnnjax.TreeClassifier(V, build("nary"), C, key=key(), dropout=dropout)
+
+
+class Judged(NamedTuple):
+    """What a model makes of a batch: with a key only `dropped`."""
+
+    loss: jax.Array
+    carry: Any
+    gradient: rnnjax.TreeClassifier
+    logits: jax.Array
+    right_roots: tuple[jax.Array, jax.Array]
+    dropped: jax.Array
+
+
+@lru_cache
+def judge() -> Any:
+    """The one program for all that is asked of a model."""
+
+    @eqx.filter_jit
+    def judged(model: rnnjax.TreeClassifier, packed: rnnjax.Trees, key: jax.Array) -> Judged:
+        mean = eqx.filter_value_and_grad(rnnjax.tree_loss, has_aux=True)
+        (loss, carry), gradient = mean(model, None, packed, None)
+        logits = model.logits(packed)
+        right_roots = rnnjax.count_right_roots(logits, packed)
+        return Judged(loss, carry, gradient, logits, right_roots, model.logits(packed, key=key))
+
+    return lambda model, packed: jax.tree.map(np.asarray, judged(model, packed, key()))
 
 
 def test_the_loss_is_the_mean_over_the_nodes_that_have_a_label():
     trees = forest(6)
     packed = pack_up(trees, bucket=BUCKET)
-    model = eqx.tree_at(lambda model: model.output_bias, classifier(), jnp.linspace(-1.0, 1.0, C))
-    losses, right = [], 0
-    for tree in trees:
-        for node, label in enumerate(tree.labels):
-            h, _ = by_hand(model.cell, tree, np.asarray(model.embedding), node)
-            scores = np.exp(h @ np.asarray(model.output_weight) + np.asarray(model.output_bias))
-            if label is not None:
-                losses.append(-np.log(scores[label] / scores.sum()))
-                right += node == root_of(tree) and scores.argmax() == label
-    loss, carry = eqx.filter_jit(rnnjax.tree_loss)(model, None, packed, None)
-    assert carry is None
-    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-12)
+    bias = grid.place(np.linspace(-1.0, 1.0, C))
+    model = eqx.tree_at(lambda model: model.output_bias, classifier(), bias)
+    got, losses, right = judge()(model, packed), [], 0
+    by_papers = [by_hand(model.cell, tree, np.asarray(model.embedding)) for tree in trees]
+    assert (packed.node >= 0).sum() == sum(len(tree.children) for tree in trees)
+    for slot in np.flatnonzero(packed.node >= 0):
+        tree, node = trees[packed.tree[slot]], packed.node[slot]
+        h, _ = by_papers[packed.tree[slot]][node]
+        logits = h @ np.asarray(model.output_weight) + np.asarray(bias)
+        np.testing.assert_allclose(got.logits[slot], logits, rtol=1e-12, atol=1e-14)  # nothing is dropped
+        if (label := tree.labels[node]) is not None:
+            losses.append(np.log(np.exp(logits).sum()) - logits[label])
+            right += node == root_of(tree) and logits.argmax() == label
+    assert got.carry is None
+    np.testing.assert_allclose(got.loss, np.mean(losses), rtol=1e-12)
     at_roots = [tree.labels[root_of(tree)] is not None for tree in trees]
-    assert tuple(map(int, rnnjax.count_right_roots(model.logits(packed), packed))) == (right, sum(at_roots))
+    assert tuple(map(int, got.right_roots)) == (right, sum(at_roots))
 
 
 def test_a_batch_without_labels_has_no_loss_and_no_gradient():
-    packed = pack_up(forest(6), classes=None, bucket=BUCKET)
-    loss, gradient = eqx.filter_jit(
-        eqx.filter_value_and_grad(lambda model: rnnjax.tree_loss(model, None, packed, None)[0])
-    )(classifier())
-    assert float(loss) == 0
-    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
+    got = judge()(classifier(), pack_up(forest(6), classes=None, bucket=BUCKET))
+    assert got.loss == 0
+    assert [np.abs(leaf).max() for leaf in jax.tree.leaves(got.gradient)] == [0] * 6
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ["nary", *slow("child_sum", "recursive", "rntn")])
 def test_a_tree_of_one_node_is_its_leaf(name):
     tree = Tree([[]], [2], [1])
     packed = pack_up([tree, tree])
-    h = jax.jit(lambda table: recurse(build(name), packed, table).h)(TABLE)[packed.roots]
-    np.testing.assert_allclose(h, [by_hand(build(name), tree, np.asarray(TABLE), 0)[0]] * 2, rtol=1e-12)
-    gradient = jax.grad(lambda table: recurse(build(name), packed, table).h[packed.roots].sum())(TABLE)
-    assert np.flatnonzero(np.abs(gradient).sum(1)).tolist() == [2]
+    at_roots = np.bincount(packed.roots, minlength=len(packed.node)).astype(float)
+    states, (_, by_table) = values_and_slope(build(name), TABLE, packed, at_roots)
+    np.testing.assert_allclose(states.h[packed.roots], [by_hand(build(name), tree, TABLE)[0][0]] * 2, rtol=1e-12)
+    assert np.flatnonzero(np.abs(by_table).sum(1)).tolist() == [2]
 
 
 def test_a_class_that_is_none_of_the_models_is_no_loss():
-    packed = pack_up([Tree([[]], [0], [C])], classes=C + 1)
-    assert jnp.isnan(rnnjax.tree_loss(classifier(), None, packed, None)[0])
+    packed = pack_up([*forest(5), Tree([[]], [0], [C])], classes=C + 1, bucket=BUCKET)
+    assert np.isnan(judge()(classifier(), packed).loss)
 
 
 def test_units_are_dropped_by_a_key():
-    packed, model = pack_up(forest(6), bucket=BUCKET), classifier(0.5)
-    whole, dropped = model.logits(packed), model.logits(packed, key=KEY)
-    assert (whole == classifier().logits(packed)).all()
-    assert not jnp.allclose(whole, dropped)
+    got = judge()(classifier(), pack_up(forest(6), bucket=BUCKET))
+    assert not np.allclose(got.logits, got.dropped)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_its_trees():
     packed = pack_up(forest(6), bucket=BUCKET)
     with jax.numpy_dtype_promotion("standard"):
         fitted = rnnjax.fit(
-            classifier(), rnnjax.tree_loss, lambda _: packed, optax.adam(0.05), steps=60, key=KEY, progress=False
+            classifier(0.0), rnnjax.tree_loss, lambda _: packed, optax.adam(0.05), steps=60, key=key(), progress=False
         )
-    before, after = (float(rnnjax.tree_loss(model, None, packed, None)[0]) for model in (classifier(), fitted.model))
+    learned = eqx.tree_at(lambda model: model.dropout, fitted.model, classifier().dropout)  # which is off without a key
+    before, after = (judge()(model, packed).loss for model in (classifier(), learned))
     assert after < before / 2
 
 
@@ -483,24 +518,30 @@ def treebank(tmp_path, monkeypatch):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
 
 
-@pytest.mark.usefixtures("as_it_comes", "small", "treebank")
-def test_sentiment_is_read_and_learned(capsys):
+@pytest.mark.usefixtures("treebank")
+def test_sentiment_is_read():
     binary = sentiment_trees.read_task("binary")
     assert [len(trees) for trees in binary[1:4]] == [8, 2, 4]
     assert binary.training[0] == Tree([[1, 2], [], []], [None, 1, 2], [1, None, 1])
     assert binary.test[1] == Tree([[1, 2], [], []], [None, sentiment_trees.UNKNOWN, 1], [0, 0, None])
+    sequences = sentiment_sequence.read(sentiment_trees.read_task("fine").training)
+    assert (sequences.xs[0, :3].tolist(), sequences.lengths[0], sequences.targets[0]) == ([1, 2, 0], 2, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_it_comes", "small", "treebank")
+def test_sentiment_is_learned(capsys):
     (record,) = sentiment_trees.run(sentiment_trees.parse(["--epochs", "12"]))
     assert len(record["curve"]) == 12
     assert record["curve"][-1][0] == 1
     assert "SST, fine: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_it_comes", "small", "treebank")
-def test_sentiment_is_read_as_a_sequence(monkeypatch, capsys):
+def test_sentiment_is_learned_as_a_sequence(monkeypatch, capsys):
     for name, value in (("B", 4), ("EMBEDDING", 8), ("UNITS", 8), ("DROPOUT", 0.0), ("LEARNING_RATE", 0.05)):
         monkeypatch.setattr(sentiment_sequence, name, value)
-    training = sentiment_sequence.read(sentiment_trees.read_task("fine").training)
-    assert (training.xs[0, :3].tolist(), training.lengths[0], training.targets[0]) == ([1, 2, 0], 2, 4)
     task = sentiment_trees.read_task("binary")
     monkeypatch.setattr(sentiment_sequence, "read_task", lambda _: task._replace(test=task.held_out * 2))
     (record,) = sentiment_sequence.run(sentiment_sequence.parse(["--task", "binary", "--epochs", "10"]))
