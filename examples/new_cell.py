@@ -2,7 +2,8 @@
 
 A gated cell is its `pointwise`: what happens unit by unit once `u = W x + b` and `v = R h` are known. The families, and
 what each asks for, are in rnnjax/cell.py; put the finished cell into rnnjax/cells/, export it from rnnjax/__init__.py,
-add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: the grid and the laws then hold it.
+add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: the grid and the laws then hold
+it.
 """
 
 import jax

@@ -4,8 +4,8 @@ An initialiser of weights is any `(key, shape, dtype) -> array` with `shape = [i
 `jax.nn.initializers` included: an orthogonal one gives every gate an orthogonal block, a Glorot one counts the fan of
 one gate. Those below compile nothing where the key is known (see `rnnjax/random.py`); those of JAX are compiled
 operation by operation, once for each shape. An initialiser of biases is any
-`(key, gates, hidden_size, dtype) -> [G, H]`, `gates` naming the gates in order by their letters: `i` writes, `f` and `z`
-keep (a cell that has `i` but not `f` keeps with `1 - i`).
+`(key, gates, hidden_size, dtype) -> [G, H]`, `gates` naming the gates in order by their letters: `i` writes, `f` and
+`z` keep (a cell that has `i` but not `f` keeps with `1 - i`).
 """
 
 import math

@@ -2,8 +2,8 @@
 
 Outside of `jax.jit` JAX compiles a program for each operation and each shape, a second or more for one cell. So these
 functions compute the same numbers without compiling: the same random bits, and from them the same distributions; what
-is rounded may differ in its last bits. A key that is traced, or of another generator than threefry, goes to
-`jax.random` itself.
+is rounded may differ in its last bits. Inside of a program that is traced, and with another generator than threefry,
+`jax.random` itself draws.
 """
 
 import math
@@ -94,8 +94,7 @@ def array(values: Any, dtype: Any) -> Array:
     """What was drawn as an array of JAX, in `dtype`."""
     if isinstance(values, Tracer):
         return values.astype(dtype)
-    with jax.ensure_compile_time_eval():
-        return jax.device_put(np.asarray(values).astype(jax.dtypes.canonicalize_dtype(dtype)))  # jnp.asarray compiles
+    return jax.device_put(np.asarray(values).astype(jax.dtypes.canonicalize_dtype(dtype)))  # jnp.asarray compiles
 
 
 def known(values: Array) -> Drawn:
@@ -122,15 +121,20 @@ def _is_typed(key: PRNGKeyArray) -> bool:
 
 
 def _words(key: PRNGKeyArray) -> Words | None:
-    """The two words of a threefry key that is known; None of any other."""
+    """The two words of a threefry key that is known; None of any other, and where a program is traced.
+
+    There the draw belongs into the program: its shape may be all that is asked for.
+    """
     config: Any = jax.config  # whose flags no type checker knows
-    if isinstance(key, Tracer) or not config.jax_threefry_partitionable:
+    if not config.jax_threefry_partitionable:
         return None
-    implementation = str(jax.random.key_impl(key)) if _is_typed(key) else config.jax_default_prng_impl
-    if implementation != "threefry2x32" or key.shape != (() if _is_typed(key) else (2,)):
+    typed = key if _is_typed(key) else jax.random.wrap_key_data(key)
+    if str(jax.random.key_impl(typed)) != "threefry2x32" or typed.shape != ():
         return None
-    with jax.ensure_compile_time_eval():
-        first, second = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
+    data = jax.random.key_data(typed)
+    if isinstance(data, Tracer):
+        return None
+    first, second = np.asarray(data)
     return first, second
 
 

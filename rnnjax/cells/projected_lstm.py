@@ -55,7 +55,8 @@ class ProjectedLSTM(AbstractAffineCell):
         self.bias = bias_initialiser(keys[2], gates, hidden_size, dtype) if bias else None
         self.peepholes = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
         self.projection = initialise.glorot(keys[4], (hidden_size, projected_size), dtype)
-        self.start = cast(self._zeros(), dtype) if learn_initial else None
+        sizes = projected_size, hidden_size
+        self.start = LSTMState(*(random.zeros(size, dtype) for size in sizes)) if learn_initial else None
         self.clip = clip
 
     def initial(self) -> LSTMState:

@@ -32,25 +32,30 @@ KERNELS: dict[str, Kernels] = {"reference": ()}  # where there is no other, the 
 
 @pytest.mark.parametrize(
     ("cell", "marks"),
-    [("elman", "plain"), ("gru", "length"), ("gru", "resets"), ("gru", "both"), ("lstm_options", "both")],
+    [
+        ("elman", "plain"),
+        ("gru", "length"),
+        ("gru", "resets"),
+        pytest.param("gru", "both", marks=pytest.mark.slow),
+        ("lstm_options", "both"),
+    ],
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_backward_is_the_transpose(kernel, cell, marks):
     """`<tangent(t), c> == <t, backward(c)>`, with cotangents on held steps too; it needs no oracle."""
     built = grid.build(cell)
-    length, resets = MARKS[marks]
-
-    def run(weights: Weights, xs: Array, state: Array) -> PyTree:
-        sequences = Sequences(xs, state, length, resets)
-        return recurrence.run(Pointwise.of(built), KERNELS[kernel], weights, sequences)[:2]
+    pointwise = Pointwise.of(built)
 
     @jax.jit
-    def both(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
+    def both(marks: PyTree, primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
+        def run(weights: Weights, xs: Array, state: Array) -> PyTree:
+            return recurrence.run(pointwise, KERNELS[kernel], weights, Sequences(xs, state, *marks))[:2]
+
         moved = jax.jvp(run, primals, tangents)[1]
         cotangents = draw(moved, 3)
         return dot(moved, cotangents), dot(tangents, jax.vjp(run, *primals)[1](cotangents))
 
-    forward, backward = both(draw(shapes(built), 1), draw(shapes(built), 2))
+    forward, backward = both(MARKS[marks], draw(shapes(built), 1), draw(shapes(built), 2))
     np.testing.assert_allclose(forward, backward, rtol=1e-11)
 
 
@@ -58,9 +63,10 @@ def test_backward_is_the_transpose(kernel, cell, marks):
 
 
 class Problem(NamedTuple):
-    """Some of the weights and all of them, by name, and states, inputs and lengths of a batch."""
+    """Some of the weights of a GRU and all of them, by name; states, inputs and lengths of a batch; and an LSTM."""
 
     cell: rnnjax.GRU
+    lstm: rnnjax.LSTM
     some: dict[str, PyTree]
     all: dict[str, PyTree]
     batch: tuple[PyTree, np.ndarray, np.ndarray]
@@ -74,7 +80,7 @@ def problem() -> Problem:
     rest = {"input_weight": np.asarray(cell.input_weight), "bias": np.asarray(cell.bias) + 0.1}
     state, xs = jax.tree.map(np.asarray, (grid.random_state(cell, B), grid.inputs(B, T)))
     batch = state, xs, LENGTH[0].astype(int)
-    return Problem(cell, some, some | rest | {"start": rnnjax.Hidden(gains - 0.2)}, batch)
+    return Problem(cell, grid.build("lstm"), some, some | rest | {"start": rnnjax.Hidden(gains - 0.2)}, batch)
 
 
 def scalar(engine: rnnjax.AbstractEngine, part: dict[str, PyTree], state: PyTree, xs: Array, length: Array) -> Array:
@@ -105,77 +111,67 @@ def total(f: Any) -> Any:
     return lambda *arguments: grid.contract(f(*arguments))
 
 
-def nest_ensemble_of_batches(f: Any) -> PyTree:
-    p = problem()
+def nest_ensemble_of_batches(f: Any, p: Problem) -> PyTree:
     return jax.grad(total(over_members(over_batch(f))), (0, 1, 2))(members(p.some), *p.batch)
 
 
-def nest_batch_of_ensembles(f: Any) -> PyTree:
-    p = problem()
+def nest_batch_of_ensembles(f: Any, p: Problem) -> PyTree:
     return jax.grad(total(over_batch(over_members(f))), (0, 1, 2))(members(p.some), *p.batch)
 
 
-def nest_gradient_of_each_member_and_sequence(f: Any) -> PyTree:
-    p = problem()
+def nest_gradient_of_each_member_and_sequence(f: Any, p: Problem) -> PyTree:
     return over_members(over_batch(jax.grad(f, (0, 1, 2))))(members(p.some), *p.batch)
 
 
-def nest_gradient_of_each_sequence_and_member(f: Any) -> PyTree:
-    p = problem()
+def nest_gradient_of_each_sequence_and_member(f: Any, p: Problem) -> PyTree:
     return over_batch(over_members(jax.grad(f)))(members(p.all), *p.batch)
 
 
-def nest_gradient_of_each_member(f: Any) -> PyTree:
-    p = problem()
+def nest_gradient_of_each_member(f: Any, p: Problem) -> PyTree:
     return over_members(jax.grad(total(over_batch(f)), (0, 2)))(members(p.some), *p.batch)
 
 
-def nest_jvp_of_each_sequence(f: Any) -> PyTree:
-    p = problem()
+def nest_jvp_of_each_sequence(f: Any, p: Problem) -> PyTree:
     moved = lambda *arguments: jax.jvp(partial(f, length=T), arguments, jax.tree.map(jnp.sin, arguments))  # noqa: E731
     return jax.vmap(moved, (None, 0, 0))(p.all, *p.batch[:2])
 
 
-def nest_jvp_of_batch_and_members(f: Any) -> PyTree:
-    p, (state, xs, length) = problem(), problem().batch
+def nest_jvp_of_batch_and_members(f: Any, p: Problem) -> PyTree:
+    state, xs, length = p.batch
     run = lambda part, xs: over_members(over_batch(f))(part, state, xs, length)  # noqa: E731
     return jax.jvp(run, (members(p.all), xs), (members(sine(p.all)), np.sin(xs)))
 
 
-def nest_jacobians(f: Any) -> PyTree:
-    p, (state, xs, length) = problem(), problem().batch
+def nest_jacobians(f: Any, p: Problem) -> PyTree:
+    state, xs, length = p.batch
     run = lambda part, xs: over_batch(f)(part, state, xs, length)  # noqa: E731
     return jax.jacfwd(run)(p.some, xs), jax.jacrev(run, (0, 1))(p.some, xs)
 
 
-def nest_hessian(f: Any) -> PyTree:
-    p, (state, xs, length) = problem(), jax.tree.map(lambda leaf: leaf[2], problem().batch)
+def nest_hessian(f: Any, p: Problem) -> PyTree:
+    state, xs, length = jax.tree.map(lambda leaf: leaf[2], p.batch)
     run = lambda gains, xs, state: f({"gains": gains}, state, xs, length)  # noqa: E731
     return jax.hessian(run, (0, 1, 2))(p.some["gains"], xs[:, :1] * np.ones(I), state)
 
 
-def nest_grad_of_grad(f: Any) -> PyTree:
-    p = problem()
+def nest_grad_of_grad(f: Any, p: Problem) -> PyTree:
     inner = jax.grad(total(over_batch(f)), (0, 1, 2))
     return jax.grad(total(inner), (0, 1, 2))(p.all, *p.batch)
 
 
-def nest_grad_of_grad_of_each_member(f: Any) -> PyTree:
-    p = problem()
+def nest_grad_of_grad_of_each_member(f: Any, p: Problem) -> PyTree:
     return over_members(jax.grad(total(over_batch(jax.grad(f)))))(members(p.some), *p.batch)
 
 
-def nest_grad_of_jvp(f: Any) -> PyTree:
-    p = problem()
-
+def nest_grad_of_jvp(f: Any, p: Problem) -> PyTree:
     def moved(part: PyTree, *batch: Array) -> Array:
         return jax.jvp(lambda part: over_batch(f)(part, *batch).sum(), (part,), (jax.tree.map(jnp.sin, part),))[1]
 
     return jax.grad(moved, (0, 1, 2))(p.some, *p.batch)
 
 
-def nest_scan_of_remat(f: Any) -> PyTree:
-    p, (state, xs, length) = problem(), problem().batch
+def nest_scan_of_remat(f: Any, p: Problem) -> PyTree:
+    state, xs, length = p.batch
 
     @jax.checkpoint
     def step(part: PyTree, xs: Array) -> tuple[PyTree, Array]:
@@ -188,9 +184,19 @@ def nest_scan_of_remat(f: Any) -> PyTree:
 NESTS = {name.removeprefix("nest_"): nest for name, nest in dict(globals()).items() if name.startswith("nest_")}
 
 
-@pytest.mark.parametrize("nest", NESTS)
+# These meet every rule of the primitives: batches by group and not, one and both at once, derivatives of each of them.
+QUICK_NESTS = {
+    *("ensemble_of_batches", "batch_of_ensembles", "gradient_of_each_member_and_sequence"),
+    *("jvp_of_batch_and_members", "jacobians", "grad_of_grad", "grad_of_jvp"),
+}
+
+
+@pytest.mark.parametrize(
+    "nest", [pytest.param(nest, marks=[] if nest in QUICK_NESTS else pytest.mark.slow) for nest in NESTS]
+)
 def test_nesting_equals_scan(nest):
-    both = jax.jit(lambda: [NESTS[nest](partial(scalar, engine)) for engine in (Fused(), grid.ORACLE)])
+    p = problem()
+    both = jax.jit(lambda: [NESTS[nest](partial(scalar, engine), p) for engine in (Fused(), grid.ORACLE)])
     grid.assert_close(*both())
 
 
@@ -280,11 +286,11 @@ ASKED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
         [("forward", 3, B, 2), ("backward", 3 * B, 1, "R", "gains", BOTH)],
     ),
     "outputs_without_a_field": (
-        lambda p: jax.grad(lambda xs: ys_of(grid.build("lstm"), xs))(p.batch[1][0]),
+        lambda p: jax.grad(lambda xs: ys_of(p.lstm, xs))(p.batch[1][0]),
         [("forward", 1, 1, 2), ("backward", 1, 1, "xs", (True, False, False))],
     ),
     "last_state_alone": (
-        lambda p: jax.grad(lambda xs: last_of(grid.build("lstm"), xs))(p.batch[1][0]),
+        lambda p: jax.grad(lambda xs: last_of(p.lstm, xs))(p.batch[1][0]),
         [("forward", 1, 1, 2), ("backward", 1, 1, "xs", (False, False, True))],
     ),
 }
@@ -293,11 +299,22 @@ ASKED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
 @pytest.mark.parametrize("asked", ASKED)
 def test_a_kernel_is_asked_once_and_for_no_more_than_is_wanted(asked):
     function, expected = ASKED[asked]
+    given = problem()
     CALLS.clear()
-    jax.jit(lambda: function(problem())).lower()
+    jax.jit(lambda: function(given)).lower()
     assert expected == CALLS
 
 
+@pytest.mark.parametrize("dtype", grid.NARROW)
+def test_a_kernel_is_given_weights_in_their_dtype_and_states_in_the_carried(dtype):
+    """As the recorder asserts."""
+    CALLS.clear()
+    run = partial(grid.values_and_gradients, engine=Fused(Recorder()))
+    eqx.filter_jit(run).lower(grid.build("lstm_options", dtype), grid.inputs(T, dtype=dtype))
+    assert {call[0] for call in CALLS} == {"forward", "backward"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", grid.NARROW)
 def test_narrow_dtypes(dtype):
     got = grid.rounded("lstm_options", Fused(Recorder()))[dtype]
@@ -402,12 +419,30 @@ def test_a_platform_without_a_kernel_runs_the_reference():
 # Corners
 
 
-@pytest.mark.parametrize("law", ["length_zero_is_identity", "padding_is_ignored", "everything_composes"])
+@pytest.mark.parametrize(
+    "law",
+    [
+        *(pytest.param(law, marks=pytest.mark.slow) for law in ("length_zero_is_identity", "padding_is_ignored")),
+        "everything_composes",
+    ],
+)
 def test_law_of_the_reference(law):
     laws.LAWS[law](laws.runner("gru", Fused(cpu=None, cuda=None, tpu=None)))
 
 
 def test_without_jit():
+    """A primitive is compiled where it stands alone."""
+    built = grid.build("gru")
+    weights, xs, state = jax.tree.map(grid.place, draw(shapes(built), 1))
+    last = lambda xs: recurrence.run(Pointwise.of(built), (), weights, Sequences(xs, state, None, None)).last  # noqa: E731
+    pull = lambda xs: jax.vjp(last, xs)[1](state)  # noqa: E731
+    with jax.disable_jit():
+        value = last(xs)
+    grid.assert_close((value, pull(xs)), jax.jit(lambda xs: (last(xs), pull(xs)))(xs))
+
+
+@pytest.mark.slow
+def test_unroll_without_jit():
     cell, xs = grid.build("lstm"), problem().batch[1][:, :2]
     gradient = jax.vmap(jax.grad(lambda xs: last_of(cell, xs)))
     grid.assert_close(gradient(xs), jax.jit(gradient)(xs))

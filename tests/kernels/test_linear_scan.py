@@ -452,7 +452,7 @@ def test_associative_runs_by_the_kernel(platform):
 
 
 def test_without_jit():
-    a, b, initial = np.full((4, 3), 0.5), np.ones((4, 3)), np.zeros(3)
+    a, b, initial = map(jax.device_put, (np.full((4, 3), 0.5), np.ones((4, 3)), np.zeros(3)))
     with jax.disable_jit():
         value = linear_scan(a, b, initial)
     np.testing.assert_array_equal(value, linear_scan(a, b, initial))

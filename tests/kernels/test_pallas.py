@@ -34,6 +34,7 @@ from rnnjax.kernels.reference import Reference
 GATED = "elman", "lstm", "lstm_options", "gru"
 STRICT = pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 EMULATED = {"tpu": rnnjax.TPU(interpret=STRICT), "gpu": rnnjax.GPU(interpret=True)}
+slow = pytest.mark.slow
 DEVICES = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 
 
@@ -56,19 +57,24 @@ def halves(kernel: AbstractKernel, cell: Any, *operands: Any) -> Any:
 
 def problem(cell: Any, batch: int, steps: int, length: Array | None, resets: Array | None) -> tuple[Any, ...]:
     weights, xs, state = shapes(cell)
-    xs, state = jnp.zeros((S, batch, steps, I)), jnp.zeros((S, batch, *state.shape[2:]))
-    states = tuple(jnp.zeros((S, batch, steps, H)) for _ in range(state.shape[2]))
+    xs, state = np.zeros((S, batch, steps, I)), np.zeros((S, batch, *state.shape[2:]))
+    states = tuple(np.zeros((S, batch, steps, H)) for _ in range(state.shape[2]))
     weights, xs, start, dstates, dlast = draw((weights, xs, state, states, state), 1)
     return weights, Sequences(xs, start, length, resets), dstates, dlast
 
 
-@pytest.mark.parametrize("cell", GATED)
+def both(kernel: AbstractKernel, cell: Any, *operands: Any) -> Any:
+    """What a kernel gives, and what the reference does."""
+    return jax.jit(lambda *operands: [halves(each, cell, *operands) for each in (kernel, Reference())])(*operands)
+
+
+@pytest.mark.parametrize(
+    "cell", ["lstm_options", "gru", *(pytest.param(name, marks=slow) for name in ("elman", "lstm"))]
+)
 @pytest.mark.parametrize("kernel", EMULATED)
 def test_halves_equal_the_reference(kernel, cell):
     cell = grid.build(cell)
-    operands = problem(cell, B, T, LENGTH, RESETS)
-    got = jax.jit(partial(halves, EMULATED[kernel], cell))(*operands)
-    grid.assert_close(got, jax.jit(partial(halves, Reference(), cell))(*operands))
+    grid.assert_close(*both(EMULATED[kernel], cell, *problem(cell, B, T, LENGTH, RESETS)))
 
 
 @pytest.mark.parametrize("kernel", EMULATED)
@@ -80,9 +86,8 @@ def test_several_tiles_and_blocks(kernel, monkeypatch):
     random = np.random.default_rng(0)
     length = random.integers(0, steps + 1, (S, batch))
     length[:, 16:32] = random.integers(0, 4, (S, 16))
-    operands = problem(cell, batch, steps, jnp.asarray(length, jnp.int32), random.random((S, batch, steps)) < 0.3)
-    got = jax.jit(partial(halves, EMULATED[kernel], cell))(*operands)
-    grid.assert_close(got, jax.jit(partial(halves, Reference(), cell))(*operands))
+    operands = problem(cell, batch, steps, length.astype(np.int32), random.random((S, batch, steps)) < 0.3)
+    grid.assert_close(*both(EMULATED[kernel], cell, *operands))
 
 
 # A cluster, emulated where this JAX can
@@ -132,8 +137,8 @@ def lowered(cell: Any, platform: str, engine: Any = None) -> str:
     weights, static = eqx.partition(cell, eqx.is_array)
     engine = rnnjax.Fused() if engine is None else engine
     run = jax.jit(lambda weights, *batch: gradient(engine, eqx.combine(weights, static), *batch))
-    xs, length = jnp.zeros((BATCH, STEPS, I), cell.dtype), jnp.zeros(BATCH, jnp.int32)
-    traced = run.trace(weights, xs, length, jnp.zeros((BATCH, STEPS), bool))
+    xs, length = np.zeros((BATCH, STEPS, I), cell.dtype), np.zeros(BATCH, np.int32)
+    traced = run.trace(weights, xs, length, np.zeros((BATCH, STEPS), bool))
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -149,15 +154,24 @@ def check_lowered(text: str, cell: Any) -> None:
     assert BATCH * cell.recurrent_weight.size not in sizes_seen
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("cell", GATED)
+DTYPES = "float32", "bfloat16", "float16"
+
+
+def by_cell_and_dtype(*quick: tuple[str, str]) -> Any:
+    """All cells in all dtypes, of which the quick tier sees a few."""
+    every = [(cell, dtype) for cell in GATED for dtype in DTYPES]
+    return pytest.mark.parametrize(
+        ("cell", "dtype"), [pytest.param(*one, marks=[slow] * (one not in quick)) for one in every]
+    )
+
+
+@by_cell_and_dtype(("lstm_options", "float32"), ("gru", "bfloat16"), ("elman", "float16"))
 def test_it_lowers_for_a_tpu(cell, dtype):
     cell = grid.build(cell, dtype)
     check_lowered(lowered(cell, "tpu"), cell)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("cell", GATED)
+@by_cell_and_dtype(("lstm_options", "bfloat16"), ("gru", "float32"), ("elman", "float16"))
 def test_it_lowers_for_a_gpu(cell, dtype):
     cell = grid.build(cell, dtype)
     with on("NVIDIA H200"):
@@ -173,13 +187,12 @@ SHAPES = {  # too large for one block
 
 
 @pytest.mark.parametrize("whole_grid", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("cell", GATED)
+@by_cell_and_dtype(("lstm_options", "float16"), ("gru", "float32"))
 def test_several_blocks_lower(cell, dtype, whole_grid):
     kind, units, options = SHAPES[cell]
     units *= (2 if dtype == "float32" else 4) if whole_grid else 1
     shape = eqx.filter_eval_shape(partial(kind, I, units, key=grid.KEY, dtype=jnp.dtype(dtype), **options))
-    made = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    made = jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
     kernel = rnnjax.GPU(whole_grid=whole_grid)
     with on("NVIDIA H200"):
         description = rnnjax.Fused(cuda=kernel).select(made, grid.inputs(T, dtype=dtype))["cuda"]
@@ -192,23 +205,23 @@ def test_several_blocks_lower(cell, dtype, whole_grid):
     [
         (rnnjax.LSTM, 144, 1, "bfloat16", False),  # divisible by 16 alone: many small chunks
         (rnnjax.LSTM, 240, 2, "bfloat16", False),
-        (rnnjax.Elman, 720, 1, "bfloat16", False),  # 48 units in a block
-        (rnnjax.GRU, 1552, 1, "bfloat16", True),
-        (rnnjax.LSTM, 768, 1, "bfloat16", True),
+        pytest.param(rnnjax.Elman, 720, 1, "bfloat16", False, marks=slow),  # 48 units in a block
+        pytest.param(rnnjax.GRU, 1552, 1, "bfloat16", True, marks=slow),
+        pytest.param(rnnjax.LSTM, 768, 1, "bfloat16", True, marks=slow),
     ],
 )
 def test_odd_sizes_lower(cell, units, heads, dtype, whole_grid):
     shape = eqx.filter_eval_shape(partial(cell, I, units * heads, heads=heads, key=grid.KEY, dtype=jnp.dtype(dtype)))
-    made = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    made = jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
     with on("NVIDIA H200"):
         check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=whole_grid))), made)
 
 
 def test_a_plan_that_no_longer_holds():
     """What was traced for one precision, and is lowered under another."""
-    cell = jax.tree.map(jnp.zeros_like, rnnjax.Elman(I, 384, key=grid.KEY))
+    cell = rnnjax.Elman(I, 384, key=grid.KEY)
     with on("NVIDIA H200"):
-        traced = jax.jit(partial(rnnjax.unroll, cell, None, engine=rnnjax.Fused())).trace(jnp.zeros((T, I), cell.dtype))
+        traced = jax.jit(partial(rnnjax.unroll, cell, None, engine=rnnjax.Fused())).trace(np.zeros((T, I), cell.dtype))
         with jax.default_matmul_precision("highest"), pytest.raises(ValueError, match="It did when it was traced"):
             traced.lower(lowering_platforms=("cuda",))
 
@@ -311,12 +324,12 @@ def test_float32_is_rounded_only_where_it_may_be():
 
 
 def test_the_whole_grid_refuses_more_blocks_than_run_at_a_time():
-    cell = jax.tree.map(jnp.zeros_like, rnnjax.Elman(I, 1536, key=grid.KEY, dtype=jnp.bfloat16))
+    cell = rnnjax.Elman(I, 1536, key=grid.KEY, recurrent_initialiser=rnnjax.initialise.identity, dtype=jnp.bfloat16)
     engine = rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=True))
     run = jax.jit(jax.vmap(lambda xs: rnnjax.unroll(cell, None, xs, engine=engine)))
     message = "1 groups x 1 heads x 7 tiles of sequences x 32 blocks are more than the 132 multiprocessors"
     with on("NVIDIA H200"), pytest.raises(ValueError, match=message):
-        run.trace(jnp.zeros((400, 2, I), jnp.bfloat16)).lower(lowering_platforms=("cuda",))
+        run.trace(np.zeros((400, 2, I), jnp.bfloat16)).lower(lowering_platforms=("cuda",))
 
 
 def test_a_plan_fills_the_device():

@@ -155,6 +155,7 @@ def test_what_is_drawn_is_followed_by_what_is_next():
     assert (shakespeare.draw(np.arange(1000), 0, 4).inputs != chunk.inputs).any()
 
 
+@pytest.mark.slow
 def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
     """Two steps, and then two more, are four."""
     for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1}.items():
@@ -204,6 +205,7 @@ def tiny_mnist(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_digits_are_read_and_trained_on(monkeypatch, tiny_mnist, capsys):
     monkeypatch.setenv("RNNJAX_DATA", str(tiny_mnist))
     monkeypatch.setattr(pixel_digits, "BLOCKS", 1)
@@ -281,6 +283,7 @@ def test_each_frame_is_predicted_from_those_before_it():
     assert len(logits) == moving_digits.T - moving_digits.SEEN
 
 
+@pytest.mark.slow
 def test_video_is_predicted_better_than_not_at_all(monkeypatch, tmp_path, capsys):
     for name, value in {"B": 2, "T": 5, "CHANNELS": 4, "JUDGED": 4}.items():
         monkeypatch.setattr(moving_digits, name, value)

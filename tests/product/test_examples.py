@@ -22,8 +22,8 @@ from new_engine import Doubled
 import rnnjax
 
 # The engines that run the new cell; the others are for linear cells.
-QUICK_ENGINES = ("scan", "newton", "fused")
-SLOW_ENGINES = ("unrolled", "checkpointed", "newton_diagonal", "fused_tpu", "fused_gpu")
+QUICK_ENGINES = ("scan", "fused")
+SLOW_ENGINES = ("unrolled", "checkpointed", "newton", "newton_diagonal", "fused_tpu", "fused_gpu")
 VIEWS = ("plain", "vmap", "batch", "vmap_of_grad", "jvp")
 
 
@@ -123,7 +123,12 @@ def test_the_main_job_trains_resumes_and_samples(main_job, tmp_path, capsys):
     assert (folder / "model").read_bytes() == weights
     main_job("--sample", "A rose")
     assert "\nA rose" in capsys.readouterr().out
-    main_job("--text", book, "--minutes", "0.002", "--cell", "mingru")
+
+
+@pytest.mark.slow
+def test_the_main_job_trains_layers_in_the_next_folder(main_job, tmp_path):
+    (tmp_path / "runs" / "language_model-1").mkdir(parents=True)
+    main_job("--text", str(tmp_path / "book.txt"), "--minutes", "0.002", "--cell", "mingru")
     assert (tmp_path / "runs" / "language_model-2" / "model").exists()
 
 
@@ -168,11 +173,27 @@ def test_entropies_of_a_text_that_is_known():
     assert len(corpus.training) == 9 * len(corpus.held_out)
 
 
-def test_gradient_flow_draws_and_reports(tmp_path, capsys):
+def test_gradient_flow_is_drawn(tmp_path):
+    flows = [gradient_flow.Flow(np.geomspace(1, share, 7), error, None) for share, error in ((1e-6, 0.2), (0.1, 0.01))]
+    gradient_flow.draw({"Elman": tuple(flows), "LSTM": tuple(flows)}, 6, tmp_path / "flow.png")
+    assert (tmp_path / "flow.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_it_comes")
+def test_gradient_flow_trains_draws_and_reports(tmp_path, capsys, monkeypatch):
+    """The report is made of the first cell alone: it holds for any (see `test_diagnose`)."""
     picture = tmp_path / "new" / "flow.png"
     words = ["--length", "6", "--steps", "30", "--picture", str(picture)]
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        seen = gradient_flow.run(gradient_flow.parse(words))
+    examine, reports = rnnjax.examine, []
+
+    def examine_once(*arguments: Any) -> rnnjax.Report:
+        if not reports:
+            reports.append(examine(*arguments))
+        return reports[0]
+
+    monkeypatch.setattr(rnnjax, "examine", examine_once)
+    seen = gradient_flow.run(gradient_flow.parse(words))
     assert picture.stat().st_size > 10_000
     assert list(seen) == ["Elman", "LSTM", "GRU", "linear"]
     for before, after in seen.values():

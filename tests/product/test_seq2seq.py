@@ -441,7 +441,7 @@ BATCH = Pairs(
     np.stack([SOURCE, SOURCE[::-1], SOURCE]),
     np.array([5, 2, 0]),
     np.array([[START, 5, 3, END], [START, 4, END, 0], [START, END, 0, 0]]),
-    np.array([4, 3, 2], np.uint8),
+    np.array([4, 3, 2], np.uint8),  # from which, at 0, no 1 can be taken
 )
 
 

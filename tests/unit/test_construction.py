@@ -4,8 +4,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
+from inspect import isabstract
 from typing import Any
 
+import equinox as eqx
 import jax
 import pytest
 from meter import COMPILED
@@ -28,21 +30,73 @@ VECTORS = (
     *("LinearRNN", "SRU"),
 )
 TREES = ("ChildSumTreeLSTM", "NaryTreeLSTM", "RNTN", "RecursiveNetwork")
-MAKERS: dict[str, Callable[..., Any]] = {
-    **{name: partial(getattr(rnnjax, name), 61, 134, learn_initial=True) for name in VECTORS},
-    **{f"{name}_without_bias": partial(getattr(rnnjax, name), 62, 138, bias=False) for name in VECTORS},
+CELLS: dict[str, Callable[..., Any]] = {  # by their class, and what is special
+    **{name: partial(getattr(rnnjax, name), 19, 46) for name in VECTORS},
+    **{f"{name} learn_initial": partial(getattr(rnnjax, name), 19, 47, learn_initial=True) for name in VECTORS},
+    **{f"{name} no bias": partial(getattr(rnnjax, name), 19, 49, bias=False) for name in VECTORS},
     **{name: partial(getattr(rnnjax, name), 13, 21) for name in TREES},
-    "LSTM_with_options": partial(rnnjax.LSTM, 63, 142, heads=2, peepholes=True, coupled=True, dtype="bfloat16"),
-    "ProjectedLSTM": partial(rnnjax.ProjectedLSTM, 64, 146, projected_size=30, peepholes=True),
-    "LRU": partial(rnnjax.LRU, 65, 150, learn_initial=True),
-    "S5": partial(rnnjax.S5, 66, 154, learn_initial=True),
+    **{f"{name} no bias": partial(getattr(rnnjax, name), 14, 22, bias=False) for name in TREES},
+    "LSTM options": partial(rnnjax.LSTM, 21, 38, heads=2, peepholes=True, coupled=True, dtype="bfloat16"),
+    "LSTM chrono": partial(rnnjax.LSTM, 21, 39, bias_initialiser=rnnjax.initialise.chrono(30)),
+    "ProjectedLSTM": partial(rnnjax.ProjectedLSTM, 22, 41, projected_size=30, peepholes=True),
+    "ProjectedLSTM learn_initial": partial(rnnjax.ProjectedLSTM, 22, 42, projected_size=31, learn_initial=True),
+    "ProjectedLSTM no bias": partial(rnnjax.ProjectedLSTM, 22, 43, projected_size=32, bias=False, coupled=True),
+    "LRU": partial(rnnjax.LRU, 23, 50, learn_initial=True),
+    "LRU no skip": partial(rnnjax.LRU, 23, 51, output_size=36, skip=False),
+    "S5": partial(rnnjax.S5, 24, 54, learn_initial=True),
+    "S5 no skip": partial(rnnjax.S5, 24, 58, output_size=37, skip=False),
     "ConvLSTM": partial(rnnjax.ConvLSTM, 3, 5, (8, 9), kernel_size=3, peepholes=True, learn_initial=True),
-    "ConvGRU": partial(rnnjax.ConvGRU, 3, 6, (8, 9), kernel_size=3),
+    "ConvLSTM no bias": partial(rnnjax.ConvLSTM, 3, 7, (8, 9), kernel_size=3, bias=False),
+    "ConvGRU": partial(rnnjax.ConvGRU, 3, 6, (8, 9), kernel_size=3, learn_initial=True),
+    "ConvGRU no bias": partial(rnnjax.ConvGRU, 3, 8, (8, 9), kernel_size=3, bias=False),
     "CausalConvolution": partial(rnnjax.CausalConvolution, 67, 31, window=3),
+    "CausalConvolution no bias": partial(rnnjax.CausalConvolution, 67, 32, window=3, bias=False),
     "DepthwiseConvolution": partial(rnnjax.DepthwiseConvolution, 68, window=3),
+    "DepthwiseConvolution no bias": partial(rnnjax.DepthwiseConvolution, 68, window=4, bias=False),
     "QRNN": partial(rnnjax.QRNN, 69, 33, learn_initial=True),
+    "QRNN no bias": partial(rnnjax.QRNN, 69, 34, window=3, input_gate=True, bias=False),
     "RGLRU": partial(rnnjax.RGLRU, 70, heads=2, learn_initial=True),
+    "RGLRU no bias": partial(rnnjax.RGLRU, 72, heads=2, bias=False),
 }
+
+
+def of_cell(make: Callable[..., Any], inputs: int, hidden: int, cell: Any = rnnjax.GRU) -> Callable[..., Any]:
+    """A part that is made of a cell."""
+    return lambda key: make(cell(inputs, hidden, key=key), key=key)
+
+
+def luong(key: jax.Array) -> rnnjax.LuongDecoder:
+    recurrence, score = rnnjax.GRU(23 + 9, 27, key=key), rnnjax.General(27, 27, key=key)
+    return rnnjax.LuongDecoder(recurrence, score, memory_size=27, attentional_size=9, key=key)
+
+
+def bahdanau(key: jax.Array) -> rnnjax.BahdanauDecoder:
+    return rnnjax.BahdanauDecoder(rnnjax.GRU(24 + 27, 27, key=key), rnnjax.Additive(27, 27, 13, key=key))
+
+
+def seq2seq(decoder: Callable[[jax.Array], Any], size: int) -> Callable[..., Any]:
+    """A model without a drawn bridge, which is of layers of Equinox."""
+    encoder = partial(rnnjax.GRU, 22, 27)
+    kept = eqx.nn.Identity()
+    return lambda key: rnnjax.Seq2Seq(size, size + 1, encoder(key=key), decoder(key), bridge=kept, key=key)
+
+
+def stack(key: jax.Array) -> rnnjax.Stack:
+    inner = rnnjax.Bidirectional(rnnjax.GRU(73, 39, key=key), rnnjax.Reversed(rnnjax.GRU(73, 39, key=key)))
+    return rnnjax.Stack([rnnjax.skip(inner), rnnjax.residual(rnnjax.LSTM(151, 151, key=key))], dropout=0.5)
+
+
+PARTS: dict[str, Callable[..., Any]] = {
+    "stack": stack,
+    "language model": of_cell(partial(rnnjax.LanguageModel, 77), 23, 29),
+    "language model, tied": of_cell(partial(rnnjax.LanguageModel, 78, tied=True), 26, 26, rnnjax.LSTM),
+    "tree classifier": of_cell(lambda cell, key: rnnjax.TreeClassifier(79, cell, 5, key=key), 17, 19, rnnjax.RNTN),
+    "sequence to sequence, Luong": seq2seq(luong, 81),
+    "sequence to sequence, Bahdanau": seq2seq(bahdanau, 83),
+    "sequence to sequence, context": seq2seq(lambda key: rnnjax.ContextDecoder(rnnjax.GRU(25 + 27, 27, key=key)), 85),
+    "attention pooling": partial(rnnjax.AttentionPooling, 17, 28),
+}
+MAKERS = CELLS | PARTS
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -52,6 +106,14 @@ def test_nothing_is_compiled(name):
     before = len(counted())
     MAKERS[name](key=key)
     assert len(counted()) == before
+
+
+def test_every_cell_is_among_them():
+    """All classes of cells that draw weights of their own; those around another part draw none."""
+    kinds = rnnjax.AbstractCell, rnnjax.AbstractNetwork, rnnjax.AbstractTreeCell
+    classes = {name: kind for name, kind in vars(rnnjax).items() if isinstance(kind, type) and issubclass(kind, kinds)}
+    around = {name for name, kind in classes.items() if "key" not in kind.__init__.__annotations__}
+    assert {name for name in classes if not isabstract(classes[name])} - around == {name.split()[0] for name in CELLS}
 
 
 def test_what_counts_does_count():
@@ -66,12 +128,17 @@ import jax, equinox, optax
 named = lambda: {name for name in sys.modules if any(word in name for word in ("pallas", "mosaic", "triton"))}
 before = named()
 import rnnjax
-rnnjax.unroll(rnnjax.LSTM(3, 8, key=jax.random.key(0)), None, jax.numpy.ones((5, 3)))
-print(sorted(named() - before))
+assert named() - before <= {"rnnjax.kernels.pallas"}, named() - before
+cell, xs = rnnjax.LSTM(3, 16, key=jax.random.key(0)), jax.numpy.ones((40, 3))
+jax.jit(lambda xs: rnnjax.unroll(cell, None, xs))(xs)
+print(type(rnnjax.Auto().select(cell, xs).engine).__name__, sorted(named() - before))
 """
 
 
 def test_no_kernel_language_is_imported_before_a_kernel_is_lowered():
-    """What Equinox imports of them itself is not ours to change; `rnnjax.kernels.pallas` is our door to them."""
+    """Neither by an import nor by a run on a CPU, by the library of this package; `rnnjax.kernels.pallas` is our door.
+
+    What Equinox imports of them itself is not ours to change.
+    """
     ended = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
-    assert ended.stdout == "['rnnjax.kernels.pallas']\n"
+    assert ended.stdout == "Fused ['rnnjax.kernels.pallas']\n"

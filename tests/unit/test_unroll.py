@@ -1,5 +1,8 @@
 """Corners of `unroll` that no law of cells meets: plain functions, infinite states, overflow before a reset."""
 
+from functools import lru_cache
+from typing import Any
+
 import equinox as eqx
 import grid
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 import rnnjax
+from rnnjax import unroll
 
 T = 5
 
@@ -18,31 +22,33 @@ def running_maximum(state, x):
     return state, state
 
 
-@pytest.mark.parametrize("engine", [grid.ENGINES[name] for name in ("scan", "unrolled", "checkpointed")])
+@pytest.mark.parametrize("engine", ["scan", "unrolled", "checkpointed"])
 def test_a_function_is_run_as_scan_would(engine):
-    state, xs = jnp.asarray(0.0), jnp.arange(1.0, T + 1)
     step = lambda state, x: (state + x, {"sum": state + x, "input": x})  # noqa: E731
-    got = rnnjax.unroll(step, state, xs, engine=engine)
-    grid.assert_close(got, jax.lax.scan(step, state, xs))
+    run = lambda state, xs: unroll(step, state, xs, engine=grid.ENGINES[engine])  # noqa: E731
+    both = jax.jit(lambda *arguments: (run(*arguments), jax.lax.scan(step, *arguments)))
+    grid.assert_close(*both(np.asarray(0.0), np.arange(1.0, T + 1)))
 
 
 def test_padding_is_safe_for_a_function_that_has_no_value_at_zero():
     def loss(weight):
         step = lambda state, x: (state + weight * jnp.log(x), state)  # noqa: E731
-        return rnnjax.unroll(step, jnp.asarray(0.0), jnp.arange(1.0, T + 1), length=3)[0]
+        return unroll(step, jnp.asarray(0.0), np.arange(1.0, T + 1), length=3)[0]
 
-    np.testing.assert_allclose(jax.grad(loss)(1.0), np.log([1, 2, 3]).sum(), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(1.0), np.log([1, 2, 3]).sum(), rtol=1e-12)
 
 
 def test_an_infinite_state_is_a_state():
-    xs, resets = jnp.asarray([1.0, 3.0, 2.0, 0.0, 1.0]), jnp.arange(T) == 3
-    _, ys = rnnjax.unroll(running_maximum, jnp.asarray(-jnp.inf), xs, resets=resets)
+    xs, resets = np.asarray([1.0, 3.0, 2.0, 0.0, 1.0]), np.arange(T) == 3
+    run = jax.jit(lambda state, xs, resets: unroll(running_maximum, state, xs, resets=resets))
+    _, ys = run(np.asarray(-np.inf), xs, resets)
     np.testing.assert_array_equal(ys, [1, 3, 3, 0, 1])
 
 
 def test_no_step_returns_the_state_given_whatever_it_holds():
-    state = rnnjax.Hidden(jnp.full(grid.H, jnp.nan).at[0].set(jnp.inf))
-    last, _ = rnnjax.unroll(grid.build("gru"), state, grid.inputs(T), length=0, resets=jnp.zeros(T, bool))
+    state = rnnjax.Hidden(np.where(np.arange(grid.H) == 0, np.inf, np.nan))
+    run = jax.jit(lambda cell, state, xs: unroll(cell, state, xs, length=0, resets=np.zeros(T, bool)))
+    last, _ = run(grid.build("gru"), state, grid.inputs(T))
     np.testing.assert_array_equal(last.h, state.h)
 
 
@@ -51,15 +57,24 @@ def test_overflow_before_a_reset_ends_there_under_every_engine():
 
     But for Newton, which solves for numbers, and says that there are none.
     """
-    cell = jax.tree.map(lambda leaf: 10 * leaf, grid.build("min_gru", "float16"))
-    xs = jnp.ones((T, grid.I), "float16").at[0].set(60_000)
-    run = lambda engine: rnnjax.unroll(cell, None, xs, resets=jnp.arange(T) == 2, engine=engine)[1]  # noqa: E731
-    expected = rnnjax.unroll(cell, None, xs[2:], engine=grid.ORACLE)[1]
-    for name, engine in grid.ENGINES.items():
-        if "newton" not in name and engine.refusal(cell, xs) is None:
-            grid.assert_close(run(engine)[2:], expected, "float16")
+    cell = jax.tree.map(lambda leaf: (10 * np.asarray(leaf)).astype(leaf.dtype), grid.build("min_gru", "float16"))
+    xs, resets = np.ones((T, grid.I), np.float16), np.arange(T) == 2
+    xs[0] = 60_000
+    given = {name: engine for name, engine in grid.ENGINES.items() if "newton" not in name}
+    engines = {name: engine for name, engine in given.items() if engine.refusal(cell, grid.place(xs)) is None}
+
+    @eqx.filter_jit
+    def run(engines: dict[str, rnnjax.AbstractEngine], cell: Any, xs: jax.Array) -> Any:
+        after = lambda engine: unroll(cell, None, xs, resets=resets, engine=engine)[1][2:]  # noqa: E731
+        expected = unroll(cell, None, xs[2:], engine=grid.ORACLE)[1]
+        return {name: after(engine) for name, engine in engines.items()}, expected
+
+    found, expected = run(engines, cell, xs)
+    assert {"scan", "unrolled", "checkpointed", "associative"} <= set(found)
+    for ys in found.values():
+        grid.assert_close(ys, expected, "float16")
     with pytest.raises(Exception, match="Newton did not solve MinGRU"):
-        run(rnnjax.Newton())
+        jax.block_until_ready(run({"newton": rnnjax.Newton()}, cell, xs))
 
 
 def test_auto_speaks_of_cells_only():
@@ -69,35 +84,61 @@ def test_auto_speaks_of_cells_only():
 
 def test_dropout_falls_between_layers_and_not_after_the_last():
     """With a key, outputs differ from those without; a network of one layer has nothing between its layers."""
-    key, xs = jax.random.key(5), grid.inputs(T)
     stack = grid.build("stack")
-    run = eqx.filter_jit(lambda stack, key: rnnjax.unroll(stack, None, xs, key=key)[1])
-    assert not np.allclose(run(stack, key), run(stack, None))
-    np.testing.assert_array_equal(run(stack, key), run(stack, key))
-    assert not np.allclose(run(stack, key), run(stack, jax.random.key(6)))
-    single = rnnjax.Stack(stack.layers[:1], dropout=0.5)
-    np.testing.assert_array_equal(run(single, key), run(single, None))
+    networks = {"stack": stack, "single": rnnjax.Stack(stack.layers[:1], dropout=0.5)}
+
+    @jax.jit
+    def run(key: jax.Array, xs: jax.Array) -> Any:
+        """The outputs with the key and without one."""
+        return {name: [unroll(part, None, xs, key=one)[1] for one in (key, None)] for name, part in networks.items()}
+
+    first, again, other = (run(jax.random.key(seed), grid.inputs(T)) for seed in (5, 5, 6))
+    dropped, whole = first["stack"]
+    assert not np.allclose(dropped, whole)
+    np.testing.assert_array_equal(dropped, again["stack"][0])
+    assert not np.allclose(dropped, other["stack"][0])
+    np.testing.assert_array_equal(*first["single"])
 
 
-@pytest.mark.parametrize("merge", [rnnjax.concatenate, rnnjax.add, rnnjax.average, rnnjax.multiply, rnnjax.pair])
+MERGES = {
+    merge.__name__: merge for merge in (rnnjax.concatenate, rnnjax.add, rnnjax.average, rnnjax.multiply, rnnjax.pair)
+}
+
+
+@lru_cache
+def merged() -> tuple[Any, Any, dict[str, Any]]:
+    """The outputs forward, those backward, and those of both directions merged in each way."""
+
+    @jax.jit
+    def run(forward: Any, backward: Any, xs: jax.Array) -> Any:
+        parts = {name: rnnjax.Bidirectional(forward, backward, merge=merge) for name, merge in MERGES.items()}
+        first, second = unroll(forward, None, xs)[1], unroll(backward, None, xs[::-1])[1][::-1]
+        return first, second, {name: unroll(part, None, xs)[1] for name, part in parts.items()}
+
+    first, second, ys = run(grid.build("gru"), grid.build("elman"), grid.inputs(T))
+    return np.asarray(first), np.asarray(second), ys
+
+
+@pytest.mark.parametrize("merge", MERGES)
 def test_merges(merge):
-    forward, backward, xs = grid.build("gru"), grid.build("elman"), grid.inputs(T)
-    _, ys = rnnjax.unroll(rnnjax.Bidirectional(forward, backward, merge=merge), None, xs)
-    first = rnnjax.unroll(forward, None, xs)[1]
-    second = rnnjax.unroll(backward, None, xs[::-1])[1][::-1]
+    first, second, ys = merged()
     expected = {
-        "concatenate": lambda: jnp.concatenate([first, second], -1),
+        "concatenate": lambda: np.concatenate([first, second], -1),
         "add": lambda: first + second,
         "average": lambda: (first + second) / 2,
         "multiply": lambda: first * second,
         "pair": lambda: rnnjax.Directions(first, second),
     }
-    grid.assert_close(ys, expected[merge.__name__]())
+    grid.assert_close(ys[merge], expected[merge]())
 
 
 def test_nan_in_the_first_step_does_not_reach_the_last_state_through_the_padding():
     """Padding is filled with the first step; a reset ends that step's influence, in the padding too."""
-    cell, xs = grid.build("gru"), grid.inputs(T).at[0].set(jnp.nan)
-    last, _ = rnnjax.unroll(cell, None, xs, length=3, resets=jnp.arange(T) == 1)
-    expected, _ = rnnjax.unroll(cell, None, xs[1:3])
-    grid.assert_close(last, expected)
+    xs = np.array(grid.inputs(T))
+    xs[0] = np.nan
+
+    @jax.jit
+    def both(cell: Any, xs: jax.Array) -> Any:
+        return unroll(cell, None, xs, length=3, resets=np.arange(T) == 1)[0], unroll(cell, None, xs[1:3])[0]
+
+    grid.assert_close(*both(grid.build("gru"), xs))
