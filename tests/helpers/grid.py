@@ -1,7 +1,7 @@
 """The grid: every cell, network, engine and view, and the tolerances, once. To be in a table here is to be tested."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import equinox as eqx
@@ -134,7 +134,19 @@ def admits(engine: str, cell: str) -> bool:
     return cell in ADMITTED.get(engine, CELLS)
 
 
-@lru_cache
+def once(build: Callable[..., Any]) -> Any:
+    """Cache what `build` makes, also where it is first asked for inside of a program that is traced."""
+
+    @lru_cache
+    @wraps(build)
+    def built(*arguments: Any, **options: Any) -> Any:
+        with jax.ensure_compile_time_eval():
+            return build(*arguments, **options)
+
+    return built
+
+
+@once
 def build(name: str, dtype: str = "float64") -> Any:
     """The cell or network of that name, its zero-valued weights (biases, learned states) made random."""
     generator = np.random.default_rng(7)

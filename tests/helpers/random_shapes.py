@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +66,7 @@ CELLS = SMOOTH | {
 }
 
 
-@lru_cache
+@grid.once
 def pointwise_of(cell: str) -> Pointwise:
     """The elementwise step of a cell of this name."""
     return Pointwise.of(CELLS[cell](key=jax.random.key(0)))

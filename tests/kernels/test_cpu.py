@@ -338,10 +338,11 @@ def test_linear_scan_of_large_sizes(sizes, dtype, seed):
 def test_linear_scan_of_long_memory_sizes_up(reverse):
     """Nothing fades on its way through a part of time: what each part hands on reaches the end of the next."""
     assert linear_scan.is_here()
-    a, b = np.ones((1, 30_011, 9)), np.ones((1, 30_011, 9))
-    h = jax.jit(partial(linear_scan.scan, reverse=reverse, late=False))(a, b, np.full((1, 9), 0.5))
-    expected = np.arange(1, 30_012)[:: -1 if reverse else 1] + 0.5
-    np.testing.assert_array_equal(np.asarray(h)[0], np.broadcast_to(expected[:, None], (30_011, 9)))
+    run = jax.jit(partial(linear_scan.scan, reverse=reverse, late=False))
+    a, expected = np.ones((1, 30_011, 9)), np.arange(1, 30_012)[:: -1 if reverse else 1] + 0.5
+    for sign in (1, -1):
+        h = run(a, sign * a, np.full((1, 9), sign * 0.5))
+        np.testing.assert_array_equal(np.asarray(h)[0], np.broadcast_to(sign * expected[:, None], (30_011, 9)))
 
 
 # What is compiled

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Problem(NamedTuple):
     batch: tuple[PyTree, np.ndarray, np.ndarray]
 
 
-@lru_cache
+@grid.once
 def problem() -> Problem:
     cell = rnnjax.GRU(I, 4, key=grid.KEY, heads=2, learn_initial=True, dtype=jnp.float64)
     gains = np.asarray(cell.gains)

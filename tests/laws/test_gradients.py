@@ -518,7 +518,7 @@ BAD = {
 }
 
 
-@lru_cache
+@grid.once
 def names() -> dict[str, Any]:
     """What the calls above speak of."""
     cell = rnnjax.GRU(grid.I, 4, key=key())

@@ -60,7 +60,7 @@ def forgetful_network() -> TimeDistributed:
     return TimeDistributed(jnp.tanh, E, dtype=F64)
 
 
-@lru_cache
+@grid.once
 def build(network: Callable[[], Any], tied: bool = True) -> LanguageModel:
     return filled(LanguageModel(V, network(), key=key(), tied=tied))
 

@@ -27,7 +27,7 @@ SLOW_ENGINES = ("unrolled", "checkpointed", "newton", "newton_diagonal", "fused_
 VIEWS = ("plain", "vmap", "batch", "vmap_of_grad", "jvp")
 
 
-@lru_cache
+@grid.once
 def new_cell() -> UpdateGateRNN:
     return UpdateGateRNN(grid.I, grid.H, key=grid.KEY, dtype=jnp.float64)
 

@@ -51,7 +51,7 @@ def with_weights(function: Callable[[np.ndarray], np.ndarray], model: LanguageMo
     return jax.tree.map(lambda leaf: grid.place(function(np.asarray(leaf))), model)
 
 
-@lru_cache
+@grid.once
 def build(hidden_size: int = H, tied: bool = False) -> LanguageModel:
     """A model whose output bias is not zero."""
     return with_bias(LanguageModel(V, cell(hidden_size), key=key(), tied=tied), np.linspace(-1.0, 1.0, V))

@@ -51,14 +51,14 @@ def filled(make: Callable[[], Any]) -> Any:
         return jax.tree.map(draw, form)
 
 
-@lru_cache
+@grid.once
 def pooling(name: str) -> Any:
     if name in FUNCTIONS:
         return FUNCTIONS[name]
     return filled(lambda: rnnjax.AttentionPooling(2 * H, 5, key=key(), dtype="float64"))
 
 
-@lru_cache
+@grid.once
 def linear(inputs: int, outputs: int = CLASSES) -> eqx.nn.Linear:
     return filled(lambda: eqx.nn.Linear(inputs, outputs, key=key(), dtype=F64))
 
@@ -67,12 +67,12 @@ def lstm() -> rnnjax.LSTM:
     return rnnjax.LSTM(I, H, key=key(), dtype=F64)
 
 
-@lru_cache
+@grid.once
 def bidirectional() -> rnnjax.Bidirectional:
     return filled(lambda: rnnjax.Bidirectional(rnnjax.GRU(I, H, key=key(), dtype=F64), lstm()))
 
 
-@lru_cache
+@grid.once
 def elman() -> rnnjax.Bidirectional:
     return filled(lambda: rnnjax.Bidirectional(*[rnnjax.Elman(I, H, key=key(), dtype=F64)] * 2))
 

@@ -113,7 +113,7 @@ def slow(*arguments: Any) -> Any:
     return pytest.param(*arguments, marks=pytest.mark.slow)
 
 
-@lru_cache
+@grid.once
 def build(name: str, dropout: float = 0.0) -> Seq2Seq:
     """A decoder of `DECODERS`, with an encoder of two directions, or of one for those of Luong."""
     encode = (lambda: gru(E, M)) if name.startswith("luong") else encoder

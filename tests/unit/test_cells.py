@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,7 +157,7 @@ def draw(tree: Any, seed: int, scale: float = 0.5) -> Any:
     return jax.tree.unflatten(structure, [one(leaf) for leaf in leaves])
 
 
-@lru_cache
+@grid.once
 def random_cell(name: str, dtype: str = "float64") -> Any:
     """A cell with random weights, biases and peepholes included, as arrays of NumPy."""
     return draw((VARIANTS | NETWORKS)[name](I, H, key=key(), dtype=jnp.dtype(dtype)), seed=1, scale=0.3)
@@ -366,7 +367,7 @@ def begin() -> Callable[[dict[str, Any]], dict[str, Begun]]:
     return eqx.filter_jit(lambda given: {name: begun(*arguments) for name, arguments in given.items()})
 
 
-@lru_cache
+@grid.once
 def learning(name: str) -> Any:
     """A new cell that learns its start."""
     return CELLS[name](I, H, key=key(), learn_initial=True, dtype=jnp.float64)

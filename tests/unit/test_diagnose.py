@@ -605,7 +605,7 @@ BAD_NUMBERS = {
 }
 
 
-@lru_cache
+@grid.once
 def names() -> dict[str, Any]:
     """What the calls above speak of."""
     xs = np.asarray(grid.inputs(T))

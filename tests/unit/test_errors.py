@@ -68,7 +68,7 @@ OF_OTHER_INPUTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@lru_cache
+@grid.once
 def built(name: str) -> Any:
     """The cell or network of that name."""
     return (CELLS | NETWORKS | OF_OTHER_INPUTS)[name]()

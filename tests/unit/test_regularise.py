@@ -580,7 +580,7 @@ BAD = {
 }
 
 
-@lru_cache
+@grid.once
 def names() -> dict[str, Any]:
     """What the calls above speak of."""
     cells = {"LSTM": grid.build("lstm"), "LRU": grid.build("lru"), "STACK": grid.build("stack")}

@@ -38,7 +38,7 @@ def make(name: str, arity: int = K, dtype: str = "float64") -> Any:
     return kinds[name](I, H, arity=arity, key=key(), dtype=jnp.dtype(dtype))
 
 
-@lru_cache
+@grid.once
 def build(name: str) -> Any:
     """The cell, its biases made random."""
     cell = make(name)
@@ -406,7 +406,7 @@ def test_brackets_that_do_not_fit_are_named(text, message):
 # A model
 
 
-@lru_cache
+@grid.once
 def classifier(dropout: float = 0.5) -> rnnjax.TreeClassifier:
     """A model that drops units where it has a key."""
     return rnnjax.TreeClassifier(V, build("nary"), C, key=key(), dropout=dropout)
