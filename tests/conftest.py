@@ -3,6 +3,9 @@
 import environment  # noqa: F401  before JAX, which reads it when it is imported
 
 # isort: split
+from itertools import count
+from pathlib import Path
+
 import jax
 import jaxtyping
 import meter
@@ -35,6 +38,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+TESTS_RUN = count(1)
+MAPPINGS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True)
+def release_programs():
+    """Drop compiled programs before their memory mappings reach 65,530: a process of Linux may have no more."""
+    yield
+    if next(TESTS_RUN) % 10 == 0 and MAPPINGS.is_file() and MAPPINGS.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,11 @@
-"""A small training run in a process of its own, for `test_training` to kill: `python killed_run.py FOLDER [resume]`."""
+"""A small training run in a process of its own, for `test_training` to kill.
+
+`python killed_run.py FOLDER STEP [resume]` waits before the step, so that it cannot end before the kill.
+"""
 
 import sys
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,8 @@ TEXT = "the quick brown fox jumps over the lazy dog, and back; " * 12
 SYMBOLS = sorted(set(TEXT))
 TOKENS = np.array([SYMBOLS.index(symbol) for symbol in TEXT])
 
+Batches = Callable[[int], rnnjax.Chunk]
+
 
 def language_model(key: jax.Array) -> rnnjax.LanguageModel:
     layers = [rnnjax.Elman(H, H, key=jax.random.fold_in(key, layer)) for layer in range(2)]
@@ -30,12 +37,28 @@ def held_out() -> Any:
     return jax.jit(lambda model: rnnjax.language_loss(model, rnnjax.batch_of_states(model, B), chunk, None)[0])
 
 
-def train(folder: str | Path, resume: bool) -> rnnjax.Fitted:
+def batches() -> Batches:
+    return rnnjax.streams(TOKENS[: 30 * B * T + 1], B, T)
+
+
+def waiting(batches: Batches, last: int) -> Batches:
+    """The same, but before one step the process waits for ten minutes, and then gives up."""
+
+    def batch(step: int) -> rnnjax.Chunk:
+        if step == last:
+            time.sleep(600)
+            sys.exit(f"nobody killed this process before step {step}")
+        return batches(step)
+
+    return batch
+
+
+def train(folder: str | Path, batches: Batches, *, resume: bool) -> rnnjax.Fitted:
     model = language_model(jax.random.key(3))
     return rnnjax.fit(
         model,
         rnnjax.language_loss,
-        rnnjax.streams(TOKENS[: 30 * B * T + 1], B, T),
+        batches,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
         steps=STEPS,
         key=jax.random.key(4),
@@ -50,4 +73,4 @@ def train(folder: str | Path, resume: bool) -> rnnjax.Fitted:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    train(sys.argv[1], sys.argv[2:] == ["resume"])
+    train(sys.argv[1], waiting(batches(), int(sys.argv[2])), resume=sys.argv[3:] == ["resume"])

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ import jax.numpy as jnp
 import kernel_problems
 import numpy as np
 import pytest
-from jax.experimental.pallas import mosaic_gpu
-from jax.experimental.pallas import tpu as pallas_tpu
-from jaxtyping import Array
-from kernel_problems import LENGTH, RESETS, B, H, I, S, T, draw, shapes
+from jaxtyping import Array, PyTree
+from kernel_problems import LENGTH, RESETS, H, I, S, T, draw, shapes
 
 import rnnjax
 from rnnjax.kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
@@ -29,12 +27,13 @@ from rnnjax.kernels.gpu.block import Block
 from rnnjax.kernels.gpu.cluster import Cluster
 from rnnjax.kernels.gpu.device import KNOWN, LEAST, Device
 from rnnjax.kernels.gpu.plan import plan
+from rnnjax.kernels.pallas import mosaic_gpu
+from rnnjax.kernels.pallas import tpu as pallas_tpu
 from rnnjax.kernels.reference import Reference
 
 GATED = "elman", "lstm", "lstm_options", "gru"
-STRICT = pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-EMULATED = {"tpu": rnnjax.TPU(interpret=STRICT), "gpu": rnnjax.GPU(interpret=True)}
-slow = pytest.mark.slow
+DTYPES = "float32", "bfloat16", "float16"
+EMULATED = "tpu", "gpu"
 DEVICES = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 
 
@@ -55,61 +54,81 @@ def halves(kernel: AbstractKernel, cell: Any, *operands: Any) -> Any:
     return trajectory[:2], kernel.backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
 
 
-def problem(cell: Any, batch: int, steps: int, length: Array | None, resets: Array | None) -> tuple[Any, ...]:
-    weights, xs, state = shapes(cell)
-    xs, state = np.zeros((S, batch, steps, I)), np.zeros((S, batch, *state.shape[2:]))
+def problem(cell: Any, length: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
+    """Random numbers for sequences of so many steps."""
+    _, batch, steps = resets.shape
+    weights, xs, state = shapes(cell, batch=batch, steps=steps)
     states = tuple(np.zeros((S, batch, steps, H)) for _ in range(state.shape[2]))
     weights, xs, start, dstates, dlast = draw((weights, xs, state, states, state), 1)
     return weights, Sequences(xs, start, length, resets), dstates, dlast
 
 
-def both(kernel: AbstractKernel, cell: Any, *operands: Any) -> Any:
-    """What a kernel gives, and what the reference does."""
-    return jax.jit(lambda *operands: [halves(each, cell, *operands) for each in (kernel, Reference())])(*operands)
+@lru_cache
+def emulated(name: str) -> AbstractKernel:
+    if name == "gpu":
+        return rnnjax.GPU(interpret=True)
+    return rnnjax.TPU(interpret=pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True))
 
 
-@pytest.mark.parametrize(
-    "cell", ["lstm_options", "gru", *(pytest.param(name, marks=slow) for name in ("elman", "lstm"))]
-)
+@lru_cache
+def expected(cell: str) -> PyTree:
+    """What the reference makes of a small problem."""
+    built = grid.build(cell)
+    return jax.jit(partial(halves, Reference(), built))(*problem(built, LENGTH, RESETS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", GATED)
 @pytest.mark.parametrize("kernel", EMULATED)
 def test_halves_equal_the_reference(kernel, cell):
-    cell = grid.build(cell)
-    grid.assert_close(*both(EMULATED[kernel], cell, *problem(cell, B, T, LENGTH, RESETS)))
+    built = grid.build(cell)
+    got = jax.jit(partial(halves, emulated(kernel), built))(*problem(built, LENGTH, RESETS))
+    grid.assert_close(got, expected(cell))
 
 
-@pytest.mark.parametrize("kernel", EMULATED)
-def test_several_tiles_and_blocks(kernel, monkeypatch):
-    """More sequences than fill a tile, more steps than fill a block, and sequences that end blocks before the last."""
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Of the TPU kernel; those of the GPU kernel are as small."""
     monkeypatch.setattr("rnnjax.kernels.tpu.layout.MOST_ROWS", 16)
     monkeypatch.setattr("rnnjax.kernels.tpu.layout.MOST_STEPS", 4)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("kernel", EMULATED)
+def test_several_tiles_and_blocks(kernel):
+    """More sequences than fill a tile, more steps than fill a block, and sequences that end blocks before the last."""
     cell, batch, steps = grid.build("lstm_options"), 35, 11
     random = np.random.default_rng(0)
-    length = random.integers(0, steps + 1, (S, batch))
+    length = random.integers(0, steps + 1, (S, batch), np.int32)
     length[:, 16:32] = random.integers(0, 4, (S, 16))
-    operands = problem(cell, batch, steps, length.astype(np.int32), random.random((S, batch, steps)) < 0.3)
-    grid.assert_close(*both(EMULATED[kernel], cell, *operands))
+    kernels = emulated(kernel), Reference()
+    both = jax.jit(lambda *operands: [halves(each, cell, *operands) for each in kernels])
+    grid.assert_close(*both(*problem(cell, length, random.random((S, batch, steps)) < 0.3)))
 
 
 # A cluster, emulated where this JAX can
 
-EMULATOR = hasattr(mosaic_gpu, "InterpretGPUParams")
-cluster = pytest.mark.skipif(not EMULATOR, reason="JAX 0.10 cannot emulate a cluster of blocks")
+
+@pytest.fixture
+def emulator():
+    if not hasattr(mosaic_gpu, "InterpretGPUParams"):
+        pytest.skip("JAX 0.10 cannot emulate a cluster of blocks")
 
 
 def run_cluster(*arguments: str) -> subprocess.CompletedProcess:
     script = Path(kernel_problems.__file__).with_name("cluster_run.py")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=os.environ)
 
 
-@cluster
+@pytest.mark.slow
+@pytest.mark.usefixtures("emulator")
 def test_a_cluster_equals_the_reference_and_has_no_race():
     done = run_cluster()
     assert done.returncode == 0, done.stderr
     assert "RACE DETECTED" not in done.stdout + done.stderr
 
 
-@cluster
+@pytest.mark.usefixtures("emulator")
 def test_without_its_barrier_a_cluster_races():
     done = run_cluster("barrier")
     assert "RACE DETECTED" in done.stdout + done.stderr
@@ -154,24 +173,29 @@ def check_lowered(text: str, cell: Any) -> None:
     assert BATCH * cell.recurrent_weight.size not in sizes_seen
 
 
-DTYPES = "float32", "bfloat16", "float16"
+def of_zeros(cell: type, inputs: int, units: int, dtype: str, **options: Any) -> Any:
+    """A cell whose weights no test looks at."""
+    made = partial(cell, inputs, units, dtype=jnp.dtype(dtype), **options)
+    shape = eqx.filter_eval_shape(made, key=grid.KEY)
+    return jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
 
 
-def by_cell_and_dtype(*quick: tuple[str, str]) -> Any:
-    """All cells in all dtypes, of which the quick tier sees a few."""
-    every = [(cell, dtype) for cell in GATED for dtype in DTYPES]
-    return pytest.mark.parametrize(
-        ("cell", "dtype"), [pytest.param(*one, marks=[slow] * (one not in quick)) for one in every]
-    )
+def products(*others: Any) -> list[Any]:
+    """Every cell in every dtype, and with each of `others`; quick are those that hold each of these."""
+    cases = [(cell, dtype, *other) for cell in GATED for dtype in DTYPES for other in others or [()]]
+    quick = lambda number, dtype: DTYPES[number % 3] == dtype  # noqa: E731
+    return [
+        pytest.param(*case, marks=[] if quick(GATED.index(case[0]), case[1]) else pytest.mark.slow) for case in cases
+    ]
 
 
-@by_cell_and_dtype(("lstm_options", "float32"), ("gru", "bfloat16"), ("elman", "float16"))
+@pytest.mark.parametrize(("cell", "dtype"), products())
 def test_it_lowers_for_a_tpu(cell, dtype):
     cell = grid.build(cell, dtype)
     check_lowered(lowered(cell, "tpu"), cell)
 
 
-@by_cell_and_dtype(("lstm_options", "bfloat16"), ("gru", "float32"), ("elman", "float16"))
+@pytest.mark.parametrize(("cell", "dtype"), products())
 def test_it_lowers_for_a_gpu(cell, dtype):
     cell = grid.build(cell, dtype)
     with on("NVIDIA H200"):
@@ -186,13 +210,11 @@ SHAPES = {  # too large for one block
 }
 
 
-@pytest.mark.parametrize("whole_grid", [False, True])
-@by_cell_and_dtype(("lstm_options", "float16"), ("gru", "float32"))
+@pytest.mark.parametrize(("cell", "dtype", "whole_grid"), products((False,), (True,)))
 def test_several_blocks_lower(cell, dtype, whole_grid):
     kind, units, options = SHAPES[cell]
     units *= (2 if dtype == "float32" else 4) if whole_grid else 1
-    shape = eqx.filter_eval_shape(partial(kind, I, units, key=grid.KEY, dtype=jnp.dtype(dtype), **options))
-    made = jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
+    made = of_zeros(kind, I, units, dtype, **options)
     kernel = rnnjax.GPU(whole_grid=whole_grid)
     with on("NVIDIA H200"):
         description = rnnjax.Fused(cuda=kernel).select(made, grid.inputs(T, dtype=dtype))["cuda"]
@@ -204,24 +226,24 @@ def test_several_blocks_lower(cell, dtype, whole_grid):
     ("cell", "units", "heads", "dtype", "whole_grid"),
     [
         (rnnjax.LSTM, 144, 1, "bfloat16", False),  # divisible by 16 alone: many small chunks
-        (rnnjax.LSTM, 240, 2, "bfloat16", False),
-        pytest.param(rnnjax.Elman, 720, 1, "bfloat16", False, marks=slow),  # 48 units in a block
-        pytest.param(rnnjax.GRU, 1552, 1, "bfloat16", True, marks=slow),
-        pytest.param(rnnjax.LSTM, 768, 1, "bfloat16", True, marks=slow),
+        pytest.param(rnnjax.LSTM, 240, 2, "bfloat16", False, marks=pytest.mark.slow),
+        pytest.param(rnnjax.Elman, 720, 1, "bfloat16", False, marks=pytest.mark.slow),  # 48 units in a block
+        pytest.param(rnnjax.GRU, 1552, 1, "bfloat16", True, marks=pytest.mark.slow),
+        pytest.param(rnnjax.LSTM, 768, 1, "bfloat16", True, marks=pytest.mark.slow),
     ],
 )
 def test_odd_sizes_lower(cell, units, heads, dtype, whole_grid):
-    shape = eqx.filter_eval_shape(partial(cell, I, units * heads, heads=heads, key=grid.KEY, dtype=jnp.dtype(dtype)))
-    made = jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
+    made = of_zeros(cell, I, units * heads, dtype, heads=heads)
     with on("NVIDIA H200"):
         check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=whole_grid))), made)
 
 
 def test_a_plan_that_no_longer_holds():
     """What was traced for one precision, and is lowered under another."""
-    cell = rnnjax.Elman(I, 384, key=grid.KEY)
+    cell = of_zeros(rnnjax.Elman, I, 384, "float32")
     with on("NVIDIA H200"):
-        traced = jax.jit(partial(rnnjax.unroll, cell, None, engine=rnnjax.Fused())).trace(np.zeros((T, I), cell.dtype))
+        run = jax.jit(partial(rnnjax.unroll, cell, None, engine=rnnjax.Fused()))
+        traced = run.trace(np.zeros((T, I), cell.dtype))
         with jax.default_matmul_precision("highest"), pytest.raises(ValueError, match="It did when it was traced"):
             traced.lower(lowering_platforms=("cuda",))
 
@@ -260,7 +282,7 @@ def test_a_refused_cell_is_lowered_by_the_reference():
 
 
 def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tuple[Pointwise, Weights]:
-    made = eqx.filter_eval_shape(partial(cell, I, units * heads, key=grid.KEY, heads=heads, dtype=jnp.dtype(dtype)))
+    made = eqx.filter_eval_shape(partial(cell, I, units * heads, heads=heads, dtype=jnp.dtype(dtype)), key=grid.KEY)
     return Pointwise.of(made), jax.eval_shape(
         lambda: Weights(*(jnp.zeros((1, *made.recurrent_weight.shape), dtype),) * 5)
     )
@@ -324,7 +346,7 @@ def test_float32_is_rounded_only_where_it_may_be():
 
 
 def test_the_whole_grid_refuses_more_blocks_than_run_at_a_time():
-    cell = rnnjax.Elman(I, 1536, key=grid.KEY, recurrent_initialiser=rnnjax.initialise.identity, dtype=jnp.bfloat16)
+    cell = of_zeros(rnnjax.Elman, I, 1536, "bfloat16")
     engine = rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=True))
     run = jax.jit(jax.vmap(lambda xs: rnnjax.unroll(cell, None, xs, engine=engine)))
     message = "1 groups x 1 heads x 7 tiles of sequences x 32 blocks are more than the 132 multiprocessors"

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter, namedtuple
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -106,13 +106,17 @@ def made(equation: Callable[..., Any], gates: int = 1, fields: int = 1, gains: i
     return Pointwise(Made(equation=equation, state_type=STATES[fields]), jax.tree.structure([0] * gains), gates)
 
 
-def activated(activation: Callable[..., Any]) -> Pointwise:
-    return Pointwise.of(rnnjax.Elman(3, 8, key=KEY, activation=activation))
+def of_cell(cell: Callable[..., Any], **options: Any) -> Callable[[], Pointwise]:
+    return lambda: Pointwise.of(cell(3, 8, key=KEY, **options))
 
 
-def of_sum(function: Callable[..., Any], gates: int = 4) -> Pointwise:
+def of_equation(equation: Callable[..., Any], *sizes: int, **more: int) -> Callable[[], Pointwise]:
+    return partial(made, equation, *sizes, **more)
+
+
+def of_sum(function: Callable[..., Any], gates: int = 4) -> Callable[[], Pointwise]:
     """A function of the gates' sums [G, H] that gives the hidden state, itself added for good measure."""
-    return made(lambda _, u, v, h: (function(u + v) + 0.5 * h,), gates)
+    return of_equation(lambda _, u, v, h: (function(u + v) + 0.5 * h,), gates)
 
 
 def stabilised(_, u, v, _h, c, n, m):
@@ -219,28 +223,28 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "exp": jnp.exp,
     "nan_to_num": jnp.nan_to_num,
 }
-CELLS = {
-    "lstm": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY)),
-    "lstm_peepholes": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, peepholes=True)),
-    "lstm_coupled": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, coupled=True)),
-    "lstm_clipped": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, clip=0.3)),
-    "lstm_options": Pointwise.of(rnnjax.LSTM(3, 8, key=KEY, peepholes=True, coupled=True, clip=0.3)),
-    "gru": Pointwise.of(rnnjax.GRU(3, 8, key=KEY)),
-    "gru_without_gains": Pointwise.of(rnnjax.GRU(3, 8, key=KEY, bias=False)),
-    "update_gate_rnn": Pointwise.of(new_cell.UpdateGateRNN(3, 8, key=KEY)),
-    **{f"elman_{name}": activated(activation) for name, activation in ACTIVATIONS.items()},
-    "stabilised": made(stabilised, 4, 4),
-    "leaky": made(leaky, 1, 1, 2),
-    "six_gates": made(six_gates, 6, 2),
-    "no_recurrence": made(lambda _, u, v, h: (jnp.tanh(u[0] + v[0]) + u[1] * h,), 2),
-    "no_input": made(lambda _, _u, v, _h: (jnp.tanh(v[0]) * v[1],), 2),
-    "no_product": made(lambda _, _u, _v, h: (0.9 * h,)),
-    "both_and_their_sum": made(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * u[0],)),
-    "either_order": made(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * (v[0] + u[0]),)),
-    "seen_apart": made(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * lax.stop_gradient(u[0]),)),
+CELLS: dict[str, Callable[[], Pointwise]] = {
+    "lstm": of_cell(rnnjax.LSTM),
+    "lstm_peepholes": of_cell(rnnjax.LSTM, peepholes=True),
+    "lstm_coupled": of_cell(rnnjax.LSTM, coupled=True),
+    "lstm_clipped": of_cell(rnnjax.LSTM, clip=0.3),
+    "lstm_options": of_cell(rnnjax.LSTM, peepholes=True, coupled=True, clip=0.3),
+    "gru": of_cell(rnnjax.GRU),
+    "gru_without_gains": of_cell(rnnjax.GRU, bias=False),
+    "update_gate_rnn": of_cell(new_cell.UpdateGateRNN),
+    **{f"elman_{name}": of_cell(rnnjax.Elman, activation=activation) for name, activation in ACTIVATIONS.items()},
+    "stabilised": of_equation(stabilised, 4, 4),
+    "leaky": of_equation(leaky, 1, 1, 2),
+    "six_gates": of_equation(six_gates, 6, 2),
+    "no_recurrence": of_equation(lambda _, u, v, h: (jnp.tanh(u[0] + v[0]) + u[1] * h,), 2),
+    "no_input": of_equation(lambda _, _u, v, _h: (jnp.tanh(v[0]) * v[1],), 2),
+    "no_product": of_equation(lambda _, _u, _v, h: (0.9 * h,)),
+    "both_and_their_sum": of_equation(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * u[0],)),
+    "either_order": of_equation(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * (v[0] + u[0]),)),
+    "seen_apart": of_equation(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * lax.stop_gradient(u[0]),)),
     "divided": of_sum(lambda x: x[0] / 3 + x[1] / 4 + x[2] / 0.1 + 1 / x[3]),
-    "lopsided": made(lambda _, u, v, h: (lopsided(u, v)[0] + h,)),
-    "one_kept_for_two": made(lambda _, u, v, _h, _c: (jnp.tanh(u[0] + 2 * v[0]), u[0] + 2 * v[0]), fields=2),
+    "lopsided": of_equation(lambda _, u, v, h: (lopsided(u, v)[0] + h,)),
+    "one_kept_for_two": of_equation(lambda _, u, v, _h, _c: (jnp.tanh(u[0] + 2 * v[0]), u[0] + 2 * v[0]), fields=2),
     "rematerialised": of_sum(jax.checkpoint(lambda x: jnp.sin(x[0] * jnp.tanh(x[1])))),
     "stopped": of_sum(lambda x: lax.stop_gradient(nn.sigmoid(x[0])) * x[1]),
     "where": of_sum(lambda x: jnp.where(x[0] > 0.1, x[1], jnp.where(x[2] < x[3], -x[2], 1.0))),
@@ -257,13 +261,26 @@ CELLS = {
 }
 
 
-def program_of(pointwise: Pointwise) -> Program:
+@lru_cache
+def pointwise_of(name: str) -> Pointwise:
+    return CELLS[name]()
+
+
+def translated(pointwise: Pointwise) -> Program:
     program = translate(pointwise, FLOAT64, 24)
     assert isinstance(program, Program), program
     return program
 
 
-def draw(pointwise: Pointwise) -> dict[str, np.ndarray]:
+def program_of(name: str) -> Program:
+    return translated(pointwise_of(name))
+
+
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 800.0, -800.0]
+
+
+def draw(pointwise: Pointwise, special: str) -> dict[str, np.ndarray]:
+    """Random arguments, of which those of this name, if one has it, have special values."""
     counts = {
         "gains": pointwise.gains.num_leaves,
         "u": pointwise.gates,
@@ -272,19 +289,32 @@ def draw(pointwise: Pointwise) -> dict[str, np.ndarray]:
         "dafter": pointwise.fields,
     }
     generator = np.random.default_rng(3)
-    return {name: 0.5 * generator.normal(size=(count, UNITS)) for name, count in counts.items()}
+    drawn = {name: 0.5 * generator.normal(size=(count, UNITS)) for name, count in counts.items()}
+    if special:
+        drawn[special][:, : len(SPECIAL)] = SPECIAL
+    return drawn
 
 
-@partial(jax.jit, static_argnums=0)
-def by_jax(pointwise: Pointwise, gains, u, v, before, dafter):
+def with_transpose(pointwise: Pointwise, gains, u, v, before, dafter):
     after, pull = jax.vjp(pointwise, gains, u, v, before)
     return after, *pull(dafter)
 
 
+@lru_cache
+def of_every_cell() -> Callable[..., dict[str, Any]]:
+    """One compiled program for all cells, of the arguments of each."""
+    return jax.jit(lambda given: {name: with_transpose(pointwise_of(name), **given[name]) for name in given})
+
+
+@lru_cache
+def by_jax(special: str) -> dict[str, Any]:
+    """What every cell and its transposed derivative give for what `draw` gives for it."""
+    return of_every_cell()({name: draw(pointwise_of(name), special) for name in CELLS})
+
+
 @np.errstate(all="ignore")
-def by_program(pointwise: Pointwise, gains, u, v, before, dafter):
-    """As `by_jax`, both halves of the program run in NumPy."""
-    program = program_of(pointwise)
+def by_program(program: Program, gains, u, v, before, dafter):
+    """As `with_transpose`, both halves of the program run in NumPy."""
     zero = np.zeros(UNITS)
     columns = [(u[c.gate] if c.input else zero) + (v[c.gate] if c.recurrent else zero) for c in program.columns]
     after, kept = np.split(interpret(program.forward, columns, before, gains), [len(before)])
@@ -297,24 +327,27 @@ def by_program(pointwise: Pointwise, gains, u, v, before, dafter):
     return after, dgains, du, dv, dbefore
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_program_is_the_cell_and_its_transpose(name):
-    arguments = draw(CELLS[name])
-    expected = by_jax(CELLS[name], **arguments)
-    for one, other in zip(by_program(CELLS[name], **arguments), expected, strict=True):
+def check(name: str, special: str) -> None:
+    got = by_program(program_of(name), **draw(pointwise_of(name), special))
+    for one, other in zip(got, by_jax(special)[name], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "stabilised", "elman_softplus", "elman_gelu", "where", "lstm_clipped"])
-def test_special_values_come_out_as_they_do_in_jax(name):
-    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 800.0, -800.0]
-    pointwise, rows = CELLS[name], draw(CELLS[name])
-    for array in ("u", "before", "dafter"):
-        arguments = {key: value.copy() for key, value in rows.items()}
-        arguments[array][:, : len(special)] = special
-        expected = by_jax(pointwise, **arguments)
-        for one, other in zip(by_program(pointwise, **arguments), expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+@pytest.mark.parametrize("name", CELLS)
+def test_program_is_the_cell_and_its_transpose(name):
+    check(name, "")
+
+
+@pytest.mark.parametrize("special", ["u", "before", "dafter"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lstm", "gru", "stabilised", "elman_softplus", "elman_gelu", "where", "lstm_clipped"),
+        *("elman_nan_to_num", "logic"),
+    ],
+)
+def test_special_values_come_out_as_they_do_in_jax(name, special):
+    check(name, special)
 
 
 def count(code: Code) -> Counter:
@@ -335,7 +368,7 @@ LENGTHS = {
 @pytest.mark.parametrize("name", LENGTHS)
 def test_programs_are_short(name):
     columns, *halves = LENGTHS[name]
-    program, fields, gains = program_of(CELLS[name]), CELLS[name].fields, CELLS[name].gains.num_leaves
+    program, fields, gains = program_of(name), pointwise_of(name).fields, pointwise_of(name).gains.num_leaves
     assert len(program.columns) == columns
     given = (columns + fields + gains, columns + 2 * fields + gains)
     for code, inputs, (instructions, registers) in zip(program[1:], given, halves, strict=True):
@@ -344,46 +377,50 @@ def test_programs_are_short(name):
 
 
 def test_a_quotient_is_a_product_where_that_is_exact():
-    forward = program_of(CELLS["divided"]).forward
+    forward = program_of("divided").forward
     assert (count(forward)["div"], count(forward)["reciprocal"]) == (2, 1)
     assert 0.25 in forward.constants
 
 
 def test_what_is_kept_spares_the_backward_code_the_activations():
-    lstm, gru = program_of(CELLS["lstm"]), program_of(CELLS["gru"])
+    lstm, gru = program_of("lstm"), program_of("gru")
     assert (count(lstm.forward)["logistic"], count(lstm.forward)["tanh"]) == (3, 2)
     assert (count(lstm.backward)["logistic"], count(lstm.backward)["tanh"]) == (0, 1)  # that of c
     assert (count(gru.backward)["logistic"], count(gru.backward)["tanh"]) == (0, 0)
-    assert program_of(CELLS["elman_tanh"]).forward.outputs == (2, 2)  # the state is what is kept
+    assert program_of("elman_tanh").forward.outputs == (2, 2)  # the state is what is kept
 
 
 def test_both_products_of_a_gate_share_a_column_where_only_their_sum_is_seen():
     both = [Column(gate, True, True) for gate in range(2)]
-    assert program_of(CELLS["gru"]).columns == (*both, Column(2, True, False), Column(2, False, True))
-    assert program_of(CELLS["either_order"]).columns == (Column(0, True, True),)
+    assert program_of("gru").columns == (*both, Column(2, True, False), Column(2, False, True))
+    assert program_of("either_order").columns == (Column(0, True, True),)
     for name in ("both_and_their_sum", "seen_apart", "lopsided", "no_input"):
-        assert Column(0, True, False) in program_of(CELLS[name]).columns
+        assert Column(0, True, False) in program_of(name).columns
 
 
 def test_an_instruction_is_its_number_a_destination_and_three_operands():
-    for code in program_of(CELLS["lstm_options"])[1:]:
+    for code in program_of("lstm_options")[1:]:
         assert all(len(instruction) == 5 for instruction in code.instructions)
         assert all(0 <= number < code.registers for _, *numbers in code.instructions for number in numbers)
         assert max(code.outputs) < code.registers
-    assert hash(program_of(CELLS["lstm"])) == hash(program_of(Pointwise.of(rnnjax.LSTM(5, 9, key=KEY))))
+    assert hash(program_of("lstm")) == hash(translated(Pointwise.of(rnnjax.LSTM(5, 9, key=KEY))))
 
 
-@pytest.mark.parametrize("name", ["elman_tanh", "elman_softplus", "moved"])
-def test_translation_works_while_something_else_is_being_traced_and_happens_once(name):
-    translate.cache_clear()
-    traced = jax.jit(lambda: len(program_of(CELLS[name]).forward.instructions))
-    assert traced() == len(program_of(CELLS[name]).forward.instructions)
-    assert translate.cache_info().misses == 1
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: jnp.tanh(x[0]), lambda x: nn.softplus(x[0]), moved],
+    ids=["tanh", "softplus", "moved"],
+)
+def test_translation_works_while_something_else_is_being_traced_and_happens_once(function):
+    pointwise, before = of_sum(function)(), translate.cache_info().misses  # a cell that nobody has translated yet
+    traced = jax.jit(lambda: len(translated(pointwise).forward.instructions))
+    assert traced() == len(translated(pointwise).forward.instructions)
+    assert translate.cache_info().misses == before + 1
 
 
 @pytest.mark.parametrize("name", ["lstm_clipped", "powers"])
 def test_constants_are_of_the_dtype(name):
-    program = translate(CELLS[name], np.dtype("float32"), 24)
+    program = translate(pointwise_of(name), np.dtype("float32"), 24)
     assert isinstance(program, Program)
     assert program.forward.constants == tuple(float(np.float32(constant)) for constant in program.forward.constants)
 

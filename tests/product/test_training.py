@@ -141,19 +141,20 @@ def test_killed_at_any_moment_of_a_write_resumes(moment, straight, tmp_path):
 def run_here(folder: Path, *, resume: bool = False) -> Path:
     """`killed_run` in this process, with the settings of one of its own."""
     with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        killed_run.train(folder, resume)
+        killed_run.train(folder, killed_run.batches(), resume=resume)
     return folder
 
 
-def run_and_kill(folder: Path, lines: int, *arguments: str) -> None:
+def run_and_kill(folder: Path, lines: int, *, before: int, resume: bool = False) -> None:
     """`killed_run` in a process of its own; kill -9, a random moment after it has written so many lines of metrics."""
-    process = subprocess.Popen([sys.executable, killed_run.__file__, str(folder), *arguments])
-    metrics = folder / "metrics.jsonl"
+    command = [sys.executable, killed_run.__file__, str(folder), str(before), *["resume"] * resume]
+    process, metrics = subprocess.Popen(command), folder / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines):
         time.sleep(0.002)
     time.sleep(random.SystemRandom().uniform(0, 0.02))
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    print(f"killed after {len(metrics_of(folder))} of {killed_run.STEPS} steps")
 
 
 @pytest.fixture(scope="module")
@@ -164,15 +165,14 @@ def undisturbed(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> Path:
-    """The folder of a run of `killed_run` that was killed in its first third, or soon after it."""
-    folder = tmp_path_factory.mktemp("killed") / "run"
-    run_and_kill(folder, random.SystemRandom().randrange(1, killed_run.STEPS // 3))
+    """The folder of a run of `killed_run` that was killed in its first half."""
+    folder, half = tmp_path_factory.mktemp("killed") / "run", killed_run.STEPS // 2
+    run_and_kill(folder, random.SystemRandom().randrange(1, half), before=half)
     return folder
 
 
 def test_killed_and_resumed_ends_in_the_same_bits(killed, undisturbed, tmp_path):
     folder = shutil.copytree(killed, tmp_path / "killed")
-    assert len(metrics_of(folder)) < killed_run.STEPS
     run_here(folder, resume=True)
     assert [line["step"] for line in metrics_of(undisturbed)] == list(range(1, killed_run.STEPS + 1))
     assert_same_run(folder, undisturbed)
@@ -181,9 +181,8 @@ def test_killed_and_resumed_ends_in_the_same_bits(killed, undisturbed, tmp_path)
 @pytest.mark.slow
 def test_killed_twice_and_resumed_ends_in_the_same_bits(killed, undisturbed, tmp_path):
     folder = shutil.copytree(killed, tmp_path / "killed")
-    left = range(len(metrics_of(folder)) + 1, int(0.7 * killed_run.STEPS))
-    run_and_kill(folder, random.SystemRandom().choice(left), "resume")
-    assert len(metrics_of(folder)) < killed_run.STEPS
+    lines = random.SystemRandom().randrange(len(metrics_of(folder)) + 1, killed_run.STEPS)
+    run_and_kill(folder, lines, before=killed_run.STEPS - 1, resume=True)
     run_here(folder, resume=True)
     assert_same_run(folder, undisturbed)
 
