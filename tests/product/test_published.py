@@ -104,11 +104,11 @@ def test_weights_are_dropped_of_chorales():
     model = chorales.build(chorales.RECIPES["gru"]._replace(units=8, inputs=0.0, outputs=0.0), key, key)
 
     @eqx.filter_jit
-    def losses(model):
+    def losses(model, pieces):
         dropping = [chorales.dropping(model, None, pieces, key, recurrent=rate)[0] for rate in (0.0, 0.5)]
         return chorales.loss(model, None, pieces, key)[0], *dropping
 
-    expected, kept, dropped = map(float, losses(model))
+    expected, kept, dropped = map(float, losses(model, pieces))
     assert kept == expected != dropped
 
 
