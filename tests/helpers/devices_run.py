@@ -273,6 +273,17 @@ def check_training_over_batch_and_time() -> None:
     trains_alike(rnnjax.Sharded(rnnjax.Scan(), two_axes(), "time"), two_axes())
 
 
+def check_a_key_for_each_device() -> None:
+    def loss(model: Array, carry: Array, batch: Array, key: Array) -> tuple[Array, Array]:
+        del carry
+        return jnp.mean(model * batch), jax.random.key_data(key)[None]
+
+    mesh, carry = jax.make_mesh((8,), ("batch",)), np.zeros((8, 2), np.uint32)
+    options = {"steps": 1, "key": grid.KEY, "carry": carry, "mesh": mesh, "progress": False}
+    fitted = rnnjax.fit(grid.place(np.ones(3)), loss, lambda _: np.ones((8, 3)), optax.sgd(0.1), **options)
+    assert len({tuple(key) for key in np.asarray(fitted.carry).tolist()}) == 8
+
+
 def check_a_batch_that_the_devices_do_not_divide() -> None:
     message = "batches: expected arrays whose first axis, the batch's, the 8 devices of the mesh divide, got .*12,8,3"
     with pytest.raises(ValueError, match=message):

@@ -348,13 +348,16 @@ def by_kernel(*cases: Case) -> list[Any]:
     return program(cases)(list(map(operands, cases)))
 
 
-def errors(case: Case, made: Any) -> tuple[float, float]:
-    """The largest error of a value and that of a gradient, each relative to the largest entry, or to 1."""
-    plain, kept, cotangents = made
+def errors(case: Case, *runs: Any) -> tuple[float, float]:
+    """The largest error of a value and that of a gradient in any run, each relative to the largest entry, or to 1."""
     (states, last), dexpected = oracle(case)
     seen = [None if leaf is None else states[field] for field, leaf in enumerate(case.dstates)]
     wanted = jax.tree.map(lambda want, leaf: leaf if want else None, case.wanted, dexpected)
-    return max(_apart(plain, (seen, last)), _apart(kept, (states, last))), _apart(cotangents, wanted)
+    values, gradients = [], []
+    for plain, kept, cotangents in runs:
+        values += [_apart(plain, (seen, last)), _apart(kept, (states, last))]
+        gradients.append(_apart(cotangents, wanted))
+    return max(values), max(gradients)
 
 
 def _apart(got: Any, expected: Any) -> float:

@@ -27,7 +27,7 @@ from cpu_calls import HALVES
 from cpu_faults import BLAMED, CHANGES, CORRUPT, LINEAR_SCAN, NO_CODE
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, PyTree
-from random_shapes import FACTORS, TOGETHER, Case, Sizes, draw, draw_at, pointwise_of
+from random_shapes import FACTORS, TOGETHER, Case, Sizes, draw, draw_at
 
 import rnnjax
 from rnnjax import InstructionSet
@@ -44,8 +44,8 @@ HELPERS = Path(crowded_run.__file__).parent
 # Against the oracle
 
 
-def check(case: Case, made: Any) -> None:
-    found = random_shapes.errors(case, made)
+def check(case: Case, *runs: Any) -> None:
+    found = random_shapes.errors(case, *runs)
     assert not random_shapes.outside(case, found), (case.title, found)
 
 
@@ -60,16 +60,16 @@ PAIRS = (
     *(25, 40, 72, 73, 76, 113, 122, 141, 163, 232, 244, 262, 277, 297, 337, 343, 346, 354),
     *(374, 391, 417, 515, 610, 639, 651, 663, 772, 786, 788, 813, 842, 878, 903, 948, 962),
 )
+PRODUCT = range(96)  # every instruction set in every dtype on every cell
 
 
-@lru_cache
-def of_pairs() -> dict[int, tuple[Case, Any]]:
-    return by_kernel({seed: draw(seed) for seed in PAIRS})
-
-
-@pytest.mark.parametrize("seed", PAIRS)
+@pytest.mark.parametrize(
+    "seed", [*PAIRS, *(pytest.param(seed, marks=pytest.mark.slow) for seed in PRODUCT if seed not in PAIRS)]
+)
 def test_random_shape(seed):
-    check(*of_pairs()[seed])
+    """A program of its own for each, so that its calls have all cores."""
+    case = draw(seed)
+    check(case, *random_shapes.by_kernel(case))
 
 
 def test_every_pair_of_factors_is_in_a_random_shape():
@@ -83,9 +83,20 @@ def test_every_pair_of_factors_is_in_a_random_shape():
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 1000, TOGETHER))
 def test_thousand_random_shapes(first):
-    """The first 96 are every instruction set in every dtype on every cell."""
+    """Many in a program, whose calls share the cores."""
     for case, found in random_shapes.together(range(first, first + TOGETHER)):
         assert random_shapes.allowed(case, found), (case.title, found)
+
+
+WIDE = Sizes(1, 3, 60, 4, 1, 160)  # a tile with work for several cores in each of its steps
+
+
+@pytest.mark.parametrize("seed", [23, 19, 11], ids=["float64", "float32", "bfloat16"])
+def test_sizes_of_a_tile_that_cores_share(seed):
+    """Again and again: which core is late is chance."""
+    case = draw_at(seed, WIDE)
+    run = random_shapes.program([case])
+    check(case, *(made for _ in range(20) for made in run([random_shapes.operands(case)])))
 
 
 OF_REFERENCE = (25, 61, 69)
@@ -232,36 +243,54 @@ def test_backward_is_the_transpose(cell):
     np.testing.assert_allclose(forward, backward, rtol=1e-11)
 
 
-def test_every_operation_of_the_compiled_code():
-    """One program that has them all: gate k is k in all its units, and what is kept of it is operation k of a few."""
-    gates, registers = len(MEANINGS), 2 * len(MEANINGS) + 1  # of columns, the state before, and the results
-    values = np.random.default_rng(0).uniform(0.1, 0.9, (gates, 5))
-    instructions = [
-        (number, gates + 1 + number, number, (number + 1) % gates, (number + 2) % gates) for number in range(gates)
-    ]
+UNITS, GATES = 200, len(MEANINGS)
+
+
+@lru_cache
+def of_every_operation() -> Callable[[np.ndarray], tuple[Array, list[Array]]]:
+    """One program that has them all, and what they mean, of values [GATES, UNITS].
+
+    Gate k is row k of these, and what is kept of it is operation k of rows k, k + 1 and k + 2, or of fewer of them.
+    """
+    registers = 2 * GATES + 1  # of columns, the state before, and the results
+    numbers = np.arange(GATES)
+    instructions = np.stack([numbers, GATES + 1 + numbers, *((numbers + place) % GATES for place in range(3))], 1)
     attributes = {
-        "instructions": np.asarray(instructions, np.int32).ravel(),
-        "outputs": np.arange(gates, registers, dtype=np.int32),
-        "columns": np.asarray([(gate, 1, 1) for gate in range(gates)], np.int32).ravel(),
+        "instructions": instructions.astype(np.int32).ravel(),
+        "outputs": np.arange(GATES, registers, dtype=np.int32),
+        "columns": np.asarray([(gate, 1, 1) for gate in range(GATES)], np.int32).ravel(),
         "constants": np.zeros(0),
         "registers": np.int32(registers),
         "widest": np.int32(InstructionSet.AVX512_BF16),
     }
-    nothing = np.zeros((1, 1, 1, 0)), np.zeros((1, 1, 1, 5)), np.zeros(0, np.int32), np.zeros(0, bool)
-    weights = np.zeros((1, 0, gates, 5)), values[None], np.zeros((1, 1, 5, gates, 5)), np.zeros((1, 0, 5))
-    results = [ShapeDtypeStruct(shape, "float64") for shape in ((1, 1, 1, 5), (1, 1, 1, 5), (1, 1, 1, gates, 5))]
-    assert rnnjax.CPU().refusal(pointwise_of("gru"), draw(0).weights) is None  # to ask is what loads the library
+    sequences = np.zeros((1, 1, 1, 0)), np.zeros((1, 1, 1, UNITS)), np.zeros(0, np.int32), np.zeros(0, bool)
+    W, R = np.zeros((1, 0, GATES, UNITS)), np.zeros((1, 1, UNITS, GATES, UNITS))
+    gains, initial = np.zeros((1, 0, UNITS)), np.zeros((1, 1, UNITS))
+    results = [
+        ShapeDtypeStruct(shape, "float64") for shape in ((1, 1, 1, UNITS), (1, 1, 1, UNITS), (1, 1, 1, GATES, UNITS))
+    ]
+    assert library.absence() is None
     call = jax.ffi.ffi_call("rnnjax_forward", results)
 
-    @jax.jit
-    def both(arguments: Any, rows: list[Array]) -> tuple[Array, list[Array]]:
-        kept, expected = call(*arguments, **attributes)[2][0, 0, 0], []
+    def both(values: Array) -> tuple[Array, list[Array]]:
+        kept, expected = call(*sequences, W, values[None], R, gains, initial, **attributes)[2][0, 0, 0], []
         for number, meaning in enumerate(MEANINGS.values()):
             operands = 1 + (number >= NUMBERS["add"]) + (number >= NUMBERS["select"])
-            expected.append(meaning(*(rows[(number + place) % gates] for place in range(operands))))
+            expected.append(meaning(*(values[(number + place) % GATES] for place in range(operands))))
         return kept, expected
 
-    kept, expected = map(np.asarray, both((*nothing, *weights, np.zeros((1, 1, 5))), list(values)))
+    return jax.jit(both)
+
+
+VALUES = {
+    "ordinary": lambda generator: generator.uniform(0.1, 0.9, (GATES, UNITS)),
+    "special": lambda generator: generator.choice([np.nan, np.inf, -np.inf, 0.0, 0.5, -2.5], (GATES, UNITS)),
+}
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_every_operation_of_the_compiled_code(values):
+    kept, expected = map(np.asarray, of_every_operation()(VALUES[values](np.random.default_rng(0))))
     for number, name in enumerate(MEANINGS):
         np.testing.assert_allclose(kept[number], expected[number], rtol=1e-14, err_msg=name)
 

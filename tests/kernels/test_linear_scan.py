@@ -62,7 +62,7 @@ CASES = [
 ]
 
 
-def forgetful(A: int, B: int, T: int, H: int, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def with_zeros_and_nan(A: int, B: int, T: int, H: int, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Operands with NaN, which lasts until a zero in `a` forgets it."""
     a, b, initial = operands(A, B, T, H, dtype)
     a[:, T // 2, ::2] = 0
@@ -78,7 +78,7 @@ def ways(T: int, dtype: str) -> list[tuple[bool, bool]]:
 @lru_cache
 def states(name: str, size: tuple[int, int, int, int]) -> dict[tuple[str, bool, bool], Array]:
     """What an implementation gives in each dtype and way: one program, if its interpreter bears more than a kernel."""
-    given = {dtype: forgetful(*size, dtype) for dtype in DTYPES}
+    given = {dtype: with_zeros_and_nan(*size, dtype) for dtype in DTYPES}
     asked = [(dtype, *way) for dtype in DTYPES for way in ways(size[2], dtype)]
 
     def run(asked: list[tuple[str, bool, bool]], given: dict[str, tuple[Array, Array, Array]]) -> list[Array]:
@@ -98,7 +98,7 @@ def test_states_are_those_of_a_loop(name, size, dtype):
         pytest.skip("the library was not built")
     for reverse, late in ways(size[2], dtype):
         with np.errstate(invalid="ignore"):
-            expected = by_loop(*forgetful(*size, dtype), reverse=reverse, late=late)
+            expected = by_loop(*with_zeros_and_nan(*size, dtype), reverse=reverse, late=late)
         assert_same(states(name, size)[dtype, reverse, late], expected)
 
 
@@ -146,15 +146,9 @@ def by_steps(a: Array, b: Array, initial: Array, *, reverse: bool = False) -> Ar
     return jax.lax.scan(step, initial, (a, b), reverse=reverse)[1]
 
 
-STEPS = (1, 2, 3, 127, 1000, 16323)
+STEPS, QUICK_STEPS = (1, 2, 3, 127, 1000, 16323), (1, 2, 127, 16323)
 BLOCKS = (None, 100)  # the kernel of the platform, and plain JAX
 BARS = {"float64": 1e-10, "complex128": 1e-10, "float32": 1e-5, "complex64": 1e-5}  # relative to the largest number
-QUICK_LENGTHS = [(1, "complex128"), *((127, dtype) for dtype in BARS), (16323, "float32"), (16323, "complex128")]
-LENGTHS = [
-    pytest.param(T, dtype, marks=[] if (T, dtype) in QUICK_LENGTHS else pytest.mark.slow)
-    for T in STEPS
-    for dtype in BARS
-]
 
 
 def with_gradient(scan: Any, a: Array, b: Array, initial: Array) -> PyTree:
@@ -168,17 +162,36 @@ def with_gradient(scan: Any, a: Array, b: Array, initial: Array) -> PyTree:
     return h, gradients
 
 
-@pytest.mark.parametrize(("T", "dtype"), LENGTHS)
+def with_zeros(T: int, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Operands of which zeros in `a` fall inside blocks."""
+    a, b, initial = operands(1, 1, T, 5, dtype)
+    a[0, T // 2, ::2] = a[0, T - 1 - T // 7, 1] = 0
+    return a, b, initial
+
+
+def is_reverse(T: int) -> bool:
+    return T % 2 == 0
+
+
+@lru_cache
+def of_all_blocks(T: int) -> dict[str, list[PyTree]]:
+    """Values and gradients in every dtype, by each block, as one program."""
+    scans = [partial(linear_scan, reverse=is_reverse(T), block=block) for block in BLOCKS]
+
+    @jax.jit
+    def run(given: dict[str, list[Array]]) -> dict[str, list[PyTree]]:
+        return {dtype: [with_gradient(scan, *each) for scan in scans] for dtype, each in given.items()}
+
+    return run({dtype: [each[0] for each in with_zeros(T, dtype)] for dtype in BARS})
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("T", [pytest.param(T, marks=[] if T in QUICK_STEPS else pytest.mark.slow) for T in STEPS])
 def test_values_and_gradients_of_any_length(T, dtype):
-    """Zeros in `a` fall inside blocks, and the last block is short."""
-    exact = operands(1, 1, T, 5, dtype)
-    a = exact[0][0]
-    a[T // 2, ::2] = a[T - 1 - T // 7, 1] = 0
-    reverse = T % 2 == 0
-    expected = gradients_by_loop(*exact, grid.contraction(exact[1]), reverse=reverse)
-    scans = [partial(linear_scan, reverse=reverse, block=block) for block in BLOCKS]
-    run = jax.jit(lambda *operands: [with_gradient(scan, *operands) for scan in scans])
-    for got in run(*(each[0] for each in exact)):
+    """The last block is short, too."""
+    exact = with_zeros(T, dtype)
+    expected = gradients_by_loop(*exact, grid.contraction(exact[1]), reverse=is_reverse(T))
+    for got in of_all_blocks(T)[dtype]:
         for one, (other,) in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             assert one.dtype == dtype
             np.testing.assert_allclose(one, other, rtol=0, atol=BARS[dtype] * np.abs(other).max())
@@ -244,7 +257,7 @@ def test_nest_equals_steps(nest, reverse):
     grid.assert_close(*both(sequence(), batch()))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.slow), "complex128"])
 def test_gradients_are_those_of_differences(dtype):
     """Of the first order and the second, in both modes."""
     arguments = [each[0] for each in operands(1, 1, 3, 1, dtype)]
@@ -264,7 +277,8 @@ def test_transpose_is_the_transpose(reverse, late):
         return run(b, initial), jax.linear_transpose(run, b, initial)(c)
 
     h, (db, dinitial) = both(a, b, initial, c)
-    np.testing.assert_allclose((h * c).sum(), (b * db).sum() + (initial * dinitial).sum(), rtol=1e-12)
+    forward, backward = np.vdot(c.conj(), h), np.vdot(b.conj(), db) + np.vdot(initial.conj(), dinitial)
+    np.testing.assert_allclose(forward, backward, rtol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -298,7 +312,7 @@ def mesh(kind: AxisType) -> Any:
     return jax.make_mesh((1,), ("device",), axis_types=(kind,))
 
 
-@pytest.mark.parametrize("shared", range(3))
+@pytest.mark.parametrize("shared", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2))])
 def test_gradient_under_shard_map(shared):
     """Of a loss that is summed over the devices, which share one of the operands."""
     pairs = zip(sequence(), batch(), strict=True)
@@ -403,7 +417,7 @@ def test_engine_hands_its_block_on_to_derivatives_and_batches():
         assert targets(jax.grad(partial(loss, rnnjax.Associative())), xs) == [FORWARD, FORWARD]
 
 
-@pytest.mark.parametrize("block", [10, 100, None])
+@pytest.mark.parametrize("block", [10, pytest.param(100, marks=pytest.mark.slow), None])
 def test_plain_memory_is_that_of_a_loop(monkeypatch, block):
     """A step fewer than a multiple of the block: beside `h`, no more than the copy of it that its rest is put to."""
     monkeypatch.setattr(cpu, "is_here", lambda: False)

@@ -3,6 +3,7 @@
 That the emulated kernels equal `Scan` under every view, and keep the laws, is in `test_grid` and `test_laws`.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -94,13 +95,20 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("kernel", EMULATED)
-def test_several_tiles_and_blocks(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "cell", "batch", "steps"),
+    [
+        ("tpu", "gru", 20, 7),
+        pytest.param("tpu", "lstm_options", 35, 11, marks=pytest.mark.slow),
+        ("gpu", "lstm_options", 35, 11),
+    ],
+)
+def test_several_tiles_and_blocks(kernel, cell, batch, steps):
     """More sequences than fill a tile, more steps than fill a block, and sequences that end blocks before the last."""
-    cell, batch, steps = grid.build("lstm_options"), 35, 11
+    cell = grid.build(cell)
     random = np.random.default_rng(0)
     length = random.integers(0, steps + 1, (S, batch), np.int32)
-    length[:, 16:32] = random.integers(0, 4, (S, 16))
+    length[:, 16:32] = random.integers(0, 4, length[:, 16:32].shape)
     kernels = emulated(kernel), Reference()
     both = jax.jit(lambda *operands: [halves(each, cell, *operands) for each in kernels])
     grid.assert_close(*both(*problem(cell, length, random.random((S, batch, steps)) < 0.3)))
@@ -180,22 +188,27 @@ def of_zeros(cell: type, inputs: int, units: int, dtype: str, **options: Any) ->
     return jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
 
 
-def products(*others: Any) -> list[Any]:
-    """Every cell in every dtype, and with each of `others`; quick are those that hold each of these."""
-    cases = [(cell, dtype, *other) for cell in GATED for dtype in DTYPES for other in others or [()]]
-    quick = lambda number, dtype: DTYPES[number % 3] == dtype  # noqa: E731
+# A dtype and a size of grid for each cell, in the quick tier.
+QUICK = {("elman", "float32", False), ("lstm", "bfloat16", True), ("lstm_options", "float16", False)}
+QUICK |= {("gru", "float32", True)}
+
+
+def product(*lists: Any) -> list[Any]:
+    """Every cell with everything in the lists."""
+    quick = {case[: 1 + len(lists)] for case in QUICK}
     return [
-        pytest.param(*case, marks=[] if quick(GATED.index(case[0]), case[1]) else pytest.mark.slow) for case in cases
+        pytest.param(*case, marks=[] if case in quick else pytest.mark.slow)
+        for case in itertools.product(GATED, *lists)
     ]
 
 
-@pytest.mark.parametrize(("cell", "dtype"), products())
+@pytest.mark.parametrize(("cell", "dtype"), product(DTYPES))
 def test_it_lowers_for_a_tpu(cell, dtype):
     cell = grid.build(cell, dtype)
     check_lowered(lowered(cell, "tpu"), cell)
 
 
-@pytest.mark.parametrize(("cell", "dtype"), products())
+@pytest.mark.parametrize(("cell", "dtype"), product(DTYPES))
 def test_it_lowers_for_a_gpu(cell, dtype):
     cell = grid.build(cell, dtype)
     with on("NVIDIA H200"):
@@ -210,7 +223,7 @@ SHAPES = {  # too large for one block
 }
 
 
-@pytest.mark.parametrize(("cell", "dtype", "whole_grid"), products((False,), (True,)))
+@pytest.mark.parametrize(("cell", "dtype", "whole_grid"), product(DTYPES, (False, True)))
 def test_several_blocks_lower(cell, dtype, whole_grid):
     kind, units, options = SHAPES[cell]
     units *= (2 if dtype == "float32" else 4) if whole_grid else 1

@@ -21,7 +21,7 @@ DIAGONAL = (
 )
 
 
-@lru_cache
+@grid.once
 def key() -> jax.Array:
     return jax.random.key(11)
 

@@ -57,6 +57,12 @@ def trace_a_step(
     raise InterruptedError(f"{options.get('picture')}")
 
 
+def shrink_shakespeare(monkeypatch):
+    for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1}.items():
+        monkeypatch.setattr(shakespeare, name, value)
+    monkeypatch.setattr(shakespeare, "read_text", lambda _: "all the world's a stage " * 40)
+
+
 # What they share
 
 
@@ -135,10 +141,13 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_the_example_takes_a_step(name, monkeypatch):
+def test_the_example_takes_a_step(name, monkeypatch, tmp_path):
     example, words = STEPS[name]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(rnnjax, "fit", trace_a_step)
     monkeypatch.setattr(moving_digits, "JUDGED", 1)
+    monkeypatch.setattr(example, "BLOCKS", 1, raising=False)
+    shrink_shakespeare(monkeypatch)
     monkeypatch.setattr(example, "count_steps", lambda *_: 2, raising=False)  # where epochs are not counted
     with pytest.raises(InterruptedError):
         run(example, *words)
@@ -198,12 +207,9 @@ def test_what_is_drawn_is_followed_by_what_is_next():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
     """Four steps, and two more after a kill on the way to the third, are the same."""
-    for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1}.items():
-        monkeypatch.setattr(shakespeare, name, value)
-    monkeypatch.setattr(shakespeare, "read_text", lambda _: "all the world's a stage " * 40)
+    shrink_shakespeare(monkeypatch)
     steps_to_take(monkeypatch, shakespeare, 4)
     straight, killed, draw = tmp_path / "straight", tmp_path / "killed", shakespeare.draw
 
@@ -257,7 +263,6 @@ def tiny_mnist(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_digits_are_read(monkeypatch, tiny_mnist):
     monkeypatch.setenv("RNNJAX_DATA", str(tiny_mnist))
     training, test, name = pixel_digits.read_digits()

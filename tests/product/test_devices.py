@@ -35,7 +35,14 @@ def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[
 # The checks of `devices_run`, all that are asked for in one process
 
 CHECKS = (
-    *("fused", "associative", "newton", "training_over_batch", "what_fades_and_what_overflows"),
+    *(
+        "fused",
+        "associative",
+        "newton",
+        "what_fades_and_what_overflows",
+        "training_over_batch",
+        "a_key_for_each_device",
+    ),
     *("parts_are_refused_as_parts", "what_newton_refuses", "a_batch_that_the_devices_do_not_divide"),
 )
 SLOW_CHECKS = (

@@ -137,10 +137,9 @@ each_cell = pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
 each_biased_cell = pytest.mark.parametrize("make", [CELLS[name] for name in CELLS if name not in STATE_SPACES])
 
 
-@lru_cache
+@grid.once
 def key(seed: int = 11) -> jax.Array:
-    with jax.ensure_compile_time_eval():  # also where it is first asked for inside of a trace
-        return jax.random.key(seed)
+    return jax.random.key(seed)
 
 
 def draw(tree: Any, seed: int, scale: float = 0.5) -> Any:

@@ -1,7 +1,7 @@
 """Frames over time: layers of Equinox at each of them, and the recurrences whose products are convolutions."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -19,10 +19,9 @@ from rnnjax.cells.convolutional import convolve
 F32, F64 = jnp.float32, jnp.float64
 
 
-@lru_cache
+@grid.once
 def key() -> jax.Array:
-    with jax.ensure_compile_time_eval():  # also where it is first asked for inside of a trace
-        return jax.random.key(3)
+    return jax.random.key(3)
 
 
 def videos(*shape: int, seed: int = 1) -> np.ndarray:

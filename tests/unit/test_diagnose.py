@@ -18,7 +18,7 @@ from rnnjax.diagnose import plot, report
 T = grid.T
 
 
-@lru_cache
+@grid.once
 def key() -> jax.Array:
     return jax.random.key(17)
 
@@ -148,10 +148,10 @@ def test_gradient_by_lag_is_what_goes_back_through_each_step(cell):
     np.testing.assert_allclose(told(cell).few_by_lag, norms[:4], rtol=1e-9)
 
 
-@eqx.filter_jit
-def _gradients(cell: Any, xs: Any, engine: Any) -> Any:
+@lru_cache
+def _gradients() -> Any:
     asked = rnnjax.gradient_by_lag, rnnjax.gradient_by_input
-    return [gradient(contract, cell, None, xs, engine=engine) for gradient in asked]
+    return eqx.filter_jit(lambda cell, xs, engine: [one(contract, cell, None, xs, engine=engine) for one in asked])
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,8 @@ def _gradients(cell: Any, xs: Any, engine: Any) -> Any:
     ],
 )
 def test_every_engine_tells_the_same(cell, engine):
-    by_engine, by_scan = (
-        _gradients(grid.build(cell), grid.inputs(T), one) for one in (grid.ENGINES[engine], rnnjax.Scan())
-    )
+    engines = grid.ENGINES[engine], rnnjax.Scan()
+    by_engine, by_scan = (_gradients()(grid.build(cell), grid.inputs(T), one) for one in engines)
     for got, expected in zip(by_engine, by_scan, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-8)
 
@@ -292,11 +291,14 @@ def test_what_is_too_large_is_infinite_and_what_is_small_is_told():
 ACTIVATIONS = {"linear": rnnjax.linear, "tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
-@jax.jit
-def _norms_back(weight: Any, xs: Any, number: Any) -> Any:
-    chosen = lambda n: jax.lax.switch(number, list(ACTIVATIONS.values()), n)  # noqa: E731
-    cell = eqx.tree_at(lambda cell: cell.recurrent_weight, network(np.zeros((6, 6)), chosen), weight)
-    return rnnjax.product_norms(cell, None, xs)
+@lru_cache
+def _norms_back() -> Any:
+    def norms(weight: Any, xs: Any, number: Any) -> Any:
+        chosen = lambda n: jax.lax.switch(number, list(ACTIVATIONS.values()), n)  # noqa: E731
+        cell = eqx.tree_at(lambda cell: cell.recurrent_weight, network(np.zeros((6, 6)), chosen), weight)
+        return rnnjax.product_norms(cell, None, xs)
+
+    return jax.jit(norms)
 
 
 def norms_back(R, activation, xs=None):
@@ -304,7 +306,7 @@ def norms_back(R, activation, xs=None):
     padded = np.zeros((6, 6))
     padded[: len(R), : len(R)] = R
     xs, number = np.ones((30, 1)) if xs is None else xs, list(ACTIVATIONS).index(activation)
-    return np.asarray(_norms_back(network(padded).recurrent_weight, xs, np.asarray(number)))
+    return np.asarray(_norms_back()(network(padded).recurrent_weight, xs, np.asarray(number)))
 
 
 def inputs_of_one():
@@ -341,23 +343,23 @@ def test_claim_a_sigmoid_loses_the_gradient_within_ten_steps():
 # Gates
 
 
-@eqx.filter_jit
-def _gates_and_jacobians(cell: Any, xs: Any) -> Any:
-    return rnnjax.gates(cell, None, xs), rnnjax.jacobians(cell, None, xs)
+@lru_cache
+def _gates_and_jacobians() -> Any:
+    return eqx.filter_jit(lambda cell, xs: (rnnjax.gates(cell, None, xs), rnnjax.jacobians(cell, None, xs)))
 
 
 def test_claim_the_lstms_cell_path_is_the_product_of_its_forget_gates():
     cell = grid.build("lstm")
     silent = grid.place(np.zeros(cell.recurrent_weight.shape))
     cell = eqx.tree_at(lambda cell: cell.recurrent_weight, cell, silent)
-    gates, jacobians = map(np.asarray, _gates_and_jacobians(cell, grid.inputs(T)))
+    gates, jacobians = map(np.asarray, _gates_and_jacobians()(cell, grid.inputs(T)))
     product = np.linalg.multi_dot(jacobians[::-1, grid.H :, grid.H :])
     np.testing.assert_allclose(product, np.diag(gates[:, 1].prod(0)), atol=1e-14)
 
 
 def test_gates_are_those_of_the_equations():
     cell = grid.build("lstm")
-    got, _ = _gates_and_jacobians(cell, grid.inputs(T))
+    got, _ = _gates_and_jacobians()(cell, grid.inputs(T))
     W, R, b = (np.asarray(weight) for weight in (cell.input_weight, cell.recurrent_weight[0], cell.bias))
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     h = c = np.zeros(grid.H)

@@ -35,10 +35,9 @@ F32, F64 = jnp.float32, jnp.float64
 XS = np.random.default_rng(5).standard_normal((T, I)).astype(F32)
 
 
-@lru_cache
+@grid.once
 def key() -> jax.Array:
-    with jax.ensure_compile_time_eval():  # also where it is first asked for inside of a trace
-        return jax.random.key(5)
+    return jax.random.key(5)
 
 
 CELLS: dict[str, Callable[[], Any]] = {

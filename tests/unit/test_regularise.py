@@ -33,13 +33,13 @@ IN_THE_STEP = ("recurrent", "recurrent_dropout", "zoneout", "noise")
 ENGINES = {"scan": rnnjax.Scan(), "checkpointed": rnnjax.Checkpointed(segment=5), "newton": rnnjax.Newton()}
 
 
-@lru_cache
+@grid.once
 def key(seed: int = 3) -> jax.Array:
     """A key as users have it, where it matters how what is drawn is distributed."""
     return jax.random.key(seed)
 
 
-@lru_cache
+@grid.once
 def plain_key(seed: int = 3) -> jax.Array:
     """A key of a generator that hashes a counter: a tenth of a second less to compile at each draw."""
     return jax.random.key(seed, impl=_plain_generator())

@@ -25,7 +25,7 @@ TABLE = np.random.default_rng(1).normal(size=(V, I))
 CELLS = ("child_sum", "nary", "recursive", "rntn")
 
 
-@lru_cache
+@grid.once
 def key() -> jax.Array:
     return jax.random.key(11)
 
