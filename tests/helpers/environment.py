@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +20,16 @@ def cache_of_programs() -> Path:
     return home / "rnnjax-tests" / f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
+QUICK_COMPILER = [
+    "--xla_cpu_opt_preset=FAST_COMPILE",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+]
+if version("jaxlib").startswith("0.10."):  # later ones have no other emitter of loops than the one that takes twice as long
+    QUICK_COMPILER.append("--xla_cpu_use_fusion_emitters=false")
+
 # In the environment rather than in `jax.config`: some tests run a script in a process of its own.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+os.environ["XLA_FLAGS"] = " ".join([*QUICK_COMPILER, os.environ.get("XLA_FLAGS", "")])  # the user's flags decide
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]
 ).rstrip(os.pathsep)
