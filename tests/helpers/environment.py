@@ -25,7 +25,7 @@ QUICK_COMPILER = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 ]
-if version("jaxlib").startswith("0.10."):  # later ones have no other emitter of loops than the one that takes twice as long
+if version("jaxlib").startswith("0.10."):  # later ones have only the emitter of loops that takes twice as long
     QUICK_COMPILER.append("--xla_cpu_use_fusion_emitters=false")
 
 # In the environment rather than in `jax.config`: some tests run a script in a process of its own.
