@@ -36,7 +36,7 @@ def record_of(tier: str, cache: bool) -> dict[str, Any]:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadgroup", "--report", str(report)]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadgroup", f"--report={report}"]
         start = time.perf_counter()
         environment = os.environ | ({} if cache else {"RNNJAX_TEST_CACHE": "off"})
         ended = subprocess.run([*command, *TIERS[tier]], cwd=ROOT, env=environment)

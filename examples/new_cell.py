@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 
 import rnnjax
-from rnnjax import initialise
+from rnnjax import check, initialise
 
 
 class UpdateGateRNN(rnnjax.AbstractGatedCell):
@@ -29,7 +29,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
 
     def __init__(self, input_size: int, hidden_size: int, *, key: jax.Array, dtype=jnp.float32):
         """Draw the weights, [I, G, H] and [1, H, G, H], gate by gate; the letters tell which gate keeps."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
         keys = jax.random.split(key, 3)
         orthogonal, glorot = initialise.orthogonal, initialise.glorot
         self.input_weight = initialise.input_weight(glorot, keys[0], input_size, "zn", hidden_size, dtype)

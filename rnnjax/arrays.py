@@ -11,8 +11,10 @@ Arrays
 A plural runs over time: `xs`, `us`, `states`, `ys`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
@@ -47,6 +49,44 @@ def carry_dtype(dtype: Any) -> jnp.dtype:
 def cast(tree: PyTree, dtype: Any) -> PyTree:
     """`tree` with every array in `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def widen(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """`tree` with its narrow floating arrays in float32, and the function that casts such a tree back.
+
+    The transpose of a loop sums the cotangent of each array that the loop closes over, step by step, in the array's own
+    dtype, and 8 bits soon add nothing more. So a loop closes over the wide tree, and casts it back inside.
+    """
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_narrow(leaf) else leaf, tree)
+
+    def narrow(wide: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf, of: leaf.astype(of.dtype) if _is_narrow(of) else leaf, wide, tree)
+
+    return wide, narrow
+
+
+def shift(values: Array, bias: Array) -> Array:
+    """`values + bias` over time, in the dtype of `values`. Its transpose, a sum over time, is float32 or wider."""
+    wide = carry_dtype(values.dtype)
+    return (values.astype(wide) + bias.astype(wide)).astype(values.dtype)
+
+
+def look_up(table: Float[Array, "V ..."], rows: Int[Array, "..."]) -> Float[Array, "..."]:
+    """The rows of `table` at these indices; the cotangents that meet in one row are summed in float32 or wider."""
+    return table.astype(carry_dtype(table.dtype))[rows].astype(table.dtype)
+
+
+def largest(values: Array) -> Array:
+    """The largest along the first axis, and NaN, in the gradient too, where there is one.
+
+    XLA's own maximum of an axis drops NaN on a CPU: `xla_cpu_enable_fast_min_max`.
+    """
+    poison = jnp.where(jnp.isnan(values).any(0), jnp.nan, 1.0).astype(values.dtype)
+    return values.max(0) * poison
+
+
+def _is_narrow(leaf: Any) -> bool:
+    return eqx.is_inexact_array(leaf) and carry_dtype(leaf.dtype) != leaf.dtype
 
 
 def select(condition: Bool[Array, "..."], chosen: PyTree, other: PyTree) -> PyTree:

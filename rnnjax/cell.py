@@ -30,6 +30,7 @@ from .arrays import (
     UnitsOverTime,
     carry_dtype,
     cast,
+    shift,
 )
 
 
@@ -180,7 +181,7 @@ def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> GatesOverTime:
     """`us = W xs + b` for all of time, as one matrix product."""
     inputs, gates, units = weight.shape
     us = (xs @ weight.reshape(inputs, gates * units)).reshape(-1, gates, units)
-    return us if bias is None else us + bias
+    return us if bias is None else shift(us, bias)
 
 
 def recur(weight: RecurrentWeight, h: Float[Array, " h"]) -> Gates:
@@ -197,9 +198,14 @@ def recur(weight: RecurrentWeight, h: Float[Array, " h"]) -> Gates:
 def rest(state_type: type, start: State | None, shape: int | tuple[int, ...], dtype) -> State:
     """The initial state in the carry's dtype: the learned one, or zeros of `shape` in every field of `state_type`."""
     if start is not None:
-        return cast(start, carry_dtype(dtype))
-    zeros = jnp.zeros(shape, carry_dtype(dtype))
-    return state_type(*(zeros for _ in state_type._fields))
+        return begin(start, dtype)
+    # An array for each field: one for all could not be donated.
+    return state_type(*(jnp.zeros(shape, carry_dtype(dtype)) for _ in state_type._fields))
+
+
+def begin(start: State, dtype) -> State:
+    """The learned state in the carry's dtype, as arrays of their own: the cell and its state may both be donated."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, carry_dtype(dtype)), start)
 
 
 def learned(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:

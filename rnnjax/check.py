@@ -1,5 +1,6 @@
-"""What `unroll` says of arguments that do not fit, at trace time: name, what was expected, what came, what to do."""
+"""Checks of arguments, when they are given: an error names the argument, what was expected and what came."""
 
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,6 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .arrays import Flags, Length, State
-from .engine import AbstractEngine
 
 BATCH_HINT = "unroll takes one sequence, time first; batch it: jax.vmap(lambda xs: unroll(cell, None, xs))(xs)"
 
@@ -92,7 +92,8 @@ def length(length: Any, T: int) -> Length | None:
         )
     if not isinstance(length, Tracer) and not 0 <= int(length) <= T:
         raise ValueError(f"length: expected a value from 0 to T={T}, got {int(length)}")
-    return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # eight bits would not hold every T
+    held = min(T, int(jnp.iinfo(dtype).max))  # before the cast, which takes the largest unsigned ones below zero
+    return jnp.clip(length, 0, held).astype(int)  # eight bits would not hold every T
 
 
 def resets(resets: Any, T: int) -> Flags | None:
@@ -108,14 +109,66 @@ def resets(resets: Any, T: int) -> Flags | None:
     return jnp.asarray(resets)
 
 
-def engine(engine: Any) -> None:
-    """Raise unless `engine` is one."""
-    if isinstance(engine, type) and issubclass(engine, AbstractEngine):
-        raise TypeError(f"engine: expected an engine, got the class {engine.__name__}. Write {engine.__name__}()")
-    if not isinstance(engine, AbstractEngine):
-        raise TypeError(f"engine: expected an engine, such as Scan(), got {engine!r}")
-
-
 def show(tree: Any) -> str:
     """A tree by its structure, shapes and dtypes, on one line."""
     return eqx.tree_pformat(tree, width=10_000, struct_as_array=True)
+
+
+def sizes(**values: Any) -> None:
+    """Raise unless every value is a positive integer and `heads`, where given, divides `hidden_size`."""
+    for name, value in values.items():
+        if not _is_size(value):
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if "heads" in values and values["hidden_size"] % values["heads"]:
+        raise ValueError(f"heads: expected a divisor of hidden_size={values['hidden_size']}, got {values['heads']}")
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """`value` as a tuple, an integer being the size of one axis; raise unless all sizes are positive integers."""
+    axes = value if isinstance(value, tuple) else (value,)
+    if not all(map(_is_size, axes)):
+        raise ValueError(f"{name}: expected a positive integer or a tuple of them, got {value!r}")
+    return tuple(map(int, axes))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def dtype(value: Any) -> None:
+    """Raise unless weights can be of this dtype."""
+    if not jnp.issubdtype(value, jnp.floating):
+        raise TypeError(f"dtype: expected a floating one, such as jnp.float32, got {jnp.dtype(value)}")
+
+
+def flags(**values: Any) -> None:
+    """Raise unless every value is True or False: the string "False" would count as true."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is an integer from `least` on."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected {least} or more, got {value!r}")
+
+
+DROPPING = "dropping (to keep a share p of the values, pass 1 - p)"
+
+
+def number(name: str, value: Any, means: str = "a number") -> float:
+    """`value` as a float, which widens no dtype as NumPy's scalars do. Raises unless it is known before tracing."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {means}, a Python number known before tracing, got {value!r}")
+    return float(value)
+
+
+def probability(name: str, value: Any, of: str = DROPPING) -> float:
+    """`value` as a float. Raises unless it is a probability below 1."""
+    rate = number(name, value, f"the probability of {of}")
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name}: expected the probability of {of}, from 0 up to, not with, 1, got {value!r}")
+    return rate

@@ -36,14 +36,12 @@ class Stack(AbstractNetwork):
         layers = tuple(layers)
         if not layers:
             raise ValueError("layers: expected at least one cell or network, got none")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a probability from 0 up to, not with, 1, got {dropout!r}")
         for number, layer in enumerate(layers):
             _check_part(f"layers[{number}]", layer)
         for number, (below, above) in enumerate(pairwise(layers), 1):
             _check_fit(f"layers[{number}]", above.input_type(), _output_type(below))
         self.layers = layers
-        self.dropout = dropout
+        self.dropout = check.probability("dropout", dropout)
 
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
         return self.layers[0].input_type()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .arrays import Shaped, State, States, select
+from .arrays import Shaped, State, States, select, widen
 from .cell import AbstractCell
 from .marks import Marks, StepMarks
 
@@ -50,15 +50,30 @@ class AbstractEngine(eqx.Module):
         hand-off its states alone: what it costs is memory divided, not time.
         """
         index, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
+        wide, narrow = widen(cell)
 
         @jax.checkpoint
         def hand_on(state: State, sender: Array) -> tuple[State, None]:
-            after = jax.lax.cond(index == sender, lambda: self.run(cell, state, xs, marks)[0], lambda: state)
+            after = jax.lax.cond(index == sender, lambda: self.run(narrow(wide), state, xs, marks)[0], lambda: state)
             received = jax.lax.ppermute(after, axis, [(device, device + 1) for device in range(size - 1)])
             return select(index == sender + 1, received, state), None
 
         before, _ = jax.lax.scan(hand_on, state, jnp.arange(size - 1))
-        return self.run(cell, before, xs, marks)
+        return self.run(narrow(wide), before, xs, marks)
+
+
+def check_engine(engine: Any) -> None:
+    """Raise unless `engine` is one."""
+    if isinstance(engine, type) and issubclass(engine, AbstractEngine):
+        raise TypeError(f"engine: expected an engine, got the class {engine.__name__}. Write {engine.__name__}()")
+    if not isinstance(engine, AbstractEngine):
+        raise TypeError(f"engine: expected an engine, such as Scan(), got {engine!r}")
+
+
+def steps_of(cell: AbstractCell) -> Callable[[State, Any], State]:
+    """`cell.step` for a loop: the gradient by narrow weights is summed over time in float32."""
+    wide, narrow = widen(cell)
+    return lambda state, u: narrow(wide).step(state, u)
 
 
 def marked_step(

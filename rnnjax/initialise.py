@@ -10,13 +10,12 @@ operation by operation, once for each shape. An initialiser of biases is any
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from . import random
+from . import check, random
 from .arrays import Bias, InputWeight, RecurrentWeight, Units, carry_dtype
 
 Initialiser = Callable[..., Array]
@@ -59,7 +58,7 @@ def identity(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Ar
 
 def interval(least: float, most: float) -> Initialiser:
     """Weights uniform between `least` and `most`, for the diagonal of an R."""
-    if not least <= most:
+    if not check.number("least", least) <= check.number("most", most):
         raise ValueError(f"least, most: expected least <= most, got {least} and {most}")
     return lambda key, shape, dtype: random.array(random.uniform(key, shape, dtype, least, most), dtype)
 
@@ -85,6 +84,7 @@ def forget(value: float = 1.0) -> Initialiser:
 
     Gers et al. 2000, "Learning to forget"; Jozefowicz et al. 2015.
     """
+    value = check.number("value", value)
 
     def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
         del key
@@ -114,7 +114,7 @@ def time_constants(shortest: float = 1.0, longest: float = 1000.0) -> Initialise
 
     All stay below one in a dtype that cannot tell the longest from infinity: bfloat16 ends at tau of about 256 steps.
     """
-    if not 0 < shortest <= longest < np.inf:
+    if not 0 < check.number("shortest", shortest) <= check.number("longest", longest) < np.inf:
         raise ValueError(
             f"shortest: expected 0 < shortest <= longest steps, got shortest={shortest!r} and longest={longest!r}"
         )
@@ -157,7 +157,7 @@ def input_weight(
     initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, dtype
 ) -> InputWeight:
     """W, one draw a gate."""
-    check_dtype(dtype)
+    check.dtype(dtype)
     return _per_gate(initialiser, key, (inputs, units), len(gates), dtype)
 
 
@@ -179,30 +179,3 @@ def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int
     """[in, gates, out]; drawn in float32 or wider, since decompositions know nothing narrower."""
     drawn = carry_dtype(dtype)
     return random.array(random.each(key, gates, lambda key: initialiser(key, shape, drawn), axis=1), dtype)
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise unless every size is a positive integer and `heads`, where given, divides `hidden_size`."""
-    for name, size in sizes.items():
-        if not _is_size(size):
-            raise ValueError(f"{name}: expected a positive integer, got {size!r}")
-    if "heads" in sizes and sizes["hidden_size"] % sizes["heads"]:
-        raise ValueError(f"heads: expected a divisor of hidden_size={sizes['hidden_size']}, got {sizes['heads']}")
-
-
-def check_shape(name: str, shape: Any) -> tuple[int, ...]:
-    """`shape` as a tuple, an integer being the size of one axis; raise unless all sizes are positive integers."""
-    sizes = shape if isinstance(shape, tuple) else (shape,)
-    if not all(_is_size(size) for size in sizes):
-        raise ValueError(f"{name}: expected a positive integer or a tuple of them, got {shape!r}")
-    return tuple(int(size) for size in sizes)
-
-
-def _is_size(size: Any) -> bool:
-    return isinstance(size, int | np.integer) and not isinstance(size, bool) and bool(size >= 1)
-
-
-def check_dtype(dtype) -> None:
-    """Raise unless weights can be of `dtype`."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype: expected a floating one, such as jnp.float32, got {jnp.dtype(dtype)}")

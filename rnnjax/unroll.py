@@ -1,9 +1,7 @@
 """The verb: run a cell, a network or a plain function along one sequence."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -11,8 +9,10 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from . import check
 from .arrays import State, select
 from .cell import AbstractCell, describe
-from .engine import AbstractEngine
+from .compiled import compiled
+from .engine import AbstractEngine, check_engine
 from .engines.auto import Auto
+from .function import FunctionCell, as_cell
 from .marks import Marks, blank, counted, fill, flip, mark_touched, quarantine
 from .network import AbstractNetwork, Options
 
@@ -50,14 +50,14 @@ def unroll(
     Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes, sizes and an
     engine that refuses the cell (with its reasons), TypeError for types and dtypes.
     """
-    check.engine(engine)
+    check_engine(engine)
+    check.flags(reverse=reverse)
     xs = check.sequence(xs)
     T = jax.tree.leaves(xs)[0].shape[0]
     length, resets = check.length(length, T), check.resets(resets, T)
     if not isinstance(cell, AbstractCell | AbstractNetwork):
-        last, ys = unroll(
-            _as_cell(cell, state, xs), None, xs, length=length, resets=resets, reverse=reverse, engine=engine
-        )
+        function = as_cell(cell, state, xs, _run)
+        last, ys = unroll(function, None, xs, length=length, resets=resets, reverse=reverse, engine=engine)
         return last.state, ys
     check.inputs(xs, cell.input_type(), describe(cell))
     state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
@@ -71,7 +71,8 @@ def unroll(
         if isinstance(cell, AbstractNetwork):
             last, ys = cell.run(state, xs, Options(length, resets, engine, key))
         else:
-            last, ys = _run(cell, state, xs, Marks(length, resets, cell.initial()), engine)
+            run = cell.run if isinstance(cell, FunctionCell) else _COMPILED
+            last, ys = run(cell, state, xs, Marks(length, resets, cell.initial()), engine)
     if reverse:
         ys = flip(ys, length)
     return last, blank(ys, length, T)
@@ -97,56 +98,4 @@ def _run(
     return last, mark_touched(safe.touched, cell.readout(states, safe.xs))
 
 
-class FunctionState(NamedTuple):
-    """The state of a plain function, and its last output."""
-
-    state: State
-    y: PyTree[Array]
-
-
-class FunctionCell(AbstractCell):
-    """A function `(state, x) -> (state, y)` as a cell: its state keeps y until the readout."""
-
-    function: Callable[..., Any]  # what it closes over are leaves of it
-    start: FunctionState
-    input: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
-    __name__: str = eqx.field(static=True)
-
-    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
-        return self.input
-
-    def initial(self) -> FunctionState:
-        return self.start
-
-    def project(self, xs: PyTree[Array]) -> PyTree[Array]:
-        return xs
-
-    def step(self, state: FunctionState, u: PyTree[Array]) -> FunctionState:
-        return FunctionState(*self.function(state.state, u))
-
-    def readout(self, states: FunctionState, xs: PyTree[Array]) -> PyTree[Array]:
-        del xs
-        return states.y
-
-
-def _as_cell(function: Any, state: Any, xs: PyTree[Array]) -> FunctionCell:
-    """`function` as a cell that starts from `state`, once it is seen to keep the state's form."""
-    if isinstance(function, type):
-        raise TypeError(f"cell: expected a cell, got the class {function.__name__}. Write {function.__name__}(...)")
-    if not callable(function):
-        raise TypeError(f"cell: expected a cell, a network or a function (state, x) -> (state, y), got {function!r}")
-    if state is None:
-        raise ValueError(f"state: expected the state before the first step, since {describe(function)} is a function")
-    state = jax.tree.map(jnp.asarray, state)
-    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    given = jax.eval_shape(lambda: state)
-    answer = jax.eval_shape(function, given, x)
-    if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise ValueError(f"cell: expected {describe(function)} to return (state, y), got {check.show(answer)}")
-    if not check.alike(answer[0], given):
-        raise ValueError(
-            f"cell: expected {describe(function)} to return a state like the one it was given, {check.show(given)}, "
-            f"got {check.show(answer[0])}"
-        )
-    closed = eqx.filter_closure_convert(function, given, x)
-    return FunctionCell(closed, FunctionState(state, jax.tree.map(jnp.zeros_like, answer[1])), x, describe(function))
+_COMPILED = compiled(_run)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Units, cast
 from ..cell import Hidden, learned
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
@@ -49,7 +49,8 @@ class ConvGRU(AbstractConvolutionalCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `ConvLSTM`."""
-        initialise.check_sizes(input_channels=input_channels, hidden_channels=hidden_channels)
+        check.sizes(input_channels=input_channels, hidden_channels=hidden_channels)
+        check.flags(bias=bias, learn_initial=learn_initial)
         self.space, kernel = check_frame(space, kernel_size)
         keys = random.split(key, 4)
         self.input_weight = draw_kernel(

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, cast
 from ..cell import learned
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
@@ -59,7 +59,8 @@ class ConvLSTM(AbstractConvolutionalCell):
         kernel_size                       of both convolutions, odd; a tuple, or an integer for all axes
         *_initialiser                     of weights: draws [kernel positions * in, H], gate by gate
         """
-        initialise.check_sizes(input_channels=input_channels, hidden_channels=hidden_channels)
+        check.sizes(input_channels=input_channels, hidden_channels=hidden_channels)
+        check.flags(peepholes=peepholes, bias=bias, learn_initial=learn_initial)
         self.space, kernel = check_frame(space, kernel_size)
         keys, shape = random.split(key, 4), (hidden_channels, *self.space)
         self.input_weight = draw_kernel(

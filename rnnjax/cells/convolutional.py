@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from .. import initialise, random
-from ..arrays import Bias, State
+from .. import check, initialise, random
+from ..arrays import Bias, State, shift
 from ..cell import AbstractCell, Hidden, rest
 
 Kernel = Float[Array, "*kernel I G H"]
@@ -49,7 +49,7 @@ class AbstractConvolutionalCell(AbstractCell):
 
     def project(self, xs: Frames) -> Float[Array, "T G H *space"]:
         us = convolve_all(self.input_weight, xs)
-        return us if self.bias is None else us + self.bias.reshape(*self.bias.shape, *(1 for _ in self.space))
+        return us if self.bias is None else shift(us, self.bias.reshape(*self.bias.shape, *(1 for _ in self.space)))
 
     def readout(self, states: Any, xs: Frames) -> Float[Array, "T H *space"]:
         del xs
@@ -100,10 +100,10 @@ def draw_kernel(
 
 def check_frame(space: Any, kernel_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Both as tuples, a size for each axis of space; raise unless they fit each other and kernels have a middle."""
-    space = initialise.check_shape("space", space)
+    space = check.shape("space", space)
     if not space:
         raise ValueError("space: expected at least one axis, got (). Cells of vectors are LSTM, GRU and their kin")
-    kernel = initialise.check_shape("kernel_size", kernel_size)
+    kernel = check.shape("kernel_size", kernel_size)
     if not isinstance(kernel_size, tuple):
         kernel *= len(space)
     if len(kernel) != len(space):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, learned
 from .lstm import LSTMState
@@ -46,7 +46,8 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `recurrent_initialiser` draws d, [3, H], and p, [2, H]."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
+        check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 4)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "fgo", hidden_size, dtype)
         self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "fgo", hidden_size, dtype)

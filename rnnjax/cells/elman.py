@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
 from ..cell import AbstractGatedCell, Hidden, learned
 
@@ -49,7 +49,9 @@ class Elman(AbstractGatedCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`, `activation`, and `leak`, above 0 and up to 1."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.flags(bias=bias, learn_initial=learn_initial)
+        leak = None if leak is None else check.number("leak", leak)
         if leak is not None and not 0 < leak <= 1:
             raise ValueError(f"leak: expected a share above 0 and up to 1, or None, got {leak!r}")
         keys = random.split(key, 3)
@@ -61,7 +63,7 @@ class Elman(AbstractGatedCell):
         self.gains = None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
-        self.leak = None if leak is None else float(leak)  # a NumPy scalar would widen the state
+        self.leak = leak
 
     def pointwise(self, gains: None, u: Gates, v: Gates, state: Hidden) -> Hidden:
         del gains

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractCandidateCell, Hidden, learned, unchanged
 
@@ -43,7 +43,8 @@ class GRU(AbstractCandidateCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 4)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
         self.recurrent_weight = initialise.recurrent_weight(

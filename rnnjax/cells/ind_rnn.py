@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
 
@@ -43,7 +43,8 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `Elman`; `recurrent_initialiser` draws r, [1, H]."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
+        check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "n", hidden_size, dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractAffineCell, learned, recur
 
@@ -59,7 +59,9 @@ class LEM(AbstractAffineCell):
 
         To `bias_initialiser` d and e are two gates `i`, which write and keep the rest.
         """
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
+        check.flags(bias=bias, learn_initial=learn_initial)
+        time_step = check.number("time_step", time_step)
         if not 0 < time_step < np.inf:
             raise ValueError(f"time_step: expected a positive number, got {time_step!r}")
         keys = random.split(key, 4)
@@ -71,7 +73,7 @@ class LEM(AbstractAffineCell):
         self.candidate_weight = recurrent(keys[2], "g")
         self.bias = bias_initialiser(keys[3], "iigg", hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, LEMState, hidden_size, dtype)
-        self.time_step = float(time_step)
+        self.time_step = time_step
 
     def step(self, state: LEMState, u: Gates) -> LEMState:
         u = u.astype(state.h.dtype)

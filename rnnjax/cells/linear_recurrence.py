@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from ..arrays import Units, UnitsOverTime, carry_dtype, cast
-from ..cell import AbstractLinearCell, Hidden
+from ..cell import AbstractLinearCell, Hidden, begin
 
 
 class LinearRecurrence(AbstractLinearCell):
@@ -28,7 +28,7 @@ class LinearRecurrence(AbstractLinearCell):
         return one, one
 
     def initial(self) -> Hidden:
-        return cast(self.start, carry_dtype(self.start.h.dtype))
+        return begin(self.start, self.start.h.dtype)
 
     def project(self, xs: PyTree[Array]) -> PyTree[Array]:
         return xs

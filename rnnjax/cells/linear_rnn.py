@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
 
@@ -37,7 +37,8 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `decay_initialiser` is any `(key, shape, dtype) -> a`."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
+        check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.bias = bias_initialiser(keys[1], "n", hidden_size, dtype) if bias else None

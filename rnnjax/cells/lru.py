@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import InputWeight, Units, carry_dtype
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_output, draw_skip, join, read_size
 
@@ -59,8 +59,9 @@ class LRU(AbstractStateSpaceCell):
         The other arguments are as in `LSTM`.
         """
         output_size = read_size(input_size, output_size, skip)
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
-        initialise.check_dtype(dtype)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
+        check.flags(skip=skip, learn_initial=learn_initial)
+        check.dtype(dtype)
         check_ring(r_min, r_max, max_phase)
         keys = random.split(key, 5)
         parts = initialise.input_weight(input_initialiser, keys[0], input_size, "ri", hidden_size, carry_dtype(dtype))
@@ -90,6 +91,8 @@ def draw_log_radius(key: PRNGKeyArray, hidden_size: int, r_min: float, r_max: fl
 
 def check_ring(r_min: float, r_max: float, max_phase: float) -> None:
     """Raise unless there is such a ring inside the unit circle."""
+    for name, value in (("r_min", r_min), ("r_max", r_max), ("max_phase", max_phase)):
+        check.number(name, value)
     if not 0 <= r_min <= r_max <= 1:
         raise ValueError(f"r_min: expected 0 <= r_min <= r_max <= 1, got r_min={r_min!r} and r_max={r_max!r}")
     if not 0 < max_phase <= 2 * math.pi:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractCandidateCell, learned, unchanged
 
@@ -77,7 +77,8 @@ class LSTM(AbstractCandidateCell):
         *_initialiser             see `rnnjax.initialise`
         dtype                     of weights, inputs and outputs; below float32 the state stays in float32
         """
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.flags(peepholes=peepholes, coupled=coupled, bias=bias, learn_initial=learn_initial)
         check_clip(clip)
         gates = "igo" if coupled else "ifgo"
         keys = random.split(key, 4)
@@ -120,7 +121,7 @@ def gate(
 
 def check_clip(clip: float | None) -> None:
     """Raise unless `clip` is a bound or none."""
-    if clip is not None and not clip > 0:
+    if clip is not None and not check.number("clip", clip) > 0:
         raise ValueError(f"clip: expected a positive bound or None, got {clip!r}")
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
 from .elman import linear
@@ -48,7 +48,8 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`, and `activation`; there is no R and nothing that is of it."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
+        check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 2)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ig", hidden_size, dtype)
         self.bias = bias_initialiser(keys[1], "ig", hidden_size, dtype) if bias else None

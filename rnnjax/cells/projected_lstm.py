@@ -4,9 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
-from ..cell import AbstractAffineCell, recur
+from ..cell import AbstractAffineCell, begin, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate
 
 
@@ -45,7 +45,8 @@ class ProjectedLSTM(AbstractAffineCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `projected_size` is P, the size of h and of the output."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, projected_size=projected_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, projected_size=projected_size)
+        check.flags(peepholes=peepholes, coupled=coupled, bias=bias, learn_initial=learn_initial)
         check_clip(clip)
         gates = "igo" if coupled else "ifgo"
         keys = random.split(key, 5)
@@ -60,7 +61,7 @@ class ProjectedLSTM(AbstractAffineCell):
         self.clip = clip
 
     def initial(self) -> LSTMState:
-        return self._zeros() if self.start is None else cast(self.start, carry_dtype(self.projection.dtype))
+        return self._zeros() if self.start is None else begin(self.start, self.projection.dtype)
 
     def _zeros(self) -> LSTMState:
         hidden_size, projected_size = self.projection.shape

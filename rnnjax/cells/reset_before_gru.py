@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
 from ..cell import AbstractAffineCell, Hidden, learned, recur
 
@@ -41,7 +41,8 @@ class ResetBeforeGRU(AbstractAffineCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
+        check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 4)
         recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
             recurrent_initialiser, key, gates, hidden_size, heads, dtype

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import InputWeight, Units, carry_dtype
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_skip, join, read_size
 
@@ -63,11 +63,12 @@ class S5(AbstractStateSpaceCell):
         The other arguments are as in `LSTM`.
         """
         output_size = read_size(input_size, output_size, skip)
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, blocks=blocks, output_size=output_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, blocks=blocks, output_size=output_size)
+        check.flags(skip=skip, learn_initial=learn_initial)
         check_blocks(hidden_size, blocks)
         check_steps(shortest_step, longest_step)
         keys = random.split(key, 4)
-        initialise.check_dtype(dtype)
+        check.dtype(dtype)
         values, vectors = initialise.hippo_normal(hidden_size // blocks)
         check_frequencies(np.imag(values), dtype)
         drawn = carry_dtype(dtype)
@@ -110,6 +111,8 @@ def check_blocks(hidden_size: int, blocks: int) -> None:
 
 def check_steps(shortest_step: float, longest_step: float) -> None:
     """Raise unless the bounds are positive and in order."""
+    check.number("shortest_step", shortest_step)
+    check.number("longest_step", longest_step)
     if not 0 < shortest_step <= longest_step < np.inf:
         raise ValueError(
             "shortest_step: expected 0 < shortest_step <= longest_step, "

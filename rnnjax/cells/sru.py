@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise, random
-from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, carry_dtype
+from .. import check, initialise, random
+from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, carry_dtype, shift
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learned
 
 
@@ -44,7 +44,8 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`, and `activation`, any elementwise function; there is no R."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
+        check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
         gates = "r" if input_size == hidden_size else "rx"
         weight = initialise.input_weight
@@ -66,7 +67,7 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         us = affine(self.output_weight, None, xs)
         r, highway = us[:, 0], us[:, 1] if us.shape[1] > 1 else xs
         if self.bias is not None:
-            r = r + self.bias[1]
+            r = shift(r, self.bias[1])
         r, highway = r.astype(states.h.dtype), highway.astype(states.h.dtype)
         ys = sigmoid(r) * self.activation(states.h) + sigmoid(-r) * highway
         return ys.astype(self.input_weight.dtype)

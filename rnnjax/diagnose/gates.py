@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Float
 
-from ..arrays import State, cast
+from ..arrays import State, cast, largest
 from ..cell import AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from ..engines.auto import Auto
 from .trajectory import befores, enter
@@ -54,16 +54,16 @@ def stuck(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> F
     if not isinstance(cell, AbstractGatedCell | AbstractDiagonalCell) or not isinstance(us, Array) or len(units) > 1:
         return None
 
-    def largest(inputs: Any) -> Float[Array, " H"]:
+    def steepest(inputs: Any) -> Float[Array, " H"]:
         u, before = inputs
         derivative = jax.linearize(lambda u: cell.step(before, u), u)[1]
         rows = jnp.eye(u[..., 0].size, dtype=u.dtype).reshape(-1, *u.shape[:-1], 1)
         moved = jax.vmap(derivative)(jnp.broadcast_to(rows, (len(rows), *u.shape)))
-        return jnp.stack([jnp.abs(part).max(0) for part in jax.tree.leaves(moved)]).max(0)
+        return largest(jnp.concatenate([jnp.abs(part) for part in jax.tree.leaves(moved)]))
 
     resting = cell.project(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:1]), xs))[0], cell.initial()
-    moving = jax.vmap(largest)((us, befores(cell, state, xs, engine)))
-    return (~(moving > SMALL * largest(resting))).astype(moving.dtype)  # NaN moves nothing, either
+    moving = jax.vmap(steepest)((us, befores(cell, state, xs, engine)))
+    return (~(moving > SMALL * steepest(resting))).astype(moving.dtype)  # NaN moves nothing, either
 
 
 def _sigmoids(function: Callable[..., Any], *arguments: Any) -> list[Array]:

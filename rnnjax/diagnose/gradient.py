@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from .. import check, flat
 from ..arrays import State
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
+from ..engine import check_engine
 from ..engines.auto import Auto
 from ..flat import is_inexact
 from ..unroll import unroll
@@ -100,7 +101,7 @@ class DisturbedLinearCell(DisturbedCell, AbstractLinearCell):
 
 def _insist(engine: Any, disturbed: DisturbedCell, inputs: Any) -> None:
     """Raise where the engine refuses what is disturbed, whatever it says of the cell itself."""
-    check.engine(engine)
+    check_engine(engine)
     reason = engine.refusal(disturbed, inputs)
     if reason is not None:
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..arrays import carry_dtype, cast
+from ..arrays import carry_dtype, cast, largest
 from ..cell import AbstractGatedCell
 
 
@@ -14,7 +14,7 @@ def norm_of_the_only_way(cell: Any) -> float | None:
     if not isinstance(cell, AbstractGatedCell) or _uses_state(cell):
         return None
     blocks = jnp.moveaxis(cell.recurrent_weight.astype(carry_dtype(cell.dtype)), 2, 1)  # [N, G, P, D]
-    return float(jnp.linalg.norm(blocks, 2, (2, 3)).max())
+    return float(largest(jnp.linalg.norm(blocks, 2, (2, 3)).ravel()))
 
 
 def _uses_state(cell: AbstractGatedCell) -> bool:

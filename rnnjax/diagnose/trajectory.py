@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from .. import check, flat
 from ..arrays import State, States
 from ..cell import AbstractCell, describe
+from ..engine import check_engine
 from ..marks import Marks
 
 Step = Callable[[Float[Array, " D"]], Float[Array, " D"]]
@@ -47,7 +48,7 @@ def steps(tree: PyTree[Array]) -> int:
 
 def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Any) -> States:
     """The state before each step, run by `engine`."""
-    check.engine(engine)
+    check_engine(engine)
     reason = engine.refusal(cell, xs)
     if reason is not None:
         raise ValueError(f"engine: {reason}")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from ..arrays import Shaped, State, States
+from ..arrays import Shaped, State, States, widen
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step
+from ..engine import AbstractEngine, marked_step, steps_of
 from ..marks import Marks
 
 
@@ -38,13 +38,15 @@ class Checkpointed(AbstractEngine):
         segment = min(self.segment or math.isqrt(T - 1) + 1, T)
         whole = T - T % segment
         inputs = xs, marks.over_time(T)
+        wide, narrow = widen(cell)
 
         # Each segment slices what it needs out of the whole: to scan over folded inputs would copy all of them first.
         @partial(jax.checkpoint, static_argnums=2)
         def run_segment(state: State, start: Int[Array, ""], steps: int) -> tuple[State, States]:
             part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, steps), inputs)
+            cell = narrow(wide)
             us_and_marks = cell.project(part[0]), part[1]
-            return jax.lax.scan(partial(marked_step, cell.step, marks.initial), state, us_and_marks)
+            return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, us_and_marks)
 
         starts = jnp.arange(0, whole, segment)
         state, folded = jax.lax.scan(lambda state, start: run_segment(state, start, segment), state, starts)

@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step
+from ..engine import AbstractEngine, marked_step, steps_of
 from ..marks import Marks
 
 
@@ -32,4 +32,4 @@ class Scan(AbstractEngine):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]
         inputs = cell.project(xs), marks.over_time(T)
-        return jax.lax.scan(partial(marked_step, cell.step, marks.initial), state, inputs, unroll=self.unroll)
+        return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, inputs, unroll=self.unroll)

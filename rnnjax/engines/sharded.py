@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from ..arrays import Shaped, State, States
+from ..arrays import Shaped, State, States, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..marks import Marks
@@ -69,14 +69,15 @@ class Sharded(AbstractEngine):
 
     def _spread(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         """The state after each device's part, and all states. T is a multiple of the devices."""
-        arrays, static = eqx.partition(cell, eqx.is_array)
+        wide, narrow = widen(cell)
+        arrays, static = eqx.partition(wide, eqx.is_array)
 
         def run_part(arrays: Any, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
             if marks.length is not None:
                 steps = jax.tree.leaves(xs)[0].shape[0]
                 first = jax.lax.axis_index(self.axis) * steps
                 marks = marks._replace(length=jnp.clip(marks.length - first, 0, steps))
-            last, states = self.engine.run_part(eqx.combine(arrays, static), state, xs, marks, self.axis)
+            last, states = self.engine.run_part(narrow(eqx.combine(arrays, static)), state, xs, marks, self.axis)
             return jax.tree.map(lambda leaf: leaf[None], last), states
 
         spec: Any = P(self.axis)

@@ -6,7 +6,7 @@ from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step
+from ..engine import AbstractEngine, marked_step, steps_of
 from ..marks import Marks
 
 
@@ -23,10 +23,10 @@ class Unrolled(AbstractEngine):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]
         inputs = cell.project(xs), marks.over_time(T)
-        states = []
+        step, states = steps_of(cell), []
         leaves, structure = jax.tree.flatten(inputs)
         for t in range(T):
             step_inputs = jax.tree.unflatten(structure, [leaf[t] for leaf in leaves])
-            state, _ = marked_step(cell.step, marks.initial, state, step_inputs)
+            state, _ = marked_step(step, marks.initial, state, step_inputs)
             states.append(state)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

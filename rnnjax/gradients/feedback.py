@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
+from .. import check, initialise
 
 
 class RandomFeedback(eqx.Module):
@@ -22,7 +22,7 @@ class RandomFeedback(eqx.Module):
 
     def __init__(self, input_size: int, output_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
         """input_size is O, the size of the cell's output; output_size is Z. W and B are drawn alike, and apart."""
-        initialise.check_sizes(input_size=input_size, output_size=output_size)
+        check.sizes(input_size=input_size, output_size=output_size)
         weight_key, self.key = jax.random.split(key)
         self.weight = initialise.glorot(weight_key, (input_size, output_size), dtype)
         self.bias = jnp.zeros(output_size, dtype)

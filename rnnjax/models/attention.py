@@ -42,8 +42,8 @@ class Additive(AbstractScore):
 
     def __init__(self, query_size: int, memory_size: int, size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
         """Draw the weights. `query_size`, `memory_size` and `size` are Q, M and K."""
-        initialise.check_sizes(query_size=query_size, memory_size=memory_size, size=size)
-        initialise.check_dtype(dtype)
+        check.sizes(query_size=query_size, memory_size=memory_size, size=size)
+        check.dtype(dtype)
         self.query_weight = _draw(key, 0, (query_size, size), dtype)
         self.memory_weight = _draw(key, 1, (memory_size, size), dtype)
         self.output_weight = random.array(random.known(_draw(key, 2, (size, 1), dtype))[:, 0], dtype)
@@ -76,8 +76,8 @@ class General(AbstractScore):
 
     def __init__(self, query_size: int, memory_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
         """Draw W. `query_size` and `memory_size` are Q and M."""
-        initialise.check_sizes(query_size=query_size, memory_size=memory_size)
-        initialise.check_dtype(dtype)
+        check.sizes(query_size=query_size, memory_size=memory_size)
+        check.dtype(dtype)
         self.weight = _draw(key, 0, (memory_size, query_size), dtype)
 
     def keys(self, values: Any) -> Float[Array, "S K"]:
@@ -117,7 +117,7 @@ def align(score: AbstractScore, query: Any, memory: Memory) -> Float[Array, " S"
     largest = jnp.max(scores, initial=jnp.finfo(scores.dtype).min, where=memory.mask)
     weights = jnp.exp(jnp.where(memory.mask, scores - stop_gradient(largest), -jnp.inf))
     total = weights.sum()
-    return weights / jnp.where(total > 0, total, jnp.ones_like(total))
+    return weights / jnp.where(total == 0, jnp.ones_like(total), total)  # NaN stays
 
 
 def attend(score: AbstractScore, query: Any, memory: Memory) -> tuple[Float[Array, " M"], Float[Array, " S"]]:

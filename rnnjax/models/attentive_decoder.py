@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise
-from ..arrays import State
+from .. import check, initialise
+from ..arrays import State, widen
 from ..cell import AbstractAffineCell, affine
 from ..engine import AbstractEngine
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
@@ -75,7 +75,10 @@ def _run_affine(
     of_embedded = affine(cell.input_weight[:size], cell.bias, embedded)
     of_memory = affine(cell.input_weight[size:], None, memory.values)
 
+    wide, narrow = widen((cell, score, memory, of_memory))
+
     def one(state: State, u: Array) -> tuple[State, tuple[State, Array]]:
+        cell, score, memory, of_memory = narrow(wide)
         alignment = align(score, hidden(state), memory)
         state = cell.step(state, u + weigh(alignment, of_memory))
         return state, (state, alignment)
@@ -117,7 +120,7 @@ class LuongDecoder(AbstractDecoder):
         key: PRNGKeyArray,
     ):
         """Draw W. `memory_size` is M, of the encoder's outputs, and `attentional_size` is A."""
-        initialise.check_sizes(memory_size=memory_size, attentional_size=attentional_size)
+        check.sizes(memory_size=memory_size, attentional_size=attentional_size)
         output = output_type(recurrence)
         shape = memory_size + output.shape[0], attentional_size
         self.recurrence = recurrence

@@ -6,10 +6,11 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .. import check
 from ..arrays import State
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..regularise.masks import drop, number, probability
+from ..regularise.masks import drop
 from ..regularise.penalties import activation_penalty, temporal_activation_penalty
 from ..regularise.weights import drop_embedding, drop_weights
 from .language import LanguageModel
@@ -49,7 +50,8 @@ def awd_loss(
     `language_loss`, without a key.
     """
     inputs, targets, resets = batch
-    rates = [probability(name, rate) for name, rate in (("weights", weights), ("words", words), ("outputs", outputs))]
+    given = {"weights": weights, "words": words, "outputs": outputs}
+    rates = [check.probability(name, rate) for name, rate in given.items()]
     alpha, beta = _strength("activation", activation), _strength("temporal", temporal)
     keys = None
     if key is not None:
@@ -81,7 +83,7 @@ def _drop_words(model: LanguageModel, rate: float, key: PRNGKeyArray) -> Languag
 
 def _strength(name: str, value: Any) -> float:
     """`value` as a float. Raises unless it can be the weight of a penalty."""
-    strength = number(name, value, "the weight of a penalty")
+    strength = check.number(name, value, "the weight of a penalty")
     if not 0 <= strength < float("inf"):
         raise ValueError(f"{name}: expected the weight of a penalty, 0 or more and finite, got {value!r}")
     return strength

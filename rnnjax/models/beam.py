@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .. import initialise
+from .. import check
 from ..arrays import State, select
 from .attention import check_mask
 from .search import Hypothesis, Search, Step, begin, check_search, extend, log_softmax, until_ended
@@ -88,7 +88,7 @@ def _widen(step: Step, search: Search, end: Any) -> Search:
 
 
 def _check_beam(width: Any, vocabulary_size: int, coverage_penalty: Any, S: int | None) -> None:
-    initialise.check_sizes(width=width)
+    check.sizes(width=width)
     if width > vocabulary_size:
         raise ValueError(
             f"width: expected a beam no wider than the vocabulary of {vocabulary_size} tokens, got {width}. "

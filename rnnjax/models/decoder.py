@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ..arrays import Shaped, State
+from ..arrays import Shaped, State, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.unrolled import Unrolled
@@ -73,8 +73,11 @@ class AbstractDecoder(eqx.Module):
         """`step` along all embedded tokens: the last state, and features and alignments over time."""
         del engine  # what is fed waits for the step before
 
+        wide, narrow = widen((self, memory))
+
         def one(state: State, inputs: tuple[Array, PRNGKeyArray | None]) -> tuple[State, tuple[Array, Any]]:
-            state, features, alignment = self.step(memory, state, *inputs)
+            decoder, memory = narrow(wide)
+            state, features, alignment = decoder.step(memory, state, *inputs)
             return state, (features, alignment)
 
         keys = None if key is None else jax.random.split(key, embedded.shape[0])

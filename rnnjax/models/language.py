@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from .. import initialise, random
-from ..arrays import State, carry_dtype
+from .. import check, initialise, random
+from ..arrays import State, carry_dtype, look_up
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
@@ -48,6 +48,7 @@ class LanguageModel(eqx.Module):
         self, vocabulary_size: int, network: AbstractCell | AbstractNetwork, *, key: PRNGKeyArray, tied: bool = False
     ):
         """Draw the embedding and the output weights, of the sizes and dtype of the network's input and output."""
+        check.flags(tied=tied)
         step = network.input_type()
         one = jax.ShapeDtypeStruct((1, *step.shape), step.dtype)
         (output_size,) = jax.eval_shape(lambda xs: unroll(network, None, xs)[1], one).shape[1:]
@@ -89,7 +90,7 @@ class LanguageModel(eqx.Module):
         """The state after `tokens`, and what the network puts out after each, which `classify` takes."""
         tokens = integers("tokens", tokens)
         known = (tokens >= 0) & (tokens < self.embedding.shape[0])
-        embedded = self.embedding[jnp.where(known, tokens, 0)]
+        embedded = look_up(self.embedding, jnp.where(known, tokens, 0))
         xs = jnp.where(known[:, None], embedded, jnp.full_like(embedded, jnp.nan))
         return unroll(self.network, state, xs, resets=resets, engine=engine, key=key)
 
@@ -142,9 +143,12 @@ def sample(
     prompt = check_tokens("prompt", prompt, vocabulary_size)
     if prompt.shape[0] == 0:
         raise ValueError("prompt: expected at least one token, [P], got [0]")
-    if not temperature >= 0:
+    if not check.number("temperature", temperature) >= 0:
         raise ValueError(f"temperature: expected 0 or more, got {temperature}")
-    if top_k is not None and not 1 <= top_k <= vocabulary_size:
+    check.count("length", length, least=0)
+    if top_k is not None:
+        check.count("top_k", top_k)
+    if top_k is not None and not top_k <= vocabulary_size:
         raise ValueError(f"top_k: expected from 1 to the vocabulary's {vocabulary_size}, got {top_k}")
     return _sample(model, prompt, length, key, temperature, top_k)
 

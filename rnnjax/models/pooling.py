@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
-from ..arrays import Length, carry_dtype
+from .. import check, initialise, random
+from ..arrays import Length, carry_dtype, largest, shift
 from ..marks import blank, counted
 
 
@@ -43,10 +43,10 @@ def maximum(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"
     if T == 0:
         return jnp.zeros(ys.shape[1:], ys.dtype)
     if length is None:
-        return ys.max(0)
+        return largest(ys)
     counts = counted(length, T)[:, None]
-    largest = jnp.where(counts, ys, jnp.full_like(ys, -jnp.inf)).max(0)
-    return jnp.where(length > 0, largest, jnp.zeros_like(largest))
+    top = largest(jnp.where(counts, ys, jnp.full_like(ys, -jnp.inf)))
+    return jnp.where(length > 0, top, jnp.zeros_like(top))
 
 
 def flatten(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " T*O"]:
@@ -66,7 +66,7 @@ class AttentionPooling(eqx.Module):
 
     def __init__(self, size: int, attention_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
         """`size` is the number of features of an output, `attention_size` that of the layer that scores it."""
-        initialise.check_sizes(size=size, attention_size=attention_size)
+        check.sizes(size=size, attention_size=attention_size)
         keys = random.split(key, 2)
         self.weight = initialise.lecun(keys[0], (size, attention_size), dtype)
         self.bias = random.zeros(attention_size, dtype)
@@ -76,7 +76,7 @@ class AttentionPooling(eqx.Module):
         """a_t, in float32 or wider: they sum to 1, and are 0 where a step does not count."""
         T = ys.shape[0]
         ys = blank(ys, length, T)
-        scores = (jnp.tanh(ys @ self.weight + self.bias) @ self.score).astype(carry_dtype(ys.dtype))
+        scores = (jnp.tanh(shift(ys @ self.weight, self.bias)) @ self.score).astype(carry_dtype(ys.dtype))
         return jax.nn.softmax(scores, where=None if length is None else counted(length, T))
 
     def __call__(self, ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:

@@ -12,12 +12,12 @@ function of this form will do:
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import initialise
+from .. import check
 from ..arrays import State, carry_dtype
 from ..check import alike, show
 from .tokens import check_token
@@ -83,7 +83,7 @@ def sample_sequence(
 
     temperature   divides the logits: below 1 the likely becomes likelier. The score is of temperature 1
     """
-    if not isinstance(temperature, Tracer) and not temperature > 0:
+    if not eqx.is_array(temperature) and not check.number("temperature", temperature) > 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature!r}. The limit at 0 is `greedy`")
 
     def choose(logits: Array, t: Array) -> Array:
@@ -137,7 +137,7 @@ def log_softmax(logits: Array) -> Array:
 
 def check_search(step: Step, state: State, start: Any, end: Any, max_length: Any) -> tuple[int, int | None]:
     """The sizes of the vocabulary and of the alignments, if the arguments of a search are what they should be."""
-    initialise.check_sizes(max_length=max_length)
+    check.sizes(max_length=max_length)
     answer = jax.eval_shape(step, state, jnp.zeros((), int))
     if not (isinstance(answer, tuple) and len(answer) == 3) or getattr(answer[1], "ndim", None) != 1:
         raise ValueError(f"step: expected it to return (state, logits [V], alignment [S] or None), got {show(answer)}")

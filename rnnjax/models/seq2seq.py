@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 
 from .. import check, initialise, random
-from ..arrays import State, carry_dtype
+from ..arrays import State, carry_dtype, look_up, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
@@ -62,15 +62,11 @@ class Seq2Seq(eqx.Module):
 
         Raises ValueError for parts that do not fit together.
         """
-        initialise.check_sizes(
-            source_vocabulary_size=source_vocabulary_size, target_vocabulary_size=target_vocabulary_size
-        )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a probability from 0 up to, not with, 1, got {dropout!r}")
+        check.sizes(source_vocabulary_size=source_vocabulary_size, target_vocabulary_size=target_vocabulary_size)
         keys = random.split(key, 4)
         self.encoder = encoder
         self.decoder = decoder
-        self.dropout = dropout
+        self.dropout = check.probability("dropout", dropout)
         encoded = encoded_form(encoder)
         wanted = jax.eval_shape(decoder.recurrence.initial)
         self.bridge = Bridge(encoded.last, wanted, key=keys[0]) if bridge is None else bridge
@@ -165,10 +161,12 @@ class Seq2Seq(eqx.Module):
         self, memory: PyTree[Array], state: State, tokens: Array, teacher_forcing: Any, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
         """Step by step, since what is fed depends on what was said."""
+        wide, narrow = widen((self, memory))
 
         def one(carry: tuple[State, Array], inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Any, Any]:
             (state, said), (token, forced, key) = carry, inputs
-            state, logits, alignment = self.step(memory, state, jnp.where(forced, token, said), key)
+            model, memory = narrow(wide)
+            state, logits, alignment = model.step(memory, state, jnp.where(forced, token, said), key)
             return (state, jnp.argmax(logits).astype(int)), (logits, alignment)
 
         T = tokens.shape[0]
@@ -180,7 +178,7 @@ class Seq2Seq(eqx.Module):
         return jax.lax.scan(one, (state, said), inputs)[1]
 
     def _embed(self, embedding: Array, tokens: Array, key: PRNGKeyArray | None) -> Array:
-        return eqx.nn.Dropout(self.dropout, inference=key is None)(embedding[tokens], key=key)
+        return eqx.nn.Dropout(self.dropout, inference=key is None)(look_up(embedding, tokens), key=key)
 
     def _classify(self, features: Float[Array, "*T F"]) -> Float[Array, "*T W"]:
         logits = jnp.matmul(features, self.output_weight.T, preferred_element_type=carry_dtype(features.dtype))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .. import check
-from ..arrays import State
+from ..arrays import State, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
@@ -109,9 +109,11 @@ def forecast(model: Tagger, xs: Float[Array, "T I"], steps: int, *, engine: Abst
     if ys.shape[1:] != xs.shape[1:]:
         raise ValueError(f"model: expected answers like its inputs {list(xs.shape[1:])}, got {list(ys.shape[1:])}")
 
+    wide, narrow = widen(model)
+
     def step(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], Array]:
         state, x = carry
-        state, (y,) = model.follow(state, x[None], engine=engine)
+        state, (y,) = narrow(wide).follow(state, x[None], engine=engine)
         return (state, y.astype(x.dtype)), x
 
     first = ys[-1].astype(xs.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import carry_dtype
 from ..trees.cell import AbstractTreeCell
 from ..trees.pack import Trees
@@ -44,7 +44,7 @@ class TreeClassifier(eqx.Module):
         keys = random.split(key, 2)
         self.embedding = initialise.normal(keys[0], (vocabulary_size, input_size), dtype)
         self.cell = cell
-        self.dropout = eqx.nn.Dropout(dropout)
+        self.dropout = eqx.nn.Dropout(check.probability("dropout", dropout))
         drawn = random.normal(keys[1], (hidden_size, classes), dtype) * hidden_size**-0.5
         self.output_weight = random.array(drawn, dtype)
         self.output_bias = random.zeros(classes, dtype)

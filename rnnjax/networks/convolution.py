@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from .. import initialise, random
-from ..arrays import Inputs, carry_dtype
+from .. import check, initialise, random
+from ..arrays import Inputs, carry_dtype, shift
 from ..network import AbstractNetwork, Options
 from .window import Window, look_back
 
@@ -36,7 +36,7 @@ class AbstractConvolution(AbstractNetwork):
     def run(self, state: Window, xs: Inputs, options: Options) -> tuple[Window, Inexact[Array, "T O"]]:
         last, windows = look_back(state.inputs, xs, options)
         ys = options.over_time(self.combine, *windows)
-        return Window(last), ys if self.bias is None else ys + self.bias
+        return Window(last), ys if self.bias is None else shift(ys, self.bias)
 
 
 class CausalConvolution(AbstractConvolution):
@@ -61,8 +61,9 @@ class CausalConvolution(AbstractConvolution):
         dtype=jnp.float32,
     ):
         """Draw the weights, [window * I, O] by `input_initialiser`; the bias is zero. `window` is 1 or more steps."""
-        initialise.check_sizes(input_size=input_size, output_size=output_size, window=window)
-        initialise.check_dtype(dtype)
+        check.sizes(input_size=input_size, output_size=output_size, window=window)
+        check.flags(bias=bias)
+        check.dtype(dtype)
         drawn = random.known(input_initialiser(key, (window * input_size, output_size), carry_dtype(dtype)))
         self.weight = random.array(drawn.reshape(window, input_size, output_size), dtype)
         self.bias = random.zeros(output_size, dtype) if bias else None

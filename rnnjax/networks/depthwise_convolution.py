@@ -5,7 +5,7 @@ from functools import reduce
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Inputs, carry_dtype, cast
 from .convolution import AbstractConvolution
 
@@ -31,8 +31,9 @@ class DepthwiseConvolution(AbstractConvolution):
         dtype=jnp.float32,
     ):
         """Draw the weights: `input_initialiser` draws [window, I], of fan `window`; the bias is zero."""
-        initialise.check_sizes(input_size=input_size, window=window)
-        initialise.check_dtype(dtype)
+        check.sizes(input_size=input_size, window=window)
+        check.flags(bias=bias)
+        check.dtype(dtype)
         self.weight = random.array(input_initialiser(key, (window, input_size), carry_dtype(dtype)), dtype)
         self.bias = random.zeros(input_size, dtype) if bias else None
 

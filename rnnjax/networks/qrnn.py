@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden, affine, learned, rest
 from ..cells.linear_recurrence import LinearRecurrence
@@ -56,7 +56,8 @@ class QRNN(AbstractNetwork):
         dtype=jnp.float32,
     ):
         """Draw the weights. `window` is 1 or more steps; the initialiser draws [window * I, H]; else as in `LSTM`."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, window=window)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, window=window)
+        check.flags(output_gate=output_gate, input_gate=input_gate, bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 2)
         self.gates = "i" * input_gate + "fg" + "o" * output_gate
         rows = window * input_size

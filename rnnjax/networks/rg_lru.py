@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid, softplus
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden, learned, recur, rest
 from ..cells.linear_recurrence import LinearRecurrence
@@ -60,8 +60,9 @@ class RGLRU(AbstractNetwork):
         gate_initialiser   draws each gate's block of each head
         The other arguments are as in `LSTM`.
         """
-        initialise.check_sizes(hidden_size=hidden_size, heads=heads)
-        initialise.check_dtype(dtype)
+        check.sizes(hidden_size=hidden_size, heads=heads)
+        check.flags(bias=bias, learn_initial=learn_initial)
+        check.dtype(dtype)
         keys = random.split(key, 2)
         self.gate_weight = initialise.recurrent_weight(gate_initialiser, keys[0], "ri", hidden_size, heads, dtype)
         self.bias = random.zeros((2, hidden_size), dtype) if bias else None

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .. import initialise
+from .. import check
 from ..network import AbstractNetwork, Options
 
 
@@ -44,7 +44,7 @@ class TimeDistributed(AbstractNetwork):
         if isinstance(function, type) or not callable(function):
             raise TypeError(f"function: expected a function of the input of one step, or a layer, got {function!r}")
         self.function = Function(function) if jax.tree_util.all_leaves([function]) else function
-        self.input_shape = initialise.check_shape("input_shape", input_shape)
+        self.input_shape = check.shape("input_shape", input_shape)
         self.dtype = jnp.dtype(dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:

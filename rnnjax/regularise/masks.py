@@ -1,28 +1,8 @@
 """Masks: which values are kept, and what is left of those that are not."""
 
-from numbers import Real
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
-
-DROPPING = "dropping (to keep a share p of the values, pass 1 - p)"
-
-
-def number(name: str, value: Any, means: str) -> float:
-    """`value` as a float, which widens no dtype as NumPy's scalars do. Raises unless it is known before tracing."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected {means}, a Python number known before tracing, got {value!r}")
-    return float(value)
-
-
-def probability(name: str, value: Any, of: str = DROPPING) -> float:
-    """`value` as a float. Raises unless it is a probability that leaves something over."""
-    rate = number(name, value, f"the probability of {of}")
-    if not 0 <= rate < 1:
-        raise ValueError(f"{name}: expected the probability of {of}, from 0 up to, not with, 1, got {value!r}")
-    return rate
 
 
 def keep(key: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:

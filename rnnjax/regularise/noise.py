@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .. import check
 from ..arrays import State
 from ..cell import AbstractCell
 from ..network import Options
 from ..unroll import unroll
 from .around import AbstractAround, check_part
 from .masked import run_masked
-from .masks import number
 
 
 class NoisyStates(AbstractAround):
@@ -65,7 +65,7 @@ def add_noise(tree: PyTree, deviation: Any, *, key: PRNGKeyArray) -> PyTree:
 
 def _deviation(value: Any) -> float:
     """`value` as a float. Raises unless it is a standard deviation."""
-    deviation = number("deviation", value, "a standard deviation")
+    deviation = check.number("deviation", value, "a standard deviation")
     if not 0 <= deviation < float("inf"):
         raise ValueError(f"deviation: expected a standard deviation, 0 or more and finite, got {value!r}")
     return deviation

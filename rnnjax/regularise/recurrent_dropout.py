@@ -6,13 +6,14 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Bool, PyTree
 
+from .. import check
 from ..arrays import Gates, State, cast
 from ..cell import AbstractCandidateCell, AbstractGatedCell, recur
 from ..network import Options
 from ..unroll import unroll
 from .around import AbstractAround, check_inherits, check_part
 from .masked import run_masked
-from .masks import keep, probability, scale
+from .masks import keep, scale
 
 
 class RecurrentDropout(AbstractAround):
@@ -34,7 +35,7 @@ class RecurrentDropout(AbstractAround):
         check_inherits(part, AbstractCandidateCell, "pointwise")
         check_inherits(part, AbstractGatedCell, "step")
         self.part = part
-        self.rate = probability("rate", rate)
+        self.rate = check.probability("rate", rate)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         if options.key is None or self.rate == 0:

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
+from .. import check
 from ..arrays import Gates, State, cast
 from ..cell import AbstractCell, AbstractGatedCell, recur
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .around import AbstractAround, check_inherits, check_part
 from .masked import run_masked
-from .masks import drop, keep, probability, scale
+from .masks import drop, keep, scale
 
 
 class VariationalDropout(AbstractAround):
@@ -44,9 +45,9 @@ class VariationalDropout(AbstractAround):
         """The rates are probabilities of dropping, from 0 up to, not with, 1."""
         check_part(part, AbstractCell | AbstractNetwork, "a cell or a network")
         self.part = part
-        self.inputs = probability("inputs", inputs)
-        self.recurrent = probability("recurrent", recurrent)
-        self.outputs = probability("outputs", outputs)
+        self.inputs = check.probability("inputs", inputs)
+        self.recurrent = check.probability("recurrent", recurrent)
+        self.outputs = check.probability("outputs", outputs)
         if self.recurrent > 0:
             check_part(part, AbstractGatedCell, "an AbstractGatedCell, which a recurrent rate needs")
             check_inherits(part, AbstractGatedCell, "step")

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
 from ..cell import AbstractGatedCell
-from .masks import keep, probability, scale
+from .masks import keep, scale
 
 
 def drop_weights(model: Any, rate: Any, *, key: PRNGKeyArray) -> Any:
@@ -20,7 +20,7 @@ def drop_weights(model: Any, rate: Any, *, key: PRNGKeyArray) -> Any:
     `model` is a cell, a network, or any pytree with gated cells in it; a ValueError says if there is none. A cell of
     another family (`ProjectedLSTM`, `ResetBeforeGRU`, the diagonal ones) keeps its weights whole.
     """
-    rate = probability("rate", rate)
+    rate = check.probability("rate", rate)
     leaves, structure = jax.tree.flatten(model, is_leaf=_is_gated)
     if not any(map(_is_gated, leaves)):
         raise ValueError("model: expected an AbstractGatedCell in it, whose recurrent weight could be dropped; none is")
@@ -36,7 +36,7 @@ def drop_embedding(embedding: Any, rate: Any, *, key: PRNGKeyArray) -> Float[Arr
 
     Gal & Ghahramani 2016, arXiv:1512.05287, as Merity et al. 2018 use it: whole rows are dropped, not entries.
     """
-    rate = probability("rate", rate)
+    rate = check.probability("rate", rate)
     if not eqx.is_inexact_array(embedding) or embedding.ndim != 2:
         raise ValueError(
             f"embedding: expected floating vectors [V, E], one row for each word, got {check.show(embedding)}. "

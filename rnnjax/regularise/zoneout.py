@@ -16,7 +16,7 @@ from ..network import Options
 from ..unroll import unroll
 from .around import AbstractAround, check_part
 from .masked import run_masked
-from .masks import keep, probability
+from .masks import keep
 
 KEEPING = "keeping the state as it was (of 1 it would never change)"
 
@@ -43,12 +43,12 @@ class Zoneout(AbstractAround):
         like = jax.eval_shape(part.initial)
         fields = jax.tree.structure(like)
         if isinstance(rates, Real):
-            rates = jax.tree.unflatten(fields, [probability("rates", rates, KEEPING)] * fields.num_leaves)
+            rates = jax.tree.unflatten(fields, [check.probability("rates", rates, KEEPING)] * fields.num_leaves)
         if jax.tree.structure(rates) != fields:
             raise ValueError(f"rates: expected one probability, or one for each of {check.show(like)}, got {rates!r}")
         self.part = part
         self.rates = jax.tree_util.tree_map_with_path(
-            lambda path, rate: probability(f"rates{jax.tree_util.keystr(path)}", rate, KEEPING), rates
+            lambda path, rate: check.probability(f"rates{jax.tree_util.keystr(path)}", rate, KEEPING), rates
         )
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:

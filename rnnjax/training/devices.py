@@ -22,7 +22,7 @@ class AbstractDevices(abc.ABC):
 
     @abc.abstractmethod
     def over_batch(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
-        """`gradient(weights, carry, batch, key) -> ((loss, carry), gradient)` of a whole batch."""
+        """`gradient(weights, carry, batch, key) -> ((loss, carry), gradient)` of a whole batch; or None by gradient."""
 
     @abc.abstractmethod
     def share(self, name: str, tree: PyTree) -> PyTree:

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .. import check
 from ..check import alike, show
 from .devices import AbstractDevices, DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
@@ -54,7 +55,8 @@ def fit(
                 that is truncated BPTT. Return the carry you were given (None) where there is none
     batches     step -> batch. A function of the step alone, so that a resumed run sees what the killed one would have
     optimiser   all that optax composes. Clipping by global norm: `optax.chain(optax.clip_by_global_norm(1.0), ...)`; by
-                value: `optax.clip(1.0)`; accumulation over k batches: `optax.MultiSteps(optimiser, k)`
+                value: `optax.clip(1.0)`; accumulation over k batches: `optax.MultiSteps(optimiser, k)`. It also gets
+                the loss, as `value`, `grad` and `value_fn`: for reduce on plateau, Polyak steps, L-BFGS
     key         randomness: step t gets `jax.random.fold_in(key, t)`
     validate    `model -> scalar`, called every `every` steps; the model with the least value is returned
     patience    stop after so many validations without a new least
@@ -71,6 +73,7 @@ def fit(
     FileExistsError when `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it holds
     not this one, ValueError and TypeError for arguments that make no sense.
     """
+    check.flags(resume=resume, progress=progress)
     _check_arguments(steps, every, patience, validate, folder, resume)
     devices = OneDevice() if mesh is None else DataParallel(mesh)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
@@ -114,12 +117,12 @@ def fit(
 def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, folder: Any, resume: bool) -> None:
     if patience is not None and validate is None:
         raise ValueError("patience: expected a `validate` to be patient about, got none")
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience: expected 1 or more, got {patience}")
+    check.count("steps", steps, least=0)
+    check.count("every", every)
+    if patience is not None:
+        check.count("patience", patience)
     if resume and folder is None:
         raise ValueError("resume: expected a `folder` to resume from, got none")
-    if every < 1 or steps < 0:
-        raise ValueError(f"steps, every: expected steps >= 0 and every >= 1, got {steps} and {every}")
 
 
 def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArray) -> Run:
@@ -131,32 +134,39 @@ def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArr
 
 
 def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: AbstractDevices) -> Callable:
-    def gradient(weights: PyTree, carry: PyTree, batch: PyTree, key: Array) -> Any:
-        def objective(weights: PyTree) -> tuple[Array, PyTree]:
-            answer = loss(eqx.combine(weights, static), carry, batch, key)
-            if not (isinstance(answer, tuple) and len(answer) == 2):
-                raise TypeError(f"loss: expected it to return (scalar, carry), or (scalar, None), got {show(answer)}")
-            value, after = answer[0], jax.tree.map(jnp.asarray, answer[1])
-            if not alike(after, carry):
-                raise ValueError(
-                    f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}"
-                )
-            return value, after
+    def objective(weights: PyTree, carry: PyTree, batch: PyTree, key: Array) -> tuple[Array, PyTree]:
+        answer = loss(eqx.combine(weights, static), carry, batch, key)
+        if not (isinstance(answer, tuple) and len(answer) == 2):
+            raise TypeError(f"loss: expected it to return (scalar, carry), or (scalar, None), got {show(answer)}")
+        value, after = answer[0], jax.tree.map(jnp.asarray, answer[1])
+        if not alike(after, carry):
+            raise ValueError(
+                f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}"
+            )
+        return value, after
 
-        return jax.value_and_grad(objective, has_aux=True)(weights)
-
-    gradient_of_batch = devices.over_batch(gradient)
+    gradient_of_batch = devices.over_batch(jax.value_and_grad(objective, has_aux=True))
+    value_of_batch = devices.over_batch(lambda *arguments: (objective(*arguments), None))
+    optimise = _with_extra_arguments(optimiser)
 
     @jax.jit
     def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
-        key = jax.random.fold_in(run.key, run.step)
-        (value, carry), slope = gradient_of_batch(run.weights, run.carry, batch, key)
-        updates, state = optimiser.update(slope, run.optimiser, run.weights)
+        rest = run.carry, batch, jax.random.fold_in(run.key, run.step)
+        (value, carry), slope = gradient_of_batch(run.weights, *rest)
+        again = lambda weights: value_of_batch(weights, *rest)[0][0]  # noqa: E731  for a line search
+        updates, state = optimise(slope, run.optimiser, run.weights, value=value, grad=slope, value_fn=again)
         weights = optax.apply_updates(run.weights, updates)
         moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
         return moved, value, optax.tree.norm(slope)
 
     return update
+
+
+def _with_extra_arguments(optimiser: Optimiser) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The optimiser's `update`, whether it looks at the loss (reduce on plateau, Polyak steps, L-BFGS) or not."""
+    if isinstance(optimiser, optax.MultiSteps):
+        return optimiser.update
+    return optax.with_extra_args_support(optimiser).update
 
 
 def _judge(run: Run, value: float) -> tuple[Run, float]:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from queue import SimpleQueue
 from typing import Any, NoReturn
 
 GRACE = 2.0  # seconds between being asked to end and being killed
+SETTLING = 0.5  # seconds in which all processes that one failure ends have ended
 
 
 def main() -> None:
@@ -55,6 +57,8 @@ def launch(processes: int, command: Sequence[str]) -> int:
             status = children[number].returncode
             shown[number].join(GRACE)  # but no longer: its own children may go on
             if status:
+                number = _cause(children, number)
+                status = children[number].returncode
                 _stop(children)
                 print(
                     f"launch: process {number} of {processes} {_describe(status)}; the others were stopped. "
@@ -90,6 +94,13 @@ def _await(number: int, child: subprocess.Popen[str], ended: SimpleQueue[int]) -
     """Say when a process has ended."""
     child.wait()
     ended.put(number)
+
+
+def _cause(children: Sequence[subprocess.Popen[str]], first: int) -> int:
+    """The process to blame: one that was killed, even if another, which failed without it, was noticed `first`."""
+    time.sleep(SETTLING)
+    killed = (number for number, child in enumerate(children) if (child.poll() or 0) < 0)
+    return next(killed, first)
 
 
 def _stop(children: Sequence[subprocess.Popen[str]]) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units
 from ..cells.lstm import LSTMState
 from .cell import AbstractAffineTreeCell, product
@@ -50,7 +50,8 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check.sizes(input_size=input_size, hidden_size=hidden_size)
+        check.flags(bias=bias)
         keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifgo", hidden_size, dtype)
         self.recurrent_weight = initialise.input_weight(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight
 from ..cells.lstm import LSTMState
 from .cell import AbstractAffineTreeCell, product
@@ -41,7 +41,8 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `arity` is the number of children a node can have."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        check.flags(bias=bias)
         keys = random.split(key, 3)
         gates = "i" + "f" * arity + "go"
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifgo", hidden_size, dtype)

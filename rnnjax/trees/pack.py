@@ -7,8 +7,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Int
 
-from .. import initialise
-from . import check
+from .. import check
+from . import validate
 from .schedule import schedule
 from .tree import Tree
 
@@ -68,11 +68,11 @@ def pack_trees(
     Raises ValueError or TypeError naming the argument, the tree and the node: a cycle, two parents, several roots, no
     node, more than `arity` children, a number out of range, a batch in which no node has a label.
     """
-    initialise.check_sizes(vocabulary_size=vocabulary_size, arity=arity, width=width)
+    check.sizes(vocabulary_size=vocabulary_size, arity=arity, width=width)
     trees = list(trees)
     if not trees:
         raise ValueError("trees: expected at least one, got none")
-    checked = [check.rooted(tree, number, arity) for number, tree in enumerate(trees)]
+    checked = [validate.rooted(tree, number, arity) for number, tree in enumerate(trees)]
     forest = _join(trees, checked, vocabulary_size, classes)
     steps = schedule(forest.parents, forest.depths, [bool(below) for below in forest.children], width)
     leaves = [node for node, below in enumerate(forest.children) if not below]
@@ -92,7 +92,9 @@ class _Forest(NamedTuple):
     starts: list[int]  # the first node of each tree
 
 
-def _join(trees: Sequence[Tree], checked: Sequence[check.Rooted], vocabulary_size: int, classes: int | None) -> _Forest:
+def _join(
+    trees: Sequence[Tree], checked: Sequence[validate.Rooted], vocabulary_size: int, classes: int | None
+) -> _Forest:
     forest = _Forest([], [], [], [], [], [])
     for number, (tree, known) in enumerate(zip(trees, checked, strict=True)):
         start = len(forest.children)
@@ -100,10 +102,10 @@ def _join(trees: Sequence[Tree], checked: Sequence[check.Rooted], vocabulary_siz
         forest.children.extend([start + child for child in below] for below in tree.children)
         forest.parents.extend(parent + start if parent >= 0 else -1 for parent in known.parents)
         forest.depths.extend(known.depths)
-        forest.tokens.extend(check.numbers("tokens", tree.tokens, vocabulary_size, number))
+        forest.tokens.extend(validate.numbers("tokens", tree.tokens, vocabulary_size, number))
         labels = None if classes is None else tree.labels
         blank = [-1] * len(tree.children)
-        forest.labels.extend(blank if labels is None else check.numbers("labels", labels, classes or 0, number))
+        forest.labels.extend(blank if labels is None else validate.numbers("labels", labels, classes or 0, number))
     if classes is not None and max(forest.labels) < 0:
         raise ValueError(f"labels: expected a label at some node of trees 0 to {len(trees) - 1}, got none")
     return forest
@@ -135,7 +137,7 @@ def _place(leaves: list[int], steps: list[list[int]], width: int, first: int, no
 def _lay_out(
     forest: _Forest,
     slots: np.ndarray,
-    checked: Sequence[check.Rooted],
+    checked: Sequence[validate.Rooted],
     bucket: TreeBucket,
     arity: int,
     width: int,

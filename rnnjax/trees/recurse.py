@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from ..arrays import States, select
+from ..arrays import States, look_up, select
 from ..cell import describe
 from .cell import AbstractTreeCell
 from .climb import climb
@@ -80,5 +80,5 @@ def _project(cell: AbstractTreeCell, trees: Trees, table: Array) -> tuple[PyTree
 
 
 def _read(table: Array, tokens: Int[Array, " M"]) -> Array:
-    xs = table[jnp.maximum(tokens, 0)]
+    xs = look_up(table, jnp.maximum(tokens, 0))
     return select(tokens >= 0, xs, jnp.zeros_like(xs))

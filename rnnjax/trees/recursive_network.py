@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units
 from ..cell import Hidden
 from .cell import AbstractAffineTreeCell, product
@@ -43,7 +43,8 @@ class RecursiveNetwork(AbstractAffineTreeCell):
         dtype=jnp.float32,
     ):
         """Draw the weights. Arguments as in `NaryTreeLSTM` and `Elman`."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        check.flags(bias=bias)
         keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
         self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, "n", hidden_size, dtype)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .. import initialise, random
+from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units
 from ..cell import Hidden
 from .cell import AbstractAffineTreeCell, product
@@ -39,7 +39,8 @@ class RNTN(AbstractAffineTreeCell):
         dtype=jnp.float32,
     ):
         """Draw the weights, V uniform within 1 / (2 K H). Arguments as in `NaryTreeLSTM`."""
-        initialise.check_sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
+        check.flags(bias=bias)
         keys = random.split(key, 4)
         size = arity * hidden_size
         self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)

@@ -11,12 +11,13 @@ import pytest
 
 HOUSE = Path(__file__).parents[2] / "rnnjax"
 FLOORS = (
-    ("arrays",),
+    ("arrays", "compiled"),
+    ("check",),
     ("random",),
     ("initialise",),
     ("cell", "flat", "marks"),
-    ("kernel", "engine"),
-    ("cells/*", "kernels/*", "network", "check"),
+    ("kernel", "engine", "function"),
+    ("cells/*", "kernels/*", "network"),
     ("engines/*",),
     ("engines/auto",),
     ("unroll",),

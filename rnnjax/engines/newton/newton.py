@@ -56,6 +56,7 @@ class Newton(AbstractEngine):
             raise TypeError(f"jacobian: expected Dense() or Diagonal(), got {self.jacobian!r}")
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
             raise ValueError(f"iterations: expected a positive integer, got {self.iterations!r}")
+        check.flags(fall_back=self.fall_back)
         for name in ("tolerance", "damping"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)

@@ -1,0 +1,45 @@
+"""Programs that are compiled once, outside of `jax.jit` too, where JAX compiles each loop anew at every call."""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of pytrees, which returns arrays, as one program for each form of its arguments.
+
+    Arrays are operands of the program, and everything else is static. Arguments that cannot be hashed run without one.
+    """
+
+    @partial(jax.jit, static_argnums=0)
+    @wraps(function)
+    def program(static: tuple, arrays: list[Any]) -> Any:
+        structure, others = static
+        given = iter(arrays)
+        return function(*jax.tree.unflatten(structure, [next(given) if leaf is ARRAY else leaf for leaf in others]))
+
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        static = structure, tuple(ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+        try:
+            hash(static)
+        except TypeError:
+            return function(*arguments)
+        return program(static, list(filter(_is_array, leaves)))
+
+    return run
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+class Array:
+    """Stands for an array among the static arguments."""
+
+
+ARRAY = Array()

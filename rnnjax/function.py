@@ -1,0 +1,100 @@
+"""A plain function `(state, x) -> (state, y)` as a cell."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from . import check
+from .arrays import State, States
+from .cell import AbstractCell, describe
+from .compiled import compiled
+
+
+class FunctionState(NamedTuple):
+    """The state of a plain function, and its last output."""
+
+    state: State
+    y: PyTree[Array]
+
+
+class FunctionCell(AbstractCell):
+    """A function `(state, x) -> (state, y)` as a cell: its state keeps y until the readout."""
+
+    function: Callable[..., Any]  # the arrays it closes over are leaves of it
+    start: FunctionState
+    input: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
+    run: Callable[..., Any] = eqx.field(static=True)  # `unroll`'s way to run it, compiled for this function alone
+    __name__: str = eqx.field(static=True)
+
+    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
+        return self.input
+
+    def initial(self) -> FunctionState:
+        return self.start
+
+    def project(self, xs: PyTree[Array]) -> PyTree[Array]:
+        return xs
+
+    def step(self, state: FunctionState, u: PyTree[Array]) -> FunctionState:
+        return FunctionState(*self.function(state.state, u))
+
+    def readout(self, states: States, xs: PyTree[Array]) -> PyTree[Array]:
+        del xs
+        return states.y
+
+
+def as_cell(function: Any, state: Any, xs: PyTree[Array], run: Callable[..., Any]) -> FunctionCell:
+    """`function` as a cell that starts from `state` and is run by `run`, once it is seen to keep the state's form."""
+    if isinstance(function, type):
+        raise TypeError(f"cell: expected a cell, got the class {function.__name__}. Write {function.__name__}(...)")
+    if not callable(function):
+        raise TypeError(f"cell: expected a cell, a network or a function (state, x) -> (state, y), got {function!r}")
+    if state is None:
+        raise ValueError(f"state: expected the state before the first step, since {describe(function)} is a function")
+    state = jax.tree.map(jnp.asarray, state)
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+    given = jax.eval_shape(lambda: state)
+    answer = jax.eval_shape(lambda *arguments: function(*arguments), given, x)
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        raise ValueError(f"cell: expected {describe(function)} to return (state, y), got {check.show(answer)}")
+    if not check.alike(answer[0], given):
+        raise ValueError(
+            f"cell: expected {describe(function)} to return a state like the one it was given, {check.show(given)}, "
+            f"got {check.show(answer[0])}"
+        )
+    start = FunctionState(state, jax.tree.map(jnp.zeros_like, answer[1]))
+    traced, run = _trace(function, given, x, run)
+    return FunctionCell(traced, start, x, run, describe(function))
+
+
+class _Known(NamedTuple):
+    """What is compiled for one function, and goes with it."""
+
+    run: Callable[..., Any]
+    forms: dict[str, Any]  # how it was traced, by the text of its program
+
+
+_KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+
+def _trace(
+    function: Callable[..., Any], state: PyTree, x: PyTree, run: Callable[..., Any]
+) -> tuple[Any, Callable[..., Any]]:
+    """`function` as a pytree of the arrays it closes over, and the compiled `run`.
+
+    It is traced at every call, since it may close over other arrays, or tracers, than at the call before. All else of
+    the pytree is the same object from call to call, so that nothing is compiled again.
+    """
+    # A new function each time: JAX keeps the traces of one that it knows, with the arrays of that time.
+    traced: Any = eqx.filter_closure_convert(lambda *arguments: function(*arguments), state, x)
+    arrays, form = eqx.partition(traced, eqx.is_array)
+    try:
+        known = _KNOWN.get(function) or _KNOWN.setdefault(function, _Known(compiled(run), {}))
+    except TypeError:  # no hash, or no weak reference to it
+        return traced, run
+    return eqx.combine(arrays, known.forms.setdefault(str(form.jaxpr), form)), known.run

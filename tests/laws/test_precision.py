@@ -1,0 +1,141 @@
+"""Narrow dtypes over long sequences: the error of no gradient grows with T, though every step adds to it."""
+
+from functools import lru_cache
+from typing import Any
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import initialise
+from rnnjax.arrays import carry_dtype
+
+# Relative to the norm of each weight's gradient, T or no T. Half a unit in the last place is 2^-9 and 2^-12.
+BARS = {"bfloat16": 1e-2, "float16": 2e-3}
+# S5's gradients by decay, frequency and step are small differences of large terms, each rounded with its u and y.
+CANCELLING = {"s5": 8.0}
+# The sum over the source of what a query does to its alignment, which sums to 1.
+CANCELLING_LEAVES = {".decoder.score.query_weight": 8.0}
+ENGINES = ("scan", "checkpointed", "associative", "fused")
+LENGTHS = (100, 1000, 10_000)
+QUICK = [("lem", "scan"), ("lem", "checkpointed"), ("lstm_options", "scan"), ("sru", "associative"), ("gru", "fused")]
+PAIRS = [(cell, engine) for cell in grid.CELLS for engine in ENGINES if grid.admits(engine, cell)]
+
+
+def build(cell: str, dtype: str) -> Any:
+    """The grid's cell, but for the linear recurrence that grows without bound."""
+    if cell != "linear_rnn":
+        return grid.build(cell, dtype)
+    decays = initialise.time_constants(1, 30)
+    return rnnjax.LinearRNN(grid.I, grid.H, key=grid.KEY, decay_initialiser=decays, dtype=jnp.dtype(dtype))
+
+
+def gradient(part: Any, run: Any, *arguments: Any) -> Any:
+    """By the weights of `part`, of a loss whose weights for the outputs `run(part, *arguments)` are random."""
+    weights, static = eqx.partition(part, eqx.is_inexact_array)
+
+    def loss(weights: Any) -> jax.Array:
+        ys = run(eqx.combine(weights, static), *arguments)
+        return jnp.sum(grid.widen(ys) * np.random.default_rng(3).normal(size=ys.shape))
+
+    return jax.grad(loss)(weights)
+
+
+def wide(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: grid.widen(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
+def errors(got: Any, expected: Any) -> dict[str, float]:
+    """The error of each weight's gradient, relative to its norm."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True)
+    norm = np.linalg.norm
+    return {
+        jax.tree_util.keystr(path): float(norm(grid.widen(one) - np.asarray(other)) / norm(other))
+        for (path, one), other in pairs
+    }
+
+
+def of_engine(cell: Any, xs: jax.Array, engine: rnnjax.AbstractEngine) -> jax.Array:
+    return rnnjax.unroll(cell, None, xs, engine=engine)[1]
+
+
+@lru_cache
+def found(cell: str, engine: str, T: int) -> dict[str, dict[str, float]]:
+    """The errors in each dtype against float64 with the same weights: one program."""
+    given = {dtype: (build(cell, dtype), grid.inputs(T, dtype=dtype)) for dtype in BARS}
+    gradients = lambda given, engine: {  # noqa: E731
+        dtype: gradient(part, of_engine, xs, engine) for dtype, (part, xs) in given.items()
+    }
+    run = grid.ENGINES[engine] if engine != "checkpointed" else rnnjax.Checkpointed()
+    got, expected = eqx.filter_jit(lambda given, exact: (gradients(given, run), gradients(exact, rnnjax.Scan())))(
+        given, wide(given)
+    )
+    return {dtype: errors(got[dtype], expected[dtype]) for dtype in BARS}
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize(
+    ("cell", "engine", "T"),
+    [
+        pytest.param(*pair, T, marks=[] if pair in QUICK and T == 1000 else pytest.mark.slow)
+        for pair in PAIRS
+        for T in LENGTHS
+    ],
+)
+def test_the_error_of_a_gradient_does_not_grow_with_time(cell, engine, T, dtype):
+    errors = found(cell, engine, T)[dtype]
+    assert max(errors.values()) < BARS[dtype] * CANCELLING.get(cell, 1), errors
+
+
+def test_nor_does_it_for_a_function_and_all_it_closes_over():
+    T = 3000
+
+    def run(weight: jax.Array, xs: jax.Array) -> jax.Array:
+        def step(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            state = jnp.tanh((weight @ state.astype(weight.dtype) + x).astype(state.dtype))
+            return state, state
+
+        return rnnjax.unroll(step, jnp.zeros(grid.I, carry_dtype(xs.dtype)), xs)[1]
+
+    weight = grid.place(np.random.default_rng(0).normal(size=(grid.I, grid.I)).astype("bfloat16") / 2)
+    xs = grid.inputs(T, dtype="bfloat16")
+    pairs = (weight, xs), (wide(weight), wide(xs))
+    got, expected = jax.jit(lambda pairs: [gradient(weight, run, xs) for weight, xs in pairs])(pairs)
+    assert errors(got, expected)[""] < BARS["bfloat16"]
+
+
+def sequence_to_sequence(kind: str) -> rnnjax.Seq2Seq:
+    dtype, keys = jnp.dtype("bfloat16"), rnnjax.random.split(grid.KEY, 4)
+    encoder = rnnjax.GRU(4, grid.H, key=keys[0], dtype=dtype)
+    recurrence = rnnjax.GRU(4 + (5 if kind == "luong" else grid.H), grid.H, key=keys[1], dtype=dtype)
+    if kind == "luong":
+        score = rnnjax.General(grid.H, grid.H, key=keys[2], dtype=dtype)
+        decoder: Any = rnnjax.LuongDecoder(recurrence, score, memory_size=grid.H, attentional_size=5, key=keys[3])
+    else:
+        score = rnnjax.Additive(grid.H, grid.H, 6, key=keys[2], dtype=dtype)
+        decoder = rnnjax.BahdanauDecoder(recurrence, score)
+    return rnnjax.Seq2Seq(7, 7, encoder, decoder, key=grid.KEY)
+
+
+def forced(model: rnnjax.Seq2Seq, tokens: jax.Array) -> jax.Array:
+    return model.logits(tokens[:9], tokens)[0]
+
+
+def scheduled(model: rnnjax.Seq2Seq, tokens: jax.Array) -> jax.Array:
+    always = jnp.asarray(1.0)  # an array, so that it goes step by step
+    return model.logits(tokens[:9], tokens, teacher_forcing=always, key=jax.random.key(0))[0]
+
+
+@pytest.mark.parametrize("run", [forced, scheduled])
+@pytest.mark.parametrize("kind", ["luong", "bahdanau"])
+def test_nor_does_it_for_a_decoder_its_memory_and_its_embedding(kind, run):
+    model, tokens = sequence_to_sequence(kind), np.random.default_rng(2).integers(0, 7, 2000)
+    got, expected = eqx.filter_jit(lambda *models: [gradient(model, run, tokens) for model in models])(
+        model, wide(model)
+    )
+    found = {path: error / CANCELLING_LEAVES.get(path, 1) for path, error in errors(got, expected).items()}
+    assert max(found.values()) < 1.5 * BARS["bfloat16"], found
