@@ -215,4 +215,5 @@ def learned(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) 
 
 def describe(cell: object) -> str:
     """The name by which messages speak of a cell, a network or a function."""
-    return getattr(cell, "__name__", type(cell).__name__)
+    name = getattr(cell, "__name__", None)  # Equinox gives modules with defaults one that is no string
+    return name if isinstance(name, str) else type(cell).__name__

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 from . import check
 from .arrays import State
 from .cell import AbstractCell
+from .named import named
 from .network import AbstractNetwork, Options
 from .unroll import unroll
 
@@ -79,7 +80,7 @@ class Bidirectional(AbstractNetwork):
 
     forward: Part
     backward: Part
-    merge: Callable[[Array, Array], PyTree[Array]] = eqx.field(static=True)
+    merge: Callable[[Array, Array], PyTree[Array]] = eqx.field(static=True, converter=named)
 
     def __init__(self, forward: Part, backward: Part, *, merge: Callable[[Array, Array], PyTree[Array]] | None = None):
         """`merge` defaults to `concatenate`. Raises a ValueError where the two parts do not take the same inputs."""
@@ -131,7 +132,7 @@ class Connected(AbstractNetwork):
     """The part with a connection around it: `ys = connect(xs, part(xs))`. See `residual` and `skip`."""
 
     part: Part
-    connect: Callable[[Array, Array], Array] = eqx.field(static=True)
+    connect: Callable[[Array, Array], Array] = eqx.field(static=True, converter=named)
 
     def __check_init__(self):
         _check_part("part", self.part)

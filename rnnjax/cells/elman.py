@@ -9,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
 from ..cell import AbstractGatedCell, Hidden, learned
+from ..named import named
 
 
 class Elman(AbstractGatedCell):
@@ -29,7 +30,7 @@ class Elman(AbstractGatedCell):
     bias: Bias | None
     gains: None
     start: Hidden | None
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
     leak: float | None = eqx.field(static=True)
 
     def __init__(

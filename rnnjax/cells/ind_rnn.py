@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
+from ..named import named
 
 
 class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
@@ -26,7 +27,7 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
     recurrent_weight: Bias  # [1, H]
     bias: Bias | None
     start: Hidden | None
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
         self,

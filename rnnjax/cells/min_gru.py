@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
+from ..named import named
 from .elman import linear
 
 
@@ -32,7 +33,7 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
     input_weight: InputWeight
     bias: Bias | None
     start: Hidden | None
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
         self,

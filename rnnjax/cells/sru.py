@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, carry_dtype, shift
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learned
+from ..named import named
 
 
 class SRU(AbstractAffineCell, AbstractLinearCell):
@@ -28,7 +29,7 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
     output_weight: InputWeight  # of r and, where I and H differ, of the highway x, which make the output
     bias: Bias | None  # of f and r
     start: Hidden | None
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
         self,

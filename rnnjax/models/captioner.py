@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..arrays import State
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..named import named
 from .bridge import check_bridge
 from .language import LanguageModel
 from .search import Decoding
@@ -38,7 +39,7 @@ class Captioner(eqx.Module):
     everywhere: `jax.vmap` makes a batch.
     """
 
-    encoder: Callable[[Any], PyTree[Array]]
+    encoder: Callable[[Any], PyTree[Array]] = eqx.field(converter=named)
     bridge: Callable[[PyTree[Array]], State]
     language: LanguageModel
 

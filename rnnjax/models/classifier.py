@@ -12,6 +12,7 @@ from ..arrays import Length
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..named import named
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .objectives import cross_entropy
@@ -44,7 +45,7 @@ class Classifier(eqx.Module):
     """
 
     network: AbstractCell | AbstractNetwork
-    decision: Callable[[Array], Array]
+    decision: Callable[[Array], Array] = eqx.field(converter=named)
     pooling: Callable[[Array, Length | None], Array]
 
     def __init__(

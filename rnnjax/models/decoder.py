@@ -16,6 +16,7 @@ from ..arrays import Shaped, State, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.unrolled import Unrolled
+from ..named import named
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .states import hidden
@@ -95,7 +96,7 @@ class ContextDecoder(AbstractDecoder):
     """
 
     recurrence: Recurrence
-    summary: Callable[[State], Array] = eqx.field(static=True, default=hidden)
+    summary: Callable[[State], Array] = eqx.field(static=True, converter=named, default=hidden)
 
     def fed_size(self, encoded: Encoded) -> int:
         return jax.eval_shape(self.remember, encoded).shape[0]

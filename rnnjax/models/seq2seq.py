@@ -14,6 +14,7 @@ from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..marks import counted
+from ..named import named
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .attention import check_mask
@@ -37,7 +38,7 @@ class Seq2Seq(eqx.Module):
 
     encoder: AbstractCell | AbstractNetwork
     decoder: AbstractDecoder
-    bridge: Callable[[State], State]
+    bridge: Callable[[State], State] = eqx.field(converter=named)
     source_embedding: Float[Array, "V E"]
     target_embedding: Float[Array, "W D"]
     output_weight: Float[Array, "W F"]

@@ -14,6 +14,7 @@ from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..marks import blank, counted, fill
+from ..named import named
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .classifier import run_batch
@@ -28,7 +29,7 @@ class Tagger(eqx.Module):
     """
 
     network: AbstractCell | AbstractNetwork
-    decision: Callable[[Array], Array]
+    decision: Callable[[Array], Array] = eqx.field(converter=named)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .. import check
+from ..named import named
 from ..network import AbstractNetwork, Options
 
 
@@ -60,7 +61,7 @@ class TimeDistributed(AbstractNetwork):
 class Function(eqx.Module):
     """A function without weights, which `jax.jit` and `jax.grad` need not see."""
 
-    function: Callable[..., Any] = eqx.field(static=True)
+    function: Callable[..., Any] = eqx.field(static=True, converter=named)
 
     def __call__(self, x: Array) -> PyTree[Array]:
         return self.function(x)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units
 from ..cell import Hidden
+from ..named import named
 from .cell import AbstractAffineTreeCell, product
 from .nary_tree_lstm import draw_places
 
@@ -26,7 +27,7 @@ class RecursiveNetwork(AbstractAffineTreeCell):
     input_weight: InputWeight
     recurrent_weight: Float[Array, "K H 1 H"]
     bias: Bias | None
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
         self,

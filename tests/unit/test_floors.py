@@ -11,7 +11,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[2] / "rnnjax"
 FLOORS = (
-    ("arrays", "compiled"),
+    ("arrays", "compiled", "named"),
     ("check",),
     ("random",),
     ("initialise",),

@@ -1,0 +1,194 @@
+"""Cells as values of Python and JAX outside of `jax.jit`: compiled once, donated, copied, pickled."""
+
+import copy
+import gc
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+PARTS = [*grid.CELLS, *grid.NETWORKS]
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """How many programs have been compiled since the test began: `len` of this list."""
+    seen: list[str] = []
+
+    def listener(event: str, duration: float, **_: Any) -> None:
+        del duration
+        if event == COMPILED:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def rectified_sum(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.nn.relu(state + x), state
+
+
+def value(engine: rnnjax.AbstractEngine) -> Any:
+    return rnnjax.unroll(grid.build("gru"), None, grid.inputs(5), engine=engine)
+
+
+def value_with_marks(engine: rnnjax.AbstractEngine) -> Any:
+    xs, resets = grid.inputs(5), np.arange(5) == 2
+    return rnnjax.unroll(grid.build("gru"), None, xs, length=4, resets=resets, reverse=True, engine=engine)
+
+
+def gradient(engine: rnnjax.AbstractEngine) -> Any:
+    loss = lambda cell: rnnjax.unroll(cell, None, grid.inputs(5), engine=engine)[1].sum()  # noqa: E731
+    return eqx.filter_grad(loss)(grid.build("gru"))
+
+
+def batch(engine: rnnjax.AbstractEngine) -> Any:
+    return jax.vmap(lambda xs: rnnjax.unroll(grid.build("gru"), None, xs, engine=engine))(grid.inputs(2, 5))
+
+
+def of_function(engine: rnnjax.AbstractEngine) -> Any:
+    return rnnjax.unroll(rectified_sum, jnp.zeros(grid.I), grid.inputs(5), engine=engine)
+
+
+def gradient_of_function(engine: rnnjax.AbstractEngine) -> Any:
+    loss = lambda xs: rnnjax.unroll(rectified_sum, jnp.zeros(grid.I), xs, engine=engine)[1].sum()  # noqa: E731
+    return jax.grad(loss)(grid.inputs(5))
+
+
+@pytest.mark.parametrize("call", [value, value_with_marks, gradient, batch, of_function, gradient_of_function])
+@pytest.mark.parametrize("engine", [rnnjax.Scan(), rnnjax.Checkpointed(2)], ids=["scan", "checkpointed"])
+def test_a_second_call_compiles_nothing(call, engine, compilations):
+    """As plain JAX, the first of each gradient may trace what the second finds."""
+    call(engine), call(engine)
+    before = len(compilations)
+    assert before
+    call(engine), call(engine)
+    assert len(compilations) == before
+
+
+def test_a_function_may_close_over_other_arrays_at_each_call():
+    weight = jnp.asarray(2.0)
+
+    def scale(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return state * weight + x, state
+
+    run = lambda: rnnjax.unroll(scale, jnp.asarray(1.0), np.zeros(3))[0]  # noqa: E731
+    assert run() == 8
+    weight = jnp.asarray(3.0)
+    assert run() == 27
+
+    def loss(given: jax.Array) -> jax.Array:
+        nonlocal weight
+        weight = given
+        return run()
+
+    assert jax.grad(loss)(jnp.asarray(3.0)) == 27
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_memory_is_flat_over_a_thousand_calls():
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20  # noqa: E731
+    for _ in range(50):
+        value(rnnjax.Scan()), of_function(rnnjax.Scan())
+    gc.collect()
+    before = resident()
+    for _ in range(1000):
+        value(rnnjax.Scan()), of_function(rnnjax.Scan())
+    gc.collect()
+    assert resident() - before < 20
+
+
+def drawn(name: str) -> Any:
+    """As a user has it: without the noise of `grid.build`, which makes every array anew."""
+    return (grid.CELLS | grid.NETWORKS)[name](grid.I, jnp.dtype("float64"))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_cell_and_its_state_are_donated(name):
+    twice = lambda tree: jax.tree.map(lambda leaf: leaf * 2 if eqx.is_inexact_array(leaf) else leaf, tree)  # noqa: E731
+    part = drawn(name)
+    given = eqx.filter(part, eqx.is_array), part.initial()
+    leaves = [leaf for leaf in jax.tree.leaves(given) if leaf.size]
+    jax.jit(twice, donate_argnums=0)(given)
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def through_pickle(part: Any) -> Any:
+    return pickle.loads(pickle.dumps(part))
+
+
+ACTIVATIONS = [jnp.tanh, jax.nn.relu, jax.nn.gelu, partial(jax.nn.leaky_relu, negative_slope=0.2), rnnjax.linear]
+
+
+def models() -> dict[str, Any]:
+    return {name: drawn(name) for name in PARTS} | {
+        **{f"engine {name}": engine for name, engine in grid.ENGINES.items()},
+        **{f"elman {number}": rnnjax.Elman(3, 4, key=grid.KEY, activation=f) for number, f in enumerate(ACTIVATIONS)},
+        "auto": rnnjax.Auto(),
+        "classifier": rnnjax.Classifier(drawn("gru"), jax.nn.softmax, pooling=rnnjax.maximum),
+        "tagger": rnnjax.Tagger(drawn("gru"), jnp.tanh),
+        "language": rnnjax.LanguageModel(7, drawn("gru"), key=grid.KEY),
+        "bidirectional": rnnjax.Bidirectional(drawn("gru"), drawn("gru"), merge=jnp.add),
+        "tree": rnnjax.RecursiveNetwork(3, 4, arity=2, key=grid.KEY),
+    }
+
+
+@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+def test_a_copy_is_the_same_pytree(name, duplicate):
+    """So that one program runs both, and an average of the two is a map over them."""
+    model = models()[name]
+    if duplicate is through_pickle and name in ("conv_lstm", "conv_gru"):
+        pytest.skip("the grid's holds a lambda, which Python does not pickle")
+    made = duplicate(model)
+    assert jax.tree.structure(made) == jax.tree.structure(model)
+    assert hash(jax.tree.structure(made)) == hash(jax.tree.structure(model))
+    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(model), strict=True):
+        assert np.array_equal(one, other) if eqx.is_array(other) else one == other
+
+
+def test_a_copy_is_not_compiled_anew(compilations):
+    run, cell = eqx.filter_jit(rnnjax.unroll), rnnjax.Elman(grid.I, 4, key=grid.KEY, dtype=jnp.dtype("float64"))
+    copies, xs = [copy.deepcopy(cell), through_pickle(cell)], grid.inputs(5)
+    run(cell, None, xs)
+    before = len(compilations)
+    for other in copies:
+        run(other, None, xs)
+    assert len(compilations) == before
+
+
+class WithDefaults(rnnjax.AbstractGatedCell):
+    """Optional fields by defaults of the class, beside an `__init__` of its own."""
+
+    input_weight: jax.Array
+    recurrent_weight: jax.Array
+    bias: None = None
+    gains: None = None
+    start: None = None
+
+    def __init__(self):
+        self.input_weight = grid.place(np.ones((grid.I, 1, 4)))
+        self.recurrent_weight = grid.place(np.ones((1, 4, 1, 4)))
+
+    def pointwise(self, gains: None, u: Any, v: Any, state: Any) -> rnnjax.Hidden:
+        del gains, state
+        return rnnjax.Hidden(jnp.tanh(u[0] + v[0]))
+
+
+def test_a_cell_may_have_defaults_of_its_class():
+    loss = lambda cell: rnnjax.unroll(cell, None, grid.inputs(5))[1].sum()  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(loss))(WithDefaults())
+    assert value == loss(WithDefaults())
+    assert gradient.recurrent_weight.shape == (1, 4, 1, 4)
