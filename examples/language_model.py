@@ -227,7 +227,10 @@ def read_plan(folder: Path) -> Plan:
     path = folder / "plan.json"
     if not path.is_file():
         raise FileNotFoundError(f"--folder: expected a run, found no plan.json in {folder}")
-    return Plan(**json.loads(path.read_text()))
+    try:
+        return Plan(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"--folder: expected the plan of a run in {path}, got what cannot be read: {error}") from error
 
 
 def newest(runs: Path) -> Path:

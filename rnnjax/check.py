@@ -145,13 +145,13 @@ def flags(**values: Any) -> None:
     """Raise unless every value is True or False: the string "False" would count as true."""
     for name, value in values.items():
         if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
+            raise TypeError(f"{name}: expected True or False, got {_got(value)}")
 
 
 def count(name: str, value: Any, least: int = 1) -> None:
     """Raise unless `value` is an integer from `least` on."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, got {_got(value)}")
     if value < least:
         raise ValueError(f"{name}: expected {least} or more, got {value!r}")
 
@@ -162,7 +162,7 @@ DROPPING = "dropping (to keep a share p of the values, pass 1 - p)"
 def number(name: str, value: Any, means: str = "a number") -> float:
     """`value` as a float, which widens no dtype as NumPy's scalars do. Raises unless it is known before tracing."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected {means}, a Python number known before tracing, got {value!r}")
+        raise TypeError(f"{name}: expected {means}, a Python number known before tracing, got {_got(value)}")
     return float(value)
 
 
@@ -172,3 +172,8 @@ def probability(name: str, value: Any, of: str = DROPPING) -> float:
     if not 0 <= rate < 1:
         raise ValueError(f"{name}: expected the probability of {of}, from 0 up to, not with, 1, got {value!r}")
     return rate
+
+
+def _got(value: Any) -> str:
+    """A value as a message shows it: an array by its dtype and shape, on one line."""
+    return show(value) if eqx.is_array_like(value) and np.ndim(value) else repr(value)

@@ -8,6 +8,8 @@ once, so that a kill at any moment leaves the last good one.
 import hashlib
 import json
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import equinox as eqx
@@ -50,6 +52,8 @@ def load(path: str | Path, like: PyTree) -> PyTree:
     expected = {name: _describe(leaf) for name, leaf in _named_arrays(like).items()}
     if expected != header["arrays"]:
         raise CheckpointError(f"checkpoint: {path} is of another model: {_differences(expected, header['arrays'])}")
+    if len(payload) != sum(leaf.nbytes for leaf in _named_arrays(like).values()):
+        raise CheckpointError(f"checkpoint: {path} is damaged: its {len(payload)} bytes are not those of its arrays")
     arrays, rest = eqx.partition(like, eqx.is_array)
     found = _read_arrays(header["arrays"], payload)
     named = jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in expected])
@@ -59,17 +63,28 @@ def load(path: str | Path, like: PyTree) -> PyTree:
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file so that `path` holds the old content or the new, whatever happens in between."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")  # two may write at once
     try:
-        os.fsync(folder)  # the new name, too, is on disk before anyone relies on it
-    finally:
-        os.close(folder)
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a new name to disk before anyone relies on it. Not every file system can, and the file itself is safe."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _named_arrays(tree: PyTree) -> dict[str, jax.Array]:
@@ -105,10 +120,12 @@ def _describe(leaf: jax.Array) -> str:
 def _read_header(path: Path, line: bytes) -> dict:
     try:
         header = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     fields = header if isinstance(header, dict) else {}
-    if fields.get("format") != FORMAT or not isinstance(fields.get("arrays"), dict) or "sha256" not in fields:
+    arrays = fields.get("arrays")
+    is_description = isinstance(arrays, dict) and all(isinstance(each, str) for each in arrays.values())
+    if fields.get("format") != FORMAT or not is_description or "sha256" not in fields:
         raise CheckpointError(f"checkpoint: {path} is not a checkpoint of this library, or is cut short")
     return fields
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,48 +71,49 @@ def fit(
 
     Raises FloatingPointError when loss, weights or carry are not finite (the last checkpoint is from before): a loss
     as soon as the step after it has begun, weights and carry before they are kept;
-    FileExistsError when `folder` holds a run and `resume` is false, FileNotFoundError and CheckpointError when it holds
-    not this one, ValueError and TypeError for arguments that make no sense.
+    FileExistsError when `folder` holds a run and `resume` is false, or is held by a run that still lives;
+    FileNotFoundError and CheckpointError when it holds not this one, ValueError and TypeError for arguments that make
+    no sense.
     """
     check.flags(resume=resume, progress=progress)
     _check_arguments(steps, every, patience, validate, folder, resume)
     devices = OneDevice() if mesh is None else DataParallel(mesh)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     run = _start(weights, optimiser, carry, key)
-    log = None if folder is None else Log(Path(folder), devices)
-    if log is not None:
-        run = log.open(run, resume)
-    run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
     from tqdm import tqdm  # by training alone: a checkout can be imported without it
 
-    update = _compile(loss, optimiser, static, devices)
-    losses, norms, begun = [], [], time.perf_counter()
-    with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
-        for step in range(int(run.step), steps):
-            if patience is not None and int(run.waited) >= patience:
-                break
-            run, value, norm = update(run, devices.split("batches", batches(step)))
-            if losses:
-                check_loss(losses[-1], step - 1, log)  # of the step before, while this one runs
-            losses.append(value)
-            norms.append(norm)
-            bar.update()
-            if (step + 1) % every and step + 1 < steps:
-                continue
-            check_loss(value, step, log)
-            metrics: Metrics = {"step": step + 1, **summarise(losses, norms)}
-            check_finite(run, devices, log)
-            if validate is not None:
-                judged = float(validate(eqx.combine(devices.gather(run.weights), static)))
-                check_judged(judged, step + 1, log)
-                run, metrics["validation"] = _judge(run, judged)
-            bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
-            if log is not None:
-                log.write(run, metrics | {"seconds": round(time.perf_counter() - begun, 3)})
-            losses, norms = [], []
-    kept = run.weights if validate is None else run.best
-    kept, carry = devices.gather((kept, run.carry))
-    return Fitted(eqx.combine(kept, static), carry, int(run.step))
+    with nullcontext() if folder is None else Log(Path(folder), devices) as log:
+        if log is not None:
+            run = log.open(run, resume)
+        run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
+        update = _compile(loss, optimiser, static, devices)
+        losses, norms, begun = [], [], time.perf_counter()
+        with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
+            for step in range(int(run.step), steps):
+                if patience is not None and int(run.waited) >= patience:
+                    break
+                run, value, norm = update(run, devices.split("batches", batches(step)))
+                if losses:
+                    check_loss(losses[-1], step - 1, log)  # of the step before, while this one runs
+                losses.append(value)
+                norms.append(norm)
+                bar.update()
+                if (step + 1) % every and step + 1 < steps:
+                    continue
+                check_loss(value, step, log)
+                metrics: Metrics = {"step": step + 1, **summarise(losses, norms)}
+                check_finite(run, devices, log)
+                if validate is not None:
+                    judged = float(validate(eqx.combine(devices.gather(run.weights), static)))
+                    check_judged(judged, step + 1, log)
+                    run, metrics["validation"] = _judge(run, judged)
+                bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
+                if log is not None:
+                    log.write(run, metrics | {"seconds": round(time.perf_counter() - begun, 3)})
+                losses, norms = [], []
+        kept = run.weights if validate is None else run.best
+        kept, carry = devices.gather((kept, run.carry))
+        return Fitted(eqx.combine(kept, static), carry, int(run.step))
 
 
 def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, folder: Any, resume: bool) -> None:
@@ -151,7 +153,8 @@ def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: Abstract
 
     @jax.jit
     def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
-        rest = run.carry, batch, jax.random.fold_in(run.key, run.step)
+        key = jax.random.fold_in(run.key, run.step)
+        rest = run.carry, batch, key
         (value, carry), slope = gradient_of_batch(run.weights, *rest)
         again = lambda weights: value_of_batch(weights, *rest)[0][0]  # noqa: E731  for a line search
         updates, state = optimise(slope, run.optimiser, run.weights, value=value, grad=slope, value_fn=again)

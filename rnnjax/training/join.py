@@ -1,4 +1,4 @@
-"""One process of a job, as `launch` starts it: `... join LAUNCHER ADDRESS PROCESSES NUMBER SCRIPT ...`."""
+"""One process of a job, as `launch` starts it: `... join LAUNCHER ENDED ADDRESS PROCESSES NUMBER SCRIPT ...`."""
 
 import os
 import runpy
@@ -16,20 +16,30 @@ def main() -> None:
 
     A process that fails leaves at once. The way out that Python has would wait for the others, who wait for this one.
     """
-    launcher, address, processes, number, *command = sys.argv[1:]
+    launcher, ended, address, processes, number, *command = sys.argv[1:]
     threading.Thread(target=_leave_with, args=(int(launcher),), daemon=True).start()
     own = [int(number)] if int(processes) > 1 else None  # of this machine's GPUs, lest every process claim them all
-    jax.distributed.initialize(address, int(processes), int(number), own)
+    jax.distributed.initialize(
+        address,
+        int(processes),
+        int(number),
+        own,
+        coordinator_bind_address=address,  # this machine alone: whoever reaches the coordinator may stop the job
+    )
     sys.argv = command
     sys.path[0] = str(Path(command[0]).resolve().parent)
     try:
         runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
+        if end.code in (None, 0):
+            Path(ended).touch()  # from here on it waits for the others
         if end.code not in (None, 0):
             _leave(end.code)
     except BaseException:
         traceback.print_exc()
         _leave(1)
+    else:
+        Path(ended).touch()
 
 
 def _leave(code: object) -> None:

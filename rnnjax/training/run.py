@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, PyTree
 
@@ -33,6 +33,14 @@ class Log:
         self.devices = devices
         self.checkpoint = folder / "checkpoint"
         self.metrics = folder / "metrics.jsonl"
+        self.lock: Any = None
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
     def open(self, run: Run, resume: bool) -> Run:
         """The run to go on with: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
@@ -41,6 +49,8 @@ class Log:
                 f"folder: expected none with a run in it, got {self.folder}. "
                 "Pass resume=True to go on with that run, or another folder; nothing was overwritten"
             )
+        if self.devices.writes:
+            self._take(resume)
         if resume:
             run = load(self.checkpoint, run)
         self.devices.wait()  # all have looked before anything is written
@@ -48,7 +58,6 @@ class Log:
             if resume:
                 self._forget_after(int(run.step))
             else:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.metrics, b"")
                 save(self.checkpoint, run)
         self.devices.wait()
@@ -58,10 +67,36 @@ class Log:
         """The metrics first, so that a checkpoint never lacks the lines that led to it."""
         whole = self.devices.gather(run)
         if self.devices.writes:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps(metrics) + "\n")
-            save(self.checkpoint, whole)
+            try:
+                with open(self.metrics, "a") as file:
+                    file.write(json.dumps(metrics) + "\n")
+                save(self.checkpoint, whole)
+            except OSError as error:
+                raise type(error)(
+                    error.errno,
+                    f"{error.strerror}, while step {int(whole.step)} was written to {self.folder}. The weights of the "
+                    f"checkpoint before are in {self.checkpoint}, if it is still there: fit(..., resume=True) goes on "
+                    "from it",
+                ) from error
         self.devices.wait()
+
+    def _take(self, resume: bool) -> None:
+        """The folder, until the run ends: two runs in one would mix their metrics and checkpoints."""
+        from filelock import FileLock, Timeout  # by training alone: a checkout can be imported without it
+
+        if not resume:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif not self.folder.is_dir():
+            return
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise FileExistsError(
+                f"folder: expected one that no living run writes to, got {self.folder}, which another run holds. "
+                "Wait for its end, or take another folder; nothing was overwritten"
+            ) from None
+        self.lock = lock
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of steps that the killed run took after its last checkpoint; they will be taken again."""
@@ -70,6 +105,15 @@ class Log:
 
 
 def read_metrics(path: str | Path) -> list[Metrics]:
-    """The lines of a `metrics.jsonl`; a last one that a kill cut short is left out."""
-    lines = Path(path).read_text().split("\n") if Path(path).exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a `metrics.jsonl`; what is no line of metrics, as one that a kill cut short, is left out."""
+    lines = Path(path).read_bytes().split(b"\n") if Path(path).exists() else []
+    return list(filter(None, map(_metrics, lines)))
+
+
+def _metrics(line: bytes) -> Metrics | None:
+    try:
+        read = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_step = isinstance(read, dict) and isinstance(read.get("step"), int) and not isinstance(read["step"], bool)
+    return read if is_step else None

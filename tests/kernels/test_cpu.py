@@ -552,3 +552,45 @@ def test_switched_off_in_a_new_process():
     made = subprocess.run(command, env=os.environ | settings, check=True, timeout=120, capture_output=True, text=True)
     assert "RNNJAX_CPU_KERNEL=off has switched it off" in made.stdout
     assert made.stdout.endswith("(5, 8)\n")
+
+
+@pytest.mark.slow
+def test_a_path_may_be_relative(tmp_path):
+    """What dlopen would look for among the system's libraries."""
+    (tmp_path / "kernel.so").symlink_to(library.installed())
+    script = "from rnnjax.kernels.cpu import library; print(library.absence())"
+    settings = os.environ | {library.VARIABLE: "kernel.so"}
+    ended = subprocess.run([sys.executable, "-c", script], env=settings, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stdout == "None\n"
+
+
+EXPORTED = """
+import sys, jax, rnnjax
+from jax import export
+exported = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+print(exported.call(jax.numpy.ones((5, 3))).sum())
+"""
+
+
+@pytest.mark.slow
+def test_an_exported_program_runs_where_rnnjax_is_imported(tmp_path):
+    """And no kernel has been asked for."""
+    cell = rnnjax.GRU(3, 8, key=grid.KEY)
+    run = jax.jit(lambda xs: rnnjax.unroll(cell, None, xs, engine=rnnjax.Fused())[1])
+    allowed = [jax.export.DisabledSafetyCheck.custom_call("rnnjax_forward")]
+    xs = ShapeDtypeStruct((5, 3), "float32")
+    (tmp_path / "program").write_bytes(jax.export.export(run, disabled_checks=allowed)(xs).serialize())
+    command = [sys.executable, "-W", "error", "-c", EXPORTED, str(tmp_path / "program")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    np.testing.assert_allclose(float(ended.stdout), run(np.ones((5, 3), "float32")).sum(), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", [1, 2, 3, 16])
+def test_the_same_call_gives_the_same_bits(pool):
+    """Whoever helps, of however many threads, with other work on the machine."""
+    command = [sys.executable, str(HELPERS / "same_bits_run.py")]
+    ended = subprocess.run(command, env=os.environ | {"NPROC": str(pool)}, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    assert set(ended.stdout.splitlines()) == {"1 result"}
+    assert len(ended.stdout.splitlines()) == 12

@@ -429,3 +429,24 @@ def test_a_classifier_learns():
         model = rnnjax.fit(model, loss, batches, optax.adam(0.03), steps=200, key=key(), progress=False).model
     answers = np.asarray(eqx.filter_jit(eqx.filter_vmap(model))(xs))
     assert (answers.argmax(-1) == labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("length", [None, 80, 2])
+def test_the_maximum_shows_what_is_not_a_number(length):
+    """XLA's own drops it, in arrays as large as these."""
+    ys = np.zeros((100, 64), np.float32)
+    ys[3, 5] = np.nan
+    pooled = jax.jit(lambda ys: rnnjax.maximum(ys, None if length is None else jnp.asarray(length)))
+    expected = (np.arange(64) == 5) & (length != 2)
+    np.testing.assert_array_equal(np.isnan(pooled(ys)), expected)
+    gradient = jax.jit(jax.grad(lambda ys: pooled(ys).sum()))(ys)
+    assert np.isnan(gradient).any() == (length != 2)
+
+
+def test_attention_shows_what_is_not_a_number():
+    scores = np.zeros(200, np.float32)
+    scores[7] = np.nan
+    memory = rnnjax.remember(rnnjax.Dot(), np.ones((200, 1), np.float32) * scores[:, None], np.ones(200, bool))
+    context, alignment = jax.jit(partial(rnnjax.attend, rnnjax.Dot()))(np.ones(1, np.float32), memory)
+    assert np.isnan(context).all()
+    assert np.isnan(alignment).all()

@@ -217,11 +217,10 @@ def test_a_save_cut_short_leaves_the_old_checkpoint(moment, tmp_path, monkeypatc
         KilledAt(patch, moment)
         with pytest.raises(Killed):
             save(path, new)
-    assert (tmp_path / "checkpoint.partial").exists()
     assert_equal(load(path, new), old)
     save(path, new)
     assert_equal(load(path, old), new)
-    assert not (tmp_path / "checkpoint.partial").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_lines_after_the_checkpoint_are_forgotten_on_resume(straight, tmp_path):
@@ -859,8 +858,8 @@ def test_validation_that_is_not_a_number_ends_the_run(tmp_path):
     [
         ({"patience": 2}, "^patience: expected a `validate`"),
         ({"patience": 0, "validate": one}, "^patience: expected 1 or more, got 0"),
-        ({"every": 0}, "^steps, every: .* got 4 and 0"),
-        ({"steps": -1}, "^steps, every: .* got -1 and 100"),
+        ({"every": 0}, "^every: expected 1 or more, got 0"),
+        ({"steps": -1}, "^steps: expected 0 or more, got -1"),
         ({"resume": True}, "^resume: expected a `folder`"),
     ],
 )

@@ -1,5 +1,6 @@
 """Bad input meets a clear error: which argument, what was expected, what came. Empty input meets none."""
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -145,6 +146,48 @@ STATES = [
     pytest.param(run("gru", "zeros"), ValueError, ["state", "Hidden(h=f32[8])", "zeros"], id="state_string"),
     pytest.param(run("stack", Hidden(XS[0])), ValueError, ["state", "LSTMState(", "got Hidden("], id="network_state"),
 ]
+
+OPTIONS = [
+    pytest.param(run(reverse="no"), TypeError, ["reverse", "True or False", "'no'"], id="reverse_string"),
+    pytest.param(partial(rnnjax.Newton, fall_back="no"), TypeError, ["fall_back", "True or False"], id="fall_back"),
+    pytest.param(lambda: Stack([built("gru")], dropout="0.5"), TypeError, ["dropout", "number", "'0.5'"], id="dropout"),
+    pytest.param(lambda: Elman(I, H, key=key(), leak="0.5"), TypeError, ["leak", "number", "'0.5'"], id="leak"),
+    pytest.param(lambda: LSTM(I, H, key=key(), clip="1"), TypeError, ["clip", "number", "'1'"], id="clip"),
+    pytest.param(lambda: rnnjax.LEM(I, H, key=key(), time_step=True), TypeError, ["time_step", "True"], id="time_step"),
+    pytest.param(lambda: rnnjax.LRU(I, H, key=key(), r_min=XS), TypeError, ["r_min", "number"], id="r_min_array"),
+    pytest.param(
+        lambda: rnnjax.S5(I, H, key=key(), shortest_step=None), TypeError, ["shortest_step", "None"], id="shortest_step"
+    ),
+]
+# Every flag of every constructor, by name.
+FLAGGED = [
+    *(rnnjax.LSTM, rnnjax.GRU, rnnjax.Elman, rnnjax.ProjectedLSTM, rnnjax.ResetBeforeGRU, rnnjax.LEM, rnnjax.MinGRU),
+    *(rnnjax.IndRNN, rnnjax.DiagonalGRU, rnnjax.DiagonalLSTM, rnnjax.MinLSTM, rnnjax.LinearRNN, rnnjax.SRU),
+    *(rnnjax.LRU, rnnjax.S5, rnnjax.ConvLSTM, rnnjax.ConvGRU, rnnjax.QRNN, rnnjax.RGLRU, rnnjax.CausalConvolution),
+    *(rnnjax.DepthwiseConvolution, rnnjax.LanguageModel, rnnjax.ChildSumTreeLSTM, rnnjax.NaryTreeLSTM),
+    *(rnnjax.RecursiveNetwork, rnnjax.RNTN),
+]
+FLAGS = [
+    (constructor, name, value)
+    for constructor in FLAGGED
+    for name, parameter in inspect.signature(constructor).parameters.items()
+    if isinstance(parameter.default, bool)
+    for value in ("False", 1)
+]
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize(("constructor", "name", "value"), FLAGS)
+def test_a_flag_is_a_boolean(constructor, name, value):
+    """The string "False" would count as true."""
+    others = {
+        each: {"key": key(), "kernel_size": 3, "projected_size": 2, "network": built("gru")}.get(each, 4)
+        for each, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    }
+    with pytest.raises(TypeError, match=f"^{name}: expected True or False, got {value!r}"):
+        constructor(**others | {name: value})
+
 
 MARKS = [
     pytest.param(run(length=3.0), TypeError, ["length", "integer", "3.0"], id="length_float"),
@@ -346,7 +389,8 @@ FUNCTIONS = [
 
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
-    ("call", "kind", "fragments"), INPUTS + STATES + MARKS + ENGINES + CONSTRUCTION + LINEAR + COMPOSITION + FUNCTIONS
+    ("call", "kind", "fragments"),
+    CASES,
 )
 def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
     grid.assert_error(call, kind, fragments)
@@ -362,7 +406,7 @@ def by_length(name: str) -> Callable[[int], Any]:
 
 
 @pytest.mark.parametrize("name", ["lstm", "min_gru", "bidirectional"])
-@pytest.mark.parametrize(("length", "clamped"), [(99, T), (-3, 0)])
+@pytest.mark.parametrize(("length", "clamped"), [(99, T), (-3, 0), (np.uint32(2**31 + 5), T), (np.uint8(255), T)])
 def test_traced_length_is_clamped(name, length, clamped):
     traced, whole, nothing = by_length(name)(length)
     assert_equal(traced, whole if clamped == T else nothing)

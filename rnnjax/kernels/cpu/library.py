@@ -21,7 +21,7 @@ def absence() -> str | None:
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() == "off":
         return f"{VARIABLE}={chosen} has switched it off"
-    path = Path(chosen) if chosen else installed()
+    path = Path(chosen).resolve() if chosen else installed()  # dlopen takes a bare name for one of the system's
     if chosen and not Path(chosen).is_file():
         return f"{VARIABLE}: expected `off` or the path of a library, got {chosen}, which is no file"
     if path is None or not path.is_file():
@@ -39,7 +39,10 @@ def absence() -> str | None:
 
 
 def installed() -> Path | None:
-    """Where pip puts the library, be the package itself installed or merely linked."""
+    """Where pip puts the library: beside this file, unless the package is merely linked."""
+    beside = Path(__file__).with_name("librnnjax_cpu.so")
+    if beside.is_file():
+        return beside
     try:
         return Path(str(distribution("rnnjax").locate_file("rnnjax/kernels/cpu/librnnjax_cpu.so")))
     except PackageNotFoundError:

@@ -10,7 +10,7 @@
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
-constexpr int64_t FIRST_RING_ROWS = 12;  // of a section, while some have yet to join
+constexpr int64_t FIRST_RING_ROWS = 12;  // of the first section of a tile that several may share
 
 template <class Stored>
 struct BackwardPass {
@@ -234,9 +234,16 @@ struct BackwardPass {
       if (gang) gang->meet(member, key, phase);
     }
 
-    // Back from step t as far as the ring has room: not far until all are there who may come. Returns where it stopped.
+    // How many rows a section may have: at first few, so that helpers need not wait long to join, then about as many as
+    // have been done. It does not depend on who has joined: sums over time must not differ from call to call.
+    int64_t room() const {
+      if (pass.members == 1) return pass.ring_rows();
+      return least(most(FIRST_RING_ROWS, (key - 1) * rows.count), pass.ring_rows());
+    }
+
+    // Back from step t as far as the section has room. Returns where it stopped.
     int64_t section(int64_t t) {
-      const int64_t room = member.members < pass.members ? least(FIRST_RING_ROWS, pass.ring_rows()) : pass.ring_rows();
+      const int64_t room = this->room();
       const int64_t first = t, panels = ceiling(layout.head_blocks, TILE_VECTORS) * shape.N;
       begin = start_of_panel(member.begin(panels)), end = start_of_panel(member.end(panels));
       filled = 0;

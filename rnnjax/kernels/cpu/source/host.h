@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cores.h"
 #include "crew.h"
 #include "interface.h"
 #include "memory.h"
@@ -83,7 +84,7 @@ inline Memory& memory() {
 }
 
 inline Team team_of(ffi::ThreadPool& pool) {
-  return Team(std::max<int64_t>(1, pool.num_threads()),
+  return Team(std::clamp<int64_t>(pool.num_threads(), 1, cores()),
               [&pool](std::function<void()> help) { pool.Schedule(std::move(help)); });
 }
 inline Crew crew_of(Team& team) {
