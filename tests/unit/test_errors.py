@@ -387,11 +387,11 @@ FUNCTIONS = [
 ]
 
 
+CASES = INPUTS + STATES + MARKS + OPTIONS + ENGINES + CONSTRUCTION + LINEAR + COMPOSITION + FUNCTIONS
+
+
 @pytest.mark.usefixtures("annotations_unchecked")
-@pytest.mark.parametrize(
-    ("call", "kind", "fragments"),
-    CASES,
-)
+@pytest.mark.parametrize(("call", "kind", "fragments"), CASES)
 def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
     grid.assert_error(call, kind, fragments)
 
