@@ -16,12 +16,12 @@ from rnnjax.arrays import carry_dtype
 
 # Relative to the norm of each weight's gradient, T or no T. Half a unit in the last place is 2^-9 and 2^-12.
 BARS = {"bfloat16": 1e-2, "float16": 2e-3}
-# S5's gradients by decay, frequency and step are small differences of large terms, each rounded with its u and y.
-CANCELLING = {"s5": 8.0}
+# Small differences of large terms, each rounded with its u and y: by decay, frequency and step.
+CANCELLING = {"s5": 8.0, "lru": 2.0}
 # The sum over the source of what a query does to its alignment, which sums to 1.
 CANCELLING_LEAVES = {".decoder.score.query_weight": 8.0}
 ENGINES = ("scan", "checkpointed", "associative", "fused")
-LENGTHS = (100, 1000, 10_000)
+LENGTHS = (100, 10_000)
 QUICK = [("lem", "scan"), ("lem", "checkpointed"), ("lstm_options", "scan"), ("sru", "associative"), ("gru", "fused")]
 PAIRS = [(cell, engine) for cell in grid.CELLS for engine in ENGINES if grid.admits(engine, cell)]
 
@@ -30,7 +30,7 @@ def build(cell: str, dtype: str) -> Any:
     """The grid's cell, but for the linear recurrence that grows without bound."""
     if cell != "linear_rnn":
         return grid.build(cell, dtype)
-    decays = initialise.time_constants(1, 30)
+    decays = initialise.time_constants(1.0, 30.0)
     return rnnjax.LinearRNN(grid.I, grid.H, key=grid.KEY, decay_initialiser=decays, dtype=jnp.dtype(dtype))
 
 
@@ -81,9 +81,8 @@ def found(cell: str, engine: str, T: int) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize(
     ("cell", "engine", "T"),
     [
-        pytest.param(*pair, T, marks=[] if pair in QUICK and T == 1000 else pytest.mark.slow)
-        for pair in PAIRS
-        for T in LENGTHS
+        *((*pair, 1000) for pair in QUICK),
+        *(pytest.param(*pair, T, marks=pytest.mark.slow) for pair in PAIRS for T in LENGTHS),
     ],
 )
 def test_the_error_of_a_gradient_does_not_grow_with_time(cell, engine, T, dtype):
