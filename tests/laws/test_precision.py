@@ -17,7 +17,7 @@ from rnnjax.arrays import carry_dtype
 # Relative to the norm of each weight's gradient, T or no T. Half a unit in the last place is 2^-9 and 2^-12.
 BARS = {"bfloat16": 1e-2, "float16": 2e-3}
 # Small differences of large terms, each rounded with its u and y: by decay, frequency and step.
-CANCELLING = {"s5": 8.0, "lru": 2.0}
+CANCELLING = {"s5": 8.0, "lru": 3.0, "linear_rnn": 4.0}
 # The sum over the source of what a query does to its alignment, which sums to 1.
 CANCELLING_LEAVES = {".decoder.score.query_weight": 8.0}
 ENGINES = ("scan", "checkpointed", "associative", "fused")
