@@ -68,7 +68,12 @@ def widen(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
 def shift(values: Array, bias: Array) -> Array:
     """`values + bias` over time, in the dtype of `values`. Its transpose, a sum over time, is float32 or wider."""
     wide = carry_dtype(values.dtype)
-    return (values.astype(wide) + bias.astype(wide)).astype(values.dtype)
+    return (values.astype(wide) + leading(bias, values.ndim).astype(wide)).astype(values.dtype)
+
+
+def leading(array: Array, rank: int) -> Array:
+    """`array` with axes of one in front, up to this rank: broadcasting by rank is an error where a user has it so."""
+    return jnp.expand_dims(array, tuple(range(rank - array.ndim)))
 
 
 def look_up(table: Float[Array, "V ..."], rows: Int[Array, "..."]) -> Float[Array, "..."]:

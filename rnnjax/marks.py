@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .arrays import Flags, Length, State, select
+from .compiled import compiled
 
 
 class StepMarks(NamedTuple):
@@ -102,6 +103,7 @@ def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: F
     )
 
 
+@compiled  # for a debugger of NaN, which looks at what comes out of each program: these may be selected away
 def mark_touched(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
     """`tree` with NaN where `touched`, in the leaves that can hold one."""
     invalid = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if _inexact(leaf) else leaf, tree)

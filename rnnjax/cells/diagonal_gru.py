@@ -49,6 +49,6 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u, d = u.astype(state.h.dtype), self.recurrent_weight.astype(state.h.dtype)
-        r, z = sigmoid(u[:2] + d[:2] * state.h)
+        r, z = sigmoid(u[:2] + d[:2] * state.h[None])
         n = jnp.tanh(u[2] + d[2] * (r * state.h))
         return Hidden((1 - z) * n + z * state.h)

@@ -58,7 +58,7 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
     def step(self, state: LSTMState, u: Gates) -> LSTMState:
         carried = state.h.dtype
         p_f, p_o = self.peepholes.astype(carried)
-        f, g, o = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h
+        f, g, o = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h[None]
         f = sigmoid(f + p_f * state.c)
         c = f * state.c + (1 - f) * jnp.tanh(g)
         return LSTMState(sigmoid(o + p_o * c) * jnp.tanh(c), c)

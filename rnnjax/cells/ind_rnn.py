@@ -55,5 +55,5 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         carried = state.h.dtype
-        (n,) = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h
+        (n,) = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h[None]
         return Hidden(self.activation(n))

@@ -79,7 +79,7 @@ class LRU(AbstractStateSpaceCell):
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)
         polar = jax.lax.complex(-jnp.exp(self.nu.astype(carried)), jnp.exp(self.theta.astype(carried)))
-        return jnp.exp(polar), join(jnp.exp(self.log_gamma.astype(carried)) * u.astype(carried))
+        return jnp.exp(polar), join(jnp.exp(self.log_gamma.astype(carried))[None] * u.astype(carried))
 
 
 def draw_log_radius(key: PRNGKeyArray, hidden_size: int, r_min: float, r_max: float) -> random.Drawn:

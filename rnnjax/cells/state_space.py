@@ -48,7 +48,7 @@ class AbstractStateSpaceCell(AbstractLinearCell):
         flat = self.output_weight.reshape(-1, self.output_weight.shape[-1])
         ys = self.counted * jnp.matmul(parts, flat, preferred_element_type=carried)
         if self.skip is not None:
-            ys = ys + self.skip.astype(carried) * xs.astype(carried)
+            ys = ys + self.skip.astype(carried)[None] * xs.astype(carried)
         return ys.astype(dtype)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..arrays import Shaped, State, States, Units, UnitsOverTime, select
+from ..arrays import Shaped, State, States, Units, UnitsOverTime, leading, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..check import show
 from ..engine import AbstractEngine
@@ -68,7 +68,7 @@ def _maps(cell: AbstractCell, xs: PyTree[Array], marks: Marks) -> tuple[UnitsOve
     if ignored is not None:
         a, b = select(ignored, (jnp.ones_like(a), jnp.zeros_like(b)), (a, b))
     if reset is not None:  # where a is zero, what came before is forgotten
-        a, b = select(reset, (jnp.zeros_like(a), a * marks.initial.h + b), (a, b))
+        a, b = select(reset, (jnp.zeros_like(a), a * leading(marks.initial.h, a.ndim) + b), (a, b))
     return a, b
 
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import State, carry_dtype, look_up
+from ..arrays import State, carry_dtype, leading, look_up
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..marks import mark_touched
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .objectives import cross_entropy
@@ -91,14 +92,14 @@ class LanguageModel(eqx.Module):
         tokens = integers("tokens", tokens)
         known = (tokens >= 0) & (tokens < self.embedding.shape[0])
         embedded = look_up(self.embedding, jnp.where(known, tokens, 0))
-        xs = jnp.where(known[:, None], embedded, jnp.full_like(embedded, jnp.nan))
+        xs = mark_touched(~known, embedded)
         return unroll(self.network, state, xs, resets=resets, engine=engine, key=key)
 
     def classify(self, ys: Float[Array, "T O"]) -> Float[Array, "T V"]:
         """The logits by the network's outputs, in float32 or wider."""
         weight = self.embedding if self.output_weight is None else self.output_weight
         logits = jnp.matmul(ys, weight.T, preferred_element_type=carry_dtype(ys.dtype))
-        return logits + self.output_bias.astype(logits.dtype)
+        return logits + leading(self.output_bias.astype(logits.dtype), logits.ndim)
 
 
 def language_loss(

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from ..arrays import carry_dtype
+from ..marks import mark_touched
 from .tokens import integers
 
 
@@ -22,7 +23,7 @@ def cross_entropy(logits: Float[Array, "... K"], labels: Integer[ArrayLike, "...
     logits = logits.astype(carry_dtype(logits.dtype))
     known = (labels >= 0) & (labels < logits.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
-    return jnp.where(known, losses, jnp.full_like(losses, jnp.nan))
+    return mark_touched(~known, losses)
 
 
 def binary_cross_entropy(
@@ -34,7 +35,7 @@ def binary_cross_entropy(
     targets = targets.astype(logits.dtype)
     losses = optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
     known = ((targets >= 0) & (targets <= 1)).all(-1)
-    return jnp.where(known, losses, jnp.full_like(losses, jnp.nan))
+    return mark_touched(~known, losses)
 
 
 def squared_error(ys: Float[Array, "... K"], targets: Float[Array, "... K"]) -> Float[Array, "..."]:

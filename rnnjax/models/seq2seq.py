@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 
 from .. import check, initialise, random
-from ..arrays import State, carry_dtype, look_up, widen
+from ..arrays import State, carry_dtype, leading, look_up, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
@@ -183,7 +183,7 @@ class Seq2Seq(eqx.Module):
 
     def _classify(self, features: Float[Array, "*T F"]) -> Float[Array, "*T W"]:
         logits = jnp.matmul(features, self.output_weight.T, preferred_element_type=carry_dtype(features.dtype))
-        return logits + self.output_bias.astype(logits.dtype)
+        return logits + leading(self.output_bias.astype(logits.dtype), logits.ndim)
 
 
 def _check_probability(teacher_forcing: Any, key: PRNGKeyArray | None) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import carry_dtype
+from ..arrays import carry_dtype, leading
 from ..trees.cell import AbstractTreeCell
 from ..trees.pack import Trees
 from ..trees.recurse import recurse
@@ -54,7 +54,7 @@ class TreeClassifier(eqx.Module):
         h = recurse(self.cell, trees, self.embedding).h
         h = self.dropout(h, key=key, inference=key is None).astype(self.output_weight.dtype)
         logits = jnp.matmul(h, self.output_weight, preferred_element_type=carry_dtype(h.dtype))
-        return logits + self.output_bias.astype(logits.dtype)
+        return logits + leading(self.output_bias.astype(logits.dtype), logits.ndim)
 
 
 def tree_loss(

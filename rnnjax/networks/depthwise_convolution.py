@@ -39,4 +39,4 @@ class DepthwiseConvolution(AbstractConvolution):
 
     def combine(self, *windows: Inputs) -> Inputs:
         windows, weight = cast((windows, self.weight), carry_dtype(self.weight.dtype))
-        return reduce(jnp.add, map(jnp.multiply, weight, windows)).astype(self.weight.dtype)
+        return reduce(jnp.add, map(jnp.multiply, weight[:, None], windows)).astype(self.weight.dtype)

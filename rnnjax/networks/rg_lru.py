@@ -92,9 +92,9 @@ class RGLRU(AbstractNetwork):
         xs = xs.astype(carried)
         gates = jax.vmap(recur, (None, 0))(self.gate_weight, xs)
         if self.bias is not None:
-            gates = gates + self.bias.astype(carried)
+            gates = gates + self.bias.astype(carried)[None]
         r, i = gates[:, 0], gates[:, 1]
-        log_rate = math.log(16.0) + log_softplus(self.decay.astype(carried)) + log_sigmoid(r)  # of -2 log a
+        log_rate = math.log(16.0) + log_softplus(self.decay.astype(carried))[None] + log_sigmoid(r)  # of -2 log a
         log_rate = jnp.minimum(log_rate, 7.4)  # beyond, a is zero in float64, too
         root = jnp.where(first[:, None], 1.0, root_of_rest(log_rate))
         return jnp.exp(-0.5 * jnp.exp(log_rate)), root * sigmoid(i) * xs

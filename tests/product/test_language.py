@@ -342,7 +342,7 @@ def test_a_prompt_of_unknown_tokens(prompt, message):
         (PROMPT[None], {}, r"^prompt: expected the tokens of one sequence, \[T\], got \[1, 3\]"),
         (PROMPT, {"temperature": float("nan")}, r"(?m)^temperature: expected 0 or more, got nan$"),
         (PROMPT, {"temperature": -0.5}, r"(?m)^temperature: expected 0 or more, got -0\.5$"),
-        (PROMPT, {"top_k": 0}, r"(?m)^top_k: expected from 1 to the vocabulary's 5, got 0$"),
+        (PROMPT, {"top_k": 0}, r"(?m)^top_k: expected 1 or more, got 0$"),
         (PROMPT, {"top_k": V + 1}, r"(?m)^top_k: expected from 1 to the vocabulary's 5, got 6$"),
     ],
     ids=["no_prompt", "batch", "no_temperature", "temperature", "top_k_zero", "top_k_over"],

@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,14 @@ def test_a_cell_may_have_defaults_of_its_class():
     value, gradient = jax.jit(jax.value_and_grad(loss))(WithDefaults())
     assert value == loss(WithDefaults())
     assert gradient.recurrent_weight.shape == (1, 4, 1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("jax_debug_nans", "True"), ("jax_numpy_rank_promotion", "'raise'"), ("jax_debug_infs", "True")],
+)
+def test_debugging_options_find_nothing(option, value):
+    script = Path(grid.__file__).with_name("debug_run.py")
+    ended = subprocess.run([sys.executable, str(script), option, value], capture_output=True, text=True)
+    assert ended.stdout == "done\n", ended.stderr
