@@ -90,10 +90,12 @@ def length(length: Any, T: int) -> Length | None:
         raise ValueError(
             f"length: expected a scalar, one sequence's length, got {list(jnp.shape(length))}. {BATCH_HINT}"
         )
-    if not isinstance(length, Tracer) and not 0 <= int(length) <= T:
+    is_known = not isinstance(length, Tracer) and isinstance(T, int)  # under `jax.export` T may be a symbol
+    if is_known and not 0 <= int(length) <= T:
         raise ValueError(f"length: expected a value from 0 to T={T}, got {int(length)}")
-    held = min(T, int(jnp.iinfo(dtype).max))  # before the cast, which takes the largest unsigned ones below zero
-    return jnp.clip(length, 0, held).astype(int)  # eight bits would not hold every T
+    if jnp.issubdtype(dtype, jnp.unsignedinteger):  # the cast would take the largest ones below zero
+        length = jnp.minimum(length, min(jnp.iinfo(dtype).max, jnp.iinfo(jnp.int32).max))
+    return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # eight bits would not hold every T
 
 
 def resets(resets: Any, T: int) -> Flags | None:

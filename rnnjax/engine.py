@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .arrays import Shaped, State, States, select, widen
-from .cell import AbstractCell
+from .cell import AbstractCell, describe
 from .marks import Marks, StepMarks
 
 
@@ -60,6 +60,13 @@ class AbstractEngine(eqx.Module):
 
         before, _ = jax.lax.scan(hand_on, state, jnp.arange(size - 1))
         return self.run(narrow(wide), before, xs, marks)
+
+
+def refusal_of_symbolic(engine: str, cell: Any, xs: PyTree[Shaped]) -> str | None:
+    """Why an engine that needs to know T cannot run where `jax.export` keeps it a symbol; None if T is a number."""
+    if all(isinstance(leaf.shape[0], int) for leaf in jax.tree.leaves(xs)):
+        return None
+    return f"{engine} cannot run {describe(cell)} with a symbolic T: it needs to know the number of steps. Use Scan()."
 
 
 def check_engine(engine: Any) -> None:

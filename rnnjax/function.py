@@ -56,6 +56,12 @@ def as_cell(function: Any, state: Any, xs: PyTree[Array], run: Callable[..., Any
         raise TypeError(f"cell: expected a cell, a network or a function (state, x) -> (state, y), got {function!r}")
     if state is None:
         raise ValueError(f"state: expected the state before the first step, since {describe(function)} is a function")
+    if isinstance(function, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+        raise TypeError(
+            f"cell: expected a function (state, x) -> (state, y), got {describe(function)} of Equinox, which takes the "
+            "input first and returns the state alone. Write def step(state, x): state = cell(x, state); return state, "
+            "state"
+        )
     state = jax.tree.map(jnp.asarray, state)
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     given = jax.eval_shape(lambda: state)

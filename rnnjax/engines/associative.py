@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from ..arrays import Shaped, State, States, Units, UnitsOverTime, leading, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..check import show
-from ..engine import AbstractEngine
+from ..engine import AbstractEngine, refusal_of_symbolic
 from ..kernels.linear_scan.linear_scan import linear_scan
 from ..kernels.linear_scan.part import scan_part
 from ..marks import Marks
@@ -41,9 +41,8 @@ class Associative(AbstractEngine):
             raise ValueError(f"block: expected a positive number of steps or None, got {block!r}")
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        del xs
         if isinstance(cell, AbstractLinearCell):
-            return None
+            return refusal_of_symbolic("Associative", cell, xs)
         return f"Associative cannot run {describe(cell)}: it needs an AbstractLinearCell. Use Scan()."
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:

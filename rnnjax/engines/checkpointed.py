@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..arrays import Shaped, State, States, widen
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step, steps_of
+from ..engine import AbstractEngine, marked_step, refusal_of_symbolic, steps_of
 from ..marks import Marks
 
 
@@ -30,8 +30,7 @@ class Checkpointed(AbstractEngine):
             raise ValueError(f"segment: expected a positive number of steps or None, got {segment!r}")
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        del cell, xs
-        return None
+        return refusal_of_symbolic("Checkpointed", cell, xs)
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]

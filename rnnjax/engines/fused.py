@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States, carry_dtype, cast
 from ..cell import AbstractCell, AbstractGatedCell, describe
-from ..engine import AbstractEngine
+from ..engine import AbstractEngine, refusal_of_symbolic
 from ..kernel import AbstractKernel, Pointwise, Sequences, Weights
 from ..kernels import recurrence
 from ..kernels.cpu.cpu import CPU
@@ -48,6 +48,9 @@ class Fused(AbstractEngine):
                 raise ValueError(f"{name}: expected an integer of at least 1, got {bound!r}")
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
+        symbolic = refusal_of_symbolic("Fused", cell, xs)
+        if symbolic is not None:
+            return symbolic
         reason = _misfit(cell, xs)
         if reason is not None:
             return f"Fused cannot run {describe(cell)}: {reason}. Use Scan()."

@@ -6,7 +6,7 @@ from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step, steps_of
+from ..engine import AbstractEngine, marked_step, refusal_of_symbolic, steps_of
 from ..marks import Marks
 
 
@@ -17,8 +17,7 @@ class Unrolled(AbstractEngine):
     """
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        del cell, xs
-        return None
+        return refusal_of_symbolic("Unrolled", cell, xs)
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]

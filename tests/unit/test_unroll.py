@@ -142,3 +142,37 @@ def test_nan_in_the_first_step_does_not_reach_the_last_state_through_the_padding
         return unroll(cell, None, xs, length=3, resets=np.arange(T) == 1)[0], unroll(cell, None, xs[1:3])[0]
 
     grid.assert_close(*both(grid.build("gru"), xs))
+
+
+def exported(cell: Any, engine: rnnjax.AbstractEngine, **options: Any) -> Any:
+    """A program for every T."""
+    (T,) = jax.export.symbolic_shape("T")
+    run = jax.jit(lambda xs: unroll(cell, None, xs, engine=engine, **options)[1])
+    return jax.export.export(run)(jax.ShapeDtypeStruct((T, grid.I), "float64"))
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize("cell", ["lstm", "min_gru"])
+def test_a_program_of_any_number_of_steps(cell):
+    """`Auto` leaves it to `Scan`, which alone need not know T."""
+    cell, xs = grid.build(cell), grid.inputs(7)
+    found = exported(cell, rnnjax.Auto(), length=jnp.asarray(4, "uint8")).call(xs)
+    expected = unroll(cell, None, xs, length=4, engine=rnnjax.Scan())[1]
+    grid.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize(
+    ("engine", "cell"),
+    [(rnnjax.Checkpointed(), "lstm"), (rnnjax.Fused(), "lstm"), (rnnjax.Associative(), "min_gru")],
+    ids=["checkpointed", "fused", "associative"],
+)
+def test_an_engine_that_must_know_the_steps_says_so(engine, cell):
+    with pytest.raises(ValueError, match=rf"{type(engine).__name__} cannot run \w+ with a symbolic T: .* Use Scan\(\)"):
+        exported(grid.build(cell), engine)
+
+
+def test_a_cell_of_equinox_is_no_function_of_state_and_input():
+    cell = eqx.nn.GRUCell(grid.I, 4, key=grid.KEY)
+    with pytest.raises(TypeError, match=r"^cell: .* got GRUCell of Equinox, which takes the input first"):
+        unroll(cell, np.zeros(4), grid.inputs(3))

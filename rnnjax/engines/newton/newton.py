@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, PyTree
 from ... import check
 from ...arrays import Shaped, State, States, select
 from ...cell import AbstractCell, AbstractLinearCell, describe
-from ...engine import AbstractEngine
+from ...engine import AbstractEngine, refusal_of_symbolic
 from ...marks import Marks, counted, fill, quarantine
 from .dense import Dense
 from .jacobian import AbstractJacobian
@@ -64,6 +64,9 @@ class Newton(AbstractEngine):
                 raise ValueError(f"{name}: expected a positive number or None, got {value!r}")
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
+        symbolic = refusal_of_symbolic("Newton", cell, xs)
+        if symbolic is not None:
+            return symbolic
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(cell.initial))}
         if len(dtypes) != 1 or None in map(_kind, dtypes):
             names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"
