@@ -121,7 +121,7 @@ MUTATIONS = (
     Mutation(  # a reset leads to zero, and not to the initial state that was learned (a mark, too)
         "associative_reset_to_zero",
         "rnnjax/engines/associative.py",
-        "(jnp.zeros_like(a), a * marks.initial.h + b)",
+        "(jnp.zeros_like(a), a * leading(marks.initial.h, a.ndim) + b)",
         "(jnp.zeros_like(a), b)",
         "test_law and lru",
     ),
