@@ -1,4 +1,4 @@
-"""Checks of arguments, when they are given: an error names the argument, what was expected and what came."""
+"""Checks of arguments. An error names the argument, what was expected and what was given."""
 
 from numbers import Real
 from typing import Any
@@ -172,7 +172,7 @@ def probability(name: str, value: Any, of: str = DROPPING) -> float:
     """`value` as a float. Raises unless it is a probability below 1."""
     rate = number(name, value, f"the probability of {of}")
     if not 0 <= rate < 1:
-        raise ValueError(f"{name}: expected the probability of {of}, from 0 up to, not with, 1, got {value!r}")
+        raise ValueError(f"{name}: expected the probability of {of}, 0 <= p < 1, got {value!r}")
     return rate
 
 

@@ -79,7 +79,7 @@ def as_cell(function: Any, state: Any, xs: PyTree[Array], run: Callable[..., Any
 
 
 class _Known(NamedTuple):
-    """What is compiled for one function, and goes with it."""
+    """The programs of one function, which live as long as it does."""
 
     run: Callable[..., Any]
     forms: dict[str, Any]  # how it was traced, by the text of its program

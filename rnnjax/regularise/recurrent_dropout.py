@@ -30,7 +30,7 @@ class RecurrentDropout(AbstractAround):
     rate: float = eqx.field(static=True)
 
     def __init__(self, part: Any, rate: Any):
-        """The rate is the probability of dropping, from 0 up to, not with, 1."""
+        """The rate is the probability of dropping, 0 <= rate < 1."""
         check_part(part, AbstractCandidateCell, "an AbstractCandidateCell, such as LSTM or GRU")
         check_inherits(part, AbstractCandidateCell, "pointwise")
         check_inherits(part, AbstractGatedCell, "step")

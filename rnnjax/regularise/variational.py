@@ -42,7 +42,7 @@ class VariationalDropout(AbstractAround):
         recurrent: Any = 0.0,
         outputs: Any = 0.0,
     ):
-        """The rates are probabilities of dropping, from 0 up to, not with, 1."""
+        """The rates are probabilities of dropping, 0 <= rate < 1."""
         check_part(part, AbstractCell | AbstractNetwork, "a cell or a network")
         self.part = part
         self.inputs = check.probability("inputs", inputs)

@@ -35,7 +35,7 @@ class Zoneout(AbstractAround):
     rates: PyTree[float] = eqx.field(static=True)
 
     def __init__(self, part: Any, rates: Any):
-        """`rates` is one probability, from 0 up to, not with, 1, or one for each field of the state.
+        """`rates` is one probability, 0 <= rate < 1, or one for each field of the state.
 
         The paper's best for an LSTM is `LSTMState(h=0.05, c=0.5)` on characters, and half of both on words.
         """

@@ -563,7 +563,7 @@ BAD = {
     "drop_embedding(CUBE, 0.5, key=KEY)": r"embedding: expected floating vectors \[V, E\]",
     "drop_embedding(INDICES, 0.5, key=KEY)": "embedding: expected floating vectors",
     "Zoneout(LSTM, rnnjax.LSTMState(h=0.1, c=1.0))": r"rates\.c: expected the probability of keeping",
-    "VariationalDropout(LSTM, inputs=1.0)": "inputs: expected the probability of dropping.*from 0 up to",
+    "VariationalDropout(LSTM, inputs=1.0)": "inputs: expected the probability of dropping.*0 <= p < 1, got 1.0",
     "VariationalDropout(LSTM, recurrent=-0.1)": "recurrent: expected the probability",
     "VariationalDropout(LRU, recurrent=0.1)": "part: expected an AbstractGatedCell.*got LRU",
     "VariationalDropout(len, inputs=0.1)": "part: expected a cell or a network, got len",
