@@ -234,11 +234,11 @@ struct BackwardPass {
       if (gang) gang->meet(member, key, phase);
     }
 
-    // How many rows a section may have: at first few, so that helpers need not wait long to join, then about as many as
-    // have been done. It does not depend on who has joined: sums over time must not differ from call to call.
+    // How many rows a section may have: at first few, so that helpers need not wait long to join, then four times as many
+    // as have been done. It does not depend on who has joined: sums over time must not differ from call to call.
     int64_t room() const {
       if (pass.members == 1) return pass.ring_rows();
-      return least(most(FIRST_RING_ROWS, (key - 1) * rows.count), pass.ring_rows());
+      return least(most(FIRST_RING_ROWS, 4 * (key - 1) * rows.count), pass.ring_rows());
     }
 
     // Back from step t as far as the section has room. Returns where it stopped.
