@@ -566,6 +566,7 @@ def test_a_path_may_be_relative(tmp_path):
 
 COMPILED = """
 import pickle, sys, jax, rnnjax
+from jax.experimental.serialize_executable import serialize
 cell, xs = rnnjax.GRU(3, 8, key=jax.random.key(0)), jax.numpy.ones((5, 3), "float32")
 run = jax.jit(lambda xs: rnnjax.unroll(cell, None, xs, engine=rnnjax.Fused())[1])
 pickle.dump(serialize(run.lower(xs).compile()), open(sys.argv[1], "wb"))
