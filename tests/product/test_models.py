@@ -441,12 +441,3 @@ def test_the_maximum_shows_what_is_not_a_number(length):
     np.testing.assert_array_equal(np.isnan(pooled(ys)), expected)
     gradient = jax.jit(jax.grad(lambda ys: pooled(ys).sum()))(ys)
     assert np.isnan(gradient).any() == (length != 2)
-
-
-def test_attention_shows_what_is_not_a_number():
-    scores = np.zeros(200, np.float32)
-    scores[7] = np.nan
-    memory = rnnjax.remember(rnnjax.Dot(), np.ones((200, 1), np.float32) * scores[:, None], np.ones(200, bool))
-    context, alignment = jax.jit(partial(rnnjax.attend, rnnjax.Dot()))(np.ones(1, np.float32), memory)
-    assert np.isnan(context).all()
-    assert np.isnan(alignment).all()
