@@ -1,4 +1,4 @@
-"""Checks of arguments. An error names the argument, what was expected and what was given."""
+"""Checks of arguments. Each error names the argument, the expected value and the given one."""
 
 from numbers import Real
 from typing import Any
