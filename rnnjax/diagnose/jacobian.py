@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from .. import flat
 from ..arrays import State
+from ..compiled import compiled
 from ..engines.auto import Auto
 from .trajectory import befores, check_lags, enter, steps, vector_step
 
@@ -23,12 +24,12 @@ def jacobians(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) 
 
     T D^2 numbers: `singular_values` and `product_norms` keep but one Jacobian at a time.
     """
-    return _along(cell, state, xs, engine, lambda jacobian: jacobian)
+    return _along(_itself, cell, state, xs, engine)
 
 
 def singular_values(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T D"]:
     """The singular values of J_t = ds_t/ds_{t-1} at every step, the largest first. Arguments as in `jacobians`."""
-    return _along(cell, state, xs, engine, lambda jacobian: jnp.linalg.svd(jacobian, compute_uv=False))
+    return _along(_singular_values, cell, state, xs, engine)
 
 
 def product_norms(
@@ -44,6 +45,13 @@ def product_norms(
     lags = check_lags(lags, T)
     us, states = cell.project(xs), befores(cell, state, xs, engine)
     recent = jax.tree.map(lambda leaf: leaf[T - lags :], (us, states))
+    norms = _norms_backward(cell, flat.pack(state), recent)
+    return jnp.concatenate([jnp.ones_like(norms, shape=1), norms[::-1]])
+
+
+@compiled
+def _norms_backward(cell: Any, vector: Float[Array, " D"], recent: Any) -> Float[Array, " K"]:
+    """The norm of the product of all Jacobians from each step to the end."""
 
     def back(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], Array]:
         product, norm = carry  # the product has norm 1, so that it neither overflows nor underflows
@@ -52,17 +60,27 @@ def product_norms(
         norm = jnp.where(growth > 0, norm * growth, jnp.zeros_like(norm))
         return (product / jnp.where(growth > 0, growth, jnp.ones_like(growth)), norm), norm
 
-    vector = flat.pack(state)
     identity = jnp.eye(vector.size, dtype=vector.dtype), jnp.ones((), vector.dtype)
-    _, norms = jax.lax.scan(back, identity, recent, reverse=True)
-    return jnp.concatenate([jnp.ones_like(norms, shape=1), norms[::-1]])
+    return jax.lax.scan(back, identity, recent, reverse=True)[1]
 
 
-def _along(cell: Any, state: Any, xs: Any, engine: Any, function: Any) -> Array:
+def _along(function: Any, cell: Any, state: Any, xs: Any, engine: Any) -> Array:
     """`function` of the Jacobian of each step, one after the other."""
     state, xs = enter(cell, state, xs)
-    inputs = cell.project(xs), befores(cell, state, xs, engine)
+    return _map_jacobians(function, cell, (cell.project(xs), befores(cell, state, xs, engine)))
+
+
+@compiled
+def _map_jacobians(function: Any, cell: Any, inputs: Any) -> Array:
     return jax.lax.map(lambda inputs: function(_jacobian(cell, inputs)), inputs)
+
+
+def _itself(jacobian: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    return jacobian
+
+
+def _singular_values(jacobian: Float[Array, "D D"]) -> Float[Array, " D"]:
+    return jnp.linalg.svd(jacobian, compute_uv=False)
 
 
 def _jacobian(cell: Any, inputs: Any) -> Float[Array, "D D"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from .. import flat
 from ..arrays import State
+from ..compiled import compiled
 from .jacobian import FINITE
 from .trajectory import enter, steps, vector_step
 
@@ -44,8 +45,13 @@ def lyapunov_exponents(
         raise ValueError(f"every: expected a number of steps from 1 to T={T}, got {every!r}")
     if not isinstance(skip, int | np.integer) or not 0 <= skip <= T - every:
         raise ValueError(f"skip: expected from 0 to {T - every}, so that some of the T={T} steps count, got {skip!r}")
-    us = cell.project(xs)
     columns = _frame(int(count), D, flat.pack(state).dtype)
+    return _exponents(cell, state, cell.project(xs), columns, int(skip), int(every))
+
+
+@compiled
+def _exponents(cell: Any, state: State, us: Any, columns: Array, skip: int, every: int) -> Float[Array, " K"]:
+    """The growth of the columns along `us`, orthogonalised every so many steps."""
 
     def push(carry: tuple[State, Array], u: Any) -> tuple[tuple[State, Array], None]:
         before, columns = carry
@@ -61,7 +67,7 @@ def lyapunov_exponents(
     if skip:
         warm = jax.tree.map(lambda leaf: leaf[:skip, None], us)
         (state, columns), _ = jax.lax.scan(stretch, (state, columns), warm)
-    groups = (T - skip) // every
+    groups = (steps(us) - skip) // every
     counted = jax.tree.map(lambda leaf: leaf[skip : skip + groups * every].reshape(groups, every, *leaf.shape[1:]), us)
     _, logarithms = jax.lax.scan(stretch, (state, columns), counted)
     return jnp.sort(logarithms.mean(0) / every, descending=True)

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree
 from .. import check, flat
 from ..arrays import State, States
 from ..cell import AbstractCell, describe
-from ..engine import check_engine
+from ..compiled import compiled
+from ..engine import AbstractEngine, check_engine
 from ..marks import Marks
 
 Step = Callable[[Float[Array, " D"]], Float[Array, " D"]]
@@ -52,6 +53,11 @@ def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Any) ->
     reason = engine.refusal(cell, xs)
     if reason is not None:
         raise ValueError(f"engine: {reason}")
+    return _befores(cell, state, xs, engine)
+
+
+@compiled
+def _befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: AbstractEngine) -> States:
     _, states = engine.run(cell, state, xs, Marks(None, None, cell.initial()))
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), state, states)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import check, initialise
 from ..arrays import State, widen
 from ..cell import AbstractAffineCell, affine
+from ..compiled import compiled
 from ..engine import AbstractEngine
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
 from .decoder import AbstractDecoder, Encoded, Recurrence, one_step, output_type
@@ -64,6 +65,7 @@ class BahdanauDecoder(AbstractDecoder):
         return state, jax.vmap(self.readout)(seen), alignments
 
 
+@compiled
 def _run_affine(
     cell: AbstractAffineCell, score: AbstractScore, memory: Memory, state: State, embedded: Float[Array, "T E"]
 ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"]]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..arrays import Shaped, State, widen
 from ..cell import AbstractCell
+from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.unrolled import Unrolled
 from ..named import named
@@ -73,17 +74,23 @@ class AbstractDecoder(eqx.Module):
     ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
         """`step` along all embedded tokens: the last state, and features and alignments over time."""
         del engine  # what is fed waits for the step before
+        return _run_steps(self, memory, state, embedded, key)
 
-        wide, narrow = widen((self, memory))
 
-        def one(state: State, inputs: tuple[Array, PRNGKeyArray | None]) -> tuple[State, tuple[Array, Any]]:
-            decoder, memory = narrow(wide)
-            state, features, alignment = decoder.step(memory, state, *inputs)
-            return state, (features, alignment)
+@compiled
+def _run_steps(
+    decoder: AbstractDecoder, memory: PyTree[Array], state: State, embedded: Array, key: PRNGKeyArray | None
+) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
+    wide, narrow = widen((decoder, memory))
 
-        keys = None if key is None else jax.random.split(key, embedded.shape[0])
-        state, (features, alignments) = jax.lax.scan(one, state, (embedded, keys))
-        return state, features, alignments
+    def one(state: State, inputs: tuple[Array, PRNGKeyArray | None]) -> tuple[State, tuple[Array, Any]]:
+        decoder, memory = narrow(wide)
+        state, features, alignment = decoder.step(memory, state, *inputs)
+        return state, (features, alignment)
+
+    keys = None if key is None else jax.random.split(key, embedded.shape[0])
+    state, (features, alignments) = jax.lax.scan(one, state, (embedded, keys))
+    return state, features, alignments
 
 
 class ContextDecoder(AbstractDecoder):

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 from .. import check, initialise, random
 from ..arrays import State, carry_dtype, leading, look_up, widen
 from ..cell import AbstractCell
+from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..marks import counted
@@ -162,21 +163,11 @@ class Seq2Seq(eqx.Module):
         self, memory: PyTree[Array], state: State, tokens: Array, teacher_forcing: Any, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
         """Step by step, since what is fed depends on what was said."""
-        wide, narrow = widen((self, memory))
-
-        def one(carry: tuple[State, Array], inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Any, Any]:
-            (state, said), (token, forced, key) = carry, inputs
-            model, memory = narrow(wide)
-            state, logits, alignment = model.step(memory, state, jnp.where(forced, token, said), key)
-            return (state, jnp.argmax(logits).astype(int)), (logits, alignment)
-
         T = tokens.shape[0]
         coin, dropping = (None, None) if key is None else jax.random.split(key)
         forced = jnp.zeros(T, bool) if coin is None else jax.random.bernoulli(coin, teacher_forcing, (T,))
         keys = None if dropping is None else jax.random.split(dropping, T)
-        said = jnp.zeros((), tokens.dtype)  # nothing, before the first step, which is always forced
-        inputs = tokens, forced | (jnp.arange(T) == 0), keys
-        return jax.lax.scan(one, (state, said), inputs)[1]
+        return _run_scheduled(self, memory, state, (tokens, forced | (jnp.arange(T) == 0), keys))
 
     def _embed(self, embedding: Array, tokens: Array, key: PRNGKeyArray | None) -> Array:
         return eqx.nn.Dropout(self.dropout, inference=key is None)(look_up(embedding, tokens), key=key)
@@ -184,6 +175,23 @@ class Seq2Seq(eqx.Module):
     def _classify(self, features: Float[Array, "*T F"]) -> Float[Array, "*T W"]:
         logits = jnp.matmul(features, self.output_weight.T, preferred_element_type=carry_dtype(features.dtype))
         return logits + leading(self.output_bias.astype(logits.dtype), logits.ndim)
+
+
+@compiled
+def _run_scheduled(
+    model: Seq2Seq, memory: PyTree[Array], state: State, inputs: tuple[Array, Array, Array | None]
+) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
+    """Along (tokens, whether they are forced, keys): the logits and the alignments."""
+    wide, narrow = widen((model, memory))
+
+    def one(carry: tuple[State, Array], inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Any, Any]:
+        (state, said), (token, forced, key) = carry, inputs
+        model, memory = narrow(wide)
+        state, logits, alignment = model.step(memory, state, jnp.where(forced, token, said), key)
+        return (state, jnp.argmax(logits).astype(int)), (logits, alignment)
+
+    said = jnp.zeros((), inputs[0].dtype)  # nothing, before the first step, which is always forced
+    return jax.lax.scan(one, (state, said), inputs)[1]
 
 
 def _check_probability(teacher_forcing: Any, key: PRNGKeyArray | None) -> None:

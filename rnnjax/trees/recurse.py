@@ -9,6 +9,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..arrays import States, look_up, select
 from ..cell import describe
+from ..compiled import compiled
 from .cell import AbstractTreeCell
 from .climb import climb
 from .pack import Trees
@@ -32,6 +33,11 @@ def recurse(cell: Any, trees: Any, table: Any) -> States:
     Raises at trace time, naming the argument, what was expected and what came.
     """
     _check(cell, trees, table)
+    return _run(cell, trees, table)
+
+
+@compiled
+def _run(cell: AbstractTreeCell, trees: Trees, table: Array) -> States:
     us_of_leaves, us = _project(cell, trees, table)
     absent = jax.lax.stop_gradient(cell.absent())
     arity = trees.children.shape[-1]

@@ -17,8 +17,9 @@ import optax
 import rnnjax
 
 STEPS = 90  # three epochs of thirty chunks, so that the streams wrap
-B, T, H = 4, 5, 6
-TEXT = "the quick brown fox jumps over the lazy dog, and back; " * 12
+B, T, H = 2, 40, 6
+SHARED = 200  # units of a sequence that `Fused` shares among its threads, where B is 2
+TEXT = "the quick brown fox jumps over the lazy dog, and back; " * 48
 SYMBOLS = sorted(set(TEXT))
 TOKENS = np.array([SYMBOLS.index(symbol) for symbol in TEXT])
 
@@ -26,7 +27,8 @@ Batches = Callable[[int], rnnjax.Chunk]
 
 
 def language_model(key: jax.Array) -> rnnjax.LanguageModel:
-    layers = [rnnjax.Elman(H, H, key=jax.random.fold_in(key, layer)) for layer in range(2)]
+    keys = jax.random.split(key)
+    layers = [rnnjax.Elman(H, H, key=keys[0]), rnnjax.LSTM(H, SHARED, key=keys[1])]
     return rnnjax.LanguageModel(len(SYMBOLS), rnnjax.Stack(layers, dropout=0.3), key=key)
 
 

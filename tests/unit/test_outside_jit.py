@@ -68,8 +68,54 @@ def gradient_of_function(engine: rnnjax.AbstractEngine) -> Any:
     return jax.grad(loss)(grid.inputs(5))
 
 
-@pytest.mark.parametrize("call", [value, value_with_marks, gradient, batch, of_function, gradient_of_function])
-@pytest.mark.parametrize("engine", [rnnjax.Scan(), rnnjax.Checkpointed(2)], ids=["scan", "checkpointed"])
+def product_norms(engine: rnnjax.AbstractEngine) -> Any:
+    return rnnjax.product_norms(grid.build("gru"), None, grid.inputs(5), engine=engine)
+
+
+def lyapunov_exponents(engine: rnnjax.AbstractEngine) -> Any:
+    del engine  # has none
+    return rnnjax.lyapunov_exponents(grid.build("gru"), None, grid.inputs(5), count=2, skip=1)
+
+
+def gradient_of_trees(engine: rnnjax.AbstractEngine) -> Any:
+    del engine
+    cell, trees = tree_cell(), rnnjax.pack_trees([rnnjax.Tree([[1, 2], [], []], [None, 0, 1])], vocabulary_size=2)
+    return eqx.filter_grad(lambda cell: rnnjax.recurse(cell, trees, grid.inputs(2)).h.sum())(cell)
+
+
+@grid.once
+def tree_cell() -> rnnjax.ChildSumTreeLSTM:
+    return rnnjax.ChildSumTreeLSTM(grid.I, 4, key=grid.KEY, dtype=jnp.dtype("float64"))
+
+
+def scheduled(engine: rnnjax.AbstractEngine) -> Any:
+    half = {"teacher_forcing": jnp.asarray(0.5), "key": grid.KEY}
+    return sequence_to_sequence().logits(np.arange(3), np.arange(4), engine=engine, **half)
+
+
+@grid.once
+def sequence_to_sequence() -> rnnjax.Seq2Seq:
+    encoder, recurrence = (rnnjax.GRU(4, 4, key=grid.KEY), rnnjax.GRU(8, 4, key=grid.KEY))
+    score = rnnjax.General(4, 4, key=grid.KEY)
+    decoder = rnnjax.LuongDecoder(recurrence, score, memory_size=4, attentional_size=4, key=grid.KEY)
+    return rnnjax.Seq2Seq(5, 5, encoder, decoder, key=grid.KEY)
+
+
+def forced(engine: rnnjax.AbstractEngine) -> Any:
+    return sequence_to_sequence().logits(np.arange(3), np.arange(4), engine=engine)
+
+
+CELL_CALLS = [value, value_with_marks, gradient, batch, of_function, gradient_of_function]
+OTHER_CALLS = [product_norms, lyapunov_exponents, gradient_of_trees, forced, scheduled]
+
+
+@pytest.mark.parametrize(
+    ("call", "engine"),
+    [
+        *((call, engine) for call in CELL_CALLS for engine in (rnnjax.Scan(), rnnjax.Checkpointed(2))),
+        *((call, rnnjax.Scan()) for call in OTHER_CALLS),
+    ],
+)
 def test_a_second_call_compiles_nothing(call, engine, compilations):
     """As plain JAX, the first of each gradient may trace what the second finds."""
     call(engine), call(engine)
