@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,12 @@ def test_a_launched_process_that_fails_is_named(tmp_path):
     assert ended.returncode == 1
     assert "[1] no disk\n" in ended.stdout
     assert "launch: process 1 of 2 failed with exit status 1; the others were stopped" in ended.stderr
+
+
+def test_the_port_of_a_job_is_taken_by_no_other():
+    with launch._reserve_port() as holder, socket.socket() as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(holder.getsockname())
 
 
 @pytest.mark.parametrize(

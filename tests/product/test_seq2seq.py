@@ -33,6 +33,7 @@ from rnnjax import (
     sample_sequence,
     seq2seq_loss,
 )
+from rnnjax.models.attention import align
 
 E, D, H, A = 4, 3, 5, 2  # features of a source token, of a target token, units of the encoder, attentional features
 M, V, W = 2 * H, 7, 8  # features of the memory, source tokens, target tokens
@@ -386,6 +387,14 @@ def test_weights_of_large_scores_are_finite_and_those_of_16_bits_in_32():
     context, weights = attend(query, values)
     assert (context.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_array_equal(weights, [0, 1, 0])
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_one_score_that_is_not_finite_makes_all_weights_nan(score):
+    values = np.ones((100, M), np.float32)
+    values[7, 0] = score
+    memory = rnnjax.remember(Dot(), values, np.ones(100, bool))
+    assert np.isnan(jax.jit(align)(Dot(), np.ones(M, np.float32), memory)).all()
 
 
 # Scheduled sampling
