@@ -40,17 +40,16 @@ class Checkpointed(AbstractEngine):
         wide, narrow = widen(cell)
 
         # Each segment slices what it needs out of the whole: to scan over folded inputs would copy all of them first.
-        @partial(jax.checkpoint, static_argnums=2)
-        def run_segment(state: State, start: Int[Array, ""], steps: int) -> tuple[State, States]:
+        def run_segment(steps: int, state: State, start: Int[Array, ""]) -> tuple[State, States]:
             part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, steps), inputs)
             cell = narrow(wide)
             us_and_marks = cell.project(part[0]), part[1]
             return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, us_and_marks)
 
         starts = jnp.arange(0, whole, segment)
-        state, folded = jax.lax.scan(lambda state, start: run_segment(state, start, segment), state, starts)
+        state, folded = jax.lax.scan(jax.checkpoint(partial(run_segment, segment)), state, starts)
         states = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), folded)
         if whole == T:
             return state, states
-        state, remainder = run_segment(state, jnp.asarray(whole), T - whole)
+        state, remainder = jax.checkpoint(partial(run_segment, T - whole))(state, jnp.asarray(whole))
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), states, remainder)

@@ -1,4 +1,4 @@
-"""Calls outside of `jit`, in which nothing is NaN, under a debugging option of JAX: `debug_run.py OPTION VALUE`."""
+"""Ordinary calls, in which nothing is NaN, under a debugging option of JAX: `debug_run.py OPTION VALUE`."""
 
 import ast
 import sys
@@ -17,15 +17,22 @@ def main() -> None:
     option, value = sys.argv[1:]
     jax.config.update("jax_enable_x64", True)
     parts = [grid.build(name) for name in PARTS]  # the grid's own noise is not under test
+    xs, resets = grid.inputs(9), grid.place(np.arange(9) == 4)
     jax.config.update(option, ast.literal_eval(value))
-    xs, resets = grid.inputs(9), np.arange(9) == 4
+    # Outside of `jit` a guard of transfers forbids JAX's own operations; inside, constants are none.
+    run = eqx.filter_jit if option == "jax_transfer_guard" else lambda function: function
 
-    def loss(part: rnnjax.AbstractCell, xs: jax.Array) -> jax.Array:
-        return rnnjax.unroll(part, None, xs, length=8, resets=resets, reverse=True)[1].sum()
+    def loss(part: rnnjax.AbstractCell, xs: jax.Array, engine: rnnjax.AbstractEngine) -> jax.Array:
+        return rnnjax.unroll(part, None, xs, length=8, resets=resets, reverse=True, engine=engine)[1].sum()
 
     for part in parts:
-        eqx.filter_value_and_grad(loss)(part, xs)
-        rnnjax.unroll(part, None, xs, resets=resets, engine=rnnjax.Scan())
+        for engine in (rnnjax.Auto(), rnnjax.Checkpointed(3)):
+            run(eqx.filter_value_and_grad(loss))(part, xs, engine)
+        run(rnnjax.unroll)(part, None, xs, resets=resets, engine=rnnjax.Scan())
+    run(rnnjax.unroll)(parts[0], None, xs, engine=rnnjax.Fused(shortest=1, narrowest=1))
+    if option == "jax_transfer_guard":
+        print("done")
+        return
     logits = np.ones((2, 4))
     rnnjax.cross_entropy(logits, np.arange(2))
     rnnjax.binary_cross_entropy(logits, np.ones((2, 4)))

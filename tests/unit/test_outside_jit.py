@@ -245,7 +245,17 @@ def test_a_cell_may_have_defaults_of_its_class():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("jax_debug_nans", "True"), ("jax_numpy_rank_promotion", "'raise'"), ("jax_debug_infs", "True")],
+    [
+        ("jax_debug_nans", "True"),
+        ("jax_debug_infs", "True"),
+        ("jax_numpy_rank_promotion", "'raise'"),
+        ("jax_numpy_dtype_promotion", "'strict'"),
+        ("jax_debug_key_reuse", "True"),
+        ("jax_check_tracer_leaks", "True"),
+        ("jax_enable_checks", "True"),
+        ("jax_disable_jit", "True"),
+        ("jax_transfer_guard", "'disallow'"),
+    ],
 )
 def test_debugging_options_find_nothing(option, value):
     script = Path(grid.__file__).with_name("debug_run.py")
