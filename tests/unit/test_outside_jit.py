@@ -14,6 +14,7 @@ import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import rnnjax
@@ -144,10 +145,36 @@ def test_a_function_may_close_over_other_arrays_at_each_call():
     assert jax.grad(loss)(jnp.asarray(3.0)) == 27
 
 
+def resident() -> float:
+    """Megabytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_a_long_training_takes_no_more_memory_and_compiles_nothing(compilations):
+    xs, cell = grid.inputs(5), grid.build("gru")
+    seen: list[tuple[int, float]] = []
+
+    def loss(cell: Any, carry: Any, batch: Any, key: Any) -> tuple[jax.Array, Any]:
+        del key
+        return (rnnjax.unroll(cell, None, batch)[1] ** 2).sum(), carry
+
+    def validate(cell: Any) -> float:
+        del cell
+        seen.append((len(compilations), resident()))
+        return 1.0
+
+    options = {"steps": 20_000, "every": 2000, "validate": validate, "progress": False, "key": grid.KEY}
+    rnnjax.fit(cell, loss, lambda _: xs, optax.sgd(1e-6), **options)
+    programs, memory = zip(*seen[2:], strict=True)  # before them, the best and a worse one have been judged
+    assert set(programs) == {programs[0]}
+    assert memory[-1] - memory[0] < 20
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_memory_is_flat_over_a_thousand_calls():
-    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20  # noqa: E731
     for _ in range(50):
         value(rnnjax.Scan()), of_function(rnnjax.Scan())
     gc.collect()
