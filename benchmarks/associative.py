@@ -30,7 +30,7 @@ from benchmarks.measure import Record
 from benchmarks.summary import mean_and_least
 from benchmarks.turns import rest, take_turns
 from rnnjax import AbstractEngine, AbstractLinearCell, Associative, Auto, Hidden, MinGRU, Scan, unroll
-from rnnjax.kernels.linear_scan import plain
+from rnnjax.kernels.linear_scan import reference
 from rnnjax.marks import Marks
 from rnnjax.training.checkpoint import write_atomically
 
@@ -130,7 +130,7 @@ def compare(case: Case, direction: str) -> list[Record]:
     engines = {
         STEPS: Scan(),
         OURS: Associative(),
-        BLOCKS: Associative(block=plain.length(case.T)),
+        BLOCKS: Associative(block=reference.length(case.T)),
         THEIRS: LaxAssociative(),
     }
     keys = jax.random.split(jax.random.key(0))

@@ -1,7 +1,7 @@
 """This tree against an earlier commit: time, trace and compile time of the same calls, in turn, in one run.
 
-`python benchmarks/commits.py COMMIT` checks the commit out in a temporary folder and builds its CPU kernel. Each version
-lives in a process of its own, one of which works while the other waits. Only names that both versions have are used.
+`python benchmarks/commits.py COMMIT` checks the commit out in a temporary folder and builds its CPU kernel. Each
+version lives in a process of its own; one works while the other waits. Only names that both versions have are used.
 """
 
 import argparse
@@ -34,7 +34,7 @@ WINDOW = 0.15  # seconds of calls in each turn, of which the median is taken
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit", nargs="?", help="the earlier version")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--engines", nargs="+", default=["Fused", "Scan"], help="by name")

@@ -36,7 +36,7 @@ from benchmarks.layers.pytorch import Torch, synchronise
 from benchmarks.layers.scans import Ours
 from benchmarks.measure import Contestant, Record
 from rnnjax import GPU, Fused, Scan, unroll
-from rnnjax.kernels.linear_scan.linear_scan import linear_scan
+from rnnjax.kernels.linear_scan.primitive import linear_scan
 from rnnjax.training.checkpoint import write_atomically
 
 ROUNDS = 5

@@ -1,7 +1,6 @@
 """rnnjax: recurrent networks in JAX. Write a cell once, choose how it runs; same numbers, same gradients."""
 
 from . import initialise as initialise
-from . import kernel as kernel
 from .cell import AbstractAffineCell as AbstractAffineCell
 from .cell import AbstractCandidateCell as AbstractCandidateCell
 from .cell import AbstractCell as AbstractCell
@@ -32,18 +31,6 @@ from .cells.projected_lstm import ProjectedLSTM as ProjectedLSTM
 from .cells.reset_before_gru import ResetBeforeGRU as ResetBeforeGRU
 from .cells.s5 import S5 as S5
 from .cells.sru import SRU as SRU
-from .compose import Bidirectional as Bidirectional
-from .compose import Connected as Connected
-from .compose import Directions as Directions
-from .compose import Reversed as Reversed
-from .compose import Stack as Stack
-from .compose import add as add
-from .compose import average as average
-from .compose import concatenate as concatenate
-from .compose import multiply as multiply
-from .compose import pair as pair
-from .compose import residual as residual
-from .compose import skip as skip
 from .diagnose.gates import gates as gates
 from .diagnose.gates import stuck as stuck
 from .diagnose.gradient import gradient_by_input as gradient_by_input
@@ -78,12 +65,12 @@ from .gradients.feedback import RandomFeedback as RandomFeedback
 from .gradients.rtrl import RTRL as RTRL
 from .gradients.truncated import TruncatedBPTT as TruncatedBPTT
 from .gradients.uoro import UORO as UORO
-from .kernel import AbstractKernel as AbstractKernel
-from .kernels.cpu.cpu import CPU as CPU
-from .kernels.cpu.cpu import InstructionSet as InstructionSet
-from .kernels.cpu.library import absence
-from .kernels.gpu.gpu import GPU as GPU
-from .kernels.tpu.tpu import TPU as TPU
+from .kernels.native.library import absence
+from .kernels.recurrence.contract import AbstractKernel as AbstractKernel
+from .kernels.recurrence.cpu.cpu import CPU as CPU
+from .kernels.recurrence.cpu.cpu import InstructionSet as InstructionSet
+from .kernels.recurrence.gpu.gpu import GPU as GPU
+from .kernels.recurrence.tpu.tpu import TPU as TPU
 from .marks import Marks as Marks
 from .marks import StepMarks as StepMarks
 from .models.attention import AbstractScore as AbstractScore
@@ -139,12 +126,24 @@ from .models.trees import count_right_roots as count_right_roots
 from .models.trees import tree_loss as tree_loss
 from .network import AbstractNetwork as AbstractNetwork
 from .network import Options as Options
+from .networks.bidirectional import Bidirectional as Bidirectional
+from .networks.bidirectional import Reversed as Reversed
+from .networks.connected import Connected as Connected
+from .networks.connected import residual as residual
+from .networks.connected import skip as skip
 from .networks.convolution import CausalConvolution as CausalConvolution
 from .networks.depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
+from .networks.merge import Directions as Directions
+from .networks.merge import add as add
+from .networks.merge import average as average
+from .networks.merge import concatenate as concatenate
+from .networks.merge import multiply as multiply
+from .networks.merge import pair as pair
 from .networks.qrnn import QRNN as QRNN
 from .networks.qrnn import QRNNState as QRNNState
 from .networks.rg_lru import RGLRU as RGLRU
 from .networks.rg_lru import RGLRUState as RGLRUState
+from .networks.stack import Stack as Stack
 from .networks.time_distributed import TimeDistributed as TimeDistributed
 from .networks.window import Window as Window
 from .regularise.noise import NoisyStates as NoisyStates

@@ -47,8 +47,8 @@ class Outcome(NamedTuple):
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLE = "RNNJAX_CPU_KERNEL"
-SOURCE = "rnnjax/kernels/cpu/source"
-LIBRARY = "rnnjax/kernels/cpu/librnnjax_cpu.so"
+SOURCE = "rnnjax/kernels/native"
+LIBRARY = "rnnjax/kernels/native/librnnjax_cpu.so"
 
 MUTATIONS = (
     # Marks
@@ -98,7 +98,7 @@ MUTATIONS = (
     # Networks
     Mutation(  # packed sequences: the backward part keeps the state of the next one for one step
         "reversed_resets_unshifted",
-        "rnnjax/compose.py",
+        "rnnjax/networks/bidirectional.py",
         "jnp.roll(options.resets, -1)",
         "jnp.roll(options.resets, 0)",
         "test_law and (reversed or bidirectional)",
@@ -114,8 +114,8 @@ MUTATIONS = (
     Mutation(  # nothing is forgotten: the gradient takes the memory that the engine is there to save
         "checkpointed_keeps_all",
         "rnnjax/engines/checkpointed.py",
-        "@partial(jax.checkpoint, static_argnums=2)",
-        "@partial(jax.jit, static_argnums=2)",
+        "jax.lax.scan(jax.checkpoint(partial(run_segment, segment))",
+        "jax.lax.scan(jax.jit(partial(run_segment, segment))",
         "test_memory",
     ),
     Mutation(  # a reset leads to zero, and not to the initial state that was learned (a mark, too)
@@ -142,21 +142,21 @@ MUTATIONS = (
     # The rules of the primitive that kernels run
     Mutation(  # the gradient of a weight that several groups share is their mean
         "shared_gradient_is_a_mean",
-        "rnnjax/kernels/recurrence.py",
+        "rnnjax/kernels/recurrence/primitive.py",
         "cotangent.sum(0, keepdims=True)",
         "cotangent.mean(0, keepdims=True)",
         "test_fused and nesting",
     ),
     Mutation(  # under two vmaps the answers of the sequences are mixed up
         "fold_mixes_sequences",
-        "rnnjax/kernels/fold.py",
+        "rnnjax/kernels/recurrence/batching.py",
         "leaf.reshape(self.S, self.size, self.B, *leaf.shape[2:]), 1",
         "leaf.reshape(self.S, self.B, self.size, *leaf.shape[2:]), 2",
         "test_grid and vmap_vmap and fused",
     ),
     Mutation(  # forward mode: nothing moves with the initial state
         "tangent_without_the_state",
-        "rnnjax/kernels/functions.py",
+        "rnnjax/kernels/recurrence/functions.py",
         "sequences._replace(xs=at.xs, state=at.state)",
         "sequences._replace(xs=at.xs)",
         "test_fused",
@@ -164,35 +164,35 @@ MUTATIONS = (
     # The CPU kernel
     Mutation(  # a core goes on without the h that the others have yet to write
         "forward_without_a_barrier",
-        "rnnjax/kernels/cpu/source/forward.h",
+        "rnnjax/kernels/native/forward.h",
         "      meet(phase);\n      if (ROUNDED) round_h(active);",
         "      if (ROUNDED) round_h(active);",
         "test_cpu",
     ),
     Mutation(  # the gradient goes on past a reset
         "backward_past_a_reset",
-        "rnnjax/kernels/cpu/source/backward.h",
+        "rnnjax/kernels/native/backward.h",
         "            store(to, load(to) + load(from));\n            store(from, V<E>{});",
         "            store(to, load(to) + load(from));",
         "test_law and lstm_options",
     ),
     Mutation(  # where time is cut, states below zero are not handed on to the next part
         "linear_scan_drops_the_negative",
-        "rnnjax/kernels/cpu/source/linear_scan.h",
+        "rnnjax/kernels/native/linear_scan.h",
         "carry[k] < SMALLEST && carry[k] > -SMALLEST",
         "carry[k] < SMALLEST",
         "test_cpu and linear_scan",
     ),
     Mutation(  # a program may read one register beyond the last: memory of somebody else
         "handler_off_by_one",
-        "rnnjax/kernels/cpu/source/handler.cpp",
+        "rnnjax/kernels/native/handler.cpp",
         "code[k + operand] < 0 || code[k + operand] >= attributes.registers",
         "code[k + operand] < 0 || code[k + operand] > attributes.registers",
         "test_cpu and corrupt",
     ),
     Mutation(  # the maximum of NaN and zero is zero: a relu hides what went wrong
         "maximum_hides_nan",
-        "rnnjax/kernels/cpu/source/program.h",
+        "rnnjax/kernels/native/program.h",
         "choose<E>((x > y) | (x != x), x, y)",
         "choose<E>(x > y, x, y)",
         "test_program or test_cpu",
@@ -200,14 +200,14 @@ MUTATIONS = (
     # The Pallas kernels
     Mutation(  # units that are there twice, to fill a tile, are counted twice in the gradient
         "gpu_counts_clones",
-        "rnnjax/kernels/gpu/place.py",
+        "rnnjax/kernels/recurrence/gpu/place.py",
         "return array if self.mask is None else jnp.where(self.mask, array, 0.0)",
         "return array",
         "test_pallas",
     ),
     Mutation(  # backward, a block of time reads the resets of another one
         "tpu_resets_of_another_block",
-        "rnnjax/kernels/tpu/layout.py",
+        "rnnjax/kernels/recurrence/tpu/layout.py",
         "(s, last - t if backward else t, b, 0))",
         "(s, t, b, 0))",
         "test_pallas",
@@ -215,7 +215,7 @@ MUTATIONS = (
     # The elementwise program
     Mutation(  # infinity is finite: a cell that guards against it does not
         "infinity_is_finite",
-        "rnnjax/kernels/elementwise/primitives.py",
+        "rnnjax/kernels/recurrence/pointwise/primitives.py",
         'graph.node("lt", graph.node("abs", x), graph.constant(np.inf))',
         'graph.node("le", graph.node("abs", x), graph.constant(np.inf))',
         "test_program",

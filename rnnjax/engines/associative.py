@@ -11,8 +11,8 @@ from ..arrays import Shaped, State, States, Units, UnitsOverTime, leading, selec
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..check import show
 from ..engine import AbstractEngine, refusal_of_symbolic
-from ..kernels.linear_scan.linear_scan import linear_scan
-from ..kernels.linear_scan.part import scan_part
+from ..kernels.linear_scan.primitive import linear_scan
+from ..kernels.linear_scan.sharded import scan_part
 from ..marks import Marks
 
 

@@ -10,11 +10,11 @@ from jaxtyping import Array, PyTree
 from ..arrays import Shaped, State, States, carry_dtype, cast
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine, refusal_of_symbolic
-from ..kernel import AbstractKernel, Pointwise, Sequences, Weights
-from ..kernels import recurrence
-from ..kernels.cpu.cpu import CPU
-from ..kernels.gpu.gpu import GPU
-from ..kernels.tpu.tpu import TPU
+from ..kernels.recurrence import primitive
+from ..kernels.recurrence.contract import AbstractKernel, Pointwise, Sequences, Weights
+from ..kernels.recurrence.cpu.cpu import CPU
+from ..kernels.recurrence.gpu.gpu import GPU
+from ..kernels.recurrence.tpu.tpu import TPU
 from ..marks import Marks
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -84,7 +84,7 @@ class Fused(AbstractEngine):
         length = None if marks.length is None else marks.length.astype(jnp.int32)
         sequence = Sequences(xs, jnp.stack(list(state)), length, marks.resets)
         one = jax.tree.map(lambda leaf: leaf[None, None], sequence)  # a group of one sequence
-        trajectory = recurrence.run(Pointwise.of(cell), kernels, _weights(cell, marks.initial), one)
+        trajectory = primitive.run(Pointwise.of(cell), kernels, _weights(cell, marks.initial), one)
         last, states = jax.tree.map(lambda leaf: leaf[0, 0], (trajectory.last, trajectory.states))
         return cell.state_type(*last), cell.state_type(*states)
 

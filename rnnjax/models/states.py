@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from .. import check
 from ..arrays import Shaped, State
-from ..compose import Directions
+from ..networks.merge import Directions
 
 
 def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What all regularisers around one part share: they take what it takes, and start where it starts."""
+"""What all regularisers around one layer share: they take what it takes, and start where it starts."""
 
 from typing import Any
 
@@ -12,33 +12,33 @@ from ..network import AbstractNetwork
 
 
 class AbstractAround(AbstractNetwork):
-    """A network of one part. Without a key, `unroll` runs the part as it is, but for `Zoneout`, which takes its mean.
+    """A network of one layer. Without a key, `unroll` runs the layer as it is, but for `Zoneout`, which takes its mean.
 
     Two that change the step do not nest: what is around one is a network, no cell.
 
     Subclass requirements: the field below, and `run`.
     """
 
-    part: eqx.AbstractVar[Any]
+    layer: eqx.AbstractVar[Any]
 
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
-        return self.part.input_type()
+        return self.layer.input_type()
 
     def initial(self) -> State:
-        return self.part.initial()
+        return self.layer.initial()
 
 
-def check_part(part: object, expected: Any, means: str) -> None:
-    """Raise unless `part` is what the regulariser can change."""
-    if not isinstance(part, expected):
-        raise TypeError(f"part: expected {means}, got {describe(part)}")
+def check_kind(layer: object, expected: Any, means: str) -> None:
+    """Raise unless `layer` is what the regulariser can change."""
+    if not isinstance(layer, expected):
+        raise TypeError(f"layer: expected {means}, got {describe(layer)}")
 
 
-def check_inherits(part: object, family: type, *methods: str) -> None:
-    """Raise where the part has a method of its own in the place of one the regulariser writes anew."""
+def check_inherits(layer: object, family: type, *methods: str) -> None:
+    """Raise where the layer has a method of its own in the place of one the regulariser writes anew."""
     for method in methods:
-        if getattr(type(part), method) is not getattr(family, method):
+        if getattr(type(layer), method) is not getattr(family, method):
             raise TypeError(
-                f"part: expected the {method} of {family.__name__}, which is run anew with what is dropped, "
-                f"got {describe(part)}, which has its own. Regularise its inputs and outputs, or use Zoneout"
+                f"layer: expected the {method} of {family.__name__}, which is run anew with what is dropped, "
+                f"got {describe(layer)}, which has its own. Regularise its inputs and outputs, or use Zoneout"
             )

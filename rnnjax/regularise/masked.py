@@ -17,8 +17,8 @@ from .around import AbstractAround
 class MaskedCell(AbstractCell):
     """The cell of a regulariser; its inputs are pairs `(x, mask)`, its step is one of the regulariser's methods.
 
-    What is drawn travels with the inputs, so that it is reversed, cut into parts and recomputed with them. It is no
-    gated cell, whatever the part is: what a mask does to a step is not what a kernel was told to trace.
+    What is drawn travels with the inputs, so that it is reversed, cut into chunks and recomputed with them. It is no
+    gated cell, whatever the layer is: what a mask does to a step is not what a kernel was told to trace.
     """
 
     regulariser: AbstractAround
@@ -33,13 +33,13 @@ class MaskedCell(AbstractCell):
         return self.regulariser.initial()
 
     def project(self, xs: tuple[PyTree[Array], Any]) -> tuple[PyTree[Array], Any]:
-        return self.regulariser.part.project(xs[0]), xs[1]
+        return self.regulariser.layer.project(xs[0]), xs[1]
 
     def step(self, state: State, u: tuple[PyTree[Array], Any]) -> State:
         return self.change(self.regulariser, state, *u)
 
     def readout(self, states: States, xs: tuple[PyTree[Array], Any]) -> PyTree[Array]:
-        return self.regulariser.part.readout(states, xs[0])
+        return self.regulariser.layer.readout(states, xs[0])
 
 
 def run_masked(
@@ -52,5 +52,5 @@ def run_masked(
 ) -> tuple[State, PyTree[Array]]:
     """Run the regulariser's cell, each step by `change(regulariser, state, u, mask)` with its own of the `masks`."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), masks)
-    name = f"{describe(regulariser)} of {describe(regulariser.part)}"
+    name = f"{describe(regulariser)} of {describe(regulariser.layer)}"
     return unroll(MaskedCell(regulariser, change, one, name), state, (xs, masks), **options._asdict())

@@ -12,7 +12,7 @@ from ..arrays import State
 from ..cell import AbstractCell
 from ..network import Options
 from ..unroll import unroll
-from .around import AbstractAround, check_part
+from .around import AbstractAround, check_kind
 from .masked import run_masked
 
 
@@ -21,29 +21,29 @@ class NoisyStates(AbstractAround):
 
         s_t = step(s_{t-1}, x_t) + deviation * e_t,         e_t standard normal
 
-    Without a key there is none. With one, it runs as a plain cell, which `Fused` and `Associative` refuse. The part
+    Without a key there is none. With one, it runs as a plain cell, which `Fused` and `Associative` refuse. The layer
     may be any cell.
     """
 
-    part: AbstractCell
+    layer: AbstractCell
     deviation: float = eqx.field(static=True)
 
-    def __init__(self, part: Any, deviation: Any):
+    def __init__(self, layer: Any, deviation: Any):
         """`deviation` is the standard deviation, 0 or more."""
-        check_part(part, AbstractCell, "a cell")
-        self.part = part
+        check_kind(layer, AbstractCell, "a cell")
+        self.layer = layer
         self.deviation = _deviation(deviation)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         if options.key is None or self.deviation == 0:
-            return unroll(self.part, state, xs, **options._asdict())
+            return unroll(self.layer, state, xs, **options._asdict())
         T = jax.tree.leaves(xs)[0].shape[0]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), jax.eval_shape(self.part.initial))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), jax.eval_shape(self.layer.initial))
         noise = add_noise(zeros, self.deviation, key=options.key)
         return run_masked(self, NoisyStates._step, state, xs, noise, options)
 
     def _step(self, state: State, u: PyTree[Array], noise: State) -> State:
-        return jax.tree.map(jnp.add, self.part.step(state, u), noise)
+        return jax.tree.map(jnp.add, self.layer.step(state, u), noise)
 
 
 def add_noise(tree: PyTree, deviation: Any, *, key: PRNGKeyArray) -> PyTree:

@@ -11,7 +11,7 @@ from ..arrays import Gates, State, cast
 from ..cell import AbstractCandidateCell, AbstractGatedCell, recur
 from ..network import Options
 from ..unroll import unroll
-from .around import AbstractAround, check_inherits, check_part
+from .around import AbstractAround, check_inherits, check_kind
 from .masked import run_masked
 from .masks import keep, scale
 
@@ -22,29 +22,29 @@ class RecurrentDropout(AbstractAround):
         LSTM   c_t = f * c_{t-1} + i * (m_t * g)                    GRU   h_t = z * h_{t-1} + (1 - z) * (m_t * n)
 
     The mask m_t is drawn afresh at every step and scaled by 1 / (1 - rate); the memory itself loses nothing. Without
-    a key nothing is dropped; with one, it runs as a plain cell, which `Fused` refuses. The part must be an
+    a key nothing is dropped; with one, it runs as a plain cell, which `Fused` refuses. The layer must be an
     `AbstractCandidateCell`: `LSTM` or `GRU`.
     """
 
-    part: AbstractCandidateCell
+    layer: AbstractCandidateCell
     rate: float = eqx.field(static=True)
 
-    def __init__(self, part: Any, rate: Any):
+    def __init__(self, layer: Any, rate: Any):
         """The rate is the probability of dropping, 0 <= rate < 1."""
-        check_part(part, AbstractCandidateCell, "an AbstractCandidateCell, such as LSTM or GRU")
-        check_inherits(part, AbstractCandidateCell, "pointwise")
-        check_inherits(part, AbstractGatedCell, "step")
-        self.part = part
+        check_kind(layer, AbstractCandidateCell, "an AbstractCandidateCell, such as LSTM or GRU")
+        check_inherits(layer, AbstractCandidateCell, "pointwise")
+        check_inherits(layer, AbstractGatedCell, "step")
+        self.layer = layer
         self.rate = check.probability("rate", rate)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         if options.key is None or self.rate == 0:
-            return unroll(self.part, state, xs, **options._asdict())
-        masks = keep(options.key, self.rate, (jax.tree.leaves(xs)[0].shape[0], self.part.hidden_size))
+            return unroll(self.layer, state, xs, **options._asdict())
+        masks = keep(options.key, self.rate, (jax.tree.leaves(xs)[0].shape[0], self.layer.hidden_size))
         return run_masked(self, RecurrentDropout._step, state, xs, masks, options)
 
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
-        cell, carried = self.part, state.h.dtype
+        cell, carried = self.layer, state.h.dtype
         v = recur(cell.recurrent_weight, state.h)
         dropped = lambda candidate: scale(mask, self.rate, candidate)  # noqa: E731
         return cell.write(cast(cell.gains, carried), u.astype(carried), v, state, dropped)

@@ -12,7 +12,7 @@ from ..arrays import Gates, State, cast
 from ..cell import AbstractCell, AbstractGatedCell, recur
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
-from .around import AbstractAround, check_inherits, check_part
+from .around import AbstractAround, check_inherits, check_kind
 from .masked import run_masked
 from .masks import drop, keep, scale
 
@@ -25,48 +25,48 @@ class VariationalDropout(AbstractAround):
     Each mask m is drawn once for a call of `unroll`, and scaled by 1 / (1 - rate): sequences packed into one by
     `resets` share it, and so does a batch under `vmap` unless the key is mapped, too. Without a key nothing is dropped.
 
-    A part with a `recurrent` rate must be an `AbstractGatedCell`; with a key it runs as a plain cell, which `Fused`
-    refuses: `drop_weights` drops what is recurrent at its speed. For inputs and outputs alone any part will do.
+    A layer with a `recurrent` rate must be an `AbstractGatedCell`; with a key it runs as a plain cell, which `Fused`
+    refuses: `drop_weights` drops what is recurrent at its speed. For inputs and outputs alone any layer will do.
     """
 
-    part: AbstractCell | AbstractNetwork
+    layer: AbstractCell | AbstractNetwork
     inputs: float = eqx.field(static=True)
     recurrent: float = eqx.field(static=True)
     outputs: float = eqx.field(static=True)
 
     def __init__(
         self,
-        part: Any,
+        layer: Any,
         *,
         inputs: Any = 0.0,
         recurrent: Any = 0.0,
         outputs: Any = 0.0,
     ):
         """The rates are probabilities of dropping, 0 <= rate < 1."""
-        check_part(part, AbstractCell | AbstractNetwork, "a cell or a network")
-        self.part = part
+        check_kind(layer, AbstractCell | AbstractNetwork, "a cell or a network")
+        self.layer = layer
         self.inputs = check.probability("inputs", inputs)
         self.recurrent = check.probability("recurrent", recurrent)
         self.outputs = check.probability("outputs", outputs)
         if self.recurrent > 0:
-            check_part(part, AbstractGatedCell, "an AbstractGatedCell, which a recurrent rate needs")
-            check_inherits(part, AbstractGatedCell, "step")
+            check_kind(layer, AbstractGatedCell, "an AbstractGatedCell, which a recurrent rate needs")
+            check_inherits(layer, AbstractGatedCell, "step")
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         if options.key is None:
-            return unroll(self.part, state, xs, **options._asdict())
+            return unroll(self.layer, state, xs, **options._asdict())
         inputs_key, recurrent_key, outputs_key, part_key = jax.random.split(options.key, 4)
         options = options._replace(key=part_key)
         xs = drop("inputs", inputs_key, self.inputs, xs)
         if self.recurrent > 0:
-            mask = keep(recurrent_key, self.recurrent, self.part.initial().h.shape)
+            mask = keep(recurrent_key, self.recurrent, self.layer.initial().h.shape)
             masks = jnp.broadcast_to(mask, (jax.tree.leaves(xs)[0].shape[0], *mask.shape))
             state, ys = run_masked(self, VariationalDropout._step, state, xs, masks, options)
         else:
-            state, ys = unroll(self.part, state, xs, **options._asdict())
+            state, ys = unroll(self.layer, state, xs, **options._asdict())
         return state, drop("outputs", outputs_key, self.outputs, ys)
 
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
-        cell: Any = self.part  # a gated cell, as `__init__` saw to
+        cell: Any = self.layer  # a gated cell, as `__init__` saw to
         v = recur(cell.recurrent_weight, scale(mask, self.recurrent, state.h))
         return cell.pointwise(cast(cell.gains, state.h.dtype), u.astype(state.h.dtype), v, state)

@@ -14,7 +14,7 @@ from ..arrays import State
 from ..cell import AbstractCell
 from ..network import Options
 from ..unroll import unroll
-from .around import AbstractAround, check_part
+from .around import AbstractAround, check_kind
 from .masked import run_masked
 from .masks import keep
 
@@ -26,37 +26,37 @@ class Zoneout(AbstractAround):
 
         s_t = m_t * s_{t-1} + (1 - m_t) * step(s_{t-1}, x_t)
 
-    Without a key the mean takes the mask's place, m_t = rates: also at evaluation this is another cell than the part
-    alone. It runs as a plain cell, which `Fused` and `Associative` refuse. The part may be any cell; a field of its
+    Without a key the mean takes the mask's place, m_t = rates: also at evaluation this is another cell than the layer
+    alone. It runs as a plain cell, which `Fused` and `Associative` refuse. The layer may be any cell; a field of its
     state that is not floating or complex, such as a counter, is always updated.
     """
 
-    part: AbstractCell
+    layer: AbstractCell
     rates: PyTree[float] = eqx.field(static=True)
 
-    def __init__(self, part: Any, rates: Any):
+    def __init__(self, layer: Any, rates: Any):
         """`rates` is one probability, 0 <= rate < 1, or one for each field of the state.
 
         The paper's best for an LSTM is `LSTMState(h=0.05, c=0.5)` on characters, and half of both on words.
         """
-        check_part(part, AbstractCell, "a cell")
-        like = jax.eval_shape(part.initial)
+        check_kind(layer, AbstractCell, "a cell")
+        like = jax.eval_shape(layer.initial)
         fields = jax.tree.structure(like)
         if isinstance(rates, Real):
             rates = jax.tree.unflatten(fields, [check.probability("rates", rates, KEEPING)] * fields.num_leaves)
         if jax.tree.structure(rates) != fields:
             raise ValueError(f"rates: expected one probability, or one for each of {check.show(like)}, got {rates!r}")
-        self.part = part
+        self.layer = layer
         self.rates = jax.tree_util.tree_map_with_path(
             lambda path, rate: check.probability(f"rates{jax.tree_util.keystr(path)}", rate, KEEPING), rates
         )
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         T = jax.tree.leaves(xs)[0].shape[0]
-        like, fields = jax.tree.flatten(jax.eval_shape(self.part.initial))
+        like, fields = jax.tree.flatten(jax.eval_shape(self.layer.initial))
         rates = jax.tree.leaves(self.rates)
         if not any(rates):
-            return unroll(self.part, state, xs, **options._asdict())
+            return unroll(self.layer, state, xs, **options._asdict())
         if options.key is None:
             return run_masked(self, Zoneout._mean_step, state, xs, (), options)
         keys = jax.random.split(options.key, len(like))
@@ -72,4 +72,4 @@ class Zoneout(AbstractAround):
 
     def _mix(self, mix: Callable[[Any, Array, Array], Array], kept: PyTree, before: State, u: PyTree[Array]) -> State:
         leaf = lambda kept, before, after: mix(kept, before, after) if eqx.is_inexact_array(after) else after  # noqa: E731
-        return jax.tree.map(leaf, kept, before, self.part.step(before, u))
+        return jax.tree.map(leaf, kept, before, self.layer.step(before, u))

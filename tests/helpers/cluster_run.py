@@ -15,11 +15,11 @@ import numpy as np
 from jax.experimental.pallas import mosaic_gpu
 
 import rnnjax
-from rnnjax.kernel import Cotangents, Pointwise, Sequences, Trajectory, Weights
-from rnnjax.kernels.gpu import cluster
-from rnnjax.kernels.gpu.device import Device
-from rnnjax.kernels.gpu.exchange import ClusterExchange
-from rnnjax.kernels.reference import Reference
+from rnnjax.kernels.recurrence.contract import Cotangents, Pointwise, Sequences, Trajectory, Weights
+from rnnjax.kernels.recurrence.gpu import cluster
+from rnnjax.kernels.recurrence.gpu.device import Device
+from rnnjax.kernels.recurrence.gpu.exchange import ClusterExchange
+from rnnjax.kernels.recurrence.reference import Reference
 
 SMALL = Device("a small device", 90, 130_000, 132)  # one block is too small for the cells below
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}

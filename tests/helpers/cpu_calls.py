@@ -11,9 +11,9 @@ from jaxtyping import Array
 from random_shapes import Sizes, pointwise_of
 
 from rnnjax import InstructionSet
-from rnnjax.kernels.cpu import library
-from rnnjax.kernels.cpu.program import Program, translate
 from rnnjax.kernels.linear_scan import cpu as linear_scan
+from rnnjax.kernels.native import library
+from rnnjax.kernels.recurrence.cpu.program import Program, translate
 
 
 class Call(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from cpu_calls import B, Call, F, G, H, K, S, T, call_of, linear_scan_call, switch, zeros
 from jax import ShapeDtypeStruct
 
-from rnnjax.kernels.elementwise.operations import MEANINGS
+from rnnjax.kernels.recurrence.pointwise.operations import MEANINGS
 
 IN_ORDER = "in order"
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 import rnnjax
 from rnnjax.kernels.linear_scan import cpu as linear_scan
-from rnnjax.kernels.linear_scan import plain
+from rnnjax.kernels.linear_scan import reference
 
 # B, T, heads, H and dtype: units, sequences or both are what cores can share. Of a pair of heads, one is shared itself.
 SIZES = (
@@ -84,7 +84,7 @@ def of_linear_scans() -> None:
     b = np.random.default_rng(0).normal(size=(THREADS, 1, 20_011, 9))
     a = np.random.default_rng(1).uniform(0.9, 1, b.shape)
     scan = jax.jit(partial(linear_scan.scan, reverse=True, late=True)).lower(a[0], b[0], b[0, :, 0]).compile()
-    plainly = jax.jit(partial(plain.scan, reverse=True, late=True, block=100))
+    plainly = jax.jit(partial(reference.scan, reverse=True, late=True, block=100))
     with ThreadPoolExecutor(THREADS) as pool:
         made = list(pool.map(lambda call: scan(a[call % THREADS], b[call % THREADS], b[0, :, 0]), range(CALLS)))
     expected = [plainly(*operands, b[0, :, 0]) for operands in zip(a, b, strict=True)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from rnnjax.kernel import Weights
+from rnnjax.kernels.recurrence.contract import Weights
 
 S, B, T, I, H = 2, 4, 6, 3, 8  # noqa: E741
 

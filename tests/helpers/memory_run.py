@@ -13,7 +13,7 @@ import numpy as np
 from cpu_calls import HALVES, Call, call_of
 from random_shapes import Sizes
 
-from rnnjax.kernels.cpu import library
+from rnnjax.kernels.native import library
 
 ROUNDS = 10
 LIBRARIES = count()

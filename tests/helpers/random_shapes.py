@@ -13,8 +13,8 @@ import numpy as np
 
 import rnnjax
 from rnnjax.arrays import carry_dtype
-from rnnjax.kernel import Cotangents, Pointwise, Sequences, Weights
-from rnnjax.kernels.reference import Reference
+from rnnjax.kernels.recurrence.contract import Cotangents, Pointwise, Sequences, Weights
+from rnnjax.kernels.recurrence.reference import Reference
 
 MOST, FEW = 70, 5  # of B, T, I and H
 CHUNK = 1024  # units that the oracle's elementwise step takes at once: one compiled program for all shapes

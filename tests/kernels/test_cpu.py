@@ -31,12 +31,12 @@ from random_shapes import FACTORS, TOGETHER, Case, Sizes, draw, draw_at
 
 import rnnjax
 from rnnjax import InstructionSet
-from rnnjax.kernel import Pointwise, Sequences, Weights
-from rnnjax.kernels import recurrence
-from rnnjax.kernels.cpu import library
-from rnnjax.kernels.elementwise.operations import MEANINGS, NUMBERS
 from rnnjax.kernels.linear_scan import cpu as linear_scan
-from rnnjax.kernels.reference import Reference
+from rnnjax.kernels.native import library
+from rnnjax.kernels.recurrence import primitive
+from rnnjax.kernels.recurrence.contract import Pointwise, Sequences, Weights
+from rnnjax.kernels.recurrence.pointwise.operations import MEANINGS, NUMBERS
+from rnnjax.kernels.recurrence.reference import Reference
 
 HELPERS = Path(crowded_run.__file__).parent
 
@@ -230,7 +230,7 @@ def test_backward_is_the_transpose(cell):
     marks = kernel_problems.LENGTH, kernel_problems.RESETS
 
     def run(marks: PyTree, weights: Weights, xs: Array, state: Array) -> PyTree:
-        return recurrence.run(pointwise, (("cpu", rnnjax.CPU()),), weights, Sequences(xs, state, *marks))[:2]
+        return primitive.run(pointwise, (("cpu", rnnjax.CPU()),), weights, Sequences(xs, state, *marks))[:2]
 
     @jax.jit
     def both(marks: PyTree, primals: PyTree, tangents: PyTree, cotangents: PyTree) -> tuple[Array, Array]:
@@ -558,7 +558,7 @@ def test_switched_off_in_a_new_process():
 def test_a_path_may_be_relative(tmp_path):
     """What dlopen would look for among the system's libraries."""
     (tmp_path / "kernel.so").symlink_to(library.installed())
-    script = "from rnnjax.kernels.cpu import library; print(library.absence())"
+    script = "from rnnjax.kernels.recurrence.cpu import library; print(library.absence())"
     settings = os.environ | {library.VARIABLE: "kernel.so"}
     ended = subprocess.run([sys.executable, "-c", script], env=settings, cwd=tmp_path, capture_output=True, text=True)
     assert ended.stdout == "None\n"

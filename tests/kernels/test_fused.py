@@ -22,10 +22,10 @@ from kernel_problems import LENGTH, MARKS, B, H, I, S, T, dot, draw, shapes
 
 import rnnjax
 from rnnjax.engines.fused import Fused
-from rnnjax.kernel import Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
-from rnnjax.kernels import recurrence
-from rnnjax.kernels.functions import Kernels
-from rnnjax.kernels.reference import Reference
+from rnnjax.kernels.recurrence import primitive
+from rnnjax.kernels.recurrence.contract import Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
+from rnnjax.kernels.recurrence.functions import Kernels
+from rnnjax.kernels.recurrence.reference import Reference
 
 KERNELS: dict[str, Kernels] = {"reference": ()}  # where there is no other, the reference runs
 
@@ -49,7 +49,7 @@ def test_backward_is_the_transpose(kernel, cell, marks):
     @jax.jit
     def both(marks: PyTree, primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
         def run(weights: Weights, xs: Array, state: Array) -> PyTree:
-            return recurrence.run(pointwise, KERNELS[kernel], weights, Sequences(xs, state, *marks))[:2]
+            return primitive.run(pointwise, KERNELS[kernel], weights, Sequences(xs, state, *marks))[:2]
 
         moved = jax.jvp(run, primals, tangents)[1]
         cotangents = draw(moved, 3)
@@ -408,7 +408,7 @@ def test_a_platform_without_a_kernel_runs_the_reference():
     @jax.jit
     def both(weights: Weights, sequences: Sequences) -> tuple[Trajectory, Trajectory]:
         expected = Reference().forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields)
-        return recurrence.run(pointwise, (("tpu", Recorder()),), weights, sequences), expected
+        return primitive.run(pointwise, (("tpu", Recorder()),), weights, sequences), expected
 
     got, expected = both(weights, sequences)
     assert CALLS == []  # the kernel of another platform is not even traced
@@ -434,7 +434,7 @@ def test_without_jit():
     """A primitive is compiled where it stands alone."""
     built = grid.build("gru")
     weights, xs, state = jax.tree.map(grid.place, draw(shapes(built), 1))
-    last = lambda xs: recurrence.run(Pointwise.of(built), (), weights, Sequences(xs, state, None, None)).last  # noqa: E731
+    last = lambda xs: primitive.run(Pointwise.of(built), (), weights, Sequences(xs, state, None, None)).last  # noqa: E731
     pull = lambda xs: jax.vjp(last, xs)[1](state)  # noqa: E731
     with jax.disable_jit():
         value = last(xs)

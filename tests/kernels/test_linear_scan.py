@@ -18,8 +18,8 @@ from jaxtyping import Array, PyTree
 from linear_scans import WAYS, assert_same, by_loop, draw, gradients_by_loop, operands
 
 import rnnjax
-from rnnjax.kernels.linear_scan import cpu, cuda, plain, tpu
-from rnnjax.kernels.linear_scan.linear_scan import linear_scan, linear_scan_p
+from rnnjax.kernels.linear_scan import cpu, gpu, reference, tpu
+from rnnjax.kernels.linear_scan.primitive import linear_scan, linear_scan_p
 from rnnjax.kernels.pallas import tpu as pallas_tpu
 
 
@@ -30,9 +30,9 @@ def watching_for_races(*arguments: Any, **ways: bool) -> Array:
 
 SCANS: dict[str, Callable[..., Array]] = {
     "cpu": cpu.scan,
-    "plain": partial(plain.scan, block=10_000),
-    "blocks": partial(plain.scan, block=7),
-    "cuda": partial(cuda.scan, interpret=True),
+    "plain": partial(reference.scan, block=10_000),
+    "blocks": partial(reference.scan, block=7),
+    "cuda": partial(gpu.scan, interpret=True),
     "tpu": partial(tpu.scan, interpret=True),
     "tpu_races": watching_for_races,
 }
@@ -113,24 +113,24 @@ def test_chunks_of_time_change_nothing(monkeypatch, reverse, late):
     a[:, :, 1] = 1e-20
     a[:, 22, 2:4] = 0
     b[:, 3, 1:3] = b[:, 43, 1:3] = np.nan  # in other chunks than the zero
-    assert cuda._length(b[:, 0].size, 47) == 10  # no multiple of a window, and the last chunk is shorter
+    assert gpu._length(b[:, 0].size, 47) == 10  # no multiple of a window, and the last chunk is shorter
     with np.errstate(invalid="ignore"):
         expected = by_loop(a, b, initial, reverse=reverse, late=late)
     assert_same(jax.jit(partial(SCANS["cuda"], reverse=reverse, late=late))(a, b, initial), expected)
 
 
 def test_chunks_are_made_where_they_pay():
-    assert cuda._length(8 * 1536, 4096) == 4096
-    assert cuda._length(4096, 4096) == 4096
-    assert cuda._length(1536, 1000) == 1000
-    assert cuda._length(1024, 8192) == 1024
-    assert cuda._length(1, 2**20) == 512
+    assert gpu._length(8 * 1536, 4096) == 4096
+    assert gpu._length(4096, 4096) == 4096
+    assert gpu._length(1536, 1000) == 1000
+    assert gpu._length(1024, 8192) == 1024
+    assert gpu._length(1, 2**20) == 512
 
 
 def test_shared_a_is_the_row_of_all():
     """The interpreter would not tell: it reads what is nearest to a block that there is not."""
-    assert cuda._block((1, 5, 7), 3).index_map(1, 2, 0) == (0, 0, 1)
-    assert cuda._block((3, 5, 7), 3).index_map(1, 2, 0) == (2, 0, 1)
+    assert gpu._block((1, 5, 7), 3).index_map(1, 2, 0) == (0, 0, 1)
+    assert gpu._block((3, 5, 7), 3).index_map(1, 2, 0) == (2, 0, 1)
 
 
 # Derivatives and batches, against the same by `jax.lax.scan`
@@ -432,7 +432,7 @@ def test_plain_programs_do_not_grow_with_time(dtype):
     """From a thousand steps to a million, one level of blocks is added."""
 
     def size(T: int) -> int:
-        run = jax.vmap(partial(linear_scan, block=plain.length(T)))
+        run = jax.vmap(partial(linear_scan, block=reference.length(T)))
         return len(jax.jit(run).lower(*shapes(1, T, 8, dtype)).as_text().splitlines())
 
     assert size(1_000_003) < 2 * size(1_003)

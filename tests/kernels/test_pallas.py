@@ -23,14 +23,14 @@ from jaxtyping import Array, PyTree
 from kernel_problems import LENGTH, RESETS, H, I, S, T, draw, shapes
 
 import rnnjax
-from rnnjax.kernel import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
-from rnnjax.kernels.gpu.block import Block
-from rnnjax.kernels.gpu.cluster import Cluster
-from rnnjax.kernels.gpu.device import KNOWN, LEAST, Device
-from rnnjax.kernels.gpu.plan import plan
 from rnnjax.kernels.pallas import mosaic_gpu
 from rnnjax.kernels.pallas import tpu as pallas_tpu
-from rnnjax.kernels.reference import Reference
+from rnnjax.kernels.recurrence.contract import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
+from rnnjax.kernels.recurrence.gpu.block import Block
+from rnnjax.kernels.recurrence.gpu.cluster import Cluster
+from rnnjax.kernels.recurrence.gpu.device import KNOWN, LEAST, Device
+from rnnjax.kernels.recurrence.gpu.plan import plan
+from rnnjax.kernels.recurrence.reference import Reference
 
 GATED = "elman", "lstm", "lstm_options", "gru"
 DTYPES = "float32", "bfloat16", "float16"
@@ -90,8 +90,8 @@ def test_halves_equal_the_reference(kernel, cell):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Of the TPU kernel; those of the GPU kernel are as small."""
-    monkeypatch.setattr("rnnjax.kernels.tpu.layout.MOST_ROWS", 16)
-    monkeypatch.setattr("rnnjax.kernels.tpu.layout.MOST_STEPS", 4)
+    monkeypatch.setattr("rnnjax.kernels.recurrence.tpu.layout.MOST_ROWS", 16)
+    monkeypatch.setattr("rnnjax.kernels.recurrence.tpu.layout.MOST_STEPS", 4)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -17,10 +17,10 @@ from grid import KEY
 from jax import lax, nn
 
 import rnnjax
-from rnnjax.kernel import Pointwise
-from rnnjax.kernels.cpu.code import Code
-from rnnjax.kernels.cpu.program import Program, translate
-from rnnjax.kernels.elementwise.step import Column
+from rnnjax.kernels.recurrence.contract import Pointwise
+from rnnjax.kernels.recurrence.cpu.code import Code
+from rnnjax.kernels.recurrence.cpu.program import Program, translate
+from rnnjax.kernels.recurrence.pointwise.step import Column
 
 UNITS = 11
 FLOAT64 = np.dtype("float64")

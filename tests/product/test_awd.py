@@ -156,7 +156,7 @@ def numpy_outputs(model: LanguageModel, state: Any) -> np.ndarray:
     """What the network puts out where nothing is dropped, [B, T, E]."""
     first, second = model.network.layers
     between = [
-        oracle.run(first.part, last_of(state[0], stream), np.asarray(model.embedding)[CHUNK.inputs[stream]])[1]
+        oracle.run(first.layer, last_of(state[0], stream), np.asarray(model.embedding)[CHUNK.inputs[stream]])[1]
         for stream in range(B)
     ]
     return np.stack([oracle.run(second, last_of(state[1], stream), xs)[1] for stream, xs in enumerate(between)])

@@ -117,9 +117,8 @@ def test_a_launched_process_that_fails_is_named(tmp_path):
 
 
 def test_the_port_of_a_job_is_taken_by_no_other():
-    with launch._reserve_port() as holder, socket.socket() as other:
-        with pytest.raises(OSError, match="in use"):
-            other.bind(holder.getsockname())
+    with launch._reserve_port() as holder, socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(holder.getsockname())
 
 
 @pytest.mark.parametrize(

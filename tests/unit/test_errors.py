@@ -370,11 +370,11 @@ COMPOSITION = [
         lambda: Bidirectional(total, built("lstm")), TypeError, ["forward", "cell", "total"], id="not_a_direction"
     ),
     pytest.param(
-        lambda: rnnjax.residual(built("lstm")), ValueError, ["part", "f32[3]", "f32[8]"], id="residual_misfit"
+        lambda: rnnjax.residual(built("lstm")), ValueError, ["layer", "f32[3]", "f32[8]"], id="residual_misfit"
     ),
-    pytest.param(partial(rnnjax.residual, total), TypeError, ["part", "cell", "total"], id="residual_function"),
-    pytest.param(partial(rnnjax.skip, total), TypeError, ["part", "cell", "total"], id="skip_function"),
-    pytest.param(partial(rnnjax.Reversed, total), TypeError, ["part", "cell", "total"], id="reversed_function"),
+    pytest.param(partial(rnnjax.residual, total), TypeError, ["layer", "cell", "total"], id="residual_function"),
+    pytest.param(partial(rnnjax.skip, total), TypeError, ["layer", "cell", "total"], id="skip_function"),
+    pytest.param(partial(rnnjax.Reversed, total), TypeError, ["layer", "cell", "total"], id="reversed_function"),
 ]
 
 FUNCTIONS = [

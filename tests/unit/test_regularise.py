@@ -162,7 +162,7 @@ class Still(NamedTuple):
 def still(name: str) -> Still:
     @eqx.filter_jit
     def compiled(regulariser: Any, idle: Any, xs: Any, key: Any) -> Still:
-        parts = (regulariser, None), (idle, key), (idle, None), (idle.part, None)
+        parts = (regulariser, None), (idle, key), (idle, None), (idle.layer, None)
         return Still(*(run(part, xs, key) for part, key in parts))
 
     return jax.tree.map(np.asarray, compiled(RANDOM[name](RATE), RANDOM[name](0.0), grid.inputs(T), plain_key()))
@@ -552,9 +552,9 @@ class OwnPointwise(rnnjax.GRU):
 
 
 BAD = {
-    "VariationalDropout(OWN_STEP, recurrent=0.1)": "part: expected the step of AbstractGatedCell.*got OwnStep",
-    "RecurrentDropout(OWN_STEP, 0.1)": "part: expected the step of AbstractGatedCell.*got OwnStep",
-    "RecurrentDropout(OWN_POINTWISE, 0.1)": "part: expected the pointwise of AbstractCandidateCell.*got OwnPointwise",
+    "VariationalDropout(OWN_STEP, recurrent=0.1)": "layer: expected the step of AbstractGatedCell.*got OwnStep",
+    "RecurrentDropout(OWN_STEP, 0.1)": "layer: expected the step of AbstractGatedCell.*got OwnStep",
+    "RecurrentDropout(OWN_POINTWISE, 0.1)": "layer: expected the pointwise of AbstractCandidateCell.*got OwnPointwise",
     "RecurrentDropout(LSTM, '0.1')": "rate: expected the probability of dropping.*a Python number.*got '0.1'",
     "RecurrentDropout(LSTM, True)": "rate: expected the probability of dropping.*got True",
     "NoisyStates(LSTM, ROW)": "deviation: expected a standard deviation, a Python number",
@@ -565,13 +565,13 @@ BAD = {
     "Zoneout(LSTM, rnnjax.LSTMState(h=0.1, c=1.0))": r"rates\.c: expected the probability of keeping",
     "VariationalDropout(LSTM, inputs=1.0)": "inputs: expected the probability of dropping.*0 <= p < 1, got 1.0",
     "VariationalDropout(LSTM, recurrent=-0.1)": "recurrent: expected the probability",
-    "VariationalDropout(LRU, recurrent=0.1)": "part: expected an AbstractGatedCell.*got LRU",
-    "VariationalDropout(len, inputs=0.1)": "part: expected a cell or a network, got len",
-    "RecurrentDropout(LRU, 0.1)": "part: expected an AbstractCandidateCell, such as LSTM or GRU, got LRU",
+    "VariationalDropout(LRU, recurrent=0.1)": "layer: expected an AbstractGatedCell.*got LRU",
+    "VariationalDropout(len, inputs=0.1)": "layer: expected a cell or a network, got len",
+    "RecurrentDropout(LRU, 0.1)": "layer: expected an AbstractCandidateCell, such as LSTM or GRU, got LRU",
     "RecurrentDropout(LSTM, float('nan'))": "rate: expected the probability",
     "Zoneout(LSTM, (0.1, 0.2, 0.3))": "rates: expected one probability, or one for each of",
     "Zoneout(LSTM, 1)": "rates: expected the probability of keeping",
-    "Zoneout(STACK, 0.1)": "part: expected a cell, got Stack",
+    "Zoneout(STACK, 0.1)": "layer: expected a cell, got Stack",
     "NoisyStates(LSTM, -1.0)": "deviation: expected a standard deviation",
     "add_noise(LSTM, float('nan'), key=KEY)": "deviation: expected",
     "drop_weights(LRU, 0.5, key=KEY)": "model: expected an AbstractGatedCell in it",

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from ...kernels.linear_scan.linear_scan import linear_scan
-from ...kernels.linear_scan.part import scan_part
+from ...kernels.linear_scan.primitive import linear_scan
+from ...kernels.linear_scan.sharded import scan_part
 from .blocks import Blocks, Vectors, apply, hold, multiply
 
 Compose = Callable[[Any, Any], Any]  # of two maps, the earlier one first

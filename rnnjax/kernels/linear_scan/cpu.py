@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Inexact
 
-from ..cpu import library
-from ..cpu.cpu import InstructionSet
+from ..native import library
+from ..recurrence.cpu.cpu import InstructionSet
 
 SHORTEST = 8  # steps: a call costs as much as fewer do in XLA's own loop
 NARROWEST, MANY = 4, 8  # units of which XLA's loop sees many rows at once, and the kernel one after the other

@@ -1,0 +1,143 @@
+"""The diagonal linear recurrence as one primitive, with every rule that JAX asks of it: a derivative is the same again.
+
+    early    h_t = a_t h_{t-1} + b_t                        what is asked for
+    late     h_t = a_{t-1} h_{t-1} + b_t                    `a` acts on what leaves its step; before the first it is one
+
+The transpose of each, by `b` and the initial state, is the other in the opposite direction of time, so that no `a` is
+ever shifted in memory. Where `a` is exactly zero, what came before is forgotten, and be it inf or NaN.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Inexact
+
+from ...arrays import Units, UnitsOverTime
+from ..varying import vary_alike
+from . import cpu, gpu, reference, tpu
+
+KERNELS: dict[str | None, tuple[Callable[..., Array], tuple[str, ...]]] = {  # by platform, and of which dtypes
+    "cpu": (cpu.scan, ("float32", "float64", "complex64", "complex128")),
+    "cuda": (gpu.scan, ("float32", "float64", "complex64", "complex128")),
+    "tpu": (tpu.scan, ("float32", "complex64")),
+}
+
+Rows = Inexact[Array, "B T H"]  # or [1, T, H] for an `a` that all rows share
+Row = Inexact[Array, "B H"]
+
+
+def linear_scan(
+    a: UnitsOverTime, b: UnitsOverTime, initial: Units, *, reverse: bool = False, block: int | None = None
+) -> UnitsOverTime:
+    """All states of `h_t = a_t h_{t-1} + b_t`, from h_0 = `initial`; or, in reverse, of `h_t = a_t h_{t+1} + b_t`.
+
+    Where a_t is exactly zero, h_t is b_t, whatever the state before it. Every derivative is right and is run by the
+    same kernel, and so is a batch; with a `block`, all of it is plain JAX, in blocks of so many steps. A state that is
+    zero or not finite may meet another fate than step by step where the product of many `a` overflows: parts of a
+    sequence are run at once.
+    """
+    dtype = jnp.result_type(a, b, initial)
+    operands = vary_alike(tuple(each.astype(dtype) for each in (a, b, initial)))
+    return linear_scan_p.bind(*(each[None] for each in operands), reverse=reverse, late=False, block=block)[0]
+
+
+# Derivatives
+
+
+def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[Array, Any]:
+    """The tangent is the same recurrence, with what `a` moves added to what `b` does."""
+    (a, b, initial), (ta, tb, tinitial) = primals, tangents
+    h = linear_scan_p.bind(a, b, initial, **static)
+    reverse, late = static["reverse"], static["late"]
+    if not isinstance(ta, ad.Zero):
+        seen = h if late else reference.shift(initial, h, reverse)
+        # A state that is forgotten moves nothing, but zero times what is not finite would be NaN.
+        moved = ta * jnp.where((a == 0) & ~jnp.isfinite(seen), jnp.zeros_like(seen), seen)
+        tb = ad.add_tangents(reference.shift(jnp.zeros_like(initial), moved, reverse) if late else moved, tb)
+    tb, tinitial = map(ad.instantiate_zeros, (tb, tinitial))
+    return h, linear_scan_p.bind(a, tb, tinitial, **static)
+
+
+def _transpose(dh: Any, a: Rows, b: Any, initial: Any, *, reverse: bool, late: bool, block: int | None) -> list[Any]:
+    """The same recurrence backwards; what is left after its last step belongs to the initial state."""
+    if isinstance(dh, ad.Zero):
+        return [None, *(ad.Zero(each.aval) if ad.is_undefined_primal(each) else None for each in (b, initial))]
+    db = linear_scan_p.bind(a, dh, jnp.zeros_like(dh[:, 0]), reverse=not reverse, late=not late, block=block)
+    if not ad.is_undefined_primal(initial):
+        return [None, db, None]
+    first = -1 if reverse else 0
+    left = db[:, first]
+    if not late:
+        left = jnp.where(a[:, first] == 0, jnp.zeros_like(left), a[:, first] * left)
+    return [None, db if ad.is_undefined_primal(b) else None, left]
+
+
+# Batches
+
+
+def _batch(mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[Array, int | None]:
+    """Fold a mapped axis into B, as its outer part."""
+    if all(axis is None for axis in axes):
+        return linear_scan_p.bind(*operands, **static), None
+    fronted = [
+        batching.bdim_at_front(operand, axis, mapped.size, mapped.explicit_mesh_axis)
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    B = fronted[1].shape[1]
+    a, b, initial = (_fold(each, B) for each in fronted)
+    if axes[0] is None and operands[0].shape[0] == 1:  # then it is shared by all, as before
+        a = operands[0]
+    h = linear_scan_p.bind(a, b, initial, **static)
+    return h.reshape(mapped.size, B, *h.shape[1:]), 0
+
+
+def _fold(operand: Array, B: int) -> Array:
+    """An operand of each member of the mapped axis, for each of its rows."""
+    rows = jnp.broadcast_to(operand, (operand.shape[0], B, *operand.shape[2:]))
+    return rows.reshape(-1, *rows.shape[2:])
+
+
+# The primitive
+
+
+def _type(a: Any, b: Any, initial: Any, **static: Any) -> Any:
+    del a, initial, static
+    return b.update(weak_type=False)
+
+
+def _compiled(*operands: Array, **static: Any) -> Array:
+    """It is compiled even where `jax.disable_jit` holds: its lowering rule is all that runs it."""
+    with jax.disable_jit(False):
+        return compiled(*operands, **static)
+
+
+def _lower(platform: str | None, context: Any, *operands: Any, block: int | None, **static: Any) -> Any:
+    """Lower the kernel of `platform` if it has one for this dtype, or else plain JAX: no other one is traced."""
+    rows = context.avals_in[1]
+    scan, dtypes = KERNELS.get(platform, (None, ()))
+    T = rows.shape[1]
+    refused = rows.dtype.name not in dtypes or not rows.size or (platform == "cpu" and not cpu.pays(*rows.shape))
+    if scan is None or block is not None or refused:
+        scan = partial(reference.scan, block=block or _length(platform, T))
+    return mlir.lower_fun(partial(scan, **static), multiple_results=False)(context, *operands)
+
+
+def _length(platform: str | None, T: int) -> int:
+    """Of how many steps a block is: a processor goes step by step as fast as in any blocks, and reads no step twice."""
+    return max(1, T) if platform == "cpu" else reference.length(T)
+
+
+linear_scan_p = Primitive("linear_scan")
+compiled = jax.jit(linear_scan_p.bind, static_argnames=("reverse", "late", "block"))
+linear_scan_p.def_impl(_compiled)
+linear_scan_p.def_abstract_eval(_type)
+ad.primitive_jvps[linear_scan_p] = _jvp
+ad.primitive_transposes[linear_scan_p] = _transpose
+batching.fancy_primitive_batchers[linear_scan_p] = _batch
+for platform in (None, *KERNELS):
+    mlir.register_lowering(linear_scan_p, partial(_lower, platform), platform=platform)

@@ -1,0 +1,46 @@
+"""The linear recurrence of a sequence whose time is spread over the devices of a mesh, part by part."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...arrays import Units, UnitsOverTime
+from . import reference
+from .primitive import linear_scan
+
+
+def scan_part(
+    a: UnitsOverTime, b: UnitsOverTime, initial: Units, axis: str, *, block: int | None = None
+) -> UnitsOverTime:
+    """All states of this device's part, inside a `shard_map` over `axis`; `initial` is the state before the whole.
+
+    A part as a whole is a map h -> a h + b, too: the devices exchange these, and none waits for another.
+    """
+    return _scan(a, b, initial, axis, block)[1]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _scan(
+    a: UnitsOverTime, b: UnitsOverTime, initial: Units, axis: str, block: int | None
+) -> tuple[Units, UnitsOverTime]:
+    """The state before this device's part of time, and all states of the part; `initial` is the one before the whole.
+
+    Its derivative is the same again, as that of `linear_scan` is: to differentiate the scans within would keep more.
+    """
+    last = linear_scan(a, b, jnp.zeros_like(initial), block=block)[-1]
+    factors, offsets = jax.lax.all_gather((reference.factor(jnp.prod(a, 0), (a == 0).any(0)), last), axis)
+    after = linear_scan(factors, offsets, initial, block=block)
+    before = jnp.concatenate([initial[None], after])[jax.lax.axis_index(axis)]
+    return before, linear_scan(a, b, before, block=block)
+
+
+@_scan.defjvp
+def _scan_jvp(axis: str, block: int | None, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    (a, b, initial), (ta, tb, tinitial) = primals, tangents
+    before, h = _scan(a, b, initial, axis, block)
+    seen = jnp.concatenate([before[None], h[:-1]])
+    # A state that is forgotten moves nothing, but zero times what is not finite would be NaN.
+    moved = ta * jnp.where((a == 0) & ~jnp.isfinite(seen), jnp.zeros_like(seen), seen)
+    return (before, h), _scan(a, moved + tb, tinitial, axis, block)

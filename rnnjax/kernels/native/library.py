@@ -1,0 +1,49 @@
+"""The compiled library of the CPU kernel: found where pip has put it, loaded once, its entry points named to JAX."""
+
+import ctypes
+import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import jax
+
+from ..recurrence.pointwise.operations import MEANINGS
+
+VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
+ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan")
+INTERFACE = 3  # what is handed over, and how: as in interface.h
+
+
+@cache
+def absence() -> str | None:
+    """Why there is no library here; None once it is loaded."""
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen.lower() == "off":
+        return f"{VARIABLE}={chosen} has switched it off"
+    path = Path(chosen).resolve() if chosen else installed()  # dlopen takes a bare name for one of the system's
+    if chosen and not Path(chosen).is_file():
+        return f"{VARIABLE}: expected `off` or the path of a library, got {chosen}, which is no file"
+    if path is None or not path.is_file():
+        return "it was not built when rnnjax was installed. Install rnnjax by pip where there is GCC or Clang"
+    try:
+        library = ctypes.CDLL(os.fspath(path))
+        interface = library.rnnjax_interface()
+    except (OSError, AttributeError) as error:
+        return f"{path} does not load: {error}"
+    if interface != INTERFACE * 1000 + len(MEANINGS):
+        return f"{path} was built from another version of rnnjax. Install rnnjax again"
+    for name in ENTRY_POINTS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return None
+
+
+def installed() -> Path | None:
+    """Where pip puts the library: beside this file, unless the package is merely linked."""
+    beside = Path(__file__).with_name("librnnjax_cpu.so")
+    if beside.is_file():
+        return beside
+    try:
+        return Path(str(distribution("rnnjax").locate_file("rnnjax/kernels/native/librnnjax_cpu.so")))
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,70 @@
+"""How an axis that `jax.vmap` maps is folded into the S or the B of a kernel's operands, and out of its results."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jaxtyping import Array
+
+from .contract import Weights
+
+
+class Fold(NamedTuple):
+    """A mapped axis of `size` that becomes the outer part of S if `by_group`, else of B."""
+
+    by_group: bool
+    size: int
+    S: int
+    B: int
+
+    def operand(self, leaf: Array, axis: int | None, weight: bool) -> Array:
+        """An operand that is mapped along `axis`, or not at all, with the mapped axis folded in."""
+        if weight and axis is None and (leaf.shape[0] == 1 or not self.by_group):
+            return leaf
+        place = 0 if self.by_group else 1
+        if axis is None:
+            leaf = jnp.broadcast_to(jnp.expand_dims(leaf, place), _insert(leaf.shape, place, self.size))
+        else:
+            leaf = jnp.moveaxis(leaf, axis, place)
+        if not self.by_group:
+            return leaf.reshape(self.S, self.size * self.B, *leaf.shape[3:])
+        leaf = jnp.broadcast_to(leaf, (self.size, self.S, *leaf.shape[2:]))  # what groups shared, now one each
+        return leaf.reshape(self.size * self.S, *leaf.shape[2:])
+
+    def result(self, leaf: Array) -> tuple[Array, int]:
+        """A result with the mapped axis apart again, and where that axis is."""
+        if self.by_group:
+            return leaf.reshape(self.size, self.S, *leaf.shape[1:]), 0
+        return leaf.reshape(self.S, self.size, self.B, *leaf.shape[2:]), 1
+
+
+def _insert(shape: tuple[int, ...], place: int, size: int) -> tuple[int, ...]:
+    return *shape[:place], size, *shape[place:]
+
+
+def batch(primitive: Primitive, operands: Any, axes: Any, *, form: Any, **static: Any) -> tuple[list[Array], list[int]]:
+    """The batching rule of every primitive of `recurrence`.
+
+    The axis is folded into B where all along it share their weights, and want no more than one gradient of them; else
+    into S. The first seven operands are the weights, the inputs and the states.
+    """
+    weights = _weights(form)
+    wanted = "wanted" in static and any(static["wanted"].weights)
+    by_group = wanted or any(axes[number] is not None for number in weights)
+    size = next(leaf.shape[axis] for leaf, axis in zip(operands, axes, strict=True) if axis is not None)
+    xs = [length for number, length in enumerate(operands[5].shape) if number != axes[5]]
+    fold = Fold(by_group, size, *xs[:2])
+    folded = [
+        fold.operand(leaf, axis, number in weights)
+        for number, (leaf, axis) in enumerate(zip(operands, axes, strict=True))
+    ]
+    results = [fold.result(leaf) for leaf in primitive.bind(*folded, form=form, **static)]
+    return [leaf for leaf, _ in results], [axis for _, axis in results]
+
+
+def _weights(form: Any) -> set[int]:
+    """Which operands have no axis B: those within `Weights`."""
+    numbered = jax.tree.unflatten(form, range(form.num_leaves))
+    nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, Weights))
+    return {number for node in nodes if isinstance(node, Weights) for number in jax.tree.leaves(node)}

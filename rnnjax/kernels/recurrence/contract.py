@@ -1,0 +1,137 @@
+"""The noun *kernel*: how fast a gated cell goes, as a forward half and its transpose, on groups of batches.
+
+S  groups: members of an ensemble, or what each wants a weight gradient of its own
+B  sequences that share their weights         K  gains         F  fields of a state         C  kept columns
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ...arrays import carry_dtype
+from ...cell import AbstractGatedCell
+
+
+class Pointwise(eqx.Module):
+    """`cell.pointwise` on stacked arrays, of a cell stripped of its weights: hashable, a parameter of a program."""
+
+    cell: AbstractGatedCell = eqx.field(static=True)
+    gains: Any = eqx.field(static=True)  # the structure of the cell's gains
+    gates: int = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, cell: AbstractGatedCell) -> "Pointwise":
+        """The elementwise step of `cell`."""
+        stripped = eqx.filter(cell, eqx.is_array, inverse=True)
+        return cls(stripped, jax.tree.structure(cell.gains), cell.input_weight.shape[1])
+
+    @property
+    def name(self) -> str:
+        """The cell's, as kernels and profiles spell it."""
+        return type(self.cell).__name__.lower()
+
+    @property
+    def fields(self) -> int:
+        """F, the number of vectors in a state."""
+        return len(self.cell.state_type._fields)
+
+    def __call__(
+        self, gains: Float[Array, "K H"], u: Float[Array, "G H"], v: Float[Array, "G H"], before: Float[Array, "F H"]
+    ) -> Float[Array, "F H"]:
+        """The state after one step."""
+        after = self.cell.pointwise(jax.tree.unflatten(self.gains, list(gains)), u, v, self.cell.state_type(*before))
+        return jnp.stack(list(after))
+
+
+class Weights(NamedTuple):
+    """What all sequences of a group share. Each array leads with S, or with 1 where all groups share it too."""
+
+    W: Float[Array, "S I G H"]
+    b: Float[Array, "S G H"]
+    R: Float[Array, "S N D G D"]
+    gains: Float[Array, "S K H"]
+    initial: Float[Array, "S F H"]  # the state after a reset
+
+
+class Sequences(NamedTuple):
+    """What each sequence has for itself."""
+
+    xs: Float[Array, "S B T I"]
+    state: Float[Array, "S B F H"]
+    length: Int[Array, "S B"] | None  # int32, from 0 to T: steps from there on are ignored
+    resets: Bool[Array, "S B T"] | None  # one from `length` on is ignored too
+
+
+class Trajectory(NamedTuple):
+    """What `forward` gives, all of it in the carry's dtype."""
+
+    states: tuple[Float[Array, "S B T H"] | None, ...]  # by field; an ignored step holds the state before it
+    last: Float[Array, "S B F H"]
+    kept: Float[Array, "S B T C H"]  # for `backward`
+
+
+class Cotangents(NamedTuple):
+    """What the backward half gives back; None where it was not wanted. Those of weights are in the carry's dtype."""
+
+    weights: Weights  # each array leads with S, be its weight shared or not
+    xs: Float[Array, "S B T I"] | None
+    state: Float[Array, "S B F H"] | None
+
+
+class AbstractKernel(eqx.Module):
+    """The recurrence of any `AbstractGatedCell` on one platform: projection, steps, and the gradients of both.
+
+        u_t = W x_t + b        v_t = R h_{t-1}        state_t = pointwise(gains, u_t, v_t, state_{t-1})
+
+    Subclass requirements: both halves trace `pointwise` (and `jax.vjp` of it), so that a new cell needs no new kernel;
+    weights and inputs are of one dtype, all that belongs to a state is in its `carry_dtype`, and so are sums; `length`
+    and `resets` are honoured inside, so that a ragged batch pays for its valid steps alone; and
+    `<tangent(t), c> == <t, backward(c)>`. A kernel is hashable.
+    """
+
+    @abc.abstractmethod
+    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
+        """Why this kernel cannot run such a cell, and what can; None if it can. Asked of shapes and dtypes alone."""
+
+    @abc.abstractmethod
+    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
+        """How it runs such a cell that it does not refuse, in a few words. Asked of shapes and dtypes alone."""
+
+    @abc.abstractmethod
+    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
+        """C, how many vectors [H] of every step `forward` keeps for `backward`. Asked of shapes and dtypes alone."""
+
+    @abc.abstractmethod
+    def forward(
+        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+    ) -> Trajectory:
+        """All states.
+
+        keep   the C of `kept`: zero, or (as another platform may keep more) at least `keeps(...)`
+        seen   for each field whether anybody looks at its states; where not, they are None. `backward` sees all
+        """
+
+    @abc.abstractmethod
+    def backward(
+        self,
+        pointwise: Pointwise,
+        weights: Weights,
+        sequences: Sequences,
+        trajectory: Trajectory,
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"] | None,
+        wanted: Cotangents,
+    ) -> Cotangents:
+        """The transpose of the derivative of `forward`, at its own `trajectory`; `wanted` holds a bool for each answer.
+
+        A cotangent that is None is zero; one of them at least is not.
+        """
+
+
+def carried(weights: Weights) -> jnp.dtype:
+    """The dtype of states, gains and sums."""
+    return carry_dtype(weights.W.dtype)

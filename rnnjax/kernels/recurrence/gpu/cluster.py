@@ -1,0 +1,183 @@
+"""Tiers 2 and 3: several blocks of threads for a head and a tile of sequences, R in the shared memory of all (Mosaic).
+
+They are a cluster, which Hopper devices run together; or, where the caller asks for it, any of the grid.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ...pallas import output
+from ..contract import Pointwise, Sequences, Weights
+from ..pointwise.step import Step
+from . import cluster_backward, cluster_forward
+from .cut import NARROWEST, SPARE, WIDEST, Cut, fill, marks, ring, tiles_of
+from .device import HOPPER, Device
+from .exchange import AbstractExchange, ClusterExchange, GridExchange
+from .tier import AbstractTier, Loop, Problem
+
+LARGEST = 16  # blocks of a cluster; more than eight are not portable, but every Hopper device runs them
+# What asks for more than TF32, of `jax_default_matmul_precision`.
+EXACT = "highest", "float32", "F32_F32_F32", "TF32_TF32_F32_X3", "BF16_BF16_F32_X6", "BF16_BF16_F32_X9"
+LACKING = frozenset(  # of all operations; in one JAX or another
+    {"floor", "ceil", "round_even", "sqrt", "expm1", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf"}
+    | {"erfc", "pow", "atan2"}
+)
+
+
+class Cluster(AbstractTier):
+    """Each block owns `width` units of a head, and gets h of the others through global memory at every step."""
+
+    def __init__(
+        self, device: Device, width: int, forward: tuple[int, int], backward: tuple[int, int], whole_grid: bool
+    ):
+        self.device, self.width, self.whole_grid = device, width, whole_grid
+        self.rings = {"forward": forward, "backward": backward}  # chunk and slots of each half
+
+    @classmethod
+    def fit(
+        cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device, whole_grid: bool
+    ) -> "Cluster | str":
+        """The fewest blocks that do, or the reason why none do."""
+        what = "the whole grid" if whole_grid else "a cluster"
+        if device.capability != HOPPER:
+            return f"{what} needs compute capability 9.0, `wgmma`, and {device.name} has {device.capability / 10}"
+        if lacking := sorted(step.operations() & LACKING):
+            return f"{what} has no {' and no '.join(lacking)}, which pointwise computes"
+        precision = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  the type of `config` lacks it
+        if weights.R.dtype == jnp.float32 and precision in EXACT:
+            return f"{what} multiplies float32 as TF32, and jax_default_matmul_precision is {precision}"
+        units, largest = weights.R.shape[2], device.multiprocessors if whole_grid else LARGEST
+        if units % NARROWEST:
+            nearest = -(-units // NARROWEST) * NARROWEST
+            return f"{what} needs a multiple of {NARROWEST} units a head, such as {nearest}, and not {units}"
+        sizes = _Sizes(pointwise.gates, len(step.columns), pointwise.fields, weights.R.dtype.itemsize, device, largest)
+        for each in range(units, 0, -NARROWEST):
+            found = sizes.width(each)
+            if found is not None and each == units:
+                return cls(device, *found, whole_grid)
+            if found is not None:
+                return f"{what} on {device.name} has room for {each} units a head of this cell, and not {units}"
+        return f"{what} has no room for this cell on {device.name}"
+
+    def __str__(self) -> str:
+        together = "blocks of the whole grid" if self.whole_grid else "a cluster of blocks"
+        return (
+            f"{together} for each head and up to 64 sequences, {self.width} units each, R of the head in the shared "
+            f"memory of all, h through global memory at every step, on {self.device.name}"
+        )
+
+    def forward(
+        self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
+    ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
+        weights, sequences, cut = problem.weights, problem.sequences, self._cut("forward", problem)
+        resets, state, after = _resets(sequences), sequences.state, None
+        if resets is not None:  # one before step t + 1 is made at the end of step t, so that all blocks see it
+            state = jnp.where(resets[:, :, :1, None], weights.initial[:, None], state)
+            after = jnp.pad(resets[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
+        operands = cluster_forward.Operands(
+            fill(us, cut.batch),
+            cluster_forward.packed(cut, weights.R),
+            weights.gains if weights.gains.shape[1] else None,
+            None if resets is None else weights.initial,
+            fill(state, cut.batch),
+            marks(cut, sequences.length, after, us.shape[1]),
+        )
+        states = output((cut.groups, cut.batch, cut.steps, us.shape[4]), state.dtype)
+        results = cluster_forward.Results(
+            states.update(dtype=weights.R.dtype),
+            tuple(states if look else None for look in seen),
+            output(operands.state.shape, state.dtype),
+        )
+        made = cluster_forward.forward(
+            cut, problem.step, f"rnnjax_{problem.name}_forward", self._exchange(interpret), interpret, operands, results
+        )
+        made = jax.tree.map(lambda array: array[:, : us.shape[1]], made)
+        return made.states, made.last
+
+    def backward(
+        self,
+        problem: Problem,
+        columns: Float[Array, "S B T C H"],
+        before: Float[Array, "S B T F H"],
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"],
+        interpret: Any,
+    ) -> Loop:
+        weights, sequences, cut = problem.weights, problem.sequences, self._cut("backward", problem)
+        filled = partial(fill, batch=cut.batch)
+        operands = cluster_backward.Operands(
+            filled(columns),
+            filled(before),
+            tuple(None if each is None else filled(each) for each in dstates),
+            filled(dlast),
+            cluster_backward.packed(cut, weights.R),
+            weights.gains if weights.gains.shape[1] else None,
+            marks(cut, sequences.length, _resets(sequences), dlast.shape[1]),
+        )
+        state = output(operands.dlast.shape, dlast.dtype)
+        results = cluster_backward.Results(
+            output(operands.columns.shape, weights.R.dtype),
+            state.update(shape=(*state.shape[:2], weights.gains.shape[1], state.shape[3]))
+            if weights.gains.shape[1]
+            else None,
+            None if sequences.resets is None else state,
+            state,
+        )
+        name = f"rnnjax_{problem.name}_backward"
+        made = cluster_backward.backward(
+            cut, problem.step, name, self._exchange(interpret), interpret, operands, results
+        )
+        return Loop(*jax.tree.map(lambda array: array[:, : dlast.shape[1]], tuple(made)))
+
+    def _cut(self, half: str, problem: Problem) -> Cut:
+        groups, batch, steps, _ = problem.sequences.xs.shape
+        heads, units = problem.weights.R.shape[1:3]
+        cut = Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *self.rings[half])
+        if self.whole_grid and cut.works * cut.blocks > self.device.multiprocessors:
+            raise ValueError(
+                f"whole_grid: {groups} groups x {heads} heads x {cut.tiles} tiles of sequences x {cut.blocks} blocks "
+                f"are more than the {self.device.multiprocessors} multiprocessors of {self.device.name}, which must "
+                "run all at the same time. Use smaller batches, or whole_grid=False"
+            )
+        return cut
+
+    def _exchange(self, interpret: Any) -> AbstractExchange:
+        return GridExchange() if self.whole_grid else ClusterExchange(fences=not interpret)
+
+
+class _Sizes(NamedTuple):
+    """What decides whether a head of some size fits."""
+
+    gates: int
+    columns: int
+    fields: int
+    itemsize: int
+    device: Device
+    largest: int  # number of blocks
+
+    def width(self, units: int) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
+        """The most units of a block for a head of so many, and chunk and slots of each half; None if none do."""
+        for width in (64, 48, 32, 16):
+            if units % width == 0 and 2 <= units // width <= self.largest and self.gates * width <= WIDEST:
+                rings = self.rings(units, width)
+                if rings[0] is not None and rings[1] is not None:
+                    return width, rings[0], rings[1]
+        return None
+
+    def rings(self, units: int, width: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """Those in what a block's part of R and the arrays of a step leave of its shared memory."""
+        room = self.device.shared_memory - SPARE
+        ahead = cluster_forward.fixed_bytes(width, units, self.gates, self.fields, self.itemsize)
+        back = cluster_backward.fixed_bytes(width, units, self.gates, self.columns, self.fields, self.itemsize)
+        return ring(units, 1, self.itemsize, room - ahead), ring(units, self.gates, self.itemsize, room - back)
+
+
+def _resets(sequences: Sequences) -> Bool[Array, "S B T"] | None:
+    """The resets that count."""
+    if sequences.resets is None or sequences.length is None:
+        return sequences.resets
+    return sequences.resets & (jnp.arange(sequences.xs.shape[2], dtype=jnp.int32) < sequences.length[..., None])

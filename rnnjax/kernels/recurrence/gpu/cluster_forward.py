@@ -1,0 +1,172 @@
+"""The forward half on several blocks that share a head (Mosaic GPU, Hopper).
+
+Before step t + 1 each block stores its part of h, rounded as the product takes it, in the output `hs`, and reads back
+that of all: so the exchange is an output too, and no place of it is ever written twice.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ...pallas import layout, load, mosaic_gpu, pallas
+from ..pointwise.step import Step
+from .cut import ROWS, Cut, Ring, Worker, chosen, launch, of_rows
+from .exchange import AbstractExchange
+
+
+class Operands(NamedTuple):
+    """What the forward half reads: arrays outside of the kernel, references inside."""
+
+    us: Any  # [S B T G H]
+    R: Any  # [_ N blocks chunks columns chunk]
+    gains: Any  # [_ K H], None where there are none
+    initial: Any  # [_ F H], None where there are no resets
+    state: Any  # [S B F H]
+    marks: Any  # [S T tiles ROWS] int32, None without: bit 0, the step is taken; bit 1, a reset follows it
+
+
+class Results(NamedTuple):
+    """What it writes."""
+
+    hs: Any  # [S B T H] before each step, in the dtype of R
+    states: tuple[Any, ...]  # [S B T H] each, None where nobody looks
+    last: Any  # [S B F H]
+
+
+class _Scratch(NamedTuple):
+    """What a block has for itself: its part of R, inputs, h and states in shared memory, and barriers."""
+
+    kept: Any
+    inputs: Any
+    hidden: Any
+    staged: Any
+    operand: Any
+    resident: Any
+    started: Any
+    arrived: Any
+    ready: Any
+
+
+def packed(cut: Cut, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N blocks chunks columns chunk"]:
+    """R as the blocks keep it: of each the columns of its units, gate by gate, in chunks of the operand."""
+    groups, heads, _, gates, _ = R.shape
+    apart = R.reshape(groups, heads, cut.chunks, cut.chunk, gates, cut.blocks, cut.width).transpose(0, 1, 5, 2, 4, 6, 3)
+    return apart.reshape(groups, heads, cut.blocks, cut.chunks, gates * cut.width, cut.chunk)
+
+
+def fixed_bytes(width: int, units: int, gates: int, fields: int, itemsize: int) -> int:
+    """Shared memory beside the ring: a part of R, what comes from the input, h, and the states."""
+    return width * (gates * units * itemsize + ROWS * ((gates + 1) * itemsize + 4 * fields))
+
+
+def forward(
+    cut: Cut, step: Step, name: str, exchange: AbstractExchange, interpret: Any, operands: Operands, results: Results
+) -> Results:
+    """All steps; `results` holds the types."""
+    gates, fields = operands.us.shape[3], operands.state.shape[2]
+    shared, dtype = mosaic_gpu.SMEM, operands.R.dtype
+    scratch = _Scratch(
+        shared((cut.chunks, gates * cut.width, cut.chunk), dtype),
+        shared((gates, ROWS, cut.width), operands.us.dtype),
+        shared((ROWS, cut.width), dtype),
+        shared((fields, ROWS, cut.width), operands.state.dtype),
+        shared((cut.slots, ROWS, cut.chunk), dtype),
+        mosaic_gpu.Barrier(num_barriers=1, num_arrivals=cut.chunks),
+        mosaic_gpu.Barrier(num_barriers=1, num_arrivals=fields),
+        mosaic_gpu.Barrier(num_barriers=1, num_arrivals=gates),
+        mosaic_gpu.Barrier(num_barriers=cut.slots),
+    )
+    return launch(_Block, cut, step, name, exchange, interpret, operands, results, scratch)
+
+
+class _Block(Worker):
+    """What one block does."""
+
+    @property
+    def gates(self) -> int:
+        return self.read.us.shape[3]
+
+    @property
+    def fields(self) -> int:
+        return self.read.state.shape[2]
+
+    def run(self) -> None:
+        read, place, scratch = self.read, self.place, self.scratch
+        self.keep()
+        self.fetch_inputs(jnp.int32(0))
+        for field in range(self.fields):
+            source = read.state.at[place.group, place.batch, field, place.mine]
+            mosaic_gpu.copy_gmem_to_smem(source, scratch.staged.at[field, place.top], scratch.started.at[0])
+        self.gains, self.initial = self.vectors(read.gains), self.vectors(read.initial)
+        mosaic_gpu.barrier_wait(scratch.started.at[0])
+        start = [load(scratch.staged.at[field], layout()) for field in range(self.fields)]
+        self.publish(jnp.int32(0), start[0])
+        mosaic_gpu.barrier_wait(scratch.resident.at[0])
+        last = jax.lax.fori_loop(jnp.int32(0), jnp.int32(self.cut.steps), self.one, start)
+        mosaic_gpu.wait_smem_to_gmem(0, wait_read_only=True)
+        fields = range(self.fields)
+        self.store([self.write.last.at[place.group, place.batch, field, place.mine] for field in fields], last)
+        mosaic_gpu.wait_smem_to_gmem(0)
+
+    def fetch_inputs(self, t: Array) -> None:
+        """Start the loads of what step t gets from the input."""
+        place = self.place
+        for gate in range(self.gates):
+            source = self.read.us.at[place.group, place.batch, t, gate, place.mine]
+            target = self.scratch.inputs.at[gate, place.top]
+            mosaic_gpu.copy_gmem_to_smem(source, target, self.scratch.arrived.at[0])
+
+    def publish(self, t: Array, h: Array) -> None:
+        """Store this block's part of the h before step t, and say so."""
+        place, scratch = self.place, self.scratch
+        scratch.hidden[...] = h.astype(scratch.hidden.dtype)
+        mosaic_gpu.commit_smem()
+        target = self.write.hs.at[place.group, place.batch, t, place.mine]
+        mosaic_gpu.copy_smem_to_gmem(scratch.hidden.at[place.top], target)
+        self.exchange.publish(self.barrier)
+
+    def one(self, t: Array, before: list[Array]) -> list[Array]:
+        """A step."""
+        cut, place, scratch = self.cut, self.place, self.scratch
+        marks = None if self.read.marks is None else of_rows(self.read.marks.at[place.group, t, place.tile], cut.width)
+        self.exchange.collect(self.barrier, cut.blocks, t)
+        mosaic_gpu.barrier_wait(scratch.arrived.at[0])
+        us = [load(scratch.inputs.at[gate], layout()).astype(self.dtype) for gate in range(self.gates)]
+        mosaic_gpu.commit_smem()  # they are read before the next ones are written over them
+        pallas.when(t + 1 < cut.steps)(lambda: self.fetch_inputs(t + 1))
+
+        sums = Ring(scratch.operand, scratch.ready, cut.chunks).product(
+            scratch.kept, lambda k, slot: self.fetch_chunk(t, k, slot), self.gates * cut.width, self.dtype
+        )
+        vs = [sums[:, gate * cut.width : (gate + 1) * cut.width] for gate in range(self.gates)]
+        after = self.step.forward(self.step.sums(us, vs), before, self.gains)
+        if marks is not None:
+            after = chosen((marks & 1) != 0, after, before)
+        following = after if marks is None or not self.initial else chosen((marks & 2) != 0, self.initial, after)
+        mosaic_gpu.wait_smem_to_gmem(0, wait_read_only=True)  # what was staged before has been read
+        pallas.when(t + 1 < cut.steps)(lambda: self.publish(t + 1, following[0]))
+        targets = [
+            None if each is None else each.at[place.group, place.batch, t, place.mine] for each in self.write.states
+        ]
+        self.store(targets, after)
+        return following
+
+    def fetch_chunk(self, t: Array, k: Any, slot: Any) -> None:
+        """Start the load of a chunk of the h of all blocks."""
+        place, scratch = self.place, self.scratch
+        units = pallas.ds(place.head * self.cut.units + k * self.cut.chunk, self.cut.chunk)
+        source = self.write.hs.at[place.group, place.batch, t, units]
+        mosaic_gpu.copy_gmem_to_smem(source, scratch.operand.at[slot, place.top], scratch.ready.at[slot])
+
+    def store(self, targets: list[Any], state: list[Array]) -> None:
+        """Start the stores of the fields of a state; a target may be None."""
+        staged = self.scratch.staged
+        for field, (target, array) in enumerate(zip(targets, state, strict=True)):
+            if target is not None:
+                staged[field] = array
+        mosaic_gpu.commit_smem()
+        for field, target in enumerate(targets):
+            if target is not None:
+                mosaic_gpu.copy_smem_to_gmem(staged.at[field, self.place.top], target)

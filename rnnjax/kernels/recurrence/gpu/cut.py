@@ -1,0 +1,251 @@
+"""How a recurrence is cut into pieces for several blocks of threads that share a head, and what all of them do alike.
+
+A block owns `width` units of a head, all their gates, in a tile of sequences. Its part of R stays in its shared memory;
+at every step it needs the whole h (or all gate cotangents) of the tile, which it reads back chunk by chunk.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ...pallas import accumulator, layout, load, mosaic_gpu, pallas, transposed
+from ..pointwise.step import Step
+from .exchange import AbstractExchange
+
+ROWS = 64  # sequences that a product in matrix units takes; a tile has at most as many
+NARROWEST = 16  # of a block's units
+WIDEST = 128  # of a block's units, all gates counted: with more, the sums would not stay in registers
+MOST_BARRIERS = 32  # of one kind, and so of slots
+SPARE = 1024  # bytes of shared memory for barriers and alignment
+
+
+class Cut(NamedTuple):
+    """The sizes of the pieces; `slots` chunks of the operand of the product are in shared memory at a time."""
+
+    groups: int
+    heads: int
+    tiles: int
+    rows: int  # sequences of a tile
+    steps: int
+    units: int  # D, of a head
+    blocks: int  # that share a head
+    chunk: int  # units
+    slots: int
+
+    @property
+    def works(self) -> int:
+        """The pieces of work that know nothing of each other."""
+        return self.groups * self.heads * self.tiles
+
+    @property
+    def width(self) -> int:
+        """The units of a block."""
+        return self.units // self.blocks
+
+    @property
+    def chunks(self) -> int:
+        return self.units // self.chunk
+
+    @property
+    def batch(self) -> int:
+        """The sequences, with those that fill the last tile."""
+        return self.tiles * self.rows
+
+
+def tiles_of(sequences: int) -> tuple[int, int]:
+    """How many tiles, and of how many rows each."""
+    tiles = -(-sequences // ROWS)
+    return tiles, -(-sequences // (8 * tiles)) * 8
+
+
+def fill(array: Array, batch: int) -> Array:
+    """`array` [S B ...] with zeros for sequences up to `batch`."""
+    return jnp.pad(array, [(0, 0), (0, batch - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
+
+
+def ring(units: int, streams: int, itemsize: int, room: int) -> tuple[int, int] | None:
+    """Chunk and slots for an operand of `streams` x `units` columns in `room` bytes; None if there is none.
+
+    All of it at once where it fits, else as few and as large chunks as leave two slots or three.
+    """
+    columns = room // (ROWS * itemsize)
+    for least in (3, 2):
+        for chunk in (size for size in (256, 128, 64, 32, 16) if units % size == 0):
+            total = streams * units // chunk
+            if columns // chunk >= min(least, total):
+                return chunk, max(2, min(columns // chunk, total, MOST_BARRIERS)) if total > 1 else 1
+    return None
+
+
+def marks(
+    cut: Cut, length: Int[Array, "S B"] | None, resets: Bool[Array, "S B T"] | None, sequences: int
+) -> Int[Array, "S T tiles rows"] | None:
+    """Bit 0: the step is taken. Bit 1: the one of `resets`. Side by side for the rows of a tile; None without marks."""
+    if length is None and resets is None:
+        return None
+    bits = jnp.ones((cut.groups, sequences, cut.steps), jnp.int32)
+    if length is not None:
+        bits = (jnp.arange(cut.steps, dtype=jnp.int32) < length[..., None]).astype(jnp.int32)
+    if resets is not None:
+        bits = bits + 2 * resets.astype(jnp.int32)
+    apart = fill(bits, cut.batch).reshape(cut.groups, cut.tiles, cut.rows, cut.steps)
+    return jnp.pad(apart, ((0, 0), (0, 0), (0, ROWS - cut.rows), (0, 0))).transpose(0, 3, 1, 2)
+
+
+class Place(NamedTuple):
+    """Where a block is."""
+
+    work: Array
+    group: Array
+    head: Array
+    tile: Array
+    block: Array
+    batch: Any  # the sequences of its tile, in an array of all
+    mine: Any  # its units, in an array of all
+    top: Any  # the rows that are real, in a tile of ROWS
+
+
+def place(cut: Cut) -> Place:
+    work, block = jax.lax.axis_index("work"), jax.lax.axis_index("block")
+    head, tile = work // cut.tiles % cut.heads, work % cut.tiles
+    batch = pallas.ds(tile * cut.rows, cut.rows)
+    mine = pallas.ds(head * cut.units + block * cut.width, cut.width)
+    return Place(work, work // (cut.tiles * cut.heads), head, tile, block, batch, mine, pallas.ds(0, cut.rows))
+
+
+def own(array: Any, group: Array) -> Array:
+    """The place of a group in an array that may be shared by all."""
+    return jnp.int32(0) if array.shape[0] == 1 else group
+
+
+def chosen(condition: Array, one: list[Array], other: list[Array]) -> list[Array]:
+    return [jnp.where(condition, *pair) for pair in zip(one, other, strict=True)]
+
+
+def column(reference: Any) -> Float[Array, "rows width"]:
+    """A vector [width] in global memory, the same for all rows."""
+    vector = load(reference, layout().reduce(0), optimized=False)
+    return jax.lax.broadcast_in_dim(vector, (ROWS, vector.shape[0]), (1,))
+
+
+def of_rows(reference: Any, width: int) -> Int[Array, "rows width"]:
+    """A vector [rows] in global memory, the same for all units."""
+    return jax.lax.broadcast_in_dim(load(reference, layout().reduce(1), optimized=False), (ROWS, width), (0,))
+
+
+class Ring(NamedTuple):
+    """References to the operand's slots in shared memory, and the barriers that say when one is there."""
+
+    operand: Any  # [slots, ROWS, chunk]
+    ready: Any  # [slots]
+    chunks: int
+
+    def product(self, kept: Any, fetch: Callable[[Any, Any], None], columns: int, dtype: Any) -> Float[Array, "rows n"]:
+        """operand @ kept^T; `fetch(k, slot)` starts the load of a chunk, and `kept` is [chunks, columns, chunk]."""
+        return pallas.run_scoped(lambda sums: self._accumulate(sums, kept, fetch), accumulator((ROWS, columns), dtype))
+
+    def _accumulate(self, sums: Any, kept: Any, fetch: Callable[[Any, Any], None]) -> Array:
+        slots = self.operand.shape[0]
+
+        def one(k: Any) -> None:
+            slot = remainder(k, slots)
+            mosaic_gpu.barrier_wait(self.ready.at[slot])
+            mosaic_gpu.wgmma(sums, self.operand.at[slot], transposed(kept.at[k]))
+            if slots < self.chunks:
+                mosaic_gpu.wgmma_wait(1)  # the product before this one has read its slot
+                following = k - 1 + slots
+                when((k > 0) & (following < self.chunks), lambda: fetch(following, remainder(following, slots)))
+
+        for k in range(min(slots, self.chunks)):
+            fetch(k, k)
+        if self.chunks <= 2:
+            for k in range(self.chunks):
+                one(k)
+        else:
+            jax.lax.fori_loop(jnp.int32(0), jnp.int32(self.chunks), lambda k, _: one(k), None)
+        return sums[...]
+
+
+def when(condition: Any, act: Callable[[], None]) -> None:
+    """`act` if the condition holds, which may be known already."""
+    if isinstance(condition, bool):
+        if condition:
+            act()
+    else:
+        pallas.when(condition)(act)
+
+
+def remainder(k: Any, count: int) -> Any:
+    """`k` modulo `count`, of a number that may be known already."""
+    return k % count if isinstance(k, int) else jax.lax.rem(k, jnp.int32(count))
+
+
+def quotient(k: Any, count: int) -> Any:
+    """`k` divided by `count`, likewise."""
+    return k // count if isinstance(k, int) else jax.lax.div(k, jnp.int32(count))
+
+
+class Worker(abc.ABC):
+    """What one block does; a half says how it runs."""
+
+    def __init__(
+        self, cut: Cut, step: Step, exchange: AbstractExchange, read: Any, write: Any, scratch: Any, barrier: list[Any]
+    ):
+        self.cut, self.step, self.exchange = cut, step, exchange
+        self.read, self.write, self.scratch = read, write, scratch
+        self.place, self.dtype = place(cut), step.graph.dtype
+        self.barrier = exchange.open(cut.works, self.place.work, barrier)
+
+    @abc.abstractmethod
+    def run(self) -> None:
+        """All steps."""
+
+    def keep(self) -> None:
+        """Start the loads of this block's part of R."""
+        group = own(self.read.R, self.place.group)
+        for k in range(self.read.R.shape[3]):
+            source = self.read.R.at[group, self.place.head, self.place.block, k]
+            mosaic_gpu.copy_gmem_to_smem(source, self.scratch.kept.at[k], self.scratch.resident.at[0])
+
+    def vectors(self, array: Any) -> list[Array]:
+        """The rows of an array [_ K H]; none of one that is not there."""
+        if array is None:
+            return []
+        group = own(array, self.place.group)
+        return [column(array.at[group, row, self.place.mine]) for row in range(array.shape[1])]
+
+
+def launch(
+    worker: Callable[..., Worker],
+    cut: Cut,
+    step: Step,
+    name: str,
+    exchange: AbstractExchange,
+    interpret: Any,
+    operands: Any,
+    results: Any,
+    scratch: Any,
+) -> Any:
+    """Run the kernel of a half; `results` and `scratch` hold types."""
+    axes = {axis: value for axis, value in exchange.axes(cut.works, cut.blocks)._asdict().items() if value}
+    emulated = {"interpret": interpret} if interpret else {}
+    form = jax.tree.structure((operands, results, scratch))
+
+    def body(*references: Any) -> None:
+        read, write, own = jax.tree.unflatten(form, references[: form.num_leaves])
+        worker(cut, step, exchange, read, write, own, list(references[form.num_leaves :])).run()
+
+    call = mosaic_gpu.kernel(
+        body,
+        out_type=jax.tree.leaves(results),
+        scratch_types=[*jax.tree.leaves(scratch), *exchange.scratch()],
+        compiler_params=mosaic_gpu.CompilerParams(lowering_semantics=mosaic_gpu.LoweringSemantics.Warpgroup),
+        kernel_name=name,
+        **axes,
+        **emulated,
+    )
+    return jax.tree.unflatten(jax.tree.structure(results), call(*jax.tree.leaves(operands)))

@@ -1,0 +1,142 @@
+"""What a block of threads of the Triton kernel works on, and how it reads and writes.
+
+Arrays lie batch first, and are not copied. Rows and units beyond the last are clones of it, which are not written;
+their rows of R are zero, and so are the cotangents that reach them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ...pallas import pallas, triton
+
+
+class Tile(NamedTuple):
+    """The sizes of what a block works on, each a power of two; the real ones are those of the arrays."""
+
+    rows: int
+    units: int
+
+
+class Shared(NamedTuple):
+    """References to what all sequences of a group share, and to the marks, where there are any."""
+
+    R: Any  # [_ N D G D]
+    gains: Any  # [_ K H]
+    initial: Any  # [_ F H]
+    length: Any  # [S B] int32
+    resets: Any  # [S B T] int32
+
+
+class Forward(NamedTuple):
+    """References to what the forward half reads beside that."""
+
+    us: Any  # [S B T G H]
+    state: Any  # [S B F H]
+
+
+class Trajectory(NamedTuple):
+    """References to what it writes."""
+
+    states: tuple[Any, ...]  # [S B T H] each, None where nobody looks
+    last: Any  # [S B F H]
+
+
+class Backward(NamedTuple):
+    """References to what the backward half reads beside what is shared."""
+
+    columns: Any  # [S B T C H]
+    befores: Any  # [S B T F H]
+    dstates: tuple[Any, ...]  # [S B T H] each, None where it is zero
+    dlast: Any  # [S B F H]
+
+
+class Pulled(NamedTuple):
+    """References to what it writes; `dfresh` is None where there are no resets."""
+
+    dcolumns: Any  # [S B T C H]
+    dgains: Any  # [S B K H]
+    dfresh: Any  # [S B F H]
+    dstate: Any  # [S B F H]
+
+
+class Place:
+    """Where a block is, and how it reads and writes."""
+
+    def __init__(self, tile: Tile, shared: Shared, batch: int):
+        self.tile, self.shared = tile, shared
+        self.group, self.head = pallas.program_id(2), pallas.program_id(1)
+        size = shared.R.shape[2]
+        units = jnp.arange(tile.units, dtype=jnp.int32)
+        rows = pallas.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
+        # Without clones nothing is masked or clamped, and the compiler sees that units lie side by side.
+        self.whole = batch % tile.rows == 0 and size == tile.units
+        self.mask = None if self.whole else (rows < batch)[:, None] & (units < size)[None, :]
+        self.rows = rows if batch % tile.rows == 0 else jnp.minimum(rows, batch - 1)
+        self.within = units if size == tile.units else jnp.minimum(units, size - 1)
+        self.row, self.unit = self.rows[:, None], (self.head * size + self.within)[None, :]
+        self.length = None if shared.length is None else triton.load(shared.length.at[self.group, self.rows])
+        self.written = rows[:, None], (self.head * size + units)[None, :]  # no clone shares the place of another
+
+    def own(self, weight: Any) -> Array | int:
+        """The place of this group in an array that may be shared by all."""
+        return 0 if weight.shape[0] == 1 else self.group
+
+    def state(self, array: Any, field: int) -> Array:
+        """A field [rows, units] of an array [S B F H]."""
+        return triton.load(array.at[self.group, self.row, field, self.unit])
+
+    def timed(self, array: Any, t: Array, column: int) -> Array:
+        """A column [rows, units] of an array [S B T C H]."""
+        return triton.load(array.at[self.group, self.row, t, column, self.unit])
+
+    def states(self, array: Any, t: Array) -> Array:
+        """What an array [S B T H] holds of one step, zero of clones."""
+        return self.of_real(triton.load(array.at[self.group, self.row, t, self.unit]))
+
+    def of_real(self, array: Array) -> Array:
+        """`array` with zeros for clones."""
+        return array if self.mask is None else jnp.where(self.mask, array, 0.0)
+
+    def vectors(self, array: Any, count: int) -> list[Array]:
+        """Vectors of an array [_ K H], the same in all rows."""
+        group, shape = self.own(array), (self.tile.rows, self.tile.units)
+        return [jnp.broadcast_to(triton.load(array.at[group, row, self.unit]), shape) for row in range(count)]
+
+    def matrix(self, gate: int) -> Array:
+        """R of a gate, from unit to unit."""
+        R = self.shared.R
+        matrix = triton.load(R.at[self.own(R), self.head, self.within[:, None], gate, self.within[None, :]])
+        if R.shape[2] == self.tile.units:
+            return matrix
+        return jnp.where(jnp.arange(self.tile.units, dtype=jnp.int32)[:, None] < R.shape[2], matrix, 0.0)
+
+    def running(self, t: Array) -> Array | None:
+        """Which rows [rows, 1] are not yet at their end; None where all have the full length."""
+        return None if self.length is None else (t < self.length)[:, None]
+
+    def longest(self, steps: int) -> Array:
+        """The number of steps after which all rows of this tile are held."""
+        return jnp.int32(steps) if self.length is None else jnp.max(self.length)
+
+    def fresh(self, t: Array, running: Array | None) -> Array | None:
+        """Which rows [rows, 1] start afresh before step `t`; None where there are no resets."""
+        if self.shared.resets is None:
+            return None
+        flags = (triton.load(self.shared.resets.at[self.group, self.rows, t]) != 0)[:, None]
+        return flags if running is None else flags & running
+
+    def write_timed(self, array: Any, t: Array, column: int | None, value: Array) -> None:
+        """Into an array [S B T C H], or [S B T H] where there are no columns."""
+        row, unit = self.written
+        at = (self.group, row, t, unit) if column is None else (self.group, row, t, column, unit)
+        self._write(array.at[at], value)
+
+    def write_state(self, array: Any, field: int, value: Array) -> None:
+        """Into an array [S B F H]."""
+        row, unit = self.written
+        self._write(array.at[self.group, row, field, unit], value)
+
+    def _write(self, reference: Any, value: Array) -> None:
+        triton.store(reference, value.astype(reference.dtype), mask=self.mask)

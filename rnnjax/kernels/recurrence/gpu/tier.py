@@ -1,0 +1,49 @@
+"""The noun *tier*: a way to spread a recurrence over a GPU."""
+
+import abc
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from ..contract import Sequences, Weights
+from ..pointwise.step import Step
+
+
+class Problem(NamedTuple):
+    """What both halves are given."""
+
+    name: str  # of the cell
+    step: Step
+    weights: Weights
+    sequences: Sequences
+
+
+class Loop(NamedTuple):
+    """What the loop of the backward half leaves."""
+
+    dcolumns: Float[Array, "S B T C H"]  # in the dtype of R
+    dgains: Float[Array, "S B K H"] | None  # None where there are none
+    dfresh: Float[Array, "S B F H"] | None  # None where there are no resets
+    dstate: Float[Array, "S B F H"]
+
+
+class AbstractTier(abc.ABC):
+    """The loop over time of both halves, all big products being outside. Its `str` says in words how it runs."""
+
+    @abc.abstractmethod
+    def forward(
+        self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
+    ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
+        """The states of the fields that are seen, and the last state."""
+
+    @abc.abstractmethod
+    def backward(
+        self,
+        problem: Problem,
+        columns: Float[Array, "S B T C H"],
+        before: Float[Array, "S B T F H"],
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"],
+        interpret: Any,
+    ) -> Loop:
+        """What the loop leaves, of the columns and the states that the steps saw."""

@@ -1,0 +1,159 @@
+"""The elementwise step of a cell, and its transposed derivative, as expressions of one unit."""
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial
+from itertools import islice
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..contract import Pointwise, Weights, carried
+from .expressions import Graph
+from .primitives import TranslationError
+from .sizes import check_sizes
+from .trace import UNITS, trace
+from .units import forget_units
+
+
+class Column(NamedTuple):
+    """A row of the gate buffer: the gate it belongs to, and which of the two products adds to it."""
+
+    gate: int
+    input: bool
+    recurrent: bool
+
+
+class Step(NamedTuple):
+    """`pointwise` of one unit, and its transposed derivative, where both products of a gate are one column if they can.
+
+    forward    columns[C], before[F], gains[K]                 -> after[F]
+    backward   columns[C], before[F], dafter[F], gains[K]      -> dcolumns[C], dbefore[F], dgains[K]
+
+    The inputs of `graph` are these names, each with a row; the rows of the outputs are nodes of it.
+    """
+
+    columns: tuple[Column, ...]
+    graph: Graph
+    after: tuple[int, ...]
+    dcolumns: tuple[int, ...]
+    dbefore: tuple[int, ...]
+    dgains: tuple[int, ...]
+
+    @property
+    def by_input(self) -> tuple[int, ...]:
+        """The columns that the product with the input adds to, in the order of the gates."""
+        return tuple(number for number, column in enumerate(self.columns) if column.input)
+
+    @property
+    def by_state(self) -> tuple[int, ...]:
+        """The columns that the product with the state adds to, in the order of the gates."""
+        return tuple(number for number, column in enumerate(self.columns) if column.recurrent)
+
+    def sums(self, us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
+        """The columns, of what the gates get from the input and from the state."""
+        added = {(True, True): lambda u, v: u + v, (True, False): lambda u, _: u, (False, True): lambda _, v: v}
+        return [added[column.input, column.recurrent](us[column.gate], vs[column.gate]) for column in self.columns]
+
+    def forward(self, columns: Sequence[Array], before: Sequence[Array], gains: Sequence[Array]) -> list[Array]:
+        """The fields of the state after a step, of arrays of one shape."""
+        return self.graph.evaluate(self.after, _named(columns=columns, before=before, gains=gains))
+
+    def backward(
+        self, columns: Sequence[Array], before: Sequence[Array], dafter: Sequence[Array], gains: Sequence[Array]
+    ) -> tuple[list[Array], list[Array], list[Array]]:
+        """The cotangents of columns, state before and gains."""
+        inputs = _named(columns=columns, before=before, dafter=dafter, gains=gains)
+        made = iter(self.graph.evaluate((*self.dcolumns, *self.dbefore, *self.dgains), inputs))
+        counts = len(self.dcolumns), len(self.dbefore), len(self.dgains)
+        dcolumns, dbefore, dgains = (list(islice(made, count)) for count in counts)
+        return dcolumns, dbefore, dgains
+
+    def operations(self) -> frozenset[str]:
+        """Those that a kernel needs to have for both halves."""
+        needed = self.graph.users((*self.after, *self.dcolumns, *self.dbefore, *self.dgains))
+        return frozenset(self.graph.nodes[number].operation for number in needed) - {"input", "constant"}
+
+
+def _named(**arrays: Sequence[Array]) -> dict[Hashable, Array]:
+    return {(name, row): array for name, rows in arrays.items() for row, array in enumerate(rows)}
+
+
+@lru_cache
+def translate(pointwise: Pointwise, dtype: np.dtype, units: int) -> Step | str:
+    """The step of `pointwise` in the dtype that states are carried in, or the reason why there is none."""
+    step = _translated(pointwise, dtype)
+    if isinstance(step, Step):
+        try:
+            for function, inputs in _functions(pointwise):
+                check_sizes(function, inputs, dtype, (UNITS, units))
+        except TranslationError as refusal:
+            return str(refusal)
+    return step
+
+
+def step_of(pointwise: Pointwise, weights: Weights) -> Step:
+    """The step of a cell that a kernel has not refused."""
+    step = translate(pointwise, carried(weights), weights.W.shape[-1])
+    assert isinstance(step, Step), step
+    return step
+
+
+@lru_cache
+def _translated(pointwise: Pointwise, dtype: np.dtype) -> Step | str:
+    """The step, whatever the number of units."""
+    try:
+        return _in_columns(*_expressions(pointwise, dtype))
+    except TranslationError as refusal:
+        return str(refusal)
+
+
+def _expressions(pointwise: Pointwise, dtype: np.dtype) -> tuple[Graph, dict[str, list[int]]]:
+    """The rows of the state after a step and of all cotangents, as nodes of the inputs' rows."""
+    by_unit, graph = Graph(dtype), Graph(dtype)
+    outputs = {}
+    for function, inputs in _functions(pointwise):
+        outputs |= trace(by_unit, function, inputs)
+    return graph, forget_units(by_unit, graph, outputs)
+
+
+def _functions(pointwise: Pointwise) -> list[tuple[Callable[..., dict[str, Array]], dict[str, int]]]:
+    """`pointwise` and its transposed derivative, each with the rows of its inputs."""
+    rows = {
+        "gains": pointwise.gains.num_leaves,
+        "u": pointwise.gates,
+        "v": pointwise.gates,
+        "before": pointwise.fields,
+    }
+    return [
+        (lambda **arguments: {"after": pointwise(**arguments)}, rows),
+        (partial(_transposed, pointwise), rows | {"dafter": pointwise.fields}),
+    ]
+
+
+def _transposed(pointwise: Pointwise, dafter: Float[Array, "F H"], **inputs: Float[Array, "_ H"]) -> dict[str, Array]:
+    """The cotangents of the inputs, each named `d` and the input."""
+    _, pull = jax.vjp(lambda inputs: pointwise(**inputs), inputs)
+    (cotangents,) = pull(dafter)
+    return {f"d{name}": cotangent for name, cotangent in cotangents.items()}
+
+
+def _in_columns(graph: Graph, rows: dict[str, list[int]]) -> Step:
+    """One column for a gate whose u and v are seen as their sum alone, so that their cotangents are one; else two."""
+    users = graph.users(number for outputs in rows.values() for number in outputs)
+    columns, replaced, dcolumns, fresh = [], {}, [], Graph(graph.dtype)
+    for gate, (du, dv) in enumerate(zip(rows["du"], rows["dv"], strict=True)):
+        u, v = graph.input(("u", gate)), graph.input(("v", gate))
+        total = graph.node("add", u, v)
+        summed = du == dv and {*users.get(u, ()), *users.get(v, ())} <= {total}
+        parts = [(total, True, True, du)] if summed else [(u, True, False, du), (v, False, True, dv)]
+        for number, by_input, by_state, cotangent in parts:
+            replaced[number] = fresh.input(("columns", len(columns)))
+            columns.append(Column(gate, by_input, by_state))
+            dcolumns.append(cotangent)
+    numbers = graph.into(fresh, replaced)
+    after, dcolumns, dbefore, dgains = (
+        tuple(numbers[number] for number in row) for row in (rows["after"], dcolumns, rows["dbefore"], rows["dgains"])
+    )
+    return Step(tuple(columns), fresh, after, dcolumns, dbefore, dgains)

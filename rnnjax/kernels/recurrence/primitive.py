@@ -1,0 +1,168 @@
+"""The recurrence as three primitives, and every rule that JAX asks of them, written once for all kernels.
+
+    forward     weights, sequences -> trajectory                                 run by the kernels
+    tangent     its derivative, linear in those tangents that are not zero       run by the reference, in forward mode
+    backward    the transpose of `tangent`                                       run by the kernels
+
+Why the weights' tangents are inputs of `tangent`: under `grad(vmap(f))` the batch is folded into B before anything is
+transposed, so `backward` meets the whole batch and makes one gradient of each weight. Under `vmap(grad(f))` it is
+`backward` that is mapped, and the mapped axis is folded into S: one gradient for each sequence, as asked.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import compress
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, partial_eval
+from jaxtyping import Array, PyTree
+
+from ..varying import vary_alike
+from . import functions
+from .batching import batch
+from .contract import Cotangents, Pointwise, Sequences, Trajectory, Weights
+from .functions import REFERENCE, Kernels, Tangents, of_seven, present, seven
+
+
+def run(pointwise: Pointwise, kernels: Kernels, weights: Weights, sequences: Sequences) -> Trajectory:
+    """All states of all sequences, on each platform by its kernel, or by the reference where there is none.
+
+    It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
+    """
+    operands = vary_alike((weights, sequences))
+    seen = (True,) * pointwise.fields
+    return _trajectory(_bind(forward_p, operands, pointwise=pointwise, kernels=kernels, keep=0, seen=seen))
+
+
+def _bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
+    leaves, form = jax.tree.flatten(operands)
+    return primitive.bind(*leaves, form=form, **static)
+
+
+def _trajectory(outputs: list[Array]) -> Trajectory:
+    *states, last, kept = outputs
+    return Trajectory(tuple(states), last, kept)
+
+
+# Derivatives
+
+
+def _forward_jvp(
+    primals: Any, tangents: Any, *, form: Any, keep: int, seen: tuple[bool, ...], **static: Any
+) -> tuple[list[Any], list[Any]]:
+    """Run it with all kept that `backward` needs, and bind `tangent`."""
+    operands = jax.tree.unflatten(form, primals)
+    needed = [kernel.keeps(static["pointwise"], operands[0]) for _, kernel in static["kernels"]]
+    trajectory = _trajectory(_bind(forward_p, operands, keep=max(keep, *needed, 0), seen=(True,) * len(seen), **static))
+    moving = of_seven(Tangents, map(present, tangents[:7]))
+    *moved, moved_last = _bind(tangent_p, (*operands, trajectory, moving), **static)
+    kept = trajectory.kept[:, :, :, :keep]
+    # What is kept has no tangent: `backward` alone reads it, and the derivative of that does without.
+    no_tangent = ad.Zero(jax.typeof(kept).to_tangent_aval())
+    return [*compress(trajectory.states, seen), trajectory.last, kept], [*compress(moved, seen), moved_last, no_tangent]
+
+
+def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) -> list[Any]:
+    """Bind `backward` for the tangents that are asked for, with the cotangents that are not zero."""
+    *at, tangents = jax.tree.unflatten(form, leaves)
+    *dstates, dlast = map(present, cotangents)
+    wanted = of_seven(Cotangents, map(ad.is_undefined_primal, seven(tangents)))
+    asked = [leaf.aval if ad.is_undefined_primal(leaf) else None for leaf in seven(tangents) if leaf is not None]
+    if all(cotangent is None for cotangent in (*dstates, dlast)):
+        answers = [None if aval is None else ad.Zero(aval) for aval in asked]
+    else:
+        made = iter(_bind(backward_p, (*at, tuple(dstates), dlast), wanted=wanted, **static))
+        answers = [None if aval is None else _fit(next(made), aval) for aval in asked]
+    return [*(None for _ in leaves[: -len(asked)]), *answers]
+
+
+def _fit(cotangent: Array, aval: Any) -> Array:
+    """A cotangent as its array takes it: summed over the groups that share that array, in its dtype."""
+    summed = cotangent if cotangent.shape == aval.shape else cotangent.sum(0, keepdims=True)
+    return summed.astype(aval.dtype)
+
+
+def _jvp_by_reference(
+    primitive: Primitive, function: Callable[..., list[Array]], primals: Any, tangents: Any, **static: Any
+) -> tuple[list[Array], list[Array]]:
+    """`primitive`, and its tangent by the reference, which is plain JAX and has all derivatives."""
+    made = primitive.bind(*primals, **static)
+    del static["kernels"]
+    plain = partial(function, **static, kernel=REFERENCE)
+    return made, functions.jvp(plain, primals, tangents)
+
+
+# What nobody looks at
+
+
+def _forward_of_seen(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
+    """`equation` without the states that are not used, as `dce_rules` asks: half of what an LSTM would write."""
+    equation = others[-1]  # JAX 0.12 puts before it which inputs are alive
+    if not any(used):
+        return [False] * len(equation.invars), None
+    wanted = iter(used)
+    seen = tuple(was and next(wanted) for was in equation.params["seen"])
+    answers = [*used[: -len(ALWAYS)], *ALWAYS]
+    params = equation.params | {"seen": seen}
+    return [True] * len(equation.invars), equation.replace(
+        outvars=[*compress(equation.outvars, answers)], params=params
+    )
+
+
+ALWAYS = True, True  # the last state, and what is kept
+
+
+# The primitives
+
+
+def _primitive(
+    name: str, function: Callable[..., list[Array]], types: Callable[..., list[Any]], *parameters: str
+) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    compiled = jax.jit(primitive.bind, static_argnames=("form", "pointwise", "kernels", *parameters))
+    primitive.def_impl(partial(_compiled, compiled))
+    primitive.def_abstract_eval(types)
+    for platform in (None, *PLATFORMS):
+        mlir.register_lowering(primitive, partial(_lower, function, platform), platform=platform)
+    batching.primitive_batchers[primitive] = partial(batch, primitive)
+    return primitive
+
+
+def _compiled(run: Callable[..., list[Array]], *operands: Array, **static: Any) -> list[Array]:
+    """A primitive is compiled even where `jax.disable_jit` holds: its lowering rule is all that runs it."""
+    with jax.disable_jit(False):
+        return run(*operands, **static)
+
+
+def _lower(
+    function: Callable[..., list[Array]],
+    platform: str | None,
+    context: Any,
+    *operands: Any,
+    kernels: Kernels,
+    **static: Any,
+) -> Any:
+    """Lower `function` by the kernel of `platform`, or by the reference: no kernel of another one is traced.
+
+    Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know.
+    """
+    nothing = jax.sharding.ManualAxisType()
+    plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
+    kernel = next((kernel for name, kernel in kernels if name == platform), REFERENCE)
+    return mlir.lower_fun(partial(function, kernel=kernel))(plain, *operands, **static)
+
+
+PLATFORMS = "cpu", "cuda", "tpu"  # those there are kernels for; any other has the reference
+
+forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "keep", "seen")
+tangent_p = _primitive("recurrence_tangent", functions.tangent, functions.tangent_types)
+backward_p = _primitive("recurrence_backward", functions.backward, functions.backward_types, "wanted")
+
+ad.primitive_jvps[forward_p] = _forward_jvp
+partial_eval.dce_rules[forward_p] = _forward_of_seen
+ad.primitive_jvps[tangent_p] = partial(_jvp_by_reference, tangent_p, functions.tangent)
+ad.primitive_jvps[backward_p] = partial(_jvp_by_reference, backward_p, functions.backward)
+ad.primitive_transposes[tangent_p] = _tangent_transpose

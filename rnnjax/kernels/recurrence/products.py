@@ -1,0 +1,125 @@
+"""The big products of both halves, each made once for all of time, outside of any loop; one group at a time."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ...arrays import cast, select
+from ...cell import affine, recur
+from .contract import Cotangents, Sequences, Weights, carried
+from .pointwise.step import Step
+
+
+def over_groups(function: Callable[..., PyTree], weights: Weights, *arrays: PyTree) -> PyTree:
+    """`function` of the weights and the arrays of each group; a weight that leads with 1 belongs to all of them."""
+    shared = jax.tree.map(lambda leaf: leaf.shape[0] == 1, weights)
+    own = jax.tree.map(lambda leaf, one: leaf[0] if one else leaf, weights, shared)
+    axes = jax.tree.map(lambda one: None if one else 0, shared)
+    return jax.vmap(function, (axes, *(0 for _ in arrays)))(own, *arrays)
+
+
+class Marks(NamedTuple):
+    """Which steps are held, and before which the state starts afresh; None where there are none."""
+
+    held: Bool[Array, "..."] | None
+    reset: Bool[Array, "..."] | None
+
+
+def marks(sequence: Sequences) -> Marks:
+    """The marks of all steps of one sequence; a reset from `length` on is none."""
+    if sequence.length is None:
+        return Marks(None, sequence.resets)
+    valid = jnp.arange(sequence.xs.shape[0], dtype=sequence.length.dtype) < sequence.length
+    return Marks(~valid, None if sequence.resets is None else sequence.resets & valid)
+
+
+def safe(marks: Marks, initial: Float[Array, "F H"], before: Float[Array, "... F H"]) -> Float[Array, "... F H"]:
+    """What the steps see as the state before: `initial` after a reset, and where nothing looks at the outcome."""
+    for mark in marks:
+        if mark is not None:
+            before = select(mark, jnp.broadcast_to(initial, before.shape), before)
+    return before
+
+
+def inputs(weights: Weights, sequences: Sequences) -> Float[Array, "B T G H"]:
+    """What all steps get from their inputs, in the dtype of the weights."""
+    return jax.vmap(partial(affine, weights.W, weights.b))(sequences.xs)
+
+
+def befores(
+    weights: Weights, sequences: Sequences, states: tuple[Float[Array, "B T H"], ...]
+) -> Float[Array, "B T F H"]:
+    """The states that all steps saw before them."""
+
+    def one(sequence: Sequences, states: Float[Array, "T F H"]) -> Float[Array, "T F H"]:
+        shifted = jnp.concatenate([sequence.state[None], states[:-1]])
+        return safe(marks(sequence), weights.initial, shifted)
+
+    return jax.vmap(one)(sequences, jnp.stack(states, 2))
+
+
+def recurrents(weights: Weights, h: Float[Array, "B T H"]) -> Float[Array, "B T G H"]:
+    """What all steps get from the state before them, as the forward half saw it."""
+    return jax.vmap(jax.vmap(partial(recur, weights.R)))(h)
+
+
+def columns(step: Step, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"]) -> Float[Array, "B T C H"]:
+    """What all elementwise steps saw; `h` is that of the states before them."""
+    us, vs = inputs(weights, sequences).astype(carried(weights)), recurrents(weights, h)
+    return jnp.stack(
+        step.sums([us[:, :, gate] for gate in range(us.shape[2])], [vs[:, :, gate] for gate in range(us.shape[2])]), 2
+    )
+
+
+def by_gate(
+    step: Step, columns: Float[Array, "S B T C H"]
+) -> tuple[Float[Array, "S B T G H"], Float[Array, "S B T G H"]]:
+    """Of all columns those of the product with the input, and those of the product with the state."""
+    every = tuple(range(len(step.columns)))
+
+    def chosen(which: tuple[int, ...]) -> Array:
+        return columns if which == every else jnp.stack([columns[..., each, :] for each in which], -2)
+
+    return chosen(step.by_input), chosen(step.by_state)
+
+
+class Pulled(NamedTuple):
+    """What the loop of the backward half leaves."""
+
+    du: Float[Array, "B T G H"]
+    dv: Float[Array, "B T G H"]
+    dgains: Float[Array, "B K H"]
+    dfresh: Float[Array, "B F H"]  # what reached the initial state through resets
+    dstate: Float[Array, "B F H"]
+
+
+def cotangents(
+    wanted: Cotangents, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"], pulled: Pulled
+) -> Cotangents:
+    """All that are wanted of one group; `h` is what the steps saw before them.
+
+    Those of weights are one product each, or one sum, over batch and time, of operands in the dtype of `pulled.du`.
+    """
+    du, dv, total = pulled.du, pulled.dv, partial(jnp.einsum, preferred_element_type=pulled.dstate.dtype)
+    xs, h = cast((sequences.xs, h.astype(weights.R.dtype)), du.dtype)  # as rounded as the products saw them
+    heads, units = weights.R.shape[:2]
+    products: dict[str, Callable[[], Array]] = {
+        "W": lambda: total("bti,btgh->igh", xs, du),
+        "b": lambda: du.sum((0, 1), dtype=pulled.dstate.dtype),
+        "R": lambda: total(
+            "btnd,btgne->ndge", h.reshape(*h.shape[:2], heads, units), dv.reshape(*dv.shape[:3], heads, units)
+        ),
+        "gains": lambda: pulled.dgains.sum(0),
+        "initial": lambda: pulled.dfresh.sum(0),
+    }
+    dweights: dict[str, Any] = {
+        name: product() if getattr(wanted.weights, name) else None for name, product in products.items()
+    }
+    dxs = None
+    if wanted.xs:
+        dxs = total("btgh,igh->bti", du, weights.W.astype(du.dtype)).astype(sequences.xs.dtype)
+    return Cotangents(Weights(**dweights), dxs, pulled.dstate if wanted.state else None)

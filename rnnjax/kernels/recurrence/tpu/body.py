@@ -1,0 +1,116 @@
+"""What the TPU kernel does with one block of time: both halves, step by step, the states in a scratch of vector memory.
+
+The blocks are references [steps, columns, rows, units], [fields, rows, units] or [rows, 1]; `carry` is the scratch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ...pallas import pallas
+from ..pointwise.step import Step
+
+TIME = 3  # the axis of the grid
+
+
+def forward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> None:
+    """Steps onward; `seen` says of which fields the states are written, `marked` whether there are resets."""
+    us, R, gains, initial, state, length, resets, *states, last, carry = blocks
+    _start((carry, state))
+    first = pallas.program_id(TIME) * us.shape[0]
+
+    def one(t: Array) -> None:
+        old = list(carry[...])
+        before = _chosen(_fresh(resets, t), list(initial[...]), old) if marked else old
+        h = before[0].astype(R.dtype)
+        vs = [jnp.dot(h, R[gate], preferred_element_type=carry.dtype) for gate in range(R.shape[0])]
+        columns = step.sums([us[t, gate].astype(carry.dtype) for gate in range(R.shape[0])], vs)
+        after = _chosen(first + t < length[...], step.forward(columns, before, _wide(gains, h)), old)
+        for field, array in enumerate(after):
+            carry[field] = array
+        for output, array in zip(states, (array for array, look in zip(after, seen, strict=True) if look), strict=True):
+            output[t, 0] = array
+
+    def hold() -> None:
+        written = [field for field, look in enumerate(seen) if look]
+        for output, field in zip(states, written, strict=True):
+            output[...] = jnp.broadcast_to(carry[field], output.shape)
+
+    _each(us.shape[0], first, length, one, hold)
+    last[...] = carry[...]
+
+
+def backward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> None:
+    """Steps in reverse; `seen` says of which fields there are cotangents, `marked` whether there are resets."""
+    columns, befores, *dseen = blocks[: 2 + sum(seen)]
+    R, gains, dlast, length, resets, dcolumns, dgains, dfresh, dstate, carry = blocks[2 + sum(seen) :]
+    _start((carry, dlast), (dgains, None), (dfresh, None))
+    steps = columns.shape[0]
+    first = (pallas.num_programs(TIME) - 1 - pallas.program_id(TIME)) * steps
+
+    def one(k: Array) -> None:
+        t = steps - 1 - k
+        running = first + t < length[...]
+        arriving = iter(dseen)
+        dafter = [d + next(arriving)[t, 0] if look else d for d, look in zip(list(carry[...]), seen, strict=True)]
+        before = list(befores[t])
+        made, dbefore, moved = step.backward(list(columns[t]), before, dafter, _wide(gains, before[0]))
+        made = _chosen(running, made, [jnp.zeros_like(each) for each in made])
+        for column, array in enumerate(made):
+            dcolumns[t, column] = array.astype(dcolumns.dtype)
+        for row, array in enumerate(moved):
+            dgains[row] += jnp.where(running, array, 0.0)
+        through = [
+            jax.lax.dot_general(made[column].astype(R.dtype), R[gate], (((1,), (1,)), ((), ())), None, carry.dtype)
+            for gate, column in enumerate(step.by_state)
+        ]
+        dbefore = _chosen(running, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
+        if marked:
+            fresh = running & _fresh(resets, t)
+            for field, array in enumerate(dbefore):
+                dfresh[field] += jnp.where(fresh, array, 0.0)
+            dbefore = _chosen(fresh, [jnp.zeros_like(each) for each in dbefore], dbefore)
+        for field, array in enumerate(dbefore):
+            carry[field] = array
+
+    def hold() -> None:
+        dcolumns[...] = jnp.zeros_like(dcolumns)
+        arriving = (field for field, look in enumerate(seen) if look)
+        for each, field in zip(dseen, arriving, strict=True):
+            carry[field] += each[...].sum((0, 1))
+
+    _each(steps, first, length, one, hold)
+    dstate[...] = carry[...]
+
+
+def _start(*pairs: tuple[Any, Any]) -> None:
+    """At the first block of time of these sequences, fill the first of each pair with the second, or with zeros."""
+
+    @pallas.when(pallas.program_id(TIME) == 0)
+    def _() -> None:
+        for reference, source in pairs:
+            reference[...] = jnp.zeros_like(reference) if source is None else source[...]
+
+
+def _each(steps: int, first: Array, length: Any, one: Callable[[Array], None], hold: Callable[[], None]) -> None:
+    """Each step of this block of time, or `hold` where all sequences are at their end before it."""
+    longest = jnp.max(length[...])
+    pallas.when(first < longest)(lambda: jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: one(t), None))
+    pallas.when(first >= longest)(hold)
+
+
+def _fresh(resets: Any, t: Array) -> Array:
+    """Before which rows of a step the state starts afresh."""
+    return ((resets[...] >> t) & 1) != 0
+
+
+def _chosen(condition: Array, one: Sequence[Array], other: Sequence[Array]) -> list[Array]:
+    return [jnp.where(condition, *pair) for pair in zip(one, other, strict=True)]
+
+
+def _wide(vectors: Any, like: Array) -> list[Array]:
+    """Vectors of all rows, as the elementwise step asks for them."""
+    return [jnp.broadcast_to(vector, like.shape) for vector in list(vectors[...])]

@@ -1,0 +1,215 @@
+"""The kernel of TPUs: a grid that goes through time block by block, R and the states in vector memory."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ...pallas import pallas, tpu
+from .. import products
+from ..contract import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
+from ..pointwise.step import step_of, translate
+from ..products import Pulled
+from ..reference import Reference
+from . import body
+from .layout import LANES, STREAMED, SUBLANES, Layout, temporary, whole
+
+# MiB of vector memory, by how the name begins.
+MEMORIES = {"TPU v5 lite": 128, "TPU v5e": 128, "TPU v6": 128, "TPU v5": 64, "TPU v7": 64, "TPU7": 64}
+LEAST = 16  # MiB that any TPU has
+SCOPED = 14 << 20  # bytes that the compiler allows a kernel that asks for no more
+LACKING = frozenset({"sign", "expm1", "asin", "acos", "atan", "sinh", "cosh", "erfc"})  # of all operations
+
+
+class TPU(AbstractKernel):
+    """Every gated cell whose `pointwise` has a vector program, in float32 or bfloat16; float16 is made float32 first.
+
+    A head is a recurrence of its own. Time is the last axis of the grid, gone through in order: its blocks are fetched
+    while the one before is used, and between them R and the states stay in vector memory. Backward reads the states
+    and the columns, which one product has made anew, and writes the columns' cotangents: the products with them are
+    outside. Products follow `jax_default_matmul_precision`; by default the matrix unit rounds float32 to bfloat16.
+
+    memory      MiB of vector memory to plan for; None is that of the TPU that is lowered for, or what all have
+    interpret   emulate it elsewhere: True, or the parameters of Pallas' interpreter for TPUs
+    """
+
+    memory: int | None = eqx.field(static=True, default=None)
+    interpret: Any = eqx.field(static=True, default=False)
+
+    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
+        dtype = carried(weights)
+        if dtype != jnp.float32 and not self.interpret:
+            return f"The TPU kernel carries float32, and the cell {dtype}."
+        step = translate(pointwise, dtype, weights.W.shape[-1])
+        if isinstance(step, str):
+            return f"The TPU kernel has no program for it: {step}."
+        if lacking := sorted(step.operations() & LACKING):
+            return f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes."
+        units, room = weights.R.shape[2], self._room()
+        most = whole(units, LANES)
+        while most and _resident(pointwise, weights, most) + STREAMED + temporary(SUBLANES, most) > room:
+            most -= LANES
+        if units > most:
+            return (
+                f"The TPU kernel keeps R of a head in vector memory: in {room >> 20} MiB, at most {most} units a head "
+                f"of this cell, and not {units}."
+            )
+        return None
+
+    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
+        held = _resident(pointwise, weights, whole(weights.R.shape[2], LANES)) / 2**20
+        return f"block by block of time, R of each head in {held:.2g} MiB of vector memory"
+
+    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
+        del pointwise, weights
+        return 0
+
+    def forward(
+        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+    ) -> Trajectory:
+        if 0 in sequences.xs.shape[:3]:
+            return Reference().forward(pointwise, weights, sequences, keep, seen)
+        weights, sequences = _stored((weights, sequences))
+        us = products.over_groups(products.inputs, weights, sequences)
+        layout = Layout.of(weights, sequences, us.dtype.itemsize * us.shape[3] + 4 * sum(seen))
+        state, marked = layout.state(sequences.state), sequences.resets is not None
+        dtype = state.dtype
+        outputs = [layout.timed_type(1, dtype) for _ in range(sum(seen))], [layout.state_type(pointwise.fields, dtype)]
+        call = partial(_call, layout, f"rnnjax_{pointwise.name}_forward", self.interpret, False)
+        *made, last = call(
+            partial(body.forward, step_of(pointwise, weights), seen, marked),
+            ([layout.timed(us)], _shared(layout, weights.R, weights.gains, weights.initial), [state]),
+            layout.marks(sequences),
+            outputs,
+        )
+        states = iter(layout.untimed(each)[:, :, :, 0] for each in made)
+        kept = jnp.zeros((*us.shape[:3], keep, us.shape[4]), dtype)
+        return Trajectory(tuple(next(states) if look else None for look in seen), layout.unstate(last), kept)
+
+    def backward(
+        self,
+        pointwise: Pointwise,
+        weights: Weights,
+        sequences: Sequences,
+        trajectory: Trajectory,
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"] | None,
+        wanted: Cotangents,
+    ) -> Cotangents:
+        if 0 in sequences.xs.shape[:3]:
+            return Reference().backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
+        asked, step = sequences.xs.dtype, step_of(pointwise, weights)
+        weights, sequences = _stored((weights, sequences))
+        before = products.over_groups(products.befores, weights, sequences, trajectory.states)
+        columns = products.over_groups(partial(products.columns, step), weights, sequences, before[:, :, :, 0])
+        seen = tuple(each is not None for each in dstates)
+        dseen = [each[:, :, :, None] for each in dstates if each is not None]
+        dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
+
+        itemsize, fields = weights.R.dtype.itemsize, pointwise.fields
+        layout = Layout.of(weights, sequences, len(step.columns) * (4 + itemsize) + 4 * (fields + sum(seen)))
+        states = [
+            layout.state_type(count, dlast.dtype) for count in (max(1, pointwise.gains.num_leaves), fields, fields)
+        ]
+        dcolumns, dgains, dfresh, dstate = _call(
+            layout,
+            f"rnnjax_{pointwise.name}_backward",
+            self.interpret,
+            True,
+            partial(body.backward, step, seen, sequences.resets is not None),
+            (
+                [layout.timed(columns), layout.timed(before), *(layout.timed(each, "constant") for each in dseen)],
+                _shared(layout, weights.R, weights.gains),
+                [layout.state(dlast, "constant")],
+            ),
+            layout.marks(sequences),
+            ([layout.timed_type(len(step.columns), weights.R.dtype)], states),
+        )
+        dcolumns, dgains, dfresh, dstate = layout.untimed(dcolumns), *map(layout.unstate, (dgains, dfresh, dstate))
+        dgains = dgains[:, :, : pointwise.gains.num_leaves]
+        pulled = Pulled(*products.by_gate(step, dcolumns), dgains, dfresh, dstate)
+        group = partial(products.cotangents, wanted)
+        made = products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
+        return made._replace(xs=None if made.xs is None else made.xs.astype(asked))
+
+    def _room(self) -> int:
+        """Bytes of vector memory."""
+        if self.memory is not None:
+            return self.memory << 20
+        abstract = jax.sharding.get_abstract_mesh().abstract_device
+        try:
+            kind = jax.local_devices(backend="tpu")[0].device_kind if abstract is None else abstract.device_kind
+        except RuntimeError:
+            kind = ""
+        return next((size for name, size in MEMORIES.items() if kind.startswith(name)), LEAST) << 20
+
+
+def _call(
+    layout: Layout,
+    name: str,
+    interpret: Any,
+    backward: bool,
+    program: Callable[..., None],
+    operands: tuple[Sequence[Array], Sequence[Array], Sequence[Array]],
+    marks: tuple[Array, Array],
+    results: tuple[Sequence[Any], Sequence[Any]],
+) -> Sequence[Array]:
+    """One run over the grid: operands and results of every step, those shared by all sequences, and states."""
+    timed, shared, states = operands
+    timed_results, state_results = results
+    timed_block = partial(layout.timed_block, backward=backward)
+    carry = state_results[-1].shape[2], layout.rows, layout.padded[2]
+    needed = _vector_memory(layout, [*timed, *timed_results], shared, [*states, *state_results])
+    call = pallas.pallas_call(
+        program,
+        grid=layout.grid,
+        in_specs=[
+            *map(timed_block, timed),
+            *map(layout.shared_block, shared),
+            *map(layout.state_block, states),
+            layout.length_block(),
+            layout.reset_block(backward),
+        ],
+        out_specs=[*map(timed_block, timed_results), *map(layout.state_block, state_results)],
+        out_shape=[*timed_results, *state_results],
+        scratch_shapes=[tpu.VMEM(carry, state_results[-1].dtype)],
+        compiler_params=tpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=needed if needed > SCOPED else None,
+        ),
+        name=name,
+        interpret=interpret,
+    )
+    return call(*timed, *shared, *states, *marks)
+
+
+def _vector_memory(layout: Layout, timed: Sequence[Any], shared: Sequence[Any], states: Sequence[Any]) -> int:
+    """An upper bound of the bytes in use: each block that changes twice, and the temporaries of a step."""
+    row = 4 * layout.rows * layout.padded[2]  # of a state
+    streamed = sum(
+        layout.rows * layout.padded[2] * layout.block * each.shape[3] * each.dtype.itemsize for each in timed
+    )
+    resident = sum(prod(each.shape[2:]) * each.dtype.itemsize for each in shared)
+    fields = sum(each.shape[2] for each in states)
+    return resident + 2 * (streamed + row * fields) + temporary(layout.rows, layout.units) + (1 << 20)
+
+
+def _resident(pointwise: Pointwise, weights: Weights, units: int) -> int:
+    """Bytes of R of a head of so many units, as the kernel holds it."""
+    itemsize = 4 if weights.R.dtype == jnp.float16 else weights.R.dtype.itemsize
+    return pointwise.gates * itemsize * units**2
+
+
+def _shared(layout: Layout, R: Array, *vectors: Array) -> list[Array]:
+    """What all sequences of a group share."""
+    return [layout.recurrent(R), *map(layout.vectors, vectors)]
+
+
+def _stored(tree: PyTree) -> PyTree:
+    """`tree` in dtypes that the kernel reads."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float16 else leaf, tree)

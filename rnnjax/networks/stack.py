@@ -1,0 +1,56 @@
+"""Layers on top of each other."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from .. import check
+from ..arrays import State
+from ..network import AbstractNetwork, Options
+from ..unroll import unroll
+from .layer import Layer, check_fit, check_layer, output_type
+
+
+class Stack(AbstractNetwork):
+    """Layers, each fed the outputs of the one below; any cells, any widths.
+
+    The state is the tuple of the layers' states. With a `key`, `unroll` drops each output between layers with
+    probability `dropout` and scales the rest by 1 / (1 - dropout), afresh at every step; never after the last layer.
+    """
+
+    layers: tuple[Layer, ...]
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, layers: Sequence[Layer], *, dropout: float = 0.0):
+        """Raises a ValueError that names the layer whose input is not what the one below puts out."""
+        layers = tuple(layers)
+        if not layers:
+            raise ValueError("layers: expected at least one cell or network, got none")
+        for number, layer in enumerate(layers):
+            check_layer(f"layers[{number}]", layer)
+        for number, (below, above) in enumerate(pairwise(layers), 1):
+            check_fit(f"layers[{number}]", above.input_type(), output_type(below))
+        self.layers = layers
+        self.dropout = check.probability("dropout", dropout)
+
+    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
+        return self.layers[0].input_type()
+
+    def initial(self) -> tuple[State, ...]:
+        return tuple(layer.initial() for layer in self.layers)
+
+    def run(
+        self, state: tuple[State, ...], xs: PyTree[Array], options: Options
+    ) -> tuple[tuple[State, ...], PyTree[Array]]:
+        states, ys = [], xs
+        drop = eqx.nn.Dropout(self.dropout, inference=options.key is None)
+        for number, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
+            drop_key, layer_key = options.split_key(number)
+            if number > 0:
+                ys = drop(ys, key=drop_key)
+            after, ys = unroll(layer, before, ys, **options._replace(key=layer_key)._asdict())
+            states.append(after)
+        return tuple(states), ys
