@@ -18,6 +18,8 @@ from benchmarks import published
 
 pytestmark = pytest.mark.usefixtures("as_it_comes")
 
+ROOT = Path(published.__file__).parents[1]
+
 
 @pytest.fixture(autouse=True)
 def nothing_trained_before():
@@ -147,11 +149,11 @@ def test_a_task_is_the_mean_of_its_seeds(monkeypatch):
     assert rows[3].startswith("| JSB chorales, GRU | nats | 89 to 91 | 9 | 1 | 89 | no |")
 
 
+@pytest.mark.skipif((ROOT / "PKG-INFO").is_file(), reason="a source distribution is without the records of benchmarks")
 def test_the_table_in_readme_is_that_of_the_records():
-    root = Path(published.__file__).parents[1]
-    records = json.loads((root / "benchmarks" / "results" / "published.json").read_text())
+    records = json.loads((ROOT / "benchmarks" / "results" / "published.json").read_text())
     assert {record["task"] for record in records} <= set(published.TASKS)
-    assert published.table(records) in (root / "README.md").read_text()
+    assert published.table(records) in (ROOT / "README.md").read_text()
 
 
 def test_what_stands_in_for_data_is_not_recorded(monkeypatch, capsys):

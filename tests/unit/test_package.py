@@ -1,0 +1,54 @@
+"""The files of a public project: they exist, agree on version and licence, and link to files that exist."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rnnjax
+
+ROOT = Path(__file__).parents[2]
+
+
+def found(pattern: str, file: str) -> str:
+    """The group of the first match of `pattern` in a file of the project."""
+    match = re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)
+    assert match, f"{file}: expected a line that matches {pattern}, found none"
+    return match[1]
+
+
+def project() -> dict[str, Any]:
+    """The metadata in pyproject.toml, from which every distribution gets its own."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_package_is_typed():
+    assert Path(rnnjax.__file__).with_name("py.typed").is_file()
+    assert "Typing :: Typed" in project()["classifiers"]
+
+
+def test_one_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", rnnjax.__version__)
+    assert found(r"^version: (\S+)$", "CITATION.cff") == rnnjax.__version__
+    # The changelog announces the next version, or has a section for the newest one.
+    assert found(r"^(?:Next version: |## \[)(\d+\.\d+\.\d+)\b", "CHANGELOG.md") == rnnjax.__version__
+
+
+def test_one_licence():
+    assert found(r"^\s+(Apache License)\n\s+Version 2\.0", "LICENSE")
+    assert found(r"^license: (\S+)$", "CITATION.cff") == project()["license"] == "Apache-2.0"
+    assert project()["license-files"] == ["LICENSE"]
+
+
+def test_the_links_of_the_contributors_page_lead_to_files():
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+@pytest.mark.parametrize("file", ["CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"])
+def test_the_readme_points_to(file):
+    assert f"]({file})" in (ROOT / "README.md").read_text()
+    assert (ROOT / file).is_file()
