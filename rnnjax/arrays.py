@@ -24,6 +24,8 @@ Inputs = Inexact[Array, "T I"]
 Units = Inexact[Array, " H"]
 UnitsOverTime = Inexact[Array, "T H"]
 Gates = Float[Array, "G H"]
+Unit = Float[Array, ""]  # of one hidden unit, as `pointwise` sees it
+UnitGates = Float[Array, " G"]
 GatesOverTime = Float[Array, "T G H"]
 
 InputWeight = Float[Array, "I G H"]

@@ -26,6 +26,8 @@ from .arrays import (
     RecurrentWeight,
     State,
     States,
+    Unit,
+    UnitGates,
     Units,
     UnitsOverTime,
     carry_dtype,
@@ -107,28 +109,31 @@ class AbstractAffineCell(AbstractCell):
 
 
 class AbstractGatedCell(AbstractAffineCell):
-    """A cell whose one matrix product inside the loop is `v = R h`, all else being elementwise.
+    """A cell whose one matrix product inside the loop is `v = R h`; everything else is done unit by unit.
 
         u_t = W x_t + b                                  u, v: [G, H]
         v_t = R h_{t-1}                                  R dense, or block-diagonal over N heads
-        state_t = pointwise(gains, u_t, v_t, state_{t-1})
+        state_t = pointwise(gains, u_t, v_t, state_{t-1})          for each unit
 
-    Subclass requirements: the fields below, and `pointwise`, elementwise in the units and a function of its arguments
-    and of the cell's static fields alone (a kernel calls it on a cell stripped of its weights). The state is a
-    NamedTuple whose first field `h` is the one that recurs. The arithmetic of `pointwise` is float32 or wider.
+    Subclass requirements: the fields below, and `pointwise`, which is a function of ONE unit: of scalars, and of the
+    cell's static fields alone (a kernel calls it on a cell stripped of its weights). The state is a NamedTuple whose
+    first field `h` is the one that recurs. The arithmetic of `pointwise` is float32 or wider.
     """
 
     recurrent_weight: eqx.AbstractVar[RecurrentWeight]
     gains: eqx.AbstractVar[PyTree]  # vectors [H] that `pointwise` needs; None where there are none
 
     @abc.abstractmethod
-    def pointwise(self, gains: PyTree, u: Gates, v: Gates, state: State) -> State:
-        """The state after one step, unit by unit."""
+    def pointwise(self, gains: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
+        """The state of one unit after a step. Arguments are those of this unit: scalars, and u and v [G]."""
+
+    def advance(self, u: Gates, v: Gates, state: State) -> State:
+        """The state after a step, by what all units get from the input and from the state: `pointwise` of each."""
+        carried = state.h.dtype
+        return jax.vmap(self.pointwise, -1, -1)(cast(self.gains, carried), u.astype(carried), v, state)
 
     def step(self, state: State, u: Gates) -> State:
-        carried = state.h.dtype
-        v = recur(self.recurrent_weight, state.h)
-        return self.pointwise(cast(self.gains, carried), u.astype(carried), v, state)
+        return self.advance(u, recur(self.recurrent_weight, state.h), state)
 
 
 class AbstractCandidateCell(AbstractGatedCell):
@@ -138,10 +143,12 @@ class AbstractCandidateCell(AbstractGatedCell):
     """
 
     @abc.abstractmethod
-    def write(self, gains: PyTree, u: Gates, v: Gates, state: State, through: Callable[[Units], Units]) -> State:
-        """The state after one step, unit by unit, where the candidate went through `through` before it was written."""
+    def write(
+        self, gains: PyTree[Unit], u: UnitGates, v: UnitGates, state: State, through: Callable[[Unit], Unit]
+    ) -> State:
+        """As `pointwise`, where the candidate goes through `through` before it is written."""
 
-    def pointwise(self, gains: PyTree, u: Gates, v: Gates, state: State) -> State:
+    def pointwise(self, gains: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
         return self.write(gains, u, v, state, unchanged)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
+from ..arrays import Bias, InputWeight, RecurrentWeight, UnitGates
 from ..cell import AbstractGatedCell, Hidden, learned
 from ..named import named
 
@@ -66,7 +66,7 @@ class Elman(AbstractGatedCell):
         self.activation = activation
         self.leak = leak
 
-    def pointwise(self, gains: None, u: Gates, v: Gates, state: Hidden) -> Hidden:
+    def pointwise(self, gains: None, u: UnitGates, v: UnitGates, state: Hidden) -> Hidden:
         del gains
         (n,) = u + v
         n = self.activation(n)

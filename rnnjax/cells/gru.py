@@ -7,7 +7,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
+from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, Hidden, learned, unchanged
 
 
@@ -55,16 +55,16 @@ class GRU(AbstractCandidateCell):
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
     def write(
-        self, gains: Units | None, u: Gates, v: Gates, state: Hidden, through: Callable[[Units], Units]
+        self, gains: Unit | None, u: UnitGates, v: UnitGates, state: Hidden, through: Callable[[Unit], Unit]
     ) -> Hidden:
         return gate(gains, u, v, state.h, through)
 
 
 def gate(
-    bias: Float[Array, "H ..."] | None,
-    u: Float[Array, "G H *space"],
-    v: Float[Array, "G H *space"],
-    h: Float[Array, "H *space"],
+    bias: Float[Array, "..."] | None,
+    u: Float[Array, "G *units"],
+    v: Float[Array, "G *units"],
+    h: Float[Array, "*units"],
     through: Callable[[Array], Array] = unchanged,
 ) -> Hidden:
     """The elementwise half of every GRU that resets after the product; `bias` is the one inside the reset."""

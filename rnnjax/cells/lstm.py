@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
+from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, learned, unchanged
 
 
@@ -92,15 +92,15 @@ class LSTM(AbstractCandidateCell):
         self.clip = clip
 
     def write(
-        self, gains: Peepholes | None, u: Gates, v: Gates, state: LSTMState, through: Callable[[Units], Units]
+        self, gains: Peepholes | None, u: UnitGates, v: UnitGates, state: LSTMState, through: Callable[[Unit], Unit]
     ) -> LSTMState:
         return gate(gains, u + v, state.c, self.clip, through)
 
 
 def gate(
     peepholes: Peepholes | None,
-    gates: Float[Array, "G H *space"],
-    c: Float[Array, "H *space"],
+    gates: Float[Array, "G *units"],
+    c: Float[Array, "*units"],
     clip: float | None,
     through: Callable[[Array], Array] = unchanged,
 ) -> LSTMState:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Float
 
-from ..arrays import State, cast, largest
+from ..arrays import State, largest
 from ..cell import AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from ..engines.auto import Auto
 from .trajectory import befores, enter
@@ -30,9 +30,7 @@ def gates(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> F
 
     def one(inputs: Any) -> Float[Array, "K H"]:
         u, before = inputs
-        h = before.h
-        arguments = cast(cell.gains, h.dtype), u.astype(h.dtype), recur(cell.recurrent_weight, h), before
-        found = _sigmoids(cell.pointwise, *arguments)
+        found = _sigmoids(cell.advance, u, recur(cell.recurrent_weight, before.h), before)
         if not found:
             raise ValueError(f"cell: expected a cell with gates, which are sigmoids, but {describe(cell)} has none")
         return jnp.stack(found)

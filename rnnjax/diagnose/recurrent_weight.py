@@ -1,11 +1,12 @@
 """The recurrent weight, where it is the only way from a state to the next: what its size says of gradients."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..arrays import carry_dtype, cast, largest
+from ..arrays import carry_dtype, largest
 from ..cell import AbstractGatedCell
 
 
@@ -21,7 +22,6 @@ def _uses_state(cell: AbstractGatedCell) -> bool:
     """Whether `pointwise` looks at the state itself, and not by way of v = R h alone."""
     state = cell.initial()
     gates = jnp.zeros(cell.recurrent_weight.shape[2:3] + state.h.shape, state.h.dtype)
-    move = lambda state: cell.pointwise(cast(cell.gains, state.h.dtype), gates, gates, state)  # noqa: E731
-    program = jax.make_jaxpr(move)(state).jaxpr
+    program = jax.make_jaxpr(partial(cell.advance, gates, gates))(state).jaxpr
     used = {id(variable) for equation in program.eqns for variable in equation.invars}
     return any(id(variable) in used or variable in program.outvars for variable in program.invars)

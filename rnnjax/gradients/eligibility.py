@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .. import flat
-from ..arrays import Gates, State, cast
+from ..arrays import Gates, State
 from ..cell import AbstractCell, AbstractGatedCell, describe, recur
 from ..engines.newton.diagonal import own_past
 from .estimator import add
@@ -109,7 +109,7 @@ class EProp(AbstractEligibility):
     def _own_step(self, cell: Any, state: State, u: Gates) -> State:
         h = state.h
         v = jax.lax.stop_gradient(recur(cell.recurrent_weight, h))
-        return cell.pointwise(cast(cell.gains, h.dtype), u.astype(h.dtype), v, state)
+        return cell.advance(u, v, state)
 
 
 def _acting(cell: AbstractCell) -> Trained:

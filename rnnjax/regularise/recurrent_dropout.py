@@ -1,5 +1,6 @@
 """Recurrent dropout: what is written to the memory is dropped, never what is kept in it."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +8,7 @@ import jax
 from jaxtyping import Array, Bool, PyTree
 
 from .. import check
-from ..arrays import Gates, State, cast
+from ..arrays import Gates, State, UnitGates, cast
 from ..cell import AbstractCandidateCell, AbstractGatedCell, recur
 from ..network import Options
 from ..unroll import unroll
@@ -46,5 +47,8 @@ class RecurrentDropout(AbstractAround):
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
         cell, carried = self.layer, state.h.dtype
         v = recur(cell.recurrent_weight, state.h)
-        dropped = lambda candidate: scale(mask, self.rate, candidate)  # noqa: E731
-        return cell.write(cast(cell.gains, carried), u.astype(carried), v, state, dropped)
+
+        def write(gains: PyTree, u: UnitGates, v: UnitGates, state: State, kept: Bool[Array, ""]) -> State:
+            return cell.write(gains, u, v, state, partial(scale, kept, self.rate))
+
+        return jax.vmap(write, -1, -1)(cast(cell.gains, carried), u.astype(carried), v, state, mask)

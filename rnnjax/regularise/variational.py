@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .. import check
-from ..arrays import Gates, State, cast
+from ..arrays import Gates, State
 from ..cell import AbstractCell, AbstractGatedCell, recur
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
@@ -69,4 +69,4 @@ class VariationalDropout(AbstractAround):
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
         cell: Any = self.layer  # a gated cell, as `__init__` saw to
         v = recur(cell.recurrent_weight, scale(mask, self.recurrent, state.h))
-        return cell.pointwise(cast(cell.gains, state.h.dtype), u.astype(state.h.dtype), v, state)
+        return cell.advance(u, v, state)

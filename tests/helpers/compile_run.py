@@ -1,4 +1,4 @@
-"""The kernels compiled in earnest for devices that are not here: `python tests/helpers/compile_run.py cuda|tpu`, no test.
+"""The kernels compiled in earnest for devices that are not here: `tests/helpers/compile_run.py cuda|tpu`, no test.
 
 For `cuda` it needs `pip install 'jax[cuda12]'`, for `tpu` `pip install libtpu`, and neither a GPU nor a TPU: XLA,
 Mosaic, Triton and ptxas do all of their work. What does not fit into registers or memory fails here.

@@ -63,7 +63,7 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
     """A call of a GRU that is in order."""
     S, B, T, I, _, H = sizes  # noqa: E741
     assert library.absence() is None
-    program = translate(pointwise_of("gru"), np.dtype("float64"), 8)
+    program = translate(pointwise_of("gru"), np.dtype("float64"))
     assert isinstance(program, Program)
     code = getattr(program, half)
     columns = len(program.columns)

@@ -625,7 +625,7 @@ def pointwise() -> Callable[..., Any]:
     """The state after a step, and its transpose of itself: compiled once for each cell without its arrays."""
 
     def run(hollow: Any, *arguments: Any) -> tuple[Any, Any]:
-        after, transpose = jax.vjp(hollow.pointwise, *arguments)
+        after, transpose = jax.vjp(jax.vmap(hollow.pointwise, -1, -1), *arguments)
         return after, transpose(after)
 
     return eqx.filter_jit(run)
@@ -643,4 +643,4 @@ def test_pointwise_needs_no_array_of_its_cell(name):
     expected, _ = oracle.run(cell, state, random_inputs()[:1])
     assert_close(after, expected)
     assert all(leaf.shape[-1] == H for leaf in jax.tree.leaves(transposed))
-    assert not jax.make_jaxpr(hollow.pointwise)(cell.gains, u, v, state).consts
+    assert not jax.make_jaxpr(jax.vmap(hollow.pointwise, -1, -1))(cell.gains, u, v, state).consts

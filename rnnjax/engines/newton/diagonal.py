@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ...arrays import State, cast
+from ...arrays import State
 from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from . import time
 from .blocks import Blocks, Vectors
@@ -84,7 +84,7 @@ def _gated_own_past(cell: AbstractGatedCell, state: Any, u: Any) -> State:
     own = jnp.einsum("npgp->gnp", cell.recurrent_weight).reshape(gates, heads * units).astype(state.h.dtype)
     h = jax.lax.stop_gradient(state.h)
     v = recur(cell.recurrent_weight, h) + own * (state.h - h)
-    return cell.pointwise(cast(cell.gains, h.dtype), u.astype(h.dtype), v, state)
+    return cell.advance(u, v, state)
 
 
 def _by_fields(function: Callable[[Vectors], Vectors], x: Vectors) -> tuple[Vectors, Blocks]:

@@ -43,6 +43,12 @@ class Pointwise(eqx.Module):
         self, gains: Float[Array, "K H"], u: Float[Array, "G H"], v: Float[Array, "G H"], before: Float[Array, "F H"]
     ) -> Float[Array, "F H"]:
         """The state after one step."""
+        return jax.vmap(self.of_unit, -1, -1)(gains, u, v, before)
+
+    def of_unit(
+        self, gains: Float[Array, " K"], u: Float[Array, " G"], v: Float[Array, " G"], before: Float[Array, " F"]
+    ) -> Float[Array, " F"]:
+        """The state of one unit after one step."""
         after = self.cell.pointwise(jax.tree.unflatten(self.gains, list(gains)), u, v, self.cell.state_type(*before))
         return jnp.stack(list(after))
 

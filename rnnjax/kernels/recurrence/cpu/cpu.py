@@ -47,7 +47,7 @@ class CPU(AbstractKernel):
         missing = library.absence()
         if missing is not None:
             return f"The CPU kernel is not here: {missing}."
-        program = translate(pointwise, carried(weights), weights.W.shape[-1])
+        program = translate(pointwise, carried(weights))
         if isinstance(program, str):
             return f"The CPU kernel has no program for it: {program}."
         sizes = {
@@ -133,7 +133,7 @@ class CPU(AbstractKernel):
 
 
 def _program(pointwise: Pointwise, weights: Weights) -> Program:
-    program = translate(pointwise, carried(weights), weights.W.shape[-1])
+    program = translate(pointwise, carried(weights))
     assert isinstance(program, Program), program
     return program
 

@@ -27,9 +27,9 @@ class Program(NamedTuple):
 
 
 @lru_cache
-def translate(pointwise: Pointwise, dtype: np.dtype, units: int) -> Program | str:
+def translate(pointwise: Pointwise, dtype: np.dtype) -> Program | str:
     """The program of `pointwise` in the dtype that states are carried in, or the reason why there is none."""
-    step = translate_step(pointwise, dtype, units)
+    step = translate_step(pointwise, dtype)
     return step if isinstance(step, str) else _program(step, pointwise)
 
 

@@ -10,7 +10,7 @@ from .tier import AbstractTier
 
 def plan(pointwise: Pointwise, weights: Weights, device: Device, whole_grid: bool) -> AbstractTier | str:
     """The tier for such a cell, or the reason why none of them takes it."""
-    step = translate(pointwise, carried(weights), weights.W.shape[-1])
+    step = translate(pointwise, carried(weights))
     if isinstance(step, str):
         return f"The GPU kernel has no program for it: {step}."
     block = Block.fit(pointwise, step, weights, device)

@@ -12,9 +12,7 @@ from jaxtyping import Array, Float
 from ..contract import Pointwise, Weights, carried
 from .expressions import Graph
 from .primitives import TranslationError
-from .sizes import check_sizes
-from .trace import UNITS, trace
-from .units import forget_units
+from .trace import trace
 
 
 class Column(NamedTuple):
@@ -81,41 +79,27 @@ def _named(**arrays: Sequence[Array]) -> dict[Hashable, Array]:
 
 
 @lru_cache
-def translate(pointwise: Pointwise, dtype: np.dtype, units: int) -> Step | str:
+def translate(pointwise: Pointwise, dtype: np.dtype) -> Step | str:
     """The step of `pointwise` in the dtype that states are carried in, or the reason why there is none."""
-    step = _translated(pointwise, dtype)
-    if isinstance(step, Step):
-        try:
-            for function, inputs in _functions(pointwise):
-                check_sizes(function, inputs, dtype, (UNITS, units))
-        except TranslationError as refusal:
-            return str(refusal)
-    return step
-
-
-def step_of(pointwise: Pointwise, weights: Weights) -> Step:
-    """The step of a cell that a kernel has not refused."""
-    step = translate(pointwise, carried(weights), weights.W.shape[-1])
-    assert isinstance(step, Step), step
-    return step
-
-
-@lru_cache
-def _translated(pointwise: Pointwise, dtype: np.dtype) -> Step | str:
-    """The step, whatever the number of units."""
     try:
         return _in_columns(*_expressions(pointwise, dtype))
     except TranslationError as refusal:
         return str(refusal)
 
 
+def step_of(pointwise: Pointwise, weights: Weights) -> Step:
+    """The step of a cell that a kernel has not refused."""
+    step = translate(pointwise, carried(weights))
+    assert isinstance(step, Step), step
+    return step
+
+
 def _expressions(pointwise: Pointwise, dtype: np.dtype) -> tuple[Graph, dict[str, list[int]]]:
     """The rows of the state after a step and of all cotangents, as nodes of the inputs' rows."""
-    by_unit, graph = Graph(dtype), Graph(dtype)
-    outputs = {}
+    graph, outputs = Graph(dtype), {}
     for function, inputs in _functions(pointwise):
-        outputs |= trace(by_unit, function, inputs)
-    return graph, forget_units(by_unit, graph, outputs)
+        outputs |= trace(graph, function, inputs)
+    return graph, outputs
 
 
 def _functions(pointwise: Pointwise) -> list[tuple[Callable[..., dict[str, Array]], dict[str, int]]]:
@@ -127,14 +111,14 @@ def _functions(pointwise: Pointwise) -> list[tuple[Callable[..., dict[str, Array
         "before": pointwise.fields,
     }
     return [
-        (lambda **arguments: {"after": pointwise(**arguments)}, rows),
+        (lambda **arguments: {"after": pointwise.of_unit(**arguments)}, rows),
         (partial(_transposed, pointwise), rows | {"dafter": pointwise.fields}),
     ]
 
 
-def _transposed(pointwise: Pointwise, dafter: Float[Array, "F H"], **inputs: Float[Array, "_ H"]) -> dict[str, Array]:
+def _transposed(pointwise: Pointwise, dafter: Float[Array, " F"], **inputs: Float[Array, " _"]) -> dict[str, Array]:
     """The cotangents of the inputs, each named `d` and the input."""
-    _, pull = jax.vjp(lambda inputs: pointwise(**inputs), inputs)
+    _, pull = jax.vjp(lambda inputs: pointwise.of_unit(**inputs), inputs)
     (cotangents,) = pull(dafter)
     return {f"d{name}": cotangent for name, cotangent in cotangents.items()}
 

@@ -1,4 +1,4 @@
-"""The symbolic run of a function of arrays [rows, units]: every entry of its outputs as an expression of its inputs."""
+"""The symbolic run of a function of vectors: every entry of its outputs as an expression of those of its inputs."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -12,44 +12,40 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from .expressions import Graph
 from .primitives import CALLS, ELEMENTWISE, INDEXED, MOVES, REDUCTIONS, TranslationError
 
-UNITS = 7  # each must have the same expression, and `sizes` sees to it that it is that of any number of units
-
 NOWHERE = -1  # the number of no node
 
 # An array of the run holds the numbers of nodes where its dtype is the graph's or bool. Of any other dtype, it holds
 # values that no input can change: the indices of a gather, the key of a random number.
 
 
-def trace(graph: Graph, function: Callable[..., Any], inputs: dict[str, int]) -> dict[str, np.ndarray]:
-    """The nodes [rows, units] of what `function` returns, a dict of arrays.
+def trace(graph: Graph, function: Callable[..., Any], inputs: dict[str, int]) -> dict[str, list[int]]:
+    """The nodes of what `function` returns, a dict of vectors.
 
-    inputs   the names of its arguments, and how many rows each has; an entry is the input `(name, row, unit)`
+    inputs   the names of its arguments, and how many rows each has; an entry is the input `(name, row)`
 
     Raises `TranslationError` where an operation has no counterpart.
     """
-    closed, returned = jaxpr_of(function, inputs, graph.dtype, UNITS)
+    closed, returned = _jaxpr_of(function, inputs, graph.dtype)
     for name, shape in returned.items():
         if shape.dtype != graph.dtype:
             raise TranslationError(
                 f"pointwise gives `{name}` in {shape.dtype}, and states are carried in {graph.dtype}"
             )
-    arguments = [_entries(graph, name, inputs[name]) for name in sorted(inputs)]
-    return dict(zip(sorted(returned), _run(graph, closed.jaxpr, closed.consts, arguments), strict=True))
+    arguments = [
+        np.array([graph.input((name, row)) for row in range(inputs[name])], np.int32) for name in sorted(inputs)
+    ]
+    outputs = _run(graph, closed.jaxpr, closed.consts, arguments)
+    return {name: nodes.tolist() for name, nodes in zip(sorted(returned), outputs, strict=True)}
 
 
-def jaxpr_of(function: Callable[..., Any], inputs: dict[str, int], dtype: Any, units: int) -> tuple[Any, Any]:
-    """The jaxpr of `function` at so many units, and the shapes of what it returns."""
-    shapes = {name: jax.ShapeDtypeStruct((count, units), dtype) for name, count in inputs.items()}
+def _jaxpr_of(function: Callable[..., Any], inputs: dict[str, int], dtype: Any) -> tuple[Any, Any]:
+    """The jaxpr of `function`, and the shapes of what it returns."""
+    shapes = {name: jax.ShapeDtypeStruct((count,), dtype) for name, count in inputs.items()}
     try:
         return jax.make_jaxpr(lambda inputs: function(**inputs), return_shape=True)(shapes)
     except Exception as error:  # whatever a cell's own code may raise: another engine may run it all the same
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-        raise TranslationError(f"pointwise cannot be traced at {units} units: {reason}") from error
-
-
-def _entries(graph: Graph, name: str, count: int) -> np.ndarray:
-    nodes = [graph.input((name, row, unit)) for row in range(count) for unit in range(UNITS)]
-    return np.array(nodes, np.int32).reshape(count, UNITS)
+        raise TranslationError(f"pointwise cannot be traced: {reason}") from error
 
 
 def _run(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
@@ -104,7 +100,7 @@ def _name(equation: JaxprEqn) -> str:
 def _move(graph: Graph, equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
     del graph
     moved = MOVES[equation.primitive.name](*inputs, **equation.params)
-    return moved if isinstance(moved, list) else [moved]
+    return list(map(np.asarray, moved)) if isinstance(moved, list) else [np.asarray(moved)]  # of a scalar, too
 
 
 def _reduce(graph: Graph, equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:

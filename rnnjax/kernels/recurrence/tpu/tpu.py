@@ -45,7 +45,7 @@ class TPU(AbstractKernel):
         dtype = carried(weights)
         if dtype != jnp.float32 and not self.interpret:
             return f"The TPU kernel carries float32, and the cell {dtype}."
-        step = translate(pointwise, dtype, weights.W.shape[-1])
+        step = translate(pointwise, dtype)
         if isinstance(step, str):
             return f"The TPU kernel has no program for it: {step}."
         if lacking := sorted(step.operations() & LACKING):
