@@ -35,7 +35,8 @@ from benchmarks.layers.layer import FORWARD, GRADIENT, AbstractLayer, draw_work,
 from benchmarks.layers.pytorch import Torch, synchronise
 from benchmarks.layers.scans import Ours
 from benchmarks.measure import Contestant, Record
-from rnnjax import GPU, Fused, Scan, unroll
+from rnnjax import Fused, Scan, unroll
+from rnnjax.kernels import GPU
 from rnnjax.kernels.linear_scan.primitive import linear_scan
 from rnnjax.training.checkpoint import write_atomically
 

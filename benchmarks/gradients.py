@@ -30,14 +30,14 @@ I, H, T, O = 8, 16, 50, 4  # noqa: E741
 DRAWS, SECONDS, LONG, MILLION = 1000, 1.0, 10_000, 1_000_000
 KEY = jax.random.key(0)
 CELLS = {name: partial(getattr(rnnjax, name), I, H, key=KEY) for name in ("Elman", "LSTM", "GRU", "MinGRU")}
-ESTIMATORS: tuple[rnnjax.AbstractEstimator, ...] = (
-    rnnjax.BPTT(rnnjax.Scan()),
-    rnnjax.TruncatedBPTT(10, engine=rnnjax.Scan()),
-    rnnjax.TruncatedBPTT(10, 20, engine=rnnjax.Scan()),
-    rnnjax.RTRL(),
-    rnnjax.SnAp1(),
-    rnnjax.EProp(),
-    rnnjax.UORO(),
+ESTIMATORS: tuple[rnnjax.gradients.AbstractEstimator, ...] = (
+    rnnjax.gradients.BPTT(rnnjax.Scan()),
+    rnnjax.gradients.TruncatedBPTT(10, engine=rnnjax.Scan()),
+    rnnjax.gradients.TruncatedBPTT(10, 20, engine=rnnjax.Scan()),
+    rnnjax.gradients.RTRL(),
+    rnnjax.gradients.SnAp1(),
+    rnnjax.gradients.EProp(),
+    rnnjax.gradients.UORO(),
 )
 
 
@@ -45,7 +45,9 @@ def loss(head: Array, y: Array, target: Array) -> Array:
     return jnp.sum((y @ head - target) ** 2)
 
 
-def learn(estimator: rnnjax.AbstractEstimator, weights: Any, xs: Array, targets: Array, key: Array) -> rnnjax.Estimate:
+def learn(
+    estimator: rnnjax.gradients.AbstractEstimator, weights: Any, xs: Array, targets: Array, key: Array
+) -> rnnjax.gradients.Estimate:
     memory = estimator.start(weights[0], key=key)
     return estimator.estimate(loss, weights, memory, xs, targets, key=key)
 
@@ -61,13 +63,13 @@ def flat(gradient: Any) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient[0])])
 
 
-def label(estimator: rnnjax.AbstractEstimator) -> str:
-    if isinstance(estimator, rnnjax.TruncatedBPTT):
+def label(estimator: rnnjax.gradients.AbstractEstimator) -> str:
+    if isinstance(estimator, rnnjax.gradients.TruncatedBPTT):
         return f"TruncatedBPTT({estimator.every}, {estimator.back})"
     return type(estimator).__name__
 
 
-def temporary(estimator: rnnjax.AbstractEstimator, cell: rnnjax.AbstractCell, steps: int) -> int:
+def temporary(estimator: rnnjax.gradients.AbstractEstimator, cell: rnnjax.AbstractCell, steps: int) -> int:
     """Bytes that the compiled program of a whole sequence needs beside its arguments and results."""
     program = lambda weights, xs, targets: learn(estimator, weights, xs, targets, KEY)[:2]  # noqa: E731
     made = measure.compile_program("", program, *draw(cell, steps))
@@ -81,12 +83,12 @@ def compare(name: str) -> list[dict[str, Any]]:
     weights, xs, targets = draw(cell, T)
     serving = [estimator for estimator in ESTIMATORS if estimator.refusal(cell) is None]
     runs = {label(one): eqx.filter_jit(partial(learn, one)) for one in serving}
-    exact = flat(learn(rnnjax.BPTT(rnnjax.Scan()), weights, xs, targets, KEY).gradient)
+    exact = flat(learn(rnnjax.gradients.BPTT(rnnjax.Scan()), weights, xs, targets, KEY).gradient)
     rows = []
     for estimator in serving:
         run = runs[label(estimator)]
         mean = one = flat(run(weights, xs, targets, KEY).gradient)
-        if isinstance(estimator, rnnjax.UORO):
+        if isinstance(estimator, rnnjax.gradients.UORO):
             draws = jax.vmap(lambda key: learn(estimator, weights, xs, targets, key).gradient)  # noqa: B023
             many = jax.jit(draws)(jax.random.split(KEY, DRAWS))
             mean = flat(jax.tree.map(lambda leaf: leaf.mean(0), many))
@@ -96,7 +98,7 @@ def compare(name: str) -> list[dict[str, Any]]:
                 "estimator": label(estimator),
                 "T": T,
                 "H": H,
-                "draws": DRAWS if isinstance(estimator, rnnjax.UORO) else 1,
+                "draws": DRAWS if isinstance(estimator, rnnjax.gradients.UORO) else 1,
                 "bias": float(np.linalg.norm(mean - exact) / np.linalg.norm(exact)),
                 "error_of_one": float(np.linalg.norm(one - exact) / np.linalg.norm(exact)),
                 "cosine_of_one": float(one @ exact / np.linalg.norm(one) / np.linalg.norm(exact)),
@@ -120,7 +122,7 @@ def compare(name: str) -> list[dict[str, Any]]:
 
 def million() -> dict[str, Any]:
     """A million steps in windows of 35: what the program keeps, and that it runs."""
-    cell, estimator = CELLS["LSTM"](), rnnjax.TruncatedBPTT(35, engine=rnnjax.Scan())
+    cell, estimator = CELLS["LSTM"](), rnnjax.gradients.TruncatedBPTT(35, engine=rnnjax.Scan())
     weights, xs, targets = draw(cell, MILLION)
     run = eqx.filter_jit(partial(learn, estimator))
     begun = time.perf_counter()
@@ -149,7 +151,7 @@ def chaos(gain: float, units: int, steps: int, every: int) -> dict[str, Any]:
     cell = rnnjax.Elman(1, units, key=KEY, bias=False)
     cell = eqx.tree_at(lambda cell: cell.recurrent_weight, cell, jnp.asarray(R, jnp.float32))
     start = rnnjax.Hidden(jax.random.normal(KEY, (units,)))
-    run = eqx.filter_jit(partial(rnnjax.lyapunov_exponents, skip=200, every=every))
+    run = eqx.filter_jit(partial(rnnjax.diagnose.lyapunov_exponents, skip=200, every=every))
     begun = time.perf_counter()
     exponents = np.asarray(run(cell, start, jnp.zeros((steps, 1))))
     row = {

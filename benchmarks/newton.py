@@ -18,7 +18,8 @@ if not __package__:  # run as a script: Python then looks in this folder only, n
 
 from benchmarks import measure
 from benchmarks.turns import take_turns
-from rnnjax import GRU, AbstractCell, Dense, Diagonal, DiagonalGRU, Hidden, Newton, Scan, unroll
+from rnnjax import GRU, AbstractCell, DiagonalGRU, Hidden, Newton, Scan, unroll
+from rnnjax.engines import Dense, Diagonal
 from rnnjax.training.checkpoint import write_atomically
 
 INPUTS = 4

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     pairs = draw(options.digits, COUNTS[options.digits])
     spared = len(pairs.source) // 10
     training, held_out = (
-        rnnjax.Pairs(*(leaf[part] for leaf in pairs)) for part in (slice(spared, None), slice(spared))
+        rnnjax.models.Pairs(*(leaf[part] for leaf in pairs)) for part in (slice(spared, None), slice(spared))
     )
     keys = jax.random.split(jax.random.key(options.seed))
     epoch = max(1, len(training.source) // B)
@@ -65,8 +65,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rule = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     fitted = fit(
         build(keys[0]),
-        rnnjax.seq2seq_loss,
-        rnnjax.minibatches(training, min(B, len(training.source)), seed=options.seed),
+        rnnjax.models.seq2seq_loss,
+        rnnjax.training.minibatches(training, min(B, len(training.source)), seed=options.seed),
         optax.chain(optax.clip_by_global_norm(1.0), rule),
         steps=steps,
         key=keys[1],
@@ -83,16 +83,16 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield record | {"epochs": options.epochs, "weights": count_weights(fitted.model)}
 
 
-def build(key: Array) -> rnnjax.Seq2Seq:
+def build(key: Array) -> rnnjax.models.Seq2Seq:
     """One LSTM hands its state to another; every step sees it, too."""
     keys = jax.random.split(key, 3)
     size = len(CHARACTERS)
     encoder = rnnjax.LSTM(size, UNITS, key=keys[0])
-    decoder = rnnjax.ContextDecoder(rnnjax.LSTM(size + UNITS, UNITS, key=keys[1]))
-    return rnnjax.Seq2Seq(size, size, encoder, decoder, bridge=eqx.nn.Identity(), key=keys[2])
+    decoder = rnnjax.models.ContextDecoder(rnnjax.LSTM(size + UNITS, UNITS, key=keys[1]))
+    return rnnjax.models.Seq2Seq(size, size, encoder, decoder, bridge=eqx.nn.Identity(), key=keys[2])
 
 
-def draw(digits: int, count: int) -> rnnjax.Pairs:
+def draw(digits: int, count: int) -> rnnjax.models.Pairs:
     """Different sums in any order, the same whatever the seed of a network: the question backwards, and the answer."""
     random = np.random.default_rng(0)
     asked: dict[tuple[int, int], None] = {}
@@ -106,7 +106,7 @@ def draw(digits: int, count: int) -> rnnjax.Pairs:
     answers = [f"{a + b}" for a, b in sums]
     target = np.array([encode(f"^{answer}$".ljust(digits + 3, "$")) for answer in answers])
     lengths = np.array([len(answer) + 2 for answer in answers])
-    return rnnjax.Pairs(source, np.full(len(sums), length), target, lengths)
+    return rnnjax.models.Pairs(source, np.full(len(sums), length), target, lengths)
 
 
 def encode(text: str) -> list[int]:
@@ -114,17 +114,17 @@ def encode(text: str) -> list[int]:
 
 
 @eqx.filter_jit
-def answer(model: rnnjax.Seq2Seq, source: Array, longest: int) -> rnnjax.Hypothesis:
+def answer(model: rnnjax.models.Seq2Seq, source: Array, longest: int) -> rnnjax.models.Hypothesis:
     """What the model says of each sum, each character after those it has said itself."""
 
-    def one(source: Array) -> rnnjax.Hypothesis:
+    def one(source: Array) -> rnnjax.models.Hypothesis:
         step, state, _ = model.decoding(source)
-        return rnnjax.greedy(step, state, start=START, end=END, max_length=longest)
+        return rnnjax.models.greedy(step, state, start=START, end=END, max_length=longest)
 
     return jax.vmap(one)(source)
 
 
-def judge(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs) -> Judged:
+def judge(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs) -> Judged:
     """How much of the answers is right, the character that ends them included, what pads them not."""
     asked = pairs.target[:, 1:]
     said = np.asarray(answer(model, jnp.asarray(pairs.source), asked.shape[1]).tokens)
@@ -133,9 +133,9 @@ def judge(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs) -> Judged:
     return Judged(right.sum() / valid.sum(), (right.sum(1) == valid.sum(1)).mean())
 
 
-def show(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs, digits: int) -> None:
+def show(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs, digits: int) -> None:
     """Five sums and what is said of them."""
-    few = rnnjax.Pairs(*(leaf[:5] for leaf in pairs))
+    few = rnnjax.models.Pairs(*(leaf[:5] for leaf in pairs))
     said = np.asarray(answer(model, jnp.asarray(few.source), digits + 2).tokens)
     for source, target, tokens in zip(few.source, few.target, said, strict=True):
         question, wanted, got = (

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     fitted = fit(
         build(recipe, *keys[:2]),
         partial(dropping, recurrent=recipe.recurrent),
-        rnnjax.minibatches(training, B, seed=options.seed),
+        rnnjax.training.minibatches(training, B, seed=options.seed),
         optimiser(recipe, steps),
         steps=steps,
         key=keys[2],
@@ -98,22 +98,22 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     }
 
 
-def build(recipe: Recipe, network_key: Array, decision_key: Array) -> rnnjax.Tagger:
+def build(recipe: Recipe, network_key: Array, decision_key: Array) -> rnnjax.models.Tagger:
     """A layer, with dropout before and after it, and a sigmoid for each key."""
     network = recipe.cell(KEYS, recipe.units, key=network_key)
-    dropped = rnnjax.VariationalDropout(network, inputs=recipe.inputs, outputs=recipe.outputs)
-    return rnnjax.Tagger(dropped, eqx.nn.Linear(recipe.units, KEYS, key=decision_key))
+    dropped = rnnjax.regularise.VariationalDropout(network, inputs=recipe.inputs, outputs=recipe.outputs)
+    return rnnjax.models.Tagger(dropped, eqx.nn.Linear(recipe.units, KEYS, key=decision_key))
 
 
-loss = partial(rnnjax.tagger_loss, objective=rnnjax.binary_cross_entropy)
+loss = partial(rnnjax.models.tagger_loss, objective=rnnjax.models.binary_cross_entropy)
 
 
 def dropping(
-    model: rnnjax.Tagger, carry: None, batch: rnnjax.Sequences, key: PRNGKeyArray, *, recurrent: float
+    model: rnnjax.models.Tagger, carry: None, batch: rnnjax.models.Sequences, key: PRNGKeyArray, *, recurrent: float
 ) -> tuple[Array, None]:
     """The loss of a network that lacks some of its recurrent weights."""
     weights_key, pieces_key = jax.random.split(key)
-    return loss(rnnjax.drop_weights(model, recurrent, key=weights_key), carry, batch, pieces_key)
+    return loss(rnnjax.regularise.drop_weights(model, recurrent, key=weights_key), carry, batch, pieces_key)
 
 
 def optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
@@ -123,12 +123,12 @@ def optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
 
 
 @eqx.filter_jit
-def evaluate(model: rnnjax.Tagger, pieces: rnnjax.Sequences) -> Array:
+def evaluate(model: rnnjax.models.Tagger, pieces: rnnjax.models.Sequences) -> Array:
     """The loss of all steps of some pieces, nothing dropped."""
     return loss(model, None, pieces, None)[0]
 
 
-def read() -> tuple[str, list[rnnjax.Sequences]]:
+def read() -> tuple[str, list[rnnjax.models.Sequences]]:
     """The name of the data; what to train on, to choose by, and to test on."""
     path = data.find("poly_music/JSB_Chorales.mat", "rounds made up here stand in for chorales")
     if path is None:
@@ -151,13 +151,13 @@ def sing(random: np.random.Generator) -> np.ndarray:
     return roll
 
 
-def pad(rolls: Sequence[np.ndarray]) -> rnnjax.Sequences:
+def pad(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
     """What sounds at each step and what sounds at the next, as one batch."""
     lengths = np.array([len(roll) - 1 for roll in rolls])
     batch = np.zeros((len(rolls), lengths.max() + 1, KEYS), np.float32)
     for row, roll in zip(batch, rolls, strict=True):
         row[: len(roll)] = roll
-    return rnnjax.Sequences(batch[:, :-1], batch[:, 1:], lengths)
+    return rnnjax.models.Sequences(batch[:, :-1], batch[:, 1:], lengths)
 
 
 if __name__ == "__main__":

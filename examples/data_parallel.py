@@ -59,7 +59,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", options.devices)
 
     model = Adder(rnnjax.GRU(2, H, key=jax.random.key(0)), jnp.zeros(H))
-    fitted = rnnjax.fit(
+    fitted = rnnjax.training.fit(
         model,
         loss,
         batch,

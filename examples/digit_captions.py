@@ -52,9 +52,9 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     digits, spared, data = read_digits()
     name = data.removeprefix("sequential ")
     test = compose(np.random.default_rng((options.seed, 0)), spared, TESTED)
-    fitted = rnnjax.fit(
+    fitted = rnnjax.training.fit(
         build(test.image.shape[1:], jax.random.key(options.seed)),
-        rnnjax.caption_loss,
+        rnnjax.models.caption_loss,
         lambda step: compose(np.random.default_rng((options.seed, 1, step)), digits, B),
         optax.chain(
             optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, options.steps))
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"task": f"captions of {name}", "seed": options.seed, "test": shares[0], "beam": shares[1]}
 
 
-def compose(random: np.random.Generator, digits: Digits, count: int) -> rnnjax.Captions:
+def compose(random: np.random.Generator, digits: Digits, count: int) -> rnnjax.models.Captions:
     """Images of digits drawn at random, from left to right, black where there are no more of them."""
     counts = random.integers(1, MOST, count, endpoint=True)
     shown = np.arange(MOST) < counts[:, None]
@@ -80,16 +80,16 @@ def compose(random: np.random.Generator, digits: Digits, count: int) -> rnnjax.C
     target = np.full((count, MOST + 2), END, np.int32)
     target[:, 0] = START
     target[:, 1:-1] = np.where(shown, digits.labels[drawn], END)
-    return rnnjax.Captions(squares.swapaxes(1, 2).reshape(count, 1, side, MOST * side), target, counts + 2)
+    return rnnjax.models.Captions(squares.swapaxes(1, 2).reshape(count, 1, side, MOST * side), target, counts + 2)
 
 
-def build(shape: tuple[int, ...], key: PRNGKeyArray) -> rnnjax.Captioner:
+def build(shape: tuple[int, ...], key: PRNGKeyArray) -> rnnjax.models.Captioner:
     """A captioner of images of this shape, [channels, height, width], as drawn."""
     keys = jax.random.split(key, 4)
     encoder = convolutions(shape, keys[0])
     features = eqx.filter_eval_shape(encoder, jax.ShapeDtypeStruct(shape, jnp.float32))
-    language = rnnjax.LanguageModel(len(WORDS) + 2, rnnjax.LSTM(EMBEDDING, UNITS, key=keys[1]), key=keys[2])
-    return rnnjax.Captioner(encoder, rnnjax.Bridge(features, language.initial(), key=keys[3]), language)
+    language = rnnjax.models.LanguageModel(len(WORDS) + 2, rnnjax.LSTM(EMBEDDING, UNITS, key=keys[1]), key=keys[2])
+    return rnnjax.models.Captioner(encoder, rnnjax.models.Bridge(features, language.initial(), key=keys[3]), language)
 
 
 def convolutions(shape: tuple[int, ...], key: PRNGKeyArray) -> eqx.nn.Sequential:
@@ -105,14 +105,14 @@ def convolutions(shape: tuple[int, ...], key: PRNGKeyArray) -> eqx.nn.Sequential
 
 
 @eqx.filter_jit
-def caption(model: rnnjax.Captioner, images: Array) -> tuple[Array, Array]:
+def caption(model: rnnjax.models.Captioner, images: Array) -> tuple[Array, Array]:
     """What is said of each image, greedily and by a beam, [images, MOST + 1] each."""
 
     def one(image: Array) -> tuple[Array, Array]:
         step, state, _ = model.decoding(image)
         options: dict[str, Any] = {"start": START, "end": END, "max_length": MOST + 1}
-        likeliest = rnnjax.greedy(step, state, **options)
-        return likeliest.tokens, rnnjax.beam_search(step, state, width=BEAM, **options).tokens
+        likeliest = rnnjax.models.greedy(step, state, **options)
+        return likeliest.tokens, rnnjax.models.beam_search(step, state, width=BEAM, **options).tokens
 
     return jax.vmap(one)(images)
 

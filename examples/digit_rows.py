@@ -29,29 +29,29 @@ import rnnjax
 B, UNITS, CHANNELS, WINDOW, CLASSES, LEARNING_RATE = 100, 64, 32, 3, 10, 3e-3
 
 
-def lstm(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+def lstm(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """A digit by the last state of an LSTM over its rows."""
     keys = jax.random.split(key)
     decision = eqx.nn.Linear(UNITS, CLASSES, key=keys[1])
-    return rnnjax.Classifier(rnnjax.LSTM(width, UNITS, key=keys[0]), decision)
+    return rnnjax.models.Classifier(rnnjax.LSTM(width, UNITS, key=keys[0]), decision)
 
 
-def linear(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+def linear(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """By the mean of what a linear layer says of each row: no recurrence."""
     layer = rnnjax.TimeDistributed(eqx.nn.Linear(width, CLASSES, key=key), width)
-    return rnnjax.Classifier(layer, jax.nn.identity, pooling=rnnjax.mean)
+    return rnnjax.models.Classifier(layer, jax.nn.identity, pooling=rnnjax.models.mean)
 
 
-def cnn_rnn_mlp(width: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+def cnn_rnn_mlp(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """By a convolution over three rows, an LSTM over what it finds, and a perceptron on the last state."""
     keys = jax.random.split(key, 3)
     convolution = rnnjax.CausalConvolution(width, CHANNELS, window=WINDOW, key=keys[0])
     rectify, recurrence = rnnjax.TimeDistributed(jax.nn.relu, CHANNELS), rnnjax.LSTM(CHANNELS, UNITS, key=keys[1])
     decision = eqx.nn.MLP(UNITS, CLASSES, UNITS, 1, key=keys[2])
-    return rnnjax.Classifier(rnnjax.Stack([convolution, rectify, recurrence]), decision)
+    return rnnjax.models.Classifier(rnnjax.Stack([convolution, rectify, recurrence]), decision)
 
 
-MODELS: dict[str, Callable[[int, PRNGKeyArray], rnnjax.Classifier]] = {
+MODELS: dict[str, Callable[[int, PRNGKeyArray], rnnjax.models.Classifier]] = {
     "lstm": lstm,
     "linear": linear,
     "cnn_rnn_mlp": cnn_rnn_mlp,
@@ -83,8 +83,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     steps = options.epochs * (len(training.targets) // B)
     fitted = fit(
         MODELS[options.model](training.xs.shape[-1], keys[0]),
-        rnnjax.classifier_loss,
-        rnnjax.minibatches(training, B, seed=options.seed),
+        rnnjax.models.classifier_loss,
+        rnnjax.training.minibatches(training, B, seed=options.seed),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))),
         steps=steps,
         key=keys[1],
@@ -97,19 +97,19 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"task": name, "model": options.model, "seed": options.seed, "test": share, "weights": weights}
 
 
-def rows(pixels: np.ndarray, labels: np.ndarray) -> rnnjax.Sequences:
+def rows(pixels: np.ndarray, labels: np.ndarray) -> rnnjax.models.Sequences:
     """Images [N, pixels, 1] as sequences [N, rows, columns]."""
     side = round(pixels.shape[1] ** 0.5)
-    return rnnjax.Sequences(pixels.reshape(-1, side, side), labels)
+    return rnnjax.models.Sequences(pixels.reshape(-1, side, side), labels)
 
 
 @eqx.filter_jit
-def predict(model: rnnjax.Classifier, xs: Array) -> Array:
+def predict(model: rnnjax.models.Classifier, xs: Array) -> Array:
     """The likeliest class of each."""
     return jax.vmap(model)(xs).argmax(-1)
 
 
-def accuracy(model: rnnjax.Classifier, digits: rnnjax.Sequences) -> float:
+def accuracy(model: rnnjax.models.Classifier, digits: rnnjax.models.Sequences) -> float:
     """The share of digits that is read right."""
     return float(np.mean(np.asarray(predict(model, digits.xs)) == digits.targets))
 

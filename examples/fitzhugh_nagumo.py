@@ -54,9 +54,9 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     epoch = len(training.xs) // B
     steps = options.epochs * epoch
     fitted = fit(
-        rnnjax.Tagger(cell, eqx.nn.Linear(UNITS, 1, key=keys[1])),
+        rnnjax.models.Tagger(cell, eqx.nn.Linear(UNITS, 1, key=keys[1])),
         loss,
-        rnnjax.minibatches(training, B, seed=options.seed),
+        rnnjax.training.minibatches(training, B, seed=options.seed),
         optax.adam(level_then_down(LEARNING_RATE, steps)),
         steps=steps,
         key=keys[2],
@@ -72,21 +72,21 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"task": "FitzHugh-Nagumo", "cell": options.cell, "seed": options.seed, "test": error, "weights": weights}
 
 
-loss = partial(rnnjax.tagger_loss, objective=rnnjax.squared_error)
+loss = partial(rnnjax.models.tagger_loss, objective=rnnjax.models.squared_error)
 
 
 @eqx.filter_jit
-def root_mean_square(model: rnnjax.Tagger, trajectories: rnnjax.Sequences) -> Array:
+def root_mean_square(model: rnnjax.models.Tagger, trajectories: rnnjax.models.Sequences) -> Array:
     """The error over all steps."""
     return loss(model, None, trajectories, None)[0] ** 0.5
 
 
 @lru_cache
-def read(counts: tuple[int, ...]) -> list[rnnjax.Sequences]:
+def read(counts: tuple[int, ...]) -> list[rnnjax.models.Sequences]:
     """Sets of trajectories, each value and the next; the same whatever the seed of a network."""
     random = np.random.default_rng(0)
     sets = [np.stack([simulate(2 * random.random() - 1) for _ in range(count)]) for count in counts]
-    return [rnnjax.Sequences(values[:, :-1, None], values[:, 1:, None]) for values in sets]
+    return [rnnjax.models.Sequences(values[:, :-1, None], values[:, 1:, None]) for values in sets]
 
 
 def simulate(v: float) -> np.ndarray:

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def train(
     series: Series, network: Callable[[PRNGKeyArray], rnnjax.AbstractNetwork], options: argparse.Namespace
-) -> tuple[rnnjax.Tagger, Levels | LogChanges]:
+) -> tuple[rnnjax.models.Tagger, Levels | LogChanges]:
     """The network that is best by the part to choose by, and the scale of what it reads."""
     chosen_by, _ = split(len(series.values))
     past, window = series.values[: chosen_by.start], series.window
@@ -109,12 +109,12 @@ def train(
     scaling = series.scaling.fit(past)
     codes = scaling.encode(past).astype(np.float32)[:, None]
     windows = np.stack([codes[at : at + window + 1] for at in range(len(codes) - window)])
-    examples = rnnjax.Sequences(windows[:, :-1], windows[:, 1:])
+    examples = rnnjax.models.Sequences(windows[:, :-1], windows[:, 1:])
     keys = jax.random.split(jax.random.key(options.seed))
-    fitted = rnnjax.fit(
-        rnnjax.Tagger(scaling.connect(network(keys[0])), jax.nn.identity),
-        partial(rnnjax.tagger_loss, objective=rnnjax.squared_error),
-        rnnjax.minibatches(examples, min(B, len(windows)), seed=options.seed),
+    fitted = rnnjax.training.fit(
+        rnnjax.models.Tagger(scaling.connect(network(keys[0])), jax.nn.identity),
+        partial(rnnjax.models.tagger_loss, objective=rnnjax.models.squared_error),
+        rnnjax.training.minibatches(examples, min(B, len(windows)), seed=options.seed),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
         steps=options.steps,
         key=keys[1],
@@ -125,7 +125,9 @@ def train(
     return fitted.model, scaling
 
 
-def predict(model: rnnjax.Tagger, scaling: Levels | LogChanges, series: Series, part: range, ahead: int) -> np.ndarray:
+def predict(
+    model: rnnjax.models.Tagger, scaling: Levels | LogChanges, series: Series, part: range, ahead: int
+) -> np.ndarray:
     """Forecasts [len(part), ahead]: row n is of the step part[n] and those after it, by the window before part[n]."""
     steps, codes = np.asarray(part), scaling.encode(series.values)
     windows = codes[steps[:, None] - 1 + np.arange(-series.window, 0)]  # codes[t - 1] is of the value of step t
@@ -134,9 +136,9 @@ def predict(model: rnnjax.Tagger, scaling: Levels | LogChanges, series: Series, 
 
 
 @eqx.filter_jit
-def forecast(model: rnnjax.Tagger, windows: Any, ahead: int) -> Array:
+def forecast(model: rnnjax.models.Tagger, windows: Any, ahead: int) -> Array:
     """The codes [windows, ahead, 1] that follow each window."""
-    return jax.vmap(lambda window: rnnjax.forecast(model, window, ahead))(windows)
+    return jax.vmap(lambda window: rnnjax.models.forecast(model, window, ahead))(windows)
 
 
 def misses(series: Series, part: range, said: np.ndarray, step: int) -> np.ndarray:

@@ -52,7 +52,7 @@ class Flow(NamedTuple):
 
     gradient: np.ndarray
     error: float
-    report: rnnjax.Report
+    report: rnnjax.diagnose.Report
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def train(adder: Adder, T: int, steps: int) -> Adder:
 
     batches = lambda step: adding(np.random.default_rng((T, step)), B, T)  # noqa: E731
     rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-    return rnnjax.fit(adder, loss, batches, rule, steps=steps, key=KEY).model
+    return rnnjax.training.fit(adder, loss, batches, rule, steps=steps, key=KEY).model
 
 
 @eqx.filter_jit
@@ -99,7 +99,7 @@ def measure(adder: Adder, xs: Array, sums: Array) -> tuple[Array, Array]:
 
     def one(xs: Array, total: Array) -> tuple[Array, Array]:
         loss = lambda last, ys: adder.loss(ys, total)  # noqa: ARG005, E731
-        return rnnjax.gradient_by_lag(loss, adder.cell, None, xs), loss(*rnnjax.unroll(adder.cell, None, xs))
+        return rnnjax.diagnose.gradient_by_lag(loss, adder.cell, None, xs), loss(*rnnjax.unroll(adder.cell, None, xs))
 
     return jax.vmap(one)(xs, sums)
 
@@ -108,7 +108,9 @@ def look(adder: Adder, T: int) -> Flow:
     xs, sums = jax.tree.map(jnp.asarray, adding(np.random.default_rng(T), JUDGED, T))
     gradients, errors = measure(adder, xs, sums)
     loss = lambda last, ys: adder.loss(ys, sums[0])  # noqa: ARG005, E731
-    return Flow(np.asarray(gradients.mean(0)), float(errors.mean()), rnnjax.examine(loss, adder.cell, None, xs[0]))
+    return Flow(
+        np.asarray(gradients.mean(0)), float(errors.mean()), rnnjax.diagnose.examine(loss, adder.cell, None, xs[0])
+    )
 
 
 def draw(seen: dict[str, tuple[Flow, Flow]], T: int, picture: Path) -> None:

@@ -108,14 +108,14 @@ def train(plan: Plan, corpus: Corpus, folder: Path, *, resume: bool) -> None:
     print(f"{len(corpus.training):,} characters to train on, {len(corpus.held_out):,} held out throughout the text")
     model = build(plan)
     begun = time.perf_counter()
-    fitted = rnnjax.fit(
+    fitted = rnnjax.training.fit(
         model,
-        partial(rnnjax.language_loss, engine=ENGINES[plan.engine]),
+        partial(rnnjax.models.language_loss, engine=ENGINES[plan.engine]),
         batches(corpus),
         optimiser(plan.steps),
         steps=plan.steps,
         key=jax.random.key(1),
-        carry=rnnjax.batch_of_states(model, STREAMS),
+        carry=rnnjax.models.batch_of_states(model, STREAMS),
         validate=partial(validation_loss, corpus=corpus),
         every=-(-plan.steps // EVALUATIONS),
         folder=folder,
@@ -124,18 +124,18 @@ def train(plan: Plan, corpus: Corpus, folder: Path, *, resume: bool) -> None:
     report(fitted.model, plan, corpus, folder, time.perf_counter() - begun)
 
 
-def build(plan: Plan) -> rnnjax.LanguageModel:
+def build(plan: Plan) -> rnnjax.models.LanguageModel:
     """A model of the plan's cell, its weights as drawn."""
     keys = jax.random.split(jax.random.key(0), 4)
     cells = [CELLS[plan.cell](EMBEDDING, HIDDEN, key=keys[0])]
     for key in keys[1 : LAYERS.get(plan.cell, 1)]:
         cells.append(rnnjax.residual(CELLS[plan.cell](HIDDEN, HIDDEN, key=key)))
-    return rnnjax.LanguageModel(len(plan.vocabulary), rnnjax.Stack(cells), key=keys[3])
+    return rnnjax.models.LanguageModel(len(plan.vocabulary), rnnjax.Stack(cells), key=keys[3])
 
 
 def batches(corpus: Corpus):
     """Consecutive chunks of the training text."""
-    return rnnjax.streams(corpus.training, STREAMS, CHUNK)
+    return rnnjax.training.streams(corpus.training, STREAMS, CHUNK)
 
 
 def optimiser(steps: int) -> optax.GradientTransformation:
@@ -163,12 +163,12 @@ def rehearsal(plan: Plan, corpus: Corpus) -> Callable[[], PyTree]:
     """The first step of training, to be timed as often as one likes: nothing is kept of it."""
     model = build(plan)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
-    carry, chunk = rnnjax.batch_of_states(model, STREAMS), batches(corpus)(0)
+    carry, chunk = rnnjax.models.batch_of_states(model, STREAMS), batches(corpus)(0)
     update = optimiser(plan.steps)
 
     @jax.jit
     def step(weights, state):
-        objective = lambda weights: rnnjax.language_loss(  # noqa: E731
+        objective = lambda weights: rnnjax.models.language_loss(  # noqa: E731
             eqx.combine(weights, static), carry, chunk, None, engine=ENGINES[plan.engine]
         )
         gradient, _ = jax.grad(objective, has_aux=True)(weights)
@@ -178,27 +178,30 @@ def rehearsal(plan: Plan, corpus: Corpus) -> Callable[[], PyTree]:
     return partial(step, weights, update.init(weights))
 
 
-def validation_loss(model: rnnjax.LanguageModel, corpus: Corpus) -> jax.Array:
+def validation_loss(model: rnnjax.models.LanguageModel, corpus: Corpus) -> jax.Array:
     """Nats per character on the held-out text, read as a few long streams, the state carried through each."""
     return _validation_loss(
-        model, rnnjax.streams(corpus.held_out, VALIDATION_STREAMS, (len(corpus.held_out) - 1) // VALIDATION_STREAMS)(0)
+        model,
+        rnnjax.training.streams(corpus.held_out, VALIDATION_STREAMS, (len(corpus.held_out) - 1) // VALIDATION_STREAMS)(
+            0
+        ),
     )
 
 
 @eqx.filter_jit
-def _validation_loss(model: rnnjax.LanguageModel, chunk: rnnjax.Chunk) -> jax.Array:
-    states = rnnjax.batch_of_states(model, VALIDATION_STREAMS)
-    return rnnjax.language_loss(model, states, chunk, None)[0]
+def _validation_loss(model: rnnjax.models.LanguageModel, chunk: rnnjax.training.Chunk) -> jax.Array:
+    states = rnnjax.models.batch_of_states(model, VALIDATION_STREAMS)
+    return rnnjax.models.language_loss(model, states, chunk, None)[0]
 
 
-def write_on(model: rnnjax.LanguageModel, plan: Plan, prompt: str, length: int) -> str:
+def write_on(model: rnnjax.models.LanguageModel, plan: Plan, prompt: str, length: int) -> str:
     """What the model writes after `prompt`."""
     tokens = Corpus.encode(prompt, plan.vocabulary)
-    written = rnnjax.sample(model, jnp.asarray(tokens), length, key=jax.random.key(2), temperature=0.7)
+    written = rnnjax.models.sample(model, jnp.asarray(tokens), length, key=jax.random.key(2), temperature=0.7)
     return "".join(plan.vocabulary[token] for token in np.asarray(written))
 
 
-def report(model: rnnjax.LanguageModel, plan: Plan, corpus: Corpus, folder: Path, seconds: float) -> None:
+def report(model: rnnjax.models.LanguageModel, plan: Plan, corpus: Corpus, folder: Path, seconds: float) -> None:
     """Print bits per character beside what compressors reach, and say where everything is."""
     rnnjax.save(folder / "model", model)
     draw_curve(folder / "metrics.jsonl", folder / "curve.png", scale=1 / math.log(2), unit="bits per character")
@@ -217,7 +220,7 @@ def report(model: rnnjax.LanguageModel, plan: Plan, corpus: Corpus, folder: Path
     print(f"{plan.steps} steps, {seconds:.0f} s. In {folder}: model, checkpoint, metrics.jsonl, curve.png, sample.txt")
 
 
-def restore(plan: Plan, folder: Path) -> rnnjax.LanguageModel:
+def restore(plan: Plan, folder: Path) -> rnnjax.models.LanguageModel:
     """The model that a finished run left."""
     return rnnjax.load(folder / "model", build(plan))
 

@@ -1,4 +1,4 @@
-"""Training that can be looked at: `rnnjax.fit`, and a picture of the metrics that it wrote down."""
+"""Training that can be looked at: `rnnjax.training.fit`, and a picture of the metrics that it wrote down."""
 
 import argparse
 import shutil
@@ -25,12 +25,12 @@ def folder_for_now() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def fit(*arguments: Any, picture: Path | None, **options: Any) -> rnnjax.Fitted:
-    """`rnnjax.fit` of these arguments; `picture` shows its losses by the step."""
+def fit(*arguments: Any, picture: Path | None, **options: Any) -> rnnjax.training.Fitted:
+    """`rnnjax.training.fit` of these arguments; `picture` shows its losses by the step."""
     if picture is None:
-        return rnnjax.fit(*arguments, **options)
+        return rnnjax.training.fit(*arguments, **options)
     with folder_for_now() as folder:
-        fitted = rnnjax.fit(*arguments, **options, folder=folder)
+        fitted = rnnjax.training.fit(*arguments, **options, folder=folder)
         draw(folder, picture)
     return fitted
 

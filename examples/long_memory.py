@@ -146,8 +146,10 @@ def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict
     steps = -(-counted // every) * every
     rule = optimiser(optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(20, steps // 10), steps))
     with folder_for_now() as folder:
-        rnnjax.fit(begin, loss, batches, rule, steps=steps, key=jax.random.key(seed + 1), every=every, folder=folder)
-        curve = [[line["seconds"], line["loss"]] for line in rnnjax.read_metrics(folder / "metrics.jsonl")]
+        rnnjax.training.fit(
+            begin, loss, batches, rule, steps=steps, key=jax.random.key(seed + 1), every=every, folder=folder
+        )
+        curve = [[line["seconds"], line["loss"]] for line in rnnjax.training.read_metrics(folder / "metrics.jsonl")]
     return {
         "task": name,
         "T": T,

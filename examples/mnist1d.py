@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"task": name, "seed": options.seed, "test": share, "weights": count_weights(model)}
 
 
-def build(shape: tuple[int, ...], key: Array) -> rnnjax.Classifier:
+def build(shape: tuple[int, ...], key: Array) -> rnnjax.models.Classifier:
     """For digits [T, I]."""
     T, inputs = shape
     keys = jax.random.split(key, 3)
@@ -70,20 +70,22 @@ def build(shape: tuple[int, ...], key: Array) -> rnnjax.Classifier:
     draw = partial(rnnjax.GRU, inputs, UNITS, **uniform, bias_initialiser=initialise.uniform_bias)
     network = rnnjax.Bidirectional(*(draw(key=key) for key in keys[:2]))
     decision = eqx.nn.Linear(T * 2 * UNITS, CLASSES, key=keys[2])
-    return rnnjax.Classifier(network, decision, pooling=rnnjax.flatten)
+    return rnnjax.models.Classifier(network, decision, pooling=rnnjax.models.flatten)
 
 
-def train(model: rnnjax.Classifier, training: rnnjax.Sequences, options: argparse.Namespace) -> rnnjax.Classifier:
+def train(
+    model: rnnjax.models.Classifier, training: rnnjax.models.Sequences, options: argparse.Namespace
+) -> rnnjax.models.Classifier:
     """The classifier after so many batches, in the order of the data."""
     count = len(training.targets) // B
 
-    def batch(step: int) -> rnnjax.Sequences:
+    def batch(step: int) -> rnnjax.models.Sequences:
         place = step % count * B
         return jax.tree.map(lambda leaf: leaf[place : place + B], training)
 
     return fit(
         model,
-        rnnjax.classifier_loss,
+        rnnjax.models.classifier_loss,
         batch,
         optax.adam(LEARNING_RATE),
         steps=options.steps,
@@ -93,25 +95,27 @@ def train(model: rnnjax.Classifier, training: rnnjax.Sequences, options: argpars
 
 
 @eqx.filter_jit
-def predict(model: rnnjax.Classifier, xs: Array) -> Array:
+def predict(model: rnnjax.models.Classifier, xs: Array) -> Array:
     """The likeliest class of each."""
     return jax.vmap(model)(xs).argmax(-1)
 
 
-def accuracy(model: rnnjax.Classifier, digits: rnnjax.Sequences) -> float:
+def accuracy(model: rnnjax.models.Classifier, digits: rnnjax.models.Sequences) -> float:
     """The share of digits that is read right."""
     return float(np.mean(np.asarray(predict(model, digits.xs)) == digits.targets))
 
 
-def read() -> tuple[str, rnnjax.Sequences, rnnjax.Sequences]:
+def read() -> tuple[str, rnnjax.models.Sequences, rnnjax.models.Sequences]:
     """The name of the data, what to train on and what to test on."""
     path = data.find("mnist1d/mnist1d.npz", "scikit-learn's digits, 8 x 8, stand in for MNIST-1D")
     if path is None:
-        training, test = (rnnjax.Sequences(digits.xs.reshape(-1, 8, 8), digits.labels) for digits in small_digits())
+        training, test = (
+            rnnjax.models.Sequences(digits.xs.reshape(-1, 8, 8), digits.labels) for digits in small_digits()
+        )
         return "8 x 8 digits", training, test
     with np.load(path) as arrays:
         sets = [(arrays[f"x{part}"], arrays[f"y{part}"]) for part in ("", "_test")]
-    training, test = (rnnjax.Sequences(xs[:, :, None].astype(np.float32), labels) for xs, labels in sets)
+    training, test = (rnnjax.models.Sequences(xs[:, :, None].astype(np.float32), labels) for xs, labels in sets)
     return "MNIST-1D", training, test
 
 

@@ -130,7 +130,7 @@ def train(network: rnnjax.AbstractNetwork, images: np.ndarray, options: argparse
     steps = count_steps(network, loss, batches, options.minutes / len(MODELS))
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
     rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-    return rnnjax.fit(network, loss, batches, rule, steps=steps, key=jax.random.key(options.seed)).model, steps
+    return rnnjax.training.fit(network, loss, batches, rule, steps=steps, key=jax.random.key(options.seed)).model, steps
 
 
 @eqx.filter_jit

@@ -20,10 +20,10 @@ class Doubled(rnnjax.AbstractEngine):
         """It goes step by step, so it can run any cell."""
         del cell, xs
 
-    def run(self, cell: rnnjax.AbstractCell, state, xs, marks: rnnjax.Marks):
+    def run(self, cell: rnnjax.AbstractCell, state, xs, marks: rnnjax.engines.Marks):
         """The last state, and all states over time."""
         T = jax.tree.leaves(xs)[0].shape[0]
-        step = partial(rnnjax.marked_step, cell.step, marks.initial)
+        step = partial(rnnjax.engines.marked_step, cell.step, marks.initial)
         inputs = cell.project(xs), marks.over_time(T)
 
         def two_steps(state, inputs):

@@ -51,14 +51,14 @@ def zaremba(cells: list[rnnjax.LSTM]) -> rnnjax.Stack:
 def awd(cells: list[rnnjax.LSTM]) -> rnnjax.Stack:
     """One mask for all steps; that of the outputs is the loss's."""
     first, second = cells
-    return rnnjax.Stack([rnnjax.VariationalDropout(first, inputs=0.1, outputs=0.1), second])
+    return rnnjax.Stack([rnnjax.regularise.VariationalDropout(first, inputs=0.1, outputs=0.1), second])
 
 
 RECIPES = {
-    "plain": Recipe(rnnjax.Stack, False, rnnjax.language_loss),
-    "zaremba": Recipe(zaremba, False, rnnjax.language_loss),
+    "plain": Recipe(rnnjax.Stack, False, rnnjax.models.language_loss),
+    "zaremba": Recipe(zaremba, False, rnnjax.models.language_loss),
     "awd": Recipe(
-        awd, True, partial(rnnjax.awd_loss, weights=0.2, words=0.05, outputs=0.2, activation=0.2, temporal=0.2)
+        awd, True, partial(rnnjax.models.awd_loss, weights=0.2, words=0.05, outputs=0.2, activation=0.2, temporal=0.2)
     ),
 }
 
@@ -105,34 +105,34 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"task": f"words of {name}, {options.recipe}", "seed": options.seed, "test": list(rows.values())[-1]}
 
 
-def train(recipe: Recipe, words: Words, options: argparse.Namespace) -> rnnjax.LanguageModel:
+def train(recipe: Recipe, words: Words, options: argparse.Namespace) -> rnnjax.models.LanguageModel:
     """The model that was best on the words to choose by."""
     keys = jax.random.split(jax.random.key(options.seed), 4)
     network = recipe.network([rnnjax.LSTM(SIZE, SIZE, key=key) for key in keys[:2]])
-    model = rnnjax.LanguageModel(len(words.vocabulary), network, key=keys[2], tied=recipe.tied)
+    model = rnnjax.models.LanguageModel(len(words.vocabulary), network, key=keys[2], tied=recipe.tied)
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, options.steps)
     return fit(
         model,
         recipe.loss,
-        rnnjax.streams(words.training, B, T),
+        rnnjax.training.streams(words.training, B, T),
         optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(schedule)),
         steps=options.steps,
         key=keys[3],
-        carry=rnnjax.batch_of_states(model, B),
+        carry=rnnjax.models.batch_of_states(model, B),
         validate=lambda model: judge(model, words.chosen_by),
         every=-(-options.steps // EVALUATIONS),
         picture=options.picture,
     ).model
 
 
-def judge(model: rnnjax.LanguageModel, tokens: np.ndarray) -> float:
+def judge(model: rnnjax.models.LanguageModel, tokens: np.ndarray) -> float:
     """Nats a word, of a text read as a few long streams."""
-    return float(_judge(model, rnnjax.streams(tokens, JUDGED_STREAMS, (len(tokens) - 1) // JUDGED_STREAMS)(0)))
+    return float(_judge(model, rnnjax.training.streams(tokens, JUDGED_STREAMS, (len(tokens) - 1) // JUDGED_STREAMS)(0)))
 
 
 @eqx.filter_jit
-def _judge(model: rnnjax.LanguageModel, chunk: rnnjax.Chunk) -> Array:
-    return rnnjax.language_loss(model, rnnjax.batch_of_states(model, JUDGED_STREAMS), chunk, None)[0]
+def _judge(model: rnnjax.models.LanguageModel, chunk: rnnjax.training.Chunk) -> Array:
+    return rnnjax.models.language_loss(model, rnnjax.models.batch_of_states(model, JUDGED_STREAMS), chunk, None)[0]
 
 
 def split(text: str) -> Words:
@@ -168,10 +168,10 @@ def pair_perplexity(words: Words, discount: float = 0.75) -> float:
     return float(np.exp(-np.log(np.maximum(counts[before, after] - discount, 0) / total + left * q).mean()))
 
 
-def write_on(model: rnnjax.LanguageModel, words: Words, seed: int) -> str:
+def write_on(model: rnnjax.models.LanguageModel, words: Words, seed: int) -> str:
     """What the model says after the first words of the test."""
     prompt = words.test[:10]
-    said = rnnjax.sample(model, jnp.asarray(prompt), 40, key=jax.random.key(seed), temperature=0.7)
+    said = rnnjax.models.sample(model, jnp.asarray(prompt), 40, key=jax.random.key(seed), temperature=0.7)
     spell = lambda tokens: " ".join(words.vocabulary[token] for token in tokens)  # noqa: E731
     return f"{spell(prompt)} | {spell(np.asarray(said))}"
 

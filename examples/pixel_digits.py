@@ -69,19 +69,19 @@ class Recipe(NamedTuple):
     rule: Callable[[int], optax.GradientTransformation]
 
 
-def lem(T: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+def lem(T: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """Time steps of at most 0.21, as the paper has them for 784 pixels; longer ones for fewer, up to 1."""
     return classify(rnnjax.LEM(1, WIDE, time_step=min(1.0, 0.21 * 784 / T), key=key), key)
 
 
-def lstm(T: int, key: PRNGKeyArray) -> rnnjax.Classifier:
+def lstm(T: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """Gates that keep for up to T steps to begin with."""
     return classify(rnnjax.LSTM(1, WIDE, bias_initialiser=rnnjax.initialise.chrono(T), key=key), key)
 
 
-def classify(cell: rnnjax.AbstractCell, key: PRNGKeyArray) -> rnnjax.Classifier:
+def classify(cell: rnnjax.AbstractCell, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """What is read off the state after the last pixel."""
-    return rnnjax.Classifier(cell, eqx.nn.Linear(WIDE, 10, key=jax.random.fold_in(key, 1)))
+    return rnnjax.models.Classifier(cell, eqx.nn.Linear(WIDE, 10, key=jax.random.fold_in(key, 1)))
 
 
 def slow_adam(steps: int) -> optax.GradientTransformation:
@@ -197,10 +197,10 @@ def train(
         return 1 - share
 
     with folder_for_now() as folder:
-        fitted = rnnjax.fit(
+        fitted = rnnjax.training.fit(
             recipe.build(training.xs.shape[1], jax.random.key(options.seed)),
             loss,
-            rnnjax.minibatches(training, recipe.B, seed=options.seed),
+            rnnjax.training.minibatches(training, recipe.B, seed=options.seed),
             recipe.rule(steps),
             steps=steps,
             key=jax.random.key(options.seed + 1),
@@ -208,7 +208,7 @@ def train(
             every=min(epoch, steps),
             folder=folder,
         )
-        lines = rnnjax.read_metrics(folder / "metrics.jsonl")
+        lines = rnnjax.training.read_metrics(folder / "metrics.jsonl")
         if options.picture is not None:
             draw(folder, options.picture)
     return fitted.model, [(line["step"] / epoch, 1 - line["validation"], line["seconds"]) for line in lines]

@@ -33,15 +33,15 @@ class Reader(eqx.Module):
     """Word vectors, and a classifier that reads them."""
 
     embedding: Array
-    classifier: rnnjax.Classifier
+    classifier: rnnjax.models.Classifier
 
     def __init__(self, vocabulary_size: int, classes: int, key: PRNGKeyArray):
         keys = jax.random.split(key, 4)
         self.embedding = 0.1 * jax.random.normal(keys[0], (vocabulary_size, EMBEDDING))
         both = rnnjax.Bidirectional(*(rnnjax.LSTM(EMBEDDING, UNITS, key=key) for key in keys[1:3]))
-        network = rnnjax.VariationalDropout(both, inputs=DROPOUT, outputs=DROPOUT)
+        network = rnnjax.regularise.VariationalDropout(both, inputs=DROPOUT, outputs=DROPOUT)
         decision = eqx.nn.Linear(2 * UNITS, classes, key=keys[3])
-        self.classifier = rnnjax.Classifier(network, decision, pooling=rnnjax.mean)
+        self.classifier = rnnjax.models.Classifier(network, decision, pooling=rnnjax.models.mean)
 
     def __call__(self, tokens: Array, **options: Any) -> Array:
         return self.classifier(self.embedding[tokens], **options)
@@ -75,24 +75,26 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"task": f"{task.name}, as sequences", "seed": options.seed, "test": share}
 
 
-def read(trees: Sequence[rnnjax.Tree]) -> rnnjax.Sequences:
+def read(trees: Sequence[rnnjax.trees.Tree]) -> rnnjax.models.Sequences:
     """The tokens of each tree in the order of its nodes, a node before its children, and the label of its root."""
     sentences = [[token for token in tree.tokens if token is not None] for tree in trees]
     lengths = np.array([len(sentence) for sentence in sentences])
     tokens = np.zeros((len(sentences), max(lengths.max(), BOUNDS[-1])), np.int32)
     for row, sentence in zip(tokens, sentences, strict=True):
         row[: len(sentence)] = sentence
-    return rnnjax.Sequences(tokens, np.array([(tree.labels or [])[0] for tree in trees]), lengths)
+    return rnnjax.models.Sequences(tokens, np.array([(tree.labels or [])[0] for tree in trees]), lengths)
 
 
-def train(task: Task, training: rnnjax.Sequences, held_out: rnnjax.Sequences, options: argparse.Namespace) -> Reader:
+def train(
+    task: Task, training: rnnjax.models.Sequences, held_out: rnnjax.models.Sequences, options: argparse.Namespace
+) -> Reader:
     """The reader that was best on the sentences held out, judged after each epoch."""
-    rnnjax.check_labels(training.targets, task.classes)
+    rnnjax.models.check_labels(training.targets, task.classes)
     keys = jax.random.split(jax.random.key(options.seed))
-    buckets = rnnjax.Buckets(training.lengths, B, BOUNDS, seed=options.seed)
+    buckets = rnnjax.training.Buckets(training.lengths, B, BOUNDS, seed=options.seed)
     return fit(
         Reader(task.vocabulary_size, task.classes, keys[0]),
-        rnnjax.classifier_loss,
+        rnnjax.models.classifier_loss,
         lambda step: cut(training, *buckets(step)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
         steps=options.epochs * buckets.per_epoch,
@@ -103,9 +105,9 @@ def train(task: Task, training: rnnjax.Sequences, held_out: rnnjax.Sequences, op
     ).model
 
 
-def cut(sequences: rnnjax.Sequences, chosen: np.ndarray, length: int) -> rnnjax.Sequences:
+def cut(sequences: rnnjax.models.Sequences, chosen: np.ndarray, length: int) -> rnnjax.models.Sequences:
     """Some of the sentences, padded to `length`."""
-    return rnnjax.Sequences(sequences.xs[chosen, :length], sequences.targets[chosen], sequences.lengths[chosen])
+    return rnnjax.models.Sequences(sequences.xs[chosen, :length], sequences.targets[chosen], sequences.lengths[chosen])
 
 
 @eqx.filter_jit
@@ -114,7 +116,7 @@ def predict(model: Reader, tokens: Array, lengths: Array) -> Array:
     return jax.vmap(lambda tokens, length: model(tokens, length=length))(tokens, lengths).argmax(-1)
 
 
-def accuracy(model: Reader, sequences: rnnjax.Sequences) -> float:
+def accuracy(model: Reader, sequences: rnnjax.models.Sequences) -> float:
     """The share of sentences that is classified right."""
     said = [
         predict(model, jnp.asarray(sequences.xs[at : at + JUDGED]), jnp.asarray(sequences.lengths[at : at + JUDGED]))

@@ -35,7 +35,7 @@ PUBLISHED = {
 CLASSES = {"fine": 5, "binary": 2}
 BINARY = (0, 0, None, 1, 1)  # of the five classes, from very negative to very positive
 UNKNOWN = 0  # the token of words that are not in the training trees
-BLANK = rnnjax.Tree([[]], [None])  # what fills the last batch
+BLANK = rnnjax.trees.Tree([[]], [None])  # what fills the last batch
 OPERATORS: tuple[Callable[[int, int], int], ...] = (int.__and__, int.__or__, int.__xor__)  # tokens 2, 3, 4
 
 
@@ -43,9 +43,9 @@ class Task(NamedTuple):
     """Trees to train on, to choose the epoch by, and to test on."""
 
     name: str
-    training: list[rnnjax.Tree]
-    held_out: list[rnnjax.Tree]
-    test: list[rnnjax.Tree]
+    training: list[rnnjax.trees.Tree]
+    held_out: list[rnnjax.trees.Tree]
+    test: list[rnnjax.trees.Tree]
     vocabulary_size: int
     classes: int
     published: float | None
@@ -83,15 +83,15 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield record | {"curve": curve, "seconds": seconds, "test": share, "published": task.published}
 
 
-def train(task: Task, options: argparse.Namespace) -> tuple[rnnjax.TreeClassifier, list[tuple[float, ...]]]:
+def train(task: Task, options: argparse.Namespace) -> tuple[rnnjax.models.TreeClassifier, list[tuple[float, ...]]]:
     """The best classifier; and after each epoch: the share of the held-out roots that is right, and seconds."""
     keys = jax.random.split(jax.random.key(options.seed), 3)
-    cell = rnnjax.NaryTreeLSTM(EMBEDDING, UNITS, key=keys[0])
-    model = rnnjax.TreeClassifier(task.vocabulary_size, cell, task.classes, key=keys[1], dropout=DROPOUT)
-    drawn = rnnjax.minibatches(np.arange(len(task.training)), B, seed=options.seed)
+    cell = rnnjax.trees.NaryTreeLSTM(EMBEDDING, UNITS, key=keys[0])
+    model = rnnjax.models.TreeClassifier(task.vocabulary_size, cell, task.classes, key=keys[1], dropout=DROPOUT)
+    drawn = rnnjax.training.minibatches(np.arange(len(task.training)), B, seed=options.seed)
     held_out, curve, begun = pack_all(task, task.held_out), [], time.perf_counter()
 
-    def judge(model: rnnjax.TreeClassifier) -> float:
+    def judge(model: rnnjax.models.TreeClassifier) -> float:
         share = accuracy(model, held_out)
         curve.append((share, round(time.perf_counter() - begun, 1)))
         print(f"\nepoch {len(curve)}: {100 * share:.2f} % of the held-out roots", flush=True)
@@ -112,9 +112,9 @@ def train(task: Task, options: argparse.Namespace) -> tuple[rnnjax.TreeClassifie
     return fitted.model, curve
 
 
-def loss(model: rnnjax.TreeClassifier, carry: None, trees: rnnjax.Trees, key: Any) -> tuple[Array, None]:
+def loss(model: rnnjax.models.TreeClassifier, carry: None, trees: rnnjax.trees.Trees, key: Any) -> tuple[Array, None]:
     """The recipe's: the sum over the nodes of a tree, the mean over the trees."""
-    mean, carry = rnnjax.tree_loss(model, carry, trees, key)
+    mean, carry = rnnjax.models.tree_loss(model, carry, trees, key)
     return mean * (jnp.asarray(trees.labels) >= 0).sum() / B, carry
 
 
@@ -126,32 +126,32 @@ def optimiser() -> optax.GradientTransformation:
         "rest": optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), adagrad),
     }
 
-    def part_of_each(weights: rnnjax.TreeClassifier) -> Any:
+    def part_of_each(weights: rnnjax.models.TreeClassifier) -> Any:
         return eqx.tree_at(lambda model: model.embedding, jax.tree.map(lambda _: "rest", weights), "embedding")
 
     return optax.multi_transform(parts, part_of_each)
 
 
-def pack(task: Task, trees: Sequence[rnnjax.Tree]) -> rnnjax.Trees:
-    return rnnjax.pack_trees(trees, vocabulary_size=task.vocabulary_size, classes=task.classes, width=WIDTH)
+def pack(task: Task, trees: Sequence[rnnjax.trees.Tree]) -> rnnjax.trees.Trees:
+    return rnnjax.trees.pack_trees(trees, vocabulary_size=task.vocabulary_size, classes=task.classes, width=WIDTH)
 
 
-def pack_all(task: Task, trees: Sequence[rnnjax.Tree]) -> list[rnnjax.Trees]:
+def pack_all(task: Task, trees: Sequence[rnnjax.trees.Tree]) -> list[rnnjax.trees.Trees]:
     """All trees, in batches of one size."""
     groups = [trees[at : at + B] for at in range(0, len(trees), B)]
     return [pack(task, [*group, *[BLANK] * (B - len(group))]) for group in groups]
 
 
-def accuracy(model: rnnjax.TreeClassifier, batches: Sequence[rnnjax.Trees]) -> float:
+def accuracy(model: rnnjax.models.TreeClassifier, batches: Sequence[rnnjax.trees.Trees]) -> float:
     """The share of the roots that is classified right."""
     counts = np.array([judge_batch(model, trees) for trees in batches]).sum(0)
     return float(counts[0] / counts[1])
 
 
 @eqx.filter_jit
-def judge_batch(model: rnnjax.TreeClassifier, trees: rnnjax.Trees) -> tuple[Array, Array]:
+def judge_batch(model: rnnjax.models.TreeClassifier, trees: rnnjax.trees.Trees) -> tuple[Array, Array]:
     """How many roots are right, of how many."""
-    return rnnjax.count_right_roots(model.logits(trees), trees)
+    return rnnjax.models.count_right_roots(model.logits(trees), trees)
 
 
 def read_task(kind: str) -> Task:
@@ -169,12 +169,12 @@ def read_task(kind: str) -> Task:
     return Task(f"SST, {kind}", training, held_out, test, len(words) + 1, CLASSES[kind], PUBLISHED[kind])
 
 
-def read_trees(path: Path, token: Callable[[str], int]) -> list[rnnjax.Tree]:
+def read_trees(path: Path, token: Callable[[str], int]) -> list[rnnjax.trees.Tree]:
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [rnnjax.parse_tree(line, token) for line in lines if line.strip()]
+    return [rnnjax.trees.parse_tree(line, token) for line in lines if line.strip()]
 
 
-def leave_out_neutral(trees: Sequence[rnnjax.Tree]) -> list[rnnjax.Tree]:
+def leave_out_neutral(trees: Sequence[rnnjax.trees.Tree]) -> list[rnnjax.trees.Tree]:
     """Trees whose root is not neutral, with two classes, and no label on phrases that are neutral."""
     labels = [[None if label is None else BINARY[label] for label in tree.labels or ()] for tree in trees]
     binary = [tree._replace(labels=signs) for tree, signs in zip(trees, labels, strict=True)]
@@ -187,8 +187,8 @@ def expressions(random: np.random.Generator) -> Task:
     return Task("Boolean expressions", trees[:2000], trees[2000:2250], trees[2250:], 5, 2, None)
 
 
-def expression(random: np.random.Generator, operators: int) -> rnnjax.Tree:
-    tree = rnnjax.Tree(children := [], tokens := [], labels := [])
+def expression(random: np.random.Generator, operators: int) -> rnnjax.trees.Tree:
+    tree = rnnjax.trees.Tree(children := [], tokens := [], labels := [])
 
     def write(operators: int) -> int:
         """The number of a node that is an expression of so many operators."""

@@ -54,7 +54,7 @@ def block(name: str, width: int, key: PRNGKeyArray) -> rnnjax.AbstractNetwork:
     """A convolution over four steps, a minimal recurrence of twice the width, and a perceptron."""
     keys = jax.random.split(key, 5)
     wide = EXPANSION * width
-    cell = CELLS[name](width, wide, activation=rnnjax.positive, key=keys[1])
+    cell = CELLS[name](width, wide, activation=rnnjax.cells.positive, key=keys[1])
     narrow = eqx.nn.Linear(wide, width, use_bias=False, key=keys[2])
     up, down = eqx.nn.Linear(width, 4 * width, key=keys[3]), eqx.nn.Linear(4 * width, width, key=keys[4])
     return rnnjax.Stack(
@@ -66,33 +66,33 @@ def block(name: str, width: int, key: PRNGKeyArray) -> rnnjax.AbstractNetwork:
     )
 
 
-def build(name: str, width: int, vocabulary: int) -> rnnjax.LanguageModel:
+def build(name: str, width: int, vocabulary: int) -> rnnjax.models.LanguageModel:
     """The model, as drawn."""
     keys = jax.random.split(jax.random.key(0), BLOCKS + 1)
     norm = rnnjax.TimeDistributed(eqx.nn.RMSNorm(width), width)
     network = rnnjax.Stack([*(block(name, width, key) for key in keys[1:]), norm])
-    return rnnjax.LanguageModel(vocabulary, network, key=keys[0], tied=True)
+    return rnnjax.models.LanguageModel(vocabulary, network, key=keys[0], tied=True)
 
 
-def draw(tokens: np.ndarray, seed: int, step: int) -> rnnjax.Chunk:
+def draw(tokens: np.ndarray, seed: int, step: int) -> rnnjax.training.Chunk:
     """B pieces from anywhere, each from a fresh state."""
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - T - 1, B)
     where = starts[:, None] + np.arange(T)
-    return rnnjax.Chunk(tokens[where], tokens[where + 1], np.zeros((B, T), bool))
+    return rnnjax.training.Chunk(tokens[where], tokens[where + 1], np.zeros((B, T), bool))
 
 
-def pieces(tokens: np.ndarray) -> list[rnnjax.Chunk]:
+def pieces(tokens: np.ndarray) -> list[rnnjax.training.Chunk]:
     """All of a text, but what does not fill a piece at its very end, in batches of up to B pieces."""
     whole = (len(tokens) - 1) // T * T
     rows = tokens[:whole].reshape(-1, T), tokens[1 : whole + 1].reshape(-1, T)
     batches = [[part[at : at + B] for part in rows] for at in range(0, len(rows[0]), B)]
-    return [rnnjax.Chunk(inputs, targets, np.zeros(inputs.shape, bool)) for inputs, targets in batches]
+    return [rnnjax.training.Chunk(inputs, targets, np.zeros(inputs.shape, bool)) for inputs, targets in batches]
 
 
-def loss(model: rnnjax.LanguageModel, carry: None, chunk: rnnjax.Chunk, key: Any) -> tuple[Array, None]:
+def loss(model: rnnjax.models.LanguageModel, carry: None, chunk: rnnjax.training.Chunk, key: Any) -> tuple[Array, None]:
     """Nats a character."""
-    states = rnnjax.batch_of_states(model, chunk.inputs.shape[0])
-    return rnnjax.language_loss(model, states, chunk, key)[0], carry
+    states = rnnjax.models.batch_of_states(model, chunk.inputs.shape[0])
+    return rnnjax.models.language_loss(model, states, chunk, key)[0], carry
 
 
 def main() -> None:
@@ -157,15 +157,15 @@ def train(
     judge = eqx.filter_jit(lambda model, chunk: loss(model, None, chunk, None)[0])
     chunks = pieces(held_out)
 
-    def validate(model: rnnjax.LanguageModel) -> float:
+    def validate(model: rnnjax.models.LanguageModel) -> float:
         losses = [float(judge(model, jax.tree.map(jnp.asarray, chunk))) for chunk in chunks]
         return float(np.average(losses, weights=[len(chunk.inputs) for chunk in chunks]))
 
     key = jax.random.key(1)
     go_on = {"validate": validate, "every": EVERY, "folder": folder, "resume": options.resume}
-    rnnjax.fit(model, loss, batches, rule, steps=steps, key=key, **go_on)
+    rnnjax.training.fit(model, loss, batches, rule, steps=steps, key=key, **go_on)
     names = ("step", "validation", "loss", "seconds")
-    return [tuple(line[name] for name in names) for line in rnnjax.read_metrics(folder / "metrics.jsonl")]
+    return [tuple(line[name] for name in names) for line in rnnjax.training.read_metrics(folder / "metrics.jsonl")]
 
 
 if __name__ == "__main__":

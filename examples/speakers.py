@@ -45,11 +45,13 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     name, training, test = read()
     keys = jax.random.split(jax.random.key(options.seed), 4)
     network = rnnjax.Bidirectional(*(rnnjax.LSTM(FEATURES, UNITS, key=key) for key in keys[:2]))
-    model = rnnjax.Classifier(network, eqx.nn.Linear(2 * UNITS, SPEAKERS, key=keys[2]), pooling=rnnjax.ends)
+    model = rnnjax.models.Classifier(
+        network, eqx.nn.Linear(2 * UNITS, SPEAKERS, key=keys[2]), pooling=rnnjax.models.ends
+    )
     fitted = fit(
         model,
-        rnnjax.classifier_loss,
-        rnnjax.minibatches(training, B, seed=options.seed),
+        rnnjax.models.classifier_loss,
+        rnnjax.training.minibatches(training, B, seed=options.seed),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
         steps=options.epochs * (len(training.targets) // B),
         key=keys[3],
@@ -63,18 +65,18 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 @eqx.filter_jit
-def predict(model: rnnjax.Classifier, xs: Array, lengths: Array) -> Array:
+def predict(model: rnnjax.models.Classifier, xs: Array, lengths: Array) -> Array:
     """The likeliest speaker of each sequence."""
     return jax.vmap(lambda xs, length: model(xs, length=length))(xs, lengths).argmax(-1)
 
 
-def accuracy(model: rnnjax.Classifier, sequences: rnnjax.Sequences) -> float:
+def accuracy(model: rnnjax.models.Classifier, sequences: rnnjax.models.Sequences) -> float:
     """The share of sequences whose speaker is told right."""
     said = predict(model, sequences.xs, sequences.lengths)
     return float(np.mean(np.asarray(said) == sequences.targets))
 
 
-def read() -> tuple[str, rnnjax.Sequences, rnnjax.Sequences]:
+def read() -> tuple[str, rnnjax.models.Sequences, rnnjax.models.Sequences]:
     """The name of the data, what to train on and what to test on."""
     folder = data.find("japanese_vowels", "speakers made up here stand in")
     if folder is None:
@@ -85,7 +87,7 @@ def read() -> tuple[str, rnnjax.Sequences, rnnjax.Sequences]:
     return "Japanese Vowels", training, test
 
 
-def read_file(path: Path) -> rnnjax.Sequences:
+def read_file(path: Path) -> rnnjax.models.Sequences:
     """Sequences of a .ts file: one a line, features between colons, the class at the end."""
     lines = path.read_text().partition("@data\n")[2].split()
     fields = [line.split(":") for line in lines]
@@ -93,7 +95,7 @@ def read_file(path: Path) -> rnnjax.Sequences:
     return pad(sequences, [int(line[-1]) - 1 for line in fields])
 
 
-def speak(random: np.random.Generator, sounds: np.ndarray, count: int) -> rnnjax.Sequences:
+def speak(random: np.random.Generator, sounds: np.ndarray, count: int) -> rnnjax.models.Sequences:
     """Sequences that wander about the sounds of speakers drawn at random."""
     labels, sequences = random.integers(SPEAKERS, size=count).tolist(), []
     for label in labels:
@@ -105,13 +107,13 @@ def speak(random: np.random.Generator, sounds: np.ndarray, count: int) -> rnnjax
     return pad(sequences, labels)
 
 
-def pad(sequences: Sequence[np.ndarray], labels: Sequence[int]) -> rnnjax.Sequences:
+def pad(sequences: Sequence[np.ndarray], labels: Sequence[int]) -> rnnjax.models.Sequences:
     """A batch of T steps each."""
-    rnnjax.check_labels(labels, SPEAKERS)
+    rnnjax.models.check_labels(labels, SPEAKERS)
     xs = np.zeros((len(sequences), T, FEATURES), np.float32)
     for row, sequence in zip(xs, sequences, strict=True):
         row[: len(sequence)] = sequence
-    return rnnjax.Sequences(xs, np.array(labels), np.array([len(sequence) for sequence in sequences]))
+    return rnnjax.models.Sequences(xs, np.array(labels), np.array([len(sequence) for sequence in sequences]))
 
 
 if __name__ == "__main__":

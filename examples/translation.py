@@ -102,32 +102,32 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield record | {"perplexity_of_own_words": free, "units": options.units, "weights": count_weights(model)}
 
 
-def build(languages: Languages, units: int, key: Array) -> rnnjax.Seq2Seq:
+def build(languages: Languages, units: int, key: Array) -> rnnjax.models.Seq2Seq:
     """Embeddings, encoder, attention and decoder, all of `units`."""
     keys = jax.random.split(key, 6)
     encoder = rnnjax.Bidirectional(*(rnnjax.GRU(units, units, key=key) for key in keys[:2]))
-    decoder = rnnjax.BahdanauDecoder(
+    decoder = rnnjax.models.BahdanauDecoder(
         rnnjax.GRU(3 * units, units, key=keys[2]),
-        rnnjax.Additive(units, 2 * units, units, key=keys[3]),
+        rnnjax.models.Additive(units, 2 * units, units, key=keys[3]),
         eqx.nn.Sequential([eqx.nn.Linear(4 * units, units, key=keys[5]), eqx.nn.Lambda(jnp.tanh)]),
     )
     source_size, target_size = (len(language.words) for language in languages)
-    dropped = rnnjax.VariationalDropout(encoder, outputs=DROPOUT)
-    return rnnjax.Seq2Seq(source_size, target_size, dropped, decoder, dropout=DROPOUT, key=keys[4])
+    dropped = rnnjax.regularise.VariationalDropout(encoder, outputs=DROPOUT)
+    return rnnjax.models.Seq2Seq(source_size, target_size, dropped, decoder, dropout=DROPOUT, key=keys[4])
 
 
 def train(
-    options: argparse.Namespace, languages: Languages, training: rnnjax.Pairs, held_out: rnnjax.Pairs
-) -> rnnjax.Seq2Seq:
+    options: argparse.Namespace, languages: Languages, training: rnnjax.models.Pairs, held_out: rnnjax.models.Pairs
+) -> rnnjax.models.Seq2Seq:
     """The best model of as many epochs; after each of them it is judged, by its own words if it is trained on them."""
     lengths = np.maximum(training.source_length, training.target_length)
-    batch = rnnjax.Buckets(lengths, min(B, len(lengths)), BOUNDS, seed=options.seed)
+    batch = rnnjax.training.Buckets(lengths, min(B, len(lengths)), BOUNDS, seed=options.seed)
     keys = jax.random.split(jax.random.key(options.seed))
     steps = options.epochs * batch.per_epoch
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(200, steps // 10), steps)
-    fitted = rnnjax.fit(
+    fitted = rnnjax.training.fit(
         build(languages, options.units, keys[0]),
-        partial(rnnjax.seq2seq_loss, teacher_forcing=options.teacher_forcing),
+        partial(rnnjax.models.seq2seq_loss, teacher_forcing=options.teacher_forcing),
         lambda step: cut(training, *batch(step)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
         steps=steps,
@@ -138,24 +138,24 @@ def train(
     return fitted.model
 
 
-def cut(pairs: rnnjax.Pairs, chosen: np.ndarray, length: int) -> rnnjax.Pairs:
+def cut(pairs: rnnjax.models.Pairs, chosen: np.ndarray, length: int) -> rnnjax.models.Pairs:
     """Some of the pairs, padded to no more than `length`."""
     source, source_length, target, target_length = (leaf[chosen] for leaf in pairs)
-    return rnnjax.Pairs(source[:, :length], source_length, target[:, :length], target_length)
+    return rnnjax.models.Pairs(source[:, :length], source_length, target[:, :length], target_length)
 
 
-def parts(pairs: rnnjax.Pairs) -> Iterator[rnnjax.Pairs]:
+def parts(pairs: rnnjax.models.Pairs) -> Iterator[rnnjax.models.Pairs]:
     """All pairs in their order, up to a hundred at a time."""
     for at in range(0, len(pairs.source), 100):
-        yield rnnjax.Pairs(*(leaf[at : at + 100] for leaf in pairs))
+        yield rnnjax.models.Pairs(*(leaf[at : at + 100] for leaf in pairs))
 
 
 @eqx.filter_jit
-def _loss(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs, forcing: float) -> Array:
-    return rnnjax.seq2seq_loss(model, None, pairs, None, teacher_forcing=forcing)[0]
+def _loss(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs, forcing: float) -> Array:
+    return rnnjax.models.seq2seq_loss(model, None, pairs, None, teacher_forcing=forcing)[0]
 
 
-def loss_of(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs, forcing: float) -> float:
+def loss_of(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs, forcing: float) -> float:
     """Nats a word, nothing dropped; fed with the words of the target, or where `forcing` is 0 with its own."""
     losses, words = zip(
         *((_loss(model, part, forcing), (part.target_length - 1).sum()) for part in parts(pairs)), strict=True
@@ -164,31 +164,34 @@ def loss_of(model: rnnjax.Seq2Seq, pairs: rnnjax.Pairs, forcing: float) -> float
 
 
 @eqx.filter_jit
-def say(model: rnnjax.Seq2Seq, source: Array, length: Array) -> rnnjax.Hypothesis:
+def say(model: rnnjax.models.Seq2Seq, source: Array, length: Array) -> rnnjax.models.Hypothesis:
     """The likeliest word after each word, for every source."""
 
-    def one(source: Array, length: Array) -> rnnjax.Hypothesis:
+    def one(source: Array, length: Array) -> rnnjax.models.Hypothesis:
         step, state, _ = model.decoding(source, length=length)
-        return rnnjax.greedy(step, state, start=START, end=END, max_length=LONGEST)
+        return rnnjax.models.greedy(step, state, start=START, end=END, max_length=LONGEST)
 
     return jax.vmap(one)(source, length)
 
 
 @eqx.filter_jit
-def search_widely(model: rnnjax.Seq2Seq, source: Array, length: Array) -> rnnjax.Hypothesis:
+def search_widely(model: rnnjax.models.Seq2Seq, source: Array, length: Array) -> rnnjax.models.Hypothesis:
     """The best of a beam, for every source."""
     width = min(BEAM, model.target_embedding.shape[0])
 
-    def one(source: Array, length: Array) -> rnnjax.Hypothesis:
+    def one(source: Array, length: Array) -> rnnjax.models.Hypothesis:
         step, state, mask = model.decoding(source, length=length)
         limits = {"start": START, "end": END, "max_length": LONGEST}
-        return rnnjax.beam_search(step, state, width=width, length_penalty=LENGTH_PENALTY, mask=mask, **limits)
+        return rnnjax.models.beam_search(step, state, width=width, length_penalty=LENGTH_PENALTY, mask=mask, **limits)
 
     return jax.vmap(one)(source, length)
 
 
 def translate(
-    model: rnnjax.Seq2Seq, languages: Languages, pairs: rnnjax.Pairs, search: Callable[..., rnnjax.Hypothesis]
+    model: rnnjax.models.Seq2Seq,
+    languages: Languages,
+    pairs: rnnjax.models.Pairs,
+    search: Callable[..., rnnjax.models.Hypothesis],
 ) -> list[list[str]]:
     """What is said of each source, in words."""
     said = [np.asarray(search(model, part.source, part.source_length).tokens) for part in parts(pairs)]
@@ -227,13 +230,13 @@ def vocabulary(sentences: Sequence[Sequence[str]]) -> Vocabulary:
     return Vocabulary(words, {word: number for number, word in enumerate(words)})
 
 
-def encode(languages: Languages, corpus: Corpus) -> rnnjax.Pairs:
+def encode(languages: Languages, corpus: Corpus) -> rnnjax.models.Pairs:
     """All sentences as one padded batch; one that is too long for that is cut."""
     sides = [
         pad([language.encode(sentence) for sentence in sentences])
         for language, sentences in zip(languages, corpus, strict=True)
     ]
-    return rnnjax.Pairs(*sides[0], *sides[1])
+    return rnnjax.models.Pairs(*sides[0], *sides[1])
 
 
 def pad(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +248,7 @@ def pad(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, lengths
 
 
-def draw(path: Path, model: rnnjax.Seq2Seq, languages: Languages, test: Corpus) -> None:
+def draw(path: Path, model: rnnjax.models.Seq2Seq, languages: Languages, test: Corpus) -> None:
     """What each word of four translations looked at, the brighter the more."""
     few = Corpus(test.source[:4], test.target[:4])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,18 @@
 """rnnjax: recurrent networks in JAX. Write a cell once, choose how it runs; same numbers, same gradients."""
 
+from types import ModuleType
+
+from . import cells as cells
+from . import diagnose as diagnose
+from . import engines as engines
+from . import gradients as gradients
 from . import initialise as initialise
+from . import kernels as kernels
+from . import models as models
+from . import networks as networks
+from . import regularise as regularise
+from . import training as training
+from . import trees as trees
 from .cell import AbstractAffineCell as AbstractAffineCell
 from .cell import AbstractCandidateCell as AbstractCandidateCell
 from .cell import AbstractCell as AbstractCell
@@ -13,174 +25,56 @@ from .cells.conv_lstm import ConvLSTM as ConvLSTM
 from .cells.diagonal_gru import DiagonalGRU as DiagonalGRU
 from .cells.diagonal_lstm import DiagonalLSTM as DiagonalLSTM
 from .cells.elman import Elman as Elman
-from .cells.elman import linear as linear
 from .cells.gru import GRU as GRU
 from .cells.ind_rnn import IndRNN as IndRNN
 from .cells.lem import LEM as LEM
-from .cells.lem import LEMState as LEMState
 from .cells.linear_recurrence import LinearRecurrence as LinearRecurrence
 from .cells.linear_rnn import LinearRNN as LinearRNN
 from .cells.lru import LRU as LRU
 from .cells.lstm import LSTM as LSTM
-from .cells.lstm import LSTMState as LSTMState
-from .cells.lstm import Peepholes as Peepholes
 from .cells.min_gru import MinGRU as MinGRU
-from .cells.min_gru import positive as positive
 from .cells.min_lstm import MinLSTM as MinLSTM
 from .cells.projected_lstm import ProjectedLSTM as ProjectedLSTM
 from .cells.reset_before_gru import ResetBeforeGRU as ResetBeforeGRU
 from .cells.s5 import S5 as S5
 from .cells.sru import SRU as SRU
-from .diagnose.gates import gates as gates
-from .diagnose.gates import stuck as stuck
-from .diagnose.gradient import gradient_by_input as gradient_by_input
-from .diagnose.gradient import gradient_by_lag as gradient_by_lag
-from .diagnose.jacobian import jacobians as jacobians
-from .diagnose.jacobian import product_norms as product_norms
-from .diagnose.jacobian import singular_values as singular_values
-from .diagnose.lyapunov import lyapunov_exponents as lyapunov_exponents
-from .diagnose.report import Finding as Finding
-from .diagnose.report import Report as Report
-from .diagnose.report import examine as examine
 from .engine import AbstractEngine as AbstractEngine
-from .engine import marked_step as marked_step
 from .engines.associative import Associative as Associative
 from .engines.auto import Auto as Auto
-from .engines.auto import Selection as Selection
 from .engines.checkpointed import Checkpointed as Checkpointed
 from .engines.fused import Fused as Fused
-from .engines.newton.dense import Dense as Dense
-from .engines.newton.diagonal import Diagonal as Diagonal
 from .engines.newton.newton import Newton as Newton
-from .engines.newton.solver import Solution as Solution
 from .engines.scan import Scan as Scan
 from .engines.sharded import Sharded as Sharded
 from .engines.unrolled import Unrolled as Unrolled
-from .gradients.backward import BPTT as BPTT
-from .gradients.eligibility import EProp as EProp
-from .gradients.eligibility import SnAp1 as SnAp1
-from .gradients.estimator import AbstractEstimator as AbstractEstimator
-from .gradients.estimator import Estimate as Estimate
-from .gradients.feedback import RandomFeedback as RandomFeedback
-from .gradients.rtrl import RTRL as RTRL
-from .gradients.truncated import TruncatedBPTT as TruncatedBPTT
-from .gradients.uoro import UORO as UORO
 from .kernels.native.library import absence
-from .kernels.recurrence.contract import AbstractKernel as AbstractKernel
-from .kernels.recurrence.cpu.cpu import CPU as CPU
-from .kernels.recurrence.cpu.cpu import InstructionSet as InstructionSet
-from .kernels.recurrence.gpu.gpu import GPU as GPU
-from .kernels.recurrence.tpu.tpu import TPU as TPU
-from .marks import Marks as Marks
-from .marks import StepMarks as StepMarks
-from .models.attention import AbstractScore as AbstractScore
-from .models.attention import Additive as Additive
-from .models.attention import Dot as Dot
-from .models.attention import General as General
-from .models.attention import Memory as Memory
-from .models.attention import attend as attend
-from .models.attention import remember as remember
-from .models.attentive_decoder import BahdanauDecoder as BahdanauDecoder
-from .models.attentive_decoder import LuongDecoder as LuongDecoder
-from .models.awd import awd_loss as awd_loss
-from .models.beam import beam_search as beam_search
-from .models.bridge import Bridge as Bridge
-from .models.captioner import Captioner as Captioner
-from .models.captioner import Captions as Captions
-from .models.captioner import caption_loss as caption_loss
-from .models.classifier import Classifier as Classifier
-from .models.classifier import Sequences as Sequences
-from .models.classifier import classifier_loss as classifier_loss
-from .models.decoder import AbstractDecoder as AbstractDecoder
-from .models.decoder import ContextDecoder as ContextDecoder
-from .models.decoder import Encoded as Encoded
-from .models.language import LanguageModel as LanguageModel
-from .models.language import batch_of_states as batch_of_states
-from .models.language import language_loss as language_loss
-from .models.language import sample as sample
-from .models.objectives import binary_cross_entropy as binary_cross_entropy
-from .models.objectives import check_labels as check_labels
-from .models.objectives import cross_entropy as cross_entropy
-from .models.objectives import squared_error as squared_error
-from .models.pairs import Pairs as Pairs
-from .models.pairs import seq2seq_loss as seq2seq_loss
-from .models.pooling import AttentionPooling as AttentionPooling
-from .models.pooling import ends as ends
-from .models.pooling import flatten as flatten
-from .models.pooling import last as last
-from .models.pooling import maximum as maximum
-from .models.pooling import mean as mean
-from .models.search import Decoding as Decoding
-from .models.search import Hypothesis as Hypothesis
-from .models.search import greedy as greedy
-from .models.search import sample_sequence as sample_sequence
-from .models.seq2seq import Seq2Seq as Seq2Seq
-from .models.states import hidden as hidden
-from .models.tagger import Tagger as Tagger
-from .models.tagger import average_steps as average_steps
-from .models.tagger import forecast as forecast
-from .models.tagger import tagger_loss as tagger_loss
-from .models.tagger import total_steps as total_steps
-from .models.trees import TreeClassifier as TreeClassifier
-from .models.trees import count_right_roots as count_right_roots
-from .models.trees import tree_loss as tree_loss
 from .network import AbstractNetwork as AbstractNetwork
-from .network import Options as Options
 from .networks.bidirectional import Bidirectional as Bidirectional
 from .networks.bidirectional import Reversed as Reversed
-from .networks.connected import Connected as Connected
 from .networks.connected import residual as residual
 from .networks.connected import skip as skip
 from .networks.convolution import CausalConvolution as CausalConvolution
 from .networks.depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
-from .networks.merge import Directions as Directions
-from .networks.merge import add as add
-from .networks.merge import average as average
-from .networks.merge import concatenate as concatenate
-from .networks.merge import multiply as multiply
-from .networks.merge import pair as pair
 from .networks.qrnn import QRNN as QRNN
-from .networks.qrnn import QRNNState as QRNNState
 from .networks.rg_lru import RGLRU as RGLRU
-from .networks.rg_lru import RGLRUState as RGLRUState
 from .networks.stack import Stack as Stack
 from .networks.time_distributed import TimeDistributed as TimeDistributed
-from .networks.window import Window as Window
-from .regularise.noise import NoisyStates as NoisyStates
-from .regularise.noise import add_noise as add_noise
-from .regularise.penalties import activation_penalty as activation_penalty
-from .regularise.penalties import l1_penalty as l1_penalty
-from .regularise.penalties import l2_penalty as l2_penalty
-from .regularise.penalties import temporal_activation_penalty as temporal_activation_penalty
-from .regularise.recurrent_dropout import RecurrentDropout as RecurrentDropout
-from .regularise.variational import VariationalDropout as VariationalDropout
-from .regularise.weights import drop_embedding as drop_embedding
-from .regularise.weights import drop_weights as drop_weights
-from .regularise.zoneout import Zoneout as Zoneout
-from .training.batches import Chunk as Chunk
-from .training.batches import minibatches as minibatches
-from .training.batches import streams as streams
-from .training.buckets import Buckets as Buckets
-from .training.checkpoint import CheckpointError as CheckpointError
 from .training.checkpoint import load as load
 from .training.checkpoint import save as save
-from .training.fit import Fitted as Fitted
-from .training.fit import fit as fit
-from .training.run import read_metrics as read_metrics
-from .trees.cell import AbstractAffineTreeCell as AbstractAffineTreeCell
-from .trees.cell import AbstractTreeCell as AbstractTreeCell
-from .trees.child_sum_tree_lstm import ChildSumTreeLSTM as ChildSumTreeLSTM
-from .trees.nary_tree_lstm import NaryTreeLSTM as NaryTreeLSTM
-from .trees.pack import TreeBucket as TreeBucket
-from .trees.pack import Trees as Trees
-from .trees.pack import pack_trees as pack_trees
-from .trees.recurse import recurse as recurse
-from .trees.recursive_network import RecursiveNetwork as RecursiveNetwork
-from .trees.rntn import RNTN as RNTN
-from .trees.tree import Tree as Tree
-from .trees.tree import parse_tree as parse_tree
 from .unroll import unroll as unroll
+
+NAMESPACES = cells, diagnose, engines, gradients, initialise, kernels, models, networks, regularise, training, trees
 
 absence()  # a program that another process has compiled finds the CPU kernel from the import on
 
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    """The public names: of the modules, those that are namespaces."""
+    hidden = ("ModuleType", "NAMESPACES", "absence")
+    return [
+        name
+        for name, value in globals().items()
+        if name not in hidden and (not isinstance(value, ModuleType) or value in NAMESPACES)
+    ]

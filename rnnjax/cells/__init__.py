@@ -1,1 +1,32 @@
 """Cells of the literature, one published thing per file."""
+
+from ..cell import AbstractAffineCell as AbstractAffineCell
+from ..cell import AbstractCandidateCell as AbstractCandidateCell
+from ..cell import AbstractCell as AbstractCell
+from ..cell import AbstractDiagonalCell as AbstractDiagonalCell
+from ..cell import AbstractGatedCell as AbstractGatedCell
+from ..cell import AbstractLinearCell as AbstractLinearCell
+from ..cell import Hidden as Hidden
+from .conv_gru import ConvGRU as ConvGRU
+from .conv_lstm import ConvLSTM as ConvLSTM
+from .diagonal_gru import DiagonalGRU as DiagonalGRU
+from .diagonal_lstm import DiagonalLSTM as DiagonalLSTM
+from .elman import Elman as Elman
+from .elman import linear as linear
+from .gru import GRU as GRU
+from .ind_rnn import IndRNN as IndRNN
+from .lem import LEM as LEM
+from .lem import LEMState as LEMState
+from .linear_recurrence import LinearRecurrence as LinearRecurrence
+from .linear_rnn import LinearRNN as LinearRNN
+from .lru import LRU as LRU
+from .lstm import LSTM as LSTM
+from .lstm import LSTMState as LSTMState
+from .lstm import Peepholes as Peepholes
+from .min_gru import MinGRU as MinGRU
+from .min_gru import positive as positive
+from .min_lstm import MinLSTM as MinLSTM
+from .projected_lstm import ProjectedLSTM as ProjectedLSTM
+from .reset_before_gru import ResetBeforeGRU as ResetBeforeGRU
+from .s5 import S5 as S5
+from .sru import SRU as SRU

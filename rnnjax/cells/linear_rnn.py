@@ -15,7 +15,7 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
 
     A bank of leaky integrators: `a` is a real weight, one for each unit, and the same at every step. Nothing holds it
     within (-1, 1), where the memory fades, though it starts there; `LRU` is the cell that cannot leave. With a dense R
-    in place of `a` it is `Elman(activation=rnnjax.linear)`.
+    in place of `a` it is `Elman(activation=rnnjax.cells.linear)`.
     """
 
     input_weight: InputWeight

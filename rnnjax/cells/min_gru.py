@@ -23,10 +23,10 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
     Gate order i, g; `i` is the paper's z, which writes (the z of `GRU` keeps). No gate sees the state, so `Associative`
     runs time in parallel; the price is that one layer alone cannot count or compare. Stack two or more.
 
-    `activation` is `rnnjax.linear`, the candidate as it is, or `rnnjax.positive`, the paper's, with which h stays
-    positive from a start that is not negative, or any other. The paper goes over to logarithms there because it takes
-    sums of log(1 - i) over time, and differences of their exponentials. There is no need of that here: steps
-    are composed as maps h -> a h + b, by products of factors in (0, 1) and by sums, which neither overflow nor divide.
+    `activation` is `linear`, the candidate as it is, or `positive`, the paper's (both in `rnnjax.cells`), with which h
+    stays positive from a start that is not negative, or any other. The paper goes over to logarithms there because it
+    takes sums of log(1 - i) over time, and differences of their exponentials. There is no need of that here: steps are
+    composed as maps h -> a h + b, by products of factors in (0, 1) and by sums, which neither overflow nor divide.
     What is left to guard is the gate that keeps, which is sigmoid(-(W x + b)) rather than a difference from one.
     """
 

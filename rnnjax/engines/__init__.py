@@ -1,1 +1,18 @@
 """Engines: ways to run a cell along time."""
+
+from ..engine import AbstractEngine as AbstractEngine
+from ..engine import marked_step as marked_step
+from ..marks import Marks as Marks
+from ..marks import StepMarks as StepMarks
+from .associative import Associative as Associative
+from .auto import Auto as Auto
+from .auto import Selection as Selection
+from .checkpointed import Checkpointed as Checkpointed
+from .fused import Fused as Fused
+from .newton.dense import Dense as Dense
+from .newton.diagonal import Diagonal as Diagonal
+from .newton.newton import Newton as Newton
+from .newton.solver import Solution as Solution
+from .scan import Scan as Scan
+from .sharded import Sharded as Sharded
+from .unrolled import Unrolled as Unrolled

@@ -1,1 +1,11 @@
 """How it learns: estimators of the gradient, backward through time and forward along it."""
+
+from .backward import BPTT as BPTT
+from .eligibility import EProp as EProp
+from .eligibility import SnAp1 as SnAp1
+from .estimator import AbstractEstimator as AbstractEstimator
+from .estimator import Estimate as Estimate
+from .feedback import RandomFeedback as RandomFeedback
+from .rtrl import RTRL as RTRL
+from .truncated import TruncatedBPTT as TruncatedBPTT
+from .uoro import UORO as UORO

@@ -1,1 +1,7 @@
 """Kernels: how fast a cell goes, platform by platform."""
+
+from .recurrence.contract import AbstractKernel as AbstractKernel
+from .recurrence.cpu.cpu import CPU as CPU
+from .recurrence.cpu.cpu import InstructionSet as InstructionSet
+from .recurrence.gpu.gpu import GPU as GPU
+from .recurrence.tpu.tpu import TPU as TPU

@@ -1,1 +1,24 @@
 """Networks of the literature: whatever looks at the inputs of earlier steps, which no cell does."""
+
+from ..network import AbstractNetwork as AbstractNetwork
+from ..network import Options as Options
+from .bidirectional import Bidirectional as Bidirectional
+from .bidirectional import Reversed as Reversed
+from .connected import Connected as Connected
+from .connected import residual as residual
+from .connected import skip as skip
+from .convolution import CausalConvolution as CausalConvolution
+from .depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
+from .merge import Directions as Directions
+from .merge import add as add
+from .merge import average as average
+from .merge import concatenate as concatenate
+from .merge import multiply as multiply
+from .merge import pair as pair
+from .qrnn import QRNN as QRNN
+from .qrnn import QRNNState as QRNNState
+from .rg_lru import RGLRU as RGLRU
+from .rg_lru import RGLRUState as RGLRUState
+from .stack import Stack as Stack
+from .time_distributed import TimeDistributed as TimeDistributed
+from .window import Window as Window

@@ -1,1 +1,12 @@
 """Training: optax optimises, this room feeds it, watches it, and survives being killed."""
+
+from .batches import Chunk as Chunk
+from .batches import minibatches as minibatches
+from .batches import streams as streams
+from .buckets import Buckets as Buckets
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import load as load
+from .checkpoint import save as save
+from .fit import Fitted as Fitted
+from .fit import fit as fit
+from .run import read_metrics as read_metrics

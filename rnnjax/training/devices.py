@@ -121,7 +121,7 @@ class DataParallel(AbstractDevices):
 
     def wait(self) -> None:
         if self.several:
-            multihost_utils.sync_global_devices("rnnjax.fit")
+            multihost_utils.sync_global_devices("rnnjax.training.fit")
 
 
 def _spread(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -32,7 +32,7 @@ CELLS = {
 
 
 def main() -> None:
-    emulated = rnnjax.GPU(device=SMALL, interpret=mosaic_gpu.InterpretGPUParams(detect_races=True))
+    emulated = rnnjax.kernels.GPU(device=SMALL, interpret=mosaic_gpu.InterpretGPUParams(detect_races=True))
     if sys.argv[1:] == ["barrier"]:
         cluster.ClusterExchange = NoExchange
         jax.block_until_ready(halves(emulated, "elman"))

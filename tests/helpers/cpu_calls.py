@@ -10,7 +10,7 @@ from jax import ShapeDtypeStruct, lax
 from jaxtyping import Array
 from random_shapes import Sizes, pointwise_of
 
-from rnnjax import InstructionSet
+from rnnjax.kernels import InstructionSet
 from rnnjax.kernels.linear_scan import cpu as linear_scan
 from rnnjax.kernels.native import library
 from rnnjax.kernels.recurrence.cpu.program import Program, translate

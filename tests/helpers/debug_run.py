@@ -34,9 +34,9 @@ def main() -> None:
         print("done")
         return
     logits = np.ones((2, 4))
-    rnnjax.cross_entropy(logits, np.arange(2))
-    rnnjax.binary_cross_entropy(logits, np.ones((2, 4)))
-    model = rnnjax.LanguageModel(7, rnnjax.GRU(4, 5, key=grid.KEY), key=grid.KEY)
+    rnnjax.models.cross_entropy(logits, np.arange(2))
+    rnnjax.models.binary_cross_entropy(logits, np.ones((2, 4)))
+    model = rnnjax.models.LanguageModel(7, rnnjax.GRU(4, 5, key=grid.KEY), key=grid.KEY)
     model.logits(None, np.arange(5))
     print("done")
 

@@ -129,8 +129,8 @@ SAME: dict[str, tuple[Any, ...]] = {
     "layers": ("stack", rnnjax.Auto(), short),  # each by the engine that fits it
     "newton": ("gru", rnnjax.Newton(), ragged),  # a dense Jacobian
     "newton_in_reverse": ("gru", rnnjax.Newton(), short),
-    "newton_of_blocks": ("diagonal_lstm", rnnjax.Newton(rnnjax.Diagonal(), damping=0.1), ragged, forward_mode),
-    "newton_diagonal": ("diagonal_gru", rnnjax.Newton(rnnjax.Diagonal()), ragged),
+    "newton_of_blocks": ("diagonal_lstm", rnnjax.Newton(rnnjax.engines.Diagonal(), damping=0.1), ragged, forward_mode),
+    "newton_diagonal": ("diagonal_gru", rnnjax.Newton(rnnjax.engines.Diagonal()), ragged),
 }
 
 
@@ -175,7 +175,7 @@ def check_what_newton_refuses() -> None:
     """What it cannot do part by part."""
     gru, steps = grid.build("gru"), jax.ShapeDtypeStruct((16, grid.I), "float64")
     with pytest.raises(ValueError, match=r"the gradient of Newton.* goes step by step for GRU"):
-        eqx.filter_eval_shape(short, over_time(rnnjax.Newton(rnnjax.Diagonal())), gru)
+        eqx.filter_eval_shape(short, over_time(rnnjax.Newton(rnnjax.engines.Diagonal())), gru)
     with pytest.raises(ValueError, match=r"engine: Newton\(fall_back=True\) cannot run parts of time"):
         eqx.filter_eval_shape(short, over_time(rnnjax.Newton(fall_back=True)), gru)
     patient = rnnjax.Auto((rnnjax.Newton(fall_back=True), rnnjax.Scan()))
@@ -227,11 +227,13 @@ def judge(model: Any) -> Array:
     return tagger_loss(grid.ORACLE, model, state, streams(0), None)[0]
 
 
-def trained(engine: rnnjax.AbstractEngine, batches: Any, mesh: jax.sharding.Mesh | None) -> tuple[list, rnnjax.Fitted]:
+def trained(
+    engine: rnnjax.AbstractEngine, batches: Any, mesh: jax.sharding.Mesh | None
+) -> tuple[list, rnnjax.training.Fitted]:
     """The losses of a run, and what came of it."""
     losses = []
     cell = grid.build("gru")
-    fitted = rnnjax.fit(
+    fitted = rnnjax.training.fit(
         cell,
         partial(tagger_loss, engine),
         batches,
@@ -253,7 +255,7 @@ def streams(step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache
-def trained_alone() -> tuple[list, rnnjax.Fitted]:
+def trained_alone() -> tuple[list, rnnjax.training.Fitted]:
     losses, fitted = trained(rnnjax.Scan(), streams, None)
     assert losses[-1] < losses[0]
     return losses, fitted
@@ -280,7 +282,7 @@ def check_a_key_for_each_device() -> None:
 
     mesh, carry = jax.make_mesh((8,), ("batch",)), np.zeros((8, 2), np.uint32)
     options = {"steps": 1, "key": grid.KEY, "carry": carry, "mesh": mesh, "progress": False}
-    fitted = rnnjax.fit(grid.place(np.ones(3)), loss, lambda _: np.ones((8, 3)), optax.sgd(0.1), **options)
+    fitted = rnnjax.training.fit(grid.place(np.ones(3)), loss, lambda _: np.ones((8, 3)), optax.sgd(0.1), **options)
     assert len({tuple(key) for key in np.asarray(fitted.carry).tolist()}) == 8
 
 

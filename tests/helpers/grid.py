@@ -36,7 +36,7 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),
     "diagonal_gru": lambda inputs, dtype: rnnjax.DiagonalGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "diagonal_lstm": lambda inputs, dtype: rnnjax.DiagonalLSTM(inputs, H, key=KEY, dtype=dtype),
-    "min_lstm": lambda inputs, dtype: rnnjax.MinLSTM(inputs, H, key=KEY, activation=rnnjax.positive, dtype=dtype),
+    "min_lstm": lambda inputs, dtype: rnnjax.MinLSTM(inputs, H, key=KEY, activation=rnnjax.cells.positive, dtype=dtype),
     "linear_rnn": lambda inputs, dtype: rnnjax.LinearRNN(inputs, H, key=KEY, dtype=dtype),
     "sru": lambda inputs, dtype: rnnjax.SRU(inputs, H, key=KEY, dtype=dtype),
     "lru": lambda inputs, dtype: rnnjax.LRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
@@ -66,11 +66,11 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "stack_of_bidirectional": lambda inputs, dtype: rnnjax.Stack(
         [
             rnnjax.Bidirectional(_layer(inputs, dtype), _layer(inputs, dtype, rnnjax.MinGRU)),
-            rnnjax.Bidirectional(_layer(2 * H, dtype), _layer(2 * H, dtype), merge=rnnjax.average),
+            rnnjax.Bidirectional(_layer(2 * H, dtype), _layer(2 * H, dtype), merge=rnnjax.networks.average),
         ]
     ),
     "bidirectional_of_stacks": lambda inputs, dtype: rnnjax.Bidirectional(
-        rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype)]), _layer(inputs, dtype), merge=rnnjax.multiply
+        rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype)]), _layer(inputs, dtype), merge=rnnjax.networks.multiply
     ),
     "time_distributed": lambda inputs, dtype: rnnjax.residual(
         rnnjax.Stack(
@@ -103,10 +103,10 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "associative": rnnjax.Associative(),
     "associative_blocks": rnnjax.Associative(block=5),
     "newton": rnnjax.Newton(),
-    "newton_diagonal": rnnjax.Newton(rnnjax.Diagonal()),
+    "newton_diagonal": rnnjax.Newton(rnnjax.engines.Diagonal()),
     "fused": rnnjax.Fused(),
-    "fused_tpu": rnnjax.Fused(cpu=rnnjax.TPU(interpret=True)),  # emulated, which takes float64 too
-    "fused_gpu": rnnjax.Fused(cpu=rnnjax.GPU(interpret=True)),
+    "fused_tpu": rnnjax.Fused(cpu=rnnjax.kernels.TPU(interpret=True)),  # emulated, which takes float64 too
+    "fused_gpu": rnnjax.Fused(cpu=rnnjax.kernels.GPU(interpret=True)),
 }
 ORACLE = rnnjax.Scan()
 

@@ -23,30 +23,32 @@ TEXT = "the quick brown fox jumps over the lazy dog, and back; " * 48
 SYMBOLS = sorted(set(TEXT))
 TOKENS = np.array([SYMBOLS.index(symbol) for symbol in TEXT])
 
-Batches = Callable[[int], rnnjax.Chunk]
+Batches = Callable[[int], rnnjax.training.Chunk]
 
 
-def language_model(key: jax.Array) -> rnnjax.LanguageModel:
+def language_model(key: jax.Array) -> rnnjax.models.LanguageModel:
     keys = jax.random.split(key)
     layers = [rnnjax.Elman(H, H, key=keys[0]), rnnjax.LSTM(H, SHARED, key=keys[1])]
-    return rnnjax.LanguageModel(len(SYMBOLS), rnnjax.Stack(layers, dropout=0.3), key=key)
+    return rnnjax.models.LanguageModel(len(SYMBOLS), rnnjax.Stack(layers, dropout=0.3), key=key)
 
 
 @lru_cache
 def held_out() -> Any:
     """The loss on the text's last steps, nothing dropped, as a function of the model."""
-    chunk = rnnjax.streams(TOKENS[-B * T - 1 :], B, T)(0)
-    return jax.jit(lambda model: rnnjax.language_loss(model, rnnjax.batch_of_states(model, B), chunk, None)[0])
+    chunk = rnnjax.training.streams(TOKENS[-B * T - 1 :], B, T)(0)
+    return jax.jit(
+        lambda model: rnnjax.models.language_loss(model, rnnjax.models.batch_of_states(model, B), chunk, None)[0]
+    )
 
 
 def batches() -> Batches:
-    return rnnjax.streams(TOKENS[: 30 * B * T + 1], B, T)
+    return rnnjax.training.streams(TOKENS[: 30 * B * T + 1], B, T)
 
 
 def waiting(batches: Batches, last: int) -> Batches:
     """The same, but before one step the process waits for ten minutes, and then gives up."""
 
-    def batch(step: int) -> rnnjax.Chunk:
+    def batch(step: int) -> rnnjax.training.Chunk:
         if step == last:
             time.sleep(600)
             sys.exit(f"nobody killed this process before step {step}")
@@ -55,16 +57,16 @@ def waiting(batches: Batches, last: int) -> Batches:
     return batch
 
 
-def train(folder: str | Path, batches: Batches, *, resume: bool) -> rnnjax.Fitted:
+def train(folder: str | Path, batches: Batches, *, resume: bool) -> rnnjax.training.Fitted:
     model = language_model(jax.random.key(3))
-    return rnnjax.fit(
+    return rnnjax.training.fit(
         model,
-        rnnjax.language_loss,
+        rnnjax.models.language_loss,
         batches,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
         steps=STEPS,
         key=jax.random.key(4),
-        carry=rnnjax.batch_of_states(model, B),
+        carry=rnnjax.models.batch_of_states(model, B),
         validate=held_out(),
         every=1,
         folder=folder,

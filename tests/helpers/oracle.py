@@ -16,8 +16,8 @@ State = tuple[Vector, ...]
 ACTIVATIONS = {
     jnp.tanh: np.tanh,
     jax.nn.relu: lambda n: np.maximum(n, 0.0),
-    rnnjax.linear: lambda n: n,
-    rnnjax.positive: lambda n: np.where(n >= 0.0, n + 0.5, sigmoid(n)),
+    rnnjax.cells.linear: lambda n: n,
+    rnnjax.cells.positive: lambda n: np.where(n >= 0.0, n + 0.5, sigmoid(n)),
 }
 
 

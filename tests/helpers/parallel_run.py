@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 import rnnjax
-from rnnjax import Associative, Diagonal, Newton, Scan
+from rnnjax import Associative, Newton, Scan
+from rnnjax.engines import Diagonal
 
 LENGTHS = (1, 2, 3, 127, 1000, 16323)
 BARS = {"float64": 1e-10, "float32": 1e-5}

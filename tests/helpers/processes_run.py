@@ -17,29 +17,29 @@ STEPS, FATAL = 8, 5
 TOKENS = np.random.default_rng(0).integers(0, 7, 150)
 
 
-def batches(step: int) -> rnnjax.Chunk:
+def batches(step: int) -> rnnjax.training.Chunk:
     """The batch of a step; in the run that is to be killed, the last process is, on the way to it."""
     if "kill" in sys.argv and step == FATAL and jax.process_index() == jax.process_count() - 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return rnnjax.streams(TOKENS, 4, 6)(step)
+    return rnnjax.training.streams(TOKENS, 4, 6)(step)
 
 
-def validate(model: rnnjax.LanguageModel) -> float:
+def validate(model: rnnjax.models.LanguageModel) -> float:
     """A number that sees the weights."""
     return float(np.sum(np.asarray(model.embedding) ** 2))
 
 
 def main() -> None:
     cell = rnnjax.Elman(6, 8, key=jax.random.key(1))
-    model = rnnjax.LanguageModel(7, cell, key=jax.random.key(2))
-    fitted = rnnjax.fit(
+    model = rnnjax.models.LanguageModel(7, cell, key=jax.random.key(2))
+    fitted = rnnjax.training.fit(
         model,
-        rnnjax.language_loss,
+        rnnjax.models.language_loss,
         batches,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
         steps=STEPS,
         key=jax.random.key(4),
-        carry=rnnjax.batch_of_states(model, 4),
+        carry=rnnjax.models.batch_of_states(model, 4),
         validate=validate,
         every=2,
         folder=sys.argv[1],

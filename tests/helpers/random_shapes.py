@@ -76,7 +76,7 @@ class Case(NamedTuple):
     """A problem for both halves of a kernel."""
 
     title: str
-    kernel: rnnjax.AbstractKernel
+    kernel: rnnjax.kernels.AbstractKernel
     dtype: str
     cell: str
     weights: Weights
@@ -114,7 +114,7 @@ def draw(seed: int) -> Case:
 def draw_at(seed: int, sizes: Sizes) -> Case:
     """The case of these sizes."""
     generator = np.random.default_rng(seed)
-    instructions = rnnjax.InstructionSet(seed % 4)
+    instructions = rnnjax.kernels.InstructionSet(seed % 4)
     dtype = list(BARS)[seed // 4 % 3]
     cells = CELLS if dtype == "float64" else SMOOTH
     name = list(cells)[seed // 12 % len(cells)]
@@ -134,12 +134,12 @@ def draw_at(seed: int, sizes: Sizes) -> Case:
     marks = "".join(f" {mark}" for mark in ("length", "resets") if getattr(sequences, mark) is not None)
     title = f"{seed}: {name} {dtype} {instructions.name} {sizes}{marks} given {given} wanted {wanted}"
     asked = Cotangents(Weights(*wanted[:5]), *wanted[5:])
-    return Case(title, rnnjax.CPU(instructions), dtype, name, weights, sequences, tuple(dstates), dlast, asked)
+    return Case(title, rnnjax.kernels.CPU(instructions), dtype, name, weights, sequences, tuple(dstates), dlast, asked)
 
 
 # Where two cases may differ: each with what it may be.
 FACTORS: dict[str, set[Any]] = {
-    "instructions": set(rnnjax.InstructionSet),
+    "instructions": set(rnnjax.kernels.InstructionSet),
     "dtype": set(BARS),
     "cell": set(CELLS),
     **{mark: {False, True} for mark in ("length", "resets", "heads", "all dstates", "dlast")},

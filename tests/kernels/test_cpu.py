@@ -30,7 +30,7 @@ from jaxtyping import Array, PyTree
 from random_shapes import FACTORS, TOGETHER, Case, Sizes, draw, draw_at
 
 import rnnjax
-from rnnjax import InstructionSet
+from rnnjax.kernels import InstructionSet
 from rnnjax.kernels.linear_scan import cpu as linear_scan
 from rnnjax.kernels.native import library
 from rnnjax.kernels.recurrence import primitive
@@ -169,13 +169,15 @@ def test_lengths_out_of_range_are_brought_into_it():
 @pytest.mark.parametrize("widest", [3, "avx2", True])
 def test_what_is_no_instruction_set_is_an_error(widest):
     with pytest.raises(TypeError, match=f"widest: expected an InstructionSet, got {widest!r}"):
-        rnnjax.CPU.__check_init__(SimpleNamespace(widest=widest))  # under test, annotations are checked before it
+        rnnjax.kernels.CPU.__check_init__(
+            SimpleNamespace(widest=widest)
+        )  # under test, annotations are checked before it
 
 
 @lru_cache
 def of_bfloat16() -> dict[InstructionSet, tuple[Case, Any]]:
     case = draw_at(8, Sizes(2, 4, T, 3, 2, 37))
-    return by_kernel({widest: case._replace(kernel=rnnjax.CPU(widest)) for widest in InstructionSet})
+    return by_kernel({widest: case._replace(kernel=rnnjax.kernels.CPU(widest)) for widest in InstructionSet})
 
 
 @pytest.mark.parametrize("widest", InstructionSet)
@@ -194,7 +196,7 @@ def test_what_a_bfloat16_cannot_hold():
     state[0, 1, 0] = np.asarray([0x7FFFFFFF, 0x7F800001, -1, 0, 0], np.int32).view(np.float32)  # NaNs; rounded, numbers
     xs[0, 2, 2, 0], xs[0, 3, 3, 1] = np.inf, np.nan
     case = case._replace(sequences=case.sequences._replace(xs=xs, state=state))
-    kernels = rnnjax.CPU(), Reference()
+    kernels = rnnjax.kernels.CPU(), Reference()
     got, expected = random_shapes.by_kernel(*(case._replace(kernel=kernel) for kernel in kernels))
     for one, other in zip(jax.tree.leaves(got[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
@@ -230,7 +232,7 @@ def test_backward_is_the_transpose(cell):
     marks = kernel_problems.LENGTH, kernel_problems.RESETS
 
     def run(marks: PyTree, weights: Weights, xs: Array, state: Array) -> PyTree:
-        return primitive.run(pointwise, (("cpu", rnnjax.CPU()),), weights, Sequences(xs, state, *marks))[:2]
+        return primitive.run(pointwise, (("cpu", rnnjax.kernels.CPU()),), weights, Sequences(xs, state, *marks))[:2]
 
     @jax.jit
     def both(marks: PyTree, primals: PyTree, tangents: PyTree, cotangents: PyTree) -> tuple[Array, Array]:

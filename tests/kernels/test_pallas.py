@@ -67,8 +67,8 @@ def problem(cell: Any, length: np.ndarray, resets: np.ndarray) -> tuple[Any, ...
 @lru_cache
 def emulated(name: str) -> AbstractKernel:
     if name == "gpu":
-        return rnnjax.GPU(interpret=True)
-    return rnnjax.TPU(interpret=pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True))
+        return rnnjax.kernels.GPU(interpret=True)
+    return rnnjax.kernels.TPU(interpret=pallas_tpu.InterpretParams(uninitialized_memory="nan", detect_races=True))
 
 
 @lru_cache
@@ -228,7 +228,7 @@ def test_several_blocks_lower(cell, dtype, whole_grid):
     kind, units, options = SHAPES[cell]
     units *= (2 if dtype == "float32" else 4) if whole_grid else 1
     made = of_zeros(kind, I, units, dtype, **options)
-    kernel = rnnjax.GPU(whole_grid=whole_grid)
+    kernel = rnnjax.kernels.GPU(whole_grid=whole_grid)
     with on("NVIDIA H200"):
         description = rnnjax.Fused(cuda=kernel).select(made, grid.inputs(T, dtype=dtype))["cuda"]
         assert description.startswith("blocks of the whole grid" if whole_grid else "a cluster of blocks")
@@ -248,7 +248,7 @@ def test_several_blocks_lower(cell, dtype, whole_grid):
 def test_odd_sizes_lower(cell, units, heads, dtype, whole_grid):
     made = of_zeros(cell, I, units * heads, dtype, heads=heads)
     with on("NVIDIA H200"):
-        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=whole_grid))), made)
+        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=rnnjax.kernels.GPU(whole_grid=whole_grid))), made)
 
 
 def test_a_plan_that_no_longer_holds():
@@ -343,8 +343,8 @@ def test_a_refusal_names_what_fits():
         "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
         "a cluster needs compute capability 9.0, `wgmma`, and V100 has 7.0."
     )
-    assert rnnjax.TPU(memory=128).refusal(*sizes(rnnjax.LSTM, 3840)) is None
-    assert rnnjax.TPU().refusal(*sizes(rnnjax.LSTM, 4096)) == (
+    assert rnnjax.kernels.TPU(memory=128).refusal(*sizes(rnnjax.LSTM, 3840)) is None
+    assert rnnjax.kernels.TPU().refusal(*sizes(rnnjax.LSTM, 4096)) == (
         "The TPU kernel keeps R of a head in vector memory: in 16 MiB, at most 1024 units a head of this cell, and not "
         "4096."
     )
@@ -360,7 +360,7 @@ def test_float32_is_rounded_only_where_it_may_be():
 
 def test_the_whole_grid_refuses_more_blocks_than_run_at_a_time():
     cell = of_zeros(rnnjax.Elman, I, 1536, "bfloat16")
-    engine = rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=True))
+    engine = rnnjax.Fused(cuda=rnnjax.kernels.GPU(whole_grid=True))
     run = jax.jit(jax.vmap(lambda xs: rnnjax.unroll(cell, None, xs, engine=engine)))
     message = "1 groups x 1 heads x 7 tiles of sequences x 32 blocks are more than the 132 multiprocessors"
     with on("NVIDIA H200"), pytest.raises(ValueError, match=message):
@@ -385,5 +385,7 @@ class Stepped(rnnjax.Elman):
 
 def test_an_operation_that_is_lacking():
     asked = Pointwise.of(Stepped(I, H, key=grid.KEY)), sizes(rnnjax.Elman, H, dtype="float32")[1]
-    assert "as one block of threads, it has no erfc, which pointwise computes" in str(rnnjax.GPU().refusal(*asked))
-    assert rnnjax.TPU().refusal(*asked) == "The TPU kernel has no erfc, which pointwise computes."
+    assert "as one block of threads, it has no erfc, which pointwise computes" in str(
+        rnnjax.kernels.GPU().refusal(*asked)
+    )
+    assert rnnjax.kernels.TPU().refusal(*asked) == "The TPU kernel has no erfc, which pointwise computes."

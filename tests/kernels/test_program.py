@@ -205,7 +205,7 @@ def shaped(x):
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "tanh": jnp.tanh,
     "relu": nn.relu,
-    "linear": rnnjax.linear,
+    "linear": rnnjax.cells.linear,
     "softplus": nn.softplus,
     "gelu": nn.gelu,
     "exact_gelu": partial(nn.gelu, approximate=False),

@@ -128,7 +128,7 @@ def test_bptt_is_the_gradient_of_the_sum(cell):
 
         return jax.grad(total, has_aux=True)(trained)
 
-    estimate = learned(rnnjax.BPTT(), cell)
+    estimate = learned(rnnjax.gradients.BPTT(), cell)
     grid.assert_close((estimate.gradient, estimate.memory.state), by_hand(weights))
 
 
@@ -138,7 +138,7 @@ def test_bptt_is_the_gradient_of_the_sum(cell):
 @pytest.mark.parametrize("cell", quick(("lru",), grid.CELLS))
 def test_rtrl_of_two_chunks_is_bptt_of_the_whole(cell):
     """The trace crosses a boundary, as BPTT's gradient does not."""
-    got, expected = summed(rnnjax.RTRL(), cell), learned(rnnjax.BPTT(), cell)
+    got, expected = summed(rnnjax.gradients.RTRL(), cell), learned(rnnjax.gradients.BPTT(), cell)
     assert distance(got[:2], expected[:2]) < 1e-12
     grid.assert_close(got.memory.state, expected.memory.state)
 
@@ -147,13 +147,14 @@ def test_rtrl_of_two_chunks_is_bptt_of_the_whole(cell):
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
 def test_rtrl_is_bptt_in_float32(cell):
     got, expected = (
-        learned(estimator, cell, dtype="float32") for estimator in (rnnjax.RTRL(), rnnjax.BPTT(rnnjax.Scan()))
+        learned(estimator, cell, dtype="float32")
+        for estimator in (rnnjax.gradients.RTRL(), rnnjax.gradients.BPTT(rnnjax.Scan()))
     )
     assert distance(got.gradient, expected.gradient) < 1e-6
 
 
 def test_gradients_of_two_chunks_are_cut_between_them_by_bptt():
-    cut, whole = summed(rnnjax.BPTT(), "lru"), learned(rnnjax.BPTT(), "lru")
+    cut, whole = summed(rnnjax.gradients.BPTT(), "lru"), learned(rnnjax.gradients.BPTT(), "lru")
     np.testing.assert_allclose(cut.loss, whole.loss, rtol=1e-12)
     grid.assert_close(cut.memory.state, whole.memory.state)
     assert distance(cut.gradient[0], whole.gradient[0]) > 1e-3
@@ -161,8 +162,10 @@ def test_gradients_of_two_chunks_are_cut_between_them_by_bptt():
 
 @pytest.mark.parametrize("cell", quick(("lru",), DIAGONAL))
 def test_snap1_of_two_chunks_is_exact_where_units_are_apart(cell):
-    grid.assert_close(summed(rnnjax.SnAp1(), cell)[:2], learned(rnnjax.BPTT(), cell)[:2])
-    grid.assert_close(summed(rnnjax.SnAp1(), cell).memory.state, learned(rnnjax.BPTT(), cell).memory.state)
+    grid.assert_close(summed(rnnjax.gradients.SnAp1(), cell)[:2], learned(rnnjax.gradients.BPTT(), cell)[:2])
+    grid.assert_close(
+        summed(rnnjax.gradients.SnAp1(), cell).memory.state, learned(rnnjax.gradients.BPTT(), cell).memory.state
+    )
 
 
 def test_diagonal_cells_are_all_there():
@@ -226,7 +229,7 @@ def test_snap1_is_the_diagonal_of_rtrl():
     for jacobian, immediate, signal in zip(steps.jacobians, steps.immediate, steps.signals, strict=True):
         influence = np.einsum("fhgk,gkp->fhp", np.where(own, jacobian, 0), influence) + immediate
         gradient += np.einsum("h,hp->p", signal, influence[0])
-    got = learned(rnnjax.SnAp1(), "lstm_options", 6).gradient[0]
+    got = learned(rnnjax.gradients.SnAp1(), "lstm_options", 6).gradient[0]
     np.testing.assert_allclose(ravel(got), gradient, atol=1e-11)
 
 
@@ -234,10 +237,10 @@ def test_rflo_is_its_formula():
     """Murray 2019, eqs. 5 to 7: a trace for each synapse, and errors that come back by random weights."""
     leak, H = 0.3, grid.H
     cell = rnnjax.Elman(grid.I, H, leak=leak, key=key(), dtype="float64")
-    head = rnnjax.RandomFeedback(H, TARGETS, key=key(), dtype="float64")
+    head = rnnjax.gradients.RandomFeedback(H, TARGETS, key=key(), dtype="float64")
     _, xs, targets = problem(cell)
     squares = lambda head, y, target: 0.5 * jnp.sum((head(y) - target) ** 2)  # noqa: E731
-    estimate = learn(rnnjax.EProp(), (cell, head), xs, targets, loss=squares)
+    estimate = learn(rnnjax.gradients.EProp(), (cell, head), xs, targets, loss=squares)
 
     W, R, b = (np.asarray(a) for a in (cell.input_weight[:, 0], cell.recurrent_weight[0, :, 0], cell.bias[0]))
     V, B = np.asarray(head.weight), np.asarray(head.feedback)
@@ -259,7 +262,7 @@ def test_rflo_is_its_formula():
 def test_eprop_of_an_lstm_is_its_formula():
     """Bellec et al. 2020, supplementary note 2: the trace is that of c, e = dh/dc * trace."""
     (cell, head), xs, targets = problem("lstm")
-    gradient = learn(rnnjax.EProp(), (cell, head), xs, targets).gradient[0]
+    gradient = learn(rnnjax.gradients.EProp(), (cell, head), xs, targets).gradient[0]
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     W, R, b, V = (np.asarray(a) for a in (cell.input_weight, cell.recurrent_weight, cell.bias, head))
     R, H = R[0], grid.H
@@ -282,11 +285,11 @@ def test_eprop_of_an_lstm_is_its_formula():
 def test_uoro_is_unbiased(cell):
     """The mean of 10,000 draws is within the spread of such a mean, for each weight and for all of them."""
     weights, xs, targets = problem(cell, 8)
-    exact = learned(rnnjax.BPTT(), cell, 8).gradient
+    exact = learned(rnnjax.gradients.BPTT(), cell, 8).gradient
 
     @jax.jit
     def draw(key):
-        one = lambda key: _learn(rnnjax.UORO(), weights, xs, targets, key, None, loss).gradient  # noqa: E731
+        one = lambda key: _learn(rnnjax.gradients.UORO(), weights, xs, targets, key, None, loss).gradient  # noqa: E731
         return jax.lax.map(jax.vmap(one), jax.random.split(key, (4, 2500)))
 
     draws = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(10_000, *leaf.shape[2:]), draw(key()))
@@ -305,8 +308,8 @@ def test_uoro_is_unbiased(cell):
 
 
 def test_a_counter_in_a_state_is_no_number_to_differentiate_by():
-    counted, expected = problem(grid.Counted(grid.build("elman")), 8), learned(rnnjax.BPTT(), "elman", 8)
-    for estimator in (rnnjax.RTRL(), rnnjax.BPTT(rnnjax.Scan())):
+    counted, expected = problem(grid.Counted(grid.build("elman")), 8), learned(rnnjax.gradients.BPTT(), "elman", 8)
+    for estimator in (rnnjax.gradients.RTRL(), rnnjax.gradients.BPTT(rnnjax.Scan())):
         got = learn(estimator, *counted)
         assert got.memory.state[0] == 8
         leaves = [(estimate.loss, jax.tree.leaves(estimate.gradient)) for estimate in (got, expected)]
@@ -318,7 +321,9 @@ def test_snap1_takes_a_recurrence_without_weights():
     cell = rnnjax.LinearRecurrence(rnnjax.Hidden(grid.place(np.zeros(4))))
     head, xs = grid.place(generator.normal(size=(4, TARGETS))), tuple(generator.random((2, 9, 4)))
     _, _, targets = problem("gru", 9)
-    estimates = [learn(estimator, (cell, head), xs, targets) for estimator in (rnnjax.SnAp1(), rnnjax.BPTT())]
+    estimates = [
+        learn(estimator, (cell, head), xs, targets) for estimator in (rnnjax.gradients.SnAp1(), rnnjax.gradients.BPTT())
+    ]
     grid.assert_close(estimates[0][:2], estimates[1][:2])
 
 
@@ -327,17 +332,17 @@ def test_snap1_takes_a_recurrence_without_weights():
 
 @pytest.mark.parametrize("name", ["elman", *slow(["gru"], ["dropped"])])
 def test_truncated_at_the_end_is_bptt_bit_for_bit(name):
-    given = problem(rnnjax.RecurrentDropout(grid.build("gru"), 0.5) if name == "dropped" else name, 8)
-    whole = learned(rnnjax.BPTT(), name, 8) if name != "dropped" else learn(rnnjax.BPTT(), *given)
-    for estimator in (rnnjax.TruncatedBPTT(8), rnnjax.TruncatedBPTT(8, 11)):
+    given = problem(rnnjax.regularise.RecurrentDropout(grid.build("gru"), 0.5) if name == "dropped" else name, 8)
+    whole = learned(rnnjax.gradients.BPTT(), name, 8) if name != "dropped" else learn(rnnjax.gradients.BPTT(), *given)
+    for estimator in (rnnjax.gradients.TruncatedBPTT(8), rnnjax.gradients.TruncatedBPTT(8, 11)):
         chex.assert_trees_all_equal(learn(estimator, *given), whole)
 
 
 @pytest.mark.parametrize("back", [6, *slow([4], [8])])
 def test_what_is_carried_over_windows_is_dropped_as_they_are(back):
     """All that an LSTM writes is dropped: its states stay zero, and so does the loss."""
-    weights, xs, targets = problem(rnnjax.RecurrentDropout(grid.build("lstm"), 1 - 1e-9), 12)
-    assert loss_alone(rnnjax.TruncatedBPTT(4, back), weights, xs, np.zeros_like(targets)) == 0
+    weights, xs, targets = problem(rnnjax.regularise.RecurrentDropout(grid.build("lstm"), 1 - 1e-9), 12)
+    assert loss_alone(rnnjax.gradients.TruncatedBPTT(4, back), weights, xs, np.zeros_like(targets)) == 0
 
 
 @pytest.mark.parametrize("back", [5, *slow([3])])
@@ -345,12 +350,12 @@ def test_a_learned_start_that_moved_is_where_it_moved(back):
     weights, xs, targets = problem("lstm_options", 12)
     start = grid.place(np.asarray(weights[0].start.c) + 1)
     moved = eqx.tree_at(lambda weights: weights[0].start.c, weights, start)
-    estimator = rnnjax.TruncatedBPTT(3, back)
+    estimator = rnnjax.gradients.TruncatedBPTT(3, back)
 
     @eqx.filter_jit
     def both(weights, moved):
         estimate = estimator.estimate(loss, moved, estimator.start(weights[0]), xs, targets)
-        return estimate.loss, _learn(rnnjax.BPTT(), moved, xs, targets, None, None, loss).loss
+        return estimate.loss, _learn(rnnjax.gradients.BPTT(), moved, xs, targets, None, None, loss).loss
 
     np.testing.assert_allclose(*both(weights, moved), rtol=1e-12)
 
@@ -360,7 +365,10 @@ def test_sums_over_windows_are_kept_in_float32(cell):
     weights, xs, targets = problem(cell, 2000, "bfloat16")
     wider = lambda leaf: grid.place(np.asarray(leaf).astype("float32"))  # noqa: E731
     in_float32 = jax.tree.map(wider, (weights, xs, targets))
-    narrow, wide = learn(rnnjax.TruncatedBPTT(5), weights, xs, targets), learn(rnnjax.TruncatedBPTT(5), *in_float32)
+    narrow, wide = (
+        learn(rnnjax.gradients.TruncatedBPTT(5), weights, xs, targets),
+        learn(rnnjax.gradients.TruncatedBPTT(5), *in_float32),
+    )
     for one, other in zip(jax.tree.leaves(narrow.gradient), jax.tree.leaves(wide.gradient), strict=True):
         assert one.dtype == "bfloat16"
         assert np.linalg.norm(one.astype("float32") - other) < 0.02 * np.linalg.norm(other)
@@ -391,7 +399,7 @@ def test_truncated_cuts_exactly_at_its_windows(every, back, given):
     weights, xs, targets = problem("gru")
     steps = step_by_step("gru", given)
     start = grid.random_state(weights[0]) if given else None
-    got = learn(rnnjax.TruncatedBPTT(every, back), weights, xs[:count], targets[:count], state=start)
+    got = learn(rnnjax.gradients.TruncatedBPTT(every, back), weights, xs[:count], targets[:count], state=start)
     by_hand = sum(
         window_by_hand(steps, max(first - (back - every), 0), first, min(first + every, count), given)
         for first in range(0, count, every)
@@ -410,18 +418,18 @@ def test_truncated_cuts_exactly_at_its_windows(every, back, given):
 @pytest.mark.slow  # of networks the quick tier has `test_dropout_in_a_network_follows_the_key`
 @pytest.mark.parametrize("name", ["stack_of_bidirectional", "qrnn", "rg_lru"])
 def test_backward_estimators_take_networks(name):
-    whole = learned(rnnjax.BPTT(), name, 12)
-    chex.assert_trees_all_equal(learned(rnnjax.TruncatedBPTT(12), name, 12).gradient, whole.gradient)
+    whole = learned(rnnjax.gradients.BPTT(), name, 12)
+    chex.assert_trees_all_equal(learned(rnnjax.gradients.TruncatedBPTT(12), name, 12).gradient, whole.gradient)
     if name != "stack_of_bidirectional":  # which sees no further than its window
-        grid.assert_close(learned(rnnjax.TruncatedBPTT(5, 15), name, 12), whole)
+        grid.assert_close(learned(rnnjax.gradients.TruncatedBPTT(5, 15), name, 12), whole)
 
 
 def test_a_learned_start_learns_from_the_first_chunk_alone():
     weights, xs, targets = problem("lstm_options", 20)
-    first, second = in_chunks(rnnjax.BPTT(), weights, xs, targets)
+    first, second = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets)
     assert np.abs(first.gradient[0].start.c).max() > 1e-3
     assert not second.gradient[0].start.c.any()
-    given, _ = in_chunks(rnnjax.BPTT(), weights, xs, targets, weights[0].start)
+    given, _ = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets, weights[0].start)
     assert not given.gradient[0].start.c.any()
 
 
@@ -438,15 +446,17 @@ def temporary(estimator, steps):
 
 @pytest.mark.slow
 def test_memory_of_bptt_grows_with_time():
-    assert temporary(rnnjax.BPTT(rnnjax.Scan()), 10_000) > 50 * temporary(rnnjax.BPTT(rnnjax.Scan()), 100)
+    assert temporary(rnnjax.gradients.BPTT(rnnjax.Scan()), 10_000) > 50 * temporary(
+        rnnjax.gradients.BPTT(rnnjax.Scan()), 100
+    )
 
 
 @pytest.mark.parametrize(
     "estimator",
     [
-        pytest.param(rnnjax.RTRL(), id="rtrl", marks=pytest.mark.slow),
-        pytest.param(rnnjax.SnAp1(), id="snap1"),
-        pytest.param(rnnjax.TruncatedBPTT(50), id="truncated", marks=pytest.mark.slow),
+        pytest.param(rnnjax.gradients.RTRL(), id="rtrl", marks=pytest.mark.slow),
+        pytest.param(rnnjax.gradients.SnAp1(), id="snap1"),
+        pytest.param(rnnjax.gradients.TruncatedBPTT(50), id="truncated", marks=pytest.mark.slow),
     ],
 )
 def test_memory_does_not_grow_with_time(estimator):
@@ -457,7 +467,7 @@ def test_a_batch_is_a_vmap_and_optax_takes_what_comes():
     weights, _, _ = problem("gru", 12, "float32")
     xs = grid.inputs(grid.B, 12, dtype="float32")
     targets = np.random.default_rng(11).normal(size=(grid.B, 12, TARGETS)).astype("float32")
-    estimator, optimiser = rnnjax.RTRL(), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    estimator, optimiser = rnnjax.gradients.RTRL(), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
 
     @eqx.filter_jit
     def update(weights, optimised):
@@ -476,7 +486,7 @@ def test_a_batch_is_a_vmap_and_optax_takes_what_comes():
 
 def test_dropout_in_a_network_follows_the_key():
     given = problem("stack", 10)
-    estimate = lambda seed: loss_alone(rnnjax.TruncatedBPTT(5), *given, seed)  # noqa: E731
+    estimate = lambda seed: loss_alone(rnnjax.gradients.TruncatedBPTT(5), *given, seed)  # noqa: E731
     assert estimate(11) == estimate(11)
     assert estimate(11) != estimate(1)
 
@@ -506,7 +516,7 @@ BAD = {
     "BPTT().estimate(LOSS, (GRU, HEAD), None, XS, XS)": "memory: expected what BPTT's start.* got None",
     "BPTT().estimate(LOSS, (GRU, HEAD), GRU.initial(), XS, XS)": "memory: expected what BPTT's start",
     "RTRL().estimate(LOSS, (GRU, HEAD), START, XS, XS)": "memory: expected what RTRL's start",
-    "UORO().estimate(LOSS, (GRU, HEAD), rnnjax.UORO().start(WIDE, key=KEY), XS, XS, key=KEY)": "memory: expected",
+    "UORO().estimate(LOSS, (GRU, HEAD), UORO().start(WIDE, key=KEY), XS, XS, key=KEY)": "memory: expected",
     "BPTT().estimate(None, (GRU, HEAD), START, XS, XS)": "loss: expected a function .*got None",
     "BPTT().estimate(PAIR, (GRU, HEAD), START, XS, XS)": "loss: expected a real scalar",
     "RTRL().estimate(LOSS, (GRU, HEAD), TRACED, XS[:0], XS[:0])": "xs: expected at least one step",
@@ -530,8 +540,8 @@ def names() -> dict[str, Any]:
         "HALF": rnnjax.GRU(3, 4, key=key(), dtype=jnp.bfloat16),
         "GRU": cell,
         "HEAD": grid.place(np.zeros((4, grid.I))),
-        "START": _start()(rnnjax.BPTT(), cell, None),
-        "TRACED": _start()(rnnjax.RTRL(), cell, None),
+        "START": _start()(rnnjax.gradients.BPTT(), cell, None),
+        "TRACED": _start()(rnnjax.gradients.RTRL(), cell, None),
         "XS": np.asarray(grid.inputs(8, dtype="float32")),
         "LOSS": lambda head, y, target: jnp.sum((y @ head.astype(y.dtype) - target) ** 2),
         "VECTOR": lambda *step: step[2],
@@ -545,4 +555,4 @@ def names() -> dict[str, Any]:
 @pytest.mark.parametrize("call", BAD)
 def test_bad_arguments_are_named(call):
     with pytest.raises((ValueError, TypeError), match=BAD[call]):
-        jax.eval_shape(partial(eval, f"rnnjax.{call}", names()))
+        jax.eval_shape(partial(eval, call, vars(rnnjax) | vars(rnnjax.gradients) | names()))

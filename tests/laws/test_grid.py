@@ -13,7 +13,7 @@ import rnnjax
 # Where one engine is enough: the one that a cell is most its own under.
 OWN = {"own": rnnjax.Auto((rnnjax.Associative(), rnnjax.Fused(), rnnjax.Scan()))}
 # Damping changes how Newton gets to its solution, not what is then derived from it.
-DAMPED = {"newton_damped": rnnjax.Newton(rnnjax.Diagonal(), damping=1.0)}
+DAMPED = {"newton_damped": rnnjax.Newton(rnnjax.engines.Diagonal(), damping=1.0)}
 ENGINES = grid.ENGINES | OWN | DAMPED
 
 # A cell for each engine, and two where an engine sees cells in two ways: the quick tier runs these.

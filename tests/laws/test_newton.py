@@ -11,7 +11,8 @@ import oracle
 import pytest
 
 import rnnjax
-from rnnjax import Dense, Diagonal, Newton, Scan, unroll
+from rnnjax import Newton, Scan, unroll
+from rnnjax.engines import Dense, Diagonal
 from rnnjax.engines.newton import blocks, trust
 
 NEWTONS = {"dense": Newton(), "diagonal": Newton(Diagonal()), "damped": Newton(Diagonal(), damping=1.0)}

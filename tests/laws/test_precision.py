@@ -114,24 +114,26 @@ def test_nor_does_it_for_a_function_and_all_it_closes_over():
     assert errors(got, expected)[""] < BARS["bfloat16"]
 
 
-def sequence_to_sequence(kind: str) -> rnnjax.Seq2Seq:
+def sequence_to_sequence(kind: str) -> rnnjax.models.Seq2Seq:
     dtype, keys = jnp.dtype("bfloat16"), rnnjax.random.split(grid.KEY, 4)
     encoder = rnnjax.GRU(4, grid.H, key=keys[0], dtype=dtype)
     recurrence = rnnjax.GRU(4 + (5 if kind == "luong" else grid.H), grid.H, key=keys[1], dtype=dtype)
     if kind == "luong":
-        score = rnnjax.General(grid.H, grid.H, key=keys[2], dtype=dtype)
-        decoder: Any = rnnjax.LuongDecoder(recurrence, score, memory_size=grid.H, attentional_size=5, key=keys[3])
+        score = rnnjax.models.General(grid.H, grid.H, key=keys[2], dtype=dtype)
+        decoder: Any = rnnjax.models.LuongDecoder(
+            recurrence, score, memory_size=grid.H, attentional_size=5, key=keys[3]
+        )
     else:
-        score = rnnjax.Additive(grid.H, grid.H, 6, key=keys[2], dtype=dtype)
-        decoder = rnnjax.BahdanauDecoder(recurrence, score)
-    return rnnjax.Seq2Seq(7, 7, encoder, decoder, key=grid.KEY)
+        score = rnnjax.models.Additive(grid.H, grid.H, 6, key=keys[2], dtype=dtype)
+        decoder = rnnjax.models.BahdanauDecoder(recurrence, score)
+    return rnnjax.models.Seq2Seq(7, 7, encoder, decoder, key=grid.KEY)
 
 
-def forced(model: rnnjax.Seq2Seq, tokens: jax.Array) -> jax.Array:
+def forced(model: rnnjax.models.Seq2Seq, tokens: jax.Array) -> jax.Array:
     return model.logits(tokens[:9], tokens)[0]
 
 
-def scheduled(model: rnnjax.Seq2Seq, tokens: jax.Array) -> jax.Array:
+def scheduled(model: rnnjax.models.Seq2Seq, tokens: jax.Array) -> jax.Array:
     always = jnp.asarray(1.0)  # an array, so that it goes step by step
     return model.logits(tokens[:9], tokens, teacher_forcing=always, key=jax.random.key(0))[0]
 

@@ -15,22 +15,16 @@ import oracle
 import pytest
 
 import rnnjax
-from rnnjax import (
-    LSTM,
-    LanguageModel,
-    Stack,
-    TimeDistributed,
-    VariationalDropout,
-    awd_loss,
-    batch_of_states,
-    language_loss,
-    random,
-)
+from rnnjax import LSTM, Stack, TimeDistributed, random
+from rnnjax.models import LanguageModel, awd_loss, batch_of_states, language_loss
+from rnnjax.regularise import VariationalDropout
 
 V, E, H, B, T = 7, 4, 5, 3, 6
 F64 = jnp.float64
 RATES = {"weights": 0.4, "words": 0.5, "outputs": 0.5, "activation": 2.0, "temporal": 3.0}
-CHUNK = rnnjax.streams(np.random.default_rng(2).integers(0, V, B * T * 2 + 1), B, T)(1)  # the second: no resets
+CHUNK = rnnjax.training.streams(np.random.default_rng(2).integers(0, V, B * T * 2 + 1), B, T)(
+    1
+)  # the second: no resets
 
 
 @lru_cache
@@ -244,12 +238,12 @@ def test_misused(monkeypatch, rates, kind, message):
 def test_a_pattern_is_learned_in_chunks():
     """Truncated BPTT in 16 bits: the states that are carried keep their dtype, and the loss falls."""
     model = LanguageModel(V, awd_network(jnp.bfloat16), key=key(), tied=True)
-    chunks = rnnjax.streams(np.tile([0, 1, 2, 1, 3, 4, 4], 40), B, T)
+    chunks = rnnjax.training.streams(np.tile([0, 1, 2, 1, 3, 4, 4], 40), B, T)
     carry = jax.jit(lambda model: batch_of_states(model, B))(model)
     loss = partial(awd_loss, weights=0.1, words=0.1, outputs=0.1, activation=0.1, temporal=0.1)
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         options = {"steps": 100, "key": key(), "carry": carry, "progress": False}
-        fitted = rnnjax.fit(model, loss, chunks, optax.adam(0.03), **options)
+        fitted = rnnjax.training.fit(model, loss, chunks, optax.adam(0.03), **options)
     judge = jax.jit(lambda model: language_loss(model, carry, chunks(0), None)[0])
     before, after = float(judge(model)), float(judge(fitted.model))
     assert before > 1.5

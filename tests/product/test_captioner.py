@@ -16,7 +16,8 @@ import pytest
 from pixel_digits import Digits
 
 import rnnjax
-from rnnjax import GRU, LSTM, Bridge, Captioner, Captions, LanguageModel, Stack, beam_search, caption_loss, greedy
+from rnnjax import GRU, LSTM, Stack
+from rnnjax.models import Bridge, Captioner, Captions, LanguageModel, beam_search, caption_loss, greedy
 
 V, E, H, F = 6, 3, 5, 4  # tokens, features of a token, units, features of the layer
 F64 = jnp.float64
@@ -268,7 +269,7 @@ def test_bright_places_are_learned_and_named():
     bridge = Bridge(jax.ShapeDtypeStruct((3,), np.float32), jax.eval_shape(language.initial), key=key())
     model = Captioner(eqx.nn.Identity(), bridge, language)
     options = {"steps": 150, "key": key(), "progress": False}
-    fitted = rnnjax.fit(model, caption_loss, lambda step: batch, optax.adam(0.03), **options).model  # noqa: ARG005
+    fitted = rnnjax.training.fit(model, caption_loss, lambda step: batch, optax.adam(0.03), **options).model  # noqa: ARG005
     (likeliest,) = captions(fitted, batch.image)
     np.testing.assert_array_equal(likeliest.tokens[:, :4], target[:, 1:])
 

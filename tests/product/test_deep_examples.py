@@ -97,7 +97,7 @@ def two(value=1.0):
 
 def test_a_picture_changes_nothing_of_training(tmp_path, monkeypatch):
     kept, picture, draw = [], tmp_path / "new" / "course.png", learning.draw
-    read = lambda folder: kept.extend(rnnjax.read_metrics(folder / "metrics.jsonl"))  # noqa: E731
+    read = lambda folder: kept.extend(rnnjax.training.read_metrics(folder / "metrics.jsonl"))  # noqa: E731
     monkeypatch.setattr(learning, "draw", lambda folder, picture: read(folder) or draw(folder, picture))
     arguments = two(), square, lambda _: np.zeros(1), optax.sgd(0.1)
     options = {"steps": 4, "key": grid.KEY, "every": 2, "validate": lambda x: (np.asarray(x) ** 2).sum()}
@@ -131,7 +131,7 @@ def test_the_example_takes_a_step_and_draws_its_course_where_it_is_asked_for(exa
         run(example, "--picture", "course.png")
 
 
-# The examples that call `rnnjax.fit` themselves, and what tells their models apart.
+# The examples that call `rnnjax.training.fit` themselves, and what tells their models apart.
 STEPS = {
     **{f"long_memory {name}": (long_memory, ["--lengths", "20", "--models", name]) for name in long_memory.MODELS},
     **{f"shakespeare {name}": (shakespeare, ["--width", "8", "--cell", name]) for name in shakespeare.CELLS},
@@ -225,7 +225,7 @@ def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
         (record,) = run(shakespeare, "--width", "4", "--folder", str(folder), *more)
         assert "published" not in record
         curves.append([line[:3] for line in record["curve"]])
-        assert len(rnnjax.read_metrics(killed / "metrics.jsonl")) == (2 if folder == straight else 4)
+        assert len(rnnjax.training.read_metrics(killed / "metrics.jsonl")) == (2 if folder == straight else 4)
     assert curves[0] == curves[1]
     assert curves[0][-1][1] < curves[0][0][1]
     assert "min_gru-4 on the manual of Python: " in capsys.readouterr().out

@@ -98,7 +98,7 @@ def test_two_processes_are_one_and_a_killed_one_ends_both_and_is_resumed(tmp_pat
     killed = run(*LAUNCH, script, tmp_path / "two", "kill", **compiled)
     assert killed.returncode == 1, killed.stderr
     assert "launch: process 1 of 2 was killed by SIGKILL; the others were stopped" in killed.stderr
-    assert [line["step"] for line in rnnjax.read_metrics(tmp_path / "two" / "metrics.jsonl")] == [2, 4]
+    assert [line["step"] for line in rnnjax.training.read_metrics(tmp_path / "two" / "metrics.jsonl")] == [2, 4]
     resumed = run(*LAUNCH, script, tmp_path / "two", "resume", **compiled)
     assert resumed.returncode == 0, resumed.stderr
     assert "process 0 of 2 took 8 steps, carries [(4, 8)]" in resumed.stdout
@@ -188,10 +188,10 @@ def test_sharded_refuses_what_its_engine_refuses_of_a_part():
         rnnjax.unroll(grid.build("lstm"), None, grid.inputs(4), engine=engine)
 
 
-def fit_over(mesh: object, carry: object = None, batch: object = np.zeros((2, 3))) -> rnnjax.Fitted:
+def fit_over(mesh: object, carry: object = None, batch: object = np.zeros((2, 3))) -> rnnjax.training.Fitted:
     loss = lambda model, carry, batch, key: (jnp.mean(model * batch), carry)  # noqa: ARG005, E731
     options = {"steps": 1, "key": grid.KEY, "carry": carry, "mesh": mesh, "progress": False}
-    return rnnjax.fit(grid.place(np.ones(3)), loss, lambda _: batch, optax.sgd(0.1), **options)
+    return rnnjax.training.fit(grid.place(np.ones(3)), loss, lambda _: batch, optax.sgd(0.1), **options)
 
 
 @pytest.mark.parametrize(

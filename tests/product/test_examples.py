@@ -185,9 +185,9 @@ def test_gradient_flow_trains_draws_and_reports(tmp_path, capsys, monkeypatch):
     """The report is made of the first cell alone: it holds for any (see `test_diagnose`)."""
     picture = tmp_path / "new" / "flow.png"
     words = ["--length", "6", "--steps", "30", "--picture", str(picture)]
-    examine, reports = rnnjax.examine, []
+    examine, reports = rnnjax.diagnose.examine, []
 
-    def examine_once(*arguments: Any) -> rnnjax.Report:
+    def examine_once(*arguments: Any) -> rnnjax.diagnose.Report:
         if not reports:
             reports.append(examine(*arguments))
         return reports[0]

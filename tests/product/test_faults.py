@@ -17,7 +17,8 @@ import optax
 import pytest
 
 import rnnjax
-from rnnjax import CheckpointError, load, read_metrics, save
+from rnnjax import load, save
+from rnnjax.training import CheckpointError, read_metrics
 from rnnjax.training import run as runs
 
 LAUNCH = (sys.executable, "-m", "rnnjax.training.launch", "--processes", "2")
@@ -28,10 +29,10 @@ def pull(model: Any, carry: Any, batch: Any, key: Any) -> tuple[jax.Array, Any]:
     return jnp.sum((model - batch) ** 2), carry
 
 
-def train(folder: Path, **options: Any) -> rnnjax.Fitted:
+def train(folder: Path, **options: Any) -> rnnjax.training.Fitted:
     options = {"steps": 4, "every": 2, "progress": False, "key": grid.KEY} | options
     optimiser = options.pop("optimiser", None) or optax.sgd(0.1)
-    return rnnjax.fit(grid.place(np.ones(3)), pull, lambda _: np.zeros(3), optimiser, folder=folder, **options)
+    return rnnjax.training.fit(grid.place(np.ones(3)), pull, lambda _: np.zeros(3), optimiser, folder=folder, **options)
 
 
 def zeros() -> jax.Array:
@@ -57,7 +58,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
     train(tmp_path, steps=6, resume=True, validate=None)
     with pytest.raises(CheckpointError):  # a run that fails lets the folder go, too
-        rnnjax.fit(
+        rnnjax.training.fit(
             grid.place(np.ones(4)),
             pull,
             lambda _: np.zeros(4),

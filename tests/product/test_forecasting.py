@@ -149,7 +149,7 @@ def test_a_network_that_says_nothing_is_the_last_value(scaling):
     some, part = series.Series("some", values, scaling, 12), range(40, 60)
     scale = scaling.fit(values[:30])
     silent = rnnjax.TimeDistributed(lambda x: 0 * x, 1)
-    said = forecasting.predict(rnnjax.Tagger(scale.connect(silent), rnnjax.linear), scale, some, part, 3)
+    said = forecasting.predict(rnnjax.models.Tagger(scale.connect(silent), rnnjax.cells.linear), scale, some, part, 3)
     growth = np.exp(scale.mean * np.arange(1, 4)) if scaling is series.LogChanges else 1.0
     np.testing.assert_allclose(said, series.naive(some, part, 3)["the last value"] * growth, rtol=1e-6)
 

@@ -14,7 +14,8 @@ import oracle
 import pytest
 
 import rnnjax
-from rnnjax import LanguageModel, batch_of_states, language_loss, sample, streams
+from rnnjax.models import LanguageModel, batch_of_states, language_loss, sample
+from rnnjax.training import streams
 
 V, E, H, B, T = 5, 4, 6, 3, 7
 PROMPT = np.array([3, 0, 4])
@@ -136,7 +137,7 @@ def test_tokens_are_integers():
     with pytest.raises(TypeError, match=r"tokens: expected integers, got f64\[3\]"):
         by_form(read, build(), None, PROMPT.astype(float))
     with pytest.raises(TypeError, match=r"labels: expected integers, got f64\[2\]"):
-        by_form(rnnjax.cross_entropy, np.zeros((2, 3)), np.zeros(2))
+        by_form(rnnjax.models.cross_entropy, np.zeros((2, 3)), np.zeros(2))
 
 
 def test_a_model_is_of_the_dtype_of_its_network():
@@ -363,7 +364,7 @@ def test_a_pattern_is_learned_and_continued():
     start = jax.jit(lambda model: batch_of_states(model, B))(build())
     options = {"steps": 120, "key": key(), "carry": start, "progress": False}
     chunks = streams(np.tile(PATTERN, 30), B, T)
-    fitted = rnnjax.fit(build(), language_loss, chunks, optax.adam(0.03), **options)
+    fitted = rnnjax.training.fit(build(), language_loss, chunks, optax.adam(0.03), **options)
     assert run(loss_and_states, build(), states(), chunks(1))[0] > 1.0
     assert run(loss_and_states, fitted.model, fitted.carry, chunks(120))[0] < 0.05
     tokens = sample(fitted.model, grid.place(PATTERN), 14, key=key(), temperature=0.0)

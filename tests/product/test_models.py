@@ -18,11 +18,11 @@ import rnnjax
 T, I, H, CLASSES = 8, 3, 5, 4  # noqa: E741
 F64 = jnp.float64
 FUNCTIONS = {
-    "last": rnnjax.last,
-    "ends": rnnjax.ends,
-    "mean": rnnjax.mean,
-    "maximum": rnnjax.maximum,
-    "flatten": rnnjax.flatten,
+    "last": rnnjax.models.last,
+    "ends": rnnjax.models.ends,
+    "mean": rnnjax.models.mean,
+    "maximum": rnnjax.models.maximum,
+    "flatten": rnnjax.models.flatten,
 }
 POOLINGS = (*FUNCTIONS, "attention")
 LENGTHS = np.array([T, 5, 1])
@@ -55,7 +55,7 @@ def filled(make: Callable[[], Any]) -> Any:
 def pooling(name: str) -> Any:
     if name in FUNCTIONS:
         return FUNCTIONS[name]
-    return filled(lambda: rnnjax.AttentionPooling(2 * H, 5, key=key(), dtype="float64"))
+    return filled(lambda: rnnjax.models.AttentionPooling(2 * H, 5, key=key(), dtype="float64"))
 
 
 @grid.once
@@ -102,7 +102,7 @@ def by_hand(name: str, pooling: Any, ys: np.ndarray) -> np.ndarray:
     }[name]()
 
 
-def attended(pooling: rnnjax.AttentionPooling, ys: np.ndarray) -> np.ndarray:
+def attended(pooling: rnnjax.models.AttentionPooling, ys: np.ndarray) -> np.ndarray:
     scores = np.tanh(ys @ np.asarray(pooling.weight) + np.asarray(pooling.bias)) @ np.asarray(pooling.score)
     weights = np.exp(scores - scores.max())
     return weights / weights.sum() @ ys
@@ -207,8 +207,8 @@ def test_objectives_are_their_formulas():
 
     @jax.jit
     def all_of_them(logits: Any, labels: Any, answers: Any) -> Any:
-        squared = rnnjax.squared_error(logits, logits + np.asarray([1.0, 2.0, 3.0]))
-        return rnnjax.cross_entropy(logits, labels), rnnjax.binary_cross_entropy(logits, answers), squared
+        squared = rnnjax.models.squared_error(logits, logits + np.asarray([1.0, 2.0, 3.0]))
+        return rnnjax.models.cross_entropy(logits, labels), rnnjax.models.binary_cross_entropy(logits, answers), squared
 
     one_of, each, squared = all_of_them(logits, labels, answers)
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -218,9 +218,11 @@ def test_objectives_are_their_formulas():
     np.testing.assert_allclose(squared, [14 / 3] * 2)
 
 
-@pytest.mark.parametrize("objective", [rnnjax.cross_entropy, rnnjax.binary_cross_entropy, rnnjax.squared_error])
+@pytest.mark.parametrize(
+    "objective", [rnnjax.models.cross_entropy, rnnjax.models.binary_cross_entropy, rnnjax.models.squared_error]
+)
 def test_losses_of_sixteen_bits_are_in_thirty_two(objective):
-    target = np.asarray([0, 2]) if objective is rnnjax.cross_entropy else np.zeros((2, 3), "float16")
+    target = np.asarray([0, 2]) if objective is rnnjax.models.cross_entropy else np.zeros((2, 3), "float16")
     losses = jax.jit(objective)(np.full((2, 3), 300, "float16"), target)
     assert losses.dtype == "float32"
     assert np.isfinite(losses).all()
@@ -228,31 +230,43 @@ def test_losses_of_sixteen_bits_are_in_thirty_two(objective):
 
 def test_a_label_may_be_any_integer():
     logits, labels = normal(200), [2, np.int64(2), np.uint8(2), grid.place(np.int8(2))]
-    found = jax.jit(lambda logits: [rnnjax.cross_entropy(logits, label) for label in labels])(logits)
+    found = jax.jit(lambda logits: [rnnjax.models.cross_entropy(logits, label) for label in labels])(logits)
     for label, loss in zip(labels, found, strict=True):
         np.testing.assert_allclose(loss, np.log(np.exp(logits).sum()) - logits[2], err_msg=str(type(label)))
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES])
 def test_a_label_that_is_no_class_is_never_one(label):
-    found = jax.jit(rnnjax.cross_entropy)(np.zeros((2, CLASSES)), np.asarray([0, label]))
+    found = jax.jit(rnnjax.models.cross_entropy)(np.zeros((2, CLASSES)), np.asarray([0, label]))
     assert np.isnan(found).tolist() == [False, True]
     with pytest.raises(ValueError, match=rf"labels: expected classes from 0 to 3, got {label} at \[1\]"):
-        rnnjax.check_labels([0, label], CLASSES)
+        rnnjax.models.check_labels([0, label], CLASSES)
     with pytest.raises(TypeError, match="labels: expected integers, got float64"):
-        rnnjax.check_labels([0.5], CLASSES)
-    rnnjax.check_labels([[0, 3]], CLASSES)
+        rnnjax.models.check_labels([0.5], CLASSES)
+    rnnjax.models.check_labels([[0, 3]], CLASSES)
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("objective", "targets", "message"),
     [
-        (rnnjax.squared_error, np.zeros(4), r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]$"),
-        (rnnjax.squared_error, np.zeros((1, 4)), r"(?m)^targets: expected \[4, 1\], by the answers, got \[1, 4\]$"),
-        (rnnjax.binary_cross_entropy, np.zeros(4), r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]$"),
-        (rnnjax.cross_entropy, np.zeros((4, 1), int), r"(?m)^labels: expected \[4\], by the answers, got \[4, 1\]$"),
-        (rnnjax.cross_entropy, np.zeros((), int), r"(?m)^labels: expected \[4\], by the answers, got \[\]$"),
+        (rnnjax.models.squared_error, np.zeros(4), r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]$"),
+        (
+            rnnjax.models.squared_error,
+            np.zeros((1, 4)),
+            r"(?m)^targets: expected \[4, 1\], by the answers, got \[1, 4\]$",
+        ),
+        (
+            rnnjax.models.binary_cross_entropy,
+            np.zeros(4),
+            r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]$",
+        ),
+        (
+            rnnjax.models.cross_entropy,
+            np.zeros((4, 1), int),
+            r"(?m)^labels: expected \[4\], by the answers, got \[4, 1\]$",
+        ),
+        (rnnjax.models.cross_entropy, np.zeros((), int), r"(?m)^labels: expected \[4\], by the answers, got \[\]$"),
     ],
 )
 def test_targets_that_would_be_broadcast_are_refused(objective, targets, message):
@@ -261,11 +275,11 @@ def test_targets_that_would_be_broadcast_are_refused(objective, targets, message
 
 
 def test_a_label_that_is_no_class_stops_training():
-    model = rnnjax.Classifier(each_step(), linear(I))
-    batches = rnnjax.minibatches((normal(2, T, I), np.asarray([0, CLASSES]), None), 2, seed=0)
+    model = rnnjax.models.Classifier(each_step(), linear(I))
+    batches = rnnjax.training.minibatches((normal(2, T, I), np.asarray([0, CLASSES]), None), 2, seed=0)
     options = {"steps": 1, "key": key(), "progress": False}
     with pytest.raises(FloatingPointError, match="loss"), jax.numpy_dtype_promotion("standard"):
-        rnnjax.fit(model, rnnjax.classifier_loss, batches, optax.sgd(0.1), **options)
+        rnnjax.training.fit(model, rnnjax.models.classifier_loss, batches, optax.sgd(0.1), **options)
 
 
 # One answer for a sequence
@@ -277,8 +291,8 @@ def learn(loss: Callable[..., Any]) -> Callable[..., Any]:
     return eqx.filter_jit(eqx.filter_value_and_grad(loss))
 
 
-def loss_of_classifier(model: rnnjax.Classifier, batch: Any) -> Any:
-    return rnnjax.classifier_loss(model, None, batch, None)[0]
+def loss_of_classifier(model: rnnjax.models.Classifier, batch: Any) -> Any:
+    return rnnjax.models.classifier_loss(model, None, batch, None)[0]
 
 
 LABELS = np.asarray([0, 3, 1])
@@ -286,12 +300,12 @@ LABELS = np.asarray([0, 3, 1])
 
 @pytest.mark.parametrize("name", ["ends", slow("attention")])
 def test_a_batch_of_padded_sequences_is_each_alone(name):
-    def alone(model: rnnjax.Classifier) -> float:
+    def alone(model: rnnjax.models.Classifier) -> float:
         found = [outputs(model.network, xs[:length]) for xs, length in zip(normal(3, T, I), LENGTHS, strict=True)]
         pooled = np.stack([by_hand(name, model.pooling, ys) for ys in found])
         return float(losses(decided(model.decision, pooled), LABELS).mean())
 
-    model = rnnjax.Classifier(bidirectional(), linear(2 * H), pooling=pooling(name))
+    model = rnnjax.models.Classifier(bidirectional(), linear(2 * H), pooling=pooling(name))
     batch = padded(normal(3, T, I), LENGTHS), LABELS, LENGTHS
     loss, gradient = jax.tree.map(np.asarray, learn(loss_of_classifier)(model, batch))
     assert float(loss) == pytest.approx(alone(model), rel=1e-11)
@@ -301,12 +315,12 @@ def test_a_batch_of_padded_sequences_is_each_alone(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ends", "attention"])
 def test_to_the_last_bits_a_batch_of_padded_sequences_is_each_alone(name):
-    def alone(model: rnnjax.Classifier, batch: Any) -> Any:
+    def alone(model: rnnjax.models.Classifier, batch: Any) -> Any:
         xs, labels = batch
         each = [model(xs[row, :length]) for row, length in enumerate(LENGTHS[1:])]
-        return sum(rnnjax.cross_entropy(answer, labels[row]) for row, answer in enumerate(each)) / 2
+        return sum(rnnjax.models.cross_entropy(answer, labels[row]) for row, answer in enumerate(each)) / 2
 
-    model, xs = rnnjax.Classifier(elman(), linear(2 * H), pooling=pooling(name)), normal(2, T, I)
+    model, xs = rnnjax.models.Classifier(elman(), linear(2 * H), pooling=pooling(name)), normal(2, T, I)
     together = learn(loss_of_classifier)(model, (padded(xs, LENGTHS[1:]), LABELS[1:], LENGTHS[1:]))
     grid.assert_close(together, learn(alone)(model, (xs, LABELS[1:])))
 
@@ -314,7 +328,7 @@ def test_to_the_last_bits_a_batch_of_padded_sequences_is_each_alone(name):
 # One answer for each step
 
 
-REDUCTIONS = {"average": rnnjax.average_steps, "total": rnnjax.total_steps}
+REDUCTIONS = {"average": rnnjax.models.average_steps, "total": rnnjax.models.total_steps}
 COUNTS = np.asarray([T, 5, 0])
 TAGS = np.random.default_rng(5).integers(0, CLASSES, (3, T))
 
@@ -322,7 +336,7 @@ TAGS = np.random.default_rng(5).integers(0, CLASSES, (3, T))
 @lru_cache
 def loss_of_tagger(over_steps: str) -> Callable[..., Any]:
     reduce = REDUCTIONS[over_steps]
-    return lambda model, batch: rnnjax.tagger_loss(model, None, batch, None, over_steps=reduce)[0]
+    return lambda model, batch: rnnjax.models.tagger_loss(model, None, batch, None, over_steps=reduce)[0]
 
 
 def padded_tags() -> Any:
@@ -334,9 +348,9 @@ def padded_tags() -> Any:
 @pytest.mark.parametrize("over_steps", REDUCTIONS)
 def test_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps):
     network = bidirectional() if over_steps == "average" else each_step()
-    model = rnnjax.Tagger(network, linear(2 * H if over_steps == "average" else I))
+    model = rnnjax.models.Tagger(network, linear(2 * H if over_steps == "average" else I))
 
-    def alone(model: rnnjax.Tagger) -> float:
+    def alone(model: rnnjax.models.Tagger) -> float:
         pairs = [(xs[:n], tags[:n]) for xs, tags, n in zip(normal(3, T, I), TAGS, COUNTS, strict=True) if n]
         sums = [losses(decided(model.decision, outputs(model.network, xs)), tags).sum() for xs, tags in pairs]
         return float(sum(sums) / {"average": COUNTS.sum(), "total": 3}[over_steps])
@@ -351,17 +365,20 @@ def test_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("over_steps", REDUCTIONS)
 def test_to_the_last_bits_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps):
-    def alone(model: rnnjax.Tagger, batch: Any) -> Any:
-        each = [rnnjax.cross_entropy(model(xs[:n]), tags[:n]).sum() for xs, tags, n in zip(*batch, COUNTS, strict=True)]
+    def alone(model: rnnjax.models.Tagger, batch: Any) -> Any:
+        each = [
+            rnnjax.models.cross_entropy(model(xs[:n]), tags[:n]).sum()
+            for xs, tags, n in zip(*batch, COUNTS, strict=True)
+        ]
         return sum(each) / {"average": float(COUNTS.sum()), "total": 3}[over_steps]
 
-    model = rnnjax.Tagger(elman(), linear(2 * H))
+    model = rnnjax.models.Tagger(elman(), linear(2 * H))
     together = learn(loss_of_tagger(over_steps))(model, padded_tags())
     grid.assert_close(together, learn(alone)(model, (normal(3, T, I), TAGS)))
 
 
 def test_answers_are_zeros_from_the_length_on():
-    model, xs = rnnjax.Tagger(each_step(), linear(I)), normal(T, I)
+    model, xs = rnnjax.models.Tagger(each_step(), linear(I)), normal(T, I)
     answers = np.asarray(jax.jit(lambda xs, length: model(xs, length=length))(padded(xs[None], [5])[0], np.asarray(5)))
     np.testing.assert_allclose(answers[:5], decided(linear(I), xs[:5]), atol=1e-12)
     assert not answers[5:].any()
@@ -371,21 +388,21 @@ def test_padding_does_not_reach_the_gradient_of_the_decision():
     """Zeros, which stand there after the network, have no direction."""
     decision = eqx.nn.Sequential([eqx.nn.Lambda(lambda y: y / jnp.linalg.norm(y)), linear(I)])
     batch = normal(2, T, I), np.zeros((2, T), int), np.asarray([T, 3])
-    _, slope = learn(loss_of_tagger("average"))(rnnjax.Tagger(each_step(), decision), batch)
+    _, slope = learn(loss_of_tagger("average"))(rnnjax.models.Tagger(each_step(), decision), batch)
     assert len(jax.tree.leaves(slope)) == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
 def test_dropout_is_drawn_for_each_sequence():
-    model = rnnjax.Tagger(rnnjax.Stack([each_step(), each_step()], dropout=0.5), linear(I))
+    model = rnnjax.models.Tagger(rnnjax.Stack([each_step(), each_step()], dropout=0.5), linear(I))
     xs, targets = np.broadcast_to(normal(T, I), (2, T, I)), np.zeros((2, T, CLASSES))
 
     @jax.jit
     def answers(batch: Any, key: Any) -> Any:
         seen: list[Any] = []
-        spy = lambda ys, target: seen.append(ys) or rnnjax.squared_error(ys, target)  # noqa: E731
+        spy = lambda ys, target: seen.append(ys) or rnnjax.models.squared_error(ys, target)  # noqa: E731
         for each in (key, None):
-            rnnjax.tagger_loss(model, None, batch, each, objective=spy)
+            rnnjax.models.tagger_loss(model, None, batch, each, objective=spy)
         return seen
 
     (one, whole), (same, _) = (map(np.asarray, answers((xs, targets, None), key())) for _ in range(2))
@@ -396,7 +413,7 @@ def test_dropout_is_drawn_for_each_sequence():
 
 def test_a_forecast_reads_its_own_answers():
     cell, xs = filled(lstm), normal(T, I)
-    values, read = rnnjax.forecast(rnnjax.Tagger(cell, linear(H, I)), grid.place(xs), 3), xs
+    values, read = rnnjax.models.forecast(rnnjax.models.Tagger(cell, linear(H, I)), grid.place(xs), 3), xs
     for value in np.asarray(values):
         _, ys = oracle.run(cell, (np.zeros(H), np.zeros(H)), read)
         expected = decided(linear(H, I), ys)[-1]
@@ -414,7 +431,9 @@ def test_a_forecast_reads_its_own_answers():
 )
 def test_a_forecast_misused(answers, steps, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda xs: rnnjax.forecast(rnnjax.Tagger(lstm(), linear(H, answers)), xs, 3), normal(steps, I))
+        jax.eval_shape(
+            lambda xs: rnnjax.models.forecast(rnnjax.models.Tagger(lstm(), linear(H, answers)), xs, 3), normal(steps, I)
+        )
 
 
 @pytest.mark.slow
@@ -422,11 +441,13 @@ def test_a_classifier_learns():
     """Which of two halves of a sequence is the larger: the sum alone does not tell."""
     xs = normal(200, 10, 1, seed=2)
     labels = (xs[:, :5].sum((1, 2)) > xs[:, 5:].sum((1, 2))).astype(int)
-    model = rnnjax.Classifier(rnnjax.GRU(1, 8, key=key(), dtype="float64"), linear(8, 2), pooling=rnnjax.mean)
-    loss = partial(rnnjax.classifier_loss, engine=rnnjax.Scan())
+    model = rnnjax.models.Classifier(
+        rnnjax.GRU(1, 8, key=key(), dtype="float64"), linear(8, 2), pooling=rnnjax.models.mean
+    )
+    loss = partial(rnnjax.models.classifier_loss, engine=rnnjax.Scan())
     with jax.numpy_dtype_promotion("standard"):
-        batches = rnnjax.minibatches(rnnjax.Sequences(xs, labels), 50, seed=0)
-        model = rnnjax.fit(model, loss, batches, optax.adam(0.03), steps=200, key=key(), progress=False).model
+        batches = rnnjax.training.minibatches(rnnjax.models.Sequences(xs, labels), 50, seed=0)
+        model = rnnjax.training.fit(model, loss, batches, optax.adam(0.03), steps=200, key=key(), progress=False).model
     answers = np.asarray(eqx.filter_jit(eqx.filter_vmap(model))(xs))
     assert (answers.argmax(-1) == labels).mean() > 0.9
 
@@ -436,7 +457,7 @@ def test_the_maximum_shows_what_is_not_a_number(length):
     """XLA's own drops it, in arrays as large as these."""
     ys = np.zeros((100, 64), np.float32)
     ys[3, 5] = np.nan
-    pooled = jax.jit(lambda ys: rnnjax.maximum(ys, None if length is None else jnp.asarray(length)))
+    pooled = jax.jit(lambda ys: rnnjax.models.maximum(ys, None if length is None else jnp.asarray(length)))
     expected = (np.arange(64) == 5) & (length != 2)
     np.testing.assert_array_equal(np.isnan(pooled(ys)), expected)
     gradient = jax.jit(jax.grad(lambda ys: pooled(ys).sum()))(ys)

@@ -53,7 +53,7 @@ def test_each_recipe_is_judged_and_trained_by_a_loss_that_fits(monkeypatch, reci
         assert (value.shape, options["steps"], options["every"]) == ((), 60, 30)
         assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, carry)
         judged.append(validate(model))
-        return rnnjax.Fitted(model, carry, 60)
+        return rnnjax.training.Fitted(model, carry, 60)
 
     monkeypatch.setattr(next_word, "fit", asked)
     judge = next_word._judge
@@ -62,7 +62,9 @@ def test_each_recipe_is_judged_and_trained_by_a_loss_that_fits(monkeypatch, reci
     model = next_word.train(next_word.RECIPES[recipe], words, next_word.parse(["--steps", "60"]))
     assert judged == [1]
     assert (model.output_weight is None) == (recipe == "awd")
-    assert sum(isinstance(layer, rnnjax.VariationalDropout) for layer in model.network.layers) == (recipe == "awd")
+    assert sum(isinstance(layer, rnnjax.regularise.VariationalDropout) for layer in model.network.layers) == (
+        recipe == "awd"
+    )
     assert model.network.dropout == (0.2 if recipe == "zaremba" else 0)
 
 

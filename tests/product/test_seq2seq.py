@@ -15,19 +15,16 @@ import oracle
 import pytest
 
 import rnnjax
-from rnnjax import (
-    GRU,
-    LSTM,
+from rnnjax import GRU, LSTM, Bidirectional, Stack
+from rnnjax.models import (
     Additive,
     BahdanauDecoder,
-    Bidirectional,
     ContextDecoder,
     Dot,
     General,
     LuongDecoder,
     Pairs,
     Seq2Seq,
-    Stack,
     beam_search,
     greedy,
     sample_sequence,
@@ -368,7 +365,10 @@ def test_nan_that_is_masked_changes_neither_context_nor_gradient(score):
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1, 2))
     def both(score: Any, query: Any, values: Any) -> Any:
-        return (rnnjax.attend(score, query, rnnjax.remember(score, values, mask))[0] * np.arange(M, dtype=float)).sum()
+        return (
+            rnnjax.models.attend(score, query, rnnjax.models.remember(score, values, mask))[0]
+            * np.arange(M, dtype=float)
+        ).sum()
 
     query, values = random.normal(size=M), random.normal(size=(4, M))
     bad = values.copy()
@@ -382,7 +382,9 @@ def test_nan_that_is_masked_changes_neither_context_nor_gradient(score):
 def test_weights_of_large_scores_are_finite_and_those_of_16_bits_in_32():
     values, query = np.eye(M, dtype=jnp.bfloat16)[:3], 30000 * np.eye(M, dtype=np.float32)[1]
     attend = jax.jit(
-        lambda query, values: rnnjax.attend(Dot(), query, rnnjax.remember(Dot(), values, np.ones(3, bool)))
+        lambda query, values: rnnjax.models.attend(
+            Dot(), query, rnnjax.models.remember(Dot(), values, np.ones(3, bool))
+        )
     )
     context, weights = attend(query, values)
     assert (context.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
@@ -393,7 +395,7 @@ def test_weights_of_large_scores_are_finite_and_those_of_16_bits_in_32():
 def test_one_score_that_is_not_finite_makes_all_weights_nan(score):
     values = np.ones((100, M), np.float32)
     values[7, 0] = score
-    memory = rnnjax.remember(Dot(), values, np.ones(100, bool))
+    memory = rnnjax.models.remember(Dot(), values, np.ones(100, bool))
     assert np.isnan(jax.jit(align)(Dot(), np.ones(M, np.float32), memory)).all()
 
 
@@ -514,7 +516,7 @@ def layered() -> Seq2Seq:
 
 def test_attention_asks_the_topmost_layer_that_has_a_state():
     state = filled(lambda: layered().decoder.recurrence.initial())
-    np.testing.assert_array_equal(rnnjax.hidden(state), state[0][1].h)
+    np.testing.assert_array_equal(rnnjax.models.hidden(state), state[0][1].h)
 
 
 @pytest.mark.slow
@@ -570,11 +572,13 @@ def searching(width: int, max_length: int) -> Callable[..., Any]:
     return jax.jit(jax.vmap(search, (0, 0, None, None)))
 
 
-def beams(drawn: list[Any], width: int, max_length: int, penalties: tuple[float, float]) -> list[rnnjax.Hypothesis]:
+def beams(
+    drawn: list[Any], width: int, max_length: int, penalties: tuple[float, float]
+) -> list[rnnjax.models.Hypothesis]:
     return rows(searching(width, max_length)(*map(np.stack, zip(*drawn, strict=True)), *penalties))
 
 
-def rows(found: Any) -> list[rnnjax.Hypothesis]:
+def rows(found: Any) -> list[rnnjax.models.Hypothesis]:
     """A batch of hypotheses, one by one."""
     found = jax.tree.map(np.asarray, found)
     return [jax.tree.map(lambda leaf, row=row: leaf[row], found) for row in range(len(found.length))]
@@ -599,7 +603,7 @@ def sequences(tokens: Any, end: int, max_length: int) -> Iterator[tuple[int, ...
     yield from product(others, repeat=max_length)
 
 
-def said(found: rnnjax.Hypothesis) -> tuple[int, ...]:
+def said(found: rnnjax.models.Hypothesis) -> tuple[int, ...]:
     return tuple(found.tokens.tolist()[: int(found.length)])
 
 
@@ -736,7 +740,7 @@ def test_draws_have_the_frequencies_of_the_model_at_that_temperature():
 
 @pytest.mark.slow  # as a quick test has it of captions
 def test_a_language_model_is_searched_as_well():
-    model = filled(lambda: rnnjax.LanguageModel(V, gru(E, H), key=key()))
+    model = filled(lambda: rnnjax.models.LanguageModel(V, gru(E, H), key=key()))
 
     def step(state: Any, token: Any) -> Any:
         state, logits = model.logits(state, token[None])
@@ -746,7 +750,7 @@ def test_a_language_model_is_searched_as_well():
     def said_by(key: Any) -> Any:
         limits = {"start": START, "end": END, "max_length": 6}
         wide = beam_search(step, model.initial(), width=V, **limits)
-        sampled = rnnjax.sample(model, jnp.asarray([START]), 6, key=key, temperature=0.0)
+        sampled = rnnjax.models.sample(model, jnp.asarray([START]), 6, key=key, temperature=0.0)
         return sampled, greedy(step, model.initial(), **limits), wide
 
     likeliest, found, wide = jax.tree.map(np.asarray, said_by(key()))
@@ -778,7 +782,9 @@ def test_reversal_is_learned_and_said():
         return Seq2Seq(V, V, Bidirectional(GRU(8, 16, key=key()), GRU(8, 16, key=key())), decoder, key=key())
 
     model = filled(reverser, by=0.3)
-    fitted = rnnjax.fit(model, seq2seq_loss, batch, optax.adam(0.02), steps=200, key=key(), progress=False).model
+    fitted = rnnjax.training.fit(
+        model, seq2seq_loss, batch, optax.adam(0.02), steps=200, key=key(), progress=False
+    ).model
 
     @jax.jit
     @jax.vmap
@@ -877,14 +883,16 @@ MISUSES = {
     "dropout": (made(dropout=1.0), ValueError, ["dropout", "1.0"]),
     "no_vocabulary": (made(vocabulary_size=0), ValueError, ["source_vocabulary_size", "0"]),
     "complex_state": (
-        lambda: rnnjax.Bridge(
+        lambda: rnnjax.models.Bridge(
             *(jax.eval_shape(cell(E, H, key=key()).initial) for cell in (rnnjax.LRU, GRU)), key=key()
         ),
         ValueError,
         ["encoded", "real numbers", "function of your own"],
     ),
     "bridge_of_more": (
-        lambda: jax.eval_shape(lambda xs: rnnjax.Bridge(np.zeros(3), np.zeros(4), key=key())(xs), np.zeros((2, 3))),
+        lambda: jax.eval_shape(
+            lambda xs: rnnjax.models.Bridge(np.zeros(3), np.zeros(4), key=key())(xs), np.zeros((2, 3))
+        ),
         ValueError,
         ["encoded", "3 numbers in all", "f64[2,3]", "vmap"],
     ),

@@ -21,7 +21,8 @@ import optax
 import pytest
 
 import rnnjax
-from rnnjax import Buckets, CheckpointError, load, minibatches, read_metrics, save, streams
+from rnnjax import load, save
+from rnnjax.training import Buckets, CheckpointError, minibatches, read_metrics, streams
 from rnnjax.training.plot import draw_curve
 
 KEY = grid.KEY
@@ -47,13 +48,13 @@ def noise(step: int) -> np.ndarray:
 
 def train(
     loss: Callable = pull, batches: Callable = noise, optimiser: Any = None, *, steps: int = 4, **options: Any
-) -> rnnjax.Fitted:
+) -> rnnjax.training.Fitted:
     """Fit three weights, from zero."""
     model, optimiser = {"w": ramp(3, 0.0)}, optimiser or optax.sgd(0.1, momentum=0.9)
-    return rnnjax.fit(model, loss, batches, optimiser, steps=steps, key=KEY, **{"progress": False, **options})
+    return rnnjax.training.fit(model, loss, batches, optimiser, steps=steps, key=KEY, **{"progress": False, **options})
 
 
-def weights(fitted: rnnjax.Fitted) -> np.ndarray:
+def weights(fitted: rnnjax.training.Fitted) -> np.ndarray:
     return np.asarray(fitted.model["w"])
 
 
@@ -89,7 +90,7 @@ def no_batches(step: int) -> np.ndarray:
 class Straight(NamedTuple):
     """A run that nothing disturbed, and its folder as it was at each moment."""
 
-    fitted: rnnjax.Fitted
+    fitted: rnnjax.training.Fitted
     folder: Path
     moments: list[Path]
 
@@ -281,7 +282,7 @@ def test_any_key_and_any_optimiser_resume(name, tmp_path):
 
     def run(folder: Path, batches: Callable, resume: bool) -> None:
         options = {"steps": 6, "every": 2, "progress": False, "folder": folder, "resume": resume}
-        rnnjax.fit({"w": ramp(3, 0.0)}, loss, batches, optimiser, key=key, **options)
+        rnnjax.training.fit({"w": ramp(3, 0.0)}, loss, batches, optimiser, key=key, **options)
 
     def copying(step: int) -> np.ndarray:
         """The batch of a step; before that of step 4, the folder is copied as a kill would leave it."""
@@ -487,7 +488,7 @@ def test_a_run_is_not_overwritten(straight):
 def test_another_run_is_not_resumed(optimiser, size, difference, straight):
     before, options = contents(straight.folder), {"steps": 6, "key": KEY, "folder": straight.folder, "resume": True}
     with pytest.raises(CheckpointError, match=rf"is of another model: .*{difference}"):
-        rnnjax.fit({"w": ramp(size, 0.0)}, pull, no_batches, optimiser, **options)
+        rnnjax.training.fit({"w": ramp(size, 0.0)}, pull, no_batches, optimiser, **options)
     assert contents(straight.folder) == before
 
 
@@ -556,24 +557,26 @@ def test_no_curve_of_nothing(tmp_path):
 # Truncated backpropagation through time
 
 
-def character_model() -> rnnjax.LanguageModel:
+def character_model() -> rnnjax.models.LanguageModel:
     cell = rnnjax.Elman(3, 4, key=KEY, dtype=jnp.float64, learn_initial=True)
-    return rnnjax.LanguageModel(5, cell, key=jax.random.key(12))
+    return rnnjax.models.LanguageModel(5, cell, key=jax.random.key(12))
 
 
 def second_loss(model: Any, start: Any, chunks: Any, constant: jax.Array, through: jax.Array) -> jax.Array:
     """The loss on the second chunk, from shares of the state after the first, held constant and not."""
-    _, between = rnnjax.language_loss(model, start, chunks[0], None)
+    _, between = rnnjax.models.language_loss(model, start, chunks[0], None)
     between = jax.tree.map(lambda leaf: constant * jax.lax.stop_gradient(leaf) + through * leaf, between)
-    return rnnjax.language_loss(model, between, chunks[1], None)[0]
+    return rnnjax.models.language_loss(model, between, chunks[1], None)[0]
 
 
 def second_step(chunks: Callable[[int], Any]) -> tuple[Any, Any]:
     """What `fit` adds to the model on the second chunk, the first chunk having taught it nothing."""
     model = character_model()
     optimiser = optax.sgd(lambda count: jnp.where(count == 0, 0.0, 1.0))
-    carry = rnnjax.batch_of_states(model, 3)
-    fitted = rnnjax.fit(model, rnnjax.language_loss, chunks, optimiser, steps=2, key=KEY, carry=carry, progress=False)
+    carry = rnnjax.models.batch_of_states(model, 3)
+    fitted = rnnjax.training.fit(
+        model, rnnjax.models.language_loss, chunks, optimiser, steps=2, key=KEY, carry=carry, progress=False
+    )
     return model, jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), model, fitted.model)
 
 
@@ -581,7 +584,7 @@ def test_state_is_carried_and_gradient_is_cut_between_chunks():
     chunks = streams(TEXT, 3, 5)
     model, got = second_step(chunks)
     gradient = jax.jit(jax.grad(second_loss))
-    of_share = lambda *shares: gradient(model, rnnjax.batch_of_states(model, 3), [chunks(0), chunks(1)], *shares)  # noqa: E731
+    of_share = lambda *shares: gradient(model, rnnjax.models.batch_of_states(model, 3), [chunks(0), chunks(1)], *shares)  # noqa: E731
     assert distance(got, of_share(1.0, 0.0)) < 1e-12
     assert distance(got, of_share(0.0, 1.0)) > 1e-3  # through both chunks
     assert distance(got, of_share(0.0, 0.0)) > 1e-3  # begun anew
@@ -589,10 +592,10 @@ def test_state_is_carried_and_gradient_is_cut_between_chunks():
 
 def test_streams_wrap_and_begin_anew():
     chunks, model = streams(TEXT, 3, 5), character_model()
-    start = rnnjax.batch_of_states(model, 3)
+    start = rnnjax.models.batch_of_states(model, 3)
     elsewhere = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.7, start)
     assert_equal(chunks(3), chunks(0))
-    loss = jax.jit(lambda state, chunk: rnnjax.language_loss(model, state, chunk, None)[0])
+    loss = jax.jit(lambda state, chunk: rnnjax.models.language_loss(model, state, chunk, None)[0])
     assert loss(elsewhere, chunks(3)) == loss(start, chunks(0))
     assert loss(elsewhere, chunks(4)) != loss(start, chunks(1))
 
@@ -601,9 +604,9 @@ def test_carry_comes_back_and_may_be_handed_on():
     def loss(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         return pull(model, None, batch + carry, key)[0], 0.5 * carry + model["w"] * batch
 
-    def run(model: Any, carry: Any, steps: int, batches: Callable) -> rnnjax.Fitted:
+    def run(model: Any, carry: Any, steps: int, batches: Callable) -> rnnjax.training.Fitted:
         options = {"key": KEY, "carry": carry, "progress": False}
-        return rnnjax.fit(model, loss, batches, optax.sgd(0.1), steps=steps, **options)
+        return rnnjax.training.fit(model, loss, batches, optax.sgd(0.1), steps=steps, **options)
 
     model, start = {"w": ramp(3)}, grid.place(np.ones(3))
     both, one = run(model, start, 2, noise), run(model, start, 1, noise)

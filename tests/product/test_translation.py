@@ -71,7 +71,7 @@ def test_training_on_its_own_words_is_judged_by_them(monkeypatch):
         assert (value.shape, options["steps"], options["every"]) == ((), 2, 2)
         fed.append(loss.keywords)
         assert validate(model) == np.log(2)
-        return rnnjax.Fitted(model, None, 2)
+        return rnnjax.training.Fitted(model, None, 2)
 
     monkeypatch.setattr(rnnjax, "fit", asked)
     monkeypatch.setattr(translation, "loss_of", lambda *of: judged.append(of[2]) or np.log(2))
@@ -89,7 +89,7 @@ def test_the_loss_of_parts_is_their_mean_word_by_word(monkeypatch):
     monkeypatch.setattr(
         translation, "_loss", lambda _, part, forcing: sums(part, forcing * part.target_length) / sums(part, 1)
     )
-    pairs = rnnjax.Pairs(np.zeros((250, 1), int), lengths, np.zeros((250, 1), int), lengths)
+    pairs = rnnjax.models.Pairs(np.zeros((250, 1), int), lengths, np.zeros((250, 1), int), lengths)
     expected = 3.0 * (lengths * (lengths - 1)).sum() / (lengths - 1).sum()
     assert translation.loss_of(None, pairs, 3.0) == pytest.approx(expected, rel=1e-12)
 
@@ -99,7 +99,7 @@ def test_the_loss_of_parts_is_that_of_all():
     corpus = translation.Corpus([["a"]] * 120, [["b"] * (1 if place < 100 else 9) for place in range(120)])
     languages = translation.Languages(*(translation.vocabulary(side) for side in corpus))
     pairs, model = translation.encode(languages, corpus), translation.build(languages, 4, jax.random.key(0))
-    whole = jax.jit(lambda pairs: rnnjax.seq2seq_loss(model, None, pairs, None)[0])(pairs)
+    whole = jax.jit(lambda pairs: rnnjax.models.seq2seq_loss(model, None, pairs, None)[0])(pairs)
     assert translation.loss_of(model, pairs, 1.0) == pytest.approx(float(whole), rel=1e-5)
 
 
@@ -154,14 +154,14 @@ def test_sums_come_in_any_order():
 def test_right_characters_and_answers_are_counted(monkeypatch):
     end, start = addition.END, addition.START
     target = np.array([[start, 1, 2, end], [start, 3, end, end]])
-    pairs = rnnjax.Pairs(np.zeros((2, 5), int), np.array([5, 5]), target, np.array([4, 3]))
+    pairs = rnnjax.models.Pairs(np.zeros((2, 5), int), np.array([5, 5]), target, np.array([4, 3]))
     said = np.array([[1, 7, end], [3, end, end]])  # what stands after the end does not count
-    monkeypatch.setattr(addition, "answer", lambda *_: rnnjax.Hypothesis(said, None, None, None))
+    monkeypatch.setattr(addition, "answer", lambda *_: rnnjax.models.Hypothesis(said, None, None, None))
     assert addition.judge(None, pairs) == (4 / 5, 1 / 2)
 
 
 def test_addition_is_trained(monkeypatch, capsys):
-    few = rnnjax.Pairs(*(np.tile(leaf, (5, 1)[: leaf.ndim]) for leaf in addition.draw(2, 10)))
+    few = rnnjax.models.Pairs(*(np.tile(leaf, (5, 1)[: leaf.ndim]) for leaf in addition.draw(2, 10)))
     monkeypatch.setattr(
         addition, "draw", lambda *_: few
     )  # ten sums, which are trained on; and half of them are held out

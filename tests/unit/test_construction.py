@@ -34,8 +34,8 @@ CELLS: dict[str, Callable[..., Any]] = {  # by their class, and what is special
     **{name: partial(getattr(rnnjax, name), 19, 46) for name in VECTORS},
     **{f"{name} learn_initial": partial(getattr(rnnjax, name), 19, 47, learn_initial=True) for name in VECTORS},
     **{f"{name} no bias": partial(getattr(rnnjax, name), 19, 49, bias=False) for name in VECTORS},
-    **{name: partial(getattr(rnnjax, name), 13, 21) for name in TREES},
-    **{f"{name} no bias": partial(getattr(rnnjax, name), 14, 22, bias=False) for name in TREES},
+    **{name: partial(getattr(rnnjax.trees, name), 13, 21) for name in TREES},
+    **{f"{name} no bias": partial(getattr(rnnjax.trees, name), 14, 22, bias=False) for name in TREES},
     "LSTM options": partial(rnnjax.LSTM, 21, 38, heads=2, peepholes=True, coupled=True, dtype="bfloat16"),
     "LSTM chrono": partial(rnnjax.LSTM, 21, 39, bias_initialiser=rnnjax.initialise.chrono(30)),
     "ProjectedLSTM": partial(rnnjax.ProjectedLSTM, 22, 41, projected_size=30, peepholes=True),
@@ -65,20 +65,20 @@ def of_cell(make: Callable[..., Any], inputs: int, hidden: int, cell: Any = rnnj
     return lambda key: make(cell(inputs, hidden, key=key), key=key)
 
 
-def luong(key: jax.Array) -> rnnjax.LuongDecoder:
-    recurrence, score = rnnjax.GRU(23 + 9, 27, key=key), rnnjax.General(27, 27, key=key)
-    return rnnjax.LuongDecoder(recurrence, score, memory_size=27, attentional_size=9, key=key)
+def luong(key: jax.Array) -> rnnjax.models.LuongDecoder:
+    recurrence, score = rnnjax.GRU(23 + 9, 27, key=key), rnnjax.models.General(27, 27, key=key)
+    return rnnjax.models.LuongDecoder(recurrence, score, memory_size=27, attentional_size=9, key=key)
 
 
-def bahdanau(key: jax.Array) -> rnnjax.BahdanauDecoder:
-    return rnnjax.BahdanauDecoder(rnnjax.GRU(24 + 27, 27, key=key), rnnjax.Additive(27, 27, 13, key=key))
+def bahdanau(key: jax.Array) -> rnnjax.models.BahdanauDecoder:
+    return rnnjax.models.BahdanauDecoder(rnnjax.GRU(24 + 27, 27, key=key), rnnjax.models.Additive(27, 27, 13, key=key))
 
 
 def seq2seq(decoder: Callable[[jax.Array], Any], size: int) -> Callable[..., Any]:
     """A model without a drawn bridge, which is of layers of Equinox."""
     encoder = partial(rnnjax.GRU, 22, 27)
     kept = eqx.nn.Identity()
-    return lambda key: rnnjax.Seq2Seq(size, size + 1, encoder(key=key), decoder(key), bridge=kept, key=key)
+    return lambda key: rnnjax.models.Seq2Seq(size, size + 1, encoder(key=key), decoder(key), bridge=kept, key=key)
 
 
 def stack(key: jax.Array) -> rnnjax.Stack:
@@ -88,13 +88,17 @@ def stack(key: jax.Array) -> rnnjax.Stack:
 
 PARTS: dict[str, Callable[..., Any]] = {
     "stack": stack,
-    "language model": of_cell(partial(rnnjax.LanguageModel, 77), 23, 29),
-    "language model, tied": of_cell(partial(rnnjax.LanguageModel, 78, tied=True), 26, 26, rnnjax.LSTM),
-    "tree classifier": of_cell(lambda cell, key: rnnjax.TreeClassifier(79, cell, 5, key=key), 17, 19, rnnjax.RNTN),
+    "language model": of_cell(partial(rnnjax.models.LanguageModel, 77), 23, 29),
+    "language model, tied": of_cell(partial(rnnjax.models.LanguageModel, 78, tied=True), 26, 26, rnnjax.LSTM),
+    "tree classifier": of_cell(
+        lambda cell, key: rnnjax.models.TreeClassifier(79, cell, 5, key=key), 17, 19, rnnjax.trees.RNTN
+    ),
     "sequence to sequence, Luong": seq2seq(luong, 81),
     "sequence to sequence, Bahdanau": seq2seq(bahdanau, 83),
-    "sequence to sequence, context": seq2seq(lambda key: rnnjax.ContextDecoder(rnnjax.GRU(25 + 27, 27, key=key)), 85),
-    "attention pooling": partial(rnnjax.AttentionPooling, 17, 28),
+    "sequence to sequence, context": seq2seq(
+        lambda key: rnnjax.models.ContextDecoder(rnnjax.GRU(25 + 27, 27, key=key)), 85
+    ),
+    "attention pooling": partial(rnnjax.models.AttentionPooling, 17, 28),
 }
 MAKERS = CELLS | PARTS
 
@@ -110,8 +114,9 @@ def test_nothing_is_compiled(name):
 
 def test_every_cell_is_among_them():
     """All classes of cells that draw weights of their own; those around another part draw none."""
-    kinds = rnnjax.AbstractCell, rnnjax.AbstractNetwork, rnnjax.AbstractTreeCell
-    classes = {name: kind for name, kind in vars(rnnjax).items() if isinstance(kind, type) and issubclass(kind, kinds)}
+    kinds = rnnjax.AbstractCell, rnnjax.AbstractNetwork, rnnjax.trees.AbstractTreeCell
+    public = vars(rnnjax) | vars(rnnjax.networks) | vars(rnnjax.regularise) | vars(rnnjax.trees)
+    classes = {name: kind for name, kind in public.items() if isinstance(kind, type) and issubclass(kind, kinds)}
     around = {name for name, kind in classes.items() if "key" not in kind.__init__.__annotations__}
     assert {name for name in classes if not isabstract(classes[name])} - around == {name.split()[0] for name in CELLS}
 

@@ -25,7 +25,7 @@ def key() -> jax.Array:
 
 @lru_cache
 def _compiled(name: str) -> Any:
-    return eqx.filter_jit(getattr(rnnjax, name))
+    return eqx.filter_jit(getattr(rnnjax.diagnose, name))
 
 
 def ask(name: str, *arguments: Any, **options: Any) -> Any:
@@ -102,12 +102,12 @@ def told(name: str) -> Told:
             flat.pack(last), ys
         )
         return Told(
-            rnnjax.jacobians(cell, state, xs),
-            rnnjax.singular_values(cell, state, xs),
-            rnnjax.product_norms(cell, state, xs),
-            rnnjax.product_norms(cell, state, xs, lags=3),
-            rnnjax.gradient_by_lag(contract, cell, state, xs),
-            rnnjax.gradient_by_lag(contract, cell, state, xs, lags=3),
+            rnnjax.diagnose.jacobians(cell, state, xs),
+            rnnjax.diagnose.singular_values(cell, state, xs),
+            rnnjax.diagnose.product_norms(cell, state, xs),
+            rnnjax.diagnose.product_norms(cell, state, xs, lags=3),
+            rnnjax.diagnose.gradient_by_lag(contract, cell, state, xs),
+            rnnjax.diagnose.gradient_by_lag(contract, cell, state, xs, lags=3),
             jax.vmap(difference)(befores, us),
             jax.vmap(readout)(afters, xs),
             by_end,
@@ -150,7 +150,7 @@ def test_gradient_by_lag_is_what_goes_back_through_each_step(cell):
 
 @lru_cache
 def _gradients() -> Any:
-    asked = rnnjax.gradient_by_lag, rnnjax.gradient_by_input
+    asked = rnnjax.diagnose.gradient_by_lag, rnnjax.diagnose.gradient_by_input
     return eqx.filter_jit(lambda cell, xs, engine: [one(contract, cell, None, xs, engine=engine) for one in asked])
 
 
@@ -176,7 +176,7 @@ def test_gradient_by_input_is_the_gradient(part):
     @jax.jit
     def both(xs: Any) -> Any:
         gradient = jax.grad(lambda xs: contract(*rnnjax.unroll(built, None, xs, engine=rnnjax.Scan())))(xs)
-        return rnnjax.gradient_by_input(contract, built, None, xs), gradient
+        return rnnjax.diagnose.gradient_by_input(contract, built, None, xs), gradient
 
     got, gradient = both(grid.inputs(T))
     np.testing.assert_allclose(got, np.linalg.norm(gradient, axis=1)[::-1], rtol=1e-8)
@@ -204,7 +204,7 @@ def test_the_largest_lyapunov_exponents_of_a_diagonal_cell_are_not_those_of_its_
 def dense_and_exact():
     """A dense linear cell, and its exponents."""
     R = np.random.default_rng(17).normal(size=(5, 5))
-    return network(R, rnnjax.linear), np.sort(np.log(np.abs(np.linalg.eigvals(R))))[::-1]
+    return network(R, rnnjax.cells.linear), np.sort(np.log(np.abs(np.linalg.eigvals(R))))[::-1]
 
 
 def test_lyapunov_exponents_of_a_dense_linear_cell_are_the_limit_of_its_log_singular_values():
@@ -258,9 +258,9 @@ def test_a_counter_in_a_state_is_no_number_to_differentiate_by():
     def twice(xs: Any) -> Any:
         return [
             (
-                rnnjax.jacobians(cell, None, xs),
-                rnnjax.lyapunov_exponents(cell, None, xs),
-                rnnjax.gradient_by_lag(on_the_end, cell, None, xs, engine=rnnjax.Scan()),
+                rnnjax.diagnose.jacobians(cell, None, xs),
+                rnnjax.diagnose.lyapunov_exponents(cell, None, xs),
+                rnnjax.diagnose.gradient_by_lag(on_the_end, cell, None, xs, engine=rnnjax.Scan()),
             )
             for cell in (grid.Counted(elman), elman)
         ]
@@ -272,13 +272,13 @@ def test_a_counter_in_a_state_is_no_number_to_differentiate_by():
 
 
 def test_what_is_too_large_is_infinite_and_what_is_small_is_told():
-    explosive, fading = (network(size * orthogonal(6), rnnjax.linear, "float32") for size in (3.0, 0.5))
+    explosive, fading = (network(size * orthogonal(6), rnnjax.cells.linear, "float32") for size in (3.0, 0.5))
     xs = np.ones((200, 1), "float32")
     norms = ask("product_norms", explosive, None, xs)
     np.testing.assert_allclose(norms[:80], 3.0 ** np.arange(80), rtol=1e-4)
     assert np.isinf(norms[100:]).all()
     sized = jax.jit(
-        lambda size: rnnjax.gradient_by_lag(lambda *seen: size * seen[0].h.sum(), fading, None, xs, lags=50)
+        lambda size: rnnjax.diagnose.gradient_by_lag(lambda *seen: size * seen[0].h.sum(), fading, None, xs, lags=50)
     )
     for size in (1.0, 1e-20):
         gradient = np.asarray(sized(np.float32(size)))
@@ -288,7 +288,7 @@ def test_what_is_too_large_is_infinite_and_what_is_small_is_told():
 # Claims of textbooks
 
 
-ACTIVATIONS = {"linear": rnnjax.linear, "tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+ACTIVATIONS = {"linear": rnnjax.cells.linear, "tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 @lru_cache
@@ -296,7 +296,7 @@ def _norms_back() -> Any:
     def norms(weight: Any, xs: Any, number: Any) -> Any:
         chosen = lambda n: jax.lax.switch(number, list(ACTIVATIONS.values()), n)  # noqa: E731
         cell = eqx.tree_at(lambda cell: cell.recurrent_weight, network(np.zeros((6, 6)), chosen), weight)
-        return rnnjax.product_norms(cell, None, xs)
+        return rnnjax.diagnose.product_norms(cell, None, xs)
 
     return jax.jit(norms)
 
@@ -345,7 +345,9 @@ def test_claim_a_sigmoid_loses_the_gradient_within_ten_steps():
 
 @lru_cache
 def _gates_and_jacobians() -> Any:
-    return eqx.filter_jit(lambda cell, xs: (rnnjax.gates(cell, None, xs), rnnjax.jacobians(cell, None, xs)))
+    return eqx.filter_jit(
+        lambda cell, xs: (rnnjax.diagnose.gates(cell, None, xs), rnnjax.diagnose.jacobians(cell, None, xs))
+    )
 
 
 def test_claim_the_lstms_cell_path_is_the_product_of_its_forget_gates():
@@ -371,7 +373,7 @@ def test_gates_are_those_of_the_equations():
         h = o * np.tanh(c)
     silu = rnnjax.Elman(grid.I, grid.H, key=key(), activation=jax.nn.silu, dtype="float64")
     for other, count in ((grid.build("gru"), 2), (silu, 1)):
-        shape = eqx.filter_eval_shape(rnnjax.gates, other, None, grid.inputs(T)).shape
+        shape = eqx.filter_eval_shape(rnnjax.diagnose.gates, other, None, grid.inputs(T)).shape
         assert shape == (T, count, grid.H)
 
 
@@ -422,14 +424,14 @@ def examine(monkeypatch):
     monkeypatch.setattr(report, "_on_the_end", _cut)
     for name in ("gradient_by_lag", "stuck"):
         monkeypatch.setattr(report, name, lambda *asked, name=name, **options: ask(name, *asked, **options))
-    return rnnjax.examine
+    return rnnjax.diagnose.examine
 
 
 _cut = lru_cache(report._on_the_end)
 
 
 def test_the_report_on_a_network_that_vanishes_names_it_and_its_remedy_cures_it(examine):
-    found = examine(on_the_end, network(0.5 * orthogonal(20), rnnjax.linear), None, steady())
+    found = examine(on_the_end, network(0.5 * orthogonal(20), rnnjax.cells.linear), None, steady())
     (finding,) = found.findings
     assert finding.illness == "vanishing"
     assert found.vanishing_after == 10  # 0.5^10 is the first power below a thousandth
@@ -439,7 +441,7 @@ def test_the_report_on_a_network_that_vanishes_names_it_and_its_remedy_cures_it(
         1,
         20,
         key=key(),
-        activation=rnnjax.linear,
+        activation=rnnjax.cells.linear,
         bias=False,
         recurrent_initialiser=rnnjax.initialise.orthogonal,
         dtype="float64",
@@ -449,12 +451,12 @@ def test_the_report_on_a_network_that_vanishes_names_it_and_its_remedy_cures_it(
 
 def test_the_report_on_a_network_that_explodes_names_it_and_its_remedy_cures_it(examine):
     R = 3.0 * orthogonal(20)
-    found = examine(on_the_end, network(R, rnnjax.linear), None, steady())
+    found = examine(on_the_end, network(R, rnnjax.cells.linear), None, steady())
     (finding,) = found.findings
     assert finding.illness == "exploding"
     assert found.exploding_after == 7  # 3^7 is the first power above a thousand
     assert "R divided by its largest singular value" in finding.remedy
-    cured = examine(on_the_end, network(R / np.linalg.norm(R, 2), rnnjax.linear), None, steady())
+    cured = examine(on_the_end, network(R / np.linalg.norm(R, 2), rnnjax.cells.linear), None, steady())
     assert cured.findings == ()
     assert "healthy over 30 steps" in str(cured)
 
@@ -475,7 +477,7 @@ def test_the_report_on_a_saturated_network_names_it_and_its_remedy_cures_it(exam
 
 
 def test_the_report_asks_what_the_end_sees_of_a_loss_on_all_steps(examine):
-    found = examine(on_all_steps, network(0.5 * orthogonal(20), rnnjax.linear), None, steady())
+    found = examine(on_all_steps, network(0.5 * orthogonal(20), rnnjax.cells.linear), None, steady())
     assert found.vanishing_after == 10
 
 
@@ -527,8 +529,8 @@ def test_the_report_is_the_same_where_nothing_is_compiled_ahead(examine):
     compiled = examine(*asked)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("gradient_by_lag", "stuck"):
-            patch.setattr(report, name, getattr(rnnjax, name))
-        plain = rnnjax.examine(*asked)
+            patch.setattr(report, name, getattr(rnnjax.diagnose, name))
+        plain = rnnjax.diagnose.examine(*asked)
     np.testing.assert_allclose(plain.gradient, compiled.gradient, rtol=1e-12)
     assert plain._replace(gradient=None) == compiled._replace(gradient=None)
 
@@ -615,7 +617,7 @@ def names() -> dict[str, Any]:
     return cells | {
         "rnnjax": rnnjax,
         "RELU": rnnjax.Elman(grid.I, 4, key=key(), activation=jax.nn.relu, dtype="float64"),
-        "EXPLOSIVE": network(3 * orthogonal(4), rnnjax.linear, "float32"),
+        "EXPLOSIVE": network(3 * orthogonal(4), rnnjax.cells.linear, "float32"),
         "LONG": np.zeros((300, 1), "float32"),
         "FUSED": rnnjax.Fused(),
         "ASSOCIATIVE": rnnjax.Associative(),
@@ -631,7 +633,7 @@ def names() -> dict[str, Any]:
 @pytest.mark.parametrize("call", BAD)
 def test_bad_arguments_are_named(call):
     with pytest.raises(Exception, match=BAD[call]):
-        jax.eval_shape(partial(eval, f"rnnjax.{call}", names()))
+        jax.eval_shape(partial(eval, call, vars(rnnjax) | vars(rnnjax.diagnose) | names()))
 
 
 @pytest.mark.parametrize(
@@ -641,4 +643,4 @@ def test_bad_arguments_are_named(call):
 def test_numbers_that_are_not_finite_are_named(call):
     """At run time, as no tracing can know."""
     with pytest.raises(Exception, match=BAD_NUMBERS[call]):
-        eqx.filter_jit(partial(eval, f"rnnjax.{call}", names()))()
+        eqx.filter_jit(partial(eval, call, vars(rnnjax) | vars(rnnjax.diagnose) | names()))()

@@ -22,7 +22,6 @@ from rnnjax import (
     Checkpointed,
     Elman,
     Hidden,
-    LSTMState,
     MinGRU,
     ProjectedLSTM,
     ResetBeforeGRU,
@@ -30,6 +29,7 @@ from rnnjax import (
     Stack,
     unroll,
 )
+from rnnjax.cells import LSTMState
 
 T, I, H = 12, 3, 8  # noqa: E741
 F32, F64 = jnp.float32, jnp.float64
@@ -164,8 +164,13 @@ FLAGGED = [
     *(rnnjax.LSTM, rnnjax.GRU, rnnjax.Elman, rnnjax.ProjectedLSTM, rnnjax.ResetBeforeGRU, rnnjax.LEM, rnnjax.MinGRU),
     *(rnnjax.IndRNN, rnnjax.DiagonalGRU, rnnjax.DiagonalLSTM, rnnjax.MinLSTM, rnnjax.LinearRNN, rnnjax.SRU),
     *(rnnjax.LRU, rnnjax.S5, rnnjax.ConvLSTM, rnnjax.ConvGRU, rnnjax.QRNN, rnnjax.RGLRU, rnnjax.CausalConvolution),
-    *(rnnjax.DepthwiseConvolution, rnnjax.LanguageModel, rnnjax.ChildSumTreeLSTM, rnnjax.NaryTreeLSTM),
-    *(rnnjax.RecursiveNetwork, rnnjax.RNTN),
+    *(
+        rnnjax.DepthwiseConvolution,
+        rnnjax.models.LanguageModel,
+        rnnjax.trees.ChildSumTreeLSTM,
+        rnnjax.trees.NaryTreeLSTM,
+    ),
+    *(rnnjax.trees.RecursiveNetwork, rnnjax.trees.RNTN),
 ]
 FLAGS = [
     (constructor, name, value)

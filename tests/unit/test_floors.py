@@ -20,6 +20,7 @@ FLOORS = (
     ("cells/*", "kernels/*", "network"),
     ("engines/*",),
     ("engines/auto",),
+    ("engines/__init__",),
     ("unroll",),
     ("networks/*", "trees/*"),
     ("regularise/*",),
@@ -53,7 +54,7 @@ def fits(edge: tuple[str, str], patterns: tuple[str, str]) -> bool:
 
 
 def floor(module: str) -> int:
-    """The highest floor that names the module: `engines/auto` stands above `engines/*`."""
+    """The highest floor that names the module: `engines/auto` is above `engines/*`."""
     return max(number for number, rooms in enumerate(FLOORS) for room in rooms if fnmatch(module, room))
 
 

@@ -23,7 +23,7 @@ F32, F64 = jnp.float32, jnp.float64
 PARTS = {
     "linear_rnn": rnnjax.LinearRNN,
     "min_gru": rnnjax.MinGRU,
-    "min_gru_positive": partial(rnnjax.MinGRU, activation=rnnjax.positive),
+    "min_gru_positive": partial(rnnjax.MinGRU, activation=rnnjax.cells.positive),
     "min_lstm": rnnjax.MinLSTM,
     "sru": rnnjax.SRU,
     "lru": rnnjax.LRU,
@@ -139,7 +139,7 @@ def test_what_is_kept_is_no_difference_from_one():
 
 @pytest.mark.parametrize("cell", [rnnjax.MinGRU, rnnjax.MinLSTM])
 def test_positive_candidates_keep_the_state_positive(cell):
-    made = cell(I, H, key=key(), activation=rnnjax.positive)
+    made = cell(I, H, key=key(), activation=rnnjax.cells.positive)
     lowest = jax.jit(lambda xs: unroll(made, None, xs)[1].min())
     assert lowest(np.float32(3) * inputs(200, F32)) > 0
     assert lowest(np.float32(1000) * inputs(200, F32)) == 0  # where a gate underflows; never below
@@ -147,7 +147,7 @@ def test_positive_candidates_keep_the_state_positive(cell):
 
 def test_positive_joins_its_halves():
     n = np.asarray([-800.0, -1.0, -1e-9, 0.0, 1e-9, 3.0])
-    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(rnnjax.positive)))(n)
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(rnnjax.cells.positive)))(n)
     np.testing.assert_allclose(values, [0, 1 / (1 + np.e), 0.5, 0.5, 0.5, 3.5], atol=1e-8)
     np.testing.assert_allclose(slopes, [0, np.e / (1 + np.e) ** 2, 0.25, 1, 1, 1], atol=1e-8)
 

@@ -70,23 +70,26 @@ def gradient_of_function(engine: rnnjax.AbstractEngine) -> Any:
 
 
 def product_norms(engine: rnnjax.AbstractEngine) -> Any:
-    return rnnjax.product_norms(grid.build("gru"), None, grid.inputs(5), engine=engine)
+    return rnnjax.diagnose.product_norms(grid.build("gru"), None, grid.inputs(5), engine=engine)
 
 
 def lyapunov_exponents(engine: rnnjax.AbstractEngine) -> Any:
     del engine  # has none
-    return rnnjax.lyapunov_exponents(grid.build("gru"), None, grid.inputs(5), count=2, skip=1)
+    return rnnjax.diagnose.lyapunov_exponents(grid.build("gru"), None, grid.inputs(5), count=2, skip=1)
 
 
 def gradient_of_trees(engine: rnnjax.AbstractEngine) -> Any:
     del engine
-    cell, trees = tree_cell(), rnnjax.pack_trees([rnnjax.Tree([[1, 2], [], []], [None, 0, 1])], vocabulary_size=2)
-    return eqx.filter_grad(lambda cell: rnnjax.recurse(cell, trees, grid.inputs(2)).h.sum())(cell)
+    cell, trees = (
+        tree_cell(),
+        rnnjax.trees.pack_trees([rnnjax.trees.Tree([[1, 2], [], []], [None, 0, 1])], vocabulary_size=2),
+    )
+    return eqx.filter_grad(lambda cell: rnnjax.trees.recurse(cell, trees, grid.inputs(2)).h.sum())(cell)
 
 
 @grid.once
-def tree_cell() -> rnnjax.ChildSumTreeLSTM:
-    return rnnjax.ChildSumTreeLSTM(grid.I, 4, key=grid.KEY, dtype=jnp.dtype("float64"))
+def tree_cell() -> rnnjax.trees.ChildSumTreeLSTM:
+    return rnnjax.trees.ChildSumTreeLSTM(grid.I, 4, key=grid.KEY, dtype=jnp.dtype("float64"))
 
 
 def scheduled(engine: rnnjax.AbstractEngine) -> Any:
@@ -95,11 +98,11 @@ def scheduled(engine: rnnjax.AbstractEngine) -> Any:
 
 
 @grid.once
-def sequence_to_sequence() -> rnnjax.Seq2Seq:
+def sequence_to_sequence() -> rnnjax.models.Seq2Seq:
     encoder, recurrence = (rnnjax.GRU(4, 4, key=grid.KEY), rnnjax.GRU(8, 4, key=grid.KEY))
-    score = rnnjax.General(4, 4, key=grid.KEY)
-    decoder = rnnjax.LuongDecoder(recurrence, score, memory_size=4, attentional_size=4, key=grid.KEY)
-    return rnnjax.Seq2Seq(5, 5, encoder, decoder, key=grid.KEY)
+    score = rnnjax.models.General(4, 4, key=grid.KEY)
+    decoder = rnnjax.models.LuongDecoder(recurrence, score, memory_size=4, attentional_size=4, key=grid.KEY)
+    return rnnjax.models.Seq2Seq(5, 5, encoder, decoder, key=grid.KEY)
 
 
 def forced(engine: rnnjax.AbstractEngine) -> Any:
@@ -166,7 +169,7 @@ def test_a_long_training_takes_no_more_memory_and_compiles_nothing(compilations)
         return 1.0
 
     options = {"steps": 20_000, "every": 2000, "validate": validate, "progress": False, "key": grid.KEY}
-    rnnjax.fit(cell, loss, lambda _: xs, optax.sgd(1e-6), **options)
+    rnnjax.training.fit(cell, loss, lambda _: xs, optax.sgd(1e-6), **options)
     programs, memory = zip(*seen[2:], strict=True)  # before them, the best and a worse one have been judged
     assert set(programs) == {programs[0]}
     assert memory[-1] - memory[0] < 20
@@ -204,7 +207,7 @@ def through_pickle(part: Any) -> Any:
     return pickle.loads(pickle.dumps(part))
 
 
-ACTIVATIONS = [jnp.tanh, jax.nn.relu, jax.nn.gelu, partial(jax.nn.leaky_relu, negative_slope=0.2), rnnjax.linear]
+ACTIVATIONS = [jnp.tanh, jax.nn.relu, jax.nn.gelu, partial(jax.nn.leaky_relu, negative_slope=0.2), rnnjax.cells.linear]
 
 
 def models() -> dict[str, Any]:
@@ -212,11 +215,11 @@ def models() -> dict[str, Any]:
         **{f"engine {name}": engine for name, engine in grid.ENGINES.items()},
         **{f"elman {number}": rnnjax.Elman(3, 4, key=grid.KEY, activation=f) for number, f in enumerate(ACTIVATIONS)},
         "auto": rnnjax.Auto(),
-        "classifier": rnnjax.Classifier(drawn("gru"), jax.nn.softmax, pooling=rnnjax.maximum),
-        "tagger": rnnjax.Tagger(drawn("gru"), jnp.tanh),
-        "language": rnnjax.LanguageModel(7, drawn("gru"), key=grid.KEY),
+        "classifier": rnnjax.models.Classifier(drawn("gru"), jax.nn.softmax, pooling=rnnjax.models.maximum),
+        "tagger": rnnjax.models.Tagger(drawn("gru"), jnp.tanh),
+        "language": rnnjax.models.LanguageModel(7, drawn("gru"), key=grid.KEY),
         "bidirectional": rnnjax.Bidirectional(drawn("gru"), drawn("gru"), merge=jnp.add),
-        "tree": rnnjax.RecursiveNetwork(3, 4, arity=2, key=grid.KEY),
+        "tree": rnnjax.trees.RecursiveNetwork(3, 4, arity=2, key=grid.KEY),
     }
 
 

@@ -17,17 +17,21 @@ from rnnjax.regularise import masked
 T, H = grid.T, grid.H
 RATE = 0.4
 RANDOM = {  # built at the rate given
-    "inputs": lambda rate: rnnjax.VariationalDropout(grid.build("lstm"), inputs=rate),
-    "recurrent": lambda rate: rnnjax.VariationalDropout(grid.build("gru"), recurrent=rate),
-    "outputs": lambda rate: rnnjax.VariationalDropout(grid.build("stack_of_bidirectional"), outputs=rate),
-    "all_three": lambda rate: rnnjax.VariationalDropout(grid.build("gru"), inputs=rate, recurrent=rate, outputs=rate),
-    "recurrent_dropout": lambda rate: rnnjax.RecurrentDropout(grid.build("gru"), rate),
-    "recurrent_dropout_lstm": lambda rate: rnnjax.RecurrentDropout(grid.build("lstm"), rate),
-    "zoneout": lambda rate: rnnjax.Zoneout(grid.build("elman"), rate),
-    "zoneout_lstm": lambda rate: rnnjax.Zoneout(grid.build("lstm"), rnnjax.LSTMState(h=rate, c=rate / 2)),
-    "zoneout_linear": lambda rate: rnnjax.Zoneout(grid.build("lru"), rate),
-    "noise": lambda rate: rnnjax.NoisyStates(grid.build("elman"), rate),
-    "noise_lstm": lambda rate: rnnjax.NoisyStates(grid.build("lstm"), rate),
+    "inputs": lambda rate: rnnjax.regularise.VariationalDropout(grid.build("lstm"), inputs=rate),
+    "recurrent": lambda rate: rnnjax.regularise.VariationalDropout(grid.build("gru"), recurrent=rate),
+    "outputs": lambda rate: rnnjax.regularise.VariationalDropout(grid.build("stack_of_bidirectional"), outputs=rate),
+    "all_three": lambda rate: rnnjax.regularise.VariationalDropout(
+        grid.build("gru"), inputs=rate, recurrent=rate, outputs=rate
+    ),
+    "recurrent_dropout": lambda rate: rnnjax.regularise.RecurrentDropout(grid.build("gru"), rate),
+    "recurrent_dropout_lstm": lambda rate: rnnjax.regularise.RecurrentDropout(grid.build("lstm"), rate),
+    "zoneout": lambda rate: rnnjax.regularise.Zoneout(grid.build("elman"), rate),
+    "zoneout_lstm": lambda rate: rnnjax.regularise.Zoneout(
+        grid.build("lstm"), rnnjax.cells.LSTMState(h=rate, c=rate / 2)
+    ),
+    "zoneout_linear": lambda rate: rnnjax.regularise.Zoneout(grid.build("lru"), rate),
+    "noise": lambda rate: rnnjax.regularise.NoisyStates(grid.build("elman"), rate),
+    "noise_lstm": lambda rate: rnnjax.regularise.NoisyStates(grid.build("lstm"), rate),
 }
 IN_THE_STEP = ("recurrent", "recurrent_dropout", "zoneout", "noise")
 ENGINES = {"scan": rnnjax.Scan(), "checkpointed": rnnjax.Checkpointed(segment=5), "newton": rnnjax.Newton()}
@@ -188,12 +192,12 @@ def test_the_key_says_all(name):
 
 
 def test_variational_masks_are_shared_over_time():
-    nothing, ones = rnnjax.TimeDistributed(rnnjax.linear, grid.I, dtype="float64"), np.ones((5, grid.I))
+    nothing, ones = rnnjax.TimeDistributed(rnnjax.cells.linear, grid.I, dtype="float64"), np.ones((5, grid.I))
 
     @jax.jit
     def many(key: Any) -> Any:
         """Outputs of 2,000 draws where inputs are dropped, and where outputs are."""
-        around = [rnnjax.VariationalDropout(nothing, **{place: 0.5}) for place in ("inputs", "outputs")]
+        around = [rnnjax.regularise.VariationalDropout(nothing, **{place: 0.5}) for place in ("inputs", "outputs")]
         return [jax.vmap(lambda key: run(one, ones, key)[1])(jax.random.split(key, 2000)) for one in around]  # noqa: B023
 
     for ys in map(np.asarray, many(key())):
@@ -284,7 +288,7 @@ def test_zoneout_rates_are_probabilities_of_keeping(monkeypatch):
         return state, xs[1]
 
     monkeypatch.setattr(masked, "unroll", no_steps)
-    zoneout = rnnjax.Zoneout(grid.build("lstm"), rnnjax.LSTMState(h=0.1, c=0.7))
+    zoneout = rnnjax.regularise.Zoneout(grid.build("lstm"), rnnjax.cells.LSTMState(h=0.1, c=0.7))
     masks = jax.tree.map(np.asarray, jax.jit(lambda xs, key: run(zoneout, xs, key)[1])(grid.inputs(5000), key()))
     error = 3 * 0.5 / np.sqrt(masks.h.size)
     np.testing.assert_allclose(masks.h.mean(), 0.1, atol=error)
@@ -369,7 +373,7 @@ def test_what_comes_before_a_reset_ends_there(name):
     grid.assert_close(got._replace(ys=got.ys[6:]), expected._replace(ys=expected.ys[6:]))
 
 
-@pytest.mark.parametrize("around", [rnnjax.Zoneout, rnnjax.NoisyStates])
+@pytest.mark.parametrize("around", [rnnjax.regularise.Zoneout, rnnjax.regularise.NoisyStates])
 def test_a_counter_counts_on(around):
     """And evaluation is not disturbed by it: of `Zoneout` the mean of both states, of noise the part itself."""
     gru = grid.build("gru")
@@ -378,7 +382,7 @@ def test_a_counter_counts_on(around):
         grid.inputs(T), plain_key()
     )
     assert (keyed[0], last[0]) == (T, T)
-    h, kept = np.asarray(gru.start.h), RATE if around is rnnjax.Zoneout else 0.0
+    h, kept = np.asarray(gru.start.h), RATE if around is rnnjax.regularise.Zoneout else 0.0
     for u, y in zip(project(gru), ys, strict=True):
         h = kept * h + (1 - kept) * gru_by_hand(u, recur(gru.recurrent_weight, h), h)
         np.testing.assert_allclose(h, y, rtol=0, atol=1e-11)
@@ -387,12 +391,12 @@ def test_a_counter_counts_on(around):
 @pytest.mark.parametrize(
     "around",
     [
-        lambda cell, rate: rnnjax.VariationalDropout(cell, inputs=rate, recurrent=rate, outputs=rate),
-        rnnjax.RecurrentDropout,
-        rnnjax.Zoneout,
-        rnnjax.NoisyStates,
-        lambda cell, rate: rnnjax.drop_weights(cell, rate, key=key()),
-        lambda cell, rate: rnnjax.add_noise(cell, rate, key=key()),
+        lambda cell, rate: rnnjax.regularise.VariationalDropout(cell, inputs=rate, recurrent=rate, outputs=rate),
+        rnnjax.regularise.RecurrentDropout,
+        rnnjax.regularise.Zoneout,
+        rnnjax.regularise.NoisyStates,
+        lambda cell, rate: rnnjax.regularise.drop_weights(cell, rate, key=key()),
+        lambda cell, rate: rnnjax.regularise.add_noise(cell, rate, key=key()),
     ],
 )
 def test_numbers_of_numpy_widen_nothing(around):
@@ -404,10 +408,10 @@ def test_numbers_of_numpy_widen_nothing(around):
 
 
 def test_networks_of_regularised_parts():
-    layer = lambda inputs: rnnjax.Zoneout(rnnjax.Elman(inputs, 4, key=key()), 0.2)  # noqa: E731
-    both_ways = rnnjax.Bidirectional(layer(grid.I), rnnjax.VariationalDropout(layer(grid.I), inputs=0.3))
+    layer = lambda inputs: rnnjax.regularise.Zoneout(rnnjax.Elman(inputs, 4, key=key()), 0.2)  # noqa: E731
+    both_ways = rnnjax.Bidirectional(layer(grid.I), rnnjax.regularise.VariationalDropout(layer(grid.I), inputs=0.3))
     network = rnnjax.Stack(
-        [both_ways, rnnjax.VariationalDropout(rnnjax.TimeDistributed(rnnjax.linear, 8), outputs=0.3)]
+        [both_ways, rnnjax.regularise.VariationalDropout(rnnjax.TimeDistributed(rnnjax.cells.linear, 8), outputs=0.3)]
     )
     both = jax.jit(lambda xs, key: [run(network, xs, key)[1] for key in (key, None)])
     keyed, keyless = both(grid.inputs(T, dtype="float32"), plain_key())
@@ -423,7 +427,7 @@ def test_dropped_weights_run_under_every_engine():
 
     @jax.jit
     def drop_and_run(xs: Any, key: Any) -> Any:
-        dropped = rnnjax.drop_weights(lstm, 0.5, key=key)
+        dropped = rnnjax.regularise.drop_weights(lstm, 0.5, key=key)
         return dropped.recurrent_weight, [run(dropped, xs, None, engine=grid.ENGINES[name])[0] for name in engines]
 
     weight, states = drop_and_run(grid.inputs(T), plain_key())
@@ -442,10 +446,10 @@ def test_dropped_weights_of_a_model():
 
     @jax.jit
     def drop(model: Any, weight: Any, key: Any) -> Any:
-        one = lambda weight: rnnjax.drop_weights(  # noqa: E731
+        one = lambda weight: rnnjax.regularise.drop_weights(  # noqa: E731
             eqx.tree_at(lambda cell: cell.recurrent_weight, lstm, weight), 0.5, key=key
         ).recurrent_weight.sum()
-        return *(rnnjax.drop_weights(model, rate, key=key) for rate in (0.5, 0.0)), jax.grad(one)(weight)
+        return *(rnnjax.regularise.drop_weights(model, rate, key=key) for rate in (0.5, 0.0)), jax.grad(one)(weight)
 
     dropped, same, gradient = jax.tree.map(np.asarray, drop(model, lstm.recurrent_weight, plain_key()))
     cells = [
@@ -463,14 +467,14 @@ def test_dropped_weights_of_a_model():
 
 
 def test_dropped_embedding_drops_words():
-    drop = jax.jit(lambda embedding, key: rnnjax.drop_embedding(embedding, 0.25, key=key))
+    drop = jax.jit(lambda embedding, key: rnnjax.regularise.drop_embedding(embedding, 0.25, key=key))
     dropped = np.asarray(drop(np.ones((4000, 5)), key()))
     np.testing.assert_array_equal(dropped, np.broadcast_to(dropped[:, :1], dropped.shape))
     np.testing.assert_allclose(dropped.mean(), 1.0, atol=3 * np.sqrt(0.25 / 0.75 / 4000))
 
 
 def test_noise_has_its_deviation():
-    add = jax.jit(lambda tree, key: rnnjax.add_noise(tree, 0.5, key=key))
+    add = jax.jit(lambda tree, key: rnnjax.regularise.add_noise(tree, 0.5, key=key))
     noisy = jax.tree.map(np.asarray, add({"weight": np.ones(20000), "count": np.arange(3)}, key()))
     np.testing.assert_allclose(noisy["weight"].mean(), 1.0, atol=0.02)
     np.testing.assert_allclose(noisy["weight"].std(), 0.5, atol=0.02)
@@ -483,7 +487,11 @@ def test_noise_has_its_deviation():
 def test_penalties_of_weights_are_their_formulas():
     @jax.jit
     def penalties(model: Any) -> Any:
-        return rnnjax.l1_penalty(model), rnnjax.l2_penalty(model), rnnjax.l1_penalty({})
+        return (
+            rnnjax.regularise.l1_penalty(model),
+            rnnjax.regularise.l2_penalty(model),
+            rnnjax.regularise.l1_penalty({}),
+        )
 
     model = {"weight": np.asarray([[1.0, -2.0], [3.0, 0.0]]), "count": np.arange(9), "bias": np.asarray([-1.0])}
     assert penalties(model) == (7.0, 15.0, 0.0)
@@ -491,11 +499,11 @@ def test_penalties_of_weights_are_their_formulas():
 
 def test_penalties_of_outputs_are_their_formulas():
     ys = np.asarray([[1.0, 0.0], [3.0, 2.0], [0.0, 0.0], [np.nan, np.nan]])
-    both = rnnjax.activation_penalty, rnnjax.temporal_activation_penalty
+    both = rnnjax.regularise.activation_penalty, rnnjax.regularise.temporal_activation_penalty
 
     @jax.jit
     def of_all(ys: Any) -> Any:
-        return rnnjax.activation_penalty(ys[:2]), rnnjax.temporal_activation_penalty(ys[:3])
+        return rnnjax.regularise.activation_penalty(ys[:2]), rnnjax.regularise.temporal_activation_penalty(ys[:3])
 
     @jax.jit
     def of_some(ys: Any, length: Any) -> Any:
@@ -517,10 +525,10 @@ def test_penalties_of_sixteen_bits_are_summed_in_thirty_two(dtype):
     values = np.where(np.arange(3000)[:, None] % 2, -300, 300).astype(jnp.dtype(dtype)).repeat(2, 1)
     value = float(values[0, 0])
     expected = {
-        rnnjax.l1_penalty: 6000 * value,
-        rnnjax.l2_penalty: 6000 * value**2,
-        rnnjax.activation_penalty: value**2,
-        rnnjax.temporal_activation_penalty: 4 * value**2,
+        rnnjax.regularise.l1_penalty: 6000 * value,
+        rnnjax.regularise.l2_penalty: 6000 * value**2,
+        rnnjax.regularise.activation_penalty: value**2,
+        rnnjax.regularise.temporal_activation_penalty: 4 * value**2,
     }
 
     @jax.jit
@@ -558,11 +566,11 @@ BAD = {
     "RecurrentDropout(LSTM, '0.1')": "rate: expected the probability of dropping.*a Python number.*got '0.1'",
     "RecurrentDropout(LSTM, True)": "rate: expected the probability of dropping.*got True",
     "NoisyStates(LSTM, ROW)": "deviation: expected a standard deviation, a Python number",
-    "jax.jit(lambda rate: rnnjax.drop_weights(LSTM, rate, key=KEY))(0.5)": "rate: expected .* known before tracing",
-    "unroll(rnnjax.VariationalDropout(WORDS, inputs=0.5), None, INDICES, key=KEY)": "inputs: expected .* got int",
+    "jax.jit(lambda rate: drop_weights(LSTM, rate, key=KEY))(0.5)": "rate: expected .* known before tracing",
+    "unroll(VariationalDropout(WORDS, inputs=0.5), None, INDICES, key=KEY)": "inputs: expected .* got int",
     "drop_embedding(CUBE, 0.5, key=KEY)": r"embedding: expected floating vectors \[V, E\]",
     "drop_embedding(INDICES, 0.5, key=KEY)": "embedding: expected floating vectors",
-    "Zoneout(LSTM, rnnjax.LSTMState(h=0.1, c=1.0))": r"rates\.c: expected the probability of keeping",
+    "Zoneout(LSTM, rnnjax.cells.LSTMState(h=0.1, c=1.0))": r"rates\.c: expected the probability of keeping",
     "VariationalDropout(LSTM, inputs=1.0)": "inputs: expected the probability of dropping.*0 <= p < 1, got 1.0",
     "VariationalDropout(LSTM, recurrent=-0.1)": "recurrent: expected the probability",
     "VariationalDropout(LRU, recurrent=0.1)": "layer: expected an AbstractGatedCell.*got LRU",
@@ -588,7 +596,7 @@ def names() -> dict[str, Any]:
     shapes = {"ROW": (3,), "MATRIX": (3, 2), "CUBE": (3, 2, 2)}
     arrays = {name: grid.place(np.ones(shape)) for name, shape in shapes.items()}
     words = {
-        "WORDS": rnnjax.TimeDistributed(rnnjax.linear, 1, dtype="int32"),
+        "WORDS": rnnjax.TimeDistributed(rnnjax.cells.linear, 1, dtype="int32"),
         "INDICES": grid.place(np.zeros((5, 1), "int32")),
     }
     return {"rnnjax": rnnjax, "jax": jax, "KEY": key()} | cells | own | arrays | words
@@ -597,4 +605,4 @@ def names() -> dict[str, Any]:
 @pytest.mark.parametrize("call", BAD)
 def test_bad_arguments_are_named(call):
     with pytest.raises((ValueError, TypeError), match=BAD[call]):
-        jax.eval_shape(partial(eval, call if call.startswith("jax.") else f"rnnjax.{call}", names()))
+        jax.eval_shape(partial(eval, call, vars(rnnjax) | vars(rnnjax.regularise) | names()))

@@ -48,7 +48,9 @@ def network(name: str, layers: int, directions: int) -> rnnjax.Stack:
     for layer in range(layers):
         inputs = H * directions if layer else I
         forward, backward = make(inputs, key), make(inputs, key)  # whose weights are drawn below
-        parts.append(forward if directions == 1 else rnnjax.Bidirectional(forward, backward, merge=rnnjax.concatenate))
+        parts.append(
+            forward if directions == 1 else rnnjax.Bidirectional(forward, backward, merge=rnnjax.networks.concatenate)
+        )
     return draw(rnnjax.Stack(parts), seed=1)
 
 
@@ -74,7 +76,7 @@ def torch_gains(cell: Any) -> np.ndarray:
 
 def torch_states(state: Any) -> list[np.ndarray]:
     """Field by field, [layers * directions, B, H]."""
-    states = in_order(state, (rnnjax.Hidden, rnnjax.LSTMState))
+    states = in_order(state, (rnnjax.Hidden, rnnjax.cells.LSTMState))
     return [np.stack(fields) for fields in zip(*states, strict=True)]
 
 

@@ -14,7 +14,7 @@ import sentiment_sequence
 import sentiment_trees
 
 import rnnjax
-from rnnjax import Tree, TreeBucket, pack_trees, parse_tree, recurse
+from rnnjax.trees import Tree, TreeBucket, pack_trees, parse_tree, recurse
 from rnnjax.trees.pack import round_up
 from rnnjax.trees.schedule import schedule
 
@@ -32,9 +32,9 @@ def key() -> jax.Array:
 
 def make(name: str, arity: int = K, dtype: str = "float64") -> Any:
     """The cell as it is drawn."""
-    kinds = {"nary": rnnjax.NaryTreeLSTM, "recursive": rnnjax.RecursiveNetwork, "rntn": rnnjax.RNTN}
+    kinds = {"nary": rnnjax.trees.NaryTreeLSTM, "recursive": rnnjax.trees.RecursiveNetwork, "rntn": rnnjax.trees.RNTN}
     if name == "child_sum":
-        return rnnjax.ChildSumTreeLSTM(I, H, key=key(), dtype=jnp.dtype(dtype))
+        return rnnjax.trees.ChildSumTreeLSTM(I, H, key=key(), dtype=jnp.dtype(dtype))
     return kinds[name](I, H, arity=arity, key=key(), dtype=jnp.dtype(dtype))
 
 
@@ -65,7 +65,7 @@ def forest(count: int, *, bare: bool = False) -> list[Tree]:
     return [grow(random, bare=bare) for _ in range(count)]
 
 
-def pack_up(trees: list[Tree], **options: Any) -> rnnjax.Trees:
+def pack_up(trees: list[Tree], **options: Any) -> rnnjax.trees.Trees:
     return pack_trees(trees, **{"vocabulary_size": V, "classes": C, "arity": K, "width": 4} | options)
 
 
@@ -93,11 +93,11 @@ def node_by_hand(cell: Any, x: np.ndarray, below: list[tuple[np.ndarray, np.ndar
     hs, cs = [h for h, _ in below], [c for _, c in below]
     W, R, b = (np.asarray(weight) for weight in (cell.input_weight, cell.recurrent_weight, cell.bias))
     us = [x @ W[:, gate] + b[gate] for gate in range(W.shape[1])]
-    if isinstance(cell, rnnjax.ChildSumTreeLSTM):
+    if isinstance(cell, rnnjax.trees.ChildSumTreeLSTM):
         total = sum(hs, np.zeros(H))
         forget = [sigmoid(us[1] + h @ R[:, 1]) for h in hs]
         i, g, o = (us[gate] + total @ R[:, gate] for gate in (0, 2, 3))
-    elif isinstance(cell, rnnjax.NaryTreeLSTM):
+    elif isinstance(cell, rnnjax.trees.NaryTreeLSTM):
         forget = [sigmoid(us[1] + sum(h @ R[place, :, 1 + of] for place, h in enumerate(hs))) for of in range(len(hs))]
         i, g, o = (
             us[gate] + sum((h @ R[place, :, row] for place, h in enumerate(hs)), np.zeros(H))
@@ -105,7 +105,7 @@ def node_by_hand(cell: Any, x: np.ndarray, below: list[tuple[np.ndarray, np.ndar
         )
     else:
         n = us[0] + sum((h @ R[place, :, 0] for place, h in enumerate(hs)), np.zeros(H))
-        if isinstance(cell, rnnjax.RNTN):
+        if isinstance(cell, rnnjax.trees.RNTN):
             p = np.concatenate([*hs, np.zeros((K - len(hs)) * H)])
             n = n + np.array([p @ np.asarray(cell.tensor)[:, :, unit] @ p for unit in range(H)])
         return np.tanh(n), np.zeros(H)
@@ -122,7 +122,7 @@ def program() -> Any:
     """All states; and by cell and table the gradient of the sum over slots of weight * (h + 2 c)."""
 
     @eqx.filter_jit
-    def values_and_slope(cell: Any, table: jax.Array, trees: rnnjax.Trees, weights: jax.Array) -> Any:
+    def values_and_slope(cell: Any, table: jax.Array, trees: rnnjax.trees.Trees, weights: jax.Array) -> Any:
         @partial(eqx.filter_value_and_grad, has_aux=True)
         def objective(arguments: Any) -> Any:
             states = recurse(arguments[0], trees, arguments[1])
@@ -135,7 +135,7 @@ def program() -> Any:
     return values_and_slope
 
 
-def values_and_slope(cell: Any, table: np.ndarray, trees: rnnjax.Trees, weights: np.ndarray) -> Any:
+def values_and_slope(cell: Any, table: np.ndarray, trees: rnnjax.trees.Trees, weights: np.ndarray) -> Any:
     """What the one program gives, as arrays of NumPy."""
     return jax.tree.map(np.asarray, program()(cell, table, trees, weights))
 
@@ -148,7 +148,9 @@ def assert_close(got: Any, expected: Any) -> None:
 # Cells
 
 
-def weighted(cell: Any, table: np.ndarray, packed: rnnjax.Trees, trees: list[Tree], weights: np.ndarray) -> complex:
+def weighted(
+    cell: Any, table: np.ndarray, packed: rnnjax.trees.Trees, trees: list[Tree], weights: np.ndarray
+) -> complex:
     """What `values_and_slope` differentiates, by hand."""
     states = [by_hand(cell, tree, table) for tree in trees]
     terms = ((weights[slot], *states[packed.tree[slot]][packed.node[slot]]) for slot in np.flatnonzero(weights))
@@ -254,7 +256,7 @@ def test_one_program_serves_all_batches_of_a_bucket():
     traced, cell = [], build("recursive")
 
     @eqx.filter_jit
-    def count(trees: rnnjax.Trees) -> jax.Array:
+    def count(trees: rnnjax.trees.Trees) -> jax.Array:
         traced.append(1)
         return recurse(cell, trees, jnp.asarray(TABLE)).h
 
@@ -286,7 +288,7 @@ def test_weights_and_batches_are_mapped():
     many = jax.tree.map(lambda leaf: np.stack([leaf, -np.asarray(leaf)]), weights)
     both = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
-    def objective(weights: Any, trees: rnnjax.Trees) -> jax.Array:
+    def objective(weights: Any, trees: rnnjax.trees.Trees) -> jax.Array:
         return jnp.sum(recurse(eqx.combine(weights, static), trees, jnp.asarray(TABLE)).h)
 
     mapped = jax.tree.map(np.asarray, jax.jit(jax.vmap(jax.grad(objective)))(many, both))
@@ -407,9 +409,9 @@ def test_brackets_that_do_not_fit_are_named(text, message):
 
 
 @grid.once
-def classifier(dropout: float = 0.5) -> rnnjax.TreeClassifier:
+def classifier(dropout: float = 0.5) -> rnnjax.models.TreeClassifier:
     """A model that drops units where it has a key."""
-    return rnnjax.TreeClassifier(V, build("nary"), C, key=key(), dropout=dropout)
+    return rnnjax.models.TreeClassifier(V, build("nary"), C, key=key(), dropout=dropout)
 
 
 class Judged(NamedTuple):
@@ -417,7 +419,7 @@ class Judged(NamedTuple):
 
     loss: jax.Array
     carry: Any
-    gradient: rnnjax.TreeClassifier
+    gradient: rnnjax.models.TreeClassifier
     logits: jax.Array
     right_roots: tuple[jax.Array, jax.Array]
     dropped: jax.Array
@@ -428,11 +430,11 @@ def judge() -> Any:
     """The one program for all that is asked of a model."""
 
     @eqx.filter_jit
-    def judged(model: rnnjax.TreeClassifier, packed: rnnjax.Trees, key: jax.Array) -> Judged:
-        mean = eqx.filter_value_and_grad(rnnjax.tree_loss, has_aux=True)
+    def judged(model: rnnjax.models.TreeClassifier, packed: rnnjax.trees.Trees, key: jax.Array) -> Judged:
+        mean = eqx.filter_value_and_grad(rnnjax.models.tree_loss, has_aux=True)
         (loss, carry), gradient = mean(model, None, packed, None)
         logits = model.logits(packed)
-        right_roots = rnnjax.count_right_roots(logits, packed)
+        right_roots = rnnjax.models.count_right_roots(logits, packed)
         return Judged(loss, carry, gradient, logits, right_roots, model.logits(packed, key=key))
 
     return lambda model, packed: jax.tree.map(np.asarray, judged(model, packed, key()))
@@ -490,8 +492,14 @@ def test_units_are_dropped_by_a_key():
 def test_a_classifier_learns_its_trees():
     packed = pack_up(forest(6), bucket=BUCKET)
     with jax.numpy_dtype_promotion("standard"):
-        fitted = rnnjax.fit(
-            classifier(0.0), rnnjax.tree_loss, lambda _: packed, optax.adam(0.05), steps=60, key=key(), progress=False
+        fitted = rnnjax.training.fit(
+            classifier(0.0),
+            rnnjax.models.tree_loss,
+            lambda _: packed,
+            optax.adam(0.05),
+            steps=60,
+            key=key(),
+            progress=False,
         )
     learned = eqx.tree_at(lambda model: model.dropout, fitted.model, classifier().dropout)  # which is off without a key
     before, after = (judge()(model, packed).loss for model in (classifier(), learned))

@@ -101,7 +101,14 @@ def test_dropout_falls_between_layers_and_not_after_the_last():
 
 
 MERGES = {
-    merge.__name__: merge for merge in (rnnjax.concatenate, rnnjax.add, rnnjax.average, rnnjax.multiply, rnnjax.pair)
+    merge.__name__: merge
+    for merge in (
+        rnnjax.networks.concatenate,
+        rnnjax.networks.add,
+        rnnjax.networks.average,
+        rnnjax.networks.multiply,
+        rnnjax.networks.pair,
+    )
 }
 
 
@@ -127,7 +134,7 @@ def test_merges(merge):
         "add": lambda: first + second,
         "average": lambda: (first + second) / 2,
         "multiply": lambda: first * second,
-        "pair": lambda: rnnjax.Directions(first, second),
+        "pair": lambda: rnnjax.networks.Directions(first, second),
     }
     grid.assert_close(ys[merge], expected[merge]())
 
