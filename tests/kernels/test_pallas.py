@@ -188,27 +188,20 @@ def of_zeros(cell: type, inputs: int, units: int, dtype: str, **options: Any) ->
     return jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
 
 
-# A dtype and a size of grid for each cell, in the quick tier.
-QUICK = {("elman", "float32", False), ("lstm", "bfloat16", True), ("lstm_options", "float16", False)}
-QUICK |= {("gru", "float32", True)}
+# A dtype for each cell, in the quick tier.
+QUICK = {("elman", "float32"), ("lstm", "bfloat16"), ("lstm_options", "float16"), ("gru", "float32")}
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in itertools.product(GATED, DTYPES)
+]
 
 
-def product(*lists: Any) -> list[Any]:
-    """Every cell with everything in the lists."""
-    quick = {case[: 1 + len(lists)] for case in QUICK}
-    return [
-        pytest.param(*case, marks=[] if case in quick else pytest.mark.slow)
-        for case in itertools.product(GATED, *lists)
-    ]
-
-
-@pytest.mark.parametrize(("cell", "dtype"), product(DTYPES))
+@pytest.mark.parametrize(("cell", "dtype"), CASES)
 def test_it_lowers_for_a_tpu(cell, dtype):
     cell = grid.build(cell, dtype)
     check_lowered(lowered(cell, "tpu"), cell)
 
 
-@pytest.mark.parametrize(("cell", "dtype"), product(DTYPES))
+@pytest.mark.parametrize(("cell", "dtype"), CASES)
 def test_it_lowers_for_a_gpu(cell, dtype):
     cell = grid.build(cell, dtype)
     with on("NVIDIA H200"):
@@ -223,32 +216,28 @@ SHAPES = {  # too large for one block
 }
 
 
-@pytest.mark.parametrize(("cell", "dtype", "whole_grid"), product(DTYPES, (False, True)))
-def test_several_blocks_lower(cell, dtype, whole_grid):
+@pytest.mark.parametrize(("cell", "dtype"), CASES)
+def test_several_blocks_lower(cell, dtype):
     kind, units, options = SHAPES[cell]
-    units *= (2 if dtype == "float32" else 4) if whole_grid else 1
     made = of_zeros(kind, I, units, dtype, **options)
-    kernel = rnnjax.GPU(whole_grid=whole_grid)
     with on("NVIDIA H200"):
-        description = rnnjax.Fused(cuda=kernel).select(made, grid.inputs(T, dtype=dtype))["cuda"]
-        assert description.startswith("blocks of the whole grid" if whole_grid else "a cluster of blocks")
-        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=kernel)), made)
+        description = rnnjax.Fused().select(made, grid.inputs(T, dtype=dtype))["cuda"]
+        assert description.startswith("a cluster of blocks")
+        check_lowered(lowered(made, "cuda"), made)
 
 
 @pytest.mark.parametrize(
-    ("cell", "units", "heads", "dtype", "whole_grid"),
+    ("cell", "units", "heads"),
     [
-        (rnnjax.LSTM, 144, 1, "bfloat16", False),  # divisible by 16 alone: many small chunks
-        pytest.param(rnnjax.LSTM, 240, 2, "bfloat16", False, marks=pytest.mark.slow),
-        pytest.param(rnnjax.Elman, 720, 1, "bfloat16", False, marks=pytest.mark.slow),  # 48 units in a block
-        pytest.param(rnnjax.GRU, 1552, 1, "bfloat16", True, marks=pytest.mark.slow),
-        pytest.param(rnnjax.LSTM, 768, 1, "bfloat16", True, marks=pytest.mark.slow),
+        (rnnjax.LSTM, 144, 1),  # divisible by 16 alone: many small chunks
+        pytest.param(rnnjax.LSTM, 240, 2, marks=pytest.mark.slow),
+        pytest.param(rnnjax.Elman, 720, 1, marks=pytest.mark.slow),  # 48 units in a block
     ],
 )
-def test_odd_sizes_lower(cell, units, heads, dtype, whole_grid):
-    made = of_zeros(cell, I, units * heads, dtype, heads=heads)
+def test_odd_sizes_lower(cell, units, heads):
+    made = of_zeros(cell, I, units * heads, "bfloat16", heads=heads)
     with on("NVIDIA H200"):
-        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=whole_grid))), made)
+        check_lowered(lowered(made, "cuda"), made)
 
 
 def test_a_plan_that_no_longer_holds():
@@ -320,26 +309,22 @@ AMPERE_ON = HOPPER | {"A100", "B200", "B300"}
 )
 def test_what_fits(cell, units, dtype, block, several):
     asked = sizes(cell, units, dtype=dtype)
-    tiers = {device.name: plan(*asked, device, whole_grid=False) for device in (*KNOWN, LEAST)}
+    tiers = {device.name: plan(*asked, device) for device in (*KNOWN, LEAST)}
     assert {name for name, tier in tiers.items() if isinstance(tier, Block)} == block
     assert {name for name, tier in tiers.items() if isinstance(tier, Cluster)} == several
 
 
 def test_a_refusal_names_what_fits():
-    assert plan(*sizes(rnnjax.LSTM, 520), H200, whole_grid=False) == (
+    assert plan(*sizes(rnnjax.LSTM, 520), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
         "cell, and not 520; a cluster needs a multiple of 16 units a head, such as 528, and not 520."
     )
-    assert plan(*sizes(rnnjax.LSTM, 4096), H200, whole_grid=True) == (
+    assert plan(*sizes(rnnjax.LSTM, 768), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
-        "cell, and not 4096; a cluster on H200 has room for 512 units a head of this cell, and not 4096; the whole "
-        "grid on H200 has room for 1456 units a head of this cell, and not 4096."
-    )
-    assert str(plan(*sizes(rnnjax.LSTM, 768), H200, whole_grid=False)).endswith(
-        "a cluster on H200 has room for 512 units a head of this cell, and not 768. GPU(whole_grid=True) would."
+        "cell, and not 768; a cluster on H200 has room for 512 units a head of this cell, and not 768."
     )
     old = H200._replace(name="V100", capability=70)
-    assert plan(*sizes(rnnjax.LSTM, 64), old, whole_grid=False) == (
+    assert plan(*sizes(rnnjax.LSTM, 64), old) == (
         "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
         "a cluster needs compute capability 9.0, `wgmma`, and V100 has 7.0."
     )
@@ -352,23 +337,14 @@ def test_a_refusal_names_what_fits():
 
 def test_float32_is_rounded_only_where_it_may_be():
     asked = sizes(rnnjax.LSTM, 256, dtype="float32")
-    assert isinstance(plan(*asked, H200, whole_grid=False), Cluster)
+    assert isinstance(plan(*asked, H200), Cluster)
     with jax.default_matmul_precision("highest"):
-        reason = plan(*asked, H200, whole_grid=False)
+        reason = plan(*asked, H200)
         assert "a cluster multiplies float32 as TF32, and jax_default_matmul_precision is highest" in str(reason)
 
 
-def test_the_whole_grid_refuses_more_blocks_than_run_at_a_time():
-    cell = of_zeros(rnnjax.Elman, I, 1536, "bfloat16")
-    engine = rnnjax.Fused(cuda=rnnjax.GPU(whole_grid=True))
-    run = jax.jit(jax.vmap(lambda xs: rnnjax.unroll(cell, None, xs, engine=engine)))
-    message = "1 groups x 1 heads x 7 tiles of sequences x 32 blocks are more than the 132 multiprocessors"
-    with on("NVIDIA H200"), pytest.raises(ValueError, match=message):
-        run.trace(np.zeros((400, 2, I), jnp.bfloat16)).lower(lowering_platforms=("cuda",))
-
-
 def test_a_plan_fills_the_device():
-    made = plan(*sizes(rnnjax.LSTM, 64), H200, whole_grid=False)
+    made = plan(*sizes(rnnjax.LSTM, 64), H200)
     assert isinstance(made, Block)
     assert made.tile(heads=12, sequences=16).rows == 16  # 12 blocks: none can be spared
     assert made.tile(heads=12, sequences=1024).rows == 32  # 768 blocks of 16 would take turns

@@ -27,16 +27,10 @@ class GPU(AbstractKernel):
     float16 the loss wants a scale. float32 is multiplied as TF32 where
     `jax_default_matmul_precision` allows it, as it does by default, and by a cluster in no other way.
 
-    whole_grid   let a head that is too large for a cluster have any number of blocks, up to that of multiprocessors.
-                 They wait for each other at every step: if another kernel keeps one of them from beginning, all hang.
-                 So nothing else may run on the device at the same time: no other process, no second stream, no
-                 collective of a mesh, and no second such kernel, which XLA might start beside the first where neither
-                 needs the other, as the two of `Bidirectional` (`--xla_gpu_enable_command_buffer=` keeps it from that).
-    device       what to plan for; None is the device that is lowered for
-    interpret    emulate it elsewhere: True, or, of a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
+    device      what to plan for; None is the device that is lowered for
+    interpret   emulate it elsewhere: True, or, of a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
     """
 
-    whole_grid: bool = eqx.field(static=True, default=False)
     device: Device | None = eqx.field(static=True, default=None)
     interpret: Any = eqx.field(static=True, default=False)
 
@@ -92,7 +86,7 @@ class GPU(AbstractKernel):
         return products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
 
     def _plan(self, pointwise: Pointwise, weights: Weights) -> AbstractTier | str:
-        return plan(pointwise, weights, self.device or Device.current(), self.whole_grid)
+        return plan(pointwise, weights, self.device or Device.current())
 
     def _tier(self, pointwise: Pointwise, weights: Weights, sequences: Sequences) -> tuple[AbstractTier, Problem]:
         tier = self._plan(pointwise, weights)
