@@ -148,7 +148,7 @@ def error_of_scan(steps: int, units: int) -> float:
     a, b = np.random.default_rng(0).uniform(size=(2, steps, units))
 
     def run(a: jax.Array, b: jax.Array) -> Any:
-        scan = lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]))  # noqa: E731
+        scan = lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]), pallas=True)  # noqa: E731
         return scan(a, b), jax.grad(lambda a, b: jnp.sum(jnp.sin(scan(a, b))), (0, 1))(a, b)
 
     got = jax.jit(run)(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
@@ -231,7 +231,7 @@ def prepared_scans(case: Case, direction: str) -> list[Contestant]:
         compose = lambda one, two: (two[0] * one[0], two[0] * one[1] + two[1])  # noqa: E731
         return jax.lax.associative_scan(compose, (a, b), axis=1)[1]
 
-    kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0])))
+    kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]), pallas=True))
     named = {"Scan": by_scan, "linear_scan": kernel, "lax.associative_scan": associative}
     return [contestant(name, scan) for name, scan in named.items()]
 

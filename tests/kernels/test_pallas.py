@@ -32,6 +32,7 @@ from rnnjax.kernels.pallas import mosaic_gpu
 from rnnjax.kernels.pallas import tpu as pallas_tpu
 from rnnjax.kernels.reference import Reference
 
+FUSED = rnnjax.Fused(cuda=rnnjax.GPU(), tpu=rnnjax.TPU())
 GATED = "elman", "lstm", "lstm_options", "gru"
 DTYPES = "float32", "bfloat16", "float16"
 EMULATED = "tpu", "gpu"
@@ -159,13 +160,12 @@ def gradient(engine: Any, cell: Any, xs: Array, length: Array, resets: Array) ->
     return jax.grad(loss, (0, 1))(weights, xs)
 
 
-def lowered(cell: Any, platform: str, engine: Any = None) -> str:
+def lowered(cell: Any, platform: str, engine: rnnjax.AbstractEngine = FUSED, steps: int = STEPS) -> str:
     """The gradient of a ragged batch with resets, for a platform."""
     weights, static = eqx.partition(cell, eqx.is_array)
-    engine = rnnjax.Fused() if engine is None else engine
     run = jax.jit(lambda weights, *batch: gradient(engine, eqx.combine(weights, static), *batch))
-    xs, length = np.zeros((BATCH, STEPS, I), cell.dtype), np.zeros(BATCH, np.int32)
-    traced = run.trace(weights, xs, length, np.zeros((BATCH, STEPS), bool))
+    xs, length = np.zeros((BATCH, steps, I), cell.dtype), np.zeros(BATCH, np.int32)
+    traced = run.trace(weights, xs, length, np.zeros((BATCH, steps), bool))
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -221,7 +221,7 @@ def test_several_blocks_lower(cell, dtype):
     kind, units, options = SHAPES[cell]
     made = of_zeros(kind, I, units, dtype, **options)
     with on("NVIDIA H200"):
-        description = rnnjax.Fused().select(made, grid.inputs(T, dtype=dtype))["cuda"]
+        description = FUSED.select(made, grid.inputs(T, dtype=dtype))["cuda"]
         assert description.startswith("a cluster of blocks")
         check_lowered(lowered(made, "cuda"), made)
 
@@ -244,7 +244,7 @@ def test_a_plan_that_no_longer_holds():
     """What was traced for one precision, and is lowered under another."""
     cell = of_zeros(rnnjax.Elman, I, 384, "float32")
     with on("NVIDIA H200"):
-        run = jax.jit(partial(rnnjax.unroll, cell, None, engine=rnnjax.Fused()))
+        run = jax.jit(partial(rnnjax.unroll, cell, None, engine=FUSED))
         traced = run.trace(np.zeros((T, I), cell.dtype))
         with jax.default_matmul_precision("highest"), pytest.raises(ValueError, match="It did when it was traced"):
             traced.lower(lowering_platforms=("cuda",))
@@ -273,11 +273,69 @@ def test_it_lowers_for_every_gpu(device):
 
 
 def test_a_refused_cell_is_lowered_by_the_reference():
-    cell, engine = grid.build("gru"), rnnjax.Fused(cpu=Reference())
+    cell, engine = grid.build("gru"), rnnjax.Fused(cpu=Reference(), cuda=rnnjax.GPU())
     with on("NVIDIA H200"):
         assert "rnnjax" not in lowered(cell, "cuda", engine)
         reasons = engine.select(cell, grid.inputs(T))
     assert reasons["cuda"] == "The GPU kernel carries float32, and the cell float64."
+
+
+# Nobody gets a kernel that no device has measured, unless by name
+
+AUTO = rnnjax.Auto((rnnjax.Associative(pallas=True), FUSED, rnnjax.Scan()))
+CALLS = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}  # of a Pallas kernel, by platform
+
+
+def custom_calls(text: str) -> set[str]:
+    return set(re.findall(r"custom_call @([^(\s]+)\(", text))
+
+
+@pytest.mark.parametrize("platform", CALLS)
+@pytest.mark.parametrize(
+    ("cell", "default", "opted_in"),
+    [
+        (rnnjax.GRU, rnnjax.Auto(), AUTO),
+        (rnnjax.GRU, rnnjax.Fused(), FUSED),
+        (rnnjax.MinGRU, rnnjax.Auto(), AUTO),
+        (rnnjax.MinGRU, rnnjax.Associative(), rnnjax.Associative(pallas=True)),
+    ],
+)
+def test_experimental_kernels_are_lowered_on_request_alone(cell, default, opted_in, platform):
+    made = of_zeros(cell, I, 16, "float32")
+    with on("NVIDIA H200"):
+        assert custom_calls(lowered(made, platform, default, steps=32)) == set()
+        assert custom_calls(lowered(made, platform, opted_in, steps=32)) == {CALLS[platform]}
+
+
+def test_a_cluster_is_lowered_on_request_alone():
+    made = of_zeros(rnnjax.GRU, I, 256, "bfloat16")
+    with on("NVIDIA H200"):
+        assert custom_calls(lowered(made, "cuda", rnnjax.Auto(), steps=32)) == set()
+        assert custom_calls(lowered(made, "cuda", AUTO, steps=32)) == {"mosaic_gpu_v2"}
+
+
+def test_auto_takes_fused_and_associative_in_these_sizes():
+    """So that the tests above prove something of their defaults."""
+    for cell, engine in ((rnnjax.GRU, rnnjax.Fused), (rnnjax.MinGRU, rnnjax.Associative)):
+        selected = rnnjax.Auto().select(of_zeros(cell, I, 16, "float32"), grid.inputs(32, dtype="float32")).engine
+        assert isinstance(selected, engine)
+
+
+@pytest.mark.parametrize("platform", CALLS)
+def test_newton_takes_no_experimental_kernel(platform):
+    """Its linear recurrence of one number per unit is the one of `Associative`."""
+    made = of_zeros(rnnjax.DiagonalGRU, I, 16, "float32")
+    engine = rnnjax.Newton(rnnjax.Diagonal(), fall_back=True)
+    assert custom_calls(lowered(made, platform, engine)) == set()
+
+
+def test_select_says_that_a_kernel_is_experimental():
+    with on("NVIDIA H200"):
+        described = FUSED.select(of_zeros(rnnjax.GRU, I, 16, "float32"), grid.inputs(T, dtype="float32"))
+    assert described["cuda"].startswith("one block of threads for each head")
+    assert described["tpu"].startswith("block by block of time")
+    for platform in CALLS:
+        assert described[platform].endswith("(experimental: no device has measured it)")
 
 
 # The plan

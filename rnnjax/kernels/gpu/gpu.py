@@ -20,6 +20,8 @@ from .tier import AbstractTier, Problem
 class GPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, in float32, bfloat16 or float16.
 
+    Experimental: no device has measured it. It is emulated, lowered and compiled; `Fused(cuda=GPU())` runs it.
+
     R of a head stays in shared memory for all of time: in that of one block of threads, where it fits, from Ampere on;
     else, on Hopper, in that of a cluster of up to 16 blocks, which show each other h at every step. Backward reads
     the states and the columns, which one product has made anew, and writes the columns' cotangents: the products with
@@ -42,7 +44,7 @@ class GPU(AbstractKernel):
         return made if isinstance(made, str) else None
 
     def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        return str(self._plan(pointwise, weights))
+        return f"{self._plan(pointwise, weights)} (experimental: no device has measured it)"
 
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         del pointwise, weights
