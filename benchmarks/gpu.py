@@ -42,20 +42,19 @@ from rnnjax.training.checkpoint import write_atomically
 
 ROUNDS = 5
 RIGHT = "as it should be"
-# Nothing else runs here, so a head may have the whole grid; where the GPU kernel refuses, nothing goes by its name.
-FUSED = Fused(cpu=None, cuda=GPU(whole_grid=True), tpu=None)
+FUSED = Fused(cpu=None, cuda=GPU())  # where the GPU kernel refuses a cell, so does this
 LONG_ENOUGH = 0.03  # seconds of calls, one after the other: the device never waits for the host
 TOLERANCE = {"float32": 5e-3, "bfloat16": 3e-2, "float16": 5e-3}  # by norm; float32 is multiplied as TF32
 
 NARROW = "bfloat16", "float16"
 LARGE = (16, 1024, 768, 768)  # B, T, I, H of FlashRNN's figures
-CHECKS = (5, 33, 120, 3), (70, 24, 256, 1), (16, 64, 64, 1), (16, 24, 512, 1), (16, 24, 768, 1)  # B, T, H, heads
+CHECKS = (5, 33, 120, 3), (70, 24, 256, 1), (16, 64, 64, 1), (16, 24, 512, 1)  # B, T, H, heads
 CASES = (
-    *(Case(cell, *LARGE, dtype, heads) for heads in (12, 24, 1) for cell in ("LSTM", "GRU") for dtype in NARROW),
-    *(Case(cell, *LARGE, "float32", heads) for heads in (24, 1) for cell in ("LSTM", "GRU")),
+    *(Case(cell, *LARGE, dtype, heads) for heads in (12, 24) for cell in ("LSTM", "GRU") for dtype in NARROW),
+    *(Case(cell, *LARGE, "float32", 24) for cell in ("LSTM", "GRU")),
     *(
         Case(cell, B, 1024, H, H, "bfloat16")
-        for H in (128, 256, 512, 1024)
+        for H in (128, 256, 512)
         for B in (16, 64, 128)
         for cell in ("LSTM", "GRU")
     ),
@@ -150,7 +149,7 @@ def error_of_scan(steps: int, units: int) -> float:
     a, b = np.random.default_rng(0).uniform(size=(2, steps, units))
 
     def run(a: jax.Array, b: jax.Array) -> Any:
-        scan = lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]))  # noqa: E731
+        scan = lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]), pallas=True)  # noqa: E731
         return scan(a, b), jax.grad(lambda a, b: jnp.sum(jnp.sin(scan(a, b))), (0, 1))(a, b)
 
     got = jax.jit(run)(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
@@ -233,7 +232,7 @@ def prepared_scans(case: Case, direction: str) -> list[Contestant]:
         compose = lambda one, two: (two[0] * one[0], two[0] * one[1] + two[1])  # noqa: E731
         return jax.lax.associative_scan(compose, (a, b), axis=1)[1]
 
-    kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0])))
+    kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]), pallas=True))
     named = {"Scan": by_scan, "linear_scan": kernel, "lax.associative_scan": associative}
     return [contestant(name, scan) for name, scan in named.items()]
 

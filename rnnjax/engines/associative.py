@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States, Units, UnitsOverTime, leading, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
-from ..check import show
+from ..check import flags, show
 from ..engine import AbstractEngine, refusal_of_symbolic
 from ..kernels.linear_scan.primitive import linear_scan
 from ..kernels.linear_scan.sharded import scan_part
@@ -19,26 +19,37 @@ from ..marks import Marks
 class Associative(AbstractEngine):
     """The steps of a linear cell as maps h -> a h + b, which can be composed in any order (Blelloch 1990).
 
-    On CPU, CUDA and TPU a kernel reads (a, b) and writes h, step by step within a sequence or a part of it. Elsewhere,
-    and everywhere if `block` is a number of steps, plain JAX cuts time into blocks, of about sqrt(T) steps or of
-    `block`, and all of them go step by step side by side: once for what each does to the state before it and, when
-    these have been composed in the same way, again for its states. T need not be a multiple. Work and memory are those
-    of a loop, and compile time is flat in T. Where the CPU kernel was not built, one block is all of time.
+    On CPUs a kernel reads (a, b) and writes h, step by step within a sequence or a part of it. Elsewhere, and
+    everywhere if `block` is a number of steps, plain JAX cuts time into blocks, of about sqrt(T) steps or of `block`,
+    and all of them go step by step side by side: once for what each does to the state before it and, when these have
+    been composed in the same way, again for its states. T need not be a multiple. Work and memory are those of a loop,
+    and compile time is flat in T. Where the CPU kernel was not built, one block is all of time.
+
+    block    the number of steps in a block of plain JAX; None: the kernel where there is one, else about sqrt(T) steps
+    pallas   on CUDA and TPU, run the kernels written in Pallas. They are experimental: no device has measured them
 
     The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
     `jax.export` does not take the CPU kernel's calls unless told to: export with a `block`. It needs an
     `AbstractLinearCell`; a nonlinear one has to go step by step.
 
     Where nothing holds |a| below one and the product of many overflows, parts of a sequence that are run at once (with
-    a `block`, under `Sharded`, on CUDA) may end in NaN where a state that is zero would have stayed so: use `Scan`.
+    a `block`, under `Sharded`, on GPUs and TPUs) may end in NaN where a state that is zero would have stayed so: use
+    `Scan`.
     """
 
     block: int | None = eqx.field(static=True, default=None)
+    pallas: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         block = self.block
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
             raise ValueError(f"block: expected a positive number of steps or None, got {block!r}")
+        flags(pallas=self.pallas)
+        if self.pallas and block is not None:
+            raise ValueError(
+                f"block: expected None with pallas=True, got {block!r}: blocks are plain JAX on every platform. "
+                "Pass one of the two"
+            )
 
     def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         if isinstance(cell, AbstractLinearCell):
@@ -47,7 +58,7 @@ class Associative(AbstractEngine):
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         a, b = _maps(cell, xs, marks)
-        h = linear_scan(a, b, state.h, block=self.block)
+        h = linear_scan(a, b, state.h, block=self.block, pallas=self.pallas)
         return Hidden(h[-1]), Hidden(h)
 
     def run_part(
@@ -55,7 +66,7 @@ class Associative(AbstractEngine):
     ) -> tuple[State, States]:
         """A part as a whole is a map h -> a h + b, too: the devices exchange these, and none waits for another."""
         a, b = _maps(cell, xs, marks)
-        h = scan_part(a, b, state.h, axis, block=self.block)
+        h = scan_part(a, b, state.h, axis, block=self.block, pallas=self.pallas)
         return Hidden(h[-1]), Hidden(h)
 
 

@@ -13,35 +13,46 @@ from ..engine import AbstractEngine, refusal_of_symbolic
 from ..kernels.recurrence import primitive
 from ..kernels.recurrence.contract import AbstractKernel, Pointwise, Sequences, Weights
 from ..kernels.recurrence.cpu.cpu import CPU
-from ..kernels.recurrence.gpu.gpu import GPU
-from ..kernels.recurrence.tpu.tpu import TPU
 from ..marks import Marks
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+EXAMPLES = {"cpu": "CPU()", "cuda": "GPU()", "tpu": "TPU()"}  # a kernel for each platform
+WITHOUT_KERNEL = {  # how each platform runs without a kernel
+    "cpu": "plain JAX, step by step (pass cpu=CPU() to run the CPU kernel)",
+    "cuda": "plain JAX, step by step (the GPU kernel is experimental: pass cuda=GPU() to run it)",
+    "tpu": "plain JAX, step by step (the TPU kernel is experimental: pass tpu=TPU() to run it)",
+}
 
 
 class Fused(AbstractEngine):
     """Projection, steps and gradients of a gated cell by the kernel of the platform that it runs on.
 
-    `jax.vmap` hands the whole batch to one call, and its gradient is one call too. Where a platform has no kernel, or
-    its kernel refuses the cell, the reference runs: plain JAX, as fast as `Scan`. It needs an `AbstractGatedCell`,
+    `cpu`, `cuda` and `tpu` are the kernels of the platforms. One program may be lowered for several platforms, for each
+    by its own kernel. By default only CPUs have one: the kernels of GPUs and TPUs are experimental, since no device has
+    measured them yet. `Fused(cuda=GPU())` and `Fused(tpu=TPU())` run them. A platform that has no kernel, or whose
+    kernel refuses the cell, runs the reference: plain JAX, step by step, with the big products outside of the loop.
+    `select` says how a cell would run on each platform. The engine refuses a cell that all its kernels refuse, so that
+    `Fused()` refuses every cell where the library of the CPU kernel was not built.
+
+    `jax.vmap` hands the whole batch to one call, and its gradient is one call too. It needs an `AbstractGatedCell`,
     whose one product inside the loop is `R h`. Forward mode and derivatives of the second order are right but not fast:
     they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export`
     does not take the CPU kernel's calls unless told to: export with `Scan`.
-
-    `cpu`, `cuda` and `tpu` are the kernels of the platforms; `select` says how a cell would run on each.
 
     A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
     than `shortest`, or a cell of fewer units than `narrowest`, is refused. By default none is.
     """
 
     cpu: AbstractKernel | None = CPU()
-    cuda: AbstractKernel | None = GPU()
-    tpu: AbstractKernel | None = TPU()
+    cuda: AbstractKernel | None = None
+    tpu: AbstractKernel | None = None
     shortest: int = eqx.field(static=True, default=1)
     narrowest: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
+        for name, kernel in self._kernels():
+            if not isinstance(kernel, AbstractKernel):
+                raise TypeError(f"{name}: expected a kernel, such as {EXAMPLES[name]}, or None, got {kernel!r}")
         for name in ("shortest", "narrowest"):
             bound = getattr(self, name)
             if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
@@ -63,10 +74,10 @@ class Fused(AbstractEngine):
         refusals = [kernel.refusal(*_asked(cell)) for _, kernel in kernels]
         if not kernels or None in refusals:
             return None
-        return f"Fused has no kernel for {describe(cell)}. " + " ".join(filter(None, refusals))
+        return f"Fused has no kernel for {describe(cell)}. {' '.join(filter(None, refusals))} Use Scan()."
 
     def select(self, cell: AbstractCell, xs: PyTree[Shaped]) -> dict[str, str]:
-        """How `cell` would run on each platform that has a kernel, or why the reference would run in its place.
+        """How `cell` would run on each platform, or why its kernel refuses the cell: plain JAX runs there instead.
 
         Raises `ValueError` where it would not run at all. A plan for GPUs is one for the abstract device of the mesh in
         use, or for the first GPU that is here.
@@ -76,7 +87,8 @@ class Fused(AbstractEngine):
             raise ValueError(reason)
         assert isinstance(cell, AbstractGatedCell)
         asked = _asked(cell)
-        return {name: kernel.refusal(*asked) or kernel.describe(*asked) for name, kernel in self._kernels()}
+        given = {name: kernel.refusal(*asked) or kernel.describe(*asked) for name, kernel in self._kernels()}
+        return WITHOUT_KERNEL | given
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         assert isinstance(cell, AbstractGatedCell)

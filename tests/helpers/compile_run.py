@@ -29,7 +29,7 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 7 } runtime_version { major: 12 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-ENGINE = rnnjax.Fused(cpu=None, cuda=rnnjax.kernels.GPU(whole_grid=True), tpu=rnnjax.kernels.TPU(memory=128))
+ENGINE = rnnjax.Fused(cpu=None, cuda=rnnjax.kernels.GPU(), tpu=rnnjax.kernels.TPU(memory=128))
 CASES = {  # cell, B, T, I, units, heads, dtype, marks
     "cuda": (
         (rnnjax.LSTM, 16, 1024, 768, 64, 12, "bfloat16", False),
@@ -39,7 +39,6 @@ CASES = {  # cell, B, T, I, units, heads, dtype, marks
         (rnnjax.LSTM, 16, 64, 768, 144, 1, "bfloat16", True),
         (rnnjax.GRU, 16, 1024, 512, 512, 1, "bfloat16", True),
         (rnnjax.Elman, 70, 64, 512, 512, 1, "float32", True),
-        (rnnjax.LSTM, 16, 1024, 768, 768, 1, "bfloat16", False),
     ),
     "tpu": (
         (rnnjax.LSTM, 16, 64, 128, 256, 1, "bfloat16", False),

@@ -530,7 +530,7 @@ def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen,
     monkeypatch.setenv(library.VARIABLE, chosen)
     monkeypatch.setattr(library, "absence", library.absence.__wrapped__)  # it remembers that it has loaded the library
     cell, xs = rnnjax.GRU(3, 8, key=grid.KEY), grid.inputs(5, dtype="float32")
-    fused = rnnjax.Fused(cuda=None, tpu=None)
+    fused = rnnjax.Fused()
     refusal = fused.refusal(cell, xs)
     assert refusal is not None
     assert refusal.startswith(f"Fused has no kernel for GRU. The CPU kernel is not here: {reason}")
@@ -541,9 +541,10 @@ def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen,
 
 SWITCHED_OFF = """
 import jax, rnnjax
-cell, xs = rnnjax.GRU(3, 8, key=jax.random.key(0)), jax.numpy.ones((5, 3))
-state, ys = rnnjax.unroll(cell, None, xs, engine=rnnjax.Fused())
-print(rnnjax.Fused().select(cell, xs)["cpu"], ys.shape)
+cell, xs = rnnjax.GRU(3, 16, key=jax.random.key(0)), jax.numpy.ones((32, 3))
+selection = rnnjax.Auto().select(cell, xs)
+state, ys = rnnjax.unroll(cell, None, xs)
+print(*selection.refusals, selection.engine, ys.shape)
 """
 
 
@@ -553,7 +554,7 @@ def test_switched_off_in_a_new_process():
     settings = {library.VARIABLE: "off"}
     made = subprocess.run(command, env=os.environ | settings, check=True, timeout=120, capture_output=True, text=True)
     assert "RNNJAX_CPU_KERNEL=off has switched it off" in made.stdout
-    assert made.stdout.endswith("(5, 8)\n")
+    assert made.stdout.endswith("Scan() (32, 16)\n")
 
 
 @pytest.mark.slow

@@ -380,9 +380,9 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
         "Fused cannot run Elman: not all its gains and states are vectors of 8 units. Use Scan().",
     ),
     "by_the_kernel": (
-        Fused(Recorder(reason="The recorder cannot run GRU: it is tired. Use Scan()."), cuda=None, tpu=None),
+        Fused(Recorder(reason="The recorder is tired."), tpu=Recorder(reason="So is this one.")),
         lambda: grid.build("gru"),
-        "Fused has no kernel for GRU. The recorder cannot run GRU: it is tired. Use Scan().",
+        "Fused has no kernel for GRU. The recorder is tired. So is this one. Use Scan().",
     ),
 }
 
@@ -391,6 +391,27 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
 def test_refusal(refused):
     engine, cell, sentence = REFUSALS[refused]
     assert engine.refusal(cell(), grid.inputs(T)) == sentence
+
+
+PLAIN = {  # what `select` says of a platform without a kernel
+    "cpu": "plain JAX, step by step (pass cpu=CPU() to run the CPU kernel)",
+    "cuda": "plain JAX, step by step (the GPU kernel is experimental: pass cuda=GPU() to run it)",
+    "tpu": "plain JAX, step by step (the TPU kernel is experimental: pass tpu=TPU() to run it)",
+}
+SELECTIONS: dict[str, tuple[Fused, dict[str, str]]] = {
+    "no_kernel": (Fused(cpu=None), {}),
+    "one_kernel": (Fused(Recorder()), {"cpu": "plain JAX, step by step"}),
+    "one_of_two_refuses": (
+        Fused(cpu=None, cuda=Recorder(reason="The recorder is tired."), tpu=Recorder()),
+        {"cuda": "The recorder is tired.", "tpu": "plain JAX, step by step"},
+    ),
+}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_select_describes_every_platform(selection):
+    engine, expected = SELECTIONS[selection]
+    assert engine.select(grid.build("gru"), grid.inputs(T)) == PLAIN | expected
 
 
 def test_explicit_axes_are_refused():
@@ -427,7 +448,7 @@ def test_a_platform_without_a_kernel_runs_the_reference():
     ],
 )
 def test_law_of_the_reference(law):
-    laws.LAWS[law](laws.runner("gru", Fused(cpu=None, cuda=None, tpu=None)))
+    laws.LAWS[law](laws.runner("gru", Fused(cpu=None)))
 
 
 def test_without_jit():

@@ -21,6 +21,7 @@ import rnnjax
 from rnnjax.kernels.linear_scan import cpu, gpu, reference, tpu
 from rnnjax.kernels.linear_scan.primitive import linear_scan, linear_scan_p
 from rnnjax.kernels.pallas import tpu as pallas_tpu
+from rnnjax.marks import Marks
 
 
 def watching_for_races(*arguments: Any, **ways: bool) -> Array:
@@ -38,13 +39,14 @@ SCANS: dict[str, Callable[..., Array]] = {
 }
 
 FORWARD, REVERSE = "rnnjax_linear_scan", "rnnjax_linear_scan_reverse"
+WITH_PALLAS = partial(linear_scan, pallas=True)
 DEVICE = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")  # to lower for, where there is none
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Windows of few steps, which the interpreter is quick to compile, and blocks of which small arrays need many."""
-    monkeypatch.setattr(cuda, "WINDOW", 32)
+    monkeypatch.setattr(gpu, "WINDOW", 32)
     monkeypatch.setattr(tpu, "BLOCK", 2**13)
     monkeypatch.setattr(tpu, "WIDEST", tpu.LANES)
 
@@ -108,7 +110,7 @@ def test_states_are_those_of_a_loop(name, size, dtype):
 )
 def test_chunks_of_time_change_nothing(monkeypatch, reverse, late):
     """What a product of `a` that underflows hands on is nothing of what is finite, but NaN it does hand on."""
-    monkeypatch.setattr(cuda, "SHORTEST", 9)
+    monkeypatch.setattr(gpu, "SHORTEST", 9)
     a, b, initial = operands(1, 3, 47, 5, "complex64")
     a[:, :, 1] = 1e-20
     a[:, 22, 2:4] = 0
@@ -273,7 +275,8 @@ def test_transpose_is_the_transpose(reverse, late):
 
     @jax.jit
     def both(a: Array, b: Array, initial: Array, c: Array) -> tuple[Array, PyTree]:
-        run = lambda b, initial: linear_scan_p.bind(a, b, initial, reverse=reverse, late=late, block=None)  # noqa: E731
+        static = {"reverse": reverse, "late": late, "block": None, "pallas": False}
+        run = lambda b, initial: linear_scan_p.bind(a, b, initial, **static)  # noqa: E731
         return run(b, initial), jax.linear_transpose(run, b, initial)(c)
 
     h, (db, dinitial) = both(a, b, initial, c)
@@ -323,7 +326,7 @@ def test_gradient_under_shard_map(shared):
         return jax.grad(total(jax.vmap(scan, axes)), (0, 1, 2))(*arguments)
 
     def sharded(mesh: Any) -> Any:
-        return jax.shard_map(partial(gradient, linear_scan), mesh=mesh, in_specs=parts, out_specs=parts)
+        return jax.shard_map(partial(gradient, WITH_PALLAS), mesh=mesh, in_specs=parts, out_specs=parts)
 
     both = jax.jit(lambda *arguments: [sharded(mesh(AxisType.Auto))(*arguments), gradient(by_steps, *arguments)])
     grid.assert_close(*both(*arguments))
@@ -364,8 +367,8 @@ def shapes(B: int, T: int, H: int, dtype: str) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(shape, dtype) for shape in [(B, T, H), (B, T, H), (B, H)]]
 
 
-def gradient(reverse: bool, block: int | None = None) -> Callable[..., Any]:
-    batched = jax.vmap(partial(linear_scan, reverse=reverse, block=block))
+def gradient(reverse: bool, scan: Callable[..., Array] = linear_scan) -> Callable[..., Any]:
+    batched = jax.vmap(partial(scan, reverse=reverse))
     return jax.grad(lambda *arguments: jnp.abs(batched(*arguments)).sum(), (0, 1, 2))
 
 
@@ -374,8 +377,8 @@ def gradient(reverse: bool, block: int | None = None) -> Callable[..., Any]:
 def test_kernel_is_lowered(platform, dtype):
     """A gradient is two calls, one in each direction."""
     arguments = shapes(3, 40, 50, dtype)
-    assert lowered(jax.vmap(linear_scan), *arguments, platforms=(platform,)) == [FORWARD]
-    assert lowered(gradient(True), *arguments, platforms=(platform,)) == [FORWARD, REVERSE]
+    assert lowered(jax.vmap(WITH_PALLAS), *arguments, platforms=(platform,)) == [FORWARD]
+    assert lowered(gradient(True, WITH_PALLAS), *arguments, platforms=(platform,)) == [FORWARD, REVERSE]
 
 
 def targets(function: Callable[..., Any], *arguments: Any) -> list[str]:
@@ -397,7 +400,7 @@ def test_compiled_code_is_called_on_a_cpu(dtype):
     assert targets(jax.vmap(linear_scan), *arguments) == [FORWARD]
     assert targets(gradient(True), *arguments) == [FORWARD, FORWARD]
     assert targets(jax.vmap(partial(linear_scan, block=7)), *arguments) == []
-    assert targets(gradient(True, block=7), *arguments) == []
+    assert targets(gradient(True, partial(linear_scan, block=7)), *arguments) == []
 
 
 @pytest.mark.usefixtures("library")
@@ -440,17 +443,18 @@ def test_plain_programs_do_not_grow_with_time(dtype):
 
 def test_long_sequences_of_few_units_are_cut_on_cuda():
     names = [FORWARD, REVERSE, REVERSE + "_summary"]
-    cut = jax.vmap(partial(linear_scan, reverse=True))
+    cut = jax.vmap(partial(WITH_PALLAS, reverse=True))
     assert lowered(cut, *shapes(1, 4096, 50, "float32"), platforms=("cuda",)) == names
 
 
 def test_other_platforms_trace_no_kernel(monkeypatch):
     arguments = shapes(3, 40, 50, "float32")
-    assert lowered(gradient(False), *arguments, platforms=("cpu", "cuda", "tpu")) == sorted([FORWARD, REVERSE] * 2)
-    for platform in (cuda, tpu):
+    of_all = gradient(False, WITH_PALLAS)
+    assert lowered(of_all, *arguments, platforms=("cpu", "cuda", "tpu")) == sorted([FORWARD, REVERSE] * 2)
+    for platform in (gpu, tpu):
         monkeypatch.setattr(platform.pallas, "pallas_call", None)
     for platform, dtype in [("cpu", "float32"), ("rocm", "float32"), ("tpu", "float64"), ("cuda", "bfloat16")]:
-        assert lowered(gradient(True), *shapes(3, 40, 50, dtype), platforms=(platform,)) == []
+        assert lowered(gradient(True, WITH_PALLAS), *shapes(3, 40, 50, dtype), platforms=(platform,)) == []
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -458,13 +462,29 @@ def test_associative_runs_by_the_kernel(platform):
     cell = grid.build("min_gru", "float32")
 
     def loss(cell: Any, xs: Array, length: Array, resets: Array) -> Array:
-        run = partial(rnnjax.unroll, cell, None, engine=rnnjax.Associative())
+        run = partial(rnnjax.unroll, cell, None, engine=rnnjax.Associative(pallas=True))
         return jax.vmap(lambda xs, length, resets: run(xs, length=length, resets=resets)[1])(xs, length, resets).sum()
 
     weights, static = eqx.partition(cell, eqx.is_inexact_array)
     of_weights = jax.grad(lambda weights, *rest: loss(eqx.combine(weights, static), *rest))
     arguments = grid.inputs(3, 6, dtype="float32"), np.asarray([6, 0, 2]), np.zeros((3, 6), bool)
     assert lowered(of_weights, weights, *arguments, platforms=(platform,)) == [FORWARD, REVERSE]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(("pallas", "names"), [(False, []), (True, [*[FORWARD] * 3, *[REVERSE] * 3])])
+def test_a_part_of_time_runs_by_the_kernel_on_request(pallas, names, platform):
+    """On each device: the part from zero, the maps of all parts, and the part again; its gradient likewise."""
+    cell, engine = grid.build("min_gru", "float32"), rnnjax.Associative(pallas=pallas)
+    elsewhere = AbstractMesh((2,), ("time",), (AxisType.Auto,), abstract_device=DEVICE)
+
+    def run_part(xs: Array) -> Array:
+        initial = cell.initial()
+        return engine.run_part(cell, initial, xs, Marks(None, None, initial), "time")[1].h
+
+    run = jax.shard_map(run_part, mesh=elsewhere, in_specs=P("time"), out_specs=P("time"))
+    traced = jax.jit(jax.grad(total(run))).trace(grid.inputs(6, dtype="float32"))
+    assert kernels(traced.lower(lowering_platforms=(platform,)).as_text()) == names
 
 
 def test_without_jit():

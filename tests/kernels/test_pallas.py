@@ -32,6 +32,7 @@ from rnnjax.kernels.recurrence.gpu.device import KNOWN, LEAST, Device
 from rnnjax.kernels.recurrence.gpu.plan import plan
 from rnnjax.kernels.recurrence.reference import Reference
 
+FUSED = rnnjax.Fused(cuda=rnnjax.kernels.GPU(), tpu=rnnjax.kernels.TPU())
 GATED = "elman", "lstm", "lstm_options", "gru"
 DTYPES = "float32", "bfloat16", "float16"
 EMULATED = "tpu", "gpu"
@@ -159,13 +160,12 @@ def gradient(engine: Any, cell: Any, xs: Array, length: Array, resets: Array) ->
     return jax.grad(loss, (0, 1))(weights, xs)
 
 
-def lowered(cell: Any, platform: str, engine: Any = None) -> str:
+def lowered(cell: Any, platform: str, engine: rnnjax.AbstractEngine = FUSED, steps: int = STEPS) -> str:
     """The gradient of a ragged batch with resets, for a platform."""
     weights, static = eqx.partition(cell, eqx.is_array)
-    engine = rnnjax.Fused() if engine is None else engine
     run = jax.jit(lambda weights, *batch: gradient(engine, eqx.combine(weights, static), *batch))
-    xs, length = np.zeros((BATCH, STEPS, I), cell.dtype), np.zeros(BATCH, np.int32)
-    traced = run.trace(weights, xs, length, np.zeros((BATCH, STEPS), bool))
+    xs, length = np.zeros((BATCH, steps, I), cell.dtype), np.zeros(BATCH, np.int32)
+    traced = run.trace(weights, xs, length, np.zeros((BATCH, steps), bool))
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -188,27 +188,20 @@ def of_zeros(cell: type, inputs: int, units: int, dtype: str, **options: Any) ->
     return jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
 
 
-# A dtype and a size of grid for each cell, in the quick tier.
-QUICK = {("elman", "float32", False), ("lstm", "bfloat16", True), ("lstm_options", "float16", False)}
-QUICK |= {("gru", "float32", True)}
+# A dtype for each cell, in the quick tier.
+QUICK = {("elman", "float32"), ("lstm", "bfloat16"), ("lstm_options", "float16"), ("gru", "float32")}
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in itertools.product(GATED, DTYPES)
+]
 
 
-def product(*lists: Any) -> list[Any]:
-    """Every cell with everything in the lists."""
-    quick = {case[: 1 + len(lists)] for case in QUICK}
-    return [
-        pytest.param(*case, marks=[] if case in quick else pytest.mark.slow)
-        for case in itertools.product(GATED, *lists)
-    ]
-
-
-@pytest.mark.parametrize(("cell", "dtype"), product(DTYPES))
+@pytest.mark.parametrize(("cell", "dtype"), CASES)
 def test_it_lowers_for_a_tpu(cell, dtype):
     cell = grid.build(cell, dtype)
     check_lowered(lowered(cell, "tpu"), cell)
 
 
-@pytest.mark.parametrize(("cell", "dtype"), product(DTYPES))
+@pytest.mark.parametrize(("cell", "dtype"), CASES)
 def test_it_lowers_for_a_gpu(cell, dtype):
     cell = grid.build(cell, dtype)
     with on("NVIDIA H200"):
@@ -223,39 +216,35 @@ SHAPES = {  # too large for one block
 }
 
 
-@pytest.mark.parametrize(("cell", "dtype", "whole_grid"), product(DTYPES, (False, True)))
-def test_several_blocks_lower(cell, dtype, whole_grid):
+@pytest.mark.parametrize(("cell", "dtype"), CASES)
+def test_several_blocks_lower(cell, dtype):
     kind, units, options = SHAPES[cell]
-    units *= (2 if dtype == "float32" else 4) if whole_grid else 1
     made = of_zeros(kind, I, units, dtype, **options)
-    kernel = rnnjax.kernels.GPU(whole_grid=whole_grid)
     with on("NVIDIA H200"):
-        description = rnnjax.Fused(cuda=kernel).select(made, grid.inputs(T, dtype=dtype))["cuda"]
-        assert description.startswith("blocks of the whole grid" if whole_grid else "a cluster of blocks")
-        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=kernel)), made)
+        description = FUSED.select(made, grid.inputs(T, dtype=dtype))["cuda"]
+        assert description.startswith("a cluster of blocks")
+        check_lowered(lowered(made, "cuda"), made)
 
 
 @pytest.mark.parametrize(
-    ("cell", "units", "heads", "dtype", "whole_grid"),
+    ("cell", "units", "heads"),
     [
-        (rnnjax.LSTM, 144, 1, "bfloat16", False),  # divisible by 16 alone: many small chunks
-        pytest.param(rnnjax.LSTM, 240, 2, "bfloat16", False, marks=pytest.mark.slow),
-        pytest.param(rnnjax.Elman, 720, 1, "bfloat16", False, marks=pytest.mark.slow),  # 48 units in a block
-        pytest.param(rnnjax.GRU, 1552, 1, "bfloat16", True, marks=pytest.mark.slow),
-        pytest.param(rnnjax.LSTM, 768, 1, "bfloat16", True, marks=pytest.mark.slow),
+        (rnnjax.LSTM, 144, 1),  # divisible by 16 alone: many small chunks
+        pytest.param(rnnjax.LSTM, 240, 2, marks=pytest.mark.slow),
+        pytest.param(rnnjax.Elman, 720, 1, marks=pytest.mark.slow),  # 48 units in a block
     ],
 )
-def test_odd_sizes_lower(cell, units, heads, dtype, whole_grid):
-    made = of_zeros(cell, I, units * heads, dtype, heads=heads)
+def test_odd_sizes_lower(cell, units, heads):
+    made = of_zeros(cell, I, units * heads, "bfloat16", heads=heads)
     with on("NVIDIA H200"):
-        check_lowered(lowered(made, "cuda", rnnjax.Fused(cuda=rnnjax.kernels.GPU(whole_grid=whole_grid))), made)
+        check_lowered(lowered(made, "cuda"), made)
 
 
 def test_a_plan_that_no_longer_holds():
     """What was traced for one precision, and is lowered under another."""
     cell = of_zeros(rnnjax.Elman, I, 384, "float32")
     with on("NVIDIA H200"):
-        run = jax.jit(partial(rnnjax.unroll, cell, None, engine=rnnjax.Fused()))
+        run = jax.jit(partial(rnnjax.unroll, cell, None, engine=FUSED))
         traced = run.trace(np.zeros((T, I), cell.dtype))
         with jax.default_matmul_precision("highest"), pytest.raises(ValueError, match="It did when it was traced"):
             traced.lower(lowering_platforms=("cuda",))
@@ -284,11 +273,69 @@ def test_it_lowers_for_every_gpu(device):
 
 
 def test_a_refused_cell_is_lowered_by_the_reference():
-    cell, engine = grid.build("gru"), rnnjax.Fused(cpu=Reference())
+    cell, engine = grid.build("gru"), rnnjax.Fused(cpu=Reference(), cuda=rnnjax.kernels.GPU())
     with on("NVIDIA H200"):
         assert "rnnjax" not in lowered(cell, "cuda", engine)
         reasons = engine.select(cell, grid.inputs(T))
     assert reasons["cuda"] == "The GPU kernel carries float32, and the cell float64."
+
+
+# Nobody gets a kernel that no device has measured, unless by name
+
+AUTO = rnnjax.Auto((rnnjax.Associative(pallas=True), FUSED, rnnjax.Scan()))
+CALLS = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}  # of a Pallas kernel, by platform
+
+
+def custom_calls(text: str) -> set[str]:
+    return set(re.findall(r"custom_call @([^(\s]+)\(", text))
+
+
+@pytest.mark.parametrize("platform", CALLS)
+@pytest.mark.parametrize(
+    ("cell", "default", "opted_in"),
+    [
+        (rnnjax.GRU, rnnjax.Auto(), AUTO),
+        (rnnjax.GRU, rnnjax.Fused(), FUSED),
+        (rnnjax.MinGRU, rnnjax.Auto(), AUTO),
+        (rnnjax.MinGRU, rnnjax.Associative(), rnnjax.Associative(pallas=True)),
+    ],
+)
+def test_experimental_kernels_are_lowered_on_request_alone(cell, default, opted_in, platform):
+    made = of_zeros(cell, I, 16, "float32")
+    with on("NVIDIA H200"):
+        assert custom_calls(lowered(made, platform, default, steps=32)) == set()
+        assert custom_calls(lowered(made, platform, opted_in, steps=32)) == {CALLS[platform]}
+
+
+def test_a_cluster_is_lowered_on_request_alone():
+    made = of_zeros(rnnjax.GRU, I, 256, "bfloat16")
+    with on("NVIDIA H200"):
+        assert custom_calls(lowered(made, "cuda", rnnjax.Auto(), steps=32)) == set()
+        assert custom_calls(lowered(made, "cuda", AUTO, steps=32)) == {"mosaic_gpu_v2"}
+
+
+def test_auto_takes_fused_and_associative_in_these_sizes():
+    """So that the tests above prove something of their defaults."""
+    for cell, engine in ((rnnjax.GRU, rnnjax.Fused), (rnnjax.MinGRU, rnnjax.Associative)):
+        selected = rnnjax.Auto().select(of_zeros(cell, I, 16, "float32"), grid.inputs(32, dtype="float32")).engine
+        assert isinstance(selected, engine)
+
+
+@pytest.mark.parametrize("platform", CALLS)
+def test_newton_takes_no_experimental_kernel(platform):
+    """Its linear recurrence of one number per unit is the one of `Associative`."""
+    made = of_zeros(rnnjax.DiagonalGRU, I, 16, "float32")
+    engine = rnnjax.Newton(rnnjax.engines.Diagonal(), fall_back=True)
+    assert custom_calls(lowered(made, platform, engine)) == set()
+
+
+def test_select_says_that_a_kernel_is_experimental():
+    with on("NVIDIA H200"):
+        described = FUSED.select(of_zeros(rnnjax.GRU, I, 16, "float32"), grid.inputs(T, dtype="float32"))
+    assert described["cuda"].startswith("one block of threads for each head")
+    assert described["tpu"].startswith("block by block of time")
+    for platform in CALLS:
+        assert described[platform].endswith("(experimental: no device has measured it)")
 
 
 # The plan
@@ -320,26 +367,22 @@ AMPERE_ON = HOPPER | {"A100", "B200", "B300"}
 )
 def test_what_fits(cell, units, dtype, block, several):
     asked = sizes(cell, units, dtype=dtype)
-    tiers = {device.name: plan(*asked, device, whole_grid=False) for device in (*KNOWN, LEAST)}
+    tiers = {device.name: plan(*asked, device) for device in (*KNOWN, LEAST)}
     assert {name for name, tier in tiers.items() if isinstance(tier, Block)} == block
     assert {name for name, tier in tiers.items() if isinstance(tier, Cluster)} == several
 
 
 def test_a_refusal_names_what_fits():
-    assert plan(*sizes(rnnjax.LSTM, 520), H200, whole_grid=False) == (
+    assert plan(*sizes(rnnjax.LSTM, 520), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
         "cell, and not 520; a cluster needs a multiple of 16 units a head, such as 528, and not 520."
     )
-    assert plan(*sizes(rnnjax.LSTM, 4096), H200, whole_grid=True) == (
+    assert plan(*sizes(rnnjax.LSTM, 768), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
-        "cell, and not 4096; a cluster on H200 has room for 512 units a head of this cell, and not 4096; the whole "
-        "grid on H200 has room for 1456 units a head of this cell, and not 4096."
-    )
-    assert str(plan(*sizes(rnnjax.LSTM, 768), H200, whole_grid=False)).endswith(
-        "a cluster on H200 has room for 512 units a head of this cell, and not 768. GPU(whole_grid=True) would."
+        "cell, and not 768; a cluster on H200 has room for 512 units a head of this cell, and not 768."
     )
     old = H200._replace(name="V100", capability=70)
-    assert plan(*sizes(rnnjax.LSTM, 64), old, whole_grid=False) == (
+    assert plan(*sizes(rnnjax.LSTM, 64), old) == (
         "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
         "a cluster needs compute capability 9.0, `wgmma`, and V100 has 7.0."
     )
@@ -352,23 +395,14 @@ def test_a_refusal_names_what_fits():
 
 def test_float32_is_rounded_only_where_it_may_be():
     asked = sizes(rnnjax.LSTM, 256, dtype="float32")
-    assert isinstance(plan(*asked, H200, whole_grid=False), Cluster)
+    assert isinstance(plan(*asked, H200), Cluster)
     with jax.default_matmul_precision("highest"):
-        reason = plan(*asked, H200, whole_grid=False)
+        reason = plan(*asked, H200)
         assert "a cluster multiplies float32 as TF32, and jax_default_matmul_precision is highest" in str(reason)
 
 
-def test_the_whole_grid_refuses_more_blocks_than_run_at_a_time():
-    cell = of_zeros(rnnjax.Elman, I, 1536, "bfloat16")
-    engine = rnnjax.Fused(cuda=rnnjax.kernels.GPU(whole_grid=True))
-    run = jax.jit(jax.vmap(lambda xs: rnnjax.unroll(cell, None, xs, engine=engine)))
-    message = "1 groups x 1 heads x 7 tiles of sequences x 32 blocks are more than the 132 multiprocessors"
-    with on("NVIDIA H200"), pytest.raises(ValueError, match=message):
-        run.trace(np.zeros((400, 2, I), jnp.bfloat16)).lower(lowering_platforms=("cuda",))
-
-
 def test_a_plan_fills_the_device():
-    made = plan(*sizes(rnnjax.LSTM, 64), H200, whole_grid=False)
+    made = plan(*sizes(rnnjax.LSTM, 64), H200)
     assert isinstance(made, Block)
     assert made.tile(heads=12, sequences=16).rows == 16  # 12 blocks: none can be spared
     assert made.tile(heads=12, sequences=1024).rows == 32  # 768 blocks of 16 would take turns

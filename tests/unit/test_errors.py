@@ -242,6 +242,14 @@ ENGINES = [
     pytest.param(partial(Scan, unroll=True), ValueError, ["unroll", "positive", "True"], id="unroll_bool"),
     pytest.param(partial(Associative, block=0), ValueError, ["block", "positive", "0"], id="block_zero"),
     pytest.param(partial(Associative, block=True), ValueError, ["block", "positive", "True"], id="block_bool"),
+    pytest.param(partial(Associative, pallas="cuda"), TypeError, ["pallas", "True or False", "'cuda'"], id="pallas"),
+    pytest.param(
+        partial(Associative, block=7, pallas=True), ValueError, ["block", "pallas=True", "7"], id="block_and_pallas"
+    ),
+    pytest.param(partial(rnnjax.Fused, cuda=True), TypeError, ["cuda", "GPU()", "None", "True"], id="kernel_flag"),
+    pytest.param(
+        partial(rnnjax.Fused, tpu=rnnjax.kernels.TPU), TypeError, ["tpu", "TPU()", "class"], id="kernel_class"
+    ),
     pytest.param(partial(Checkpointed, segment=0), ValueError, ["segment", "positive", "0"], id="segment_zero"),
     pytest.param(partial(Auto, ()), ValueError, ["candidates", "at least one", "()"], id="no_candidates"),
     pytest.param(partial(Auto, [Scan()]), ValueError, ["candidates", "tuple", "[Scan()]"], id="candidates_list"),

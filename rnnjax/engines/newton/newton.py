@@ -25,7 +25,7 @@ class Newton(AbstractEngine):
 
     An iteration is one step of the cell at every t side by side, and one linear recurrence: a few iterations stand for
     T steps (DEER, Lim et al. 2024, arXiv:2309.12252; ParaRNN, Danieli et al. 2025, arXiv:2510.21450). The recurrence is
-    a tree of depth log T; with one number to a unit it is that of linear cells, which kernels walk in long chunks. It
+    a tree of depth log T; with one number to a unit it is that of a linear cell, run as `Associative()` runs it. It
     pays where a device is wider than the work of one step: over long sequences, on accelerators.
 
     jacobian     `Dense()`: few units, fewest iterations; `Diagonal()`: exact for diagonal cells, else quasi-Newton

@@ -21,6 +21,7 @@ from ...arrays import Units, UnitsOverTime
 from ..varying import vary_alike
 from . import cpu, gpu, reference, tpu
 
+# Those of CUDA and TPU are in Pallas. No device has run them yet, so they are lowered on request alone.
 KERNELS: dict[str | None, tuple[Callable[..., Array], tuple[str, ...]]] = {  # by platform, and of which dtypes
     "cpu": (cpu.scan, ("float32", "float64", "complex64", "complex128")),
     "cuda": (gpu.scan, ("float32", "float64", "complex64", "complex128")),
@@ -32,18 +33,27 @@ Row = Inexact[Array, "B H"]
 
 
 def linear_scan(
-    a: UnitsOverTime, b: UnitsOverTime, initial: Units, *, reverse: bool = False, block: int | None = None
+    a: UnitsOverTime,
+    b: UnitsOverTime,
+    initial: Units,
+    *,
+    reverse: bool = False,
+    block: int | None = None,
+    pallas: bool = False,
 ) -> UnitsOverTime:
     """All states of `h_t = a_t h_{t-1} + b_t`, from h_0 = `initial`; or, in reverse, of `h_t = a_t h_{t+1} + b_t`.
 
     Where a_t is exactly zero, h_t is b_t, whatever the state before it. Every derivative is right and is run by the
-    same kernel, and so is a batch; with a `block`, all of it is plain JAX, in blocks of so many steps. A state that is
-    zero or not finite may meet another fate than step by step where the product of many `a` overflows: parts of a
-    sequence are run at once.
+    same kernel, and so is a batch: on CPUs the compiled one, and with `pallas` also those of CUDA and TPU, which are
+    experimental. All else is plain JAX, in blocks of about sqrt(T) steps; and so is everything with a `block`, in
+    blocks of so many steps. A state that is zero or not finite may meet another fate than step by step where the
+    product of many `a` overflows: parts of a sequence are run at once.
     """
     dtype = jnp.result_type(a, b, initial)
     operands = vary_alike(tuple(each.astype(dtype) for each in (a, b, initial)))
-    return linear_scan_p.bind(*(each[None] for each in operands), reverse=reverse, late=False, block=block)[0]
+    return linear_scan_p.bind(
+        *(each[None] for each in operands), reverse=reverse, late=False, block=block, pallas=pallas
+    )[0]
 
 
 # Derivatives
@@ -63,11 +73,11 @@ def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[Array, Any]:
     return h, linear_scan_p.bind(a, tb, tinitial, **static)
 
 
-def _transpose(dh: Any, a: Rows, b: Any, initial: Any, *, reverse: bool, late: bool, block: int | None) -> list[Any]:
+def _transpose(dh: Any, a: Rows, b: Any, initial: Any, *, reverse: bool, late: bool, **static: Any) -> list[Any]:
     """The same recurrence backwards; what is left after its last step belongs to the initial state."""
     if isinstance(dh, ad.Zero):
         return [None, *(ad.Zero(each.aval) if ad.is_undefined_primal(each) else None for each in (b, initial))]
-    db = linear_scan_p.bind(a, dh, jnp.zeros_like(dh[:, 0]), reverse=not reverse, late=not late, block=block)
+    db = linear_scan_p.bind(a, dh, jnp.zeros_like(dh[:, 0]), reverse=not reverse, late=not late, **static)
     if not ad.is_undefined_primal(initial):
         return [None, db, None]
     first = -1 if reverse else 0
@@ -116,15 +126,22 @@ def _compiled(*operands: Array, **static: Any) -> Array:
         return compiled(*operands, **static)
 
 
-def _lower(platform: str | None, context: Any, *operands: Any, block: int | None, **static: Any) -> Any:
-    """Lower the kernel of `platform` if it has one for this dtype, or else plain JAX: no other one is traced."""
+def _lower(platform: str | None, context: Any, *operands: Any, block: int | None, pallas: bool, **static: Any) -> Any:
+    """Lower the kernel of `platform` if it has one for this call, or else plain JAX: no other one is traced."""
     rows = context.avals_in[1]
-    scan, dtypes = KERNELS.get(platform, (None, ()))
-    T = rows.shape[1]
-    refused = rows.dtype.name not in dtypes or not rows.size or (platform == "cpu" and not cpu.pays(*rows.shape))
-    if scan is None or block is not None or refused:
-        scan = partial(reference.scan, block=block or _length(platform, T))
+    scan = None if block is not None else _kernel(platform, rows, pallas)
+    if scan is None:
+        scan = partial(reference.scan, block=block or _length(platform, rows.shape[1]))
     return mlir.lower_fun(partial(scan, **static), multiple_results=False)(context, *operands)
+
+
+def _kernel(platform: str | None, rows: Any, pallas: bool) -> Callable[..., Array] | None:
+    """The kernel of `platform` for arrays like `rows`, if there is one that may run and is worth its call."""
+    scan, dtypes = KERNELS.get(platform, (None, ()))
+    if rows.dtype.name not in dtypes or not rows.size:
+        return None
+    chosen = cpu.pays(*rows.shape) if platform == "cpu" else pallas
+    return scan if chosen else None
 
 
 def _length(platform: str | None, T: int) -> int:
@@ -133,7 +150,7 @@ def _length(platform: str | None, T: int) -> int:
 
 
 linear_scan_p = Primitive("linear_scan")
-compiled = jax.jit(linear_scan_p.bind, static_argnames=("reverse", "late", "block"))
+compiled = jax.jit(linear_scan_p.bind, static_argnames=("reverse", "late", "block", "pallas"))
 linear_scan_p.def_impl(_compiled)
 linear_scan_p.def_abstract_eval(_type)
 ad.primitive_jvps[linear_scan_p] = _jvp

@@ -12,35 +12,36 @@ from .primitive import linear_scan
 
 
 def scan_part(
-    a: UnitsOverTime, b: UnitsOverTime, initial: Units, axis: str, *, block: int | None = None
+    a: UnitsOverTime, b: UnitsOverTime, initial: Units, axis: str, *, block: int | None = None, pallas: bool = False
 ) -> UnitsOverTime:
     """All states of this device's part, inside a `shard_map` over `axis`; `initial` is the state before the whole.
 
     A part as a whole is a map h -> a h + b, too: the devices exchange these, and none waits for another.
     """
-    return _scan(a, b, initial, axis, block)[1]
+    return _scan(a, b, initial, axis, block, pallas)[1]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _scan(
-    a: UnitsOverTime, b: UnitsOverTime, initial: Units, axis: str, block: int | None
+    a: UnitsOverTime, b: UnitsOverTime, initial: Units, axis: str, block: int | None, pallas: bool
 ) -> tuple[Units, UnitsOverTime]:
     """The state before this device's part of time, and all states of the part; `initial` is the one before the whole.
 
     Its derivative is the same again, as that of `linear_scan` is: to differentiate the scans within would keep more.
     """
-    last = linear_scan(a, b, jnp.zeros_like(initial), block=block)[-1]
+    scan = partial(linear_scan, block=block, pallas=pallas)
+    last = scan(a, b, jnp.zeros_like(initial))[-1]
     factors, offsets = jax.lax.all_gather((reference.factor(jnp.prod(a, 0), (a == 0).any(0)), last), axis)
-    after = linear_scan(factors, offsets, initial, block=block)
+    after = scan(factors, offsets, initial)
     before = jnp.concatenate([initial[None], after])[jax.lax.axis_index(axis)]
-    return before, linear_scan(a, b, before, block=block)
+    return before, scan(a, b, before)
 
 
 @_scan.defjvp
-def _scan_jvp(axis: str, block: int | None, primals: Any, tangents: Any) -> tuple[Any, Any]:
+def _scan_jvp(axis: str, block: int | None, pallas: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
     (a, b, initial), (ta, tb, tinitial) = primals, tangents
-    before, h = _scan(a, b, initial, axis, block)
+    before, h = _scan(a, b, initial, axis, block, pallas)
     seen = jnp.concatenate([before[None], h[:-1]])
     # A state that is forgotten moves nothing, but zero times what is not finite would be NaN.
     moved = ta * jnp.where((a == 0) & ~jnp.isfinite(seen), jnp.zeros_like(seen), seen)
-    return (before, h), _scan(a, moved + tb, tinitial, axis, block)
+    return (before, h), _scan(a, moved + tb, tinitial, axis, block, pallas)

@@ -1,7 +1,4 @@
-"""Tiers 2 and 3: several blocks of threads for a head and a tile of sequences, R in the shared memory of all (Mosaic).
-
-They are a cluster, which Hopper devices run together; or, where the caller asks for it, any of the grid.
-"""
+"""Tier 2: a cluster of blocks for each head and tile of sequences, R in the shared memory of all (Mosaic, Hopper)."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +13,7 @@ from ..pointwise.step import Step
 from . import cluster_backward, cluster_forward
 from .cut import NARROWEST, SPARE, WIDEST, Cut, fill, marks, ring, tiles_of
 from .device import HOPPER, Device
-from .exchange import AbstractExchange, ClusterExchange, GridExchange
+from .exchange import ClusterExchange
 from .tier import AbstractTier, Loop, Problem
 
 LARGEST = 16  # blocks of a cluster; more than eight are not portable, but every Hopper device runs them
@@ -31,43 +28,37 @@ LACKING = frozenset(  # of all operations; in one JAX or another
 class Cluster(AbstractTier):
     """Each block owns `width` units of a head, and gets h of the others through global memory at every step."""
 
-    def __init__(
-        self, device: Device, width: int, forward: tuple[int, int], backward: tuple[int, int], whole_grid: bool
-    ):
-        self.device, self.width, self.whole_grid = device, width, whole_grid
+    def __init__(self, device: Device, width: int, forward: tuple[int, int], backward: tuple[int, int]):
+        self.device, self.width = device, width
         self.rings = {"forward": forward, "backward": backward}  # chunk and slots of each half
 
     @classmethod
-    def fit(
-        cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device, whole_grid: bool
-    ) -> "Cluster | str":
+    def fit(cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> "Cluster | str":
         """The fewest blocks that do, or the reason why none do."""
-        what = "the whole grid" if whole_grid else "a cluster"
         if device.capability != HOPPER:
-            return f"{what} needs compute capability 9.0, `wgmma`, and {device.name} has {device.capability / 10}"
+            return f"a cluster needs compute capability 9.0, `wgmma`, and {device.name} has {device.capability / 10}"
         if lacking := sorted(step.operations() & LACKING):
-            return f"{what} has no {' and no '.join(lacking)}, which pointwise computes"
+            return f"a cluster has no {' and no '.join(lacking)}, which pointwise computes"
         precision = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  the type of `config` lacks it
         if weights.R.dtype == jnp.float32 and precision in EXACT:
-            return f"{what} multiplies float32 as TF32, and jax_default_matmul_precision is {precision}"
-        units, largest = weights.R.shape[2], device.multiprocessors if whole_grid else LARGEST
+            return f"a cluster multiplies float32 as TF32, and jax_default_matmul_precision is {precision}"
+        units = weights.R.shape[2]
         if units % NARROWEST:
             nearest = -(-units // NARROWEST) * NARROWEST
-            return f"{what} needs a multiple of {NARROWEST} units a head, such as {nearest}, and not {units}"
-        sizes = _Sizes(pointwise.gates, len(step.columns), pointwise.fields, weights.R.dtype.itemsize, device, largest)
+            return f"a cluster needs a multiple of {NARROWEST} units a head, such as {nearest}, and not {units}"
+        sizes = _Sizes(pointwise.gates, len(step.columns), pointwise.fields, weights.R.dtype.itemsize, device)
         for each in range(units, 0, -NARROWEST):
             found = sizes.width(each)
             if found is not None and each == units:
-                return cls(device, *found, whole_grid)
+                return cls(device, *found)
             if found is not None:
-                return f"{what} on {device.name} has room for {each} units a head of this cell, and not {units}"
-        return f"{what} has no room for this cell on {device.name}"
+                return f"a cluster on {device.name} has room for {each} units a head of this cell, and not {units}"
+        return f"a cluster has no room for this cell on {device.name}"
 
     def __str__(self) -> str:
-        together = "blocks of the whole grid" if self.whole_grid else "a cluster of blocks"
         return (
-            f"{together} for each head and up to 64 sequences, {self.width} units each, R of the head in the shared "
-            f"memory of all, h through global memory at every step, on {self.device.name}"
+            f"a cluster of blocks for each head and up to 64 sequences, {self.width} units each, R of the head in the "
+            f"shared memory of all, h through global memory at every step, on {self.device.name}"
         )
 
     def forward(
@@ -92,9 +83,8 @@ class Cluster(AbstractTier):
             tuple(states if look else None for look in seen),
             output(operands.state.shape, state.dtype),
         )
-        made = cluster_forward.forward(
-            cut, problem.step, f"rnnjax_{problem.name}_forward", self._exchange(interpret), interpret, operands, results
-        )
+        name, exchange = f"rnnjax_{problem.name}_forward", ClusterExchange(fences=not interpret)
+        made = cluster_forward.forward(cut, problem.step, name, exchange, interpret, operands, results)
         made = jax.tree.map(lambda array: array[:, : us.shape[1]], made)
         return made.states, made.last
 
@@ -127,26 +117,14 @@ class Cluster(AbstractTier):
             None if sequences.resets is None else state,
             state,
         )
-        name = f"rnnjax_{problem.name}_backward"
-        made = cluster_backward.backward(
-            cut, problem.step, name, self._exchange(interpret), interpret, operands, results
-        )
+        name, exchange = f"rnnjax_{problem.name}_backward", ClusterExchange(fences=not interpret)
+        made = cluster_backward.backward(cut, problem.step, name, exchange, interpret, operands, results)
         return Loop(*jax.tree.map(lambda array: array[:, : dlast.shape[1]], tuple(made)))
 
     def _cut(self, half: str, problem: Problem) -> Cut:
         groups, batch, steps, _ = problem.sequences.xs.shape
         heads, units = problem.weights.R.shape[1:3]
-        cut = Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *self.rings[half])
-        if self.whole_grid and cut.works * cut.blocks > self.device.multiprocessors:
-            raise ValueError(
-                f"whole_grid: {groups} groups x {heads} heads x {cut.tiles} tiles of sequences x {cut.blocks} blocks "
-                f"are more than the {self.device.multiprocessors} multiprocessors of {self.device.name}, which must "
-                "run all at the same time. Use smaller batches, or whole_grid=False"
-            )
-        return cut
-
-    def _exchange(self, interpret: Any) -> AbstractExchange:
-        return GridExchange() if self.whole_grid else ClusterExchange(fences=not interpret)
+        return Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *self.rings[half])
 
 
 class _Sizes(NamedTuple):
@@ -157,12 +135,11 @@ class _Sizes(NamedTuple):
     fields: int
     itemsize: int
     device: Device
-    largest: int  # number of blocks
 
     def width(self, units: int) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
         """The most units of a block for a head of so many, and chunk and slots of each half; None if none do."""
         for width in (64, 48, 32, 16):
-            if units % width == 0 and 2 <= units // width <= self.largest and self.gates * width <= WIDEST:
+            if units % width == 0 and 2 <= units // width <= LARGEST and self.gates * width <= WIDEST:
                 rings = self.rings(units, width)
                 if rings[0] is not None and rings[1] is not None:
                     return width, rings[0], rings[1]

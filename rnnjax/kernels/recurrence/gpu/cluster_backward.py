@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ...pallas import layout, load, mosaic_gpu, pallas
 from ..pointwise.step import Step
 from .cut import ROWS, Cut, Ring, Worker, chosen, launch, of_rows, quotient, remainder
-from .exchange import AbstractExchange
+from .exchange import ClusterExchange
 
 
 class Operands(NamedTuple):
@@ -65,7 +65,7 @@ def fixed_bytes(width: int, units: int, gates: int, columns: int, fields: int, i
 
 
 def backward(
-    cut: Cut, step: Step, name: str, exchange: AbstractExchange, interpret: Any, operands: Operands, results: Results
+    cut: Cut, step: Step, name: str, exchange: ClusterExchange, interpret: Any, operands: Operands, results: Results
 ) -> Results:
     """All steps in reverse; `results` holds the types."""
     columns, fields = operands.columns.shape[3], operands.dlast.shape[2]
@@ -152,7 +152,7 @@ class _Block(Worker):
             dbefore = chosen(taken, dbefore, dafter)
         self.publish(t, made)
         pallas.when(t > 0)(lambda: self.fetch(t - 1))
-        self.exchange.collect(self.barrier, cut.blocks, k)
+        self.exchange.collect(self.barrier)
         dh = Ring(scratch.operand, scratch.ready, self.read.R.shape[3]).product(
             scratch.kept, lambda part, slot: self.fetch_chunk(t, part, slot), cut.width, self.dtype
         )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ...pallas import layout, load, mosaic_gpu, pallas
 from ..pointwise.step import Step
 from .cut import ROWS, Cut, Ring, Worker, chosen, launch, of_rows
-from .exchange import AbstractExchange
+from .exchange import ClusterExchange
 
 
 class Operands(NamedTuple):
@@ -62,7 +62,7 @@ def fixed_bytes(width: int, units: int, gates: int, fields: int, itemsize: int) 
 
 
 def forward(
-    cut: Cut, step: Step, name: str, exchange: AbstractExchange, interpret: Any, operands: Operands, results: Results
+    cut: Cut, step: Step, name: str, exchange: ClusterExchange, interpret: Any, operands: Operands, results: Results
 ) -> Results:
     """All steps; `results` holds the types."""
     gates, fields = operands.us.shape[3], operands.state.shape[2]
@@ -131,7 +131,7 @@ class _Block(Worker):
         """A step."""
         cut, place, scratch = self.cut, self.place, self.scratch
         marks = None if self.read.marks is None else of_rows(self.read.marks.at[place.group, t, place.tile], cut.width)
-        self.exchange.collect(self.barrier, cut.blocks, t)
+        self.exchange.collect(self.barrier)
         mosaic_gpu.barrier_wait(scratch.arrived.at[0])
         us = [load(scratch.inputs.at[gate], layout()).astype(self.dtype) for gate in range(self.gates)]
         mosaic_gpu.commit_smem()  # they are read before the next ones are written over them

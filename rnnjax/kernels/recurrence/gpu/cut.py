@@ -1,4 +1,4 @@
-"""How a recurrence is cut into pieces for several blocks of threads that share a head, and what all of them do alike.
+"""How a recurrence is cut into pieces for a cluster of blocks that share a head, and what all of them do alike.
 
 A block owns `width` units of a head, all their gates, in a tile of sequences. Its part of R stays in its shared memory;
 at every step it needs the whole h (or all gate cotangents) of the tile, which it reads back chunk by chunk.
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...pallas import accumulator, layout, load, mosaic_gpu, pallas, transposed
 from ..pointwise.step import Step
-from .exchange import AbstractExchange
+from .exchange import ClusterExchange
 
 ROWS = 64  # sequences that a product in matrix units takes; a tile has at most as many
 NARROWEST = 16  # of a block's units
@@ -99,7 +99,6 @@ def marks(
 class Place(NamedTuple):
     """Where a block is."""
 
-    work: Array
     group: Array
     head: Array
     tile: Array
@@ -114,7 +113,7 @@ def place(cut: Cut) -> Place:
     head, tile = work // cut.tiles % cut.heads, work % cut.tiles
     batch = pallas.ds(tile * cut.rows, cut.rows)
     mine = pallas.ds(head * cut.units + block * cut.width, cut.width)
-    return Place(work, work // (cut.tiles * cut.heads), head, tile, block, batch, mine, pallas.ds(0, cut.rows))
+    return Place(work // (cut.tiles * cut.heads), head, tile, block, batch, mine, pallas.ds(0, cut.rows))
 
 
 def own(array: Any, group: Array) -> Array:
@@ -193,12 +192,12 @@ class Worker(abc.ABC):
     """What one block does; a half says how it runs."""
 
     def __init__(
-        self, cut: Cut, step: Step, exchange: AbstractExchange, read: Any, write: Any, scratch: Any, barrier: list[Any]
+        self, cut: Cut, step: Step, exchange: ClusterExchange, read: Any, write: Any, scratch: Any, barrier: Any
     ):
         self.cut, self.step, self.exchange = cut, step, exchange
         self.read, self.write, self.scratch = read, write, scratch
         self.place, self.dtype = place(cut), step.graph.dtype
-        self.barrier = exchange.open(cut.works, self.place.work, barrier)
+        self.barrier = barrier.at[0]
 
     @abc.abstractmethod
     def run(self) -> None:
@@ -224,28 +223,34 @@ def launch(
     cut: Cut,
     step: Step,
     name: str,
-    exchange: AbstractExchange,
+    exchange: ClusterExchange,
     interpret: Any,
     operands: Any,
     results: Any,
     scratch: Any,
 ) -> Any:
     """Run the kernel of a half; `results` and `scratch` hold types."""
-    axes = {axis: value for axis, value in exchange.axes(cut.works, cut.blocks)._asdict().items() if value}
     emulated = {"interpret": interpret} if interpret else {}
     form = jax.tree.structure((operands, results, scratch))
 
     def body(*references: Any) -> None:
-        read, write, own = jax.tree.unflatten(form, references[: form.num_leaves])
-        worker(cut, step, exchange, read, write, own, list(references[form.num_leaves :])).run()
+        *others, barrier = references
+        read, write, own = jax.tree.unflatten(form, others)
+        worker(cut, step, exchange, read, write, own, barrier).run()
 
     call = mosaic_gpu.kernel(
         body,
         out_type=jax.tree.leaves(results),
-        scratch_types=[*jax.tree.leaves(scratch), *exchange.scratch()],
+        grid=(cut.works,),
+        grid_names=("work",),
+        cluster=(cut.blocks,),
+        cluster_names=("block",),
+        scratch_types=[
+            *jax.tree.leaves(scratch),
+            mosaic_gpu.ClusterBarrier(collective_axes=("block",), num_barriers=1),
+        ],
         compiler_params=mosaic_gpu.CompilerParams(lowering_semantics=mosaic_gpu.LoweringSemantics.Warpgroup),
         kernel_name=name,
-        **axes,
         **emulated,
     )
     return jax.tree.unflatten(jax.tree.structure(results), call(*jax.tree.leaves(operands)))

@@ -20,6 +20,8 @@ from .tier import AbstractTier, Problem
 class GPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, in float32, bfloat16 or float16.
 
+    Experimental: no device has measured it. It is emulated, lowered and compiled; `Fused(cuda=GPU())` runs it.
+
     R of a head stays in shared memory for all of time: in that of one block of threads, where it fits, from Ampere on;
     else, on Hopper, in that of a cluster of up to 16 blocks, which show each other h at every step. Backward reads
     the states and the columns, which one product has made anew, and writes the columns' cotangents: the products with
@@ -27,16 +29,10 @@ class GPU(AbstractKernel):
     float16 the loss wants a scale. float32 is multiplied as TF32 where
     `jax_default_matmul_precision` allows it, as it does by default, and by a cluster in no other way.
 
-    whole_grid   let a head that is too large for a cluster have any number of blocks, up to that of multiprocessors.
-                 They wait for each other at every step: if another kernel keeps one of them from beginning, all hang.
-                 So nothing else may run on the device at the same time: no other process, no second stream, no
-                 collective of a mesh, and no second such kernel, which XLA might start beside the first where neither
-                 needs the other, as the two of `Bidirectional` (`--xla_gpu_enable_command_buffer=` keeps it from that).
-    device       what to plan for; None is the device that is lowered for
-    interpret    emulate it elsewhere: True, or, of a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
+    device      what to plan for; None is the device that is lowered for
+    interpret   emulate it elsewhere: True, or, of a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
     """
 
-    whole_grid: bool = eqx.field(static=True, default=False)
     device: Device | None = eqx.field(static=True, default=None)
     interpret: Any = eqx.field(static=True, default=False)
 
@@ -48,7 +44,7 @@ class GPU(AbstractKernel):
         return made if isinstance(made, str) else None
 
     def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        return str(self._plan(pointwise, weights))
+        return f"{self._plan(pointwise, weights)} (experimental: no device has measured it)"
 
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         del pointwise, weights
@@ -92,7 +88,7 @@ class GPU(AbstractKernel):
         return products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
 
     def _plan(self, pointwise: Pointwise, weights: Weights) -> AbstractTier | str:
-        return plan(pointwise, weights, self.device or Device.current(), self.whole_grid)
+        return plan(pointwise, weights, self.device or Device.current())
 
     def _tier(self, pointwise: Pointwise, weights: Weights, sequences: Sequences) -> tuple[AbstractTier, Problem]:
         tier = self._plan(pointwise, weights)

@@ -29,6 +29,8 @@ LACKING = frozenset({"sign", "expm1", "asin", "acos", "atan", "sinh", "cosh", "e
 class TPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, in float32 or bfloat16; float16 is made float32 first.
 
+    Experimental: no device has measured it. It is emulated, lowered and compiled; `Fused(tpu=TPU())` runs it.
+
     A head is a recurrence of its own. Time is the last axis of the grid, gone through in order: its blocks are fetched
     while the one before is used, and between them R and the states stay in vector memory. Backward reads the states
     and the columns, which one product has made anew, and writes the columns' cotangents: the products with them are
@@ -63,7 +65,8 @@ class TPU(AbstractKernel):
 
     def describe(self, pointwise: Pointwise, weights: Weights) -> str:
         held = _resident(pointwise, weights, whole(weights.R.shape[2], LANES)) / 2**20
-        return f"block by block of time, R of each head in {held:.2g} MiB of vector memory"
+        how = f"block by block of time, R of each head in {held:.2g} MiB of vector memory"
+        return f"{how} (experimental: no device has measured it)"
 
     def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
         del pointwise, weights
