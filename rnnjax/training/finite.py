@@ -9,13 +9,13 @@ from .devices import AbstractDevices
 from .run import Log, Metrics, Run
 
 
-def summarise(losses: list[Array], norms: list[Array]) -> Metrics:
+def summarise(losses: list[Array | float], norms: list[Array | float]) -> Metrics:
     """Means since the last report."""
     means = (np.mean(np.asarray(jax.device_get(values), np.float64)) for values in (losses, norms))
     return dict(zip(("loss", "gradient_norm"), map(float, means), strict=True))
 
 
-def check_loss(loss: Array, step: int, log: Log | None) -> None:
+def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
     """A loss that is not finite ends the run, before anything is written that came after it."""
     value = np.asarray(jax.device_get(loss))
     if not np.isfinite(value):

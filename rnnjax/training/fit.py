@@ -95,6 +95,7 @@ def fit(
                 run, value, norm = update(run, devices.split("batches", batches(step)))
                 if losses:
                     check_loss(losses[-1], step - 1, log)  # of the step before, while this one runs
+                    losses[-1], norms[-1] = float(losses[-1]), float(norms[-1])  # an array takes kilobytes
                 losses.append(value)
                 norms.append(norm)
                 bar.update()
