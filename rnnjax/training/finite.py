@@ -29,7 +29,8 @@ def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:
     """What the last step made of weights and carry has met no loss yet: it must be seen before it is kept."""
     remedies = {
         "weights": "Clip the gradient, lower the learning rate, or look at the gradient.",
-        "carry": "Look at the batch, and at what the loss makes of it.",
+        "carry": "Look at the batch, and at what the loss makes of it. If the carry is an estimator's memories, let "
+        "sequences begin more often, or lower the learning rate.",
     }
     for name, remedy in remedies.items():
         if not devices.gather(_is_finite(getattr(run, name))):
