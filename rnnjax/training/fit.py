@@ -82,8 +82,8 @@ def fit(
                 follow those of the batch before, in the same row. Separate sequences: `np.ones(B, bool)` at every step
     carry       B memories, such as those that an earlier `fit` returned. None: all start, with B from `batches(0)`
 
-    An optimiser then gets `value` and `grad` but no `value_fn`, so L-BFGS with its line search cannot run. A gradient is
-    computed for each sequence by itself: for BPTT of whole sequences, gradient=None is two or three times faster.
+    An optimiser then gets `value` and `grad` but no `value_fn`, so L-BFGS with its line search cannot run. The gradient
+    of each sequence is computed by itself: for BPTT of whole sequences, gradient=None is two or three times faster.
 
     Raises FloatingPointError when loss, weights or carry are not finite (the last checkpoint is from before): a loss
     as soon as the step after it has begun, weights and carry before they are kept;
