@@ -9,13 +9,13 @@ from .devices import AbstractDevices
 from .run import Log, Metrics, Run
 
 
-def summarise(losses: list[Array], norms: list[Array]) -> Metrics:
+def summarise(losses: list[Array | float], norms: list[Array | float]) -> Metrics:
     """Means since the last report."""
     means = (np.mean(np.asarray(jax.device_get(values), np.float64)) for values in (losses, norms))
     return dict(zip(("loss", "gradient_norm"), map(float, means), strict=True))
 
 
-def check_loss(loss: Array, step: int, log: Log | None) -> None:
+def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
     """A loss that is not finite ends the run, before anything is written that came after it."""
     value = np.asarray(jax.device_get(loss))
     if not np.isfinite(value):
@@ -29,7 +29,8 @@ def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:
     """What the last step made of weights and carry has met no loss yet: it must be seen before it is kept."""
     remedies = {
         "weights": "Clip the gradient, lower the learning rate, or look at the gradient.",
-        "carry": "Look at the batch, and at what the loss makes of it.",
+        "carry": "Look at the batch, and at what the loss makes of it. If the carry is an estimator's memories, let "
+        "sequences begin more often, or lower the learning rate.",
     }
     for name, remedy in remedies.items():
         if not devices.gather(_is_finite(getattr(run, name))):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .. import check
-from ..check import alike, show
+from ..gradients.estimator import AbstractEstimator
 from .devices import AbstractDevices, DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
+from .objective import AbstractObjective, Batches, Loss, StepLoss, choose_objective
 from .run import Log, Metrics, Run
 
-Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
 Optimiser = optax.GradientTransformation | optax.MultiSteps
 
 
@@ -33,12 +34,13 @@ class Fitted(NamedTuple):
 
 def fit(
     model: Any,
-    loss: Loss,
-    batches: Callable[[int], PyTree],
+    loss: Loss | StepLoss,
+    batches: Batches,
     optimiser: Optimiser,
     *,
     steps: int,
     key: PRNGKeyArray,
+    gradient: AbstractEstimator | None = None,
     carry: PyTree = None,
     validate: Callable[[Any], Any] | None = None,
     every: int = 100,
@@ -59,6 +61,7 @@ def fit(
                 value: `optax.clip(1.0)`; accumulation over k batches: `optax.MultiSteps(optimiser, k)`. It also gets
                 the loss, as `value`, `grad` and `value_fn`: for reduce on plateau, Polyak steps, L-BFGS
     key         randomness: step t gets `jax.random.fold_in(key, t)`
+    gradient    None: JAX differentiates `loss`. An estimator, such as `RTRL()`: see below
     validate    `model -> scalar`, called every `every` steps; the model with the least value is returned
     patience    stop after so many validations without a new least
     folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere
@@ -69,6 +72,19 @@ def fit(
                 each device. Further axes are left to the loss, for `Sharded`. Where the mesh spans processes, all call
                 `fit` alike, each with the whole batch; the first one writes, into a folder that all can read
 
+    With an estimator four of these have another form; checkpoints, validation and all else stay the same.
+
+    model       a pair `(cell, head)`
+    loss        `(head, y, target) -> scalar`, of one step of one sequence. Losses and gradients are summed over the
+                steps of a chunk and averaged over the sequences of a batch
+    batches     step -> `(xs, targets, starts)`: arrays [B, T, ...], T steps of each of B sequences, and booleans [B].
+                Where `starts` is true, a sequence begins at the first of these steps, with a new memory; elsewhere they
+                follow those of the batch before, in the same row. Separate sequences: `np.ones(B, bool)` at every step
+    carry       B memories, such as those that an earlier `fit` returned. None: all start, with B from `batches(0)`
+
+    An optimiser then gets `value` and `grad` but no `value_fn`, so L-BFGS with its line search cannot run. The gradient
+    of each sequence is computed by itself: for BPTT of whole sequences, gradient=None is two or three times faster.
+
     Raises FloatingPointError when loss, weights or carry are not finite (the last checkpoint is from before): a loss
     as soon as the step after it has begun, weights and carry before they are kept;
     FileExistsError when `folder` holds a run and `resume` is false, or is held by a run that still lives;
@@ -77,16 +93,17 @@ def fit(
     """
     check.flags(resume=resume, progress=progress)
     _check_arguments(steps, every, patience, validate, folder, resume)
+    objective = choose_objective(model, loss, gradient)
     devices = OneDevice() if mesh is None else DataParallel(mesh)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
-    run = _start(weights, optimiser, carry, key)
+    run = _start(weights, optimiser, objective.begin(model, carry, batches, key), key)
     from tqdm import tqdm  # by training alone: a checkout can be imported without it
 
     with nullcontext() if folder is None else Log(Path(folder), devices) as log:
         if log is not None:
             run = log.open(run, resume)
         run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
-        update = _compile(loss, optimiser, static, devices)
+        update = _compile(objective, optimiser, static, devices)
         losses, norms, begun = [], [], time.perf_counter()
         with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
             for step in range(int(run.step), steps):
@@ -95,6 +112,7 @@ def fit(
                 run, value, norm = update(run, devices.split("batches", batches(step)))
                 if losses:
                     check_loss(losses[-1], step - 1, log)  # of the step before, while this one runs
+                    losses[-1], norms[-1] = float(losses[-1]), float(norms[-1])  # an array takes kilobytes
                 losses.append(value)
                 norms.append(norm)
                 bar.update()
@@ -129,26 +147,15 @@ def _check_arguments(steps: int, every: int, patience: int | None, validate: Any
 
 def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArray) -> Run:
     state = jax.tree.map(jnp.asarray, optimiser.init(weights))
-    carry = jax.tree.map(jnp.asarray, carry)
     zero = jnp.zeros((), jnp.int32)
     infinity = jnp.asarray(jnp.inf, jnp.float32)
     return Run(weights, state, carry, zero, key, weights, infinity, zero)
 
 
-def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: AbstractDevices) -> Callable:
-    def objective(weights: PyTree, carry: PyTree, batch: PyTree, key: Array) -> tuple[Array, PyTree]:
-        answer = loss(eqx.combine(weights, static), carry, batch, key)
-        if not (isinstance(answer, tuple) and len(answer) == 2):
-            raise TypeError(f"loss: expected it to return (scalar, carry), or (scalar, None), got {show(answer)}")
-        value, after = answer[0], jax.tree.map(jnp.asarray, answer[1])
-        if not alike(after, carry):
-            raise ValueError(
-                f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}"
-            )
-        return value, after
-
-    gradient_of_batch = devices.over_batch(jax.value_and_grad(objective, has_aux=True))
-    value_of_batch = devices.over_batch(lambda *arguments: (objective(*arguments), None))
+def _compile(objective: AbstractObjective, optimiser: Optimiser, static: PyTree, devices: AbstractDevices) -> Callable:
+    gradient_of_batch = devices.over_batch(partial(objective.value_and_gradient, static))
+    alone = objective.value
+    value_of_batch = alone and devices.over_batch(lambda *arguments: (alone(static, *arguments), None))
     optimise = _with_extra_arguments(optimiser)
 
     @jax.jit
@@ -156,13 +163,20 @@ def _compile(loss: Loss, optimiser: Optimiser, static: PyTree, devices: Abstract
         key = jax.random.fold_in(run.key, run.step)
         rest = run.carry, batch, key
         (value, carry), slope = gradient_of_batch(run.weights, *rest)
-        again = lambda weights: value_of_batch(weights, *rest)[0][0]  # noqa: E731  for a line search
-        updates, state = optimise(slope, run.optimiser, run.weights, value=value, grad=slope, value_fn=again)
+        search = _line_search(value_of_batch, rest)
+        updates, state = optimise(slope, run.optimiser, run.weights, value=value, grad=slope, **search)
         weights = optax.apply_updates(run.weights, updates)
         moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
         return moved, value, optax.tree.norm(slope)
 
     return update
+
+
+def _line_search(value_of_batch: Callable | None, rest: tuple[PyTree, ...]) -> dict[str, Callable]:
+    """The argument that a line search needs: the loss of the same batch at other weights."""
+    if value_of_batch is None:
+        return {}
+    return {"value_fn": lambda weights: value_of_batch(weights, *rest)[0][0]}
 
 
 def _with_extra_arguments(optimiser: Optimiser) -> Callable[..., tuple[PyTree, PyTree]]:

@@ -42,6 +42,7 @@ CHECKS = (
         "newton",
         "what_fades_and_what_overflows",
         "training_over_batch",
+        "an_estimator_over_batch",
         "a_key_for_each_device",
     ),
     *("parts_are_refused_as_parts", "what_newton_refuses", "a_batch_that_the_devices_do_not_divide"),

@@ -175,6 +175,22 @@ def test_a_long_training_takes_no_more_memory_and_compiles_nothing(compilations)
     assert memory[-1] - memory[0] < 20
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_losses_that_wait_for_a_report_take_no_memory():
+    """As arrays of JAX, those of 5,000 steps took 35 MB."""
+    steps, seen = 5_000, {}
+
+    def batches(step: int) -> np.ndarray:
+        if step in (500, steps - 1):
+            seen[step] = resident()
+        return np.ones(3)
+
+    loss = lambda weights, carry, batch, key: (jnp.sum((weights - batch) ** 2), carry)  # noqa: ARG005, E731
+    options = {"steps": steps, "every": steps, "progress": False, "key": grid.KEY}
+    rnnjax.fit(grid.place(np.zeros(3)), loss, batches, optax.sgd(0.1), **options)
+    assert seen[steps - 1] - seen[500] < 8
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_memory_is_flat_over_a_thousand_calls():

@@ -1,0 +1,136 @@
+"""Learning online: a GRU reads an endless stream of bits and repeats each one some steps later.
+
+    python examples/online_learning.py
+    python examples/online_learning.py --estimators rtrl snap1 uoro bptt --delay 8 --steps 20000
+    python examples/online_learning.py --estimators rtrl --steps 1000000 --folder runs/online [--resume]
+
+The weights move after every step of the stream (`--chunk 1`), and only the estimator's memory is kept of the past. That
+of RTRL holds the influence of all earlier steps, so it learns the delay. BPTT looks back over one chunk, and does not.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+from learning import folder_for_now
+
+import rnnjax
+
+UNITS, LEARNING_RATE, REPORTS, BLOCK = 16, 3e-3, 10, 1000
+CHANCE = math.log(2)  # nats a bit, of a network without memory
+ESTIMATORS: dict[str, rnnjax.AbstractEstimator] = {
+    "rtrl": rnnjax.RTRL(),
+    "snap1": rnnjax.SnAp1(),
+    "eprop": rnnjax.EProp(),
+    "uoro": rnnjax.UORO(),
+    "bptt": rnnjax.BPTT(),
+}
+
+
+def main() -> None:
+    """Learn with each estimator; print the loss beside that of chance, and the memory of the process."""
+    for _ in run(parse()):
+        pass
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words in its place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=["rtrl", "bptt"])
+    parser.add_argument("--delay", type=int, default=5, help="how many steps later a bit is repeated")
+    parser.add_argument("--chunk", type=int, default=1, help="steps of the stream between two updates")
+    parser.add_argument("--steps", type=int, default=10_000, help="updates of the weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where metrics and checkpoints go, and stay")
+    parser.add_argument("--resume", action="store_true", help="go on with the runs in --folder")
+    options = parser.parse_args(words)
+    for name, least in {"delay": 0, "chunk": 1, "steps": 1}.items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name}: expected {least} or more, got {getattr(options, name)}")
+    if options.resume and options.folder is None:
+        parser.error("--resume: expected a --folder to resume from, got none")
+    return options
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of each estimator: the loss of each tenth of the stream, before the update that it led to."""
+    for name in options.estimators:
+        kept = options.folder and options.folder / name
+        with folder_for_now() if kept is None else nullcontext(kept) as folder:
+            memory = learn(ESTIMATORS[name], options, folder)
+            lines = rnnjax.read_metrics(folder / "metrics.jsonl")
+        losses = {int(line["step"]): line["loss"] / options.chunk for line in lines}
+        print(f"{name}, bits repeated after {options.delay} steps; chance is {CHANCE:.3f} nats a bit")
+        for step, loss in losses.items():
+            held = f"{memory[step]:6.1f} MB resident" if step in memory else ""
+            print(f"{step:>9,} updates  {loss:.3f} nats  {100 * loss / CHANCE:5.1f} % of chance  {held}", flush=True)
+        yield {"estimator": name, "delay": options.delay, "losses": losses, "memory": memory}
+
+
+def learn(estimator: rnnjax.AbstractEstimator, options: argparse.Namespace, folder: Path) -> dict[int, float]:
+    """Learn from the stream; returns the resident memory in MB before some of the updates, and after the last."""
+    cell_key, head_key, key = jax.random.split(jax.random.key(options.seed), 3)
+    every, memory = max(1, options.steps // REPORTS), {}
+    batches = stream(options.seed, options.delay, options.chunk)
+
+    def watched(step: int) -> tuple[np.ndarray, ...]:
+        if step % every == 0:
+            memory[step] = resident()
+        return batches(step)
+
+    rnnjax.fit(
+        (rnnjax.GRU(1, UNITS, key=cell_key), eqx.nn.Linear(UNITS, 1, key=head_key)),
+        loss,
+        watched,
+        optax.adam(LEARNING_RATE),
+        steps=options.steps,
+        key=key,
+        gradient=estimator,
+        every=every,
+        folder=folder,
+        resume=options.resume,
+    )
+    memory[options.steps] = resident()
+    return memory
+
+
+def stream(seed: int, delay: int, chunk: int) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """One stream in chunks: bits as -1 and 1, [1, T, 1]; those `delay` steps before, [1, T]; whether it starts, [1]."""
+
+    @lru_cache(maxsize=2)
+    def block(number: int) -> np.ndarray:
+        return np.random.default_rng((seed, number)).integers(0, 2, BLOCK).astype(np.float32)
+
+    def read(first: int) -> np.ndarray:
+        return np.array([[block(place // BLOCK)[place % BLOCK] for place in range(first, first + chunk)]])
+
+    def batch(step: int) -> tuple[np.ndarray, ...]:
+        first = step * chunk
+        return 2 * read(first + delay)[..., None] - 1, read(first), np.array([step == 0])
+
+    return batch
+
+
+def loss(head: eqx.nn.Linear, y: Array, bit: Array) -> Array:
+    """Nats a bit."""
+    return optax.sigmoid_binary_cross_entropy(head(y)[0], bit)
+
+
+def resident() -> float:
+    """The main memory that this process holds, in MB; NaN on a system that has no /proc."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if path.exists() else math.nan
+
+
+if __name__ == "__main__":
+    main()
