@@ -28,12 +28,12 @@ import rnnjax
 
 UNITS, LEARNING_RATE, REPORTS, BLOCK = 16, 3e-3, 10, 1000
 CHANCE = math.log(2)  # nats a bit, of a network without memory
-ESTIMATORS: dict[str, rnnjax.AbstractEstimator] = {
-    "rtrl": rnnjax.RTRL(),
-    "snap1": rnnjax.SnAp1(),
-    "eprop": rnnjax.EProp(),
-    "uoro": rnnjax.UORO(),
-    "bptt": rnnjax.BPTT(),
+ESTIMATORS: dict[str, rnnjax.gradients.AbstractEstimator] = {
+    "rtrl": rnnjax.gradients.RTRL(),
+    "snap1": rnnjax.gradients.SnAp1(),
+    "eprop": rnnjax.gradients.EProp(),
+    "uoro": rnnjax.gradients.UORO(),
+    "bptt": rnnjax.gradients.BPTT(),
 }
 
 
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         kept = options.folder and options.folder / name
         with folder_for_now() if kept is None else nullcontext(kept) as folder:
             memory = learn(ESTIMATORS[name], options, folder)
-            lines = rnnjax.read_metrics(folder / "metrics.jsonl")
+            lines = rnnjax.training.read_metrics(folder / "metrics.jsonl")
         losses = {int(line["step"]): line["loss"] / options.chunk for line in lines}
         print(f"{name}, bits repeated after {options.delay} steps; chance is {CHANCE:.3f} nats a bit")
         for step, loss in losses.items():
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"estimator": name, "delay": options.delay, "losses": losses, "memory": memory}
 
 
-def learn(estimator: rnnjax.AbstractEstimator, options: argparse.Namespace, folder: Path) -> dict[int, float]:
+def learn(estimator: rnnjax.gradients.AbstractEstimator, options: argparse.Namespace, folder: Path) -> dict[int, float]:
     """Learn from the stream; returns the resident memory in MB before some of the updates, and after the last."""
     cell_key, head_key, key = jax.random.split(jax.random.key(options.seed), 3)
     every, memory = max(1, options.steps // REPORTS), {}
@@ -88,7 +88,7 @@ def learn(estimator: rnnjax.AbstractEstimator, options: argparse.Namespace, fold
             memory[step] = resident()
         return batches(step)
 
-    rnnjax.fit(
+    rnnjax.training.fit(
         (rnnjax.GRU(1, UNITS, key=cell_key), eqx.nn.Linear(UNITS, 1, key=head_key)),
         loss,
         watched,

@@ -126,7 +126,7 @@ def choose_objective(model: Any, loss: Any, gradient: Any) -> AbstractObjective:
         _check_loss(loss, "(model, carry, batch, key) -> (scalar, carry)", 4, hint)
         return Differentiated(loss)
     if not isinstance(gradient, AbstractEstimator):
-        raise TypeError(f"gradient: expected an estimator, such as rnnjax.RTRL(), or None, got {gradient!r}")
+        raise TypeError(f"gradient: expected an estimator, such as rnnjax.gradients.RTRL(), or None, got {gradient!r}")
     name = type(gradient).__name__
     if not (isinstance(model, tuple) and len(model) == 2):
         raise TypeError(

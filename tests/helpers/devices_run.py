@@ -278,12 +278,12 @@ def check_training_over_batch_and_time() -> None:
 def check_an_estimator_over_batch() -> None:
     """RTRL over eight devices, each with one sequence and its memory, is RTRL on one."""
 
-    def fitted(mesh: jax.sharding.Mesh | None) -> rnnjax.Fitted:
+    def fitted(mesh: jax.sharding.Mesh | None) -> rnnjax.training.Fitted:
         cell, head = grid.build("elman"), grid.place(np.random.default_rng(5).normal(size=(grid.H, grid.I)))
         chunk = lambda step: (*streams(step), np.arange(8) % 3 == step % 3)  # noqa: E731
         loss = lambda head, y, target: jnp.sum((y @ head - target) ** 2)  # noqa: E731
-        options = {"steps": 4, "key": grid.KEY, "gradient": rnnjax.RTRL(), "mesh": mesh, "progress": False}
-        return rnnjax.fit((cell, head), loss, chunk, optax.sgd(0.001), **options)
+        options = {"steps": 4, "key": grid.KEY, "gradient": rnnjax.gradients.RTRL(), "mesh": mesh, "progress": False}
+        return rnnjax.training.fit((cell, head), loss, chunk, optax.sgd(0.001), **options)
 
     grid.assert_close(fitted(jax.make_mesh((8,), ("batch",)))[:2], fitted(None)[:2])
 

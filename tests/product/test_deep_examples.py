@@ -144,7 +144,7 @@ STEPS = {
 def test_the_example_takes_a_step(name, monkeypatch, tmp_path):
     example, words = STEPS[name]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(rnnjax, "fit", trace_a_step)
+    monkeypatch.setattr(rnnjax.training, "fit", trace_a_step)
     monkeypatch.setattr(moving_digits, "JUDGED", 1)
     monkeypatch.setattr(example, "BLOCKS", 1, raising=False)
     shrink_shakespeare(monkeypatch)

@@ -50,11 +50,11 @@ def restart(step: int) -> tuple[np.ndarray, ...]:
     return chunk(step, 2, [step in (0, 3), step == 0, step == 0])
 
 
-def train(gradient: Any, batches: Callable[[int], Any] = chunk, **options: Any) -> rnnjax.Fitted:
+def train(gradient: Any, batches: Callable[[int], Any] = chunk, **options: Any) -> rnnjax.training.Fitted:
     """Fit for three steps."""
     given = {"steps": 3, "key": grid.KEY, "progress": False, "optimiser": optax.sgd(RATE, momentum=0.9)} | options
     model, loss_ = given.pop("model", None) or weights(), given.pop("loss", loss)
-    return rnnjax.fit(model, loss_, batches, given.pop("optimiser"), gradient=gradient, **given)
+    return rnnjax.training.fit(model, loss_, batches, given.pop("optimiser"), gradient=gradient, **given)
 
 
 def assert_same_bits(got: Any, expected: Any) -> None:
@@ -75,12 +75,12 @@ def whole_loss(model: Any, carry: Any, batch: Any, key: Any) -> tuple[jax.Array,
 
 
 def test_bptt_of_whole_sequences_is_the_gradient_of_the_loss(tmp_path):
-    got = train(rnnjax.BPTT(), begin, folder=tmp_path / "estimated", every=1)
+    got = train(rnnjax.gradients.BPTT(), begin, folder=tmp_path / "estimated", every=1)
     expected = train(None, begin, loss=whole_loss, folder=tmp_path / "differentiated", every=1)
     grid.assert_close(got.model, expected.model)
     for name in ("loss", "gradient_norm"):
         one, other = (
-            [line[name] for line in rnnjax.read_metrics(tmp_path / folder / "metrics.jsonl")]
+            [line[name] for line in rnnjax.training.read_metrics(tmp_path / folder / "metrics.jsonl")]
             for folder in ("estimated", "differentiated")
         )
         np.testing.assert_allclose(one, other, rtol=1e-11)
@@ -88,7 +88,7 @@ def test_bptt_of_whole_sequences_is_the_gradient_of_the_loss(tmp_path):
 
 
 def test_rtrl_step_by_step_is_the_loop_by_hand_to_the_bit():
-    estimator, optimiser, steps = rnnjax.RTRL(), optax.sgd(RATE, momentum=0.9), 40
+    estimator, optimiser, steps = rnnjax.gradients.RTRL(), optax.sgd(RATE, momentum=0.9), 40
     start = lambda cell: jax.vmap(lambda _: estimator.start(cell))(np.zeros(B))  # noqa: E731
 
     @eqx.filter_jit
@@ -109,7 +109,7 @@ def test_rtrl_step_by_step_is_the_loop_by_hand_to_the_bit():
 
 def test_a_sequence_begins_where_it_is_said_to_and_nowhere_else():
     """With weights that stand still, memories are those of the sequences since their starts."""
-    estimator, batches = rnnjax.RTRL(), [restart(step) for step in range(5)]
+    estimator, batches = rnnjax.gradients.RTRL(), [restart(step) for step in range(5)]
     got = train(estimator, restart, steps=5, optimiser=optax.sgd(0.0)).carry
 
     @eqx.filter_jit
@@ -123,17 +123,17 @@ def test_a_sequence_begins_where_it_is_said_to_and_nowhere_else():
 
 def test_memories_are_carried_on_by_the_next_fit():
     optimiser = optax.sgd(RATE)
-    whole = train(rnnjax.RTRL(), steps=4, optimiser=optimiser)
-    first = train(rnnjax.RTRL(), steps=2, optimiser=optimiser)
+    whole = train(rnnjax.gradients.RTRL(), steps=4, optimiser=optimiser)
+    first = train(rnnjax.gradients.RTRL(), steps=2, optimiser=optimiser)
     follow = lambda step: chunk(step + 2)  # noqa: E731
-    second = train(rnnjax.RTRL(), follow, steps=2, optimiser=optimiser, model=first.model, carry=first.carry)
+    second = train(rnnjax.gradients.RTRL(), follow, steps=2, optimiser=optimiser, model=first.model, carry=first.carry)
     assert_same_bits((second.model, second.carry), (whole.model, whole.carry))
 
 
 def test_each_sequence_and_each_step_has_draws_of_its_own():
     same = tuple(np.broadcast_to(leaf[:1], leaf.shape) for leaf in begin(0))
     signs = lambda steps: np.asarray(  # noqa: E731
-        train(rnnjax.UORO(), lambda _: same, steps=steps, optimiser=optax.sgd(0.0)).carry.trace.state
+        train(rnnjax.gradients.UORO(), lambda _: same, steps=steps, optimiser=optax.sgd(0.0)).carry.trace.state
     )
     drawn = [signs(steps) for steps in range(3)]  # before the first step, after it, and after the second
     assert [len(np.unique(np.round(each, 12), axis=0)) for each in drawn] == [B, B, B]
@@ -145,10 +145,18 @@ def slow(case: Any) -> Any:
 
 
 ESTIMATORS = (
-    rnnjax.RTRL(),
-    rnnjax.EProp(),
-    rnnjax.TruncatedBPTT(2),
-    *map(slow, (rnnjax.TruncatedBPTT(1, 3), rnnjax.SnAp1(), rnnjax.UORO(), rnnjax.BPTT())),
+    rnnjax.gradients.RTRL(),
+    rnnjax.gradients.EProp(),
+    rnnjax.gradients.TruncatedBPTT(2),
+    *map(
+        slow,
+        (
+            rnnjax.gradients.TruncatedBPTT(1, 3),
+            rnnjax.gradients.SnAp1(),
+            rnnjax.gradients.UORO(),
+            rnnjax.gradients.BPTT(),
+        ),
+    ),
 )
 
 
@@ -157,7 +165,7 @@ def test_every_estimator_learns(estimator, tmp_path):
     xs, targets, _ = chunk(0)
     batches = lambda step: (xs, targets, np.full(B, step % 2 == 0))  # noqa: E731  its memories live for two steps
     fitted = train(estimator, batches, steps=60, every=2, folder=tmp_path, optimiser=optax.sgd(0.01))
-    losses = [line["loss"] for line in rnnjax.read_metrics(tmp_path / "metrics.jsonl")]
+    losses = [line["loss"] for line in rnnjax.training.read_metrics(tmp_path / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
     trained = lambda cell, head: (cell.input_weight, cell.recurrent_weight, cell.bias, head)  # noqa: E731
     for old, new in zip(trained(*weights()), trained(*fitted.model), strict=True):
@@ -167,7 +175,7 @@ def test_every_estimator_learns(estimator, tmp_path):
 # What `fit` does for every loss
 
 
-@pytest.mark.parametrize("estimator", [rnnjax.RTRL(), rnnjax.UORO()], ids=["rtrl", "uoro"])
+@pytest.mark.parametrize("estimator", [rnnjax.gradients.RTRL(), rnnjax.gradients.UORO()], ids=["rtrl", "uoro"])
 def test_a_run_that_was_interrupted_ends_in_the_same_bits(estimator, tmp_path):
     """One memory begins anew before the interruption, and one after it."""
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -176,14 +184,14 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(estimator, tmp_path):
     got = train(estimator, restart, steps=5, every=2, folder=resumed, resume=True)
     assert (resumed / "checkpoint").read_bytes() == (straight / "checkpoint").read_bytes()
     assert_same_bits((got.model, got.carry), (expected.model, expected.carry))
-    one, other = (rnnjax.read_metrics(folder / "metrics.jsonl") for folder in (straight, resumed))
+    one, other = (rnnjax.training.read_metrics(folder / "metrics.jsonl") for folder in (straight, resumed))
     assert [line["loss"] for line in one] == [line["loss"] for line in other]
 
 
 def test_validation_sees_the_pair_and_ends_the_run():
     seen: list[Any] = []
     validate = lambda model: seen.append(model) or 1.0  # noqa: E731
-    fitted = train(rnnjax.RTRL(), validate=validate, every=1, patience=1, steps=9)
+    fitted = train(rnnjax.gradients.RTRL(), validate=validate, every=1, patience=1, steps=9)
     assert fitted.steps == 2
     assert_same_bits(fitted.model, seen[0])
     assert jax.tree.structure(fitted.model) == jax.tree.structure(weights())
@@ -198,7 +206,7 @@ def test_an_optimiser_is_given_the_loss_but_no_line_search():
         return updates, state
 
     optimiser = optax.GradientTransformationExtraArgs(lambda _: (), update)
-    train(rnnjax.RTRL(), steps=1, optimiser=optimiser)
+    train(rnnjax.gradients.RTRL(), steps=1, optimiser=optimiser)
     train(None, begin, steps=1, optimiser=optimiser, loss=whole_loss)
     assert seen == [{"value", "grad"}, {"value", "grad", "value_fn"}]
 
@@ -206,7 +214,7 @@ def test_an_optimiser_is_given_the_loss_but_no_line_search():
 @pytest.mark.usefixtures("promoting")
 def test_an_optimiser_that_searches_says_what_it_lacks():
     with pytest.raises(TypeError, match="value_fn"):
-        train(rnnjax.RTRL(), steps=1, optimiser=optax.lbfgs())
+        train(rnnjax.gradients.RTRL(), steps=1, optimiser=optax.lbfgs())
 
 
 # What does not fit
@@ -222,8 +230,16 @@ def stacked() -> Any:
 
 STARTS = np.ones(B, bool)
 BAD: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
-    "a name": (lambda: {"gradient": "rtrl"}, TypeError, "gradient: expected an estimator, such as rnnjax.RTRL(), or"),
-    "a class": (lambda: {"gradient": rnnjax.RTRL}, TypeError, "gradient: expected an estimator, such as rnnjax.RTRL()"),
+    "a name": (
+        lambda: {"gradient": "rtrl"},
+        TypeError,
+        "gradient: expected an estimator, such as rnnjax.gradients.RTRL(), or",
+    ),
+    "a class": (
+        lambda: {"gradient": rnnjax.gradients.RTRL},
+        TypeError,
+        "gradient: expected an estimator, such as rnnjax.gradients.RTRL()",
+    ),
     "no pair": (
         lambda: {"model": weights()[0]},
         TypeError,
@@ -251,7 +267,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
         "carry: expected a memory of RTRL for each sequence, Traced(",
     ),
     "a carry of one sequence": (
-        lambda: {"carry": train(rnnjax.BPTT(), steps=0).carry},
+        lambda: {"carry": train(rnnjax.gradients.BPTT(), steps=0).carry},
         ValueError,
         "carry: expected a memory of RTRL for each sequence, Traced(",
     ),
@@ -262,7 +278,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_bad_arguments_are_named_before_anything_is_done(name, tmp_path):
     given, error, message = BAD[name]
-    options = {"gradient": rnnjax.RTRL(), "folder": tmp_path / "run"} | given()
+    options = {"gradient": rnnjax.gradients.RTRL(), "folder": tmp_path / "run"} | given()
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         train(batches=no_batches, **options)
     assert list(tmp_path.iterdir()) == []
@@ -293,13 +309,13 @@ BAD_BATCHES: dict[str, tuple[Any, type[Exception], str]] = {
 def test_a_batch_of_another_form_is_named(name):
     batch, error, message = BAD_BATCHES[name]
     with pytest.raises(error, match=f"^{re.escape(message)}"):
-        train(rnnjax.RTRL(), lambda _: batch)
+        train(rnnjax.gradients.RTRL(), lambda _: batch)
 
 
 def test_the_number_of_sequences_stays_the_same():
     fewer = lambda step: tuple(leaf[: B - step] for leaf in chunk(step))  # noqa: E731
     with pytest.raises(ValueError, match=r"^batches: expected starts as booleans \[3\], .*, got bool\[2\]\. .*same: "):
-        train(rnnjax.RTRL(), fewer)
+        train(rnnjax.gradients.RTRL(), fewer)
 
 
 # The example

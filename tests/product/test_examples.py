@@ -192,7 +192,7 @@ def test_gradient_flow_trains_draws_and_reports(tmp_path, capsys, monkeypatch):
             reports.append(examine(*arguments))
         return reports[0]
 
-    monkeypatch.setattr(rnnjax, "examine", examine_once)
+    monkeypatch.setattr(rnnjax.diagnose, "examine", examine_once)
     seen = gradient_flow.run(gradient_flow.parse(words))
     assert picture.stat().st_size > 10_000
     assert list(seen) == ["Elman", "LSTM", "GRU", "linear"]

@@ -73,7 +73,7 @@ def test_training_on_its_own_words_is_judged_by_them(monkeypatch):
         assert validate(model) == np.log(2)
         return rnnjax.training.Fitted(model, None, 2)
 
-    monkeypatch.setattr(rnnjax, "fit", asked)
+    monkeypatch.setattr(rnnjax.training, "fit", asked)
     monkeypatch.setattr(translation, "loss_of", lambda *of: judged.append(of[2]) or np.log(2))
     monkeypatch.setattr(translation, "translate", lambda *_: [["one"], ["two"], ["three"]])
     record = run(translation, "--epochs", "1", "--units", "4", "--teacher-forcing", "0.5")

@@ -187,7 +187,7 @@ def test_losses_that_wait_for_a_report_take_no_memory():
 
     loss = lambda weights, carry, batch, key: (jnp.sum((weights - batch) ** 2), carry)  # noqa: ARG005, E731
     options = {"steps": steps, "every": steps, "progress": False, "key": grid.KEY}
-    rnnjax.fit(grid.place(np.zeros(3)), loss, batches, optax.sgd(0.1), **options)
+    rnnjax.training.fit(grid.place(np.zeros(3)), loss, batches, optax.sgd(0.1), **options)
     assert seen[steps - 1] - seen[500] < 8
 
 
