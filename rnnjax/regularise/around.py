@@ -35,10 +35,10 @@ def check_kind(layer: object, expected: Any, means: str) -> None:
 
 
 def check_inherits(layer: object, family: type, *methods: str) -> None:
-    """Raise where the layer has a method of its own in the place of one the regulariser writes anew."""
+    """Raise where the layer overrides a method that the regulariser replaces."""
     for method in methods:
         if getattr(type(layer), method) is not getattr(family, method):
             raise TypeError(
-                f"layer: expected the {method} of {family.__name__}, which is run anew with what is dropped, "
-                f"got {describe(layer)}, which has its own. Regularise its inputs and outputs, or use Zoneout"
+                f"layer: expected the {method} of {family.__name__}, which the regulariser replaces, got "
+                f"{describe(layer)}, which overrides it. Regularise its inputs and outputs, or use Zoneout"
             )

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_the_links_of_the_contributors_page_lead_to_files():
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(links) > 10
     assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "tests/README.md"])
+def test_what_a_page_imports_is_there(file):
+    lines = re.findall(r"^ *from (rnnjax[\w.]*) import ([\w, ]+)", (ROOT / file).read_text(), re.MULTILINE)
+    assert lines or file != "README.md"
+    imports = [(module, name.strip()) for module, names in lines for name in names.split(",")]
+    assert [each for each in imports if not hasattr(import_module(each[0]), each[1])] == []
 
 
 @pytest.mark.parametrize("file", ["CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"])

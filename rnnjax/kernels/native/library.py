@@ -12,7 +12,7 @@ from ..recurrence.pointwise.operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
 ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan")
-INTERFACE = 3  # what is handed over, and how: as in interface.h
+INTERFACE = 3  # the version of the interface between Python and C++, as in interface.h
 
 
 @cache
