@@ -497,7 +497,7 @@ def run_apart(script: Path, settings: dict[str, str], *arguments: str) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_a_team_finishes_whatever_the_pool_does_with_its_helpers(tmp_path):
     program = tmp_path / "team"
-    source = Path(library.__file__).parent / "source"
+    source = Path(library.__file__).parent
     subprocess.run(["g++", "-std=c++17", "-pthread", f"-I{source}", HELPERS / "team.cpp", "-o", program], check=True)
     for pool in ("at_once", "too_late", "out_of_memory", "on_threads"):
         subprocess.run([program, pool], check=True, timeout=20)
@@ -561,7 +561,7 @@ def test_switched_off_in_a_new_process():
 def test_a_path_may_be_relative(tmp_path):
     """What dlopen would look for among the system's libraries."""
     (tmp_path / "kernel.so").symlink_to(library.installed())
-    script = "from rnnjax.kernels.recurrence.cpu import library; print(library.absence())"
+    script = "from rnnjax.kernels.native import library; print(library.absence())"
     settings = os.environ | {library.VARIABLE: "kernel.so"}
     ended = subprocess.run([sys.executable, "-c", script], env=settings, cwd=tmp_path, capture_output=True, text=True)
     assert ended.stdout == "None\n"
