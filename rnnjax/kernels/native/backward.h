@@ -20,8 +20,8 @@ struct BackwardPass {
   const Backward& call;
   const Crew& crew;
   const Shape& shape;
-  Layout<E> layout;
   Tiles tiles;
+  Layout<E> layout;
   int64_t parts;  // of the tiles of a group, each summed apart
   int64_t weight_groups, panel_groups;  // one, where all share what is packed
   int64_t members, batch;
@@ -33,7 +33,7 @@ struct BackwardPass {
   bool out_of_memory = false;
 
   BackwardPass(const Backward& call, const Crew& crew)
-      : call(call), crew(crew), shape(call.problem.shape), layout(call.problem), tiles(shape, crew.threads) {
+      : call(call), crew(crew), shape(call.problem.shape), tiles(shape, crew.threads), layout(call.problem, tiles.rows(shape, 0)) {
     parts = least(tiles.count, ceiling(crew.threads, shape.S));
     members = sharers(layout, tiles, crew.threads);
     batch = layout.batch(Runner<E>(call.problem.code).step, tiles.rows(shape, 0));
@@ -96,13 +96,13 @@ struct BackwardPass {
     if (group >= panel_groups) return;
     if (at < layout.blocks) {
       const int64_t start = at - at % layout.head_blocks;
-      for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
+      for_panels(layout.step_panel, start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
         if (first != at) return;
         pack_recurrent_transposed(layout, group_of<Stored>(problem.R, group), first, vectors,
                                   panel_of(recurrent_panels + group * recurrent_size, first, recurrent_depth()));
       });
     } else {
-      for_panels(0, layout.input_pieces, 1, [&](int64_t first, int vectors) {
+      for_panels(layout.sum_panel, 0, layout.input_pieces, 1, [&](int64_t first, int vectors) {
         if (first != at - layout.blocks) return;
         pack_input_transposed(layout, group_of<Stored>(problem.W, group), first, vectors,
                               panel_of(input_panels + group * input_size, first, input_depth()));
@@ -128,7 +128,7 @@ struct BackwardPass {
     Scratch(const BackwardPass& pass, Carver& carver) : runner(pass.call.problem.code) {
       const Shape& shape = pass.shape;
       const int64_t tile = pass.batch * pass.tiles.rows(shape, 0) * L;
-      dx = carver.carve<E>(pass.call.dxs ? TILE_VECTORS * pass.ring_rows() * L : 0);
+      dx = carver.carve<E>(pass.call.dxs ? MOST_VECTORS * pass.ring_rows() * L : 0);
       before = carver.carve<E>(shape.F * tile);
       kept = carver.carve<E>(shape.C * tile);
       dcolumns = carver.carve<E>(shape.C * tile);
@@ -244,7 +244,7 @@ struct BackwardPass {
     // Back from step t as far as the section has room. Returns where it stopped.
     int64_t section(int64_t t) {
       const int64_t room = this->room();
-      const int64_t first = t, panels = ceiling(layout.head_blocks, TILE_VECTORS) * shape.N;
+      const int64_t first = t, panels = ceiling(layout.head_blocks, layout.step_panel) * shape.N;
       begin = start_of_panel(member.begin(panels)), end = start_of_panel(member.end(panels));
       filled = 0;
       meet(0);
@@ -273,7 +273,7 @@ struct BackwardPass {
     int64_t state_size() const { return shape.F * layout.blocks * rows.count * L; }
     // The block where a panel of R transposed begins, by the number of the panel.
     int64_t start_of_panel(int64_t number) const {
-      const int64_t each = ceiling(layout.head_blocks, TILE_VECTORS);
+      const int64_t each = ceiling(layout.head_blocks, layout.step_panel);
       return number / each * layout.head_blocks + layout.head_blocks * (number % each) / each;
     }
 
@@ -406,9 +406,9 @@ struct BackwardPass {
       for (int64_t start = 0; start < layout.blocks; start += layout.head_blocks) {
         Pieces<A> parts[2];
         ring().parts_of_recurrent(parts, start, filled);
-        for_panels(start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
+        for_panels(layout.step_panel, start, layout.head_blocks, 1, [&](int64_t first, int vectors) {
           if (first < begin || first >= end) return;
-          E* out[TILE_VECTORS];
+          E* out[MOST_VECTORS];
           for (int v = 0; v < vectors; ++v) out[v] = state_of(carry, 0, first + v);
           const A* panels = pass.recurrent_panels + weight_group % pass.panel_groups * pass.recurrent_size;
           multiply_all(parts, 1, active, panel_of(panels, first, pass.recurrent_depth()), out, vectors);
@@ -447,24 +447,24 @@ struct BackwardPass {
       int64_t turn = 0;
       const auto is_own = [&] { return turn++ % member.members == member.number; };
       for (int64_t start = 0; call.dR && start < layout.blocks; start += layout.head_blocks)
-        for_panels(start, layout.head_blocks, layout.recurrent.count, [&](int64_t first, int vectors) {
+        for_panels(layout.sum_panel, start, layout.head_blocks, layout.recurrent.count, [&](int64_t first, int vectors) {
           if (!is_own()) return;
           ring().correlate_panel(layout.recurrent, first, vectors, ring().h + start * ring().size(), shape.D, filled, sums.R);
         });
       if (call.dW || call.db)
-        for_panels(0, layout.blocks, layout.input.count, [&](int64_t first, int vectors) {
+        for_panels(layout.sum_panel, 0, layout.blocks, layout.input.count, [&](int64_t first, int vectors) {
           if (!is_own()) return;
           if (call.dW) ring().correlate_panel(layout.input, first, vectors, ring().x, shape.I, filled, sums.W);
           if (call.db) ring().correlate_panel(layout.input, first, vectors, ring().ones, 1, filled, sums.b);
         });
-      for_panels(0, call.dxs ? layout.input_pieces : 0, 1, [&](int64_t first, int vectors) {
+      for_panels(layout.sum_panel, 0, call.dxs ? layout.input_pieces : 0, 1, [&](int64_t first, int vectors) {
         if (is_own()) make_dxs(first, vectors);
       });
     }
 
     // Of some pieces of the inputs. Heads end in blocks that are not whole, so the columns are taken head by head.
     void make_dxs(int64_t first, int vectors) {
-      E* out[TILE_VECTORS];
+      E* out[MOST_VECTORS];
       for (int v = 0; v < vectors; ++v) out[v] = scratch.dx + v * ring().rows * L;
       clear(scratch.dx, vectors * ring().rows * L);
       const A* panels = pass.input_panels + weight_group % pass.panel_groups * pass.input_size;

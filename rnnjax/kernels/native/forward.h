@@ -22,8 +22,8 @@ struct ForwardPass {
   const Forward& call;
   const Crew& crew;
   const Shape& shape;
-  Layout<E> layout;
   Tiles tiles;
+  Layout<E> layout;
   int64_t members;  // who may share a tile
   bool ahead, out_of_memory = false;
   Fill fills[2];
@@ -36,7 +36,7 @@ struct ForwardPass {
   Gang* gangs;  // of each tile
 
   ForwardPass(const Forward& call, const Crew& crew)
-      : call(call), crew(crew), shape(call.problem.shape), layout(call.problem), tiles(shape, crew.threads) {
+      : call(call), crew(crew), shape(call.problem.shape), tiles(shape, crew.threads), layout(call.problem, tiles.rows(shape, 0)) {
     const int64_t rows = tiles.rows(shape, 0);
     ahead = rows <= FEW_ROWS;
     fills[0] = layout.input, fills[1] = layout.recurrent;
@@ -100,7 +100,7 @@ struct ForwardPass {
     }
     if (!starts_batch(block) || group >= panel_groups) return;
     for (int f = 0; f < fill_count; ++f)
-      for_panels(block, batch_of(block), fills[f].count, [&](int64_t first, int vectors) {
+      for_panels(layout.step_panel, block, batch_of(block), fills[f].count, [&](int64_t first, int vectors) {
         A* to = panel_of(panels[f] + group * panel_size[f], first, depth(fills[f]));
         pack_panel(layout, fills[f], group_of<Stored>(problem.W, group), group_of<Stored>(problem.R, group), first, vectors, to);
       });
@@ -318,8 +318,8 @@ struct ForwardPass {
       Pieces<A> parts[2];
       parts_of_x(parts);
       for (int64_t block = begin; block < end; block += pass.batch_of(block)) {
-        for_panels(block, pass.batch_of(block), fill_.count, [&](int64_t first, int vectors) {
-          E* out[TILE_VECTORS];
+        for_panels(layout.step_panel, block, pass.batch_of(block), fill_.count, [&](int64_t first, int vectors) {
+          E* out[MOST_VECTORS];
           for (int v = 0; v < vectors; ++v) {
             const int64_t at = (first + v) / fill_.count, c = fill_.columns[(first + v) % fill_.count];
             out[v] = scratch.us + (first + v) * scratch.x_rows * L;
@@ -357,8 +357,8 @@ struct ForwardPass {
         Pieces<A> parts[4];
         if (filled.from_x) parts_of_x(parts);
         if (filled.from_h) parts_of_h(parts + 2 * filled.from_x, block);
-        for_panels(block, blocks, filled.count, [&](int64_t first, int vectors) {
-          E* out[TILE_VECTORS];
+        for_panels(layout.step_panel, block, blocks, filled.count, [&](int64_t first, int vectors) {
+          E* out[MOST_VECTORS];
           for (int v = 0; v < vectors; ++v)
             out[v] = column_of(scratch.columns, filled.columns[(first + v) % filled.count], blocks,
                                (first + v) / filled.count - block);

@@ -19,8 +19,7 @@ static const Kernel& kernel_of(ffi::DataType type, const Target& target) {
 // That of the widest instruction set that this processor has, up to the widest that may be used.
 static const Kernel& kernel_of(ffi::DataType type, int32_t widest) {
 #if defined(RNNJAX_X86_BF16)
-  if (type == ffi::DataType::BF16 && widest >= 3 && has_avx512() && __builtin_cpu_supports("avx512bf16"))
-    return avx512_bf16::target.bfloat16;
+  if (type == ffi::DataType::BF16 && widest >= 3 && processor().pairs) return avx512_bf16::target.bfloat16;
 #endif
   return kernel_of(type, target_of(widest));
 }
@@ -95,6 +94,7 @@ static std::string fault_of(const Attributes& attributes, const Shape& shape, in
 
 static Problem problem_of(const Attributes& attributes, int64_t inputs) {
   Problem problem = {};
+  problem.processor = processor();
   problem.columns = reinterpret_cast<const Column*>(attributes.columns.begin());
   problem.code = {reinterpret_cast<const Instruction*>(attributes.instructions.begin()),
                   int64_t(attributes.instructions.size() / 5),

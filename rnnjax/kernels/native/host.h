@@ -13,6 +13,7 @@
 #include "crew.h"
 #include "interface.h"
 #include "memory.h"
+#include "processor.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -32,11 +33,6 @@ namespace avx2 {
 extern const Target target;
 }
 
-inline bool has_avx512() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-}
 #endif
 namespace portable {
 extern const Target target;
@@ -45,9 +41,8 @@ extern const Target target;
 // The code for the widest instruction set that this processor has, up to the widest that may be used.
 inline const Target& target_of(int32_t widest) {
 #if defined(RNNJAX_X86)
-  const bool widest_here = has_avx512();
-  if (widest >= 2 && widest_here) return avx512::target;
-  if (widest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::target;
+  if (widest >= 2 && has_avx512()) return avx512::target;
+  if (widest >= 1 && has_avx2()) return avx2::target;
 #endif
   (void)widest;
   return portable::target;

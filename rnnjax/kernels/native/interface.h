@@ -51,8 +51,15 @@ struct Shared {
   int64_t stride;
 };
 
+// What the code depends on, of the processor that is here.
+struct Processor {
+  int products;  // of vectors of 512 bits, that a core can start in a cycle
+  bool pairs;    // multiplies pairs of bfloat16, and does so faster than it multiplies floats
+};
+
 struct Problem {
   Shape shape;
+  Processor processor;
   const Column* columns;
   Code code;
   Shared W, b, R, gains, initial;

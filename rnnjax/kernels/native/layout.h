@@ -10,12 +10,21 @@
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
+constexpr int64_t MANY_ROWS = 256;      // of a product that runs over time, too: about as many
 constexpr int64_t MOST_ROWS = 32;       // of a tile: sequences that go through time together
 constexpr int64_t PROGRAM_BYTES = 24 << 10;  // of the first-level cache, for a program's registers
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The most vectors of a panel that is multiplied by this many rows. A panel does not stay in the first-level cache: each
+// tile of rows reads it again. A core that multiplies two vectors in a cycle waits for that, so it takes fewer vectors and
+// more rows to a tile where this makes fewer tiles; 6 : 5 is how their times were measured to compare.
+inline int64_t panel_vectors(const Processor& processor, int64_t rows) {
+  if (RNNJAX_BYTES < 64 || processor.products < 2) return MOST_VECTORS;
+  return 5 * ceiling(rows, tallest(4)) > 6 * ceiling(rows, tallest(3)) ? 3 : 4;
+}
 
 // Hands out pieces of one allocation; with no memory yet, it counts what will be needed.
 struct Carver {
@@ -46,7 +55,12 @@ struct Layout {
   Fill input, recurrent;
   bool joined;  // every column takes both products
 
-  explicit Layout(const Problem& problem) : shape(problem.shape), columns(problem.columns) {
+  int64_t step_panel, sum_panel;  // the most vectors of a panel: for the rows of a step, and for many rows
+
+  // `rows`: of a step, at most.
+  Layout(const Problem& problem, int64_t rows) : shape(problem.shape), columns(problem.columns) {
+    step_panel = panel_vectors(problem.processor, rows);
+    sum_panel = panel_vectors(problem.processor, MANY_ROWS);
     H = shape.N * shape.D;
     head_blocks = ceiling(shape.D, L);
     blocks = shape.N * head_blocks;
@@ -63,7 +77,8 @@ struct Layout {
   int input_width(int64_t piece) const { return int(least(L, shape.I - piece * L)); }
   // How many blocks of a head run their program together: enough to fill a row of it, and the panels of a product.
   int64_t batch(int64_t step, int64_t rows) const {
-    return least(head_blocks, most(ceiling(TILE_VECTORS, most(1, shape.C)), step / (rows * L)));
+    const int64_t C = most(1, shape.C), fewest = step_panel == 3 && C % 3 ? 3 : ceiling(step_panel, C);
+    return least(head_blocks, most(fewest, step / (rows * L)));
   }
   int64_t head(int64_t block) const { return block / head_blocks; }
   int64_t first_unit(int64_t block) const { return head(block) * shape.D + block % head_blocks * L; }

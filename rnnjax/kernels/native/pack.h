@@ -14,10 +14,10 @@ inline A* panel_of(A* panels, int64_t first, int64_t depth) {
 }
 
 // Calls act(first number, vectors) for the panels of `blocks` blocks from `block` on, `columns` vectors each: as few as
-// can be, and of nearly equal width.
+// can be of at most `widest` vectors, and of nearly equal width.
 template <class Act>
-inline void for_panels(int64_t block, int64_t blocks, int64_t columns, Act act) {
-  const int64_t begin = block * columns, count = blocks * columns, panels = ceiling(count, TILE_VECTORS);
+inline void for_panels(int64_t widest, int64_t block, int64_t blocks, int64_t columns, Act act) {
+  const int64_t begin = block * columns, count = blocks * columns, panels = ceiling(count, widest);
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t first = count * panel / panels;
     act(begin + first, int(count * (panel + 1) / panels - first));

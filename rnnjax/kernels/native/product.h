@@ -12,9 +12,9 @@
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
-// Tiles that leave registers for the operands: 32 of them with 512 bits, else 16.
-constexpr int TILE_ROWS = 6;
-constexpr int TILE_VECTORS = RNNJAX_BYTES == 64 ? 4 : 2;
+// The sums of a tile leave registers for the operands: there are 32 of them with 512 bits, else 16.
+constexpr int MOST_VECTORS = RNNJAX_BYTES == 64 ? 4 : 2;
+constexpr int tallest(int vectors) { return RNNJAX_BYTES == 64 && vectors <= 3 ? 8 : 6; }
 
 // What is multiplied: numbers; or pairs of bfloat16, the first in the lower half, by the processors that add both products
 // of a pair to a float at once. So the numbers that a sum runs over come in pairs, and what is stored by lanes for one
@@ -137,35 +137,36 @@ void multiply(const Pieces<A>* parts, int operands, int64_t row, const A* panel,
     panel = multiply_operand<A, ROWS, VECTORS>(parts + 2 * operand, row, panel, out);
 }
 
-template <class A, int VECTORS>
+template <class A, int VECTORS, int ROWS = tallest(VECTORS)>
 inline void multiply_rows(const Pieces<A>* parts, int operands, int64_t row, int rows, const A* panel,
                           Sum<A>* const* out) {
-  switch (rows) {
-    case 1: return multiply<A, 1, VECTORS>(parts, operands, row, panel, out);
-    case 2: return multiply<A, 2, VECTORS>(parts, operands, row, panel, out);
-    case 3: return multiply<A, 3, VECTORS>(parts, operands, row, panel, out);
-    case 4: return multiply<A, 4, VECTORS>(parts, operands, row, panel, out);
-    case 5: return multiply<A, 5, VECTORS>(parts, operands, row, panel, out);
-    case 6: return multiply<A, 6, VECTORS>(parts, operands, row, panel, out);
+  if (rows == ROWS) return multiply<A, ROWS, VECTORS>(parts, operands, row, panel, out);
+  if constexpr (ROWS > 1) multiply_rows<A, VECTORS, ROWS - 1>(parts, operands, row, rows, panel, out);
+}
+
+// Calls act(first, height) for tiles that together are `count` high, as few as can be and of nearly equal height.
+template <class Act>
+inline void for_tiles(int64_t count, int vectors, Act act) {
+  const int64_t most = tallest(vectors), tiles = (count + most - 1) / most;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t first = count * tile / tiles;
+    act(first, int(count * (tile + 1) / tiles - first));
   }
 }
 
-// The same for `rows` rows, in tiles of nearly equal height, and 1 to TILE_VECTORS vectors.
+// The same for `rows` rows, and 1 to MOST_VECTORS vectors.
 template <class A>
 void multiply_all(const Pieces<A>* parts, int operands, int64_t rows, const A* panel, Sum<A>* const* out, int vectors) {
-  const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t row = rows * tile / tiles;
-    const int height = int(rows * (tile + 1) / tiles - row);
+  for_tiles(rows, vectors, [&](int64_t row, int height) {
     switch (vectors) {
-      case 1: multiply_rows<A, 1>(parts, operands, row, height, panel, out); break;
-      case 2: multiply_rows<A, 2>(parts, operands, row, height, panel, out); break;
+      case 1: return multiply_rows<A, 1>(parts, operands, row, height, panel, out);
+      case 2: return multiply_rows<A, 2>(parts, operands, row, height, panel, out);
 #if RNNJAX_BYTES == 64
-      case 3: multiply_rows<A, 3>(parts, operands, row, height, panel, out); break;
-      case 4: multiply_rows<A, 4>(parts, operands, row, height, panel, out); break;
+      case 3: return multiply_rows<A, 3>(parts, operands, row, height, panel, out);
+      case 4: return multiply_rows<A, 4>(parts, operands, row, height, panel, out);
 #endif
     }
-  }
+  });
 }
 
 // sums[m][v] += sum over rows of a[row][m] * d[v][row], for HEIGHT m: a product whose sum runs over the rows, which
@@ -191,35 +192,27 @@ void correlate(const A* a, const A* const* d, int64_t rows, Sum<A>* sums) {
     }
 }
 
-template <class A, int VECTORS>
+template <class A, int VECTORS, int HEIGHT = tallest(VECTORS)>
 inline void correlate_height(const A* a, const A* const* d, int64_t rows, Sum<A>* sums, int height) {
-  switch (height) {
-    case 1: return correlate<A, 1, VECTORS>(a, d, rows, sums);
-    case 2: return correlate<A, 2, VECTORS>(a, d, rows, sums);
-    case 3: return correlate<A, 3, VECTORS>(a, d, rows, sums);
-    case 4: return correlate<A, 4, VECTORS>(a, d, rows, sums);
-    case 5: return correlate<A, 5, VECTORS>(a, d, rows, sums);
-    case 6: return correlate<A, 6, VECTORS>(a, d, rows, sums);
-  }
+  if (height == HEIGHT) return correlate<A, HEIGHT, VECTORS>(a, d, rows, sums);
+  if constexpr (HEIGHT > 1) correlate_height<A, VECTORS, HEIGHT - 1>(a, d, rows, sums, height);
 }
 
 // The same for the first `width` lanes of a piece; `sums` is [width][vectors][lanes].
 template <class A>
 void correlate_piece(const A* a, int width, const A* const* d, int vectors, int64_t rows, Sum<A>* sums) {
   constexpr int L = Vector<A>::lanes;
-  const int tiles = (width + TILE_ROWS - 1) / TILE_ROWS;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int m = width * tile / tiles, height = width * (tile + 1) / tiles - m;
+  for_tiles(width, vectors, [&](int64_t m, int height) {
     Sum<A>* to = sums + m * vectors * L;
     switch (vectors) {
-      case 1: correlate_height<A, 1>(a + m, d, rows, to, height); break;
-      case 2: correlate_height<A, 2>(a + m, d, rows, to, height); break;
+      case 1: return correlate_height<A, 1>(a + m, d, rows, to, height);
+      case 2: return correlate_height<A, 2>(a + m, d, rows, to, height);
 #if RNNJAX_BYTES == 64
-      case 3: correlate_height<A, 3>(a + m, d, rows, to, height); break;
-      case 4: correlate_height<A, 4>(a + m, d, rows, to, height); break;
+      case 3: return correlate_height<A, 3>(a + m, d, rows, to, height);
+      case 4: return correlate_height<A, 4>(a + m, d, rows, to, height);
 #endif
     }
-  }
+  });
 }
 
 }  // namespace RNNJAX_TARGET

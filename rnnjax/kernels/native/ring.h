@@ -78,7 +78,7 @@ struct Ring {
   // sums += left^T d, over `filled` rows, for the vectors of one panel of `to`.
   void correlate_panel(const Fill& fill, int64_t first, int vectors, const A* left, int64_t depth, int64_t filled,
                        E* to) const {
-    const A* right[TILE_VECTORS];
+    const A* right[MOST_VECTORS];
     for (int v = 0; v < vectors; ++v)
       right[v] = d_by_row + offset((first + v) / fill.count, fill.columns[(first + v) % fill.count]);
     E* panel = to + first * depth * L;

@@ -62,7 +62,7 @@ struct Finish {
 
   template <class Place>
   void write_panels(E* Sums<E>::*sum, const Fill& fill, int64_t depth, int64_t begin, int64_t blocks, Place place) const {
-    for_panels(begin, blocks, fill.count, [&](int64_t first, int vectors) {
+    for_panels(layout.sum_panel, begin, blocks, fill.count, [&](int64_t first, int vectors) {
       for (int v = 0; v < vectors; ++v) {
         if ((first + v) / fill.count != block) continue;
         const int64_t gate = layout.columns[fill.columns[(first + v) % fill.count]].gate;
