@@ -164,16 +164,16 @@ MUTATIONS = (
     # The CPU kernel
     Mutation(  # a core goes on without the h that the others have yet to write
         "forward_without_a_barrier",
-        "rnnjax/kernels/native/forward.h",
-        "      meet(phase);\n      if (ROUNDED) round_h(active);",
-        "      if (ROUNDED) round_h(active);",
+        "rnnjax/kernels/native/forward_step.h",
+        "    this->meet(phase);\n    if (pass.ROUNDED) round_h(active);",
+        "    if (pass.ROUNDED) round_h(active);",
         "test_cpu",
     ),
     Mutation(  # the gradient goes on past a reset
         "backward_past_a_reset",
-        "rnnjax/kernels/native/backward.h",
-        "            store(to, load(to) + load(from));\n            store(from, V<E>{});",
-        "            store(to, load(to) + load(from));",
+        "rnnjax/kernels/native/backward_step.h",
+        "          store(to, load(to) + load(from));\n          store(from, V<E>{});",
+        "          store(to, load(to) + load(from));",
         "test_law and lstm_options",
     ),
     Mutation(  # where time is cut, states below zero are not handed on to the next part

@@ -79,14 +79,14 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
         **zeros(xs=(S, B, T, I), state=(S, B, F, H)),
         "length": np.full((S, B), T, np.int32),
         "resets": np.zeros((S, B, T), bool),
-        **zeros(W=(1, I, G, H), b=(1, G, H), R=(1, 1, H, G, H), gains=(1, K, H), initial=(1, F, H)),
+        **zeros(W=(1, I, G, H), b=(1, G, H), R=(1, 1, H, G, H), unit_parameters=(1, K, H), initial=(1, F, H)),
     }
     states = zeros(states=(S, B, T, H))
     if half == "forward":
-        results = states | zeros(last=(S, B, F, H), kept=(S, B, T, columns, H))
+        results = states | zeros(last=(S, B, F, H), residuals=(S, B, T, columns, H))
     else:
-        arguments |= zeros(kept=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
-        results = zeros(dxs=(S, B, T, I), dW=(S, I, G, H), db=(S, G, H), dR=(S, 1, H, G, H), dgains=(S, K, H))
+        arguments |= zeros(residuals=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
+        results = zeros(dxs=(S, B, T, I), dW=(S, I, G, H), db=(S, G, H), dR=(S, 1, H, G, H), dunit_parameters=(S, K, H))
         results |= zeros(dinitial=(S, F, H), dstate=(S, B, F, H))
     types = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in results.items()}
     return Call(f"rnnjax_{half}", arguments, types, attributes)

@@ -106,15 +106,21 @@ CORRUPT = {
     "registers_negative": (registers(lambda _: -1), "registers"),
     "registers_fewer_than_fixed": (registers(lambda call: fixed(call) - 1), "fewer registers than inputs"),
     "constants_too_many": (changed("constants", lambda *_: np.zeros(513)), "fewer registers than inputs"),
-    "column_of_no_gate": (edited("columns", 0, G), "a gate that there is not"),
-    "column_negative": (edited("columns", 0, -1), "a gate that there is not"),
+    "column_of_no_gate": (edited("columns", 0, G), "the number of no gate"),
+    "column_negative": (edited("columns", 0, -1), "the number of no gate"),
     "gate_filled_twice": (edited("columns", 0, 1), "a gate does not get each product once"),
     "gate_without_a_product": (edited("columns", 1, 0), "a gate does not get each product once"),
     "part_of_a_column": (changed("columns", lambda columns, _: columns[:-1]), "a part of a column"),
     "columns_missing": (changed("columns", lambda columns, _: columns[:0]), "rnnjax: "),
-    "columns_too_many": (changed("columns", lambda columns, _: np.resize(columns, 3 * 65)), "too many columns"),
-    "fields_too_many": (resized(state=(S, B, 17, H), initial=(1, 17, H)), "too many columns, fields or gains"),
-    "gains_too_many": (resized(gains=(1, 65, H)), "too many columns, fields or gains"),
+    "columns_too_many": (changed("columns", lambda columns, _: np.resize(columns, 3 * 65)), "too many pre-activations"),
+    "fields_too_many": (
+        resized(state=(S, B, 17, H), initial=(1, 17, H)),
+        "too many pre-activations, fields",
+    ),
+    "unit_parameters_too_many": (
+        resized(unit_parameters=(1, 65, H)),
+        "too many pre-activations, fields",
+    ),
 }
 
 
@@ -145,7 +151,7 @@ BLAMED = {
     ("longer", "xs"): "the shape or dtype of W",
     ("of_other_groups", "xs"): "the shape or dtype of state",
     ("of_other_dtype", "xs"): "the shape or dtype of state",
-    **{("deeper", name): "other ranks" for name in ("xs", "state", "R", "gains")},
+    **{("deeper", name): "other ranks" for name in ("xs", "state", "R", "unit_parameters")},
 }
 
 

@@ -57,7 +57,7 @@ struct Buffers {
 };
 
 struct Attributes {
-  ffi::Span<const int32_t> instructions, outputs, columns;
+  ffi::Span<const int32_t> instructions, outputs, pre_activations;
   ffi::Span<const double> constants;
   int32_t registers, widest;
 };
@@ -68,11 +68,12 @@ static std::string fault_of(const Attributes& attributes, const Shape& shape, in
   if (code.size() % 5) return "the program has a part of an instruction";
   if (attributes.registers > MOST_REGISTERS || attributes.registers < 0) return "the program has too many registers";
   if (shape.F < 1) return "the state has no fields";
-  if (shape.C > MOST_COLUMNS || shape.F > MOST_FIELDS || shape.K > MOST_GAINS) return "too many columns, fields or gains";
+  if (shape.C > MOST_PRE_ACTIVATIONS || shape.F > MOST_FIELDS || shape.K > MOST_UNIT_PARAMETERS)
+    return "too many pre-activations, fields or unit parameters";
   const int64_t fixed = inputs + int64_t(attributes.constants.size());
   if (fixed > attributes.registers) return "the program has fewer registers than inputs and constants";
   for (size_t k = 0; k < code.size(); k += 5) {
-    if (code[k] < 0 || code[k] >= OPERATIONS) return "the program has an unknown operation";
+    if (code[k] < 0 || code[k] >= operation::count) return "the program has an unknown operation";
     if (code[k + 1] < fixed || code[k + 1] >= attributes.registers) return "the program writes where it must not";
     for (size_t operand = 2; operand < 5; ++operand)
       if (code[k + operand] < 0 || code[k + operand] >= attributes.registers) return "the program reads where it must not";
@@ -81,30 +82,26 @@ static std::string fault_of(const Attributes& attributes, const Shape& shape, in
   for (int32_t output : attributes.outputs)
     if (output < 0 || output >= attributes.registers) return "the program returns what it does not have";
   std::vector<int> input(shape.G), recurrent(shape.G);
-  for (size_t c = 0; c < attributes.columns.size(); c += 3) {
-    const int32_t gate = attributes.columns[c];
-    if (gate < 0 || gate >= shape.G) return "a column is of a gate that there is not";
-    input[gate] += attributes.columns[c + 1] != 0;
-    recurrent[gate] += attributes.columns[c + 2] != 0;
+  for (size_t c = 0; c < attributes.pre_activations.size(); c += 3) {
+    const int32_t gate = attributes.pre_activations[c];
+    if (gate < 0 || gate >= shape.G) return "a pre-activation has the number of no gate";
+    input[gate] += attributes.pre_activations[c + 1] != 0;
+    recurrent[gate] += attributes.pre_activations[c + 2] != 0;
   }
   for (int64_t gate = 0; gate < shape.G; ++gate)
     if (input[gate] != 1 || recurrent[gate] != 1) return "a gate does not get each product once";
   return "";
 }
 
-static Problem problem_of(const Attributes& attributes, int64_t inputs) {
-  Problem problem = {};
-  problem.processor = processor();
-  problem.columns = reinterpret_cast<const Column*>(attributes.columns.begin());
-  problem.code = {reinterpret_cast<const Instruction*>(attributes.instructions.begin()),
-                  int64_t(attributes.instructions.size() / 5),
-                  attributes.constants.begin(),
-                  int64_t(attributes.constants.size()),
-                  attributes.outputs.begin(),
-                  int64_t(attributes.outputs.size()),
-                  int32_t(inputs),
-                  attributes.registers};
-  return problem;
+static Code code_of(const Attributes& attributes, int64_t inputs) {
+  return {reinterpret_cast<const Instruction*>(attributes.instructions.begin()),
+          int64_t(attributes.instructions.size() / 5),
+          attributes.constants.begin(),
+          int64_t(attributes.constants.size()),
+          attributes.outputs.begin(),
+          int64_t(attributes.outputs.size()),
+          int32_t(inputs),
+          attributes.registers};
 }
 
 // In each group the longest sequence first; lengths are brought into [0, T].
@@ -123,17 +120,20 @@ struct Order {
   }
 };
 
-// The parts of both calls: sizes from xs, R, gains and state; then every argument they share.
+// The parts of both calls: sizes from xs, R, unit_parameters and state; then every argument they share.
 static std::string take_problem(Buffers& arguments, const Attributes& attributes, Shape& shape, Problem& problem) {
   const auto& given = arguments.buffers;
   if (given.size() < 9) return "expected more arguments";
   const auto xs = given[0].dimensions(), state = given[1].dimensions();
-  const auto R = given[6].dimensions(), gains = given[7].dimensions();
-  if (xs.size() != 4 || state.size() != 4 || R.size() != 5 || gains.size() != 3) return "expected other ranks";
-  shape = {xs[0], xs[1], xs[2], xs[3], R[1], R[2], R[3], state[2], gains[1], int64_t(attributes.columns.size() / 3)};
+  const auto R = given[6].dimensions(), unit_parameters = given[7].dimensions();
+  if (xs.size() != 4 || state.size() != 4 || R.size() != 5 || unit_parameters.size() != 3) return "expected other ranks";
+  shape = {xs[0], xs[1], xs[2], xs[3], R[1], R[2], R[3], state[2], unit_parameters[1], 
+           int64_t(attributes.pre_activations.size() / 3)};
   if (shape.T > INT32_MAX) return "T is too large";
-  if (attributes.columns.size() % 3) return "a part of a column";
+  if (attributes.pre_activations.size() % 3) return "a part of a column";
   const int64_t H = shape.N * shape.D;
+  problem.processor = processor();
+  problem.pre_activations = reinterpret_cast<const PreActivation*>(attributes.pre_activations.begin());
   problem.xs = arguments.take("xs", arguments.stored, {shape.S, shape.B, shape.T, shape.I});
   problem.state = arguments.take("state", {shape.S, shape.B, shape.F, H});
   problem.length = static_cast<const int32_t*>(arguments.take("length", ffi::DataType::S32, {shape.S, shape.B}, true));
@@ -142,32 +142,23 @@ static std::string take_problem(Buffers& arguments, const Attributes& attributes
   problem.W = arguments.shared("W", arguments.stored, shape.S, {shape.I, shape.G, H});
   problem.b = arguments.shared("b", arguments.stored, shape.S, {shape.G, H});
   problem.R = arguments.shared("R", arguments.stored, shape.S, {shape.N, shape.D, shape.G, shape.D});
-  problem.gains = arguments.shared("gains", arguments.computed, shape.S, {shape.K, H});
+  problem.unit_parameters = arguments.shared("unit_parameters", arguments.computed, shape.S, {shape.K, H});
   problem.initial = arguments.shared("initial", arguments.computed, shape.S, {shape.F, H});
   problem.shape = shape;
   return arguments.fault;
 }
 
 template <class Call>
-static ffi::Error run(Call& call, ffi::ThreadPool pool, const Kernel& kernel) {
-  const Shape& shape = call.problem.shape;
-  Order* order = nullptr;
-  std::unique_ptr<Order> owned;
-  if (call.problem.length) {
-    owned = std::make_unique<Order>(call.problem.length, shape);
-    order = owned.get();
-    call.problem.length = order->length.data();
-    call.problem.order = order->order.data();
+static ffi::Error run(Call& call, bool (*half)(const Call&, const Crew&), ffi::ThreadPool pool) {
+  Problem& problem = call.problem;
+  std::unique_ptr<Order> order;
+  if (problem.length) {
+    order = std::make_unique<Order>(problem.length, problem.shape);
+    problem.length = order->length.data();
+    problem.order = order->order.data();
   }
   Team team = team_of(pool);
-  const Crew crew = crew_of(team);
-  bool done;
-  if constexpr (std::is_same_v<Call, Forward>) {
-    done = kernel.forward(call, crew);
-  } else {
-    done = kernel.backward(call, crew);
-  }
-  return done ? ffi::Error::Success() : out_of_memory();
+  return half(call, crew_of(team)) ? ffi::Error::Success() : out_of_memory();
 }
 
 static std::string collect(ffi::RemainingArgs arguments, ffi::RemainingRets results, Buffers& from, Buffers& to) {
@@ -191,57 +182,53 @@ static std::string collect(ffi::RemainingArgs arguments, ffi::RemainingRets resu
   return "";
 }
 
-// Arguments xs, state, length, resets, W, b, R, gains, initial; results states (F of them), last,
-// kept. Results that are not wanted have no elements.
-static ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
-                          ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
-                          ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
-                          int32_t widest) try {
-  const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
-  Buffers from, to;
-  Shape shape;
-  Problem problem = problem_of(attributes, 0);
-  std::string fault = collect(arguments, results, from, to);
-  if (fault.empty()) fault = take_problem(from, attributes, shape, problem);
-  if (fault.empty())
-    fault = fault_of(attributes, shape, shape.C + shape.F + shape.K, shape.F + shape.C);
+// A call of either half, once all of its buffers have been taken: what is wrong with it, or its results.
+template <class Call>
+static ffi::Error checked_run(Call& call, bool (*Kernel::*half)(const Call&, const Crew&), const Buffers& from,
+                              const Buffers& to, const Attributes& attributes, ffi::ThreadPool pool) {
+  RNNJAX_CHECK(from.fault.empty(), from.fault);
+  RNNJAX_CHECK(to.fault.empty(), to.fault);
+  RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
+  const Shape& shape = call.problem.shape;
+  if (shape.S * shape.B * shape.N * shape.D == 0) {
+    for (const auto& buffer : to.buffers) std::fill_n(static_cast<char*>(buffer.untyped_data()), buffer.size_bytes(), 0);
+    return ffi::Error::Success();
+  }
+  return run(call, kernel_of(from.stored, attributes.widest).*half, pool);
+}
+
+// Arguments xs, state, length, resets, W, b, R, unit parameters, initial; results states (F of them), last, residuals.
+// Results that are not used have no elements.
+static ffi::Error forward(ffi::ThreadPool pool, Buffers& from, Buffers& to, const Attributes& attributes) {
+  Forward call = {};
+  Shape shape = {};
+  std::string fault = take_problem(from, attributes, shape, call.problem);
+  const int64_t inputs = shape.C + shape.F + shape.K;
+  if (fault.empty()) fault = fault_of(attributes, shape, inputs, shape.F + shape.C);
   RNNJAX_CHECK(fault.empty(), fault);
-  problem.code.inputs = int32_t(shape.C + shape.F + shape.K);
+  call.problem.code = code_of(attributes, inputs);
   const int64_t H = shape.N * shape.D;
   std::vector<void*> states;
   for (int64_t f = 0; f < shape.F; ++f) states.push_back(to.take("states", {shape.S, shape.B, shape.T, H}, true));
-  Forward call = {problem, states.data(), nullptr, nullptr};
+  call.states = states.data();
   call.last = to.take("last", {shape.S, shape.B, shape.F, H});
-  call.kept = to.take("kept", {shape.S, shape.B, shape.T, shape.C, H}, true);
-  RNNJAX_CHECK(to.fault.empty(), to.fault);
-  RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
-  if (shape.S * shape.B * H == 0) return ffi::Error::Success();
-  return run(call, pool, kernel_of(from.stored, widest));
-} catch (const std::bad_alloc&) {
-  return out_of_memory();
+  call.residuals = to.take("residuals", {shape.S, shape.B, shape.T, shape.C, H}, true);
+  return checked_run(call, &Kernel::forward, from, to, attributes, pool);
 }
 
-// Arguments xs, state, length, resets, W, b, R, gains, initial, kept, dlast, states (F), dstates (F); results dxs, dW, db, dR,
-// dgains, dinitial, dstate. Cotangents that are absent, or not wanted, have no elements.
-static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
-                           ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
-                           ffi::Span<const int32_t> columns, ffi::Span<const double> constants, int32_t registers,
-                           int32_t widest) try {
-  const Attributes attributes = {instructions, outputs, columns, constants, registers, widest};
-  Buffers from, to;
-  Shape shape;
-  Problem problem = problem_of(attributes, 0);
-  std::string fault = collect(arguments, results, from, to);
-  if (fault.empty()) fault = take_problem(from, attributes, shape, problem);
-  if (fault.empty())
-    fault = fault_of(attributes, shape, shape.C + 2 * shape.F + shape.K, shape.C + shape.F + shape.K);
+// Arguments those of the forward half, residuals, dlast, states (F), dstates (F); results dxs, dW, db, dR, dunit_parameters,
+// dinitial, dstate. Cotangents that are absent, and results that are not needed, have no elements.
+static ffi::Error backward(ffi::ThreadPool pool, Buffers& from, Buffers& to, const Attributes& attributes) {
+  Backward call = {};
+  Shape shape = {};
+  std::string fault = take_problem(from, attributes, shape, call.problem);
+  const int64_t inputs = shape.C + 2 * shape.F + shape.K;
+  if (fault.empty()) fault = fault_of(attributes, shape, inputs, shape.C + shape.F + shape.K);
   RNNJAX_CHECK(fault.empty(), fault);
-  problem.code.inputs = int32_t(shape.C + 2 * shape.F + shape.K);
+  call.problem.code = code_of(attributes, inputs);
   const int64_t S = shape.S, H = shape.N * shape.D;
   const Dimensions over_time = {S, shape.B, shape.T, H};
-  Backward call = {};
-  call.problem = problem;
-  call.kept = from.take("kept", {S, shape.B, shape.T, shape.C, H});
+  call.residuals = from.take("residuals", {S, shape.B, shape.T, shape.C, H});
   call.dlast = from.take("dlast", {S, shape.B, shape.F, H}, true);
   std::vector<const void*> states, dstates;
   for (int64_t f = 0; f < shape.F; ++f) states.push_back(from.take("states", over_time));
@@ -252,17 +239,22 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
   call.dW = to.take("dW", {S, shape.I, shape.G, H}, true);
   call.db = to.take("db", {S, shape.G, H}, true);
   call.dR = to.take("dR", {S, shape.N, shape.D, shape.G, shape.D}, true);
-  call.dgains = to.take("dgains", {S, shape.K, H}, true);
+  call.dunit_parameters = to.take("dunit_parameters", {S, shape.K, H}, true);
   call.dinitial = to.take("dinitial", {S, shape.F, H}, true);
   call.dstate = to.take("dstate", {S, shape.B, shape.F, H}, true);
-  RNNJAX_CHECK(from.fault.empty(), from.fault);
-  RNNJAX_CHECK(to.fault.empty(), to.fault);
-  RNNJAX_CHECK(from.next == from.buffers.size() && to.next == to.buffers.size(), "more buffers than expected");
-  if (S * shape.B * H == 0) {
-    for (auto& buffer : to.buffers) std::fill_n(static_cast<char*>(buffer.untyped_data()), buffer.size_bytes(), 0);
-    return ffi::Error::Success();
-  }
-  return run(call, pool, kernel_of(from.stored, widest));
+  return checked_run(call, &Kernel::backward, from, to, attributes, pool);
+}
+
+// What XLA calls: collects the buffers of either half. There may be no memory for lists of them.
+template <ffi::Error (*half)(ffi::ThreadPool, Buffers&, Buffers&, const Attributes&)>
+static ffi::Error entry(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
+                        ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
+                        ffi::Span<const int32_t> pre_activations, ffi::Span<const double> constants, int32_t registers,
+                        int32_t widest) try {
+  Buffers from, to;
+  const std::string fault = collect(arguments, results, from, to);
+  RNNJAX_CHECK(fault.empty(), fault);
+  return half(pool, from, to, {instructions, outputs, pre_activations, constants, registers, widest});
 } catch (const std::bad_alloc&) {
   return out_of_memory();
 }
@@ -282,7 +274,8 @@ static ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs arguments, f
       .Attr<int32_t>("widest")
 
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_forward, rnnjax::forward, RNNJAX_BINDING);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_backward, rnnjax::backward, RNNJAX_BINDING);
-extern "C" int32_t rnnjax_interface() { return rnnjax::INTERFACE * 1000 + rnnjax::OPERATIONS; }
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_forward, rnnjax::entry<rnnjax::forward>, RNNJAX_BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_backward, rnnjax::entry<rnnjax::backward>, RNNJAX_BINDING);
+extern "C" int32_t rnnjax_interface() { return rnnjax::INTERFACE; }
+extern "C" const char* rnnjax_operations() { return rnnjax::operation::names; }
 #pragma GCC visibility pop

@@ -7,7 +7,7 @@
 namespace rnnjax {
 
 // Counted up with every change to what Python hands over: its arrays, its attributes, or the meaning of a number in them.
-constexpr int32_t INTERFACE = 3;
+constexpr int32_t INTERFACE = 4;
 
 struct Instruction {
   int32_t operation, destination, a, b, c;
@@ -25,21 +25,27 @@ struct Code {
 };
 
 // One row of the gate buffer: which gate it is, and which products fill it.
-struct Column {
+struct PreActivation {
   int32_t gate, input, recurrent;
 };
 
 // Bounds that the handler checks, so that small tables can have fixed sizes.
-constexpr int MOST_REGISTERS = 512, MOST_COLUMNS = 64, MOST_FIELDS = 16, MOST_GAINS = 64;
+constexpr int MOST_REGISTERS = 512, MOST_PRE_ACTIVATIONS = 64, MOST_FIELDS = 16, MOST_UNIT_PARAMETERS = 64;
 
-enum : int32_t {
-  NEGATE, ABSOLUTE, SIGN, FLOOR, CEIL, ROUND_EVEN, SQUARE_ROOT, RECIPROCAL_SQUARE_ROOT, EXP, EXPM1, LOG, LOG1P, TANH,
-  LOGISTIC, SIN, COS, TAN, ASIN, ACOS, ATAN, SINH, COSH, ERF, ERFC, RECIPROCAL,
-  ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, POWER, ATAN2, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, EQUAL,
-  NOT_EQUAL,
-  SELECT, MULTIPLY_ADD,
-  OPERATIONS
-};
+// The operations of a vector program, by the names that Python knows them by.
+#define RNNJAX_OPERATIONS(X) \
+  X(neg) X(abs) X(sign) X(floor) X(ceil) X(round_even) X(sqrt) X(rsqrt) X(exp) X(expm1) X(log) X(log1p) \
+  X(tanh) X(logistic) X(sin) X(cos) X(tan) X(asin) X(acos) X(atan) X(sinh) X(cosh) X(erf) X(erfc) \
+  X(reciprocal) X(add) X(sub) X(mul) X(div) X(max) X(min) X(pow) X(atan2) X(lt) X(le) X(gt) X(ge) X(eq) X(ne) \
+  X(select) X(multiply_add)
+namespace operation {
+#define RNNJAX_NUMBER(NAME) NAME,
+enum : int32_t { RNNJAX_OPERATIONS(RNNJAX_NUMBER) count };
+#undef RNNJAX_NUMBER
+#define RNNJAX_NAME(NAME) #NAME " "
+constexpr char names[] = RNNJAX_OPERATIONS(RNNJAX_NAME);  // each followed by a space
+#undef RNNJAX_NAME
+}  // namespace operation
 
 struct Shape {
   int64_t S, B, T, I, N, D, G, F, K, C;
@@ -60,9 +66,9 @@ struct Processor {
 struct Problem {
   Shape shape;
   Processor processor;
-  const Column* columns;
+  const PreActivation* pre_activations;
   Code code;
-  Shared W, b, R, gains, initial;
+  Shared W, b, R, unit_parameters, initial;
   const void* xs;
   const void* state;
   const int32_t* length;   // null: all T
@@ -74,20 +80,20 @@ struct Forward {
   Problem problem;
   void* const* states;  // F, each [S B T H] or null
   void* last;           // [S B F H]
-  void* kept;           // [S B T C H], or null
+  void* residuals;           // [S B T C H], or null
 };
 
 struct Backward {
   Problem problem;
   const void* const* states;
-  const void* kept;
+  const void* residuals;
   const void* const* dstates;  // F, each [S B T H] or null
   const void* dlast;           // or null
   void* dxs;                   // these: null where not wanted
   void* dW;
   void* db;
   void* dR;
-  void* dgains;
+  void* dunit_parameters;
   void* dinitial;
   void* dstate;
 };

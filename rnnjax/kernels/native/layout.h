@@ -39,9 +39,10 @@ struct Carver {
   }
 };
 
-// The columns that one product fills: from x, from h, or, where every column takes both, from the two in one sweep.
+// The pre-activations that one product fills: from x, from h, or, where each of them takes both, from the two in one
+// sweep.
 struct Fill {
-  int32_t columns[MOST_COLUMNS];
+  int32_t pre_activations[MOST_PRE_ACTIVATIONS];
   int count;
   bool from_x, from_h;
 };
@@ -50,15 +51,15 @@ template <class E>
 struct Layout {
   static constexpr int L = Vector<E>::lanes;
   Shape shape;
-  const Column* columns;
+  const PreActivation* pre_activations;
   int64_t H, head_blocks, blocks, input_pieces;
   Fill input, recurrent;
-  bool joined;  // every column takes both products
+  bool joined;  // every pre-activation takes both products
 
   int64_t step_panel, sum_panel;  // the most vectors of a panel: for the rows of a step, and for many rows
 
   // `rows`: of a step, at most.
-  Layout(const Problem& problem, int64_t rows) : shape(problem.shape), columns(problem.columns) {
+  Layout(const Problem& problem, int64_t rows) : shape(problem.shape), pre_activations(problem.pre_activations) {
     step_panel = panel_vectors(problem.processor, rows);
     sum_panel = panel_vectors(problem.processor, MANY_ROWS);
     H = shape.N * shape.D;
@@ -67,8 +68,8 @@ struct Layout {
     input_pieces = ceiling(shape.I, L);
     input.count = recurrent.count = 0;
     for (int64_t c = 0; c < shape.C; ++c) {
-      if (columns[c].input) input.columns[input.count++] = int32_t(c);
-      if (columns[c].recurrent) recurrent.columns[recurrent.count++] = int32_t(c);
+      if (pre_activations[c].input) input.pre_activations[input.count++] = int32_t(c);
+      if (pre_activations[c].recurrent) recurrent.pre_activations[recurrent.count++] = int32_t(c);
     }
     joined = input.count == shape.C && recurrent.count == shape.C;
   }

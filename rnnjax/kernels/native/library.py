@@ -12,7 +12,7 @@ from ..recurrence.pointwise.operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
 ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan")
-INTERFACE = 3  # the version of the interface between Python and C++, as in interface.h
+INTERFACE = 4  # the version of the interface between Python and C++, as in interface.h
 
 
 @cache
@@ -29,9 +29,11 @@ def absence() -> str | None:
     try:
         library = ctypes.CDLL(os.fspath(path))
         interface = library.rnnjax_interface()
+        library.rnnjax_operations.restype = ctypes.c_char_p
+        operations = library.rnnjax_operations().decode().split()
     except (OSError, AttributeError) as error:
         return f"{path} does not load: {error}"
-    if interface != INTERFACE * 1000 + len(MEANINGS):
+    if interface != INTERFACE or operations != list(MEANINGS):
         return f"{path} was built from another version of rnnjax. Install rnnjax again"
     for name in ENTRY_POINTS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")

@@ -78,56 +78,56 @@ void execute(const Code& code, E* const* rows, int64_t count) {
     E* to = rows[now.destination];
     const E *a = rows[now.a], *b = rows[now.b], *c = rows[now.c];
     switch (now.operation) {
-      case NEGATE: each(to, a, count, [](X x) { return -x; }); break;
-      case ABSOLUTE: each(to, a, count, [](X x) { return choose<E>(x < X{}, -x, x + X{}); }); break;
-      case SIGN:
+      case operation::neg: each(to, a, count, [](X x) { return -x; }); break;
+      case operation::abs: each(to, a, count, [](X x) { return choose<E>(x < X{}, -x, x + X{}); }); break;
+      case operation::sign:
         each(to, a, count, [](X x) { return choose<E>(x > X{}, splat<E>(1), choose<E>(x < X{}, splat<E>(-1), x)); });
         break;
-      case FLOOR: each_number(to, a, count, Floor<E>()); break;
-      case CEIL: each_number(to, a, count, Ceil<E>()); break;
-      case ROUND_EVEN: each_number(to, a, count, RoundEven<E>()); break;
-      case SQUARE_ROOT: each_number(to, a, count, SquareRoot<E>()); break;
-      case RECIPROCAL_SQUARE_ROOT: each_number(to, a, count, [](E x) { return 1 / SquareRoot<E>()(x); }); break;
-      case EXP: each(to, a, count, [](X x) { return vector_exp<E>(x); }); break;
-      case EXPM1: each_number(to, a, count, Expm1<E>()); break;
-      case LOG: each_number(to, a, count, Log<E>()); break;
-      case LOG1P: each_number(to, a, count, Log1p<E>()); break;
-      case TANH: each(to, a, count, [](X x) { return vector_tanh<E>(x); }); break;
-      case LOGISTIC: each(to, a, count, [](X x) { return vector_logistic<E>(x); }); break;
-      case SIN: each_number(to, a, count, Sin<E>()); break;
-      case COS: each_number(to, a, count, Cos<E>()); break;
-      case TAN: each_number(to, a, count, Tan<E>()); break;
-      case ASIN: each_number(to, a, count, Asin<E>()); break;
-      case ACOS: each_number(to, a, count, Acos<E>()); break;
-      case ATAN: each_number(to, a, count, Atan<E>()); break;
-      case SINH: each_number(to, a, count, Sinh<E>()); break;
-      case COSH: each_number(to, a, count, Cosh<E>()); break;
-      case ERF: each_number(to, a, count, Erf<E>()); break;
-      case ERFC: each_number(to, a, count, Erfc<E>()); break;
-      case RECIPROCAL: each(to, a, count, [](X x) { return splat<E>(1) / x; }); break;
-      case ADD: each(to, a, b, count, [](X x, X y) { return x + y; }); break;
-      case SUBTRACT: each(to, a, b, count, [](X x, X y) { return x - y; }); break;
-      case MULTIPLY: each(to, a, b, count, [](X x, X y) { return x * y; }); break;
-      case DIVIDE: each(to, a, b, count, [](X x, X y) { return x / y; }); break;
-      case MAXIMUM: each(to, a, b, count, [](X x, X y) { return choose<E>((x > y) | (x != x), x, y); }); break;
-      case MINIMUM: each(to, a, b, count, [](X x, X y) { return choose<E>((x < y) | (x != x), x, y); }); break;
-      case POWER:
+      case operation::floor: each_number(to, a, count, Floor<E>()); break;
+      case operation::ceil: each_number(to, a, count, Ceil<E>()); break;
+      case operation::round_even: each_number(to, a, count, RoundEven<E>()); break;
+      case operation::sqrt: each_number(to, a, count, SquareRoot<E>()); break;
+      case operation::rsqrt: each_number(to, a, count, [](E x) { return 1 / SquareRoot<E>()(x); }); break;
+      case operation::exp: each(to, a, count, [](X x) { return vector_exp<E>(x); }); break;
+      case operation::expm1: each_number(to, a, count, Expm1<E>()); break;
+      case operation::log: each_number(to, a, count, Log<E>()); break;
+      case operation::log1p: each_number(to, a, count, Log1p<E>()); break;
+      case operation::tanh: each(to, a, count, [](X x) { return vector_tanh<E>(x); }); break;
+      case operation::logistic: each(to, a, count, [](X x) { return vector_logistic<E>(x); }); break;
+      case operation::sin: each_number(to, a, count, Sin<E>()); break;
+      case operation::cos: each_number(to, a, count, Cos<E>()); break;
+      case operation::tan: each_number(to, a, count, Tan<E>()); break;
+      case operation::asin: each_number(to, a, count, Asin<E>()); break;
+      case operation::acos: each_number(to, a, count, Acos<E>()); break;
+      case operation::atan: each_number(to, a, count, Atan<E>()); break;
+      case operation::sinh: each_number(to, a, count, Sinh<E>()); break;
+      case operation::cosh: each_number(to, a, count, Cosh<E>()); break;
+      case operation::erf: each_number(to, a, count, Erf<E>()); break;
+      case operation::erfc: each_number(to, a, count, Erfc<E>()); break;
+      case operation::reciprocal: each(to, a, count, [](X x) { return splat<E>(1) / x; }); break;
+      case operation::add: each(to, a, b, count, [](X x, X y) { return x + y; }); break;
+      case operation::sub: each(to, a, b, count, [](X x, X y) { return x - y; }); break;
+      case operation::mul: each(to, a, b, count, [](X x, X y) { return x * y; }); break;
+      case operation::div: each(to, a, b, count, [](X x, X y) { return x / y; }); break;
+      case operation::max: each(to, a, b, count, [](X x, X y) { return choose<E>((x > y) | (x != x), x, y); }); break;
+      case operation::min: each(to, a, b, count, [](X x, X y) { return choose<E>((x < y) | (x != x), x, y); }); break;
+      case operation::pow:
         for (int64_t i = 0; i < count; ++i) to[i] = number_power<E>(a[i], b[i]);
         break;
-      case ATAN2:
+      case operation::atan2:
         for (int64_t i = 0; i < count; ++i) to[i] = number_atan2<E>(a[i], b[i]);
         break;
-      case LESS: each(to, a, b, count, [](X x, X y) { return truth<E>(x < y); }); break;
-      case LESS_EQUAL: each(to, a, b, count, [](X x, X y) { return truth<E>(x <= y); }); break;
-      case GREATER: each(to, a, b, count, [](X x, X y) { return truth<E>(x > y); }); break;
-      case GREATER_EQUAL: each(to, a, b, count, [](X x, X y) { return truth<E>(x >= y); }); break;
-      case EQUAL: each(to, a, b, count, [](X x, X y) { return truth<E>(x == y); }); break;
-      case NOT_EQUAL: each(to, a, b, count, [](X x, X y) { return truth<E>(x != y); }); break;
-      case SELECT:
+      case operation::lt: each(to, a, b, count, [](X x, X y) { return truth<E>(x < y); }); break;
+      case operation::le: each(to, a, b, count, [](X x, X y) { return truth<E>(x <= y); }); break;
+      case operation::gt: each(to, a, b, count, [](X x, X y) { return truth<E>(x > y); }); break;
+      case operation::ge: each(to, a, b, count, [](X x, X y) { return truth<E>(x >= y); }); break;
+      case operation::eq: each(to, a, b, count, [](X x, X y) { return truth<E>(x == y); }); break;
+      case operation::ne: each(to, a, b, count, [](X x, X y) { return truth<E>(x != y); }); break;
+      case operation::select:
         for (int64_t i = 0; i < count; i += Vector<E>::lanes)
           store(to + i, choose<E>(load(c + i) != X{}, load(a + i), load(b + i)));
         break;
-      case MULTIPLY_ADD:
+      case operation::multiply_add:
         for (int64_t i = 0; i < count; i += Vector<E>::lanes) store(to + i, load(a + i) * load(b + i) + load(c + i));
         break;
     }

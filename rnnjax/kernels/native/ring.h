@@ -9,7 +9,7 @@ namespace RNNJAX_TARGET {
 // Gate cotangents are gathered in about this many rows, beside what they are to be multiplied with.
 constexpr int64_t RING_ROWS = 256;
 
-// A row is one step of one sequence. All is in pieces: `d` by lanes, for the products that sum over columns, the rest by
+// A row is one step of one sequence. All is in pieces: `d` by lanes, for the products that sum over pre-activations, the rest by
 // rows, for those that sum over rows. Where a factor is a number, both are the same.
 template <class Stored>
 struct Ring {
@@ -18,7 +18,7 @@ struct Ring {
   static constexpr int L = Vector<E>::lanes;
   const Layout<E>& layout;
   int64_t rows;
-  A *d, *d_by_row, *h, *x, *ones;  // cotangents of all columns, the state before, the input
+  A *d, *d_by_row, *h, *x, *ones;  // cotangents of all pre-activations, the state before, the input
   int64_t* step;        // of which step of [S B T] a row is
   int64_t *recurrent_offsets, *input_offsets;
 
@@ -44,15 +44,16 @@ struct Ring {
   }
 
   int64_t size() const { return rows * ROW<A>; }  // of a piece
-  int64_t offset(int64_t block, int64_t column) const { return (block * layout.shape.C + column) * size(); }
+  int64_t offset(int64_t block, int64_t pre_activation) const { return (block * layout.shape.C + pre_activation) * size(); }
   void offsets_of(const Fill& fill, int64_t blocks, int64_t* offsets) const {
     for (int64_t block = 0; block < blocks; ++block)
-      for (int k = 0; k < fill.count; ++k) *offsets++ = offset(block, fill.columns[k]);
+      for (int k = 0; k < fill.count; ++k) *offsets++ = offset(block, fill.pre_activations[k]);
   }
 
-  // What is put there, from row `first` on: cotangents of one column of one block, a row of a block's h, or of a piece of x.
-  void put_d(int64_t block, int64_t column, int64_t first, const E* from, int64_t count) const {
-    const int64_t at = offset(block, column);
+  // What is put there, from row `first` on: cotangents of one pre-activation of one block, a row of a block's h, or of a
+  // piece of x.
+  void put_d(int64_t block, int64_t pre_activation, int64_t first, const E* from, int64_t count) const {
+    const int64_t at = offset(block, pre_activation);
     for (int64_t row = 0; row < count; ++row) {
       const V<E> value = load_part(from + row * L, layout.width(block));
       put_lanes(d + at + (first + row) * ROW<A>, value);
@@ -62,7 +63,7 @@ struct Ring {
   void put_h(int64_t block, int64_t row, V<E> value) const { put_row(h + block * size(), row, L, as_factor<Stored>(value)); }
   void put_x(int64_t piece, int64_t row, V<E> value) const { put_row(x + piece * size(), row, L, value); }
 
-  // The cotangents of a head's columns as the left operand of a product, from one row on.
+  // The cotangents of a head's pre-activations as the left operand of a product, from one row on.
   void parts_of_recurrent(Pieces<A>* parts, int64_t start, int64_t row) const {
     parts_of(layout.recurrent, d + offset(start, 0) + row * ROW<A>, recurrent_offsets, parts);
   }
@@ -80,7 +81,7 @@ struct Ring {
                        E* to) const {
     const A* right[MOST_VECTORS];
     for (int v = 0; v < vectors; ++v)
-      right[v] = d_by_row + offset((first + v) / fill.count, fill.columns[(first + v) % fill.count]);
+      right[v] = d_by_row + offset((first + v) / fill.count, fill.pre_activations[(first + v) % fill.count]);
     E* panel = to + first * depth * L;
     for (int64_t m = 0; m < depth; m += L)
       correlate_piece(left + m / L * size(), int(least(L, depth - m)), right, vectors, factors<A>(filled),

@@ -9,7 +9,7 @@ namespace RNNJAX_TARGET {
 // Of one group and one part of its sequences; laid out as the products leave them, panel by panel.
 template <class E>
 struct Sums {
-  E *W, *b, *R, *gains, *initial;
+  E *W, *b, *R, *unit_parameters, *initial;
 
   Sums(const Layout<E>& layout, const Backward& call, Carver& carver) {
     constexpr int L = Vector<E>::lanes;
@@ -17,7 +17,7 @@ struct Sums {
     W = carver.carve<E>(call.dW ? layout.blocks * layout.input.count * shape.I * L : 0);
     b = carver.carve<E>(call.db ? layout.blocks * layout.input.count * L : 0);
     R = carver.carve<E>(call.dR ? layout.blocks * layout.recurrent.count * shape.D * L : 0);
-    gains = carver.carve<E>(shape.K * layout.blocks * L);
+    unit_parameters = carver.carve<E>(shape.K * layout.blocks * L);
     initial = carver.carve<E>(shape.F * layout.blocks * L);
   }
   static int64_t size(const Layout<E>& layout, const Backward& call) {
@@ -53,8 +53,9 @@ struct Finish {
                    [&](int64_t p, int64_t gate) {
         return static_cast<E*>(call.dR) + (((group * shape.N + head) * D + p) * G + gate) * D + unit - head * D;
       });
-    for (int64_t k = 0; call.dgains && k < shape.K; ++k)
-      write(&Sums<E>::gains, k * layout.blocks + block, static_cast<E*>(call.dgains) + (group * shape.K + k) * H + unit);
+    for (int64_t k = 0; call.dunit_parameters && k < shape.K; ++k)
+      write(&Sums<E>::unit_parameters, k * layout.blocks + block,
+            static_cast<E*>(call.dunit_parameters) + (group * shape.K + k) * H + unit);
     for (int64_t f = 0; call.dinitial && f < shape.F; ++f)
       write(&Sums<E>::initial, f * layout.blocks + block,
             static_cast<E*>(call.dinitial) + (group * shape.F + f) * H + unit);
@@ -65,7 +66,7 @@ struct Finish {
     for_panels(layout.sum_panel, begin, blocks, fill.count, [&](int64_t first, int vectors) {
       for (int v = 0; v < vectors; ++v) {
         if ((first + v) / fill.count != block) continue;
-        const int64_t gate = layout.columns[fill.columns[(first + v) % fill.count]].gate;
+        const int64_t gate = layout.pre_activations[fill.pre_activations[(first + v) % fill.count]].gate;
         for (int64_t m = 0; m < depth; ++m) write(sum, first * depth + m * vectors + v, place(m, gate));
       }
     });

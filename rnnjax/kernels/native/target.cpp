@@ -1,6 +1,6 @@
 // The kernel for one instruction set: compiled once for each, with that set's flags and a namespace of its own.
-#include "backward.h"
-#include "forward.h"
+#include "backward_step.h"
+#include "forward_step.h"
 #include "linear_scan.h"
 
 namespace rnnjax {
