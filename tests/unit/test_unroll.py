@@ -61,7 +61,7 @@ def test_overflow_before_a_reset_ends_there_under_every_engine():
     xs, resets = np.ones((T, grid.I), np.float16), np.arange(T) == 2
     xs[0] = 60_000
     given = {name: engine for name, engine in grid.ENGINES.items() if "newton" not in name}
-    engines = {name: engine for name, engine in given.items() if engine.refusal(cell, grid.place(xs)) is None}
+    engines = {name: engine for name, engine in given.items() if grid.refusal(engine, cell, grid.place(xs)) is None}
 
     @eqx.filter_jit
     def run(engines: dict[str, rnnjax.AbstractEngine], cell: Any, xs: jax.Array) -> Any:
@@ -75,11 +75,6 @@ def test_overflow_before_a_reset_ends_there_under_every_engine():
         grid.assert_close(ys, expected, "float16")
     with pytest.raises(Exception, match="Newton did not solve MinGRU"):
         jax.block_until_ready(run({"newton": rnnjax.Newton()}, cell, xs))
-
-
-def test_auto_speaks_of_cells_only():
-    with pytest.raises(TypeError, match=r"^cell: expected a cell, got Stack"):
-        rnnjax.Auto().select(grid.build("stack"), grid.inputs(T))
 
 
 def test_dropout_falls_between_layers_and_not_after_the_last():
