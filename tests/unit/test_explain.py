@@ -92,17 +92,18 @@ def test_a_cell_a_function_and_a_regulariser():
     assert places(explain(gru, steps())) == [("", "GRU", "Fused")]
     assert str(explain(gru, steps())).startswith("GRU\n    Fused: CPU kernel, a program of ")
     accumulate = lambda total, x: (total + x, total)  # noqa: E731
-    found = explain(accumulate, steps(), state=jnp.zeros(H))
+    found = explain(accumulate, steps(), state=jnp.zeros(H, jnp.float32))
     assert places(found) == [("", "<lambda>", "Scan")]
     zoneout = rnnjax.regularise.Zoneout(gru, 0.1)
     assert places(explain(Stack([zoneout]), steps())) == [("layers[0]", "Zoneout of GRU", "Scan")]
 
 
-@pytest.mark.parametrize("xs", [np.zeros((T, H), np.float32), steps()], ids=["arrays", "shapes"])
+@pytest.mark.parametrize("xs", [steps(), steps(count=T + 1)])
 @pytest.mark.parametrize("engine", [Auto(), Scan(), rnnjax.Checkpointed(), Fused(cuda=rnnjax.kernels.GPU())])
 def test_the_plans_are_those_of_the_engine(engine, xs):
     gru = cell(rnnjax.GRU)
     (planned,) = explain(gru, xs, engine).cells
+    assert explain(gru, grid.place(np.zeros(xs.shape, xs.dtype)), engine).cells == (planned,)
     assert isinstance(planned.plan, Plan)
     assert planned.plan == engine.plan(gru, xs)
 
