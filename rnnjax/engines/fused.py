@@ -163,7 +163,8 @@ def _weight_types(cell: AbstractGatedCell) -> Weights:
     shapes = (cell.input_weight.shape, cell.dtype), (gates, cell.dtype), (cell.recurrent_weight.shape, cell.dtype)
     vectors = len(jax.tree.leaves(cell.gains)), len(cell.state_type._fields)
     shapes = *shapes, *(((count, cell.hidden_size), carried) for count in vectors)
-    return Weights(*(jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in shapes))
+    types: list[Any] = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in shapes]
+    return Weights(*types)
 
 
 def _weights(cell: AbstractGatedCell, initial: State) -> Weights:

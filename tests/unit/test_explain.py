@@ -129,6 +129,11 @@ def test_nothing_is_run():
     explain(step, jnp.zeros((T, 3)), state=jnp.zeros(()))
 
 
+def test_auto_does_not_look_for_devices_whose_kernels_it_does_not_run(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", None)
+    assert places(explain(Stack([cell(rnnjax.LSTM), cell(rnnjax.LRU)]), steps()))[0][2] == "Fused"
+
+
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("call", "kind", "fragments"),
