@@ -1,7 +1,7 @@
 """What is measured: cells, shapes and engines, once, for the benchmarks and for the tests."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from rnnjax import (
     Scan,
     Unrolled,
 )
+from rnnjax.engines import Refusal
 
 
 class Case(NamedTuple):
@@ -75,4 +76,10 @@ def refusal(engine: AbstractEngine, cell: AbstractCell, case: Case) -> str | Non
     """Why `engine` is not measured on this case; None if it is."""
     if isinstance(engine, Unrolled) and case.T > UNROLLED_STEPS:
         return f"Unrolled is not compiled for T = {case.T}: minutes, beyond {UNROLLED_STEPS} steps."
-    return engine.refusal(cell, jax.ShapeDtypeStruct((case.T, case.I), jnp.dtype(case.dtype)))
+    return why_not(engine, cell, jax.ShapeDtypeStruct((case.T, case.I), jnp.dtype(case.dtype)))
+
+
+def why_not(engine: AbstractEngine, cell: AbstractCell, xs: Any) -> str | None:
+    """Why `engine` cannot run `cell`; None if it can."""
+    plan = engine.plan(cell, xs)
+    return str(plan) if isinstance(plan, Refusal) else None

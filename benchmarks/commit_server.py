@@ -1,7 +1,13 @@
 """The process in which `commits.py` measures one version of rnnjax: `python commit_server.py FOLDER`.
 
 It imports nothing else of the project, and uses only names that all versions have. Each line of its input is a case,
-and is answered by a line of milliseconds.
+and is answered by a line of milliseconds:
+
+    trace               of a batch and of its gradient, when nothing has been traced before
+    unroll              to trace `jax.jit(unroll)` of one sequence, of a length that has not been traced before
+    unroll again        the same of a length that has, as where an outer function is traced once more
+    compile             of the batch and of its gradient
+    forward, gradient   to run them
 """
 
 import json
@@ -10,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.machinery import PathFinder
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +30,8 @@ sys.meta_path.insert(0, PathFinder)  # ahead of the finder of an editable instal
 import rnnjax  # noqa: E402
 
 WINDOW = 0.15  # seconds of calls in each turn, of which the median is taken
+TRACES = 15  # of `unroll`, in each turn
+LENGTHS = count(1000)  # of sequences, each used once
 
 
 def main() -> None:
@@ -49,10 +58,22 @@ def main() -> None:
         middle = time.perf_counter()
         compiled = [program.lower().compile() for program in traced]
         answer = {"trace": 1e3 * (middle - start), "compile": 1e3 * (time.perf_counter() - middle)}
+        lengths = [next(LENGTHS) for _ in range(TRACES)]
+        for name, given in (("unroll", lengths), ("unroll again", lengths[:1] * TRACES)):
+            answer[name] = statistics.median(trace_unroll(cell, engine, length, I) for length in given)
         compiled = programs.setdefault(line, compiled)
         for name, program in zip(("forward", "gradient"), compiled, strict=True):
             answer[name] = window(lambda program=program, cell=cell, xs=xs: jax.block_until_ready(program(cell, xs)))
         print(json.dumps(answer), flush=True)
+
+
+def trace_unroll(cell: Any, engine: Any, length: int, inputs: int) -> float:
+    """The milliseconds of one trace of a function that JAX has not seen."""
+    program = jax.jit(lambda cell, xs: rnnjax.unroll(cell, None, xs, engine=engine))
+    xs = jax.ShapeDtypeStruct((length, inputs), cell.input_type().dtype)
+    start = time.perf_counter()
+    program.trace(cell, xs)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def window(call: Callable[[], Any]) -> float:

@@ -35,7 +35,8 @@ SHAPES = (  # B, T, I, H
     (1, 100, 512, 512),
 )
 ROUNDS = 7
-ANSWERS = ("trace", "compile", "forward", "gradient")  # each in milliseconds
+TRACES = ("trace", "unroll", "unroll again")  # see `commit_server.py`
+ANSWERS = (*TRACES, "compile", "forward", "gradient")  # each in milliseconds
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
         chosen = [record[direction] for record in records if record["engine"] == engine]
         mean = statistics.geometric_mean(chosen)
         print(f"{engine} {direction}: new over old, geometric mean {mean:.3f}, worst {max(chosen):.3f}")
-    for what in ("trace", "compile"):
+    for what in (*TRACES, "compile"):
         mean = statistics.geometric_mean([record[what] for record in records])
         print(f"{what}: new over old, geometric mean {mean:.3f}")
     if options.json:

@@ -120,7 +120,7 @@ def compare(case: Case, direction: str, seconds: float) -> Comparison:
     times = take_turns(calls, seconds)
     each = [[spent / calls for spent in milliseconds] for milliseconds, calls in zip(times, together, strict=True)]
     scan, fused = measure.records(case, direction, contestants, each)
-    return Comparison(scan, fused, isinstance(Auto().select(cell, xs[0]).engine, Fused))
+    return Comparison(scan, fused, str(Auto().plan(cell, xs[0])).startswith("Fused"))
 
 
 def calls_together(contestant: Contestant) -> int:

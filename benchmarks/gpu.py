@@ -36,6 +36,7 @@ from benchmarks.layers.pytorch import Torch, synchronise
 from benchmarks.layers.scans import Ours
 from benchmarks.measure import Contestant, Record
 from rnnjax import Fused, Scan, unroll
+from rnnjax.engines import Plan, Refusal
 from rnnjax.kernels import GPU
 from rnnjax.kernels.linear_scan.primitive import linear_scan
 from rnnjax.training.checkpoint import write_atomically
@@ -128,14 +129,14 @@ def check() -> None:
         for dtype in TOLERANCE:
             for shape in CHECKS if name == "LSTM" else CHECKS[:2]:
                 case = Case(name, shape[0], shape[1], 24, shape[2], dtype, shape[3])
-                report(str(case), FUSED.refusal(*draw_one(case)), partial(error_of, case), TOLERANCE[dtype])
+                report(str(case), FUSED.plan(*draw_one(case)), partial(error_of, case), TOLERANCE[dtype])
     for steps, units in ((5, 3), (5000, 70)):
         report(f"h = a h + b, {steps} steps", None, partial(error_of_scan, steps, units), TOLERANCE["float32"])
 
 
-def report(what: str, refusal: str | None, error: Callable[[], float], tolerance: float) -> None:
-    if refusal is not None:
-        print(f"{what}: {refusal} {RIGHT}", flush=True)
+def report(what: str, plan: Plan | Refusal | None, error: Callable[[], float], tolerance: float) -> None:
+    if isinstance(plan, Refusal):
+        print(f"{what}: {plan} {RIGHT}", flush=True)
         return
     try:
         found = error()

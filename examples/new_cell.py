@@ -53,7 +53,7 @@ def main() -> None:
         loss = lambda cell, engine=engine: rnnjax.unroll(cell, None, xs, engine=engine)[1].sum()  # noqa: E731
         value, gradient = jax.value_and_grad(loss)(cell)
         print(f"{type(engine).__name__:<14} loss {value:.5f}   |dR| {jnp.linalg.norm(gradient.recurrent_weight):.5f}")
-    print(rnnjax.Associative().refusal(cell, xs))
+    print(rnnjax.explain(cell, xs))
 
 
 if __name__ == "__main__":

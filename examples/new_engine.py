@@ -1,8 +1,8 @@
 """Skeleton of a new engine: copy it, change how it runs, and every cell runs on it. The tests run this file.
 
-An engine is one method and one honest sentence. Put the finished one into rnnjax/engines/, export it from
-rnnjax/__init__.py, add it to ENGINES in tests/helpers/grid.py and in benchmarks/cases.py: the grid, the laws and the
-benchmark then hold it.
+An engine makes a plan for a cell, or says in a sentence why it cannot. A plan runs the cell, and says how in a line.
+Put the finished engine into rnnjax/engines/, export it from rnnjax/__init__.py, add it to ENGINES in
+tests/helpers/grid.py and in benchmarks/cases.py: the grid, the laws and the benchmark then hold it.
 """
 
 from functools import partial
@@ -16,9 +16,17 @@ import rnnjax
 class Doubled(rnnjax.AbstractEngine):
     """Two steps to a turn of the loop, written out; the odd step of an odd T comes last. What `Scan(unroll=2)` does."""
 
-    def refusal(self, cell: rnnjax.AbstractCell, xs) -> str | None:
-        """It goes step by step, so it can run any cell."""
+    def plan(self, cell: rnnjax.AbstractCell, xs, axis: str | None = None):
+        """It goes step by step, so it can run any cell. One that cannot returns `rnnjax.engines.Refusal(sentence)`."""
         del cell, xs
+        return DoubledPlan().over_parts(axis)
+
+
+class DoubledPlan(rnnjax.engines.Plan):
+    """One with fields, such as a number of steps, is a `dataclass(frozen=True)`."""
+
+    def __str__(self) -> str:
+        return "Doubled: two steps to a turn of the loop"
 
     def run(self, cell: rnnjax.AbstractCell, state, xs, marks: rnnjax.engines.Marks):
         """The last state, and all states over time."""

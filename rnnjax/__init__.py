@@ -47,6 +47,7 @@ from .engines.newton.newton import Newton as Newton
 from .engines.scan import Scan as Scan
 from .engines.sharded import Sharded as Sharded
 from .engines.unrolled import Unrolled as Unrolled
+from .explain import explain as explain
 from .kernels.native.library import absence
 from .network import AbstractNetwork as AbstractNetwork
 from .networks.bidirectional import Bidirectional as Bidirectional

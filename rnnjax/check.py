@@ -58,15 +58,18 @@ def _input_leaf(leaf: Array, step: jax.ShapeDtypeStruct, name: str) -> None:
 
 def state(state: Any, expected: State, name: str) -> State:
     """`state` as arrays of the structure, shapes and dtypes of `expected`."""
-    message = f"state: expected {show(expected)} for {name}, got {show(state)}. Pass None to start from cell.initial()"
     if jax.tree.structure(state) != jax.tree.structure(expected):
-        raise ValueError(message)
+        raise ValueError(_other_state(state, expected, name))
     arrays = jax.tree.map(jnp.asarray, state)
     if jax.tree.map(jnp.shape, arrays) != jax.tree.map(jnp.shape, expected):
-        raise ValueError(message)
+        raise ValueError(_other_state(state, expected, name))
     if not alike(arrays, expected):
-        raise TypeError(message)
+        raise TypeError(_other_state(state, expected, name))
     return arrays
+
+
+def _other_state(state: Any, expected: State, name: str) -> str:
+    return f"state: expected {show(expected)} for {name}, got {show(state)}. Pass None to start from cell.initial()"
 
 
 def alike(tree: PyTree, expected: PyTree) -> bool:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -12,61 +13,124 @@ from jaxtyping import Array, PyTree
 from .arrays import Shaped, State, States, select, widen
 from .cell import AbstractCell, describe
 from .marks import Marks, StepMarks
+from .refusal import Refusal
+
+
+class Plan(abc.ABC):
+    """How an engine runs one cell on sequences of one shape. `str(plan)` says so in one line.
+
+    A plan holds no arrays: it says how, and `run` is given the cell, the state and the inputs. It is hashable, so that
+    it can be a static argument of a compiled program; one with fields is a frozen dataclass.
+    """
+
+    @abc.abstractmethod
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        """The last state, and all states over time; the same function whatever the engine, in value and in gradient.
+
+        `cell` and `xs` are those that the plan was made for, or others of the same shapes. T >= 1, inputs are checked,
+        and ignored steps hold safe values; `marks` are to be honoured (`marked_step` does so for a plan that goes step
+        by step). Both results are given, so that a caller who uses the last state alone does not pay for the others:
+        XLA drops them.
+        """
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """How it runs, in one line that begins with the name of the engine."""
+
+    def over_parts(self, axis: str | None) -> "Plan":
+        """This plan for a part of time on each device of the mesh axis `axis`; None: for all of time, the plan itself.
+
+        The parts pass on a state, one device after the other (`Relay`). A plan that can pass on more than a state is
+        made for its axis by the engine instead.
+        """
+        return self if axis is None else Relay(self, axis)
+
+    @property
+    def part_axis(self) -> str | None:
+        """The mesh axis of the parts of time that it runs; None: it runs all of time."""
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What `explain` adds to the line, such as the reasons of the engines and kernels that were passed over."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Relay(Plan):
+    """Parts of time on the devices of a mesh axis, the state handed from device to device, inside a `shard_map`.
+
+    `xs` and `marks` are of the part, `state` is the one before the whole. The results are the state after the part, and
+    the states of the part. While one device runs its part the others wait, so that it takes as long as on one device;
+    then all run their parts again from the states that came in. The gradient goes the same way back, and keeps of the
+    hand-off its states alone: memory is divided, time is not.
+    """
+
+    plan: Plan
+    axis: str
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        index, size = jax.lax.axis_index(self.axis), jax.lax.axis_size(self.axis)
+        wide, narrow = widen(cell)
+
+        @jax.checkpoint
+        def hand_on(state: State, sender: Array) -> tuple[State, None]:
+            run = lambda: self.plan.run(narrow(wide), state, xs, marks)[0]  # noqa: E731
+            after = jax.lax.cond(index == sender, run, lambda: state)
+            received = jax.lax.ppermute(after, self.axis, [(device, device + 1) for device in range(size - 1)])
+            return select(index == sender + 1, received, state), None
+
+        before, _ = jax.lax.scan(hand_on, state, jnp.arange(size - 1))
+        return self.plan.run(narrow(wide), before, xs, marks)
+
+    def __str__(self) -> str:
+        return f"{self.plan}; one device after the other along {self.axis!r}"
+
+    @property
+    def part_axis(self) -> str | None:
+        return self.axis
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.plan.notes
 
 
 class AbstractEngine(eqx.Module):
     """A way to run a cell along one sequence. Options live on the object.
 
-    Subclass requirements: `run`, the same function whatever the engine, in value and in gradient; and `refusal`, which
-    says of every cell that `run` would not serve why not and what to use instead, be `xs` arrays or their shapes alone.
-    Inputs arrive checked, T >= 1, with safe values in ignored steps; `marks` are to be honoured (`marked_step` does so
-    for one that goes step by step).
+    Subclass requirements: `plan`.
     """
 
     @abc.abstractmethod
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        """Why this engine cannot run `cell` on `xs`, and what can; None if it can."""
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        """How to run `cell` on `xs`, or why this engine cannot and what can. `xs` may be arrays or shapes alone.
 
-    @abc.abstractmethod
-    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        """The last state, and all states over time.
-
-        Both are given, so that one who uses the last state alone does not pay for the others: XLA drops them.
+        `axis` is a mesh axis: then `xs` is one part of a sequence that is spread over its devices, and the plan runs
+        inside a `shard_map`. An engine whose parts need no more than the state before them returns
+        `plan.over_parts(axis)`.
         """
 
-    def refusal_of_part(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        """As `refusal`, of `run_part`: `xs` is one part of a sequence."""
-        return self.refusal(cell, xs)
-
-    def run_part(
-        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
-    ) -> tuple[State, States]:
-        """As `run`, of this device's part of a sequence that is spread over the mesh axis `axis`, inside a `shard_map`.
-
-        `xs` and `marks` are of the part, `state` is the one before the whole. Returns the state after the part, and the
-        states of the part. An engine that can pass on more than a state overrides this; here the state is handed from
-        device to device. While one runs its part the others wait, so that the way is as long as on one device; then
-        all run their parts again from the states that came in. The gradient goes the same way back, and keeps of the
-        hand-off its states alone: what it costs is memory divided, not time.
-        """
-        index, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
-        wide, narrow = widen(cell)
-
-        @jax.checkpoint
-        def hand_on(state: State, sender: Array) -> tuple[State, None]:
-            after = jax.lax.cond(index == sender, lambda: self.run(narrow(wide), state, xs, marks)[0], lambda: state)
-            received = jax.lax.ppermute(after, axis, [(device, device + 1) for device in range(size - 1)])
-            return select(index == sender + 1, received, state), None
-
-        before, _ = jax.lax.scan(hand_on, state, jnp.arange(size - 1))
-        return self.run(narrow(wide), before, xs, marks)
+    def within(self, network: Any) -> "AbstractEngine":
+        """The engine for the parts of `network`: this one. `explain` overrides it to know where a cell stands."""
+        del network
+        return self
 
 
-def refusal_of_symbolic(engine: str, cell: Any, xs: PyTree[Shaped]) -> str | None:
+def plan_or_raise(engine: AbstractEngine, cell: AbstractCell, xs: PyTree[Shaped]) -> Plan:
+    """The plan of `engine`; a ValueError with its reason where it refuses."""
+    plan = engine.plan(cell, xs)
+    if isinstance(plan, Refusal):
+        raise ValueError(f"engine: {plan}")
+    return plan
+
+
+def refuse_symbolic(engine: str, cell: Any, xs: PyTree[Shaped]) -> Refusal | None:
     """Why an engine that needs to know T cannot run where `jax.export` keeps it a symbol; None if T is a number."""
     if all(isinstance(leaf.shape[0], int) for leaf in jax.tree.leaves(xs)):
         return None
-    return f"{engine} cannot run {describe(cell)} with a symbolic T: it needs to know the number of steps. Use Scan()."
+    return Refusal(
+        f"{engine} cannot run {describe(cell)} with a symbolic T: it needs to know the number of steps. Use Scan()."
+    )
 
 
 def check_engine(engine: Any) -> None:

@@ -1,5 +1,7 @@
 """The verb: run a cell, a network or a plain function along one sequence."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +12,9 @@ from . import check
 from .arrays import State, select
 from .cell import AbstractCell, describe
 from .compiled import compiled
-from .engine import AbstractEngine, check_engine
+from .engine import AbstractEngine, check_engine, plan_or_raise
 from .engines.auto import Auto
-from .function import FunctionCell, as_cell
+from .function import as_cell
 from .marks import Marks, blank, counted, fill, flip, mark_touched, quarantine
 from .network import AbstractNetwork, Options
 
@@ -52,30 +54,60 @@ def unroll(
     """
     check_engine(engine)
     check.flags(reverse=reverse)
-    xs = check.sequence(xs)
+    is_part = isinstance(cell, AbstractCell | AbstractNetwork)
+    xs = check.inputs(xs, cell.input_type(), describe(cell)) if is_part else check.sequence(xs)
     T = jax.tree.leaves(xs)[0].shape[0]
-    length, resets = check.length(length, T), check.resets(resets, T)
-    if not isinstance(cell, AbstractCell | AbstractNetwork):
-        function = as_cell(cell, state, xs, _run)
-        last, ys = unroll(function, None, xs, length=length, resets=resets, reverse=reverse, engine=engine)
-        return last.state, ys
-    check.inputs(xs, cell.input_type(), describe(cell))
-    state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
+    options = Options(check.length(length, T), check.resets(resets, T), engine, key)
+    if isinstance(cell, AbstractNetwork):
+        return _unroll(partial(_run_network, cell, state), describe(cell), xs, options, reverse)
+    if isinstance(cell, AbstractCell):
+        return _unroll(partial(_run_cell, _COMPILED, cell, state), describe(cell), xs, options, reverse)
+    function = as_cell(cell, state, xs, _run)
+    run = partial(_run_cell, function.run, function, None)
+    last, ys = _unroll(run, describe(function), xs, options, reverse)
+    return last.state, ys
 
+
+def _unroll(
+    run: Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]],
+    name: str,
+    xs: PyTree[Array],
+    options: Options,
+    reverse: bool,
+) -> tuple[State, PyTree[Array]]:
+    """`run` of checked inputs in running order: safe values in ignored steps before it, zeros there after it."""
+    length, resets = options.length, options.resets
+    T = jax.tree.leaves(xs)[0].shape[0]
     xs = fill(xs, length, T)
     if resets is not None and length is not None:
         resets = resets & counted(length, T)
     if reverse:
         xs, resets = flip((xs, resets), length)
-    with jax.named_scope(describe(cell)):
-        if isinstance(cell, AbstractNetwork):
-            last, ys = cell.run(state, xs, Options(length, resets, engine, key))
-        else:
-            run = cell.run if isinstance(cell, FunctionCell) else _COMPILED
-            last, ys = run(cell, state, xs, Marks(length, resets, cell.initial()), engine)
+    with jax.named_scope(name):
+        last, ys = run(xs, options._replace(resets=resets))
     if reverse:
         ys = flip(ys, length)
     return last, blank(ys, length, T)
+
+
+def _run_network(
+    network: AbstractNetwork, state: State | None, xs: PyTree[Array], options: Options
+) -> tuple[State, PyTree[Array]]:
+    """Run a network, which unrolls its parts."""
+    if state is None:
+        state = network.initial()
+    else:
+        state = check.state(state, jax.eval_shape(network.initial), describe(network))
+    return network.run(state, xs, options._replace(engine=options.engine.within(network)))
+
+
+def _run_cell(
+    run: Callable[..., Any], cell: AbstractCell, state: State | None, xs: PyTree[Array], options: Options
+) -> tuple[State, PyTree[Array]]:
+    """Run one cell by `run`, which is compiled `_run`."""
+    initial = cell.initial()
+    state = initial if state is None else check.state(state, initial, describe(cell))
+    return run(cell, state, xs, Marks(options.length, options.resets, initial), options.engine)
 
 
 def _run(
@@ -84,14 +116,12 @@ def _run(
     """Run one cell in running order. What is not finite is kept apart where a reset may end its influence."""
     if jax.tree.leaves(xs)[0].shape[0] == 0:
         return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
-    reason = engine.refusal(cell, xs)
-    if reason is not None:
-        raise ValueError(f"engine: {reason}")
+    plan = plan_or_raise(engine, cell, xs)
     if marks.resets is None:
-        last, states = engine.run(cell, state, xs, marks)
+        last, states = plan.run(cell, state, xs, marks)
         return last, cell.readout(states, xs)
     safe = quarantine(xs, state, marks.length, marks.resets, marks.initial)
-    last, states = engine.run(cell, safe.state, safe.xs, marks)
+    last, states = plan.run(cell, safe.state, safe.xs, marks)
     last = mark_touched(safe.last_touched, last)
     if marks.length is not None:
         last = select(marks.length > 0, last, state)

@@ -114,7 +114,7 @@ MUTATIONS = (
     Mutation(  # nothing is forgotten: the gradient takes the memory that the engine is there to save
         "checkpointed_keeps_all",
         "rnnjax/engines/checkpointed.py",
-        "jax.lax.scan(jax.checkpoint(partial(run_segment, segment))",
+        "jax.lax.scan(jax.checkpoint(partial(run_segment, self.segment))",
         "jax.lax.scan(jax.jit(partial(run_segment, segment))",
         "test_memory",
     ),

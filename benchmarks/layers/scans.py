@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 
-from benchmarks.cases import CELLS, GATES, Case, draw
+from benchmarks.cases import CELLS, GATES, Case, draw, why_not
 from benchmarks.layers.layer import AbstractJaxLayer, Pure
 from rnnjax import AbstractEngine, AbstractGatedCell, unroll
 from rnnjax.arrays import cast
@@ -33,7 +33,7 @@ class Ours(AbstractJaxLayer):
 
     def refusal(self, case: Case, direction: str) -> str | None:
         cell, xs = draw(case)
-        return super().refusal(case, direction) or self.engine.refusal(cell, xs[0])
+        return super().refusal(case, direction) or why_not(self.engine, cell, xs[0])
 
 
 class PlainScan(AbstractJaxLayer):

@@ -14,6 +14,7 @@ from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..engine import check_engine
 from ..engines.auto import Auto
 from ..flat import is_inexact
+from ..refusal import Refusal
 from ..unroll import unroll
 from .trajectory import check_lags, enter, steps
 
@@ -102,10 +103,10 @@ class DisturbedLinearCell(DisturbedCell, AbstractLinearCell):
 def _insist(engine: Any, disturbed: DisturbedCell, inputs: Any) -> None:
     """Raise where the engine refuses what is disturbed, whatever it says of the cell itself."""
     check_engine(engine)
-    reason = engine.refusal(disturbed, inputs)
-    if reason is not None:
+    refusal = engine.plan(disturbed, inputs)
+    if isinstance(refusal, Refusal):
         raise ValueError(
-            f"engine: {reason}. What a state does is measured by a disturbance added to it, which makes a plain cell "
+            f"engine: {refusal}. What a state does is measured by a disturbance added to it, which makes a plain cell "
             f"of {describe(disturbed.cell)}: pass engine=Scan(), or ask gradient_by_input"
         )
 

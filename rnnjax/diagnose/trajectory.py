@@ -12,7 +12,7 @@ from .. import check, flat
 from ..arrays import State, States
 from ..cell import AbstractCell, describe
 from ..compiled import compiled
-from ..engine import AbstractEngine, check_engine
+from ..engine import Plan, check_engine, plan_or_raise
 from ..marks import Marks
 
 Step = Callable[[Float[Array, " D"]], Float[Array, " D"]]
@@ -50,15 +50,12 @@ def steps(tree: PyTree[Array]) -> int:
 def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Any) -> States:
     """The state before each step, run by `engine`."""
     check_engine(engine)
-    reason = engine.refusal(cell, xs)
-    if reason is not None:
-        raise ValueError(f"engine: {reason}")
-    return _befores(cell, state, xs, engine)
+    return _befores(cell, state, xs, plan_or_raise(engine, cell, xs))
 
 
 @compiled
-def _befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: AbstractEngine) -> States:
-    _, states = engine.run(cell, state, xs, Marks(None, None, cell.initial()))
+def _befores(cell: AbstractCell, state: State, xs: PyTree[Array], plan: Plan) -> States:
+    _, states = plan.run(cell, state, xs, Marks(None, None, cell.initial()))
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), state, states)
 
 

@@ -1,12 +1,13 @@
 """Engines: ways to run a cell along time."""
 
 from ..engine import AbstractEngine as AbstractEngine
+from ..engine import Plan as Plan
 from ..engine import marked_step as marked_step
 from ..marks import Marks as Marks
 from ..marks import StepMarks as StepMarks
+from ..refusal import Refusal as Refusal
 from .associative import Associative as Associative
 from .auto import Auto as Auto
-from .auto import Selection as Selection
 from .checkpointed import Checkpointed as Checkpointed
 from .fused import Fused as Fused
 from .newton.dense import Dense as Dense

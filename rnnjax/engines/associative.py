@@ -1,6 +1,8 @@
 """The engine `Associative`: a linear cell, parallel in time."""
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,10 +12,12 @@ from jaxtyping import Array, PyTree
 from ..arrays import Shaped, State, States, Units, UnitsOverTime, leading, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..check import flags, show
-from ..engine import AbstractEngine, refusal_of_symbolic
+from ..engine import AbstractEngine, Plan, refuse_symbolic
+from ..kernels.linear_scan import cpu
 from ..kernels.linear_scan.primitive import linear_scan
 from ..kernels.linear_scan.sharded import scan_part
 from ..marks import Marks
+from ..refusal import Refusal
 
 
 class Associative(AbstractEngine):
@@ -51,22 +55,47 @@ class Associative(AbstractEngine):
                 "Pass one of the two"
             )
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        if isinstance(cell, AbstractLinearCell):
-            return refusal_of_symbolic("Associative", cell, xs)
-        return f"Associative cannot run {describe(cell)}: it needs an AbstractLinearCell. Use Scan()."
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        if not isinstance(cell, AbstractLinearCell):
+            return Refusal(f"Associative cannot run {describe(cell)}: it needs an AbstractLinearCell. Use Scan().")
+        symbolic = refuse_symbolic("Associative", cell, xs)
+        if symbolic is not None:
+            return symbolic
+        compiled = self.block is None and cpu.pays_for(jax.tree.leaves(xs)[0].shape[0])
+        return AssociativePlan(self.block, self.pallas, axis, compiled)
+
+
+@dataclass(frozen=True)
+class AssociativePlan(Plan):
+    """The steps as maps h -> a h + b.
+
+    A part of time as a whole is such a map, too: the devices of `axis` exchange these, and none waits for another.
+    """
+
+    block: int | None
+    pallas: bool
+    axis: str | None
+    compiled: bool  # on a CPU, by its kernel
+
+    def __str__(self) -> str:
+        parts = "" if self.axis is None else f"; all parts along {self.axis!r} at once"
+        if self.block is not None:
+            return f"Associative: plain JAX, in blocks of {self.block} steps{parts}"
+        here = "CPU kernel" if self.compiled else "CPUs step by step in plain JAX"
+        others = "plain JAX, in blocks of about sqrt(T) steps"
+        if self.pallas:
+            others = "their kernels (experimental: no device has measured them)"
+        return f"Associative: {here}; GPUs and TPUs by {others}{parts}"
+
+    @property
+    def part_axis(self) -> str | None:
+        return self.axis
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         a, b = _maps(cell, xs, marks)
-        h = linear_scan(a, b, state.h, block=self.block, pallas=self.pallas)
-        return Hidden(h[-1]), Hidden(h)
-
-    def run_part(
-        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
-    ) -> tuple[State, States]:
-        """A part as a whole is a map h -> a h + b, too: the devices exchange these, and none waits for another."""
-        a, b = _maps(cell, xs, marks)
-        h = scan_part(a, b, state.h, axis, block=self.block, pallas=self.pallas)
+        how: dict[str, Any] = {"block": self.block, "pallas": self.pallas}
+        scan = linear_scan if self.axis is None else partial(scan_part, axis=self.axis)
+        h = scan(a, b, state.h, **how)
         return Hidden(h[-1]), Hidden(h)
 
 

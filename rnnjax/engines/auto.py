@@ -1,24 +1,17 @@
 """The engine `Auto`: the first of its candidates that can."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States
-from ..cell import AbstractCell, describe
-from ..engine import AbstractEngine
+from ..cell import AbstractCell
+from ..engine import AbstractEngine, Plan
 from ..marks import Marks
+from ..refusal import Refusal
 from .associative import Associative
 from .fused import Fused
 from .scan import Scan
-
-
-class Selection(NamedTuple):
-    """What `Auto` chose, and why not what stood before it; `engine` is None where every candidate refused."""
-
-    engine: AbstractEngine | None
-    refusals: tuple[str, ...]
 
 
 class Auto(AbstractEngine):
@@ -42,42 +35,33 @@ class Auto(AbstractEngine):
             if not isinstance(candidate, AbstractEngine):
                 raise TypeError(f"candidates: expected engines, such as Scan(), got {candidate!r}")
 
-    def select(self, cell: Any, xs: PyTree[Shaped]) -> Selection:
-        """Which engine would run `cell` on `xs`, and the reasons of those passed over."""
-        if not isinstance(cell, AbstractCell):
-            raise TypeError(f"cell: expected a cell, got {describe(cell)}. A network asks for each of its cells apart")
-        return self._first(candidate.refusal(cell, xs) for candidate in self.candidates)
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        refusals: list[Refusal] = []
+        for candidate in self.candidates:
+            plan = candidate.plan(cell, xs, axis)
+            if not isinstance(plan, Refusal):
+                return AutoPlan(plan, tuple(refusals))
+            refusals.append(plan)
+        return Refusal("Auto has no candidate left. " + " ".join(map(str, refusals)))
 
-    def _first(self, reasons: Iterable[str | None]) -> Selection:
-        """The first candidate without a reason not to."""
-        refusals = []
-        for candidate, reason in zip(self.candidates, reasons, strict=True):
-            if reason is None:
-                return Selection(candidate, tuple(refusals))
-            refusals.append(reason)
-        return Selection(None, tuple(refusals))
 
-    def _select_of_part(self, cell: AbstractCell, xs: PyTree[Shaped]) -> Selection:
-        return self._first(candidate.refusal_of_part(cell, xs) for candidate in self.candidates)
+@dataclass(frozen=True)
+class AutoPlan(Plan):
+    """The plan of the first candidate that has one, and why those before it have none."""
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        return _none_left(self.select(cell, xs))
+    plan: Plan
+    refusals: tuple[Refusal, ...]
 
-    def refusal_of_part(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        return _none_left(self._select_of_part(cell, xs))
+    def __str__(self) -> str:
+        return str(self.plan)
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        engine = self.select(cell, xs).engine
-        assert engine is not None
-        return engine.run(cell, state, xs, marks)
+        return self.plan.run(cell, state, xs, marks)
 
-    def run_part(
-        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
-    ) -> tuple[State, States]:
-        engine = self._select_of_part(cell, xs).engine
-        assert engine is not None
-        return engine.run_part(cell, state, xs, marks, axis)
+    @property
+    def part_axis(self) -> str | None:
+        return self.plan.part_axis
 
-
-def _none_left(selection: Selection) -> str | None:
-    return None if selection.engine else "Auto has no candidate left. " + " ".join(selection.refusals)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return *map(str, self.refusals), *self.plan.notes

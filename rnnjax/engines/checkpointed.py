@@ -1,6 +1,7 @@
 """The engine `Checkpointed`: a scan that forgets, and computes again when the gradient asks."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import equinox as eqx
@@ -10,8 +11,9 @@ from jaxtyping import Array, Int, PyTree
 
 from ..arrays import Shaped, State, States, widen
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step, refusal_of_symbolic, steps_of
+from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
 from ..marks import Marks
+from ..refusal import Refusal
 
 
 class Checkpointed(AbstractEngine):
@@ -29,13 +31,26 @@ class Checkpointed(AbstractEngine):
         if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
             raise ValueError(f"segment: expected a positive number of steps or None, got {segment!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        return refusal_of_symbolic("Checkpointed", cell, xs)
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        symbolic = refuse_symbolic("Checkpointed", cell, xs)
+        if symbolic is not None:
+            return symbolic
+        T = jax.tree.leaves(xs)[0].shape[0]
+        return CheckpointedPlan(min(self.segment or math.isqrt(T - 1) + 1, T)).over_parts(axis)
+
+
+@dataclass(frozen=True)
+class CheckpointedPlan(Plan):
+    """Segments of so many steps, the last one of what is left."""
+
+    segment: int
+
+    def __str__(self) -> str:
+        return f"Checkpointed: step by step, in segments of {self.segment} steps that the gradient computes again"
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]
-        segment = min(self.segment or math.isqrt(T - 1) + 1, T)
-        whole = T - T % segment
+        whole = T - T % self.segment
         inputs = xs, marks.over_time(T)
         wide, narrow = widen(cell)
 
@@ -46,8 +61,8 @@ class Checkpointed(AbstractEngine):
             us_and_marks = cell.project(part[0]), part[1]
             return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, us_and_marks)
 
-        starts = jnp.arange(0, whole, segment)
-        state, folded = jax.lax.scan(jax.checkpoint(partial(run_segment, segment)), state, starts)
+        starts = jnp.arange(0, whole, self.segment)
+        state, folded = jax.lax.scan(jax.checkpoint(partial(run_segment, self.segment)), state, starts)
         states = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), folded)
         if whole == T:
             return state, states

@@ -1,5 +1,6 @@
 """The engine `Fused`: a gated cell as one kernel."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -9,19 +10,17 @@ from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States, carry_dtype, cast
 from ..cell import AbstractCell, AbstractGatedCell, describe
-from ..engine import AbstractEngine, refusal_of_symbolic
+from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.recurrence import primitive
-from ..kernels.recurrence.contract import AbstractKernel, Pointwise, Sequences, Weights
+from ..kernels.recurrence.contract import AbstractKernel, KernelPlan, Pointwise, Sequences, Weights
 from ..kernels.recurrence.cpu.cpu import CPU
+from ..kernels.recurrence.functions import KernelPlans
 from ..marks import Marks
+from ..refusal import Refusal
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 EXAMPLES = {"cpu": "CPU()", "cuda": "GPU()", "tpu": "TPU()"}  # a kernel for each platform
-WITHOUT_KERNEL = {  # how each platform runs without a kernel
-    "cpu": "plain JAX, step by step (pass cpu=CPU() to run the CPU kernel)",
-    "cuda": "plain JAX, step by step (the GPU kernel is experimental: pass cuda=GPU() to run it)",
-    "tpu": "plain JAX, step by step (the TPU kernel is experimental: pass tpu=TPU() to run it)",
-}
+DEVICES = {"cpu": "CPUs", "cuda": "GPUs", "tpu": "TPUs"}  # as a plan calls those without a kernel
 
 
 class Fused(AbstractEngine):
@@ -31,7 +30,7 @@ class Fused(AbstractEngine):
     by its own kernel. By default only CPUs have one: the kernels of GPUs and TPUs are experimental, since no device has
     measured them yet. `Fused(cuda=GPU())` and `Fused(tpu=TPU())` run them. A platform that has no kernel, or whose
     kernel refuses the cell, runs the reference: plain JAX, step by step, with the big products outside of the loop.
-    `select` says how a cell would run on each platform. The engine refuses a cell that all its kernels refuse, so that
+    `explain` shows the plan of each kernel. The engine refuses a cell that all its kernels refuse, so that
     `Fused()` refuses every cell where the library of the CPU kernel was not built.
 
     `jax.vmap` hands the whole batch to one call, and its gradient is one call too. It needs an `AbstractGatedCell`,
@@ -58,52 +57,68 @@ class Fused(AbstractEngine):
             if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {bound!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        symbolic = refusal_of_symbolic("Fused", cell, xs)
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        symbolic = refuse_symbolic("Fused", cell, xs)
         if symbolic is not None:
             return symbolic
         reason = _misfit(cell, xs)
         if reason is not None:
-            return f"Fused cannot run {describe(cell)}: {reason}. Use Scan()."
+            return Refusal(f"Fused cannot run {describe(cell)}: {reason}. Use Scan().")
         assert isinstance(cell, AbstractGatedCell)
         steps = jax.tree.leaves(xs)[0].shape[0]
         for name, size, unit in (("shortest", steps, "steps"), ("narrowest", cell.hidden_size, "units")):
             if size < getattr(self, name):
-                return f"Fused({name}={getattr(self, name)}) leaves {size} {unit} of {describe(cell)} to Scan()."
-        kernels = self._kernels()
-        refusals = [kernel.refusal(*_asked(cell)) for _, kernel in kernels]
-        if not kernels or None in refusals:
-            return None
-        return f"Fused has no kernel for {describe(cell)}. {' '.join(filter(None, refusals))} Use Scan()."
+                least = getattr(self, name)
+                return Refusal(f"Fused({name}={least}) leaves {size} {unit} of {describe(cell)} to Scan().")
+        return self._plan_kernels(cell, axis)
 
-    def select(self, cell: AbstractCell, xs: PyTree[Shaped]) -> dict[str, str]:
-        """How `cell` would run on each platform, or why its kernel refuses the cell: plain JAX runs there instead.
-
-        Raises `ValueError` where it would not run at all. A plan for GPUs is one for the abstract device of the mesh in
-        use, or for the first GPU that is here.
-        """
-        reason = self.refusal(cell, xs)
-        if reason is not None:
-            raise ValueError(reason)
-        assert isinstance(cell, AbstractGatedCell)
-        asked = _asked(cell)
-        given = {name: kernel.refusal(*asked) or kernel.describe(*asked) for name, kernel in self._kernels()}
-        return WITHOUT_KERNEL | given
-
-    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        assert isinstance(cell, AbstractGatedCell)
-        kernels = tuple(each for each in self._kernels() if each[1].refusal(*_asked(cell)) is None)
-        length = None if marks.length is None else marks.length.astype(jnp.int32)
-        sequence = Sequences(xs, jnp.stack(list(state)), length, marks.resets)
-        one = jax.tree.map(lambda leaf: leaf[None, None], sequence)  # a group of one sequence
-        trajectory = primitive.run(Pointwise.of(cell), kernels, _weights(cell, marks.initial), one)
-        last, states = jax.tree.map(lambda leaf: leaf[0, 0], (trajectory.last, trajectory.states))
-        return cell.state_type(*last), cell.state_type(*states)
+    def _plan_kernels(self, cell: AbstractGatedCell, axis: str | None) -> Plan | Refusal:
+        """The plans of the kernels of a cell that fits; a refusal where there are kernels, and all of them refuse."""
+        pointwise, weights = Pointwise.of(cell), _weight_types(cell)
+        answers = [(platform, kernel.plan(pointwise, weights)) for platform, kernel in self._kernels()]
+        plans = tuple((platform, plan) for platform, plan in answers if isinstance(plan, KernelPlan))
+        refusals = tuple(refusal for _, refusal in answers if isinstance(refusal, Refusal))
+        if refusals and not plans:
+            return Refusal(f"Fused has no kernel for {describe(cell)}. {' '.join(map(str, refusals))} Use Scan().")
+        return FusedPlan(pointwise, plans, refusals).over_parts(axis)
 
     def _kernels(self) -> tuple[tuple[str, AbstractKernel], ...]:
         """The kernels there are, by the platform that each is for."""
         kernels = ("cpu", self.cpu), ("cuda", self.cuda), ("tpu", self.tpu)
         return tuple((platform, kernel) for platform, kernel in kernels if kernel is not None)
+
+
+@dataclass(frozen=True)
+class FusedPlan(Plan):
+    """The plan of each platform's kernel, by the platform as JAX names it, and why other kernels have none."""
+
+    pointwise: Pointwise
+    kernels: KernelPlans
+    refusals: tuple[Refusal, ...] = ()
+
+    def __str__(self) -> str:
+        planned = [platform for platform, _ in self.kernels]
+        others = [name for platform, name in DEVICES.items() if platform not in planned]
+        plain = [f"{_listed(others)} step by step in plain JAX"] if others else []
+        return f"Fused: {'; '.join([*(str(plan) for _, plan in self.kernels), *plain])}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(map(str, self.refusals))
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        assert isinstance(cell, AbstractGatedCell)
+        length = None if marks.length is None else marks.length.astype(jnp.int32)
+        sequence = Sequences(xs, jnp.stack(list(state)), length, marks.resets)
+        one = jax.tree.map(lambda leaf: jax.lax.expand_dims(leaf, (0, 1)), sequence)  # a group of one sequence
+        trajectory = primitive.run(self.pointwise, self.kernels, _weights(cell, marks.initial), one)
+        last, states = jax.tree.map(lambda leaf: jax.lax.squeeze(leaf, (0, 1)), (trajectory.last, trajectory.states))
+        return cell.state_type(*last), cell.state_type(*states)
+
+
+def _listed(names: list[str]) -> str:
+    """Names with commas, and an "and" before the last."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
@@ -142,9 +157,14 @@ def _explicit(leaf: Any) -> bool:
     return jax.sharding.AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
-def _asked(cell: AbstractGatedCell) -> tuple[Pointwise, Weights]:
-    """What a kernel is asked of: shapes and dtypes."""
-    return Pointwise.of(cell), jax.eval_shape(lambda: _weights(cell, cell.initial()))
+def _weight_types(cell: AbstractGatedCell) -> Weights:
+    """The shapes and dtypes of `_weights`, of a cell that fits."""
+    gates, carried = cell.input_weight.shape[1:], carry_dtype(cell.dtype)
+    shapes = (cell.input_weight.shape, cell.dtype), (gates, cell.dtype), (cell.recurrent_weight.shape, cell.dtype)
+    vectors = len(jax.tree.leaves(cell.gains)), len(cell.state_type._fields)
+    shapes = *shapes, *(((count, cell.hidden_size), carried) for count in vectors)
+    types: list[Any] = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in shapes]
+    return Weights(*types)
 
 
 def _weights(cell: AbstractGatedCell, initial: State) -> Weights:
@@ -154,4 +174,4 @@ def _weights(cell: AbstractGatedCell, initial: State) -> Weights:
     gains = [cast(leaf, carried) for leaf in jax.tree.leaves(cell.gains)]
     stacked = jnp.stack(gains) if gains else jnp.zeros((0, cell.hidden_size), carried)
     one = cell.input_weight, bias, cell.recurrent_weight, stacked, jnp.stack(list(initial))
-    return Weights(*(jnp.asarray(leaf)[None] for leaf in one))
+    return Weights(*(jax.lax.expand_dims(jnp.asarray(leaf), (0,)) for leaf in one))

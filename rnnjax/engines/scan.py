@@ -1,5 +1,6 @@
 """The engine `Scan`: one step after the other, as one compiled loop."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import equinox as eqx
@@ -8,8 +9,9 @@ from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step, steps_of
+from ..engine import AbstractEngine, Plan, marked_step, steps_of
 from ..marks import Marks
+from ..refusal import Refusal
 
 
 class Scan(AbstractEngine):
@@ -25,9 +27,19 @@ class Scan(AbstractEngine):
         if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
             raise ValueError(f"unroll: expected a positive number of steps, got {self.unroll!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         del cell, xs
-        return None
+        return ScanPlan(self.unroll).over_parts(axis)
+
+
+@dataclass(frozen=True)
+class ScanPlan(Plan):
+    """One step after the other, `unroll` of them to a turn of the loop."""
+
+    unroll: int = 1
+
+    def __str__(self) -> str:
+        return "Scan: step by step" + (f", {self.unroll} steps to a turn of the loop" if self.unroll > 1 else "")
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]

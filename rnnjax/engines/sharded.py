@@ -1,5 +1,6 @@
 """The engine `Sharded`: time spread over the devices of a mesh."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -10,9 +11,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States, widen
-from ..cell import AbstractCell
-from ..engine import AbstractEngine
+from ..cell import AbstractCell, describe
+from ..engine import AbstractEngine, Plan
 from ..marks import Marks
+from ..refusal import Refusal
 
 
 class Sharded(AbstractEngine):
@@ -20,7 +22,7 @@ class Sharded(AbstractEngine):
 
     For sequences that one device has no memory for: what is kept for the gradient is divided by the number of devices.
     `Associative` runs all parts at once. The engines that go step by step hand the state from device to device, one
-    after the other: their time is not divided (see `AbstractEngine.run_part`).
+    after the other: their time is not divided (see `Relay` in `rnnjax/engine.py`).
 
     Give `xs` sharded along time, `jax.device_put(xs, jax.NamedSharding(mesh, jax.P(axis)))`, and call `unroll` under
     `jax.jit`: the states, and the outputs made of them, stay on their devices. A T that the devices do not divide is
@@ -52,10 +54,36 @@ class Sharded(AbstractEngine):
                 f"Make the mesh by {_like(devices, self.axis)}"
             )
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        if axis is not None:
+            return Refusal(f"Sharded cannot run {describe(cell)} on a part of time, which it makes itself. Use Scan().")
         steps = -(-jax.tree.leaves(xs)[0].shape[0] // self.mesh.shape[self.axis])
         part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape[1:]), leaf.dtype), xs)
-        return self.engine.refusal_of_part(cell, part)
+        plan = self.engine.plan(cell, part, self.axis)
+        if isinstance(plan, Refusal):
+            return plan
+        if plan.part_axis != self.axis:
+            raise TypeError(
+                f"engine: expected {type(self.engine).__name__}.plan to plan for parts of time along {self.axis!r}, "
+                "got a plan for all of time. Let it return plan.over_parts(axis)"
+            )
+        return ShardedPlan(plan, self.mesh, self.axis)
+
+
+@dataclass(frozen=True)
+class ShardedPlan(Plan):
+    """The plan of each part of time, on its device of the mesh axis."""
+
+    part: Plan
+    mesh: Mesh
+    axis: str
+
+    def __str__(self) -> str:
+        return f"Sharded over {self.mesh.shape[self.axis]} devices: {self.part}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.part.notes
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]
@@ -77,7 +105,7 @@ class Sharded(AbstractEngine):
                 steps = jax.tree.leaves(xs)[0].shape[0]
                 first = jax.lax.axis_index(self.axis) * steps
                 marks = marks._replace(length=jnp.clip(marks.length - first, 0, steps))
-            last, states = self.engine.run_part(narrow(eqx.combine(arrays, static)), state, xs, marks, self.axis)
+            last, states = self.part.run(narrow(eqx.combine(arrays, static)), state, xs, marks)
             return jax.tree.map(lambda leaf: leaf[None], last), states
 
         spec: Any = P(self.axis)

@@ -1,13 +1,16 @@
 """The engine `Unrolled`: a Python loop, every step a piece of the compiled program."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, marked_step, refusal_of_symbolic, steps_of
+from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
 from ..marks import Marks
+from ..refusal import Refusal
 
 
 class Unrolled(AbstractEngine):
@@ -16,8 +19,16 @@ class Unrolled(AbstractEngine):
     The program grows with T, and compile time with it: tens of seconds at T = 64, minutes soon after. Use `Scan`.
     """
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        return refusal_of_symbolic("Unrolled", cell, xs)
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        return refuse_symbolic("Unrolled", cell, xs) or UnrolledPlan().over_parts(axis)
+
+
+@dataclass(frozen=True)
+class UnrolledPlan(Plan):
+    """A Python loop."""
+
+    def __str__(self) -> str:
+        return "Unrolled: a Python loop, every step a piece of the program"
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = jax.tree.leaves(xs)[0].shape[0]

@@ -81,12 +81,12 @@ def halves(kernel, name):
     xs, state = draw(GROUPS, BATCH, STEPS, INPUTS, dtype=cell.dtype), draw(GROUPS, BATCH, fields, H)
     sequences = Sequences(xs, state, length, resets)
     dstates, dlast = tuple(draw(GROUPS, BATCH, STEPS, H) for _ in range(fields)), draw(GROUPS, BATCH, fields, H)
-    wanted = Cotangents(Weights(*[True] * 5), True, True)
+    plan, needs_gradient = kernel.plan(pointwise, weights), Cotangents(Weights(*[True] * 5), True, True)
 
     @eqx.filter_jit
     def run():
-        trajectory = kernel.forward(pointwise, weights, sequences, 0, (True,) * fields)
-        return trajectory[:2], kernel.backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
+        trajectory = plan.forward(weights, sequences, 0, (True,) * fields)
+        return trajectory[:2], plan.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
 
     return run()
 
@@ -99,13 +99,13 @@ def one_step(kernel):
     weights = Weights(cell.input_weight[None], cell.bias[None], cell.recurrent_weight[None], none, initial)
     state = jnp.sin(jnp.arange(batch * cell.hidden_size, dtype=jnp.float32)).reshape(1, batch, 1, -1)
     sequences = Sequences(jnp.ones((1, batch, 1, INPUTS)), state, None, None)
-    wanted = Cotangents(Weights(*[True] * 5), True, True)
+    plan, needs_gradient = kernel.plan(pointwise, weights), Cotangents(Weights(*[True] * 5), True, True)
 
     @eqx.filter_jit
     def run():
-        last = kernel.forward(pointwise, weights, sequences, 0, (False,)).last
-        seen = Trajectory((last,), last, jnp.zeros((1, batch, 1, 0, cell.hidden_size)))
-        return last, kernel.backward(pointwise, weights, sequences, seen, (None,), state, wanted)
+        last = plan.forward(weights, sequences, 0, (False,)).last
+        trajectory = Trajectory((last,), last, jnp.zeros((1, batch, 1, 0, cell.hidden_size)))
+        return last, plan.backward(weights, sequences, trajectory, (None,), state, needs_gradient)
 
     return run()
 

@@ -149,8 +149,8 @@ def check_batch_and_time() -> None:
 def check_parts_are_refused_as_parts() -> None:
     engine = over_time(rnnjax.Fused(shortest=3))
     lstm, steps = grid.build("lstm"), lambda count: jax.ShapeDtypeStruct((count, grid.I), "float64")
-    assert engine.refusal(lstm, steps(17)) is None
-    assert engine.refusal(lstm, steps(16)) == "Fused(shortest=3) leaves 2 steps of LSTM to Scan()."
+    assert grid.refusal(engine, lstm, steps(17)) is None
+    assert grid.refusal(engine, lstm, steps(16)) == "Fused(shortest=3) leaves 2 steps of LSTM to Scan()."
 
 
 def check_what_fades_and_what_overflows() -> None:
@@ -179,7 +179,7 @@ def check_what_newton_refuses() -> None:
     with pytest.raises(ValueError, match=r"engine: Newton\(fall_back=True\) cannot run parts of time"):
         eqx.filter_eval_shape(short, over_time(rnnjax.Newton(fall_back=True)), gru)
     patient = rnnjax.Auto((rnnjax.Newton(fall_back=True), rnnjax.Scan()))
-    assert over_time(patient).refusal(gru, steps) is None
+    assert grid.refusal(over_time(patient), gru, steps) is None
 
 
 def check_newton_unsolved() -> None:

@@ -340,6 +340,12 @@ def assert_error(call: Callable[[], Any], kind: type[Exception], fragments: Sequ
     assert "\n" not in message
 
 
+def refusal(engine: rnnjax.AbstractEngine, cell: Any, xs: Any) -> str | None:
+    """Why an engine does not run a cell; None if it has a plan."""
+    plan = engine.plan(cell, xs)
+    return str(plan) if isinstance(plan, rnnjax.engines.Refusal) else None
+
+
 class Counted(rnnjax.AbstractCell):
     """A cell that counts its steps: not all of its state is floating."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import rnnjax
 from rnnjax.arrays import carry_dtype
-from rnnjax.kernels.recurrence.contract import Cotangents, Pointwise, Sequences, Weights
+from rnnjax.kernels.recurrence.contract import Cotangents, KernelPlan, Pointwise, Sequences, Weights
 from rnnjax.kernels.recurrence.reference import Reference
 
 MOST, FEW = 70, 5  # of B, T, I and H
@@ -83,7 +83,7 @@ class Case(NamedTuple):
     sequences: Sequences
     dstates: tuple[np.ndarray | None, ...]
     dlast: np.ndarray | None
-    wanted: Cotangents
+    needs_gradient: Cotangents
 
     @property
     def pointwise(self) -> Pointwise:
@@ -126,15 +126,16 @@ def draw_at(seed: int, sizes: Sizes) -> Case:
     weights = weights._replace(W=W, b=b, R=R)
     sequences = _sequences(generator, normal, sizes, pointwise)
     sequences = sequences._replace(xs=np.asarray(sequences.xs, jnp.dtype(dtype)))
-    given, wanted = _some(generator, pointwise.fields + 1), _some(generator, 7)
+    given, needed = _some(generator, pointwise.fields + 1), _some(generator, 7)
     *dstates, dlast = [
         normal(S, B, *([T] if field < pointwise.fields else [pointwise.fields]), sizes.units) if one else None
         for field, one in enumerate(given)
     ]
     marks = "".join(f" {mark}" for mark in ("length", "resets") if getattr(sequences, mark) is not None)
-    title = f"{seed}: {name} {dtype} {instructions.name} {sizes}{marks} given {given} wanted {wanted}"
-    asked = Cotangents(Weights(*wanted[:5]), *wanted[5:])
-    return Case(title, rnnjax.kernels.CPU(instructions), dtype, name, weights, sequences, tuple(dstates), dlast, asked)
+    title = f"{seed}: {name} {dtype} {instructions.name} {sizes}{marks} given {given} needed {needed}"
+    needs_gradient = Cotangents(Weights(*needed[:5]), *needed[5:])
+    kernel = rnnjax.kernels.CPU(instructions)
+    return Case(title, kernel, dtype, name, weights, sequences, tuple(dstates), dlast, needs_gradient)
 
 
 # Where two cases may differ: each with what it may be.
@@ -145,7 +146,7 @@ FACTORS: dict[str, set[Any]] = {
     **{mark: {False, True} for mark in ("length", "resets", "heads", "all dstates", "dlast")},
     **{f"few {size}": {False, True} for size in "BTIH"},
     **{f"shared {weight}": {False, True} for weight in Weights._fields},
-    **{f"wanted {answer}": {False, True} for answer in (*Weights._fields, "xs", "state")},
+    **{f"needs {gradient}": {False, True} for gradient in (*Weights._fields, "xs", "state")},
 }
 
 
@@ -153,7 +154,8 @@ def factors(case: Case) -> dict[str, Any]:
     """What a case is of each of `FACTORS`; of one group no weight is shared."""
     S, B, T, I = case.sequences.xs.shape  # noqa: E741
     sizes = {"B": B, "T": T, "I": I, "H": case.sequences.state.shape[3]}
-    answers = case.wanted.weights._asdict() | {"xs": case.wanted.xs, "state": case.wanted.state}
+    needed = case.needs_gradient.weights._asdict()
+    needed |= {"xs": case.needs_gradient.xs, "state": case.needs_gradient.state}
     shared = {f"shared {name}": len(weight) == 1 for name, weight in case.weights._asdict().items()}
     return {
         "instructions": case.kernel.widest,
@@ -165,7 +167,7 @@ def factors(case: Case) -> dict[str, Any]:
         "all dstates": all(leaf is not None for leaf in case.dstates),
         "dlast": case.dlast is not None,
         **{f"few {name}": size <= FEW for name, size in sizes.items()},
-        **{f"wanted {name}": wanted for name, wanted in answers.items()},
+        **{f"needs {name}": is_needed for name, is_needed in needed.items()},
         **(shared if S > 1 else {}),
     }
 
@@ -320,22 +322,24 @@ def _backward(problem: Problem, inputs: list[tuple[np.ndarray, ...]]) -> Cotange
 def program(cases: Sequence[Case]) -> Callable[[list[Any]], list[Any]]:
     """One compiled program for the kernels of all cases, of what `operands` gives for each of them."""
     for case in cases:
-        refusal = case.kernel.refusal(case.pointwise, case.weights)  # to ask is what loads the library
-        assert refusal is None, (case.title, refusal)
+        plan = case.kernel.plan(case.pointwise, case.weights)  # to ask is what loads the library
+        assert isinstance(plan, KernelPlan), (case.title, plan)
     run = jax.jit(lambda given: [_run(case, *each) for case, each in zip(cases, given, strict=True)])
     return lambda given: jax.tree.map(np.asarray, run(given))
 
 
 def _run(case: Case, weights: Weights, sequences: Sequences, dstates: Any, dlast: Any) -> Any:
-    """States and the last one with nothing kept, and with all that is needed; the cotangents.
+    """States and the last one without residuals, and with all that are needed; the cotangents.
 
-    Where nothing is kept, the fields are seen whose states have a cotangent; else all are.
+    Without residuals, the fields are used whose states have a cotangent; else all are.
     """
-    kernel, pointwise = case.kernel, case.pointwise
-    seen = tuple(leaf is not None for leaf in case.dstates)
-    plain = kernel.forward(pointwise, weights, sequences, 0, seen)
-    kept = kernel.forward(pointwise, weights, sequences, kernel.keeps(pointwise, weights), (True,) * len(seen))
-    return plain[:2], kept[:2], kernel.backward(pointwise, weights, sequences, kept, dstates, dlast, case.wanted)
+    plan = case.kernel.plan(case.pointwise, weights)
+    assert isinstance(plan, KernelPlan)
+    used_outputs = tuple(leaf is not None for leaf in case.dstates)
+    plain = plan.forward(weights, sequences, 0, used_outputs)
+    saved = plan.forward(weights, sequences, plan.residual_size, (True,) * len(used_outputs))
+    cotangents = plan.backward(weights, sequences, saved, dstates, dlast, case.needs_gradient)
+    return plain[:2], saved[:2], cotangents
 
 
 def operands(case: Case) -> tuple[Any, ...]:
@@ -351,12 +355,12 @@ def by_kernel(*cases: Case) -> list[Any]:
 def errors(case: Case, *runs: Any) -> tuple[float, float]:
     """The largest error of a value and that of a gradient in any run, each relative to the largest entry, or to 1."""
     (states, last), dexpected = oracle(case)
-    seen = [None if leaf is None else states[field] for field, leaf in enumerate(case.dstates)]
-    wanted = jax.tree.map(lambda want, leaf: leaf if want else None, case.wanted, dexpected)
+    used = [None if leaf is None else states[field] for field, leaf in enumerate(case.dstates)]
+    needed = jax.tree.map(lambda is_needed, leaf: leaf if is_needed else None, case.needs_gradient, dexpected)
     values, gradients = [], []
-    for plain, kept, cotangents in runs:
-        values += [_apart(plain, (seen, last)), _apart(kept, (states, last))]
-        gradients.append(_apart(cotangents, wanted))
+    for plain, saved, cotangents in runs:
+        values += [_apart(plain, (used, last)), _apart(saved, (states, last))]
+        gradients.append(_apart(cotangents, needed))
     return max(values), max(gradients)
 
 

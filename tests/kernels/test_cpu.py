@@ -30,6 +30,8 @@ from jaxtyping import Array, PyTree
 from random_shapes import FACTORS, TOGETHER, Case, Sizes, draw, draw_at
 
 import rnnjax
+from rnnjax.engines.auto import AutoPlan
+from rnnjax.engines.scan import ScanPlan
 from rnnjax.kernels import InstructionSet
 from rnnjax.kernels.linear_scan import cpu as linear_scan
 from rnnjax.kernels.native import library
@@ -232,7 +234,8 @@ def test_backward_is_the_transpose(cell):
     marks = kernel_problems.LENGTH, kernel_problems.RESETS
 
     def run(marks: PyTree, weights: Weights, xs: Array, state: Array) -> PyTree:
-        return primitive.run(pointwise, (("cpu", rnnjax.kernels.CPU()),), weights, Sequences(xs, state, *marks))[:2]
+        plan = rnnjax.kernels.CPU().plan(pointwise, weights)
+        return primitive.run(pointwise, (("cpu", plan),), weights, Sequences(xs, state, *marks))[:2]
 
     @jax.jit
     def both(marks: PyTree, primals: PyTree, tangents: PyTree, cotangents: PyTree) -> tuple[Array, Array]:
@@ -531,10 +534,10 @@ def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen,
     monkeypatch.setattr(library, "absence", library.absence.__wrapped__)  # it remembers that it has loaded the library
     cell, xs = rnnjax.GRU(3, 8, key=grid.KEY), grid.inputs(5, dtype="float32")
     fused = rnnjax.Fused()
-    refusal = fused.refusal(cell, xs)
-    assert refusal is not None
-    assert refusal.startswith(f"Fused has no kernel for GRU. The CPU kernel is not here: {reason}")
-    assert rnnjax.Auto((fused, rnnjax.Scan())).select(cell, xs) == (rnnjax.Scan(), (refusal,))
+    refusal = fused.plan(cell, xs)
+    assert isinstance(refusal, rnnjax.engines.Refusal)
+    assert refusal.reason.startswith(f"Fused has no kernel for GRU. The CPU kernel is not here: {reason}")
+    assert rnnjax.Auto((fused, rnnjax.Scan())).plan(cell, xs) == AutoPlan(ScanPlan(), (refusal,))
     with pytest.raises(ValueError, match="Fused has no kernel for GRU"):
         rnnjax.unroll(cell, None, xs, engine=fused)
 
@@ -542,9 +545,9 @@ def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen,
 SWITCHED_OFF = """
 import jax, rnnjax
 cell, xs = rnnjax.GRU(3, 16, key=jax.random.key(0)), jax.numpy.ones((32, 3))
-selection = rnnjax.Auto().select(cell, xs)
+plan = rnnjax.Auto().plan(cell, xs)
 state, ys = rnnjax.unroll(cell, None, xs)
-print(*selection.refusals, selection.engine, ys.shape)
+print(*plan.refusals, plan, ys.shape)
 """
 
 
@@ -554,7 +557,7 @@ def test_switched_off_in_a_new_process():
     settings = {library.VARIABLE: "off"}
     made = subprocess.run(command, env=os.environ | settings, check=True, timeout=120, capture_output=True, text=True)
     assert "RNNJAX_CPU_KERNEL=off has switched it off" in made.stdout
-    assert made.stdout.endswith("Scan() (32, 16)\n")
+    assert made.stdout.endswith("Scan: step by step (32, 16)\n")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,23 @@ from jaxtyping import Array, PyTree
 from kernel_problems import LENGTH, MARKS, B, H, I, S, T, dot, draw, shapes
 
 import rnnjax
-from rnnjax.engines.fused import Fused
+from rnnjax.engines import Refusal
+from rnnjax.engines.fused import Fused, FusedPlan
 from rnnjax.kernels.recurrence import primitive
-from rnnjax.kernels.recurrence.contract import Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
-from rnnjax.kernels.recurrence.functions import Kernels
-from rnnjax.kernels.recurrence.reference import Reference
+from rnnjax.kernels.recurrence.contract import (
+    AbstractKernel,
+    Cotangents,
+    KernelPlan,
+    Pointwise,
+    Sequences,
+    Trajectory,
+    Weights,
+    carried,
+)
+from rnnjax.kernels.recurrence.functions import KernelPlans
+from rnnjax.kernels.recurrence.reference import ReferencePlan
 
-KERNELS: dict[str, Kernels] = {"reference": ()}  # where there is no other, the reference runs
+KERNELS: dict[str, KernelPlans] = {"reference": ()}  # where there is no other, the reference runs
 
 
 @pytest.mark.parametrize(
@@ -200,51 +211,53 @@ def test_nesting_equals_scan(nest):
     grid.assert_close(*both())
 
 
-# What a kernel is asked
+# What a kernel is asked for
 
 CALLS: list[tuple] = []
 
 
-class Recorder(Reference):
-    """The reference, which writes down what it is asked, and answers zero where what it kept was lost."""
+class Recorder(AbstractKernel):
+    """The reference, which writes down how it is called, and answers zero where its residuals were lost."""
 
     reason: str | None = eqx.field(static=True, default=None)
 
-    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
-        del pointwise
+    def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         assert {leaf.shape[0] for leaf in weights} == {1}
-        return self.reason
+        CALLS.append(("plan",))
+        return RecorderPlan(pointwise) if self.reason is None else Refusal(self.reason)
 
-    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
-        del pointwise, weights
+
+@dataclass(frozen=True)
+class RecorderPlan(ReferencePlan):
+    @property
+    def residual_size(self) -> int:
         return 2
 
     def forward(
-        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+        self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
     ) -> Trajectory:
         assert {leaf.dtype for leaf in (weights.W, weights.b, weights.R, sequences.xs)} == {weights.W.dtype}
         assert {leaf.dtype for leaf in (weights.gains, weights.initial, sequences.state)} == {carried(weights)}
         assert sequences.length is None or sequences.length.dtype == jnp.int32
-        CALLS.append(("forward", *sequences.xs.shape[:2], keep))
-        trajectory = super().forward(pointwise, weights, sequences, keep, seen)
-        return trajectory._replace(kept=jnp.ones_like(trajectory.kept))
+        CALLS.append(("forward", *sequences.xs.shape[:2], residual_size))
+        trajectory = super().forward(weights, sequences, residual_size, used_outputs)
+        return trajectory._replace(residuals=jnp.ones_like(trajectory.residuals))
 
     def backward(
         self,
-        pointwise: Pointwise,
         weights: Weights,
         sequences: Sequences,
         trajectory: Trajectory,
         dstates: tuple[Array | None, ...],
         dlast: Array | None,
-        wanted: Cotangents,
+        needs_gradient: Cotangents,
     ) -> Cotangents:
         given = tuple(cotangent is not None for cotangent in (*dstates, dlast))
-        names = [name for name, want in wanted.weights._asdict().items() if want]
-        names += [name for name in ("xs", "state") if getattr(wanted, name)]
+        names = [name for name, is_needed in needs_gradient.weights._asdict().items() if is_needed]
+        names += [name for name in ("xs", "state") if getattr(needs_gradient, name)]
         CALLS.append(("backward", *sequences.xs.shape[:2], *names, given))
-        made = super().backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
-        return jax.tree.map(lambda leaf: leaf * trajectory.kept[0, 0, 0, 1, 0].astype(leaf.dtype), made)
+        made = super().backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
+        return jax.tree.map(lambda leaf: leaf * trajectory.residuals[0, 0, 0, 1, 0].astype(leaf.dtype), made)
 
 
 BOTH = (True, True)
@@ -263,7 +276,7 @@ def last_of(part: PyTree, xs: Array) -> Array:
     return rnnjax.unroll(part, None, xs, engine=Fused(Recorder()))[0].c.sum()
 
 
-ASKED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
+NEEDED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
     "values_of_a_batch": (lambda p: over_batch(recorded)(p.all, *p.batch), [("forward", 1, B, 0)]),
     "gradient_of_a_batch": (
         lambda p: jax.grad(total(over_batch(recorded)))(p.all, *p.batch),
@@ -296,13 +309,15 @@ ASKED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
 }
 
 
-@pytest.mark.parametrize("asked", ASKED)
-def test_a_kernel_is_asked_once_and_for_no_more_than_is_wanted(asked):
-    function, expected = ASKED[asked]
+@pytest.mark.parametrize("needed", NEEDED)
+def test_a_kernel_is_planned_and_called_once_and_for_no_more_than_is_needed(needed):
+    """Neither lowering, nor batching, nor transposition plans again."""
+    function, expected = NEEDED[needed]
     given = problem()
     CALLS.clear()
+    jax.clear_caches()  # of traces, in which the plan was made before
     jax.jit(lambda: function(given)).lower()
-    assert expected == CALLS
+    assert [("plan",), *expected] == CALLS
 
 
 @pytest.mark.parametrize("dtype", grid.NARROW)
@@ -311,7 +326,7 @@ def test_a_kernel_is_given_weights_in_their_dtype_and_states_in_the_carried(dtyp
     CALLS.clear()
     run = partial(grid.values_and_gradients, engine=Fused(Recorder()))
     eqx.filter_jit(run).lower(grid.build("lstm_options", dtype), grid.inputs(T, dtype=dtype))
-    assert {call[0] for call in CALLS} == {"forward", "backward"}
+    assert {call[0] for call in CALLS} == {"plan", "forward", "backward"}
 
 
 @pytest.mark.slow
@@ -390,34 +405,36 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
 @pytest.mark.parametrize("refused", REFUSALS)
 def test_refusal(refused):
     engine, cell, sentence = REFUSALS[refused]
-    assert engine.refusal(cell(), grid.inputs(T)) == sentence
+    assert grid.refusal(engine, cell(), grid.inputs(T)) == sentence
 
 
-PLAIN = {  # what `select` says of a platform without a kernel
-    "cpu": "plain JAX, step by step (pass cpu=CPU() to run the CPU kernel)",
-    "cuda": "plain JAX, step by step (the GPU kernel is experimental: pass cuda=GPU() to run it)",
-    "tpu": "plain JAX, step by step (the TPU kernel is experimental: pass tpu=TPU() to run it)",
-}
-SELECTIONS: dict[str, tuple[Fused, dict[str, str]]] = {
-    "no_kernel": (Fused(cpu=None), {}),
-    "one_kernel": (Fused(Recorder()), {"cpu": "plain JAX, step by step"}),
+PLANS: dict[str, tuple[Fused, str, tuple[str, ...]]] = {
+    "no_kernel": (Fused(cpu=None), "Fused: CPUs, GPUs and TPUs step by step in plain JAX", ()),
+    "one_kernel": (
+        Fused(Recorder()),
+        "Fused: reference kernel, step by step in plain JAX; GPUs and TPUs step by step in plain JAX",
+        (),
+    ),
     "one_of_two_refuses": (
         Fused(cpu=None, cuda=Recorder(reason="The recorder is tired."), tpu=Recorder()),
-        {"cuda": "The recorder is tired.", "tpu": "plain JAX, step by step"},
+        "Fused: reference kernel, step by step in plain JAX; CPUs and GPUs step by step in plain JAX",
+        ("The recorder is tired.",),
     ),
 }
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
-def test_select_describes_every_platform(selection):
-    engine, expected = SELECTIONS[selection]
-    assert engine.select(grid.build("gru"), grid.inputs(T)) == PLAIN | expected
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_describes_every_platform(plan):
+    engine, sentence, notes = PLANS[plan]
+    made = engine.plan(grid.build("gru"), grid.inputs(T))
+    assert isinstance(made, FusedPlan)
+    assert (str(made), made.notes) == (sentence, notes)
 
 
 def test_explicit_axes_are_refused():
     mesh = jax.make_mesh((1,), ("device",), axis_types=(jax.sharding.AxisType.Explicit,))
     xs = jax.device_put(grid.inputs(T), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    assert "explicit axes" in str(Fused().refusal(grid.build("gru"), xs))
+    assert "explicit axes" in str(grid.refusal(Fused(), grid.build("gru"), xs))
 
 
 def test_a_platform_without_a_kernel_runs_the_reference():
@@ -428,12 +445,12 @@ def test_a_platform_without_a_kernel_runs_the_reference():
 
     @jax.jit
     def both(weights: Weights, sequences: Sequences) -> tuple[Trajectory, Trajectory]:
-        expected = Reference().forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields)
-        return primitive.run(pointwise, (("tpu", Recorder()),), weights, sequences), expected
+        expected = ReferencePlan(pointwise).forward(weights, sequences, 0, (True,) * pointwise.fields)
+        return primitive.run(pointwise, (("tpu", RecorderPlan(pointwise)),), weights, sequences), expected
 
     got, expected = both(weights, sequences)
     assert CALLS == []  # the kernel of another platform is not even traced
-    assert got.kept.shape == (S, B, T, 0, H)
+    assert got.residuals.shape == (S, B, T, 0, H)
     grid.assert_close(got, expected)
 
 

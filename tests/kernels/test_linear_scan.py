@@ -480,7 +480,7 @@ def test_a_part_of_time_runs_by_the_kernel_on_request(pallas, names, platform):
 
     def run_part(xs: Array) -> Array:
         initial = cell.initial()
-        return engine.run_part(cell, initial, xs, Marks(None, None, initial), "time")[1].h
+        return engine.plan(cell, xs, "time").run(cell, initial, xs, Marks(None, None, initial))[1].h
 
     run = jax.shard_map(run_part, mesh=elsewhere, in_specs=P("time"), out_specs=P("time"))
     traced = jax.jit(jax.grad(total(run))).trace(grid.inputs(6, dtype="float32"))

@@ -23,13 +23,14 @@ from jaxtyping import Array, PyTree
 from kernel_problems import LENGTH, RESETS, H, I, S, T, draw, shapes
 
 import rnnjax
+from rnnjax.engines.fused import FusedPlan
 from rnnjax.kernels.pallas import mosaic_gpu
 from rnnjax.kernels.pallas import tpu as pallas_tpu
-from rnnjax.kernels.recurrence.contract import AbstractKernel, Cotangents, Pointwise, Sequences, Weights
+from rnnjax.kernels.recurrence.contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Weights
 from rnnjax.kernels.recurrence.gpu.block import Block
 from rnnjax.kernels.recurrence.gpu.cluster import Cluster
 from rnnjax.kernels.recurrence.gpu.device import KNOWN, LEAST, Device
-from rnnjax.kernels.recurrence.gpu.plan import plan
+from rnnjax.kernels.recurrence.gpu.plan import GPUPlan
 from rnnjax.kernels.recurrence.reference import Reference
 
 FUSED = rnnjax.Fused(cuda=rnnjax.kernels.GPU(), tpu=rnnjax.kernels.TPU())
@@ -51,9 +52,11 @@ def on(device: str) -> Any:
 def halves(kernel: AbstractKernel, cell: Any, *operands: Any) -> Any:
     weights, sequences, dstates, dlast = operands
     pointwise = Pointwise.of(cell)
-    trajectory = kernel.forward(pointwise, weights, sequences, 0, (True,) * pointwise.fields)
-    wanted = Cotangents(Weights(*[True] * 5), True, True)
-    return trajectory[:2], kernel.backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
+    plan = kernel.plan(pointwise, weights)
+    assert isinstance(plan, KernelPlan)
+    trajectory = plan.forward(weights, sequences, 0, (True,) * pointwise.fields)
+    needs_gradient = Cotangents(Weights(*[True] * 5), True, True)
+    return trajectory[:2], plan.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
 
 
 def problem(cell: Any, length: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
@@ -221,8 +224,7 @@ def test_several_blocks_lower(cell, dtype):
     kind, units, options = SHAPES[cell]
     made = of_zeros(kind, I, units, dtype, **options)
     with on("NVIDIA H200"):
-        description = FUSED.select(made, grid.inputs(T, dtype=dtype))["cuda"]
-        assert description.startswith("a cluster of blocks")
+        assert described(FUSED, made, grid.inputs(T, dtype=dtype))["cuda"].startswith("GPU kernel, a cluster of blocks")
         check_lowered(lowered(made, "cuda"), made)
 
 
@@ -240,14 +242,15 @@ def test_odd_sizes_lower(cell, units, heads):
         check_lowered(lowered(made, "cuda"), made)
 
 
-def test_a_plan_that_no_longer_holds():
-    """What was traced for one precision, and is lowered under another."""
+def test_a_program_is_lowered_by_the_plan_it_was_traced_with(monkeypatch):
+    """No kernel is asked again, for the device or the precision that are at hand then: like JAX's own products."""
     cell = of_zeros(rnnjax.Elman, I, 384, "float32")
     with on("NVIDIA H200"):
         run = jax.jit(partial(rnnjax.unroll, cell, None, engine=FUSED))
         traced = run.trace(np.zeros((T, I), cell.dtype))
-        with jax.default_matmul_precision("highest"), pytest.raises(ValueError, match="It did when it was traced"):
-            traced.lower(lowering_platforms=("cuda",))
+        monkeypatch.setattr(rnnjax.kernels.GPU, "plan", None)
+        with jax.default_matmul_precision("highest"):
+            assert custom_calls(traced.lower(lowering_platforms=("cuda",)).as_text()) == {"mosaic_gpu_v2"}
 
 
 @pytest.mark.parametrize(
@@ -276,8 +279,8 @@ def test_a_refused_cell_is_lowered_by_the_reference():
     cell, engine = grid.build("gru"), rnnjax.Fused(cpu=Reference(), cuda=rnnjax.kernels.GPU())
     with on("NVIDIA H200"):
         assert "rnnjax" not in lowered(cell, "cuda", engine)
-        reasons = engine.select(cell, grid.inputs(T))
-    assert reasons["cuda"] == "The GPU kernel carries float32, and the cell float64."
+        plan = engine.plan(cell, grid.inputs(T))
+    assert plan.notes == ("The GPU kernel carries float32, and the cell float64.",)
 
 
 # Nobody gets a kernel that no device has measured, unless by name
@@ -317,8 +320,8 @@ def test_a_cluster_is_lowered_on_request_alone():
 def test_auto_takes_fused_and_associative_in_these_sizes():
     """So that the tests above prove something of their defaults."""
     for cell, engine in ((rnnjax.GRU, rnnjax.Fused), (rnnjax.MinGRU, rnnjax.Associative)):
-        selected = rnnjax.Auto().select(of_zeros(cell, I, 16, "float32"), grid.inputs(32, dtype="float32")).engine
-        assert isinstance(selected, engine)
+        plan = rnnjax.Auto().plan(of_zeros(cell, I, 16, "float32"), grid.inputs(32, dtype="float32"))
+        assert str(plan).startswith(f"{engine.__name__}: CPU kernel")
 
 
 @pytest.mark.parametrize("platform", CALLS)
@@ -329,13 +332,20 @@ def test_newton_takes_no_experimental_kernel(platform):
     assert custom_calls(lowered(made, platform, engine)) == set()
 
 
-def test_select_says_that_a_kernel_is_experimental():
+def described(engine: rnnjax.Fused, cell: Any, xs: Array) -> dict[str, str]:
+    """The plan of each kernel, in its words."""
+    plan = engine.plan(cell, xs)
+    assert isinstance(plan, FusedPlan)
+    return {platform: str(each) for platform, each in plan.kernels}
+
+
+def test_a_plan_says_that_a_kernel_is_experimental():
     with on("NVIDIA H200"):
-        described = FUSED.select(of_zeros(rnnjax.GRU, I, 16, "float32"), grid.inputs(T, dtype="float32"))
-    assert described["cuda"].startswith("one block of threads for each head")
-    assert described["tpu"].startswith("block by block of time")
+        of_each = described(FUSED, of_zeros(rnnjax.GRU, I, 16, "float32"), grid.inputs(T, dtype="float32"))
+    assert of_each["cuda"].startswith("GPU kernel, one block of threads for each head")
+    assert of_each["tpu"].startswith("TPU kernel, block by block of time")
     for platform in CALLS:
-        assert described[platform].endswith("(experimental: no device has measured it)")
+        assert of_each[platform].endswith("(experimental: no device has measured it)")
 
 
 # The plan
@@ -346,6 +356,12 @@ def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tu
     return Pointwise.of(made), jax.eval_shape(
         lambda: Weights(*(jnp.zeros((1, *made.recurrent_weight.shape), dtype),) * 5)
     )
+
+
+def tier(specification: tuple[Pointwise, Weights], device: Device) -> Any:
+    """The tier of the plan for a device, or the reason why it has none."""
+    plan = rnnjax.kernels.GPU(device=device).plan(*specification)
+    return plan.tier if isinstance(plan, GPUPlan) else str(plan)
 
 
 H200 = next(device for device in KNOWN if device.name == "H200")
@@ -366,43 +382,43 @@ AMPERE_ON = HOPPER | {"A100", "B200", "B300"}
     ],
 )
 def test_what_fits(cell, units, dtype, block, several):
-    asked = sizes(cell, units, dtype=dtype)
-    tiers = {device.name: plan(*asked, device) for device in (*KNOWN, LEAST)}
-    assert {name for name, tier in tiers.items() if isinstance(tier, Block)} == block
-    assert {name for name, tier in tiers.items() if isinstance(tier, Cluster)} == several
+    specification = sizes(cell, units, dtype=dtype)
+    tiers = {device.name: tier(specification, device) for device in (*KNOWN, LEAST)}
+    assert {name for name, found in tiers.items() if isinstance(found, Block)} == block
+    assert {name for name, found in tiers.items() if isinstance(found, Cluster)} == several
 
 
 def test_a_refusal_names_what_fits():
-    assert plan(*sizes(rnnjax.LSTM, 520), H200) == (
+    assert tier(sizes(rnnjax.LSTM, 520), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
         "cell, and not 520; a cluster needs a multiple of 16 units a head, such as 528, and not 520."
     )
-    assert plan(*sizes(rnnjax.LSTM, 768), H200) == (
+    assert tier(sizes(rnnjax.LSTM, 768), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
         "cell, and not 768; a cluster on H200 has room for 512 units a head of this cell, and not 768."
     )
     old = H200._replace(name="V100", capability=70)
-    assert plan(*sizes(rnnjax.LSTM, 64), old) == (
+    assert tier(sizes(rnnjax.LSTM, 64), old) == (
         "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
         "a cluster needs compute capability 9.0, `wgmma`, and V100 has 7.0."
     )
-    assert rnnjax.kernels.TPU(memory=128).refusal(*sizes(rnnjax.LSTM, 3840)) is None
-    assert rnnjax.kernels.TPU().refusal(*sizes(rnnjax.LSTM, 4096)) == (
+    assert isinstance(rnnjax.kernels.TPU(memory=128).plan(*sizes(rnnjax.LSTM, 3840)), KernelPlan)
+    assert str(rnnjax.kernels.TPU().plan(*sizes(rnnjax.LSTM, 4096))) == (
         "The TPU kernel keeps R of a head in vector memory: in 16 MiB, at most 1024 units a head of this cell, and not "
         "4096."
     )
 
 
 def test_float32_is_rounded_only_where_it_may_be():
-    asked = sizes(rnnjax.LSTM, 256, dtype="float32")
-    assert isinstance(plan(*asked, H200), Cluster)
+    specification = sizes(rnnjax.LSTM, 256, dtype="float32")
+    assert isinstance(tier(specification, H200), Cluster)
     with jax.default_matmul_precision("highest"):
-        reason = plan(*asked, H200)
+        reason = tier(specification, H200)
         assert "a cluster multiplies float32 as TF32, and jax_default_matmul_precision is highest" in str(reason)
 
 
 def test_a_plan_fills_the_device():
-    made = plan(*sizes(rnnjax.LSTM, 64), H200)
+    made = tier(sizes(rnnjax.LSTM, 64), H200)
     assert isinstance(made, Block)
     assert made.tile(heads=12, sequences=16).rows == 16  # 12 blocks: none can be spared
     assert made.tile(heads=12, sequences=1024).rows == 32  # 768 blocks of 16 would take turns
@@ -418,8 +434,7 @@ class Stepped(rnnjax.Elman):
 
 
 def test_an_operation_that_is_lacking():
-    asked = Pointwise.of(Stepped(I, H, key=grid.KEY)), sizes(rnnjax.Elman, H, dtype="float32")[1]
-    assert "as one block of threads, it has no erfc, which pointwise computes" in str(
-        rnnjax.kernels.GPU().refusal(*asked)
-    )
-    assert rnnjax.kernels.TPU().refusal(*asked) == "The TPU kernel has no erfc, which pointwise computes."
+    specification = Pointwise.of(Stepped(I, H, key=grid.KEY)), sizes(rnnjax.Elman, H, dtype="float32")[1]
+    of_gpu, of_tpu = (str(kernel.plan(*specification)) for kernel in (rnnjax.kernels.GPU(), rnnjax.kernels.TPU()))
+    assert "as one block of threads, it has no erfc, which pointwise computes" in of_gpu
+    assert of_tpu == "The TPU kernel has no erfc, which pointwise computes."

@@ -244,7 +244,7 @@ CELLS: dict[str, Callable[[], Pointwise]] = {
     "seen_apart": of_equation(lambda _, u, v, _h: (jnp.tanh(u[0] + v[0]) * lax.stop_gradient(u[0]),)),
     "divided": of_sum(lambda x: x[0] / 3 + x[1] / 4 + x[2] / 0.1 + 1 / x[3]),
     "lopsided": of_equation(lambda _, u, v, h: (lopsided(u, v)[0] + h,)),
-    "one_kept_for_two": of_equation(lambda _, u, v, _h, _c: (jnp.tanh(u[0] + 2 * v[0]), u[0] + 2 * v[0]), fields=2),
+    "one_residual_for_two": of_equation(lambda _, u, v, _h, _c: (jnp.tanh(u[0] + 2 * v[0]), u[0] + 2 * v[0]), fields=2),
     "rematerialised": of_sum(jax.checkpoint(lambda x: jnp.sin(x[0] * jnp.tanh(x[1])))),
     "stopped": of_sum(lambda x: lax.stop_gradient(nn.sigmoid(x[0])) * x[1]),
     "where": of_sum(lambda x: jnp.where(x[0] > 0.1, x[1], jnp.where(x[2] < x[3], -x[2], 1.0))),
@@ -318,8 +318,8 @@ def by_program(program: Program, gains, u, v, before, dafter):
     """As `with_transpose`, both halves of the program run in NumPy."""
     zero = np.zeros(UNITS)
     columns = [(u[c.gate] if c.input else zero) + (v[c.gate] if c.recurrent else zero) for c in program.columns]
-    after, kept = np.split(interpret(program.forward, columns, before, gains), [len(before)])
-    cotangents = interpret(program.backward, kept, before, dafter, gains)
+    after, residuals = np.split(interpret(program.forward, columns, before, gains), [len(before)])
+    cotangents = interpret(program.backward, residuals, before, dafter, gains)
     dcolumns, dbefore, dgains = np.split(cotangents, [len(columns), len(columns) + len(before)])
     du, dv = np.zeros_like(u), np.zeros_like(v)
     for column, cotangent in zip(program.columns, dcolumns, strict=True):
@@ -383,12 +383,12 @@ def test_a_quotient_is_a_product_where_that_is_exact():
     assert 0.25 in forward.constants
 
 
-def test_what_is_kept_spares_the_backward_code_the_activations():
+def test_residuals_spare_the_backward_code_the_activations():
     lstm, gru = program_of("lstm"), program_of("gru")
     assert (count(lstm.forward)["logistic"], count(lstm.forward)["tanh"]) == (3, 2)
     assert (count(lstm.backward)["logistic"], count(lstm.backward)["tanh"]) == (0, 1)  # that of c
     assert (count(gru.backward)["logistic"], count(gru.backward)["tanh"]) == (0, 0)
-    assert program_of("elman_tanh").forward.outputs == (2, 2)  # the state is what is kept
+    assert program_of("elman_tanh").forward.outputs == (2, 2)  # the state is the residual
 
 
 def test_both_products_of_a_gate_share_a_column_where_only_their_sum_is_seen():
@@ -459,5 +459,5 @@ def test_refusal(name):
 
 def assert_refused(pointwise: Pointwise, reason: str) -> None:
     refusal = translate(pointwise, FLOAT64)
-    assert isinstance(refusal, str)
-    assert re.match(reason, refusal)
+    assert isinstance(refusal, rnnjax.engines.Refusal)
+    assert re.match(reason, str(refusal))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import rnnjax
+from rnnjax.engines.auto import AutoPlan
 
 # Where one engine is enough: the one that a cell is most its own under.
 OWN = {"own": rnnjax.Auto((rnnjax.Associative(), rnnjax.Fused(), rnnjax.Scan()))}
@@ -46,7 +47,7 @@ def test_engines_admit_the_cells_of_the_table():
     for engine, named in grid.ENGINES.items():
         for cell in grid.CELLS:
             built = grid.build(cell)
-            reason = named.refusal(built, jax.ShapeDtypeStruct((grid.T, grid.I), "float64"))
+            reason = grid.refusal(named, built, jax.ShapeDtypeStruct((grid.T, grid.I), "float64"))
             admitted = reason is None
             said = reason or ""
             sentence = type(built).__name__ in said and said.startswith(type(named).__name__) and "Use" in said
@@ -166,7 +167,21 @@ def test_auto_selects_and_explains():
     lstm, min_gru = grid.build("lstm"), grid.build("min_gru")
     xs = grid.inputs(grid.T)
     auto = rnnjax.Auto((rnnjax.Associative(), rnnjax.Scan()))
-    assert auto.select(min_gru, xs) == (rnnjax.Associative(), ())
-    engine, (reason,) = auto.select(lstm, xs)
-    assert engine == rnnjax.Scan()
-    assert reason == "Associative cannot run LSTM: it needs an AbstractLinearCell. Use Scan()."
+    assert auto.plan(min_gru, xs) == AutoPlan(rnnjax.Associative().plan(min_gru, xs), ())
+    reason = rnnjax.engines.Refusal("Associative cannot run LSTM: it needs an AbstractLinearCell. Use Scan().")
+    assert auto.plan(lstm, xs) == AutoPlan(rnnjax.Scan().plan(lstm, xs), (reason,))
+    alone = rnnjax.Auto((rnnjax.Associative(),)).plan(lstm, xs)
+    assert alone == rnnjax.engines.Refusal(f"Auto has no candidate left. {reason}")
+
+
+PLANS = [(cell, engine) for engine in grid.ENGINES for cell in grid.REPRESENTATIVES if grid.admits(engine, cell)]
+
+
+@pytest.mark.parametrize(("cell", "engine"), PLANS)
+def test_a_plan_is_a_static_argument_and_a_line(cell, engine):
+    """Equal, with the same hash, where it is made again for other weights; `str` begins with the engine's name."""
+    other = jax.tree.map(lambda leaf: 2 * leaf if eqx.is_array(leaf) else leaf, grid.build(cell))
+    one, again = (grid.ENGINES[engine].plan(each, grid.inputs(grid.T)) for each in (grid.build(cell), other))
+    assert (one, hash(one)) == (again, hash(again))
+    assert str(one).startswith(f"{type(grid.ENGINES[engine]).__name__}: ")
+    assert "\n" not in str(one)

@@ -336,19 +336,19 @@ def test_jacobians_that_do_not_fit_into_memory_are_refused_with_their_size(monke
     cell = eqx.filter_eval_shape(partial(rnnjax.GRU, 1, 1024), key=grid.KEY)
     xs = jax.ShapeDtypeStruct((100_000, 1), "float32")
     monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: int(80e9))
-    message = Newton().refusal(cell, xs)
+    message = grid.refusal(Newton(), cell, xs)
     assert "100000 of 1024 x 1024, and the scan of them take 1681 GB, and there are 80 GB" in message
     assert "Use Newton(Diagonal()), fewer or shorter sequences, or Scan()" in message
-    assert Newton(Diagonal()).refusal(cell, xs) is None
+    assert grid.refusal(Newton(Diagonal()), cell, xs) is None
     monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: int(4e9))
-    message = Newton(Diagonal()).refusal(cell, xs)
+    message = grid.refusal(Newton(Diagonal()), cell, xs)
     assert "100000 x 1024 of 1 x 1, and the scan of them take 4.9 GB, and there are 4 GB. Use fewer" in message
 
 
 def test_a_batch_that_does_not_fit_is_refused_though_one_sequence_would(monkeypatch):
     cell, newton = grid.build("gru"), Newton()
     monkeypatch.setattr("rnnjax.engines.newton.memory.memory", lambda: 2 * 10**5)
-    assert newton.refusal(cell, grid.inputs(40)) is None
+    assert grid.refusal(newton, cell, grid.inputs(40)) is None
     with pytest.raises(ValueError, match="cannot run GRU: its Jacobians, 64 x 40 x 1 of 8 x 8"):
         jax.eval_shape(jax.vmap(lambda xs: unroll(cell, None, xs, engine=newton)), grid.inputs(64, 40))
 

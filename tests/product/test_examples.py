@@ -49,7 +49,7 @@ def test_new_cell_runs_on_every_engine_that_admits_it(engine, view):
 
 @pytest.mark.parametrize("engine", grid.ENGINES)
 def test_new_cell_is_refused_by_the_engines_of_linear_cells_alone(engine):
-    reason = grid.ENGINES[engine].refusal(new_cell(), grid.inputs(grid.T))
+    reason = grid.refusal(grid.ENGINES[engine], new_cell(), grid.inputs(grid.T))
     if engine in (*QUICK_ENGINES, *SLOW_ENGINES):
         assert reason is None
     else:

@@ -136,7 +136,7 @@ import rnnjax
 assert named() - before <= {"rnnjax.kernels.pallas"}, named() - before
 cell, xs = rnnjax.LSTM(3, 16, key=jax.random.key(0)), jax.numpy.ones((40, 3))
 jax.jit(lambda xs: rnnjax.unroll(cell, None, xs))(xs)
-print(type(rnnjax.Auto().select(cell, xs).engine).__name__, sorted(named() - before))
+print(str(rnnjax.Auto().plan(cell, xs)).partition(":")[0], sorted(named() - before))
 """
 
 

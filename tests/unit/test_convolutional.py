@@ -186,8 +186,8 @@ def test_newton_solves_for_frames():
 
 def test_fused_says_why_not_and_auto_scans():
     cell, xs = rnnjax.ConvLSTM(1, 2, (4, 4), kernel_size=3, key=key()), jax.ShapeDtypeStruct((5, 1, 4, 4), F32)
-    assert "AbstractGatedCell" in rnnjax.Fused().refusal(cell, xs)
-    assert isinstance(rnnjax.Auto().select(cell, xs).engine, rnnjax.Scan)
+    assert "AbstractGatedCell" in str(grid.refusal(rnnjax.Fused(), cell, xs))
+    assert str(rnnjax.Auto().plan(cell, xs)) == "Scan: step by step"
 
 
 def test_weights_are_drawn_gate_by_gate():

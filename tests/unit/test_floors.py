@@ -11,7 +11,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[2] / "rnnjax"
 FLOORS = (
-    ("arrays", "compiled", "named"),
+    ("arrays", "compiled", "named", "refusal"),
     ("check",),
     ("random",),
     ("initialise",),
@@ -22,6 +22,7 @@ FLOORS = (
     ("engines/auto",),
     ("engines/__init__",),
     ("unroll",),
+    ("explain",),
     ("networks/*", "trees/*"),
     ("regularise/*",),
     ("models/*", "gradients/*", "diagnose/*"),

@@ -30,6 +30,11 @@ def test_the_package_is_typed():
     assert "Typing :: Typed" in project()["classifiers"]
 
 
+def test_public_names():
+    """So few that a user finds what is there; the rest is in the namespaces."""
+    assert len([name for name in dir(rnnjax) if not name.startswith("_")]) <= 60
+
+
 def test_one_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+", rnnjax.__version__)
     assert found(r"^version: (\S+)$", "CITATION.cff") == rnnjax.__version__

@@ -1,5 +1,7 @@
 """Corners of `unroll` that no law of cells meets: plain functions, infinite states, overflow before a reset."""
 
+import sys
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax import unroll
+from rnnjax import check, unroll
 
 T = 5
 
@@ -20,6 +22,30 @@ def running_maximum(state, x):
     """A function whose state is rightly infinite at first."""
     state = jnp.maximum(state, x)
     return state, state
+
+
+@pytest.mark.parametrize("part", ["cell", "function"])
+def test_the_path_through_unroll_only_descends(monkeypatch, part):
+    """Each argument is checked once and the engine is planned once; a function does not enter `unroll` again."""
+    calls: Counter[str] = Counter()
+    whole, state = {"cell": (grid.build("lstm"), None), "function": (running_maximum, jnp.zeros(grid.I))}[part]
+
+    def count(holder: Any, name: str) -> None:
+        original = getattr(holder, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(holder, name, counted)
+
+    names = {"unroll": sys.modules["rnnjax.unroll"], "plan": rnnjax.Scan}
+    names |= dict.fromkeys(("sequence", "length", "resets", "flags"), check)
+    for name, holder in names.items():
+        count(holder, name)
+    options: dict[str, Any] = {"length": 3, "resets": np.zeros(T, bool), "engine": rnnjax.Scan(3)}
+    names["unroll"].unroll(whole, state, grid.inputs(T), **options)
+    assert calls == dict.fromkeys(names, 1)
 
 
 @pytest.mark.parametrize("engine", ["scan", "unrolled", "checkpointed"])
@@ -61,7 +87,7 @@ def test_overflow_before_a_reset_ends_there_under_every_engine():
     xs, resets = np.ones((T, grid.I), np.float16), np.arange(T) == 2
     xs[0] = 60_000
     given = {name: engine for name, engine in grid.ENGINES.items() if "newton" not in name}
-    engines = {name: engine for name, engine in given.items() if engine.refusal(cell, grid.place(xs)) is None}
+    engines = {name: engine for name, engine in given.items() if grid.refusal(engine, cell, grid.place(xs)) is None}
 
     @eqx.filter_jit
     def run(engines: dict[str, rnnjax.AbstractEngine], cell: Any, xs: jax.Array) -> Any:
@@ -75,11 +101,6 @@ def test_overflow_before_a_reset_ends_there_under_every_engine():
         grid.assert_close(ys, expected, "float16")
     with pytest.raises(Exception, match="Newton did not solve MinGRU"):
         jax.block_until_ready(run({"newton": rnnjax.Newton()}, cell, xs))
-
-
-def test_auto_speaks_of_cells_only():
-    with pytest.raises(TypeError, match=r"^cell: expected a cell, got Stack"):
-        rnnjax.Auto().select(grid.build("stack"), grid.inputs(T))
 
 
 def test_dropout_falls_between_layers_and_not_after_the_last():

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ...arrays import State
-from ...cell import AbstractCell
 from . import time
 from .blocks import Blocks, Vectors
 from .jacobian import AbstractJacobian
@@ -23,8 +22,8 @@ class Dense(AbstractJacobian):
 
     remedy: ClassVar[str] = "Use Newton(Diagonal()), fewer or shorter sequences, or Scan()"
 
-    def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:
-        leaves = jax.tree.leaves(jax.eval_shape(cell.initial))
+    def refusal(self, state: State, T: int, damped: bool) -> str | None:
+        leaves = jax.tree.leaves(state)
         D = sum(leaf.size for leaf in leaves)
         return shortage((T, D, D), leaves[0].dtype.itemsize, damped, self.remedy)
 

@@ -30,8 +30,8 @@ class Diagonal(AbstractJacobian):
 
     remedy: ClassVar[str] = "Use fewer or shorter sequences, or Scan()"
 
-    def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:
-        leaves = jax.tree.leaves(jax.eval_shape(cell.initial))
+    def refusal(self, state: State, T: int, damped: bool) -> str | None:
+        leaves = jax.tree.leaves(state)
         shapes, n = {leaf.shape for leaf in leaves}, len(leaves)
         if len(shapes) == 1 and leaves[0].ndim == 1:
             return shortage((T, leaves[0].size, n, n), leaves[0].dtype.itemsize, damped, self.remedy)

@@ -8,7 +8,6 @@ import equinox as eqx
 from jaxtyping import Array, PyTree
 
 from ...arrays import State
-from ...cell import AbstractCell
 from .blocks import Blocks, Vectors
 from .problem import Problem
 
@@ -23,8 +22,8 @@ class AbstractJacobian(eqx.Module):
     remedy: ClassVar[str]  # what to do where memory is short
 
     @abc.abstractmethod
-    def refusal(self, cell: AbstractCell, T: int, damped: bool) -> str | None:
-        """Why T steps of `cell` cannot be solved with it, and what to do; None if they can."""
+    def refusal(self, state: State, T: int, damped: bool) -> str | None:
+        """Why T steps of a cell with such a state cannot be solved with it, and what to do; None if they can."""
 
     @abc.abstractmethod
     def pack(self, state: State) -> Vectors:

@@ -6,18 +6,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import PyTree
 
 from ... import check
-from ...arrays import Shaped, State, States, select
+from ...arrays import Shaped, State
 from ...cell import AbstractCell, AbstractLinearCell, describe
-from ...engine import AbstractEngine, refusal_of_symbolic
-from ...marks import Marks, counted, fill, quarantine
+from ...engine import AbstractEngine, Plan, plan_or_raise, refuse_symbolic
+from ...marks import Marks, counted, fill
+from ...refusal import Refusal
 from .dense import Dense
 from .jacobian import AbstractJacobian
-from .problem import Problem
+from .plan import NewtonPlan
 from .solver import Settings, Solution
-from .trajectory import trajectory
 
 
 class Newton(AbstractEngine):
@@ -63,26 +63,29 @@ class Newton(AbstractEngine):
             if value is not None and not (is_number and 0 < value < float("inf")):
                 raise ValueError(f"{name}: expected a positive number or None, got {value!r}")
 
-    def refusal(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        symbolic = refusal_of_symbolic("Newton", cell, xs)
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        if self.fall_back and axis is not None:
+            return Refusal(
+                "Newton(fall_back=True) cannot run parts of time: no part steps alone. Use Sharded(Scan(), ...)."
+            )
+        symbolic = refuse_symbolic("Newton", cell, xs)
         if symbolic is not None:
             return symbolic
-        dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(cell.initial))}
-        if len(dtypes) != 1 or None in map(_kind, dtypes):
-            names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"
-            reason = f"it solves for numbers of one floating dtype, and the state is {names}. Use Scan()"
-        elif jnp.complexfloating in map(_kind, dtypes) and not isinstance(cell, AbstractLinearCell):
-            reason = "its state is complex and it is not linear, so that it may have no complex derivative. Use Scan()"
-        else:
-            steps = jax.tree.leaves(xs)[0].shape[0]
-            reason = self.jacobian.refusal(cell, steps, self.damping is not None)
-        return None if reason is None else f"Newton cannot run {describe(cell)}: {reason}."
+        state = jax.eval_shape(cell.initial)
+        reason = _misfit(cell, state)
+        if reason is None:
+            reason = self.jacobian.refusal(state, jax.tree.leaves(xs)[0].shape[0], self.damping is not None)
+        if reason is not None:
+            return Refusal(f"Newton cannot run {describe(cell)}: {reason}.")
+        epsilon = float(jnp.finfo(jax.tree.leaves(state)[0].dtype).eps)
+        tolerance = epsilon**0.8 if self.tolerance is None else self.tolerance
+        return NewtonPlan(Settings(self.jacobian, self.iterations, tolerance, self.damping, axis), self.fall_back)
 
     def solve(self, cell: Any, state: State | None, xs: Any, *, length: Any = None, resets: Any = None) -> Solution:
         """The states over time, the iterations they took, the last residual, and whether it is within the tolerance.
 
         Arguments as of `unroll`; nothing is raised at run time, and nothing falls back. Raises ValueError where
-        `refusal` has a reason.
+        `plan` is a refusal.
         """
         if not isinstance(cell, AbstractCell):
             raise TypeError(f"cell: expected a cell, got {describe(cell)}. Solve for each cell of a network apart")
@@ -90,76 +93,25 @@ class Newton(AbstractEngine):
         T = jax.tree.leaves(xs)[0].shape[0]
         if T == 0:
             raise ValueError("xs: expected at least one step, got T=0")
-        reason = self.refusal(cell, xs)
-        if reason is not None:
-            raise ValueError(f"engine: {reason}")
+        plan = plan_or_raise(self, cell, xs)
+        assert isinstance(plan, NewtonPlan)
         state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
         length, resets = check.length(length, T), check.resets(resets, T)
         if resets is not None and length is not None:
             resets = resets & counted(length, T)
         marks = Marks(length, resets, cell.initial())
-        return self._solve(cell, state, fill(xs, length, T), marks, None, fall_back=False)
-
-    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
-        resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
-        safe = quarantine(xs, state, marks.length, resets, marks.initial)
-        last, states = self._run(cell, safe.state, safe.xs, marks, None)
-        if marks.length is None:
-            return _spoil(safe.last_touched, last), _spoil(safe.touched, states)
-        taken = marks.length > 0
-        last = select(taken, _spoil(safe.last_touched & taken, last), state)
-        return last, _spoil(safe.touched & taken, states)
-
-    def refusal_of_part(self, cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-        if self.fall_back:
-            return "Newton(fall_back=True) cannot run parts of time: no part steps alone. Use Sharded(Scan(), ...)."
-        return self.refusal(cell, xs)
-
-    def run_part(
-        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str
-    ) -> tuple[State, States]:
-        """All parts iterate together: an iteration exchanges a state and a map from device to device."""
-        return self._run(cell, state, xs, marks, axis)
-
-    def _run(
-        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str | None
-    ) -> tuple[State, States]:
-        solution = self._solve(cell, state, xs, marks, axis, self.fall_back)
-        states = solution.states if self.fall_back else self._insist(cell, solution)
-        return jax.tree.map(lambda leaf: leaf[-1], states), states
-
-    def _solve(
-        self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, axis: str | None, fall_back: bool
-    ) -> Solution:
-        T = jax.tree.leaves(xs)[0].shape[0]
-        problem = Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(T))
-        epsilon = float(jnp.finfo(jax.tree.leaves(state)[0].dtype).eps)
-        tolerance = epsilon**0.8 if self.tolerance is None else self.tolerance
-        settings = Settings(self.jacobian, self.iterations, tolerance, self.damping, axis)
-        return trajectory(problem, settings=settings, fall_back=fall_back)
-
-    def _insist(self, cell: AbstractCell, solution: Solution) -> States:
-        """The states, once they are known to be a solution."""
-        remedies = "raise `iterations`" if self.damping else "pass damping=0.1, raise `iterations`"
-        return eqx.error_if(
-            solution.states,
-            ~solution.converged,
-            f"Newton did not solve {describe(cell)} within {self.iterations} iterations: {remedies} or `tolerance`, "
-            "pass fall_back=True, or use Scan(). Newton.solve tells the residual; NaN in the weights has none",
-        )
+        return plan.solve(cell, state, fill(xs, length, T), marks, fall_back=False)
 
 
-def _spoil(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree` with NaN where `touched`, in its gradient, too: a product passes it on, which a choice would not."""
-
-    def leaf(values: Array) -> Array:
-        if jnp.iscomplexobj(values):
-            return jax.lax.complex(leaf(values.real), leaf(values.imag))
-        factor = jnp.where(touched, jnp.nan, 1.0).astype(values.dtype)
-        return values * factor.reshape(factor.shape + (1,) * (values.ndim - factor.ndim))
-
-    return jax.tree.map(leaf, tree)
+def _misfit(cell: AbstractCell, state: State) -> str | None:
+    """Why a cell with such a state has no equations of the kind that are solved here."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(state)}
+    if len(dtypes) != 1 or None in map(_kind, dtypes):
+        names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"
+        return f"it solves for numbers of one floating dtype, and the state is {names}. Use Scan()"
+    if jnp.complexfloating in map(_kind, dtypes) and not isinstance(cell, AbstractLinearCell):
+        return "its state is complex and it is not linear, so that it may have no complex derivative. Use Scan()"
+    return None
 
 
 def _kind(dtype: Any) -> Any:

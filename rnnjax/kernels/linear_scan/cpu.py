@@ -21,9 +21,14 @@ def is_here() -> bool:
     return library.absence() is None
 
 
+def pays_for(T: int) -> bool:
+    """Whether there is, and a call to it is worth its price for so many steps, unless many rows have a few units."""
+    return is_here() and T >= SHORTEST
+
+
 def pays(B: int, T: int, H: int) -> bool:
-    """Whether there is, and a call to it is worth its price."""
-    return is_here() and T >= SHORTEST and (H >= NARROWEST or B < MANY)
+    """Whether a call to it is worth its price."""
+    return pays_for(T) and (H >= NARROWEST or B < MANY)
 
 
 def scan(

@@ -46,12 +46,12 @@ def _insert(shape: tuple[int, ...], place: int, size: int) -> tuple[int, ...]:
 def batch(primitive: Primitive, operands: Any, axes: Any, *, form: Any, **static: Any) -> tuple[list[Array], list[int]]:
     """The batching rule of every primitive of `recurrence`.
 
-    The axis is folded into B where all along it share their weights, and want no more than one gradient of them; else
+    The axis is folded into B where all along it share their weights, and need no more than one gradient of them; else
     into S. The first seven operands are the weights, the inputs and the states.
     """
     weights = _weights(form)
-    wanted = "wanted" in static and any(static["wanted"].weights)
-    by_group = wanted or any(axes[number] is not None for number in weights)
+    one_each = "needs_gradient" in static and any(static["needs_gradient"].weights)
+    by_group = one_each or any(axes[number] is not None for number in weights)
     size = next(leaf.shape[axis] for leaf, axis in zip(operands, axes, strict=True) if axis is not None)
     xs = [length for number, length in enumerate(operands[5].shape) if number != axes[5]]
     fold = Fold(by_group, size, *xs[:2])

@@ -1,7 +1,7 @@
 """The noun *kernel*: how fast a gated cell goes, as a forward half and its transpose, on groups of batches.
 
 S  groups: members of an ensemble, or what each wants a weight gradient of its own
-B  sequences that share their weights         K  gains         F  fields of a state         C  kept columns
+B  sequences that share their weights         K  gains         F  fields of a state         C  residuals of a step
 """
 
 import abc
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...arrays import carry_dtype
 from ...cell import AbstractGatedCell
+from ...refusal import Refusal
 
 
 class Pointwise(eqx.Module):
@@ -77,65 +78,74 @@ class Trajectory(NamedTuple):
 
     states: tuple[Float[Array, "S B T H"] | None, ...]  # by field; an ignored step holds the state before it
     last: Float[Array, "S B F H"]
-    kept: Float[Array, "S B T C H"]  # for `backward`
+    residuals: Float[Array, "S B T C H"]  # for `backward`
 
 
 class Cotangents(NamedTuple):
-    """What the backward half gives back; None where it was not wanted. Those of weights are in the carry's dtype."""
+    """The results of the backward half; None where no gradient is needed. Those of weights are in the carry's dtype."""
 
     weights: Weights  # each array leads with S, be its weight shared or not
     xs: Float[Array, "S B T I"] | None
     state: Float[Array, "S B F H"] | None
 
 
-class AbstractKernel(eqx.Module):
-    """The recurrence of any `AbstractGatedCell` on one platform: projection, steps, and the gradients of both.
+class KernelPlan(abc.ABC):
+    """How a kernel runs one cell: hashable, a static parameter of the primitives, and asked for once.
 
         u_t = W x_t + b        v_t = R h_{t-1}        state_t = pointwise(gains, u_t, v_t, state_{t-1})
 
-    Subclass requirements: both halves trace `pointwise` (and `jax.vjp` of it), so that a new cell needs no new kernel;
-    weights and inputs are of one dtype, all that belongs to a state is in its `carry_dtype`, and so are sums; `length`
-    and `resets` are honoured inside, so that a ragged batch pays for its valid steps alone; and
-    `<tangent(t), c> == <t, backward(c)>`. A kernel is hashable.
+    Subclass requirements: a frozen dataclass with the field below; both halves trace it (and `jax.vjp` of it), so
+    that a new cell needs no new kernel; weights and inputs are of one dtype, all that belongs to a state is in its
+    `carry_dtype`, and so are sums; `length` and `resets` are honoured inside, so that a ragged batch pays for its valid
+    steps alone; and `<tangent(t), c> == <t, backward(c)>`.
     """
 
-    @abc.abstractmethod
-    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
-        """Why this kernel cannot run such a cell, and what can; None if it can. Asked of shapes and dtypes alone."""
+    pointwise: Pointwise
+
+    @property
+    def residual_size(self) -> int:
+        """C, how many vectors [H] of every step `forward` saves for `backward`."""
+        return 0
 
     @abc.abstractmethod
-    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        """How it runs such a cell that it does not refuse, in a few words. Asked of shapes and dtypes alone."""
-
-    @abc.abstractmethod
-    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
-        """C, how many vectors [H] of every step `forward` keeps for `backward`. Asked of shapes and dtypes alone."""
+    def __str__(self) -> str:
+        """How it runs, in one line that begins with the name of the kernel."""
 
     @abc.abstractmethod
     def forward(
-        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+        self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
     ) -> Trajectory:
         """All states.
 
-        keep   the C of `kept`: zero, or (as another platform may keep more) at least `keeps(...)`
-        seen   for each field whether anybody looks at its states; where not, they are None. `backward` sees all
+        residual_size   the C of `residuals`: zero, or (as another platform may save more) at least `self.residual_size`
+        used_outputs    for each field whether its states are used; where not, they are None. `backward` needs all
         """
 
     @abc.abstractmethod
     def backward(
         self,
-        pointwise: Pointwise,
         weights: Weights,
         sequences: Sequences,
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        wanted: Cotangents,
+        needs_gradient: Cotangents,
     ) -> Cotangents:
-        """The transpose of the derivative of `forward`, at its own `trajectory`; `wanted` holds a bool for each answer.
+        """The transpose of the derivative of `forward`, at its own `trajectory`.
 
-        A cotangent that is None is zero; one of them at least is not.
+        A cotangent that is None is zero; one of them at least is not. `needs_gradient` holds a bool for each result.
         """
+
+
+class AbstractKernel(eqx.Module):
+    """The recurrence of any `AbstractGatedCell` on one platform: projection, steps, and the gradients of both.
+
+    Subclass requirements: `plan`. Options live on the object.
+    """
+
+    @abc.abstractmethod
+    def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
+        """How this kernel runs such a cell, or why it cannot. `weights` may be arrays or shapes alone."""
 
 
 def carried(weights: Weights) -> jnp.dtype:

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 from jax.interpreters import ad
 from jaxtyping import Array, PyTree
 
-from .contract import AbstractKernel, Cotangents, Pointwise, Weights
-from .reference import Reference
+from .contract import Cotangents, KernelPlan, Weights
+from .reference import ReferencePlan
 
-REFERENCE = Reference()
-
-Kernels = tuple[tuple[str, AbstractKernel], ...]  # by platform, as JAX names it
+KernelPlans = tuple[tuple[str, KernelPlan], ...]  # by platform, as JAX names it
 
 
 class Tangents(NamedTuple):
@@ -39,28 +37,28 @@ def of_seven(kind: type, entries: Iterable[Any]) -> Any:
 
 
 def forward(
-    *leaves: Array, form: Any, pointwise: Pointwise, kernel: AbstractKernel, keep: int, seen: tuple[bool, ...]
+    *leaves: Array, form: Any, plan: KernelPlan, residual_size: int, used_outputs: tuple[bool, ...]
 ) -> list[Array]:
     """`(weights, sequences)` to a trajectory."""
-    return jax.tree.leaves(kernel.forward(pointwise, *jax.tree.unflatten(form, leaves), keep=keep, seen=seen))
+    operands = jax.tree.unflatten(form, leaves)
+    return jax.tree.leaves(plan.forward(*operands, residual_size=residual_size, used_outputs=used_outputs))
 
 
-def backward(
-    *leaves: Array, form: Any, pointwise: Pointwise, kernel: AbstractKernel, wanted: Cotangents
-) -> list[Array]:
-    """`(weights, sequences, trajectory, dstates, dlast)` to the cotangents that are wanted."""
-    return jax.tree.leaves(kernel.backward(pointwise, *jax.tree.unflatten(form, leaves), wanted=wanted))
+def backward(*leaves: Array, form: Any, plan: KernelPlan, needs_gradient: Cotangents) -> list[Array]:
+    """`(weights, sequences, trajectory, dstates, dlast)` to the cotangents that are needed."""
+    return jax.tree.leaves(plan.backward(*jax.tree.unflatten(form, leaves), needs_gradient=needs_gradient))
 
 
-def tangent(*leaves: Array, form: Any, pointwise: Pointwise, kernel: AbstractKernel) -> list[Array]:
-    """`(weights, sequences, trajectory, tangents)` to the tangents of the states and of the last one."""
-    del kernel
+def tangent(*leaves: Array, form: Any, plan: KernelPlan) -> list[Array]:
+    """`(weights, sequences, trajectory, tangents)` to those of the states and of the last one, by the reference."""
+    reference = ReferencePlan(plan.pointwise)
     _, sequences, _, tangents = jax.tree.unflatten(form, leaves)
 
     def run(*entries: Array) -> PyTree:
         at = of_seven(Tangents, entries)
         moved = sequences._replace(xs=at.xs, state=at.state)
-        return REFERENCE.forward(pointwise, at.weights, moved, keep=0, seen=(True,) * pointwise.fields)[:2]
+        used_outputs = (True,) * reference.pointwise.fields
+        return reference.forward(at.weights, moved, residual_size=0, used_outputs=used_outputs)[:2]
 
     pairs = [_alike(*pair) for pair in zip(leaves[:7], seven(tangents), strict=True)]
     return jax.tree.leaves(jvp(run, [primal for primal, _ in pairs], [moving for _, moving in pairs]))
@@ -95,14 +93,16 @@ def present(tangent: Any) -> Any:
 # The types. Each varies over those axes of a `jax.shard_map` that all operands vary over.
 
 
-def forward_types(*leaves: Any, form: Any, keep: int, seen: tuple[bool, ...], **static: Any) -> list[Any]:
+def forward_types(
+    *leaves: Any, form: Any, residual_size: int, used_outputs: tuple[bool, ...], **static: Any
+) -> list[Any]:
     del static
     weights, sequences = jax.tree.unflatten(form, leaves)
     xs, state = sequences.xs, sequences.state
     leading, units = xs.shape[:3], state.shape[3]
     states = _like(xs, (*leading, units), state.dtype)
-    kept = _like(weights.R, (*leading, keep, units), state.dtype)
-    return [*(states for _ in range(sum(seen))), _like(state, state.shape, state.dtype), kept]
+    residuals = _like(weights.R, (*leading, residual_size, units), state.dtype)
+    return [*(states for _ in range(sum(used_outputs))), _like(state, state.shape, state.dtype), residuals]
 
 
 def tangent_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
@@ -111,13 +111,13 @@ def tangent_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
     return [*trajectory.states, trajectory.last]
 
 
-def backward_types(*leaves: Any, form: Any, wanted: Cotangents, **static: Any) -> list[Any]:
+def backward_types(*leaves: Any, form: Any, needs_gradient: Cotangents, **static: Any) -> list[Any]:
     del static
     weights, sequences = jax.tree.unflatten(form, leaves)[:2]
     xs, state = sequences.xs, sequences.state
     dweights = [_like(weight, (state.shape[0], *weight.shape[1:]), state.dtype) for weight in weights]
     types = *dweights, _like(xs, xs.shape, xs.dtype), _like(state, state.shape, state.dtype)
-    return [kind for kind, want in zip(types, seven(wanted), strict=True) if want]
+    return [kind for kind, is_needed in zip(types, seven(needs_gradient), strict=True) if is_needed]
 
 
 def _like(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:

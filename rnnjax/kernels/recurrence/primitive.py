@@ -23,17 +23,19 @@ from ..varying import vary_alike
 from . import functions
 from .batching import batch
 from .contract import Cotangents, Pointwise, Sequences, Trajectory, Weights
-from .functions import REFERENCE, Kernels, Tangents, of_seven, present, seven
+from .functions import KernelPlans, Tangents, of_seven, present, seven
+from .reference import ReferencePlan
 
 
-def run(pointwise: Pointwise, kernels: Kernels, weights: Weights, sequences: Sequences) -> Trajectory:
-    """All states of all sequences, on each platform by its kernel, or by the reference where there is none.
+def run(pointwise: Pointwise, plans: KernelPlans, weights: Weights, sequences: Sequences) -> Trajectory:
+    """All states of all sequences, on each platform by the plan of its kernel, or by the reference's where it has none.
 
     It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
     """
     operands = vary_alike((weights, sequences))
-    seen = (True,) * pointwise.fields
-    return _trajectory(_bind(forward_p, operands, pointwise=pointwise, kernels=kernels, keep=0, seen=seen))
+    used_outputs = (True,) * pointwise.fields
+    static: dict[str, Any] = {"pointwise": pointwise, "plans": plans}
+    return _trajectory(_bind(forward_p, operands, residual_size=0, used_outputs=used_outputs, **static))
 
 
 def _bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
@@ -42,40 +44,42 @@ def _bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
 
 
 def _trajectory(outputs: list[Array]) -> Trajectory:
-    *states, last, kept = outputs
-    return Trajectory(tuple(states), last, kept)
+    *states, last, residuals = outputs
+    return Trajectory(tuple(states), last, residuals)
 
 
 # Derivatives
 
 
 def _forward_jvp(
-    primals: Any, tangents: Any, *, form: Any, keep: int, seen: tuple[bool, ...], **static: Any
+    primals: Any, tangents: Any, *, form: Any, residual_size: int, used_outputs: tuple[bool, ...], **static: Any
 ) -> tuple[list[Any], list[Any]]:
-    """Run it with all kept that `backward` needs, and bind `tangent`."""
+    """Run it with all residuals that `backward` needs, and bind `tangent`."""
     operands = jax.tree.unflatten(form, primals)
-    needed = [kernel.keeps(static["pointwise"], operands[0]) for _, kernel in static["kernels"]]
-    trajectory = _trajectory(_bind(forward_p, operands, keep=max(keep, *needed, 0), seen=(True,) * len(seen), **static))
+    largest = max([residual_size, *(plan.residual_size for _, plan in static["plans"])])
+    every = (True,) * len(used_outputs)
+    trajectory = _trajectory(_bind(forward_p, operands, residual_size=largest, used_outputs=every, **static))
     moving = of_seven(Tangents, map(present, tangents[:7]))
     *moved, moved_last = _bind(tangent_p, (*operands, trajectory, moving), **static)
-    kept = trajectory.kept[:, :, :, :keep]
-    # What is kept has no tangent: `backward` alone reads it, and the derivative of that does without.
-    no_tangent = ad.Zero(jax.typeof(kept).to_tangent_aval())
-    return [*compress(trajectory.states, seen), trajectory.last, kept], [*compress(moved, seen), moved_last, no_tangent]
+    residuals = trajectory.residuals[:, :, :, :residual_size]
+    # Residuals have no tangent: `backward` alone reads them, and the derivative of that does without.
+    no_tangent = ad.Zero(jax.typeof(residuals).to_tangent_aval())
+    outputs = [*compress(trajectory.states, used_outputs), trajectory.last, residuals]
+    return outputs, [*compress(moved, used_outputs), moved_last, no_tangent]
 
 
 def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) -> list[Any]:
-    """Bind `backward` for the tangents that are asked for, with the cotangents that are not zero."""
+    """Bind `backward` for the tangents that need a gradient, with the cotangents that are not zero."""
     *at, tangents = jax.tree.unflatten(form, leaves)
     *dstates, dlast = map(present, cotangents)
-    wanted = of_seven(Cotangents, map(ad.is_undefined_primal, seven(tangents)))
-    asked = [leaf.aval if ad.is_undefined_primal(leaf) else None for leaf in seven(tangents) if leaf is not None]
+    needs_gradient = of_seven(Cotangents, map(ad.is_undefined_primal, seven(tangents)))
+    avals = [leaf.aval if ad.is_undefined_primal(leaf) else None for leaf in seven(tangents) if leaf is not None]
     if all(cotangent is None for cotangent in (*dstates, dlast)):
-        answers = [None if aval is None else ad.Zero(aval) for aval in asked]
+        answers = [None if aval is None else ad.Zero(aval) for aval in avals]
     else:
-        made = iter(_bind(backward_p, (*at, tuple(dstates), dlast), wanted=wanted, **static))
-        answers = [None if aval is None else _fit(next(made), aval) for aval in asked]
-    return [*(None for _ in leaves[: -len(asked)]), *answers]
+        made = iter(_bind(backward_p, (*at, tuple(dstates), dlast), needs_gradient=needs_gradient, **static))
+        answers = [None if aval is None else _fit(next(made), aval) for aval in avals]
+    return [*(None for _ in leaves[: -len(avals)]), *answers]
 
 
 def _fit(cotangent: Array, aval: Any) -> Array:
@@ -89,29 +93,30 @@ def _jvp_by_reference(
 ) -> tuple[list[Array], list[Array]]:
     """`primitive`, and its tangent by the reference, which is plain JAX and has all derivatives."""
     made = primitive.bind(*primals, **static)
-    del static["kernels"]
-    plain = partial(function, **static, kernel=REFERENCE)
+    del static["plans"]
+    plan = ReferencePlan(static.pop("pointwise"))
+    plain = partial(function, **static, plan=plan)
     return made, functions.jvp(plain, primals, tangents)
 
 
-# What nobody looks at
+# Unused outputs
 
 
-def _forward_of_seen(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
+def _forward_of_used(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
     """`equation` without the states that are not used, as `dce_rules` asks: half of what an LSTM would write."""
     equation = others[-1]  # JAX 0.12 puts before it which inputs are alive
     if not any(used):
         return [False] * len(equation.invars), None
-    wanted = iter(used)
-    seen = tuple(was and next(wanted) for was in equation.params["seen"])
+    still_used = iter(used)
+    used_outputs = tuple(was and next(still_used) for was in equation.params["used_outputs"])
     answers = [*used[: -len(ALWAYS)], *ALWAYS]
-    params = equation.params | {"seen": seen}
+    params = equation.params | {"used_outputs": used_outputs}
     return [True] * len(equation.invars), equation.replace(
         outvars=[*compress(equation.outvars, answers)], params=params
     )
 
 
-ALWAYS = True, True  # the last state, and what is kept
+ALWAYS = True, True  # the last state, and the residuals
 
 
 # The primitives
@@ -122,7 +127,7 @@ def _primitive(
 ) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
-    compiled = jax.jit(primitive.bind, static_argnames=("form", "pointwise", "kernels", *parameters))
+    compiled = jax.jit(primitive.bind, static_argnames=("form", "pointwise", "plans", *parameters))
     primitive.def_impl(partial(_compiled, compiled))
     primitive.def_abstract_eval(types)
     for platform in (None, *PLATFORMS):
@@ -142,27 +147,28 @@ def _lower(
     platform: str | None,
     context: Any,
     *operands: Any,
-    kernels: Kernels,
+    pointwise: Pointwise,
+    plans: KernelPlans,
     **static: Any,
 ) -> Any:
-    """Lower `function` by the kernel of `platform`, or by the reference: no kernel of another one is traced.
+    """Lower `function` by the plan for `platform`, or by the reference: no kernel of another one is traced.
 
     Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know.
     """
     nothing = jax.sharding.ManualAxisType()
     plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
-    kernel = next((kernel for name, kernel in kernels if name == platform), REFERENCE)
-    return mlir.lower_fun(partial(function, kernel=kernel))(plain, *operands, **static)
+    plan = next((plan for name, plan in plans if name == platform), ReferencePlan(pointwise))
+    return mlir.lower_fun(partial(function, plan=plan))(plain, *operands, **static)
 
 
 PLATFORMS = "cpu", "cuda", "tpu"  # those there are kernels for; any other has the reference
 
-forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "keep", "seen")
+forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "residual_size", "used_outputs")
 tangent_p = _primitive("recurrence_tangent", functions.tangent, functions.tangent_types)
-backward_p = _primitive("recurrence_backward", functions.backward, functions.backward_types, "wanted")
+backward_p = _primitive("recurrence_backward", functions.backward, functions.backward_types, "needs_gradient")
 
 ad.primitive_jvps[forward_p] = _forward_jvp
-partial_eval.dce_rules[forward_p] = _forward_of_seen
+partial_eval.dce_rules[forward_p] = _forward_of_used
 ad.primitive_jvps[tangent_p] = partial(_jvp_by_reference, tangent_p, functions.tangent)
 ad.primitive_jvps[backward_p] = partial(_jvp_by_reference, backward_p, functions.backward)
 ad.primitive_transposes[tangent_p] = _tangent_transpose

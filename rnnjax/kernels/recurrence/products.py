@@ -98,9 +98,9 @@ class Pulled(NamedTuple):
 
 
 def cotangents(
-    wanted: Cotangents, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"], pulled: Pulled
+    needs_gradient: Cotangents, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"], pulled: Pulled
 ) -> Cotangents:
-    """All that are wanted of one group; `h` is what the steps saw before them.
+    """All that are needed of one group; `h` is what the steps saw before them.
 
     Those of weights are one product each, or one sum, over batch and time, of operands in the dtype of `pulled.du`.
     """
@@ -117,9 +117,9 @@ def cotangents(
         "initial": lambda: pulled.dfresh.sum(0),
     }
     dweights: dict[str, Any] = {
-        name: product() if getattr(wanted.weights, name) else None for name, product in products.items()
+        name: product() if getattr(needs_gradient.weights, name) else None for name, product in products.items()
     }
     dxs = None
-    if wanted.xs:
+    if needs_gradient.xs:
         dxs = total("btgh,igh->bti", du, weights.W.astype(du.dtype)).astype(sequences.xs.dtype)
-    return Cotangents(Weights(**dweights), dxs, pulled.dstate if wanted.state else None)
+    return Cotangents(Weights(**dweights), dxs, pulled.dstate if needs_gradient.state else None)

@@ -1,5 +1,6 @@
 """The reference kernel: both halves in plain JAX. The oracle, the fallback on any platform, the place to read first."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -8,49 +9,49 @@ from jaxtyping import Array, Float, PyTree
 
 from ...arrays import select
 from ...cell import affine, recur
+from ...refusal import Refusal
 from . import products
-from .contract import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
+from .contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
 from .products import Marks, Pulled
 
 
 class Reference(AbstractKernel):
-    """A scan forward, a scan in reverse, and each big product once, outside of both.
+    """A scan forward, a scan in reverse, and each big product once, outside of both. It runs every gated cell."""
 
-    The states are all that `backward` needs: it rebuilds every gate in one product that is parallel in time.
-    """
+    def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
+        del weights
+        return ReferencePlan(pointwise)
 
-    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
-        del pointwise, weights
-        return None
 
-    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        del pointwise, weights
-        return "plain JAX, step by step"
+@dataclass(frozen=True)
+class ReferencePlan(KernelPlan):
+    """The states are all that `backward` needs: it rebuilds every gate in one product that is parallel in time."""
 
-    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
-        del pointwise, weights
-        return 0
+    pointwise: Pointwise
+
+    def __str__(self) -> str:
+        return "reference kernel, step by step in plain JAX"
 
     def forward(
-        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+        self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
     ) -> Trajectory:
-        batch = jax.vmap(partial(_run, pointwise), (None, 0))
+        batch = jax.vmap(partial(_run, self.pointwise), (None, 0))
         last, states = products.over_groups(batch, weights, sequences)
-        kept = jnp.zeros((*states[0].shape[:3], keep, states[0].shape[3]), carried(weights))
-        return Trajectory(tuple(leaf if look else None for leaf, look in zip(states, seen, strict=True)), last, kept)
+        residuals = jnp.zeros((*states[0].shape[:3], residual_size, states[0].shape[3]), carried(weights))
+        used = tuple(leaf if is_used else None for leaf, is_used in zip(states, used_outputs, strict=True))
+        return Trajectory(used, last, residuals)
 
     def backward(
         self,
-        pointwise: Pointwise,
         weights: Weights,
         sequences: Sequences,
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        wanted: Cotangents,
+        needs_gradient: Cotangents,
     ) -> Cotangents:
         dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
-        group = partial(_pull_group, pointwise, wanted)
+        group = partial(_pull_group, self.pointwise, needs_gradient)
         return products.over_groups(group, weights, sequences, trajectory.states, dstates, dlast)
 
 
@@ -73,7 +74,7 @@ def _run(
 
 def _pull_group(
     pointwise: Pointwise,
-    wanted: Cotangents,
+    needs_gradient: Cotangents,
     weights: Weights,
     sequences: Sequences,
     states: tuple[Float[Array, "B T H"], ...],
@@ -86,7 +87,7 @@ def _pull_group(
     vs = products.recurrents(weights, before[:, :, 0])
     marks = jax.vmap(products.marks)(sequences)
     pulled = jax.vmap(partial(_pull, pointwise, weights))((us, vs, before, dstates, marks), dlast)
-    return products.cotangents(wanted, weights, sequences, before[:, :, 0], pulled)
+    return products.cotangents(needs_gradient, weights, sequences, before[:, :, 0], pulled)
 
 
 def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Float[Array, "F H"]) -> Pulled:
@@ -96,7 +97,7 @@ def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Floa
     def step(carry: tuple[Array, ...], inputs: PyTree) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
         dafter, dgains, dfresh = carry
         u, v, before, dstate, marks = inputs
-        dafter = jnp.stack([d if seen is None else d + seen for d, seen in zip(dafter, dstate, strict=True)])
+        dafter = jnp.stack([d if used is None else d + used for d, used in zip(dafter, dstate, strict=True)])
         moved, du, dv, dbefore = jax.vjp(pointwise, weights.gains, u, v, before)[1](dafter)
         (dh,) = jax.linear_transpose(partial(recur, R), before[0])(dv)
         dbefore = dbefore.at[0].add(dh)

@@ -1,5 +1,6 @@
 """The kernel of processors: compiled code, handed the cell's elementwise step as a vector program."""
 
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ....refusal import Refusal
 from ...native import library
-from ..contract import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
+from ..contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
 from .code import Code
 from .program import Program, translate
 
@@ -43,13 +45,14 @@ class CPU(AbstractKernel):
         if not isinstance(self.widest, InstructionSet):
             raise TypeError(f"widest: expected an InstructionSet, got {self.widest!r}")
 
-    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
+    def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         missing = library.absence()
         if missing is not None:
-            return f"The CPU kernel is not here: {missing}."
-        program = translate(pointwise, carried(weights))
-        if isinstance(program, str):
-            return f"The CPU kernel has no program for it: {program}."
+            return Refusal(f"The CPU kernel is not here: {missing}.")
+        dtype = carried(weights)
+        program = translate(pointwise, dtype)
+        if isinstance(program, Refusal):
+            return Refusal(f"The CPU kernel has no program for it: {program}.")
         sizes = {
             "gates": pointwise.gates,
             "fields": pointwise.fields,
@@ -58,70 +61,75 @@ class CPU(AbstractKernel):
         }
         for name, most in LIMITS.items():
             if sizes[name] > most:
-                return f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}."
-        return None
+                return Refusal(f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}.")
+        return CPUPlan(pointwise, dtype, self.widest, program)
 
-    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        program = _program(pointwise, weights)
-        forward, backward = len(program.forward.instructions), len(program.backward.instructions)
-        return f"compiled code, with a program of {forward} instructions forward and {backward} backward"
 
-    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
-        return len(_program(pointwise, weights).columns)
+@dataclass(frozen=True)
+class CPUPlan(KernelPlan):
+    """One call of the compiled code for each half, which is handed the half's program."""
+
+    pointwise: Pointwise
+    dtype: np.dtype  # of states and sums
+    widest: InstructionSet
+    program: Program = field(compare=False, repr=False)  # of `pointwise` in `dtype`
+
+    @property
+    def residual_size(self) -> int:
+        return len(self.program.columns)
+
+    def __str__(self) -> str:
+        forward, backward = len(self.program.forward.instructions), len(self.program.backward.instructions)
+        return f"CPU kernel, a program of {forward} instructions forward and {backward} backward"
 
     def forward(
-        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
+        self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
     ) -> Trajectory:
-        dtype = carried(weights)
-        program = _program(pointwise, weights)
         S, B, T, _ = sequences.xs.shape
         F, H = sequences.state.shape[2:]
-        over_time = [jax.ShapeDtypeStruct((S, B, T, H) if look else (0,), dtype) for look in seen]
-        last = jax.ShapeDtypeStruct((S, B, F, H), dtype)
-        columns = len(program.columns)
-        kept = jax.ShapeDtypeStruct((S, B, T, columns, H) if keep else (0,), dtype)
+        over_time = [jax.ShapeDtypeStruct((S, B, T, H) if used else (0,), self.dtype) for used in used_outputs]
+        last = jax.ShapeDtypeStruct((S, B, F, H), self.dtype)
+        residuals = jax.ShapeDtypeStruct((S, B, T, self.residual_size, H) if residual_size else (0,), self.dtype)
         operands = *_sequences(sequences), *_stored(weights)
-        call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, kept])
-        *made, last, kept = call(*operands, **self._attributes(program, program.forward))
-        states = tuple(leaf if look else None for leaf, look in zip(made, seen, strict=True))
-        if not keep:
-            return Trajectory(states, last, jnp.zeros((S, B, T, 0, H), dtype))
-        return Trajectory(states, last, jnp.pad(kept, [(0, 0)] * 3 + [(0, keep - columns), (0, 0)]))
+        call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, residuals])
+        *made, last, residuals = call(*operands, **self._attributes(self.program.forward))
+        states = tuple(leaf if used else None for leaf, used in zip(made, used_outputs, strict=True))
+        if not residual_size:
+            return Trajectory(states, last, jnp.zeros((S, B, T, 0, H), self.dtype))
+        spare = residual_size - self.residual_size
+        return Trajectory(states, last, jnp.pad(residuals, [(0, 0)] * 3 + [(0, spare), (0, 0)]))
 
     def backward(
         self,
-        pointwise: Pointwise,
         weights: Weights,
         sequences: Sequences,
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        wanted: Cotangents,
+        needs_gradient: Cotangents,
     ) -> Cotangents:
-        dtype = carried(weights)
-        program = _program(pointwise, weights)
-        absent = jnp.zeros(0, dtype)
+        absent = jnp.zeros(0, self.dtype)
         operands = (
             *_sequences(sequences),
             *_stored(weights),
-            trajectory.kept[:, :, :, : len(program.columns)],
+            trajectory.residuals[:, :, :, : self.residual_size],
             absent if dlast is None else dlast,
             *trajectory.states,
             *(absent if leaf is None else leaf for leaf in dstates),
         )
-        asked = wanted.xs, *wanted.weights, wanted.state
+        needed = needs_gradient.xs, *needs_gradient.weights, needs_gradient.state
         groups = sequences.xs.shape[:1]
         shapes = sequences.xs.shape, *(groups + leaf.shape[1:] for leaf in weights), sequences.state.shape
-        sizes = [shape if want else (0,) for want, shape in zip(asked, shapes, strict=True)]
-        dtypes = _in_store(sequences.xs).dtype, *(dtype for _ in sizes[1:])
+        sizes = [shape if is_needed else (0,) for is_needed, shape in zip(needed, shapes, strict=True)]
+        dtypes = _in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
         call = jax.ffi.ffi_call("rnnjax_backward", list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
-        made = call(*operands, **self._attributes(program, program.backward))
-        answers: list[Any] = [leaf if want else None for want, leaf in zip(asked, made, strict=True)]
-        dxs, *dweights, dstate = answers
+        made = call(*operands, **self._attributes(self.program.backward))
+        cotangents: list[Any] = [leaf if is_needed else None for is_needed, leaf in zip(needed, made, strict=True)]
+        dxs, *dweights, dstate = cotangents
         return Cotangents(Weights(*dweights), None if dxs is None else dxs.astype(sequences.xs.dtype), dstate)
 
-    def _attributes(self, program: Program, code: Code) -> dict[str, Any]:
-        columns = [(column.gate, column.input, column.recurrent) for column in program.columns]
+    def _attributes(self, code: Code) -> dict[str, Any]:
+        columns = [(column.gate, column.input, column.recurrent) for column in self.program.columns]
         return {
             "instructions": np.asarray(code.instructions, np.int32).ravel(),
             "outputs": np.asarray(code.outputs, np.int32),
@@ -130,12 +138,6 @@ class CPU(AbstractKernel):
             "registers": np.int32(code.registers),
             "widest": np.int32(self.widest),
         }
-
-
-def _program(pointwise: Pointwise, weights: Weights) -> Program:
-    program = translate(pointwise, carried(weights))
-    assert isinstance(program, Program), program
-    return program
 
 
 def _in_store(array: Array) -> Array:

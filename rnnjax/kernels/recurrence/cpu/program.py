@@ -1,10 +1,11 @@
-"""The vector program of a cell: its columns, what it keeps of them, and both halves as code."""
+"""The vector program of a cell: its columns, the residual of each, and both halves as code."""
 
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from ....refusal import Refusal
 from ..contract import Pointwise
 from ..pointwise.expressions import OUTPUT, Graph
 from ..pointwise.step import Column, Step
@@ -15,10 +16,10 @@ from .code import Code, assemble
 class Program(NamedTuple):
     """`pointwise` of one unit, and its transposed derivative, where both products of a gate are one column if they can.
 
-    forward    columns[C], before[F], gains[K]              -> after[F], kept[C]
-    backward   kept[C], before[F], dafter[F], gains[K]      -> dcolumns[C], dbefore[F], dgains[K]
+    forward    columns[C], before[F], gains[K]              -> after[F], residuals[C]
+    backward   residuals[C], before[F], dafter[F], gains[K]      -> dcolumns[C], dbefore[F], dgains[K]
 
-    What is kept of a column is the column itself, or the last of what it alone goes through, such as an activation.
+    The residual of a column is the column itself, or the last of what it alone goes through, such as an activation.
     """
 
     columns: tuple[Column, ...]
@@ -27,21 +28,21 @@ class Program(NamedTuple):
 
 
 @lru_cache
-def translate(pointwise: Pointwise, dtype: np.dtype) -> Program | str:
-    """The program of `pointwise` in the dtype that states are carried in, or the reason why there is none."""
+def translate(pointwise: Pointwise, dtype: np.dtype) -> Program | Refusal:
+    """The program of `pointwise` in the dtype that states are carried in, or why there is none."""
     step = translate_step(pointwise, dtype)
-    return step if isinstance(step, str) else _program(step, pointwise)
+    return step if isinstance(step, Refusal) else _program(step, pointwise)
 
 
 def _program(step: Step, pointwise: Pointwise) -> Program:
     columns, fields = _names("columns", len(step.columns)), _names("before", pointwise.fields)
     gains = _names("gains", pointwise.gains.num_leaves)
-    kept, backward = _kept(step), Graph(step.graph.dtype)
+    residuals, backward = _residuals(step), Graph(step.graph.dtype)
     names = [*columns, *fields, *gains]
-    forward = assemble(step.graph, [step.graph.input(name) for name in names], [*step.after, *kept])
-    replaced = {number: backward.input(("kept", column)) for column, number in enumerate(kept)}
+    forward = assemble(step.graph, [step.graph.input(name) for name in names], [*step.after, *residuals])
+    replaced = {number: backward.input(("residuals", column)) for column, number in enumerate(residuals)}
     numbers = step.graph.into(backward, replaced)
-    names = [*_names("kept", len(columns)), *fields, *_names("dafter", pointwise.fields), *gains]
+    names = [*_names("residuals", len(columns)), *fields, *_names("dafter", pointwise.fields), *gains]
     transposed = [numbers[number] for number in _transposed(step)]
     return Program(step.columns, forward, assemble(backward, [backward.input(name) for name in names], transposed))
 
@@ -55,14 +56,14 @@ def _transposed(step: Step) -> list[int]:
     return [*step.dcolumns, *step.dbefore, *step.dgains]
 
 
-def _kept(step: Step) -> list[int]:
+def _residuals(step: Step) -> list[int]:
     """For each column the last node through which alone it is seen: with that, `backward` needs nothing before it."""
     forward, backward = step.graph.users(step.after), step.graph.users(_transposed(step))
-    kept = [step.graph.input(name) for name in _names("columns", len(step.columns))]
-    for column, number in enumerate(kept):
+    residuals = [step.graph.input(name) for name in _names("columns", len(step.columns))]
+    for column, number in enumerate(residuals):
         while len(ahead := set(forward.get(number, ()))) == 1 and ahead.isdisjoint({OUTPUT}):
             if not ahead.issuperset(backward.get(number, ())):
                 break
             (number,) = ahead
-        kept[column] = number
-    return kept
+        residuals[column] = number
+    return residuals

@@ -1,6 +1,7 @@
 """Tier 1: one block of threads for each head and tile of sequences, R of the head in its shared memory (Triton)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,13 @@ ELEMENTS = 4  # of each array that a thread holds
 LACKING = frozenset({"round_even", "erf", "erfc"})  # of all operations
 
 
+@dataclass(frozen=True)
 class Block(AbstractTier):
     """See above. Every GPU from Ampere on has it."""
 
-    def __init__(self, device: Device, units: int, resident: int):
-        self.device, self.units, self.resident = device, units, resident
+    device: Device
+    units: int  # of a head, and those that fill it up
+    resident: int  # bytes of R
 
     @classmethod
     def fit(cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> "Block | str":
@@ -62,12 +65,12 @@ class Block(AbstractTier):
         return Tile(rows, self.units)
 
     def forward(
-        self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
+        self, problem: Problem, us: Float[Array, "S B T G H"], used_outputs: tuple[bool, ...], interpret: Any
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
         state = problem.sequences.state
         last = output(state.shape, state.dtype)
         timed = last.update(shape=(*us.shape[:3], us.shape[4]))
-        results = place.Trajectory(tuple(timed if look else None for look in seen), last)
+        results = place.Trajectory(tuple(timed if used else None for used in used_outputs), last)
         made = self._call("forward", block_body.forward, problem, place.Forward(us, state), results, interpret)
         return made.states, made.last
 

@@ -1,5 +1,6 @@
 """Tier 2: a cluster of blocks for each head and tile of sequences, R in the shared memory of all (Mosaic, Hopper)."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ LACKING = frozenset(  # of all operations; in one JAX or another
 )
 
 
+@dataclass(frozen=True)
 class Cluster(AbstractTier):
     """Each block owns `width` units of a head, and gets h of the others through global memory at every step."""
 
-    def __init__(self, device: Device, width: int, forward: tuple[int, int], backward: tuple[int, int]):
-        self.device, self.width = device, width
-        self.rings = {"forward": forward, "backward": backward}  # chunk and slots of each half
+    device: Device
+    width: int
+    forward_ring: tuple[int, int]  # chunk and slots
+    backward_ring: tuple[int, int]
 
     @classmethod
     def fit(cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> "Cluster | str":
@@ -62,9 +65,9 @@ class Cluster(AbstractTier):
         )
 
     def forward(
-        self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
+        self, problem: Problem, us: Float[Array, "S B T G H"], used_outputs: tuple[bool, ...], interpret: Any
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
-        weights, sequences, cut = problem.weights, problem.sequences, self._cut("forward", problem)
+        weights, sequences, cut = problem.weights, problem.sequences, self._cut(self.forward_ring, problem)
         resets, state, after = _resets(sequences), sequences.state, None
         if resets is not None:  # one before step t + 1 is made at the end of step t, so that all blocks see it
             state = jnp.where(resets[:, :, :1, None], weights.initial[:, None], state)
@@ -80,7 +83,7 @@ class Cluster(AbstractTier):
         states = output((cut.groups, cut.batch, cut.steps, us.shape[4]), state.dtype)
         results = cluster_forward.Results(
             states.update(dtype=weights.R.dtype),
-            tuple(states if look else None for look in seen),
+            tuple(states if used else None for used in used_outputs),
             output(operands.state.shape, state.dtype),
         )
         name, exchange = f"rnnjax_{problem.name}_forward", ClusterExchange(fences=not interpret)
@@ -97,7 +100,7 @@ class Cluster(AbstractTier):
         dlast: Float[Array, "S B F H"],
         interpret: Any,
     ) -> Loop:
-        weights, sequences, cut = problem.weights, problem.sequences, self._cut("backward", problem)
+        weights, sequences, cut = problem.weights, problem.sequences, self._cut(self.backward_ring, problem)
         filled = partial(fill, batch=cut.batch)
         operands = cluster_backward.Operands(
             filled(columns),
@@ -121,10 +124,10 @@ class Cluster(AbstractTier):
         made = cluster_backward.backward(cut, problem.step, name, exchange, interpret, operands, results)
         return Loop(*jax.tree.map(lambda array: array[:, : dlast.shape[1]], tuple(made)))
 
-    def _cut(self, half: str, problem: Problem) -> Cut:
+    def _cut(self, ring: tuple[int, int], problem: Problem) -> Cut:
         groups, batch, steps, _ = problem.sequences.xs.shape
         heads, units = problem.weights.R.shape[1:3]
-        return Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *self.rings[half])
+        return Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *ring)
 
 
 class _Sizes(NamedTuple):

@@ -1,20 +1,18 @@
-"""The kernel of GPUs: the loop over time by the first tier that a cell fits into, the big products outside of it."""
+"""The kernel of GPUs: which tier runs a cell on a device, the first that its sizes fit into."""
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from .. import products
-from ..contract import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
-from ..pointwise.step import step_of
-from ..products import Pulled
-from ..reference import Reference
+from ....refusal import Refusal
+from ..contract import AbstractKernel, KernelPlan, Pointwise, Weights, carried
+from ..pointwise.step import Step, translate
+from .block import Block
+from .cluster import Cluster
 from .device import Device
-from .plan import plan
-from .tier import AbstractTier, Problem
+from .plan import GPUPlan
+from .tier import AbstractTier
 
 
 class GPU(AbstractKernel):
@@ -36,64 +34,25 @@ class GPU(AbstractKernel):
     device: Device | None = eqx.field(static=True, default=None)
     interpret: Any = eqx.field(static=True, default=False)
 
-    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
+    def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         dtype = carried(weights)
         if dtype != jnp.float32 and not self.interpret:
-            return f"The GPU kernel carries float32, and the cell {dtype}."
-        made = self._plan(pointwise, weights)
-        return made if isinstance(made, str) else None
+            return Refusal(f"The GPU kernel carries float32, and the cell {dtype}.")
+        step = translate(pointwise, dtype)
+        if isinstance(step, Refusal):
+            return Refusal(f"The GPU kernel has no program for it: {step}.")
+        tier = fit(pointwise, step, weights, self.device or Device.current())
+        if isinstance(tier, Refusal):
+            return tier
+        return GPUPlan(pointwise, dtype, tier, self.interpret, step)
 
-    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        return f"{self._plan(pointwise, weights)} (experimental: no device has measured it)"
 
-    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
-        del pointwise, weights
-        return 0
-
-    def forward(
-        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
-    ) -> Trajectory:
-        if 0 in sequences.xs.shape[:3]:
-            return Reference().forward(pointwise, weights, sequences, keep, seen)
-        us = products.over_groups(products.inputs, weights, sequences)
-        tier, problem = self._tier(pointwise, weights, sequences)
-        states, last = tier.forward(problem, us, seen, self.interpret)
-        return Trajectory(states, last, jnp.zeros((*us.shape[:3], keep, us.shape[4]), last.dtype))
-
-    def backward(
-        self,
-        pointwise: Pointwise,
-        weights: Weights,
-        sequences: Sequences,
-        trajectory: Trajectory,
-        dstates: tuple[Float[Array, "S B T H"] | None, ...],
-        dlast: Float[Array, "S B F H"] | None,
-        wanted: Cotangents,
-    ) -> Cotangents:
-        if 0 in sequences.xs.shape[:3]:
-            return Reference().backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
-        tier, problem = self._tier(pointwise, weights, sequences)
-        before = products.over_groups(products.befores, weights, sequences, trajectory.states)
-        columns = products.over_groups(partial(products.columns, problem.step), weights, sequences, before[:, :, :, 0])
-        dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
-        made = tier.backward(problem, columns, before, dstates, dlast, self.interpret)
-        none = jnp.zeros((*dlast.shape[:2], 0, dlast.shape[3]), dlast.dtype)
-        pulled = Pulled(
-            *products.by_gate(problem.step, made.dcolumns),
-            none if made.dgains is None else made.dgains,
-            jnp.zeros_like(dlast) if made.dfresh is None else made.dfresh,
-            made.dstate,
-        )
-        group = partial(products.cotangents, wanted)
-        return products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
-
-    def _plan(self, pointwise: Pointwise, weights: Weights) -> AbstractTier | str:
-        return plan(pointwise, weights, self.device or Device.current())
-
-    def _tier(self, pointwise: Pointwise, weights: Weights, sequences: Sequences) -> tuple[AbstractTier, Problem]:
-        tier = self._plan(pointwise, weights)
-        if not isinstance(tier, AbstractTier):
-            raise ValueError(
-                f"{tier} It did when it was traced, for another device or precision: trace it for this one."
-            )
-        return tier, Problem(pointwise.name, step_of(pointwise, weights), weights, sequences)
+def fit(pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> AbstractTier | Refusal:
+    """The tier for such a cell, or why none of them takes it."""
+    reasons = []
+    for kind in (Block, Cluster):
+        tier = kind.fit(pointwise, step, weights, device)
+        if isinstance(tier, AbstractTier):
+            return tier
+        reasons.append(tier)
+    return Refusal(f"The GPU kernel does not take it: as one block of threads, {'; '.join(reasons)}.")

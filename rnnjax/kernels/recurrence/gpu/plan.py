@@ -1,22 +1,69 @@
-"""Which tier runs a cell on a device: the first that its sizes fit into."""
+"""How the GPU kernel runs one cell: the loop over time by its tier, the big products outside of it."""
 
-from ..contract import Pointwise, Weights, carried
-from ..pointwise.step import translate
-from .block import Block
-from .cluster import Cluster
-from .device import Device
-from .tier import AbstractTier
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .. import products
+from ..contract import Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights
+from ..pointwise.step import Step
+from ..products import Pulled
+from ..reference import ReferencePlan
+from .tier import AbstractTier, Problem
 
 
-def plan(pointwise: Pointwise, weights: Weights, device: Device) -> AbstractTier | str:
-    """The tier for such a cell, or the reason why none of them takes it."""
-    step = translate(pointwise, carried(weights))
-    if isinstance(step, str):
-        return f"The GPU kernel has no program for it: {step}."
-    reasons = []
-    for kind in (Block, Cluster):
-        tier = kind.fit(pointwise, step, weights, device)
-        if isinstance(tier, AbstractTier):
-            return tier
-        reasons.append(tier)
-    return f"The GPU kernel does not take it: as one block of threads, {'; '.join(reasons)}."
+@dataclass(frozen=True)
+class GPUPlan(KernelPlan):
+    """It was made for the device and the precision at hand, and holds for these."""
+
+    pointwise: Pointwise
+    dtype: np.dtype  # of states and sums
+    tier: AbstractTier
+    interpret: Any
+    step: Step = field(compare=False, repr=False)  # of `pointwise` in `dtype`
+
+    def __str__(self) -> str:
+        return f"GPU kernel, {self.tier} (experimental: no device has measured it)"
+
+    def forward(
+        self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
+    ) -> Trajectory:
+        if 0 in sequences.xs.shape[:3]:
+            return ReferencePlan(self.pointwise).forward(weights, sequences, residual_size, used_outputs)
+        us = products.over_groups(products.inputs, weights, sequences)
+        states, last = self.tier.forward(self._problem(weights, sequences), us, used_outputs, self.interpret)
+        return Trajectory(states, last, jnp.zeros((*us.shape[:3], residual_size, us.shape[4]), last.dtype))
+
+    def backward(
+        self,
+        weights: Weights,
+        sequences: Sequences,
+        trajectory: Trajectory,
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"] | None,
+        needs_gradient: Cotangents,
+    ) -> Cotangents:
+        if 0 in sequences.xs.shape[:3]:
+            reference = ReferencePlan(self.pointwise)
+            return reference.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
+        before = products.over_groups(products.befores, weights, sequences, trajectory.states)
+        columns = products.over_groups(partial(products.columns, self.step), weights, sequences, before[:, :, :, 0])
+        dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
+        problem = self._problem(weights, sequences)
+        made = self.tier.backward(problem, columns, before, dstates, dlast, self.interpret)
+        none = jnp.zeros((*dlast.shape[:2], 0, dlast.shape[3]), dlast.dtype)
+        pulled = Pulled(
+            *products.by_gate(self.step, made.dcolumns),
+            none if made.dgains is None else made.dgains,
+            jnp.zeros_like(dlast) if made.dfresh is None else made.dfresh,
+            made.dstate,
+        )
+        group = partial(products.cotangents, needs_gradient)
+        return products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
+
+    def _problem(self, weights: Weights, sequences: Sequences) -> Problem:
+        return Problem(self.pointwise.name, self.step, weights, sequences)

@@ -28,13 +28,13 @@ class Loop(NamedTuple):
 
 
 class AbstractTier(abc.ABC):
-    """The loop over time of both halves, all big products being outside. Its `str` says in words how it runs."""
+    """The loop over time of both halves, all big products being outside. Hashable; its `str` says how it runs."""
 
     @abc.abstractmethod
     def forward(
-        self, problem: Problem, us: Float[Array, "S B T G H"], seen: tuple[bool, ...], interpret: Any
+        self, problem: Problem, us: Float[Array, "S B T G H"], used_outputs: tuple[bool, ...], interpret: Any
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
-        """The states of the fields that are seen, and the last state."""
+        """The states of the fields that are used, and the last state."""
 
     @abc.abstractmethod
     def backward(

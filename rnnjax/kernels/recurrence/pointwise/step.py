@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..contract import Pointwise, Weights, carried
+from ....refusal import Refusal
+from ..contract import Pointwise
 from .expressions import Graph
 from .primitives import TranslationError
 from .trace import trace
@@ -79,19 +80,12 @@ def _named(**arrays: Sequence[Array]) -> dict[Hashable, Array]:
 
 
 @lru_cache
-def translate(pointwise: Pointwise, dtype: np.dtype) -> Step | str:
-    """The step of `pointwise` in the dtype that states are carried in, or the reason why there is none."""
+def translate(pointwise: Pointwise, dtype: np.dtype) -> Step | Refusal:
+    """The step of `pointwise` in the dtype that states are carried in, or why there is none."""
     try:
         return _in_columns(*_expressions(pointwise, dtype))
-    except TranslationError as refusal:
-        return str(refusal)
-
-
-def step_of(pointwise: Pointwise, weights: Weights) -> Step:
-    """The step of a cell that a kernel has not refused."""
-    step = translate(pointwise, carried(weights))
-    assert isinstance(step, Step), step
-    return step
+    except TranslationError as error:
+        return Refusal(str(error))
 
 
 def _expressions(pointwise: Pointwise, dtype: np.dtype) -> tuple[Graph, dict[str, list[int]]]:

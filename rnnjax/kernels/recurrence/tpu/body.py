@@ -4,6 +4,7 @@ The blocks are references [steps, columns, rows, units], [fields, rows, units] o
 """
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ from ..pointwise.step import Step
 TIME = 3  # the axis of the grid
 
 
-def forward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> None:
-    """Steps onward; `seen` says of which fields the states are written, `marked` whether there are resets."""
+def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Any) -> None:
+    """Steps onward; `used_outputs` says of which fields the states are written, `marked` whether there are resets."""
     us, R, gains, initial, state, length, resets, *states, last, carry = blocks
     _start((carry, state))
     first = pallas.program_id(TIME) * us.shape[0]
@@ -31,11 +32,11 @@ def forward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> Non
         after = _chosen(first + t < length[...], step.forward(columns, before, _wide(gains, h)), old)
         for field, array in enumerate(after):
             carry[field] = array
-        for output, array in zip(states, (array for array, look in zip(after, seen, strict=True) if look), strict=True):
+        for output, array in zip(states, compress(after, used_outputs), strict=True):
             output[t, 0] = array
 
     def hold() -> None:
-        written = [field for field, look in enumerate(seen) if look]
+        written = [field for field, used in enumerate(used_outputs) if used]
         for output, field in zip(states, written, strict=True):
             output[...] = jnp.broadcast_to(carry[field], output.shape)
 
@@ -43,10 +44,10 @@ def forward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> Non
     last[...] = carry[...]
 
 
-def backward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> None:
-    """Steps in reverse; `seen` says of which fields there are cotangents, `marked` whether there are resets."""
-    columns, befores, *dseen = blocks[: 2 + sum(seen)]
-    R, gains, dlast, length, resets, dcolumns, dgains, dfresh, dstate, carry = blocks[2 + sum(seen) :]
+def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Any) -> None:
+    """Steps in reverse; `given` says of which fields there are cotangents, `marked` whether there are resets."""
+    columns, befores, *dgiven = blocks[: 2 + sum(given)]
+    R, gains, dlast, length, resets, dcolumns, dgains, dfresh, dstate, carry = blocks[2 + sum(given) :]
     _start((carry, dlast), (dgains, None), (dfresh, None))
     steps = columns.shape[0]
     first = (pallas.num_programs(TIME) - 1 - pallas.program_id(TIME)) * steps
@@ -54,8 +55,9 @@ def backward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> No
     def one(k: Array) -> None:
         t = steps - 1 - k
         running = first + t < length[...]
-        arriving = iter(dseen)
-        dafter = [d + next(arriving)[t, 0] if look else d for d, look in zip(list(carry[...]), seen, strict=True)]
+        arriving = iter(dgiven)
+        pairs = zip(list(carry[...]), given, strict=True)
+        dafter = [d + next(arriving)[t, 0] if is_given else d for d, is_given in pairs]
         before = list(befores[t])
         made, dbefore, moved = step.backward(list(columns[t]), before, dafter, _wide(gains, before[0]))
         made = _chosen(running, made, [jnp.zeros_like(each) for each in made])
@@ -78,8 +80,8 @@ def backward(step: Step, seen: Sequence[bool], marked: bool, *blocks: Any) -> No
 
     def hold() -> None:
         dcolumns[...] = jnp.zeros_like(dcolumns)
-        arriving = (field for field, look in enumerate(seen) if look)
-        for each, field in zip(dseen, arriving, strict=True):
+        arriving = (field for field, is_given in enumerate(given) if is_given)
+        for each, field in zip(dgiven, arriving, strict=True):
             carry[field] += each[...].sum((0, 1))
 
     _each(steps, first, length, one, hold)

@@ -1,6 +1,7 @@
 """The kernel of TPUs: a grid that goes through time block by block, R and the states in vector memory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any
@@ -8,14 +9,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ....refusal import Refusal
 from ...pallas import pallas, tpu
 from .. import products
-from ..contract import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
-from ..pointwise.step import step_of, translate
+from ..contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
+from ..pointwise.step import Step, translate
 from ..products import Pulled
-from ..reference import Reference
+from ..reference import ReferencePlan
 from . import body
 from .layout import LANES, STREAMED, SUBLANES, Layout, temporary, whole
 
@@ -43,102 +46,26 @@ class TPU(AbstractKernel):
     memory: int | None = eqx.field(static=True, default=None)
     interpret: Any = eqx.field(static=True, default=False)
 
-    def refusal(self, pointwise: Pointwise, weights: Weights) -> str | None:
+    def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         dtype = carried(weights)
         if dtype != jnp.float32 and not self.interpret:
-            return f"The TPU kernel carries float32, and the cell {dtype}."
+            return Refusal(f"The TPU kernel carries float32, and the cell {dtype}.")
         step = translate(pointwise, dtype)
-        if isinstance(step, str):
-            return f"The TPU kernel has no program for it: {step}."
+        if isinstance(step, Refusal):
+            return Refusal(f"The TPU kernel has no program for it: {step}.")
         if lacking := sorted(step.operations() & LACKING):
-            return f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes."
+            return Refusal(f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes.")
         units, room = weights.R.shape[2], self._room()
         most = whole(units, LANES)
         while most and _resident(pointwise, weights, most) + STREAMED + temporary(SUBLANES, most) > room:
             most -= LANES
         if units > most:
-            return (
+            return Refusal(
                 f"The TPU kernel keeps R of a head in vector memory: in {room >> 20} MiB, at most {most} units a head "
                 f"of this cell, and not {units}."
             )
-        return None
-
-    def describe(self, pointwise: Pointwise, weights: Weights) -> str:
-        held = _resident(pointwise, weights, whole(weights.R.shape[2], LANES)) / 2**20
-        how = f"block by block of time, R of each head in {held:.2g} MiB of vector memory"
-        return f"{how} (experimental: no device has measured it)"
-
-    def keeps(self, pointwise: Pointwise, weights: Weights) -> int:
-        del pointwise, weights
-        return 0
-
-    def forward(
-        self, pointwise: Pointwise, weights: Weights, sequences: Sequences, keep: int, seen: tuple[bool, ...]
-    ) -> Trajectory:
-        if 0 in sequences.xs.shape[:3]:
-            return Reference().forward(pointwise, weights, sequences, keep, seen)
-        weights, sequences = _stored((weights, sequences))
-        us = products.over_groups(products.inputs, weights, sequences)
-        layout = Layout.of(weights, sequences, us.dtype.itemsize * us.shape[3] + 4 * sum(seen))
-        state, marked = layout.state(sequences.state), sequences.resets is not None
-        dtype = state.dtype
-        outputs = [layout.timed_type(1, dtype) for _ in range(sum(seen))], [layout.state_type(pointwise.fields, dtype)]
-        call = partial(_call, layout, f"rnnjax_{pointwise.name}_forward", self.interpret, False)
-        *made, last = call(
-            partial(body.forward, step_of(pointwise, weights), seen, marked),
-            ([layout.timed(us)], _shared(layout, weights.R, weights.gains, weights.initial), [state]),
-            layout.marks(sequences),
-            outputs,
-        )
-        states = iter(layout.untimed(each)[:, :, :, 0] for each in made)
-        kept = jnp.zeros((*us.shape[:3], keep, us.shape[4]), dtype)
-        return Trajectory(tuple(next(states) if look else None for look in seen), layout.unstate(last), kept)
-
-    def backward(
-        self,
-        pointwise: Pointwise,
-        weights: Weights,
-        sequences: Sequences,
-        trajectory: Trajectory,
-        dstates: tuple[Float[Array, "S B T H"] | None, ...],
-        dlast: Float[Array, "S B F H"] | None,
-        wanted: Cotangents,
-    ) -> Cotangents:
-        if 0 in sequences.xs.shape[:3]:
-            return Reference().backward(pointwise, weights, sequences, trajectory, dstates, dlast, wanted)
-        asked, step = sequences.xs.dtype, step_of(pointwise, weights)
-        weights, sequences = _stored((weights, sequences))
-        before = products.over_groups(products.befores, weights, sequences, trajectory.states)
-        columns = products.over_groups(partial(products.columns, step), weights, sequences, before[:, :, :, 0])
-        seen = tuple(each is not None for each in dstates)
-        dseen = [each[:, :, :, None] for each in dstates if each is not None]
-        dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
-
-        itemsize, fields = weights.R.dtype.itemsize, pointwise.fields
-        layout = Layout.of(weights, sequences, len(step.columns) * (4 + itemsize) + 4 * (fields + sum(seen)))
-        states = [
-            layout.state_type(count, dlast.dtype) for count in (max(1, pointwise.gains.num_leaves), fields, fields)
-        ]
-        dcolumns, dgains, dfresh, dstate = _call(
-            layout,
-            f"rnnjax_{pointwise.name}_backward",
-            self.interpret,
-            True,
-            partial(body.backward, step, seen, sequences.resets is not None),
-            (
-                [layout.timed(columns), layout.timed(before), *(layout.timed(each, "constant") for each in dseen)],
-                _shared(layout, weights.R, weights.gains),
-                [layout.state(dlast, "constant")],
-            ),
-            layout.marks(sequences),
-            ([layout.timed_type(len(step.columns), weights.R.dtype)], states),
-        )
-        dcolumns, dgains, dfresh, dstate = layout.untimed(dcolumns), *map(layout.unstate, (dgains, dfresh, dstate))
-        dgains = dgains[:, :, : pointwise.gains.num_leaves]
-        pulled = Pulled(*products.by_gate(step, dcolumns), dgains, dfresh, dstate)
-        group = partial(products.cotangents, wanted)
-        made = products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
-        return made._replace(xs=None if made.xs is None else made.xs.astype(asked))
+        resident = _resident(pointwise, weights, whole(units, LANES))
+        return TPUPlan(pointwise, dtype, resident, self.interpret, step)
 
     def _room(self) -> int:
         """Bytes of vector memory."""
@@ -150,6 +77,88 @@ class TPU(AbstractKernel):
         except RuntimeError:
             kind = ""
         return next((size for name, size in MEMORIES.items() if kind.startswith(name)), LEAST) << 20
+
+
+@dataclass(frozen=True)
+class TPUPlan(KernelPlan):
+    """One run over the grid for each half, the big products outside of it."""
+
+    pointwise: Pointwise
+    dtype: np.dtype  # of states and sums
+    resident: int  # bytes of R of a head
+    interpret: Any
+    step: Step = field(compare=False, repr=False)  # of `pointwise` in `dtype`
+
+    def __str__(self) -> str:
+        how = f"block by block of time, R of each head in {self.resident / 2**20:.2g} MiB of vector memory"
+        return f"TPU kernel, {how} (experimental: no device has measured it)"
+
+    def forward(
+        self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
+    ) -> Trajectory:
+        if 0 in sequences.xs.shape[:3]:
+            return ReferencePlan(self.pointwise).forward(weights, sequences, residual_size, used_outputs)
+        weights, sequences = _stored((weights, sequences))
+        us = products.over_groups(products.inputs, weights, sequences)
+        layout = Layout.of(weights, sequences, us.dtype.itemsize * us.shape[3] + 4 * sum(used_outputs))
+        state, marked = layout.state(sequences.state), sequences.resets is not None
+        dtype, fields = state.dtype, self.pointwise.fields
+        outputs = [layout.timed_type(1, dtype) for _ in range(sum(used_outputs))], [layout.state_type(fields, dtype)]
+        call = partial(_call, layout, f"rnnjax_{self.pointwise.name}_forward", self.interpret, False)
+        *made, last = call(
+            partial(body.forward, self.step, used_outputs, marked),
+            ([layout.timed(us)], _shared(layout, weights.R, weights.gains, weights.initial), [state]),
+            layout.marks(sequences),
+            outputs,
+        )
+        states = iter(layout.untimed(each)[:, :, :, 0] for each in made)
+        residuals = jnp.zeros((*us.shape[:3], residual_size, us.shape[4]), dtype)
+        used = tuple(next(states) if is_used else None for is_used in used_outputs)
+        return Trajectory(used, layout.unstate(last), residuals)
+
+    def backward(
+        self,
+        weights: Weights,
+        sequences: Sequences,
+        trajectory: Trajectory,
+        dstates: tuple[Float[Array, "S B T H"] | None, ...],
+        dlast: Float[Array, "S B F H"] | None,
+        needs_gradient: Cotangents,
+    ) -> Cotangents:
+        if 0 in sequences.xs.shape[:3]:
+            reference = ReferencePlan(self.pointwise)
+            return reference.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
+        xs_dtype, step, gains = sequences.xs.dtype, self.step, self.pointwise.gains.num_leaves
+        weights, sequences = _stored((weights, sequences))
+        before = products.over_groups(products.befores, weights, sequences, trajectory.states)
+        columns = products.over_groups(partial(products.columns, step), weights, sequences, before[:, :, :, 0])
+        given = tuple(each is not None for each in dstates)
+        dgiven = [each[:, :, :, None] for each in dstates if each is not None]
+        dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
+
+        itemsize, fields = weights.R.dtype.itemsize, self.pointwise.fields
+        layout = Layout.of(weights, sequences, len(step.columns) * (4 + itemsize) + 4 * (fields + sum(given)))
+        states = [layout.state_type(count, dlast.dtype) for count in (max(1, gains), fields, fields)]
+        dcolumns, dgains, dfresh, dstate = _call(
+            layout,
+            f"rnnjax_{self.pointwise.name}_backward",
+            self.interpret,
+            True,
+            partial(body.backward, step, given, sequences.resets is not None),
+            (
+                [layout.timed(columns), layout.timed(before), *(layout.timed(each, "constant") for each in dgiven)],
+                _shared(layout, weights.R, weights.gains),
+                [layout.state(dlast, "constant")],
+            ),
+            layout.marks(sequences),
+            ([layout.timed_type(len(step.columns), weights.R.dtype)], states),
+        )
+        dcolumns, dgains, dfresh, dstate = layout.untimed(dcolumns), *map(layout.unstate, (dgains, dfresh, dstate))
+        dgains = dgains[:, :, :gains]
+        pulled = Pulled(*products.by_gate(step, dcolumns), dgains, dfresh, dstate)
+        group = partial(products.cotangents, needs_gradient)
+        made = products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
+        return made._replace(xs=None if made.xs is None else made.xs.astype(xs_dtype))
 
 
 def _call(

@@ -1,0 +1,81 @@
+"""How `Newton` runs one cell: the trajectory as a solution, and NaN where there is none to be solved for."""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
+
+from ...arrays import State, States, select
+from ...cell import AbstractCell, describe
+from ...engine import Plan
+from ...marks import Marks, quarantine
+from .problem import Problem
+from .solver import Settings, Solution
+from .trajectory import trajectory
+
+
+@dataclass(frozen=True)
+class NewtonPlan(Plan):
+    """Parts of time iterate together: an iteration exchanges a state and a map from device to device."""
+
+    settings: Settings
+    fall_back: bool
+
+    def __str__(self) -> str:
+        name, most, axis = type(self.settings.jacobian).__name__, self.settings.iterations, self.settings.axis
+        parts = "" if axis is None else f", all parts along {axis!r} together"
+        fall_back = ", then step by step where it has not converged" if self.fall_back else ""
+        return f"Newton: all steps at once with {name}(), in at most {most} iterations{fall_back}{parts}"
+
+    @property
+    def part_axis(self) -> str | None:
+        return self.settings.axis
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        if self.settings.axis is not None:
+            return self._run(cell, state, xs, marks)
+        T = jax.tree.leaves(xs)[0].shape[0]
+        resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
+        safe = quarantine(xs, state, marks.length, resets, marks.initial)
+        last, states = self._run(cell, safe.state, safe.xs, marks)
+        if marks.length is None:
+            return _spoil(safe.last_touched, last), _spoil(safe.touched, states)
+        taken = marks.length > 0
+        last = select(taken, _spoil(safe.last_touched & taken, last), state)
+        return last, _spoil(safe.touched & taken, states)
+
+    def solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, *, fall_back: bool) -> Solution:
+        """The solution, of which nothing is known to converge."""
+        T = jax.tree.leaves(xs)[0].shape[0]
+        problem = Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(T))
+        return trajectory(problem, settings=self.settings, fall_back=fall_back)
+
+    def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
+        solution = self.solve(cell, state, xs, marks, fall_back=self.fall_back)
+        states = solution.states if self.fall_back else self._insist(cell, solution)
+        return jax.tree.map(lambda leaf: leaf[-1], states), states
+
+    def _insist(self, cell: AbstractCell, solution: Solution) -> States:
+        """The states, once they are known to be a solution."""
+        remedies = "raise `iterations`" if self.settings.damping else "pass damping=0.1, raise `iterations`"
+        return eqx.error_if(
+            solution.states,
+            ~solution.converged,
+            f"Newton did not solve {describe(cell)} within {self.settings.iterations} iterations: {remedies} or "
+            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve tells the residual; NaN in the weights has "
+            "none",
+        )
+
+
+def _spoil(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
+    """`tree` with NaN where `touched`, in its gradient, too: a product passes it on, which a choice would not."""
+
+    def leaf(values: Array) -> Array:
+        if jnp.iscomplexobj(values):
+            return jax.lax.complex(leaf(values.real), leaf(values.imag))
+        factor = jnp.where(touched, jnp.nan, 1.0).astype(values.dtype)
+        return values * factor.reshape(factor.shape + (1,) * (values.ndim - factor.ndim))
+
+    return jax.tree.map(leaf, tree)

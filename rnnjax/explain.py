@@ -1,0 +1,118 @@
+"""Which engine and which kernel run each cell of a network, and why not others."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from . import check
+from .arrays import Shaped
+from .cell import AbstractCell, describe
+from .engine import AbstractEngine, Plan, check_engine
+from .engines.auto import Auto
+from .engines.scan import Scan
+from .network import AbstractNetwork
+from .refusal import Refusal
+from .unroll import unroll
+
+
+def explain(cell: Any, xs: Any, engine: Any = Auto(), *, state: Any = None) -> "Explanation":
+    """How `unroll(cell, state, xs, engine=engine)` would run: nothing is computed.
+
+        >>> print(rnnjax.explain(rnnjax.Stack([LSTM(3, 32, key=key), MinGRU(32, 32, key=key)]), xs))
+        layers[0], LSTM
+            Fused: CPU kernel, a program of 8 instructions forward and 25 backward; GPUs and TPUs step by ...
+            Associative cannot run LSTM: it needs an AbstractLinearCell. Use Scan().
+        layers[1], MinGRU
+            Associative: CPU kernel; GPUs and TPUs by plain JAX, in blocks of about sqrt(T) steps
+
+    cell     a cell, a network, one of your own too, or a function `(state, x) -> (state, y)`
+    xs       [T, I], one sequence, time first, or its `jax.ShapeDtypeStruct`
+    engine   as in `unroll`
+    state    as in `unroll`; None will do for all but a function
+
+    For each cell it gives the path to it in the network, the plan, and the reasons of the engines and kernels that were
+    passed over. A cell that a network makes for itself has the path of that network. Where the engine refuses a cell,
+    that is the answer; all other errors are those of `unroll`.
+    """
+    check_engine(engine)
+    if not jax.tree.leaves(xs) or not all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(xs)):
+        xs = check.sequence(xs)
+    if any(leaf.shape[:1] == (0,) for leaf in jax.tree.leaves(xs)):
+        raise ValueError("xs: expected at least one step, got T=0, which runs no engine. Pass a longer sequence")
+    record = Record(tuple(_places(cell, "")))
+    jax.eval_shape(lambda xs: unroll(cell, state, xs, engine=Recorder(engine, record)), xs)
+    return Explanation(tuple(dict.fromkeys(record.cells)))
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell of what was explained: the path to it, empty for the whole; its name; its plan, or why there is none."""
+
+    path: str
+    name: str
+    plan: Plan | Refusal
+
+    def __str__(self) -> str:
+        notes = self.plan.notes if isinstance(self.plan, Plan) else ()
+        title = f"{self.path}, {self.name}" if self.path else self.name
+        return "\n    ".join([title, str(self.plan), *notes])
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """What `explain` answers: the cells in the order in which they run. Its text has a paragraph for each."""
+
+    cells: tuple[PlannedCell, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.cells))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Record:
+    """What a `Recorder` writes down, and the path to each cell and network.
+
+    It has no hash, so that `unroll` runs the cell itself: a compiled program would run a copy, and plan only once.
+    """
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, places: tuple[tuple[str, Any], ...]):
+        self.places = places
+        self.cells: list[PlannedCell] = []
+
+    def path_of(self, part: Any, network: str) -> str:
+        """The path to a part of the network at the path `network`; what that network made for itself is at its path."""
+        paths = [path for path, other in self.places if other is part]
+        return next((path for path in paths if path.startswith(network)), paths[0] if paths else network)
+
+
+class Recorder(AbstractEngine):
+    """`engine`, with its plans written down. What then runs is `Scan`, of which only shapes are made."""
+
+    engine: AbstractEngine
+    record: Record
+    path: str = eqx.field(static=True, default="")
+
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        path, plan = self.record.path_of(cell, self.path), self.engine.plan(cell, xs, axis)
+        self.record.cells.append(PlannedCell(path, describe(cell), plan))
+        return Scan().plan(cell, xs, axis)
+
+    def within(self, network: Any) -> "Recorder":
+        return Recorder(self.engine, self.record, self.record.path_of(network, self.path))
+
+
+def _places(part: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The cells and networks in `part` with the paths to them, itself first."""
+    yield path, part
+    is_inner = lambda node: node is not part and isinstance(node, AbstractCell | AbstractNetwork)  # noqa: E731
+    for keys, node in jax.tree_util.tree_flatten_with_path(part, is_leaf=is_inner)[0]:
+        if is_inner(node):
+            yield from _places(node, (path + jax.tree_util.keystr(keys)).removeprefix("."))
