@@ -200,7 +200,7 @@ MUTATIONS = (
     # The Pallas kernels
     Mutation(  # units that are there twice, to fill a tile, are counted twice in the gradient
         "gpu_counts_clones",
-        "rnnjax/kernels/recurrence/gpu/place.py",
+        "rnnjax/kernels/recurrence/gpu/coordinates.py",
         "return array if self.mask is None else jnp.where(self.mask, array, 0.0)",
         "return array",
         "test_pallas",

@@ -26,7 +26,7 @@ class Auto(AbstractEngine):
     there are few numbers in all, and by up to a half where many sequences have one to three units.
     """
 
-    candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(shortest=32, narrowest=16), Scan())
+    candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(min_steps=32, min_units=16), Scan())
 
     def __check_init__(self):
         if not isinstance(self.candidates, tuple) or not self.candidates:

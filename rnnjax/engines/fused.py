@@ -39,20 +39,20 @@ class Fused(AbstractEngine):
     does not take the CPU kernel's calls unless told to: export with `Scan`.
 
     A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
-    than `shortest`, or a cell of fewer units than `narrowest`, is refused. By default none is.
+    than `min_steps`, or a cell of fewer units than `min_units`, is refused. By default none is.
     """
 
     cpu: AbstractKernel | None = CPU()
     cuda: AbstractKernel | None = None
     tpu: AbstractKernel | None = None
-    shortest: int = eqx.field(static=True, default=1)
-    narrowest: int = eqx.field(static=True, default=1)
+    min_steps: int = eqx.field(static=True, default=1)
+    min_units: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
         for name, kernel in self._kernels():
             if not isinstance(kernel, AbstractKernel):
                 raise TypeError(f"{name}: expected a kernel, such as {EXAMPLES[name]}, or None, got {kernel!r}")
-        for name in ("shortest", "narrowest"):
+        for name in ("min_steps", "min_units"):
             bound = getattr(self, name)
             if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {bound!r}")
@@ -66,10 +66,10 @@ class Fused(AbstractEngine):
             return Refusal(f"Fused cannot run {describe(cell)}: {reason}. Use Scan().")
         assert isinstance(cell, AbstractGatedCell)
         steps = jax.tree.leaves(xs)[0].shape[0]
-        for name, size, unit in (("shortest", steps, "steps"), ("narrowest", cell.hidden_size, "units")):
+        for name, size, unit in (("min_steps", steps, "steps"), ("min_units", cell.hidden_size, "units")):
             if size < getattr(self, name):
                 least = getattr(self, name)
-                return Refusal(f"Fused({name}={least}) leaves {size} {unit} of {describe(cell)} to Scan().")
+                return Refusal(f"Fused({name}={least}) does not run {size} {unit} of {describe(cell)}. Use Scan().")
         return self._plan_kernels(cell, axis)
 
     def _plan_kernels(self, cell: AbstractGatedCell, axis: str | None) -> Plan | Refusal:

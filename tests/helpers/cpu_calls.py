@@ -66,14 +66,14 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
     program = translate(pointwise_of("gru"), np.dtype("float64"))
     assert isinstance(program, Program)
     code = getattr(program, half)
-    columns = len(program.columns)
+    pre_activations = len(program.pre_activations)
     attributes = {
         "instructions": np.asarray(code.instructions, np.int32).ravel(),
         "outputs": np.asarray(code.outputs, np.int32),
-        "columns": np.asarray(program.columns, np.int32).ravel(),
+        "pre_activations": np.asarray(program.pre_activations, np.int32).ravel(),
         "constants": np.asarray(code.constants, np.float64),
         "registers": np.int32(code.registers),
-        "widest": np.int32(InstructionSet.AVX512_BF16),
+        "max_instruction_set": np.int32(InstructionSet.AVX512_BF16),
     }
     arguments = {
         **zeros(xs=(S, B, T, I), state=(S, B, F, H)),
@@ -83,9 +83,11 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
     }
     states = zeros(states=(S, B, T, H))
     if half == "forward":
-        results = states | zeros(last=(S, B, F, H), residuals=(S, B, T, columns, H))
+        results = states | zeros(last=(S, B, F, H), residuals=(S, B, T, pre_activations, H))
     else:
-        arguments |= zeros(residuals=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
+        arguments |= (
+            zeros(residuals=(S, B, T, pre_activations, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
+        )
         results = zeros(dxs=(S, B, T, I), dW=(S, I, G, H), db=(S, G, H), dR=(S, 1, H, G, H), dunit_parameters=(S, K, H))
         results |= zeros(dinitial=(S, F, H), dstate=(S, B, F, H))
     types = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in results.items()}
@@ -95,6 +97,6 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
 def linear_scan_call() -> Call:
     """A call of the linear recurrence that is in order."""
     assert linear_scan.is_here()
-    attributes = {"reverse": False, "late": False, "widest": np.int32(InstructionSet.AVX512_BF16)}
+    attributes = {"reverse": False, "late": False, "max_instruction_set": np.int32(InstructionSet.AVX512_BF16)}
     results = {"h": ShapeDtypeStruct((B, T, H), np.float64)}
     return Call("rnnjax_linear_scan", zeros(a=(B, T, H), b=(B, T, H), initial=(B, H)), results, attributes)

@@ -52,9 +52,9 @@ def _of_linear_scan() -> dict[str, Call]:
 
 def fixed(call: Call) -> int:
     """How many registers a program may only read: its inputs and constants."""
-    columns = len(call.attributes["columns"]) // 3
+    pre_activations = len(call.attributes["pre_activations"]) // 3
     fields = F if call.target == "rnnjax_forward" else 2 * F
-    return columns + fields + K + len(call.attributes["constants"])
+    return pre_activations + fields + K + len(call.attributes["constants"])
 
 
 def edited(name: str, place: int, number: Callable[[Call], int] | int) -> Callable[[Call], Call]:
@@ -106,13 +106,19 @@ CORRUPT = {
     "registers_negative": (registers(lambda _: -1), "registers"),
     "registers_fewer_than_fixed": (registers(lambda call: fixed(call) - 1), "fewer registers than inputs"),
     "constants_too_many": (changed("constants", lambda *_: np.zeros(513)), "fewer registers than inputs"),
-    "column_of_no_gate": (edited("columns", 0, G), "the number of no gate"),
-    "column_negative": (edited("columns", 0, -1), "the number of no gate"),
-    "gate_filled_twice": (edited("columns", 0, 1), "a gate does not get each product once"),
-    "gate_without_a_product": (edited("columns", 1, 0), "a gate does not get each product once"),
-    "part_of_a_column": (changed("columns", lambda columns, _: columns[:-1]), "a part of a column"),
-    "columns_missing": (changed("columns", lambda columns, _: columns[:0]), "rnnjax: "),
-    "columns_too_many": (changed("columns", lambda columns, _: np.resize(columns, 3 * 65)), "too many pre-activations"),
+    "pre_activation_of_no_gate": (edited("pre_activations", 0, G), "the number of no gate"),
+    "pre_activation_negative": (edited("pre_activations", 0, -1), "the number of no gate"),
+    "gate_filled_twice": (edited("pre_activations", 0, 1), "a gate does not get each product once"),
+    "gate_without_a_product": (edited("pre_activations", 1, 0), "a gate does not get each product once"),
+    "part_of_a_pre_activation": (
+        changed("pre_activations", lambda pre_activations, _: pre_activations[:-1]),
+        "a part of a pre_activation",
+    ),
+    "pre_activations_missing": (changed("pre_activations", lambda pre_activations, _: pre_activations[:0]), "rnnjax: "),
+    "pre_activations_too_many": (
+        changed("pre_activations", lambda pre_activations, _: np.resize(pre_activations, 3 * 65)),
+        "too many pre-activations",
+    ),
     "fields_too_many": (
         resized(state=(S, B, 17, H), initial=(1, 17, H)),
         "too many pre-activations, fields",
@@ -227,5 +233,8 @@ LINEAR_SCAN = {
         lambda call: call._replace(arguments=call.arguments | {"b": np.zeros((B, T, H), np.int32)}),
         "expected float32, float64, complex64 or complex128",
     ),
-    "no_direction": (lambda call: call._replace(attributes={"late": False, "widest": np.int32(0)}), "attribute"),
+    "no_direction": (
+        lambda call: call._replace(attributes={"late": False, "max_instruction_set": np.int32(0)}),
+        "attribute",
+    ),
 }

@@ -29,7 +29,7 @@ def main() -> None:
         for engine in (rnnjax.Auto(), rnnjax.Checkpointed(3)):
             run(eqx.filter_value_and_grad(loss))(part, xs, engine)
         run(rnnjax.unroll)(part, None, xs, resets=resets, engine=rnnjax.Scan())
-    run(rnnjax.unroll)(parts[0], None, xs, engine=rnnjax.Fused(shortest=1, narrowest=1))
+    run(rnnjax.unroll)(parts[0], None, xs, engine=rnnjax.Fused(min_steps=1, min_units=1))
     if option == "jax_transfer_guard":
         print("done")
         return

@@ -147,10 +147,10 @@ def check_batch_and_time() -> None:
 
 
 def check_parts_are_refused_as_parts() -> None:
-    engine = over_time(rnnjax.Fused(shortest=3))
+    engine = over_time(rnnjax.Fused(min_steps=3))
     lstm, steps = grid.build("lstm"), lambda count: jax.ShapeDtypeStruct((count, grid.I), "float64")
     assert grid.refusal(engine, lstm, steps(17)) is None
-    assert grid.refusal(engine, lstm, steps(16)) == "Fused(shortest=3) leaves 2 steps of LSTM to Scan()."
+    assert grid.refusal(engine, lstm, steps(16)) == "Fused(min_steps=3) does not run 2 steps of LSTM. Use Scan()."
 
 
 def check_what_fades_and_what_overflows() -> None:

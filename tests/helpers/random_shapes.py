@@ -158,7 +158,7 @@ def factors(case: Case) -> dict[str, Any]:
     needed |= {"xs": case.needs_gradient.xs, "state": case.needs_gradient.state}
     shared = {f"shared {name}": len(weight) == 1 for name, weight in case.weights._asdict().items()}
     return {
-        "instructions": case.kernel.widest,
+        "instructions": case.kernel.max_instruction_set,
         "dtype": case.dtype,
         "cell": case.cell,
         "length": case.sequences.length is not None,

@@ -168,24 +168,31 @@ def test_lengths_out_of_range_are_brought_into_it():
     grid.assert_close(*random_shapes.by_kernel(*limited))
 
 
-@pytest.mark.parametrize("widest", [3, "avx2", True])
-def test_what_is_no_instruction_set_is_an_error(widest):
-    with pytest.raises(TypeError, match=f"widest: expected an InstructionSet, got {widest!r}"):
+@pytest.mark.parametrize("max_instruction_set", [3, "avx2", True])
+def test_what_is_no_instruction_set_is_an_error(max_instruction_set):
+    with pytest.raises(
+        TypeError, match=f"max_instruction_set: expected an InstructionSet, got {max_instruction_set!r}"
+    ):
         rnnjax.kernels.CPU.__check_init__(
-            SimpleNamespace(widest=widest)
+            SimpleNamespace(max_instruction_set=max_instruction_set)
         )  # under test, annotations are checked before it
 
 
 @lru_cache
 def of_bfloat16() -> dict[InstructionSet, tuple[Case, Any]]:
     case = draw_at(8, Sizes(2, 4, T, 3, 2, 37))
-    return by_kernel({widest: case._replace(kernel=rnnjax.kernels.CPU(widest)) for widest in InstructionSet})
+    return by_kernel(
+        {
+            max_instruction_set: case._replace(kernel=rnnjax.kernels.CPU(max_instruction_set))
+            for max_instruction_set in InstructionSet
+        }
+    )
 
 
-@pytest.mark.parametrize("widest", InstructionSet)
-def test_of_what_bfloat16_computes_h_alone_is_rounded(widest):
+@pytest.mark.parametrize("max_instruction_set", InstructionSet)
+def test_of_what_bfloat16_computes_h_alone_is_rounded(max_instruction_set):
     """Before its product, and to nearest, as the oracle does: the states are then right to float32's last bits."""
-    case, made = of_bfloat16()[widest]
+    case, made = of_bfloat16()[max_instruction_set]
     assert case.dtype == "bfloat16"
     assert random_shapes.errors(case, made)[0] < 1e-6
 
@@ -257,16 +264,16 @@ def of_every_operation() -> Callable[[np.ndarray], tuple[Array, list[Array]]]:
 
     Gate k is row k of these, and what is kept of it is operation k of rows k, k + 1 and k + 2, or of fewer of them.
     """
-    registers = 2 * GATES + 1  # of columns, the state before, and the results
+    registers = 2 * GATES + 1  # of pre_activations, the state before, and the results
     numbers = np.arange(GATES)
     instructions = np.stack([numbers, GATES + 1 + numbers, *((numbers + place) % GATES for place in range(3))], 1)
     attributes = {
         "instructions": instructions.astype(np.int32).ravel(),
         "outputs": np.arange(GATES, registers, dtype=np.int32),
-        "columns": np.asarray([(gate, 1, 1) for gate in range(GATES)], np.int32).ravel(),
+        "pre_activations": np.asarray([(gate, 1, 1) for gate in range(GATES)], np.int32).ravel(),
         "constants": np.zeros(0),
         "registers": np.int32(registers),
-        "widest": np.int32(InstructionSet.AVX512_BF16),
+        "max_instruction_set": np.int32(InstructionSet.AVX512_BF16),
     }
     sequences = np.zeros((1, 1, 1, 0)), np.zeros((1, 1, 1, UNITS)), np.zeros(0, np.int32), np.zeros(0, bool)
     W, R = np.zeros((1, 0, GATES, UNITS)), np.zeros((1, 1, UNITS, GATES, UNITS))
@@ -309,7 +316,7 @@ class Scan(NamedTuple):
     operands: tuple[np.ndarray, np.ndarray, np.ndarray]
     reverse: bool
     late: bool
-    widest: InstructionSet
+    max_instruction_set: InstructionSet
 
     @classmethod
     def of(cls, sizes: tuple[int, int, int, int], dtype: str, seed: int) -> "Scan":
@@ -320,7 +327,9 @@ class Scan(NamedTuple):
         return cls((a, b, initial), *linear_scans.WAYS[seed % 4], InstructionSet(seed % 3))
 
     def by_kernel(self, a: Array, b: Array, initial: Array) -> Array:
-        return linear_scan.scan(a, b, initial, reverse=self.reverse, late=self.late, widest=self.widest)
+        return linear_scan.scan(
+            a, b, initial, reverse=self.reverse, late=self.late, max_instruction_set=self.max_instruction_set
+        )
 
     def check(self, h: Array) -> None:
         """Against a loop."""

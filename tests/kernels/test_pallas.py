@@ -191,7 +191,7 @@ def of_zeros(cell: type, inputs: int, units: int, dtype: str, **options: Any) ->
     return jax.tree.map(lambda leaf: grid.place(np.zeros(leaf.shape, leaf.dtype)), shape)
 
 
-# A dtype for each cell, in the quick tier.
+# A dtype for each cell, in the quick strategy.
 QUICK = {("elman", "float32"), ("lstm", "bfloat16"), ("lstm_options", "float16"), ("gru", "float32")}
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in itertools.product(GATED, DTYPES)
@@ -358,10 +358,10 @@ def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tu
     )
 
 
-def tier(specification: tuple[Pointwise, Weights], device: Device) -> Any:
-    """The tier of the plan for a device, or the reason why it has none."""
+def strategy(specification: tuple[Pointwise, Weights], device: Device) -> Any:
+    """The strategy of the plan for a device, or the reason why it has none."""
     plan = rnnjax.kernels.GPU(device=device).plan(*specification)
-    return plan.tier if isinstance(plan, GPUPlan) else str(plan)
+    return plan.strategy if isinstance(plan, GPUPlan) else str(plan)
 
 
 H200 = next(device for device in KNOWN if device.name == "H200")
@@ -383,22 +383,22 @@ AMPERE_ON = HOPPER | {"A100", "B200", "B300"}
 )
 def test_what_fits(cell, units, dtype, block, several):
     specification = sizes(cell, units, dtype=dtype)
-    tiers = {device.name: tier(specification, device) for device in (*KNOWN, LEAST)}
-    assert {name for name, found in tiers.items() if isinstance(found, Block)} == block
-    assert {name for name, found in tiers.items() if isinstance(found, Cluster)} == several
+    strategies = {device.name: strategy(specification, device) for device in (*KNOWN, LEAST)}
+    assert {name for name, found in strategies.items() if isinstance(found, Block)} == block
+    assert {name for name, found in strategies.items() if isinstance(found, Cluster)} == several
 
 
 def test_a_refusal_names_what_fits():
-    assert tier(sizes(rnnjax.LSTM, 520), H200) == (
+    assert strategy(sizes(rnnjax.LSTM, 520), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
         "cell, and not 520; a cluster needs a multiple of 16 units a head, such as 528, and not 520."
     )
-    assert tier(sizes(rnnjax.LSTM, 768), H200) == (
+    assert strategy(sizes(rnnjax.LSTM, 768), H200) == (
         "The GPU kernel does not take it: as one block of threads, H200 has shared memory for 128 units a head of this "
         "cell, and not 768; a cluster on H200 has room for 512 units a head of this cell, and not 768."
     )
     old = H200._replace(name="V100", capability=70)
-    assert tier(sizes(rnnjax.LSTM, 64), old) == (
+    assert strategy(sizes(rnnjax.LSTM, 64), old) == (
         "The GPU kernel does not take it: as one block of threads, it needs compute capability 8.0, and V100 has 7.0; "
         "a cluster needs compute capability 9.0, `wgmma`, and V100 has 7.0."
     )
@@ -411,14 +411,14 @@ def test_a_refusal_names_what_fits():
 
 def test_float32_is_rounded_only_where_it_may_be():
     specification = sizes(rnnjax.LSTM, 256, dtype="float32")
-    assert isinstance(tier(specification, H200), Cluster)
+    assert isinstance(strategy(specification, H200), Cluster)
     with jax.default_matmul_precision("highest"):
-        reason = tier(specification, H200)
+        reason = strategy(specification, H200)
         assert "a cluster multiplies float32 as TF32, and jax_default_matmul_precision is highest" in str(reason)
 
 
 def test_a_plan_fills_the_device():
-    made = tier(sizes(rnnjax.LSTM, 64), H200)
+    made = strategy(sizes(rnnjax.LSTM, 64), H200)
     assert isinstance(made, Block)
     assert made.tile(heads=12, sequences=16).rows == 16  # 12 blocks: none can be spared
     assert made.tile(heads=12, sequences=1024).rows == 32  # 768 blocks of 16 would take turns

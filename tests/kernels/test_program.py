@@ -20,7 +20,7 @@ import rnnjax
 from rnnjax.kernels.recurrence.contract import Pointwise
 from rnnjax.kernels.recurrence.cpu.code import Code
 from rnnjax.kernels.recurrence.cpu.program import Program, translate
-from rnnjax.kernels.recurrence.pointwise.step import Column
+from rnnjax.kernels.recurrence.pointwise.step import PreActivation
 
 UNITS = 11
 FLOAT64 = np.dtype("float64")
@@ -317,14 +317,16 @@ def by_jax(special: str) -> dict[str, Any]:
 def by_program(program: Program, gains, u, v, before, dafter):
     """As `with_transpose`, both halves of the program run in NumPy."""
     zero = np.zeros(UNITS)
-    columns = [(u[c.gate] if c.input else zero) + (v[c.gate] if c.recurrent else zero) for c in program.columns]
-    after, residuals = np.split(interpret(program.forward, columns, before, gains), [len(before)])
+    pre_activations = [
+        (u[c.gate] if c.input else zero) + (v[c.gate] if c.recurrent else zero) for c in program.pre_activations
+    ]
+    after, residuals = np.split(interpret(program.forward, pre_activations, before, gains), [len(before)])
     cotangents = interpret(program.backward, residuals, before, dafter, gains)
-    dcolumns, dbefore, dgains = np.split(cotangents, [len(columns), len(columns) + len(before)])
+    dpre_activations, dbefore, dgains = np.split(cotangents, [len(pre_activations), len(pre_activations) + len(before)])
     du, dv = np.zeros_like(u), np.zeros_like(v)
-    for column, cotangent in zip(program.columns, dcolumns, strict=True):
-        du[column.gate] += cotangent if column.input else 0
-        dv[column.gate] += cotangent if column.recurrent else 0
+    for pre_activation, cotangent in zip(program.pre_activations, dpre_activations, strict=True):
+        du[pre_activation.gate] += cotangent if pre_activation.input else 0
+        dv[pre_activation.gate] += cotangent if pre_activation.recurrent else 0
     return after, dgains, du, dv, dbefore
 
 
@@ -368,10 +370,10 @@ LENGTHS = {
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_programs_are_short(name):
-    columns, *halves = LENGTHS[name]
+    pre_activations, *halves = LENGTHS[name]
     program, fields, gains = program_of(name), pointwise_of(name).fields, pointwise_of(name).gains.num_leaves
-    assert len(program.columns) == columns
-    given = (columns + fields + gains, columns + 2 * fields + gains)
+    assert len(program.pre_activations) == pre_activations
+    given = (pre_activations + fields + gains, pre_activations + 2 * fields + gains)
     for code, inputs, (instructions, registers) in zip(program[1:], given, halves, strict=True):
         assert len(code.instructions) <= instructions
         assert code.registers - inputs - len(code.constants) <= registers
@@ -392,11 +394,11 @@ def test_residuals_spare_the_backward_code_the_activations():
 
 
 def test_both_products_of_a_gate_share_a_column_where_only_their_sum_is_seen():
-    both = [Column(gate, True, True) for gate in range(2)]
-    assert program_of("gru").columns == (*both, Column(2, True, False), Column(2, False, True))
-    assert program_of("either_order").columns == (Column(0, True, True),)
+    both = [PreActivation(gate, True, True) for gate in range(2)]
+    assert program_of("gru").pre_activations == (*both, PreActivation(2, True, False), PreActivation(2, False, True))
+    assert program_of("either_order").pre_activations == (PreActivation(0, True, True),)
     for name in ("both_and_their_sum", "seen_apart", "lopsided", "no_input"):
-        assert Column(0, True, False) in program_of(name).columns
+        assert PreActivation(0, True, False) in program_of(name).pre_activations
 
 
 def test_an_instruction_is_its_number_a_destination_and_three_operands():

@@ -16,12 +16,12 @@ static const Kernel& kernel_of(ffi::DataType type, const Target& target) {
   return type == ffi::DataType::F32 ? target.float32 : type == ffi::DataType::F64 ? target.float64 : target.bfloat16;
 }
 
-// That of the widest instruction set that this processor has, up to the widest that may be used.
-static const Kernel& kernel_of(ffi::DataType type, int32_t widest) {
+// That of the widest instruction set that this processor has, up to `max_instruction_set`.
+static const Kernel& kernel_of(ffi::DataType type, int32_t max_instruction_set) {
 #if defined(RNNJAX_X86_BF16)
-  if (type == ffi::DataType::BF16 && widest >= 3 && processor().pairs) return avx512_bf16::target.bfloat16;
+  if (type == ffi::DataType::BF16 && max_instruction_set >= 3 && processor().pairs) return avx512_bf16::target.bfloat16;
 #endif
-  return kernel_of(type, target_of(widest));
+  return kernel_of(type, target_of(max_instruction_set));
 }
 
 // The arguments, or the results, one by one.
@@ -59,7 +59,7 @@ struct Buffers {
 struct Attributes {
   ffi::Span<const int32_t> instructions, outputs, pre_activations;
   ffi::Span<const double> constants;
-  int32_t registers, widest;
+  int32_t registers, max_instruction_set;
 };
 
 // That the program reads and writes what it has, and that every gate gets each product once.
@@ -130,7 +130,7 @@ static std::string take_problem(Buffers& arguments, const Attributes& attributes
   shape = {xs[0], xs[1], xs[2], xs[3], R[1], R[2], R[3], state[2], unit_parameters[1], 
            int64_t(attributes.pre_activations.size() / 3)};
   if (shape.T > INT32_MAX) return "T is too large";
-  if (attributes.pre_activations.size() % 3) return "a part of a column";
+  if (attributes.pre_activations.size() % 3) return "a part of a pre-activation";
   const int64_t H = shape.N * shape.D;
   problem.processor = processor();
   problem.pre_activations = reinterpret_cast<const PreActivation*>(attributes.pre_activations.begin());
@@ -194,7 +194,7 @@ static ffi::Error checked_run(Call& call, bool (*Kernel::*half)(const Call&, con
     for (const auto& buffer : to.buffers) std::fill_n(static_cast<char*>(buffer.untyped_data()), buffer.size_bytes(), 0);
     return ffi::Error::Success();
   }
-  return run(call, kernel_of(from.stored, attributes.widest).*half, pool);
+  return run(call, kernel_of(from.stored, attributes.max_instruction_set).*half, pool);
 }
 
 // Arguments xs, state, length, resets, W, b, R, unit parameters, initial; results states (F of them), last, residuals.
@@ -250,11 +250,11 @@ template <ffi::Error (*half)(ffi::ThreadPool, Buffers&, Buffers&, const Attribut
 static ffi::Error entry(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
                         ffi::Span<const int32_t> instructions, ffi::Span<const int32_t> outputs,
                         ffi::Span<const int32_t> pre_activations, ffi::Span<const double> constants, int32_t registers,
-                        int32_t widest) try {
+                        int32_t max_instruction_set) try {
   Buffers from, to;
   const std::string fault = collect(arguments, results, from, to);
   RNNJAX_CHECK(fault.empty(), fault);
-  return half(pool, from, to, {instructions, outputs, pre_activations, constants, registers, widest});
+  return half(pool, from, to, {instructions, outputs, pre_activations, constants, registers, max_instruction_set});
 } catch (const std::bad_alloc&) {
   return out_of_memory();
 }
@@ -268,10 +268,10 @@ static ffi::Error entry(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi:
       .RemainingRets()                                     \
       .Attr<ffi::Span<const int32_t>>("instructions")      \
       .Attr<ffi::Span<const int32_t>>("outputs")           \
-      .Attr<ffi::Span<const int32_t>>("columns")           \
+      .Attr<ffi::Span<const int32_t>>("pre_activations")           \
       .Attr<ffi::Span<const double>>("constants")          \
       .Attr<int32_t>("registers")                          \
-      .Attr<int32_t>("widest")
+      .Attr<int32_t>("max_instruction_set")
 
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_forward, rnnjax::entry<rnnjax::forward>, RNNJAX_BINDING);

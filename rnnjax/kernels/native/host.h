@@ -38,13 +38,13 @@ namespace portable {
 extern const Target target;
 }
 
-// The code for the widest instruction set that this processor has, up to the widest that may be used.
-inline const Target& target_of(int32_t widest) {
+// The code for the widest instruction set that this processor has, up to `max_instruction_set`.
+inline const Target& target_of(int32_t max_instruction_set) {
 #if defined(RNNJAX_X86)
-  if (widest >= 2 && has_avx512()) return avx512::target;
-  if (widest >= 1 && has_avx2()) return avx2::target;
+  if (max_instruction_set >= 2 && has_avx512()) return avx512::target;
+  if (max_instruction_set >= 1 && has_avx2()) return avx2::target;
 #endif
-  (void)widest;
+  (void)max_instruction_set;
   return portable::target;
 }
 

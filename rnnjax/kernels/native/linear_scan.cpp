@@ -14,10 +14,10 @@ static LinearScanCode code_of(ffi::DataType type, const Target& target) {
 }
 
 static ffi::Error linear_scan(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer initial,
-                              ffi::Result<ffi::AnyBuffer> h, bool reverse, bool late, int32_t widest) try {
+                              ffi::Result<ffi::AnyBuffer> h, bool reverse, bool late, int32_t max_instruction_set) try {
   const auto sizes = b.dimensions();
   const ffi::DataType type = b.element_type();
-  const LinearScanCode code = code_of(type, target_of(widest));
+  const LinearScanCode code = code_of(type, target_of(max_instruction_set));
   RNNJAX_CHECK(code, "expected float32, float64, complex64 or complex128");
   RNNJAX_CHECK(sizes.size() == 3, "expected b of rank 3, got " + described(type, {sizes.begin(), sizes.end()}));
   const int64_t B = sizes[0], T = sizes[1], H = sizes[2];
@@ -48,5 +48,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rnnjax_linear_scan, rnnjax::linear_scan,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<bool>("reverse")
                                   .Attr<bool>("late")
-                                  .Attr<int32_t>("widest"));
+                                  .Attr<int32_t>("max_instruction_set"));
 #pragma GCC visibility pop

@@ -56,9 +56,9 @@ def tangent(*leaves: Array, form: Any, plan: KernelPlan) -> list[Array]:
 
     def run(*entries: Array) -> PyTree:
         at = of_seven(Tangents, entries)
-        moved = sequences._replace(xs=at.xs, state=at.state)
+        at_sequences = sequences._replace(xs=at.xs, state=at.state)
         used_outputs = (True,) * reference.pointwise.fields
-        return reference.forward(at.weights, moved, residual_size=0, used_outputs=used_outputs)[:2]
+        return reference.forward(at.weights, at_sequences, residual_size=0, used_outputs=used_outputs)[:2]
 
     pairs = [_alike(*pair) for pair in zip(leaves[:7], seven(tangents), strict=True)]
     return jax.tree.leaves(jvp(run, [primal for primal, _ in pairs], [moving for _, moving in pairs]))

@@ -60,12 +60,12 @@ def _forward_jvp(
     every = (True,) * len(used_outputs)
     trajectory = _trajectory(_bind(forward_p, operands, residual_size=largest, used_outputs=every, **static))
     moving = of_seven(Tangents, map(present, tangents[:7]))
-    *moved, moved_last = _bind(tangent_p, (*operands, trajectory, moving), **static)
+    *state_tangents, last_tangent = _bind(tangent_p, (*operands, trajectory, moving), **static)
     residuals = trajectory.residuals[:, :, :, :residual_size]
     # Residuals have no tangent: `backward` alone reads them, and the derivative of that does without.
     no_tangent = ad.Zero(jax.typeof(residuals).to_tangent_aval())
     outputs = [*compress(trajectory.states, used_outputs), trajectory.last, residuals]
-    return outputs, [*compress(moved, used_outputs), moved_last, no_tangent]
+    return outputs, [*compress(state_tangents, used_outputs), last_tangent, no_tangent]
 
 
 def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) -> list[Any]:
@@ -77,8 +77,8 @@ def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) 
     if all(cotangent is None for cotangent in (*dstates, dlast)):
         answers = [None if aval is None else ad.Zero(aval) for aval in avals]
     else:
-        made = iter(_bind(backward_p, (*at, tuple(dstates), dlast), needs_gradient=needs_gradient, **static))
-        answers = [None if aval is None else _fit(next(made), aval) for aval in avals]
+        results = iter(_bind(backward_p, (*at, tuple(dstates), dlast), needs_gradient=needs_gradient, **static))
+        answers = [None if aval is None else _fit(next(results), aval) for aval in avals]
     return [*(None for _ in leaves[: -len(avals)]), *answers]
 
 
@@ -92,11 +92,11 @@ def _jvp_by_reference(
     primitive: Primitive, function: Callable[..., list[Array]], primals: Any, tangents: Any, **static: Any
 ) -> tuple[list[Array], list[Array]]:
     """`primitive`, and its tangent by the reference, which is plain JAX and has all derivatives."""
-    made = primitive.bind(*primals, **static)
+    results = primitive.bind(*primals, **static)
     del static["plans"]
     plan = ReferencePlan(static.pop("pointwise"))
     plain = partial(function, **static, plan=plan)
-    return made, functions.jvp(plain, primals, tangents)
+    return results, functions.jvp(plain, primals, tangents)
 
 
 # Unused outputs

@@ -22,22 +22,22 @@ def over_groups(function: Callable[..., PyTree], weights: Weights, *arrays: PyTr
     return jax.vmap(function, (axes, *(0 for _ in arrays)))(own, *arrays)
 
 
-class Marks(NamedTuple):
-    """Which steps are held, and before which the state starts afresh; None where there are none."""
+class StepMasks(NamedTuple):
+    """Which steps are masked, and before which the state is reset; None where there are none."""
 
-    held: Bool[Array, "..."] | None
+    masked: Bool[Array, "..."] | None
     reset: Bool[Array, "..."] | None
 
 
-def marks(sequence: Sequences) -> Marks:
+def marks(sequence: Sequences) -> StepMasks:
     """The marks of all steps of one sequence; a reset from `length` on is none."""
     if sequence.length is None:
-        return Marks(None, sequence.resets)
+        return StepMasks(None, sequence.resets)
     valid = jnp.arange(sequence.xs.shape[0], dtype=sequence.length.dtype) < sequence.length
-    return Marks(~valid, None if sequence.resets is None else sequence.resets & valid)
+    return StepMasks(~valid, None if sequence.resets is None else sequence.resets & valid)
 
 
-def safe(marks: Marks, initial: Float[Array, "F H"], before: Float[Array, "... F H"]) -> Float[Array, "... F H"]:
+def safe(marks: StepMasks, initial: Float[Array, "F H"], before: Float[Array, "... F H"]) -> Float[Array, "... F H"]:
     """What the steps see as the state before: `initial` after a reset, and where nothing looks at the outcome."""
     for mark in marks:
         if mark is not None:
@@ -50,7 +50,7 @@ def inputs(weights: Weights, sequences: Sequences) -> Float[Array, "B T G H"]:
     return jax.vmap(partial(affine, weights.W, weights.b))(sequences.xs)
 
 
-def befores(
+def previous_states(
     weights: Weights, sequences: Sequences, states: tuple[Float[Array, "B T H"], ...]
 ) -> Float[Array, "B T F H"]:
     """The states that all steps saw before them."""
@@ -67,7 +67,9 @@ def recurrents(weights: Weights, h: Float[Array, "B T H"]) -> Float[Array, "B T 
     return jax.vmap(jax.vmap(partial(recur, weights.R)))(h)
 
 
-def columns(step: Step, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"]) -> Float[Array, "B T C H"]:
+def pre_activations(
+    step: Step, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"]
+) -> Float[Array, "B T C H"]:
     """What all elementwise steps saw; `h` is that of the states before them."""
     us, vs = inputs(weights, sequences).astype(carried(weights)), recurrents(weights, h)
     return jnp.stack(
@@ -76,45 +78,45 @@ def columns(step: Step, weights: Weights, sequences: Sequences, h: Float[Array, 
 
 
 def by_gate(
-    step: Step, columns: Float[Array, "S B T C H"]
+    step: Step, pre_activations: Float[Array, "S B T C H"]
 ) -> tuple[Float[Array, "S B T G H"], Float[Array, "S B T G H"]]:
-    """Of all columns those of the product with the input, and those of the product with the state."""
-    every = tuple(range(len(step.columns)))
+    """Of all pre-activations those of the product with the input, and those of the product with the state."""
+    every = tuple(range(len(step.pre_activations)))
 
     def chosen(which: tuple[int, ...]) -> Array:
-        return columns if which == every else jnp.stack([columns[..., each, :] for each in which], -2)
+        return pre_activations if which == every else jnp.stack([pre_activations[..., each, :] for each in which], -2)
 
     return chosen(step.by_input), chosen(step.by_state)
 
 
-class Pulled(NamedTuple):
+class LoopCotangents(NamedTuple):
     """What the loop of the backward half leaves."""
 
     du: Float[Array, "B T G H"]
     dv: Float[Array, "B T G H"]
     dgains: Float[Array, "B K H"]
-    dfresh: Float[Array, "B F H"]  # what reached the initial state through resets
+    dinitial: Float[Array, "B F H"]  # what reached the initial state through resets
     dstate: Float[Array, "B F H"]
 
 
 def cotangents(
-    needs_gradient: Cotangents, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"], pulled: Pulled
+    needs_gradient: Cotangents, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"], loop: LoopCotangents
 ) -> Cotangents:
     """All that are needed of one group; `h` is what the steps saw before them.
 
-    Those of weights are one product each, or one sum, over batch and time, of operands in the dtype of `pulled.du`.
+    Those of weights are one product each, or one sum, over batch and time, of operands in the dtype of `loop.du`.
     """
-    du, dv, total = pulled.du, pulled.dv, partial(jnp.einsum, preferred_element_type=pulled.dstate.dtype)
+    du, dv, total = loop.du, loop.dv, partial(jnp.einsum, preferred_element_type=loop.dstate.dtype)
     xs, h = cast((sequences.xs, h.astype(weights.R.dtype)), du.dtype)  # as rounded as the products saw them
     heads, units = weights.R.shape[:2]
     products: dict[str, Callable[[], Array]] = {
         "W": lambda: total("bti,btgh->igh", xs, du),
-        "b": lambda: du.sum((0, 1), dtype=pulled.dstate.dtype),
+        "b": lambda: du.sum((0, 1), dtype=loop.dstate.dtype),
         "R": lambda: total(
             "btnd,btgne->ndge", h.reshape(*h.shape[:2], heads, units), dv.reshape(*dv.shape[:3], heads, units)
         ),
-        "gains": lambda: pulled.dgains.sum(0),
-        "initial": lambda: pulled.dfresh.sum(0),
+        "gains": lambda: loop.dgains.sum(0),
+        "initial": lambda: loop.dinitial.sum(0),
     }
     dweights: dict[str, Any] = {
         name: product() if getattr(needs_gradient.weights, name) else None for name, product in products.items()
@@ -122,4 +124,4 @@ def cotangents(
     dxs = None
     if needs_gradient.xs:
         dxs = total("btgh,igh->bti", du, weights.W.astype(du.dtype)).astype(sequences.xs.dtype)
-    return Cotangents(Weights(**dweights), dxs, pulled.dstate if needs_gradient.state else None)
+    return Cotangents(Weights(**dweights), dxs, loop.dstate if needs_gradient.state else None)

@@ -12,7 +12,7 @@ from ...cell import affine, recur
 from ...refusal import Refusal
 from . import products
 from .contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
-from .products import Marks, Pulled
+from .products import LoopCotangents, StepMasks
 
 
 class Reference(AbstractKernel):
@@ -60,12 +60,12 @@ def _run(
 ) -> tuple[Float[Array, "F H"], tuple[Float[Array, "T H"], ...]]:
     """The last state of one sequence, and all states, field by field."""
 
-    def step(before: Array, inputs: tuple[Array, Marks]) -> tuple[Array, tuple[Array, ...]]:
+    def step(before: Array, inputs: tuple[Array, StepMasks]) -> tuple[Array, tuple[Array, ...]]:
         u, marks = inputs
         safe = products.safe(marks, weights.initial, before)
         after = pointwise(weights.gains, u, recur(weights.R, safe[0]), safe)
-        if marks.held is not None:
-            after = select(marks.held, before, after)
+        if marks.masked is not None:
+            after = select(marks.masked, before, after)
         return after, tuple(after)
 
     us = affine(weights.W, weights.b, sequence.xs).astype(sequence.state.dtype)
@@ -82,34 +82,36 @@ def _pull_group(
     dlast: Float[Array, "B F H"],
 ) -> Cotangents:
     """All cotangents of one group."""
-    before = products.befores(weights, sequences, states)
+    before = products.previous_states(weights, sequences, states)
     us = products.inputs(weights, sequences).astype(dlast.dtype)
     vs = products.recurrents(weights, before[:, :, 0])
     marks = jax.vmap(products.marks)(sequences)
-    pulled = jax.vmap(partial(_pull, pointwise, weights))((us, vs, before, dstates, marks), dlast)
-    return products.cotangents(needs_gradient, weights, sequences, before[:, :, 0], pulled)
+    loop = jax.vmap(partial(_pull, pointwise, weights))((us, vs, before, dstates, marks), dlast)
+    return products.cotangents(needs_gradient, weights, sequences, before[:, :, 0], loop)
 
 
-def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Float[Array, "F H"]) -> Pulled:
+def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Float[Array, "F H"]) -> LoopCotangents:
     """What the loop leaves of one sequence."""
     R = weights.R.astype(dlast.dtype)
 
     def step(carry: tuple[Array, ...], inputs: PyTree) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-        dafter, dgains, dfresh = carry
+        dafter, dgains, dinitial = carry
         u, v, before, dstate, marks = inputs
         dafter = jnp.stack([d if used is None else d + used for d, used in zip(dafter, dstate, strict=True)])
-        moved, du, dv, dbefore = jax.vjp(pointwise, weights.gains, u, v, before)[1](dafter)
+        dparameters, du, dv, dbefore = jax.vjp(pointwise, weights.gains, u, v, before)[1](dafter)
         (dh,) = jax.linear_transpose(partial(recur, R), before[0])(dv)
         dbefore = dbefore.at[0].add(dh)
-        if marks.held is not None:  # the state is handed through, and nothing else moved
-            du, dv, moved = select(marks.held, jax.tree.map(jnp.zeros_like, (du, dv, moved)), (du, dv, moved))
-            dbefore = select(marks.held, dafter, dbefore)
+        if marks.masked is not None:  # the state is handed through, and nothing else has a cotangent
+            du, dv, dparameters = select(
+                marks.masked, jax.tree.map(jnp.zeros_like, (du, dv, dparameters)), (du, dv, dparameters)
+            )
+            dbefore = select(marks.masked, dafter, dbefore)
         if marks.reset is not None:
             none = jnp.zeros_like(dbefore)
-            fresh, dbefore = select(marks.reset, (dbefore, none), (none, dbefore))
-            dfresh = dfresh + fresh
-        return (dbefore, dgains + moved, dfresh), (du, dv)
+            at_reset, dbefore = select(marks.reset, (dbefore, none), (none, dbefore))
+            dinitial = dinitial + at_reset
+        return (dbefore, dgains + dparameters, dinitial), (du, dv)
 
     start = dlast, jnp.zeros_like(weights.gains), jnp.zeros_like(dlast)
-    (dstate, dgains, dfresh), (du, dv) = jax.lax.scan(step, start, over_time, reverse=True)
-    return Pulled(du, dv, dgains, dfresh, dstate)
+    (dstate, dgains, dinitial), (du, dv) = jax.lax.scan(step, start, over_time, reverse=True)
+    return LoopCotangents(du, dv, dgains, dinitial, dstate)

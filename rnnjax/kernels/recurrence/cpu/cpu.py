@@ -20,7 +20,7 @@ LIMITS = {"gates": 32, "fields": 16, "gains": 64, "registers": 512}  # what the 
 
 
 class InstructionSet(IntEnum):
-    """What the compiled code is compiled for; a processor that lacks one gets the widest below it."""
+    """What the compiled code is compiled for; a processor that lacks one gets the max_instruction_set below it."""
 
     PORTABLE = 0
     AVX2 = 1
@@ -36,14 +36,14 @@ class CPU(AbstractKernel):
     elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are. Weights
     and inputs of bfloat16 are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32;
     where the processor multiplies bfloat16, gate cotangents are rounded for theirs, too. float16 is made float32 first.
-    `widest` bounds the instructions used, for comparison.
+    `max_instruction_set` bounds the instructions used, for comparison.
     """
 
-    widest: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512_BF16)
+    max_instruction_set: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512_BF16)
 
     def __check_init__(self):
-        if not isinstance(self.widest, InstructionSet):
-            raise TypeError(f"widest: expected an InstructionSet, got {self.widest!r}")
+        if not isinstance(self.max_instruction_set, InstructionSet):
+            raise TypeError(f"max_instruction_set: expected an InstructionSet, got {self.max_instruction_set!r}")
 
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         missing = library.absence()
@@ -62,7 +62,7 @@ class CPU(AbstractKernel):
         for name, most in LIMITS.items():
             if sizes[name] > most:
                 return Refusal(f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}.")
-        return CPUPlan(pointwise, dtype, self.widest, program)
+        return CPUPlan(pointwise, dtype, self.max_instruction_set, program)
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class CPUPlan(KernelPlan):
 
     pointwise: Pointwise
     dtype: np.dtype  # of states and sums
-    widest: InstructionSet
+    max_instruction_set: InstructionSet
     program: Program = field(compare=False, repr=False)  # of `pointwise` in `dtype`
 
     @property
     def residual_size(self) -> int:
-        return len(self.program.columns)
+        return len(self.program.pre_activations)
 
     def __str__(self) -> str:
         forward, backward = len(self.program.forward.instructions), len(self.program.backward.instructions)
@@ -92,8 +92,8 @@ class CPUPlan(KernelPlan):
         residuals = jax.ShapeDtypeStruct((S, B, T, self.residual_size, H) if residual_size else (0,), self.dtype)
         operands = *_sequences(sequences), *_stored(weights)
         call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, residuals])
-        *made, last, residuals = call(*operands, **self._attributes(self.program.forward))
-        states = tuple(leaf if used else None for leaf, used in zip(made, used_outputs, strict=True))
+        *results, last, residuals = call(*operands, **self._attributes(self.program.forward))
+        states = tuple(leaf if used else None for leaf, used in zip(results, used_outputs, strict=True))
         if not residual_size:
             return Trajectory(states, last, jnp.zeros((S, B, T, 0, H), self.dtype))
         spare = residual_size - self.residual_size
@@ -123,20 +123,23 @@ class CPUPlan(KernelPlan):
         sizes = [shape if is_needed else (0,) for is_needed, shape in zip(needed, shapes, strict=True)]
         dtypes = _in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
         call = jax.ffi.ffi_call("rnnjax_backward", list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
-        made = call(*operands, **self._attributes(self.program.backward))
-        cotangents: list[Any] = [leaf if is_needed else None for is_needed, leaf in zip(needed, made, strict=True)]
+        results = call(*operands, **self._attributes(self.program.backward))
+        cotangents: list[Any] = [leaf if is_needed else None for is_needed, leaf in zip(needed, results, strict=True)]
         dxs, *dweights, dstate = cotangents
         return Cotangents(Weights(*dweights), None if dxs is None else dxs.astype(sequences.xs.dtype), dstate)
 
     def _attributes(self, code: Code) -> dict[str, Any]:
-        columns = [(column.gate, column.input, column.recurrent) for column in self.program.columns]
+        pre_activations = [
+            (pre_activation.gate, pre_activation.input, pre_activation.recurrent)
+            for pre_activation in self.program.pre_activations
+        ]
         return {
             "instructions": np.asarray(code.instructions, np.int32).ravel(),
             "outputs": np.asarray(code.outputs, np.int32),
-            "columns": np.asarray(columns, np.int32).ravel(),
+            "pre_activations": np.asarray(pre_activations, np.int32).ravel(),
             "constants": np.asarray(code.constants, np.float64),
             "registers": np.int32(code.registers),
-            "widest": np.int32(self.widest),
+            "max_instruction_set": np.int32(self.max_instruction_set),
         }
 
 

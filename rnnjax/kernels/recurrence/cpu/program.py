@@ -1,4 +1,4 @@
-"""The vector program of a cell: its columns, the residual of each, and both halves as code."""
+"""The vector program of a cell: its pre-activations, the residual of each, and both halves as code."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,21 +8,23 @@ import numpy as np
 from ....refusal import Refusal
 from ..contract import Pointwise
 from ..pointwise.expressions import OUTPUT, Graph
-from ..pointwise.step import Column, Step
+from ..pointwise.step import PreActivation, Step
 from ..pointwise.step import translate as translate_step
 from .code import Code, assemble
 
 
 class Program(NamedTuple):
-    """`pointwise` of one unit, and its transposed derivative, where both products of a gate are one column if they can.
+    """`pointwise` of one unit, and its transposed derivative, where the two products of a gate
+    share one pre-activation if they can.
 
-    forward    columns[C], before[F], gains[K]              -> after[F], residuals[C]
-    backward   residuals[C], before[F], dafter[F], gains[K]      -> dcolumns[C], dbefore[F], dgains[K]
+    forward    pre_activations[C], before[F], gains[K]              -> after[F], residuals[C]
+    backward   residuals[C], before[F], dafter[F], gains[K]      -> dpre_activations[C], dbefore[F], dgains[K]
 
-    The residual of a column is the column itself, or the last of what it alone goes through, such as an activation.
+    The residual of a pre-activation is the pre-activation itself, or the last of what it alone goes through, such as an
+    activation.
     """
 
-    columns: tuple[Column, ...]
+    pre_activations: tuple[PreActivation, ...]
     forward: Code
     backward: Code
 
@@ -35,16 +37,20 @@ def translate(pointwise: Pointwise, dtype: np.dtype) -> Program | Refusal:
 
 
 def _program(step: Step, pointwise: Pointwise) -> Program:
-    columns, fields = _names("columns", len(step.columns)), _names("before", pointwise.fields)
+    pre_activations, fields = _names("pre_activations", len(step.pre_activations)), _names("before", pointwise.fields)
     gains = _names("gains", pointwise.gains.num_leaves)
     residuals, backward = _residuals(step), Graph(step.graph.dtype)
-    names = [*columns, *fields, *gains]
+    names = [*pre_activations, *fields, *gains]
     forward = assemble(step.graph, [step.graph.input(name) for name in names], [*step.after, *residuals])
-    replaced = {number: backward.input(("residuals", column)) for column, number in enumerate(residuals)}
+    replaced = {
+        number: backward.input(("residuals", pre_activation)) for pre_activation, number in enumerate(residuals)
+    }
     numbers = step.graph.into(backward, replaced)
-    names = [*_names("residuals", len(columns)), *fields, *_names("dafter", pointwise.fields), *gains]
+    names = [*_names("residuals", len(pre_activations)), *fields, *_names("dafter", pointwise.fields), *gains]
     transposed = [numbers[number] for number in _transposed(step)]
-    return Program(step.columns, forward, assemble(backward, [backward.input(name) for name in names], transposed))
+    return Program(
+        step.pre_activations, forward, assemble(backward, [backward.input(name) for name in names], transposed)
+    )
 
 
 def _names(name: str, count: int) -> list[tuple[str, int]]:
@@ -53,17 +59,17 @@ def _names(name: str, count: int) -> list[tuple[str, int]]:
 
 def _transposed(step: Step) -> list[int]:
     """The outputs of the backward code."""
-    return [*step.dcolumns, *step.dbefore, *step.dgains]
+    return [*step.dpre_activations, *step.dbefore, *step.dgains]
 
 
 def _residuals(step: Step) -> list[int]:
-    """For each column the last node through which alone it is seen: with that, `backward` needs nothing before it."""
+    """The last node through which alone each pre-activation is seen: with that, `backward` needs nothing before it."""
     forward, backward = step.graph.users(step.after), step.graph.users(_transposed(step))
-    residuals = [step.graph.input(name) for name in _names("columns", len(step.columns))]
-    for column, number in enumerate(residuals):
+    residuals = [step.graph.input(name) for name in _names("pre_activations", len(step.pre_activations))]
+    for pre_activation, number in enumerate(residuals):
         while len(ahead := set(forward.get(number, ()))) == 1 and ahead.isdisjoint({OUTPUT}):
             if not ahead.issuperset(backward.get(number, ())):
                 break
             (number,) = ahead
-        residuals[column] = number
+        residuals[pre_activation] = number
     return residuals

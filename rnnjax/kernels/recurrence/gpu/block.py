@@ -1,4 +1,4 @@
-"""Tier 1: one block of threads for each head and tile of sequences, R of the head in its shared memory (Triton)."""
+"""Strategy 1: one block of threads for each head and tile of sequences, R of the head in its shared memory (Triton)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from ...pallas import output, pallas, triton
 from ..contract import Pointwise, Sequences, Weights
 from ..pointwise.step import Step
-from . import block_body, place
+from . import block_body, coordinates
+from .coordinates import Shared, Tile
 from .device import AMPERE, Device
-from .place import Shared, Tile
-from .tier import AbstractTier, Loop, Problem
+from .strategy import AbstractStrategy, Loop, Problem
 
 NARROWEST = 16  # the smallest side of a product in matrix units
 MOST_WARPS = 16  # of a block: with more, each thread would have too few registers
@@ -23,7 +23,7 @@ LACKING = frozenset({"round_even", "erf", "erfc"})  # of all operations
 
 
 @dataclass(frozen=True)
-class Block(AbstractTier):
+class Block(AbstractStrategy):
     """See above. Every GPU from Ampere on has it."""
 
     device: Device
@@ -32,7 +32,7 @@ class Block(AbstractTier):
 
     @classmethod
     def fit(cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> "Block | str":
-        """This tier for such a cell, or the reason why not."""
+        """This strategy for such a cell, or the reason why not."""
         if device.capability < AMPERE:
             return f"it needs compute capability 8.0, and {device.name} has {device.capability / 10}"
         if lacking := sorted(step.operations() & LACKING):
@@ -70,14 +70,16 @@ class Block(AbstractTier):
         state = problem.sequences.state
         last = output(state.shape, state.dtype)
         timed = last.update(shape=(*us.shape[:3], us.shape[4]))
-        results = place.Trajectory(tuple(timed if used else None for used in used_outputs), last)
-        made = self._call("forward", block_body.forward, problem, place.Forward(us, state), results, interpret)
-        return made.states, made.last
+        results = coordinates.ForwardResults(tuple(timed if used else None for used in used_outputs), last)
+        results = self._call(
+            "forward", block_body.forward, problem, coordinates.ForwardOperands(us, state), results, interpret
+        )
+        return results.states, results.last
 
     def backward(
         self,
         problem: Problem,
-        columns: Float[Array, "S B T C H"],
+        pre_activations: Float[Array, "S B T C H"],
         before: Float[Array, "S B T F H"],
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"],
@@ -85,11 +87,13 @@ class Block(AbstractTier):
     ) -> Loop:
         gains, state = len(problem.step.dgains), output(dlast.shape, dlast.dtype)
         dgains = state.update(shape=(*dlast.shape[:2], max(gains, 1), dlast.shape[3]))
-        dcolumns = output(columns.shape, problem.weights.R.dtype)
-        results = place.Pulled(dcolumns, dgains, None if problem.sequences.resets is None else state, state)
-        read = place.Backward(columns, before, dstates, dlast)
-        made = self._call("backward", block_body.backward, problem, read, results, interpret)
-        return Loop(made.dcolumns, made.dgains if gains else None, made.dfresh, made.dstate)
+        dpre_activations = output(pre_activations.shape, problem.weights.R.dtype)
+        results = coordinates.BackwardResults(
+            dpre_activations, dgains, None if problem.sequences.resets is None else state, state
+        )
+        read = coordinates.BackwardOperands(pre_activations, before, dstates, dlast)
+        results = self._call("backward", block_body.backward, problem, read, results, interpret)
+        return Loop(results.dpre_activations, results.dgains if gains else None, results.dinitial, results.dstate)
 
     def _call(
         self, half: str, body: Callable[..., None], problem: Problem, read: Any, results: Any, interpret: Any

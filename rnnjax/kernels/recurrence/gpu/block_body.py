@@ -10,95 +10,108 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..pointwise.step import Step
-from .place import Backward, Forward, Place, Pulled, Shared, Tile, Trajectory
+from .coordinates import (
+    BackwardOperands,
+    BackwardResults,
+    BlockCoordinates,
+    ForwardOperands,
+    ForwardResults,
+    Shared,
+    Tile,
+)
 
 
-def forward(step: Step, tile: Tile, shared: Shared, read: Forward, *written: Any) -> None:
+def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *written: Any) -> None:
     """All steps onward."""
-    write = Trajectory(*written)
+    write = ForwardResults(*written)
     _, batch, steps, gates, _ = read.us.shape
-    place, fields = Place(tile, shared, batch), len(write.states)
-    R, gains = [place.matrix(gate) for gate in range(gates)], place.vectors(shared.gains, len(step.dgains))
-    initial = None if shared.resets is None else place.vectors(shared.initial, fields)
-    us = lambda t: [place.timed(read.us, t, gate) for gate in range(gates)]  # noqa: E731
+    coordinates, fields = BlockCoordinates(tile, shared, batch), len(write.states)
+    R, gains = [coordinates.matrix(gate) for gate in range(gates)], coordinates.vectors(shared.gains, len(step.dgains))
+    initial = None if shared.resets is None else coordinates.vectors(shared.initial, fields)
+    us = lambda t: [coordinates.timed(read.us, t, gate) for gate in range(gates)]  # noqa: E731
 
-    def hold(t: Array, carry: list[Array]) -> list[Array]:
+    def masked_step(t: Array, carry: list[Array]) -> list[Array]:
         for states, array in zip(write.states, carry, strict=True):
             if states is not None:
-                place.write_timed(states, t, None, array)
+                coordinates.write_timed(states, t, None, array)
         return carry
 
     def one(t: Array, carry: tuple[list[Array], list[Array]]) -> tuple[list[Array], list[Array]]:
         old, u = carry
         ahead = us(jnp.minimum(t + 1, steps - 1))  # fetched while this step is computed
-        running = place.running(t)
-        before = old if initial is None else _chosen(place.fresh(t, running), initial, old)
+        active = coordinates.active(t)
+        before = old if initial is None else _chosen(coordinates.is_reset(t, active), initial, old)
         h = before[0].astype(R[0].dtype)
         vs = [jnp.dot(h, matrix, preferred_element_type=step.graph.dtype) for matrix in R]
         after = step.forward(step.sums([each.astype(step.graph.dtype) for each in u], vs), before, gains)
-        return hold(t, _chosen(running, after, old)), ahead
+        return masked_step(t, _chosen(active, after, old)), ahead
 
-    start = [place.state(read.state, field) for field in range(fields)]
-    longest = place.longest(steps)
+    start = [coordinates.state(read.state, field) for field in range(fields)]
+    longest = coordinates.longest(steps)
     last, _ = jax.lax.fori_loop(jnp.int32(0), longest, one, (start, us(jnp.int32(0))))
     if shared.length is not None:
-        jax.lax.fori_loop(longest, jnp.int32(steps), hold, last)
+        jax.lax.fori_loop(longest, jnp.int32(steps), masked_step, last)
     for field, array in enumerate(last):
-        place.write_state(write.last, field, array)
+        coordinates.write_state(write.last, field, array)
 
 
-def backward(step: Step, tile: Tile, shared: Shared, read: Backward, *written: Any) -> None:
+def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *written: Any) -> None:
     """All steps in reverse."""
     marked = shared.resets is not None
-    write = Pulled(written[0], written[1], written[2] if marked else None, written[-1])
-    _, batch, steps, _, _ = read.columns.shape
-    place, fields = Place(tile, shared, batch), len(read.dstates)
-    R = [place.matrix(gate) for gate in range(shared.R.shape[3])]
-    gains = place.vectors(shared.gains, len(step.dgains))
+    write = BackwardResults(written[0], written[1], written[2] if marked else None, written[-1])
+    _, batch, steps, _, _ = read.pre_activations.shape
+    coordinates, fields = BlockCoordinates(tile, shared, batch), len(read.dstates)
+    R = [coordinates.matrix(gate) for gate in range(shared.R.shape[3])]
+    gains = coordinates.vectors(shared.gains, len(step.dgains))
     none = jnp.zeros((tile.rows, tile.units), step.graph.dtype)
 
     def inputs(t: Array) -> tuple[list[Array], list[Array], list[Array]]:
-        columns = [place.timed(read.columns, t, column) for column in range(len(step.columns))]
-        before = [place.timed(read.befores, t, field) for field in range(fields)]
-        return columns, before, [none if each is None else place.states(each, t) for each in read.dstates]
+        pre_activations = [
+            coordinates.timed(read.pre_activations, t, pre_activation)
+            for pre_activation in range(len(step.pre_activations))
+        ]
+        before = [coordinates.timed(read.previous_states, t, field) for field in range(fields)]
+        return pre_activations, before, [none if each is None else coordinates.states(each, t) for each in read.dstates]
 
-    def hold(k: Array, carry: list[Array]) -> list[Array]:
+    def masked_step(k: Array, carry: list[Array]) -> list[Array]:
         t = steps - 1 - k
-        for column in range(len(step.columns)):
-            place.write_timed(write.dcolumns, t, column, none)
-        return [d if each is None else d + place.states(each, t) for d, each in zip(carry, read.dstates, strict=True)]
+        for pre_activation in range(len(step.pre_activations)):
+            coordinates.write_timed(write.dpre_activations, t, pre_activation, none)
+        return [
+            d if each is None else d + coordinates.states(each, t) for d, each in zip(carry, read.dstates, strict=True)
+        ]
 
     def one(k: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t = steps - 1 - k
-        (dstate, dgains, dfresh), (columns, before, arriving) = carry
+        (dstate, dgains, dinitial), (pre_activations, before, arriving) = carry
         ahead = inputs(jnp.maximum(t - 1, 0))  # fetched while this step is computed
         dafter = [d + more for d, more in zip(dstate, arriving, strict=True)]
-        made, dbefore, moved = step.backward(columns, before, dafter, gains)
-        running = place.running(t)
-        made, moved = (_chosen(running, each, [none] * len(each)) for each in (made, moved))
-        for column, array in enumerate(made):
-            place.write_timed(write.dcolumns, t, column, array)
+        dgates, dbefore, dparameters = step.backward(pre_activations, before, dafter, gains)
+        active = coordinates.active(t)
+        dgates, dparameters = (_chosen(active, each, [none] * len(each)) for each in (dgates, dparameters))
+        for pre_activation, array in enumerate(dgates):
+            coordinates.write_timed(write.dpre_activations, t, pre_activation, array)
         through = [
-            jnp.dot(made[column].astype(matrix.dtype), matrix.T, preferred_element_type=step.graph.dtype)
-            for column, matrix in zip(step.by_state, R, strict=True)
+            jnp.dot(dgates[pre_activation].astype(matrix.dtype), matrix.T, preferred_element_type=step.graph.dtype)
+            for pre_activation, matrix in zip(step.by_state, R, strict=True)
         ]
-        dbefore = _chosen(running, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
-        fresh = place.fresh(t, running)
-        if fresh is not None:
-            dfresh = [total + jnp.where(fresh, d, 0.0) for total, d in zip(dfresh, dbefore, strict=True)]
-            dbefore = _chosen(fresh, [none] * fields, dbefore)
-        return (dbefore, [total + d for total, d in zip(dgains, moved, strict=True)], dfresh), ahead
+        dbefore = _chosen(active, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
+        reset = coordinates.is_reset(t, active)
+        if reset is not None:
+            dinitial = [total + jnp.where(reset, d, 0.0) for total, d in zip(dinitial, dbefore, strict=True)]
+            dbefore = _chosen(reset, [none] * fields, dbefore)
+        return (dbefore, [total + d for total, d in zip(dgains, dparameters, strict=True)], dinitial), ahead
 
-    dlast = [place.of_real(place.state(read.dlast, field)) for field in range(fields)]
-    held = steps - place.longest(steps)
+    dlast = [coordinates.of_real(coordinates.state(read.dlast, field)) for field in range(fields)]
+    masked = steps - coordinates.longest(steps)
     if shared.length is not None:
-        dlast = jax.lax.fori_loop(jnp.int32(0), held, hold, dlast)
+        dlast = jax.lax.fori_loop(jnp.int32(0), masked, masked_step, dlast)
     start = dlast, [none] * len(gains), [none] * fields if marked else []
-    first = inputs(jnp.maximum(steps - 1 - held, 0))
-    (dstate, dgains, dfresh), _ = jax.lax.fori_loop(held, jnp.int32(steps), one, (start, first))
-    for array, values in ((write.dstate, dstate), (write.dgains, dgains), (write.dfresh, dfresh)):
+    first = inputs(jnp.maximum(steps - 1 - masked, 0))
+    (dstate, dgains, dinitial), _ = jax.lax.fori_loop(masked, jnp.int32(steps), one, (start, first))
+    for array, values in ((write.dstate, dstate), (write.dgains, dgains), (write.dinitial, dinitial)):
         for field, value in enumerate(values):
-            place.write_state(array, field, value)
+            coordinates.write_state(array, field, value)
 
 
 def _chosen(condition: Array | None, one: Sequence[Array], other: Sequence[Array]) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Tier 2: a cluster of blocks for each head and tile of sequences, R in the shared memory of all (Mosaic, Hopper)."""
+"""Strategy 2: a cluster of blocks for each head and tile of sequences, R in their shared memory (Mosaic, Hopper)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +12,10 @@ from ...pallas import output
 from ..contract import Pointwise, Sequences, Weights
 from ..pointwise.step import Step
 from . import cluster_backward, cluster_forward
-from .cut import NARROWEST, SPARE, WIDEST, Cut, fill, marks, ring, tiles_of
 from .device import HOPPER, Device
 from .exchange import ClusterExchange
-from .tier import AbstractTier, Loop, Problem
+from .strategy import AbstractStrategy, Loop, Problem
+from .tiling import NARROWEST, SPARE, WIDEST, Tiling, fill, marks, ring, tiles_of
 
 LARGEST = 16  # blocks of a cluster; more than eight are not portable, but every Hopper device runs them
 # What asks for more than TF32, of `jax_default_matmul_precision`.
@@ -27,7 +27,7 @@ LACKING = frozenset(  # of all operations; in one JAX or another
 
 
 @dataclass(frozen=True)
-class Cluster(AbstractTier):
+class Cluster(AbstractStrategy):
     """Each block owns `width` units of a head, and gets h of the others through global memory at every step."""
 
     device: Device
@@ -49,7 +49,7 @@ class Cluster(AbstractTier):
         if units % NARROWEST:
             nearest = -(-units // NARROWEST) * NARROWEST
             return f"a cluster needs a multiple of {NARROWEST} units a head, such as {nearest}, and not {units}"
-        sizes = _Sizes(pointwise.gates, len(step.columns), pointwise.fields, weights.R.dtype.itemsize, device)
+        sizes = _Sizes(pointwise.gates, len(step.pre_activations), pointwise.fields, weights.R.dtype.itemsize, device)
         for each in range(units, 0, -NARROWEST):
             found = sizes.width(each)
             if found is not None and each == units:
@@ -67,53 +67,53 @@ class Cluster(AbstractTier):
     def forward(
         self, problem: Problem, us: Float[Array, "S B T G H"], used_outputs: tuple[bool, ...], interpret: Any
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
-        weights, sequences, cut = problem.weights, problem.sequences, self._cut(self.forward_ring, problem)
+        weights, sequences, tiling = problem.weights, problem.sequences, self._cut(self.forward_ring, problem)
         resets, state, after = _resets(sequences), sequences.state, None
         if resets is not None:  # one before step t + 1 is made at the end of step t, so that all blocks see it
             state = jnp.where(resets[:, :, :1, None], weights.initial[:, None], state)
             after = jnp.pad(resets[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
         operands = cluster_forward.Operands(
-            fill(us, cut.batch),
-            cluster_forward.packed(cut, weights.R),
+            fill(us, tiling.batch),
+            cluster_forward.packed(tiling, weights.R),
             weights.gains if weights.gains.shape[1] else None,
             None if resets is None else weights.initial,
-            fill(state, cut.batch),
-            marks(cut, sequences.length, after, us.shape[1]),
+            fill(state, tiling.batch),
+            marks(tiling, sequences.length, after, us.shape[1]),
         )
-        states = output((cut.groups, cut.batch, cut.steps, us.shape[4]), state.dtype)
+        states = output((tiling.groups, tiling.batch, tiling.steps, us.shape[4]), state.dtype)
         results = cluster_forward.Results(
             states.update(dtype=weights.R.dtype),
             tuple(states if used else None for used in used_outputs),
             output(operands.state.shape, state.dtype),
         )
         name, exchange = f"rnnjax_{problem.name}_forward", ClusterExchange(fences=not interpret)
-        made = cluster_forward.forward(cut, problem.step, name, exchange, interpret, operands, results)
-        made = jax.tree.map(lambda array: array[:, : us.shape[1]], made)
-        return made.states, made.last
+        results = cluster_forward.forward(tiling, problem.step, name, exchange, interpret, operands, results)
+        results = jax.tree.map(lambda array: array[:, : us.shape[1]], results)
+        return results.states, results.last
 
     def backward(
         self,
         problem: Problem,
-        columns: Float[Array, "S B T C H"],
+        pre_activations: Float[Array, "S B T C H"],
         before: Float[Array, "S B T F H"],
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"],
         interpret: Any,
     ) -> Loop:
-        weights, sequences, cut = problem.weights, problem.sequences, self._cut(self.backward_ring, problem)
-        filled = partial(fill, batch=cut.batch)
+        weights, sequences, tiling = problem.weights, problem.sequences, self._cut(self.backward_ring, problem)
+        filled = partial(fill, batch=tiling.batch)
         operands = cluster_backward.Operands(
-            filled(columns),
+            filled(pre_activations),
             filled(before),
             tuple(None if each is None else filled(each) for each in dstates),
             filled(dlast),
-            cluster_backward.packed(cut, weights.R),
+            cluster_backward.packed(tiling, weights.R),
             weights.gains if weights.gains.shape[1] else None,
-            marks(cut, sequences.length, _resets(sequences), dlast.shape[1]),
+            marks(tiling, sequences.length, _resets(sequences), dlast.shape[1]),
         )
         state = output(operands.dlast.shape, dlast.dtype)
         results = cluster_backward.Results(
-            output(operands.columns.shape, weights.R.dtype),
+            output(operands.pre_activations.shape, weights.R.dtype),
             state.update(shape=(*state.shape[:2], weights.gains.shape[1], state.shape[3]))
             if weights.gains.shape[1]
             else None,
@@ -121,20 +121,20 @@ class Cluster(AbstractTier):
             state,
         )
         name, exchange = f"rnnjax_{problem.name}_backward", ClusterExchange(fences=not interpret)
-        made = cluster_backward.backward(cut, problem.step, name, exchange, interpret, operands, results)
-        return Loop(*jax.tree.map(lambda array: array[:, : dlast.shape[1]], tuple(made)))
+        results = cluster_backward.backward(tiling, problem.step, name, exchange, interpret, operands, results)
+        return Loop(*jax.tree.map(lambda array: array[:, : dlast.shape[1]], tuple(results)))
 
-    def _cut(self, ring: tuple[int, int], problem: Problem) -> Cut:
+    def _cut(self, ring: tuple[int, int], problem: Problem) -> Tiling:
         groups, batch, steps, _ = problem.sequences.xs.shape
         heads, units = problem.weights.R.shape[1:3]
-        return Cut(groups, heads, *tiles_of(batch), steps, units, units // self.width, *ring)
+        return Tiling(groups, heads, *tiles_of(batch), steps, units, units // self.width, *ring)
 
 
 class _Sizes(NamedTuple):
     """What decides whether a head of some size fits."""
 
     gates: int
-    columns: int
+    pre_activations: int
     fields: int
     itemsize: int
     device: Device
@@ -152,7 +152,7 @@ class _Sizes(NamedTuple):
         """Those in what a block's part of R and the arrays of a step leave of its shared memory."""
         room = self.device.shared_memory - SPARE
         ahead = cluster_forward.fixed_bytes(width, units, self.gates, self.fields, self.itemsize)
-        back = cluster_backward.fixed_bytes(width, units, self.gates, self.columns, self.fields, self.itemsize)
+        back = cluster_backward.fixed_bytes(width, units, self.gates, self.pre_activations, self.fields, self.itemsize)
         return ring(units, 1, self.itemsize, room - ahead), ring(units, self.gates, self.itemsize, room - back)
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from ...pallas import layout, load, mosaic_gpu, pallas
 from ..pointwise.step import Step
-from .cut import ROWS, Cut, Ring, Worker, chosen, launch, of_rows
 from .exchange import ClusterExchange
+from .tiling import ROWS, Ring, Tiling, WarpGroup, chosen, launch, of_rows
 
 
 class Operands(NamedTuple):
@@ -38,7 +38,7 @@ class Results(NamedTuple):
 class _Scratch(NamedTuple):
     """What a block has for itself: its part of R, inputs, h and states in shared memory, and barriers."""
 
-    kept: Any
+    resident_part: Any
     inputs: Any
     hidden: Any
     staged: Any
@@ -49,11 +49,13 @@ class _Scratch(NamedTuple):
     ready: Any
 
 
-def packed(cut: Cut, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N blocks chunks columns chunk"]:
+def packed(tiling: Tiling, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N blocks chunks columns chunk"]:
     """R as the blocks keep it: of each the columns of its units, gate by gate, in chunks of the operand."""
     groups, heads, _, gates, _ = R.shape
-    apart = R.reshape(groups, heads, cut.chunks, cut.chunk, gates, cut.blocks, cut.width).transpose(0, 1, 5, 2, 4, 6, 3)
-    return apart.reshape(groups, heads, cut.blocks, cut.chunks, gates * cut.width, cut.chunk)
+    apart = R.reshape(groups, heads, tiling.chunks, tiling.chunk, gates, tiling.blocks, tiling.width).transpose(
+        0, 1, 5, 2, 4, 6, 3
+    )
+    return apart.reshape(groups, heads, tiling.blocks, tiling.chunks, gates * tiling.width, tiling.chunk)
 
 
 def fixed_bytes(width: int, units: int, gates: int, fields: int, itemsize: int) -> int:
@@ -62,26 +64,32 @@ def fixed_bytes(width: int, units: int, gates: int, fields: int, itemsize: int) 
 
 
 def forward(
-    cut: Cut, step: Step, name: str, exchange: ClusterExchange, interpret: Any, operands: Operands, results: Results
+    tiling: Tiling,
+    step: Step,
+    name: str,
+    exchange: ClusterExchange,
+    interpret: Any,
+    operands: Operands,
+    results: Results,
 ) -> Results:
     """All steps; `results` holds the types."""
     gates, fields = operands.us.shape[3], operands.state.shape[2]
     shared, dtype = mosaic_gpu.SMEM, operands.R.dtype
     scratch = _Scratch(
-        shared((cut.chunks, gates * cut.width, cut.chunk), dtype),
-        shared((gates, ROWS, cut.width), operands.us.dtype),
-        shared((ROWS, cut.width), dtype),
-        shared((fields, ROWS, cut.width), operands.state.dtype),
-        shared((cut.slots, ROWS, cut.chunk), dtype),
-        mosaic_gpu.Barrier(num_barriers=1, num_arrivals=cut.chunks),
+        shared((tiling.chunks, gates * tiling.width, tiling.chunk), dtype),
+        shared((gates, ROWS, tiling.width), operands.us.dtype),
+        shared((ROWS, tiling.width), dtype),
+        shared((fields, ROWS, tiling.width), operands.state.dtype),
+        shared((tiling.slots, ROWS, tiling.chunk), dtype),
+        mosaic_gpu.Barrier(num_barriers=1, num_arrivals=tiling.chunks),
         mosaic_gpu.Barrier(num_barriers=1, num_arrivals=fields),
         mosaic_gpu.Barrier(num_barriers=1, num_arrivals=gates),
-        mosaic_gpu.Barrier(num_barriers=cut.slots),
+        mosaic_gpu.Barrier(num_barriers=tiling.slots),
     )
-    return launch(_Block, cut, step, name, exchange, interpret, operands, results, scratch)
+    return launch(_Block, tiling, step, name, exchange, interpret, operands, results, scratch)
 
 
-class _Block(Worker):
+class _Block(WarpGroup):
     """What one block does."""
 
     @property
@@ -93,72 +101,80 @@ class _Block(Worker):
         return self.read.state.shape[2]
 
     def run(self) -> None:
-        read, place, scratch = self.read, self.place, self.scratch
+        read, coordinates, scratch = self.read, self.coordinates, self.scratch
         self.keep()
         self.fetch_inputs(jnp.int32(0))
         for field in range(self.fields):
-            source = read.state.at[place.group, place.batch, field, place.mine]
-            mosaic_gpu.copy_gmem_to_smem(source, scratch.staged.at[field, place.top], scratch.started.at[0])
+            source = read.state.at[coordinates.group, coordinates.batch, field, coordinates.mine]
+            mosaic_gpu.copy_gmem_to_smem(source, scratch.staged.at[field, coordinates.top], scratch.started.at[0])
         self.gains, self.initial = self.vectors(read.gains), self.vectors(read.initial)
         mosaic_gpu.barrier_wait(scratch.started.at[0])
         start = [load(scratch.staged.at[field], layout()) for field in range(self.fields)]
         self.publish(jnp.int32(0), start[0])
         mosaic_gpu.barrier_wait(scratch.resident.at[0])
-        last = jax.lax.fori_loop(jnp.int32(0), jnp.int32(self.cut.steps), self.one, start)
+        last = jax.lax.fori_loop(jnp.int32(0), jnp.int32(self.tiling.steps), self.one, start)
         mosaic_gpu.wait_smem_to_gmem(0, wait_read_only=True)
         fields = range(self.fields)
-        self.store([self.write.last.at[place.group, place.batch, field, place.mine] for field in fields], last)
+        self.store(
+            [self.write.last.at[coordinates.group, coordinates.batch, field, coordinates.mine] for field in fields],
+            last,
+        )
         mosaic_gpu.wait_smem_to_gmem(0)
 
     def fetch_inputs(self, t: Array) -> None:
         """Start the loads of what step t gets from the input."""
-        place = self.place
+        coordinates = self.coordinates
         for gate in range(self.gates):
-            source = self.read.us.at[place.group, place.batch, t, gate, place.mine]
-            target = self.scratch.inputs.at[gate, place.top]
+            source = self.read.us.at[coordinates.group, coordinates.batch, t, gate, coordinates.mine]
+            target = self.scratch.inputs.at[gate, coordinates.top]
             mosaic_gpu.copy_gmem_to_smem(source, target, self.scratch.arrived.at[0])
 
     def publish(self, t: Array, h: Array) -> None:
         """Store this block's part of the h before step t, and say so."""
-        place, scratch = self.place, self.scratch
+        coordinates, scratch = self.coordinates, self.scratch
         scratch.hidden[...] = h.astype(scratch.hidden.dtype)
         mosaic_gpu.commit_smem()
-        target = self.write.hs.at[place.group, place.batch, t, place.mine]
-        mosaic_gpu.copy_smem_to_gmem(scratch.hidden.at[place.top], target)
+        target = self.write.hs.at[coordinates.group, coordinates.batch, t, coordinates.mine]
+        mosaic_gpu.copy_smem_to_gmem(scratch.hidden.at[coordinates.top], target)
         self.exchange.publish(self.barrier)
 
     def one(self, t: Array, before: list[Array]) -> list[Array]:
         """A step."""
-        cut, place, scratch = self.cut, self.place, self.scratch
-        marks = None if self.read.marks is None else of_rows(self.read.marks.at[place.group, t, place.tile], cut.width)
+        tiling, coordinates, scratch = self.tiling, self.coordinates, self.scratch
+        marks = (
+            None
+            if self.read.marks is None
+            else of_rows(self.read.marks.at[coordinates.group, t, coordinates.tile], tiling.width)
+        )
         self.exchange.collect(self.barrier)
         mosaic_gpu.barrier_wait(scratch.arrived.at[0])
         us = [load(scratch.inputs.at[gate], layout()).astype(self.dtype) for gate in range(self.gates)]
         mosaic_gpu.commit_smem()  # they are read before the next ones are written over them
-        pallas.when(t + 1 < cut.steps)(lambda: self.fetch_inputs(t + 1))
+        pallas.when(t + 1 < tiling.steps)(lambda: self.fetch_inputs(t + 1))
 
-        sums = Ring(scratch.operand, scratch.ready, cut.chunks).product(
-            scratch.kept, lambda k, slot: self.fetch_chunk(t, k, slot), self.gates * cut.width, self.dtype
+        sums = Ring(scratch.operand, scratch.ready, tiling.chunks).product(
+            scratch.resident_part, lambda k, slot: self.fetch_chunk(t, k, slot), self.gates * tiling.width, self.dtype
         )
-        vs = [sums[:, gate * cut.width : (gate + 1) * cut.width] for gate in range(self.gates)]
+        vs = [sums[:, gate * tiling.width : (gate + 1) * tiling.width] for gate in range(self.gates)]
         after = self.step.forward(self.step.sums(us, vs), before, self.gains)
         if marks is not None:
             after = chosen((marks & 1) != 0, after, before)
         following = after if marks is None or not self.initial else chosen((marks & 2) != 0, self.initial, after)
         mosaic_gpu.wait_smem_to_gmem(0, wait_read_only=True)  # what was staged before has been read
-        pallas.when(t + 1 < cut.steps)(lambda: self.publish(t + 1, following[0]))
+        pallas.when(t + 1 < tiling.steps)(lambda: self.publish(t + 1, following[0]))
         targets = [
-            None if each is None else each.at[place.group, place.batch, t, place.mine] for each in self.write.states
+            None if each is None else each.at[coordinates.group, coordinates.batch, t, coordinates.mine]
+            for each in self.write.states
         ]
         self.store(targets, after)
         return following
 
     def fetch_chunk(self, t: Array, k: Any, slot: Any) -> None:
         """Start the load of a chunk of the h of all blocks."""
-        place, scratch = self.place, self.scratch
-        units = pallas.ds(place.head * self.cut.units + k * self.cut.chunk, self.cut.chunk)
-        source = self.write.hs.at[place.group, place.batch, t, units]
-        mosaic_gpu.copy_gmem_to_smem(source, scratch.operand.at[slot, place.top], scratch.ready.at[slot])
+        coordinates, scratch = self.coordinates, self.scratch
+        units = pallas.ds(coordinates.head * self.tiling.units + k * self.tiling.chunk, self.tiling.chunk)
+        source = self.write.hs.at[coordinates.group, coordinates.batch, t, units]
+        mosaic_gpu.copy_gmem_to_smem(source, scratch.operand.at[slot, coordinates.top], scratch.ready.at[slot])
 
     def store(self, targets: list[Any], state: list[Array]) -> None:
         """Start the stores of the fields of a state; a target may be None."""
@@ -169,4 +185,4 @@ class _Block(Worker):
         mosaic_gpu.commit_smem()
         for field, target in enumerate(targets):
             if target is not None:
-                mosaic_gpu.copy_smem_to_gmem(staged.at[field, self.place.top], target)
+                mosaic_gpu.copy_smem_to_gmem(staged.at[field, self.coordinates.top], target)

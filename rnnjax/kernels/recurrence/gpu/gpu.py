@@ -1,4 +1,4 @@
-"""The kernel of GPUs: which tier runs a cell on a device, the first that its sizes fit into."""
+"""The kernel of GPUs: which strategy runs a cell on a device, the first that its sizes fit into."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .block import Block
 from .cluster import Cluster
 from .device import Device
 from .plan import GPUPlan
-from .tier import AbstractTier
+from .strategy import AbstractStrategy
 
 
 class GPU(AbstractKernel):
@@ -22,9 +22,9 @@ class GPU(AbstractKernel):
 
     R of a head stays in shared memory for all of time: in that of one block of threads, where it fits, from Ampere on;
     else, on Hopper, in that of a cluster of up to 16 blocks, which show each other h at every step. Backward reads
-    the states and the columns, which one product has made anew, and writes the columns' cotangents: the products with
-    them are outside. Sums and states are float32; the cotangents of columns have the dtype of the weights, so that in
-    float16 the loss wants a scale. float32 is multiplied as TF32 where
+    the states and the pre-activations, which one product has made anew, and writes the cotangents of these: their
+    products are outside. Sums and states are float32; the cotangents of pre-activations have the dtype of the weights,
+    so that in float16 the loss wants a scale. float32 is multiplied as TF32 where
     `jax_default_matmul_precision` allows it, as it does by default, and by a cluster in no other way.
 
     device      what to plan for; None is the device that is lowered for
@@ -41,18 +41,18 @@ class GPU(AbstractKernel):
         step = translate(pointwise, dtype)
         if isinstance(step, Refusal):
             return Refusal(f"The GPU kernel has no program for it: {step}.")
-        tier = fit(pointwise, step, weights, self.device or Device.current())
-        if isinstance(tier, Refusal):
-            return tier
-        return GPUPlan(pointwise, dtype, tier, self.interpret, step)
+        strategy = fit(pointwise, step, weights, self.device or Device.current())
+        if isinstance(strategy, Refusal):
+            return strategy
+        return GPUPlan(pointwise, dtype, strategy, self.interpret, step)
 
 
-def fit(pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> AbstractTier | Refusal:
-    """The tier for such a cell, or why none of them takes it."""
+def fit(pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> AbstractStrategy | Refusal:
+    """The strategy for such a cell, or why none of them takes it."""
     reasons = []
     for kind in (Block, Cluster):
-        tier = kind.fit(pointwise, step, weights, device)
-        if isinstance(tier, AbstractTier):
-            return tier
-        reasons.append(tier)
+        strategy = kind.fit(pointwise, step, weights, device)
+        if isinstance(strategy, AbstractStrategy):
+            return strategy
+        reasons.append(strategy)
     return Refusal(f"The GPU kernel does not take it: as one block of threads, {'; '.join(reasons)}.")

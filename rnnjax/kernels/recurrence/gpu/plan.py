@@ -1,4 +1,4 @@
-"""How the GPU kernel runs one cell: the loop over time by its tier, the big products outside of it."""
+"""How the GPU kernel runs one cell: the loop over time by its strategy, the big products outside of it."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from .. import products
 from ..contract import Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights
 from ..pointwise.step import Step
-from ..products import Pulled
+from ..products import LoopCotangents
 from ..reference import ReferencePlan
-from .tier import AbstractTier, Problem
+from .strategy import AbstractStrategy, Problem
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class GPUPlan(KernelPlan):
 
     pointwise: Pointwise
     dtype: np.dtype  # of states and sums
-    tier: AbstractTier
+    strategy: AbstractStrategy
     interpret: Any
     step: Step = field(compare=False, repr=False)  # of `pointwise` in `dtype`
 
     def __str__(self) -> str:
-        return f"GPU kernel, {self.tier} (experimental: no device has measured it)"
+        return f"GPU kernel, {self.strategy} (experimental: no device has measured it)"
 
     def forward(
         self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
@@ -35,7 +35,7 @@ class GPUPlan(KernelPlan):
         if 0 in sequences.xs.shape[:3]:
             return ReferencePlan(self.pointwise).forward(weights, sequences, residual_size, used_outputs)
         us = products.over_groups(products.inputs, weights, sequences)
-        states, last = self.tier.forward(self._problem(weights, sequences), us, used_outputs, self.interpret)
+        states, last = self.strategy.forward(self._problem(weights, sequences), us, used_outputs, self.interpret)
         return Trajectory(states, last, jnp.zeros((*us.shape[:3], residual_size, us.shape[4]), last.dtype))
 
     def backward(
@@ -50,20 +50,22 @@ class GPUPlan(KernelPlan):
         if 0 in sequences.xs.shape[:3]:
             reference = ReferencePlan(self.pointwise)
             return reference.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
-        before = products.over_groups(products.befores, weights, sequences, trajectory.states)
-        columns = products.over_groups(partial(products.columns, self.step), weights, sequences, before[:, :, :, 0])
+        before = products.over_groups(products.previous_states, weights, sequences, trajectory.states)
+        pre_activations = products.over_groups(
+            partial(products.pre_activations, self.step), weights, sequences, before[:, :, :, 0]
+        )
         dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
         problem = self._problem(weights, sequences)
-        made = self.tier.backward(problem, columns, before, dstates, dlast, self.interpret)
+        results = self.strategy.backward(problem, pre_activations, before, dstates, dlast, self.interpret)
         none = jnp.zeros((*dlast.shape[:2], 0, dlast.shape[3]), dlast.dtype)
-        pulled = Pulled(
-            *products.by_gate(self.step, made.dcolumns),
-            none if made.dgains is None else made.dgains,
-            jnp.zeros_like(dlast) if made.dfresh is None else made.dfresh,
-            made.dstate,
+        loop = LoopCotangents(
+            *products.by_gate(self.step, results.dpre_activations),
+            none if results.dgains is None else results.dgains,
+            jnp.zeros_like(dlast) if results.dinitial is None else results.dinitial,
+            results.dstate,
         )
         group = partial(products.cotangents, needs_gradient)
-        return products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
+        return products.over_groups(group, weights, sequences, before[:, :, :, 0], loop)
 
     def _problem(self, weights: Weights, sequences: Sequences) -> Problem:
         return Problem(self.pointwise.name, self.step, weights, sequences)

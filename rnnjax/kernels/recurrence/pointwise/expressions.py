@@ -90,8 +90,8 @@ class Graph:
         for number in sorted(self.users(outputs)):
             node = self.nodes[number]
             if node.operands:
-                made = MEANINGS[node.operation](*(values[operand] for operand in node.operands))
-                values[number] = made.astype(self.dtype)  # a boolean is 1 or 0
+                value = MEANINGS[node.operation](*(values[operand] for operand in node.operands))
+                values[number] = value.astype(self.dtype)  # a boolean is 1 or 0
             elif node.operation == "input":
                 values[number] = inputs[node.leaf]
             elif (constant := self.value(number)) is not None:

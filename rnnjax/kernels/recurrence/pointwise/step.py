@@ -16,7 +16,7 @@ from .primitives import TranslationError
 from .trace import trace
 
 
-class Column(NamedTuple):
+class PreActivation(NamedTuple):
     """A row of the gate buffer: the gate it belongs to, and which of the two products adds to it."""
 
     gate: int
@@ -25,53 +25,57 @@ class Column(NamedTuple):
 
 
 class Step(NamedTuple):
-    """`pointwise` of one unit, and its transposed derivative, where both products of a gate are one column if they can.
+    """`pointwise` of one unit, and its transposed derivative, where the two products of a gate
+    share one pre-activation if they can.
 
-    forward    columns[C], before[F], gains[K]                 -> after[F]
-    backward   columns[C], before[F], dafter[F], gains[K]      -> dcolumns[C], dbefore[F], dgains[K]
+    forward    pre_activations[C], before[F], gains[K]                 -> after[F]
+    backward   pre_activations[C], before[F], dafter[F], gains[K]      -> dpre_activations[C], dbefore[F], dgains[K]
 
     The inputs of `graph` are these names, each with a row; the rows of the outputs are nodes of it.
     """
 
-    columns: tuple[Column, ...]
+    pre_activations: tuple[PreActivation, ...]
     graph: Graph
     after: tuple[int, ...]
-    dcolumns: tuple[int, ...]
+    dpre_activations: tuple[int, ...]
     dbefore: tuple[int, ...]
     dgains: tuple[int, ...]
 
     @property
     def by_input(self) -> tuple[int, ...]:
-        """The columns that the product with the input adds to, in the order of the gates."""
-        return tuple(number for number, column in enumerate(self.columns) if column.input)
+        """The pre-activations that the product with the input adds to, in the order of the gates."""
+        return tuple(number for number, pre_activation in enumerate(self.pre_activations) if pre_activation.input)
 
     @property
     def by_state(self) -> tuple[int, ...]:
-        """The columns that the product with the state adds to, in the order of the gates."""
-        return tuple(number for number, column in enumerate(self.columns) if column.recurrent)
+        """The pre-activations that the product with the state adds to, in the order of the gates."""
+        return tuple(number for number, pre_activation in enumerate(self.pre_activations) if pre_activation.recurrent)
 
     def sums(self, us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
-        """The columns, of what the gates get from the input and from the state."""
+        """The pre-activations, of what the gates get from the input and from the state."""
         added = {(True, True): lambda u, v: u + v, (True, False): lambda u, _: u, (False, True): lambda _, v: v}
-        return [added[column.input, column.recurrent](us[column.gate], vs[column.gate]) for column in self.columns]
+        return [
+            added[pre_activation.input, pre_activation.recurrent](us[pre_activation.gate], vs[pre_activation.gate])
+            for pre_activation in self.pre_activations
+        ]
 
-    def forward(self, columns: Sequence[Array], before: Sequence[Array], gains: Sequence[Array]) -> list[Array]:
+    def forward(self, pre_activations: Sequence[Array], before: Sequence[Array], gains: Sequence[Array]) -> list[Array]:
         """The fields of the state after a step, of arrays of one shape."""
-        return self.graph.evaluate(self.after, _named(columns=columns, before=before, gains=gains))
+        return self.graph.evaluate(self.after, _named(pre_activations=pre_activations, before=before, gains=gains))
 
     def backward(
-        self, columns: Sequence[Array], before: Sequence[Array], dafter: Sequence[Array], gains: Sequence[Array]
+        self, pre_activations: Sequence[Array], before: Sequence[Array], dafter: Sequence[Array], gains: Sequence[Array]
     ) -> tuple[list[Array], list[Array], list[Array]]:
-        """The cotangents of columns, state before and gains."""
-        inputs = _named(columns=columns, before=before, dafter=dafter, gains=gains)
-        made = iter(self.graph.evaluate((*self.dcolumns, *self.dbefore, *self.dgains), inputs))
-        counts = len(self.dcolumns), len(self.dbefore), len(self.dgains)
-        dcolumns, dbefore, dgains = (list(islice(made, count)) for count in counts)
-        return dcolumns, dbefore, dgains
+        """The cotangents of pre-activations, state before and gains."""
+        inputs = _named(pre_activations=pre_activations, before=before, dafter=dafter, gains=gains)
+        results = iter(self.graph.evaluate((*self.dpre_activations, *self.dbefore, *self.dgains), inputs))
+        counts = len(self.dpre_activations), len(self.dbefore), len(self.dgains)
+        dpre_activations, dbefore, dgains = (list(islice(results, count)) for count in counts)
+        return dpre_activations, dbefore, dgains
 
     def operations(self) -> frozenset[str]:
         """Those that a kernel needs to have for both halves."""
-        needed = self.graph.users((*self.after, *self.dcolumns, *self.dbefore, *self.dgains))
+        needed = self.graph.users((*self.after, *self.dpre_activations, *self.dbefore, *self.dgains))
         return frozenset(self.graph.nodes[number].operation for number in needed) - {"input", "constant"}
 
 
@@ -83,7 +87,7 @@ def _named(**arrays: Sequence[Array]) -> dict[Hashable, Array]:
 def translate(pointwise: Pointwise, dtype: np.dtype) -> Step | Refusal:
     """The step of `pointwise` in the dtype that states are carried in, or why there is none."""
     try:
-        return _in_columns(*_expressions(pointwise, dtype))
+        return _in_pre_activations(*_expressions(pointwise, dtype))
     except TranslationError as error:
         return Refusal(str(error))
 
@@ -117,21 +121,22 @@ def _transposed(pointwise: Pointwise, dafter: Float[Array, " F"], **inputs: Floa
     return {f"d{name}": cotangent for name, cotangent in cotangents.items()}
 
 
-def _in_columns(graph: Graph, rows: dict[str, list[int]]) -> Step:
-    """One column for a gate whose u and v are seen as their sum alone, so that their cotangents are one; else two."""
+def _in_pre_activations(graph: Graph, rows: dict[str, list[int]]) -> Step:
+    """One pre-activation for a gate whose u and v are seen as their sum alone, so that cotangents agree; else two."""
     users = graph.users(number for outputs in rows.values() for number in outputs)
-    columns, replaced, dcolumns, fresh = [], {}, [], Graph(graph.dtype)
+    pre_activations, replaced, dpre_activations, sums = [], {}, [], Graph(graph.dtype)
     for gate, (du, dv) in enumerate(zip(rows["du"], rows["dv"], strict=True)):
         u, v = graph.input(("u", gate)), graph.input(("v", gate))
         total = graph.node("add", u, v)
         summed = du == dv and {*users.get(u, ()), *users.get(v, ())} <= {total}
         parts = [(total, True, True, du)] if summed else [(u, True, False, du), (v, False, True, dv)]
         for number, by_input, by_state, cotangent in parts:
-            replaced[number] = fresh.input(("columns", len(columns)))
-            columns.append(Column(gate, by_input, by_state))
-            dcolumns.append(cotangent)
-    numbers = graph.into(fresh, replaced)
-    after, dcolumns, dbefore, dgains = (
-        tuple(numbers[number] for number in row) for row in (rows["after"], dcolumns, rows["dbefore"], rows["dgains"])
+            replaced[number] = sums.input(("pre_activations", len(pre_activations)))
+            pre_activations.append(PreActivation(gate, by_input, by_state))
+            dpre_activations.append(cotangent)
+    numbers = graph.into(sums, replaced)
+    after, dpre_activations, dbefore, dgains = (
+        tuple(numbers[number] for number in row)
+        for row in (rows["after"], dpre_activations, rows["dbefore"], rows["dgains"])
     )
-    return Step(tuple(columns), fresh, after, dcolumns, dbefore, dgains)
+    return Step(tuple(pre_activations), sums, after, dpre_activations, dbefore, dgains)

@@ -99,8 +99,8 @@ def _name(equation: JaxprEqn) -> str:
 
 def _move(graph: Graph, equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
     del graph
-    moved = MOVES[equation.primitive.name](*inputs, **equation.params)
-    return list(map(np.asarray, moved)) if isinstance(moved, list) else [np.asarray(moved)]  # of a scalar, too
+    indexed = MOVES[equation.primitive.name](*inputs, **equation.params)
+    return list(map(np.asarray, indexed)) if isinstance(indexed, list) else [np.asarray(indexed)]  # of a scalar, too
 
 
 def _reduce(graph: Graph, equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -143,8 +143,8 @@ def _bind(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Sequence
 
 def _moved_by_index(equation: JaxprEqn, inputs: list[Any]) -> np.ndarray:
     filled = {"fill_value": NOWHERE} if "fill_value" in equation.params else {}
-    (moved,) = _bind(equation, inputs, **filled)
-    nodes = np.asarray(moved, np.int32)
+    (indexed,) = _bind(equation, inputs, **filled)
+    nodes = np.asarray(indexed, np.int32)
     if NOWHERE in nodes:
         raise TranslationError("pointwise has an index that is out of bounds")
     return nodes

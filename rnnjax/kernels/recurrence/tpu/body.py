@@ -1,6 +1,6 @@
 """What the TPU kernel does with one block of time: both halves, step by step, the states in a scratch of vector memory.
 
-The blocks are references [steps, columns, rows, units], [fields, rows, units] or [rows, 1]; `carry` is the scratch.
+The blocks are references [steps, C, rows, units], [fields, rows, units] or [rows, 1]; `carry` is the scratch.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,66 +25,68 @@ def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Any
 
     def one(t: Array) -> None:
         old = list(carry[...])
-        before = _chosen(_fresh(resets, t), list(initial[...]), old) if marked else old
+        before = _chosen(_is_reset(resets, t), list(initial[...]), old) if marked else old
         h = before[0].astype(R.dtype)
         vs = [jnp.dot(h, R[gate], preferred_element_type=carry.dtype) for gate in range(R.shape[0])]
-        columns = step.sums([us[t, gate].astype(carry.dtype) for gate in range(R.shape[0])], vs)
-        after = _chosen(first + t < length[...], step.forward(columns, before, _wide(gains, h)), old)
+        pre_activations = step.sums([us[t, gate].astype(carry.dtype) for gate in range(R.shape[0])], vs)
+        after = _chosen(first + t < length[...], step.forward(pre_activations, before, _wide(gains, h)), old)
         for field, array in enumerate(after):
             carry[field] = array
         for output, array in zip(states, compress(after, used_outputs), strict=True):
             output[t, 0] = array
 
-    def hold() -> None:
+    def masked_step() -> None:
         written = [field for field, used in enumerate(used_outputs) if used]
         for output, field in zip(states, written, strict=True):
             output[...] = jnp.broadcast_to(carry[field], output.shape)
 
-    _each(us.shape[0], first, length, one, hold)
+    _each(us.shape[0], first, length, one, masked_step)
     last[...] = carry[...]
 
 
 def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Any) -> None:
     """Steps in reverse; `given` says of which fields there are cotangents, `marked` whether there are resets."""
-    columns, befores, *dgiven = blocks[: 2 + sum(given)]
-    R, gains, dlast, length, resets, dcolumns, dgains, dfresh, dstate, carry = blocks[2 + sum(given) :]
-    _start((carry, dlast), (dgains, None), (dfresh, None))
-    steps = columns.shape[0]
+    pre_activations, previous_states, *dgiven = blocks[: 2 + sum(given)]
+    R, gains, dlast, length, resets, dpre_activations, dgains, dinitial, dstate, carry = blocks[2 + sum(given) :]
+    _start((carry, dlast), (dgains, None), (dinitial, None))
+    steps = pre_activations.shape[0]
     first = (pallas.num_programs(TIME) - 1 - pallas.program_id(TIME)) * steps
 
     def one(k: Array) -> None:
         t = steps - 1 - k
-        running = first + t < length[...]
+        active = first + t < length[...]
         arriving = iter(dgiven)
         pairs = zip(list(carry[...]), given, strict=True)
         dafter = [d + next(arriving)[t, 0] if is_given else d for d, is_given in pairs]
-        before = list(befores[t])
-        made, dbefore, moved = step.backward(list(columns[t]), before, dafter, _wide(gains, before[0]))
-        made = _chosen(running, made, [jnp.zeros_like(each) for each in made])
-        for column, array in enumerate(made):
-            dcolumns[t, column] = array.astype(dcolumns.dtype)
-        for row, array in enumerate(moved):
-            dgains[row] += jnp.where(running, array, 0.0)
+        before = list(previous_states[t])
+        dgates, dbefore, dparameters = step.backward(list(pre_activations[t]), before, dafter, _wide(gains, before[0]))
+        dgates = _chosen(active, dgates, [jnp.zeros_like(each) for each in dgates])
+        for pre_activation, array in enumerate(dgates):
+            dpre_activations[t, pre_activation] = array.astype(dpre_activations.dtype)
+        for row, array in enumerate(dparameters):
+            dgains[row] += jnp.where(active, array, 0.0)
         through = [
-            jax.lax.dot_general(made[column].astype(R.dtype), R[gate], (((1,), (1,)), ((), ())), None, carry.dtype)
-            for gate, column in enumerate(step.by_state)
+            jax.lax.dot_general(
+                dgates[pre_activation].astype(R.dtype), R[gate], (((1,), (1,)), ((), ())), None, carry.dtype
+            )
+            for gate, pre_activation in enumerate(step.by_state)
         ]
-        dbefore = _chosen(running, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
+        dbefore = _chosen(active, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
         if marked:
-            fresh = running & _fresh(resets, t)
+            reset = active & _is_reset(resets, t)
             for field, array in enumerate(dbefore):
-                dfresh[field] += jnp.where(fresh, array, 0.0)
-            dbefore = _chosen(fresh, [jnp.zeros_like(each) for each in dbefore], dbefore)
+                dinitial[field] += jnp.where(reset, array, 0.0)
+            dbefore = _chosen(reset, [jnp.zeros_like(each) for each in dbefore], dbefore)
         for field, array in enumerate(dbefore):
             carry[field] = array
 
-    def hold() -> None:
-        dcolumns[...] = jnp.zeros_like(dcolumns)
+    def masked_step() -> None:
+        dpre_activations[...] = jnp.zeros_like(dpre_activations)
         arriving = (field for field, is_given in enumerate(given) if is_given)
         for each, field in zip(dgiven, arriving, strict=True):
             carry[field] += each[...].sum((0, 1))
 
-    _each(steps, first, length, one, hold)
+    _each(steps, first, length, one, masked_step)
     dstate[...] = carry[...]
 
 
@@ -97,15 +99,15 @@ def _start(*pairs: tuple[Any, Any]) -> None:
             reference[...] = jnp.zeros_like(reference) if source is None else source[...]
 
 
-def _each(steps: int, first: Array, length: Any, one: Callable[[Array], None], hold: Callable[[], None]) -> None:
-    """Each step of this block of time, or `hold` where all sequences are at their end before it."""
+def _each(steps: int, first: Array, length: Any, one: Callable[[Array], None], masked_step: Callable[[], None]) -> None:
+    """Each step of this block of time, or `masked_step` where all sequences are at their end before it."""
     longest = jnp.max(length[...])
     pallas.when(first < longest)(lambda: jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: one(t), None))
-    pallas.when(first >= longest)(hold)
+    pallas.when(first >= longest)(masked_step)
 
 
-def _fresh(resets: Any, t: Array) -> Array:
-    """Before which rows of a step the state starts afresh."""
+def _is_reset(resets: Any, t: Array) -> Array:
+    """Before which rows of a step the state is reset."""
     return ((resets[...] >> t) & 1) != 0
 
 

@@ -130,9 +130,9 @@ class Layout(NamedTuple):
         last = self.grid[3] - 1
         return pallas.BlockSpec((None, None, self.rows, 1), lambda s, _n, b, t: (s, last - t if backward else t, b, 0))
 
-    def timed_type(self, columns: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    def timed_type(self, pre_activations: int, dtype: Any) -> jax.ShapeDtypeStruct:
         sequences, steps, units = self.padded
-        return output((self.groups, self.heads, steps, columns, sequences, units), dtype)
+        return output((self.groups, self.heads, steps, pre_activations, sequences, units), dtype)
 
     def state_type(self, fields: int, dtype: Any) -> jax.ShapeDtypeStruct:
         sequences, _, units = self.padded

@@ -17,7 +17,7 @@ from ...pallas import pallas, tpu
 from .. import products
 from ..contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
 from ..pointwise.step import Step, translate
-from ..products import Pulled
+from ..products import LoopCotangents
 from ..reference import ReferencePlan
 from . import body
 from .layout import LANES, STREAMED, SUBLANES, Layout, temporary, whole
@@ -36,8 +36,8 @@ class TPU(AbstractKernel):
 
     A head is a recurrence of its own. Time is the last axis of the grid, gone through in order: its blocks are fetched
     while the one before is used, and between them R and the states stay in vector memory. Backward reads the states
-    and the columns, which one product has made anew, and writes the columns' cotangents: the products with them are
-    outside. Products follow `jax_default_matmul_precision`; by default the matrix unit rounds float32 to bfloat16.
+    and the pre-activations, which one product has made anew, and writes the cotangents of these: the products with them
+    are outside. Products follow `jax_default_matmul_precision`; by default the matrix unit rounds float32 to bfloat16.
 
     memory      MiB of vector memory to plan for; None is that of the TPU that is lowered for, or what all have
     interpret   emulate it elsewhere: True, or the parameters of Pallas' interpreter for TPUs
@@ -105,13 +105,13 @@ class TPUPlan(KernelPlan):
         dtype, fields = state.dtype, self.pointwise.fields
         outputs = [layout.timed_type(1, dtype) for _ in range(sum(used_outputs))], [layout.state_type(fields, dtype)]
         call = partial(_call, layout, f"rnnjax_{self.pointwise.name}_forward", self.interpret, False)
-        *made, last = call(
+        *results, last = call(
             partial(body.forward, self.step, used_outputs, marked),
             ([layout.timed(us)], _shared(layout, weights.R, weights.gains, weights.initial), [state]),
             layout.marks(sequences),
             outputs,
         )
-        states = iter(layout.untimed(each)[:, :, :, 0] for each in made)
+        states = iter(layout.untimed(each)[:, :, :, 0] for each in results)
         residuals = jnp.zeros((*us.shape[:3], residual_size, us.shape[4]), dtype)
         used = tuple(next(states) if is_used else None for is_used in used_outputs)
         return Trajectory(used, layout.unstate(last), residuals)
@@ -130,35 +130,44 @@ class TPUPlan(KernelPlan):
             return reference.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
         xs_dtype, step, gains = sequences.xs.dtype, self.step, self.pointwise.gains.num_leaves
         weights, sequences = _stored((weights, sequences))
-        before = products.over_groups(products.befores, weights, sequences, trajectory.states)
-        columns = products.over_groups(partial(products.columns, step), weights, sequences, before[:, :, :, 0])
+        before = products.over_groups(products.previous_states, weights, sequences, trajectory.states)
+        pre_activations = products.over_groups(
+            partial(products.pre_activations, step), weights, sequences, before[:, :, :, 0]
+        )
         given = tuple(each is not None for each in dstates)
         dgiven = [each[:, :, :, None] for each in dstates if each is not None]
         dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
 
         itemsize, fields = weights.R.dtype.itemsize, self.pointwise.fields
-        layout = Layout.of(weights, sequences, len(step.columns) * (4 + itemsize) + 4 * (fields + sum(given)))
+        layout = Layout.of(weights, sequences, len(step.pre_activations) * (4 + itemsize) + 4 * (fields + sum(given)))
         states = [layout.state_type(count, dlast.dtype) for count in (max(1, gains), fields, fields)]
-        dcolumns, dgains, dfresh, dstate = _call(
+        dpre_activations, dgains, dinitial, dstate = _call(
             layout,
             f"rnnjax_{self.pointwise.name}_backward",
             self.interpret,
             True,
             partial(body.backward, step, given, sequences.resets is not None),
             (
-                [layout.timed(columns), layout.timed(before), *(layout.timed(each, "constant") for each in dgiven)],
+                [
+                    layout.timed(pre_activations),
+                    layout.timed(before),
+                    *(layout.timed(each, "constant") for each in dgiven),
+                ],
                 _shared(layout, weights.R, weights.gains),
                 [layout.state(dlast, "constant")],
             ),
             layout.marks(sequences),
-            ([layout.timed_type(len(step.columns), weights.R.dtype)], states),
+            ([layout.timed_type(len(step.pre_activations), weights.R.dtype)], states),
         )
-        dcolumns, dgains, dfresh, dstate = layout.untimed(dcolumns), *map(layout.unstate, (dgains, dfresh, dstate))
+        dpre_activations, dgains, dinitial, dstate = (
+            layout.untimed(dpre_activations),
+            *map(layout.unstate, (dgains, dinitial, dstate)),
+        )
         dgains = dgains[:, :, :gains]
-        pulled = Pulled(*products.by_gate(step, dcolumns), dgains, dfresh, dstate)
+        loop = LoopCotangents(*products.by_gate(step, dpre_activations), dgains, dinitial, dstate)
         group = partial(products.cotangents, needs_gradient)
-        made = products.over_groups(group, weights, sequences, before[:, :, :, 0], pulled)
-        return made._replace(xs=None if made.xs is None else made.xs.astype(xs_dtype))
+        results = products.over_groups(group, weights, sequences, before[:, :, :, 0], loop)
+        return results._replace(xs=None if results.xs is None else results.xs.astype(xs_dtype))
 
 
 def _call(

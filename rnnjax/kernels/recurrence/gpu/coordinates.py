@@ -29,39 +29,39 @@ class Shared(NamedTuple):
     resets: Any  # [S B T] int32
 
 
-class Forward(NamedTuple):
+class ForwardOperands(NamedTuple):
     """References to what the forward half reads beside that."""
 
     us: Any  # [S B T G H]
     state: Any  # [S B F H]
 
 
-class Trajectory(NamedTuple):
+class ForwardResults(NamedTuple):
     """References to what it writes."""
 
     states: tuple[Any, ...]  # [S B T H] each, None where nobody looks
     last: Any  # [S B F H]
 
 
-class Backward(NamedTuple):
+class BackwardOperands(NamedTuple):
     """References to what the backward half reads beside what is shared."""
 
-    columns: Any  # [S B T C H]
-    befores: Any  # [S B T F H]
+    pre_activations: Any  # [S B T C H]
+    previous_states: Any  # [S B T F H]
     dstates: tuple[Any, ...]  # [S B T H] each, None where it is zero
     dlast: Any  # [S B F H]
 
 
-class Pulled(NamedTuple):
-    """References to what it writes; `dfresh` is None where there are no resets."""
+class BackwardResults(NamedTuple):
+    """References to what it writes; `dinitial` is None where there are no resets."""
 
-    dcolumns: Any  # [S B T C H]
+    dpre_activations: Any  # [S B T C H]
     dgains: Any  # [S B K H]
-    dfresh: Any  # [S B F H]
+    dinitial: Any  # [S B F H]
     dstate: Any  # [S B F H]
 
 
-class Place:
+class BlockCoordinates:
     """Where a block is, and how it reads and writes."""
 
     def __init__(self, tile: Tile, shared: Shared, batch: int):
@@ -87,9 +87,9 @@ class Place:
         """A field [rows, units] of an array [S B F H]."""
         return triton.load(array.at[self.group, self.row, field, self.unit])
 
-    def timed(self, array: Any, t: Array, column: int) -> Array:
-        """A column [rows, units] of an array [S B T C H]."""
-        return triton.load(array.at[self.group, self.row, t, column, self.unit])
+    def timed(self, array: Any, t: Array, pre_activation: int) -> Array:
+        """A pre_activation [rows, units] of an array [S B T C H]."""
+        return triton.load(array.at[self.group, self.row, t, pre_activation, self.unit])
 
     def states(self, array: Any, t: Array) -> Array:
         """What an array [S B T H] holds of one step, zero of clones."""
@@ -112,25 +112,25 @@ class Place:
             return matrix
         return jnp.where(jnp.arange(self.tile.units, dtype=jnp.int32)[:, None] < R.shape[2], matrix, 0.0)
 
-    def running(self, t: Array) -> Array | None:
+    def active(self, t: Array) -> Array | None:
         """Which rows [rows, 1] are not yet at their end; None where all have the full length."""
         return None if self.length is None else (t < self.length)[:, None]
 
     def longest(self, steps: int) -> Array:
-        """The number of steps after which all rows of this tile are held."""
+        """The number of steps after which all rows of this tile are masked."""
         return jnp.int32(steps) if self.length is None else jnp.max(self.length)
 
-    def fresh(self, t: Array, running: Array | None) -> Array | None:
-        """Which rows [rows, 1] start afresh before step `t`; None where there are no resets."""
+    def is_reset(self, t: Array, active: Array | None) -> Array | None:
+        """Which rows [rows, 1] are reset before step `t`; None where there are no resets."""
         if self.shared.resets is None:
             return None
         flags = (triton.load(self.shared.resets.at[self.group, self.rows, t]) != 0)[:, None]
-        return flags if running is None else flags & running
+        return flags if active is None else flags & active
 
-    def write_timed(self, array: Any, t: Array, column: int | None, value: Array) -> None:
-        """Into an array [S B T C H], or [S B T H] where there are no columns."""
+    def write_timed(self, array: Any, t: Array, pre_activation: int | None, value: Array) -> None:
+        """Into an array [S B T C H], or [S B T H] where there are no pre_activations."""
         row, unit = self.written
-        at = (self.group, row, t, unit) if column is None else (self.group, row, t, column, unit)
+        at = (self.group, row, t, unit) if pre_activation is None else (self.group, row, t, pre_activation, unit)
         self._write(array.at[at], value)
 
     def write_state(self, array: Any, field: int, value: Array) -> None:

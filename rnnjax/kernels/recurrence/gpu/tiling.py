@@ -1,4 +1,4 @@
-"""How a recurrence is cut into pieces for a cluster of blocks that share a head, and what all of them do alike.
+"""How a recurrence is tiling into pieces for a cluster of blocks that share a head, and what all of them do alike.
 
 A block owns `width` units of a head, all their gates, in a tile of sequences. Its part of R stays in its shared memory;
 at every step it needs the whole h (or all gate cotangents) of the tile, which it reads back chunk by chunk.
@@ -23,7 +23,7 @@ MOST_BARRIERS = 32  # of one kind, and so of slots
 SPARE = 1024  # bytes of shared memory for barriers and alignment
 
 
-class Cut(NamedTuple):
+class Tiling(NamedTuple):
     """The sizes of the pieces; `slots` chunks of the operand of the product are in shared memory at a time."""
 
     groups: int
@@ -82,21 +82,21 @@ def ring(units: int, streams: int, itemsize: int, room: int) -> tuple[int, int] 
 
 
 def marks(
-    cut: Cut, length: Int[Array, "S B"] | None, resets: Bool[Array, "S B T"] | None, sequences: int
+    tiling: Tiling, length: Int[Array, "S B"] | None, resets: Bool[Array, "S B T"] | None, sequences: int
 ) -> Int[Array, "S T tiles rows"] | None:
     """Bit 0: the step is taken. Bit 1: the one of `resets`. Side by side for the rows of a tile; None without marks."""
     if length is None and resets is None:
         return None
-    bits = jnp.ones((cut.groups, sequences, cut.steps), jnp.int32)
+    bits = jnp.ones((tiling.groups, sequences, tiling.steps), jnp.int32)
     if length is not None:
-        bits = (jnp.arange(cut.steps, dtype=jnp.int32) < length[..., None]).astype(jnp.int32)
+        bits = (jnp.arange(tiling.steps, dtype=jnp.int32) < length[..., None]).astype(jnp.int32)
     if resets is not None:
         bits = bits + 2 * resets.astype(jnp.int32)
-    apart = fill(bits, cut.batch).reshape(cut.groups, cut.tiles, cut.rows, cut.steps)
-    return jnp.pad(apart, ((0, 0), (0, 0), (0, ROWS - cut.rows), (0, 0))).transpose(0, 3, 1, 2)
+    apart = fill(bits, tiling.batch).reshape(tiling.groups, tiling.tiles, tiling.rows, tiling.steps)
+    return jnp.pad(apart, ((0, 0), (0, 0), (0, ROWS - tiling.rows), (0, 0))).transpose(0, 3, 1, 2)
 
 
-class Place(NamedTuple):
+class BlockCoordinates(NamedTuple):
     """Where a block is."""
 
     group: Array
@@ -108,12 +108,14 @@ class Place(NamedTuple):
     top: Any  # the rows that are real, in a tile of ROWS
 
 
-def place(cut: Cut) -> Place:
+def coordinates_of(tiling: Tiling) -> BlockCoordinates:
     work, block = jax.lax.axis_index("work"), jax.lax.axis_index("block")
-    head, tile = work // cut.tiles % cut.heads, work % cut.tiles
-    batch = pallas.ds(tile * cut.rows, cut.rows)
-    mine = pallas.ds(head * cut.units + block * cut.width, cut.width)
-    return Place(work // (cut.tiles * cut.heads), head, tile, block, batch, mine, pallas.ds(0, cut.rows))
+    head, tile = work // tiling.tiles % tiling.heads, work % tiling.tiles
+    batch = pallas.ds(tile * tiling.rows, tiling.rows)
+    mine = pallas.ds(head * tiling.units + block * tiling.width, tiling.width)
+    return BlockCoordinates(
+        work // (tiling.tiles * tiling.heads), head, tile, block, batch, mine, pallas.ds(0, tiling.rows)
+    )
 
 
 def own(array: Any, group: Array) -> Array:
@@ -143,17 +145,21 @@ class Ring(NamedTuple):
     ready: Any  # [slots]
     chunks: int
 
-    def product(self, kept: Any, fetch: Callable[[Any, Any], None], columns: int, dtype: Any) -> Float[Array, "rows n"]:
-        """operand @ kept^T; `fetch(k, slot)` starts the load of a chunk, and `kept` is [chunks, columns, chunk]."""
-        return pallas.run_scoped(lambda sums: self._accumulate(sums, kept, fetch), accumulator((ROWS, columns), dtype))
+    def product(
+        self, resident_part: Any, fetch: Callable[[Any, Any], None], columns: int, dtype: Any
+    ) -> Float[Array, "rows n"]:
+        """operand @ resident_part^T; `fetch(k, slot)` loads a chunk; `resident_part` is [chunks, columns, chunk]."""
+        return pallas.run_scoped(
+            lambda sums: self._accumulate(sums, resident_part, fetch), accumulator((ROWS, columns), dtype)
+        )
 
-    def _accumulate(self, sums: Any, kept: Any, fetch: Callable[[Any, Any], None]) -> Array:
+    def _accumulate(self, sums: Any, resident_part: Any, fetch: Callable[[Any, Any], None]) -> Array:
         slots = self.operand.shape[0]
 
         def one(k: Any) -> None:
             slot = remainder(k, slots)
             mosaic_gpu.barrier_wait(self.ready.at[slot])
-            mosaic_gpu.wgmma(sums, self.operand.at[slot], transposed(kept.at[k]))
+            mosaic_gpu.wgmma(sums, self.operand.at[slot], transposed(resident_part.at[k]))
             if slots < self.chunks:
                 mosaic_gpu.wgmma_wait(1)  # the product before this one has read its slot
                 following = k - 1 + slots
@@ -188,15 +194,15 @@ def quotient(k: Any, count: int) -> Any:
     return k // count if isinstance(k, int) else jax.lax.div(k, jnp.int32(count))
 
 
-class Worker(abc.ABC):
+class WarpGroup(abc.ABC):
     """What one block does; a half says how it runs."""
 
     def __init__(
-        self, cut: Cut, step: Step, exchange: ClusterExchange, read: Any, write: Any, scratch: Any, barrier: Any
+        self, tiling: Tiling, step: Step, exchange: ClusterExchange, read: Any, write: Any, scratch: Any, barrier: Any
     ):
-        self.cut, self.step, self.exchange = cut, step, exchange
+        self.tiling, self.step, self.exchange = tiling, step, exchange
         self.read, self.write, self.scratch = read, write, scratch
-        self.place, self.dtype = place(cut), step.graph.dtype
+        self.coordinates, self.dtype = coordinates_of(tiling), step.graph.dtype
         self.barrier = barrier.at[0]
 
     @abc.abstractmethod
@@ -205,22 +211,22 @@ class Worker(abc.ABC):
 
     def keep(self) -> None:
         """Start the loads of this block's part of R."""
-        group = own(self.read.R, self.place.group)
+        group = own(self.read.R, self.coordinates.group)
         for k in range(self.read.R.shape[3]):
-            source = self.read.R.at[group, self.place.head, self.place.block, k]
-            mosaic_gpu.copy_gmem_to_smem(source, self.scratch.kept.at[k], self.scratch.resident.at[0])
+            source = self.read.R.at[group, self.coordinates.head, self.coordinates.block, k]
+            mosaic_gpu.copy_gmem_to_smem(source, self.scratch.resident_part.at[k], self.scratch.resident.at[0])
 
     def vectors(self, array: Any) -> list[Array]:
         """The rows of an array [_ K H]; none of one that is not there."""
         if array is None:
             return []
-        group = own(array, self.place.group)
-        return [column(array.at[group, row, self.place.mine]) for row in range(array.shape[1])]
+        group = own(array, self.coordinates.group)
+        return [column(array.at[group, row, self.coordinates.mine]) for row in range(array.shape[1])]
 
 
 def launch(
-    worker: Callable[..., Worker],
-    cut: Cut,
+    warp_group: Callable[..., WarpGroup],
+    tiling: Tiling,
     step: Step,
     name: str,
     exchange: ClusterExchange,
@@ -236,14 +242,14 @@ def launch(
     def body(*references: Any) -> None:
         *others, barrier = references
         read, write, own = jax.tree.unflatten(form, others)
-        worker(cut, step, exchange, read, write, own, barrier).run()
+        warp_group(tiling, step, exchange, read, write, own, barrier).run()
 
     call = mosaic_gpu.kernel(
         body,
         out_type=jax.tree.leaves(results),
-        grid=(cut.works,),
+        grid=(tiling.works,),
         grid_names=("work",),
-        cluster=(cut.blocks,),
+        cluster=(tiling.blocks,),
         cluster_names=("block",),
         scratch_types=[
             *jax.tree.leaves(scratch),

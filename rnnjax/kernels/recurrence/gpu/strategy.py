@@ -1,4 +1,4 @@
-"""The noun *tier*: a way to spread a recurrence over a GPU."""
+"""The noun *strategy*: a way to spread a recurrence over a GPU."""
 
 import abc
 from typing import Any, NamedTuple
@@ -21,13 +21,13 @@ class Problem(NamedTuple):
 class Loop(NamedTuple):
     """What the loop of the backward half leaves."""
 
-    dcolumns: Float[Array, "S B T C H"]  # in the dtype of R
+    dpre_activations: Float[Array, "S B T C H"]  # in the dtype of R
     dgains: Float[Array, "S B K H"] | None  # None where there are none
-    dfresh: Float[Array, "S B F H"] | None  # None where there are no resets
+    dinitial: Float[Array, "S B F H"] | None  # None where there are no resets
     dstate: Float[Array, "S B F H"]
 
 
-class AbstractTier(abc.ABC):
+class AbstractStrategy(abc.ABC):
     """The loop over time of both halves, all big products being outside. Hashable; its `str` says how it runs."""
 
     @abc.abstractmethod
@@ -40,10 +40,10 @@ class AbstractTier(abc.ABC):
     def backward(
         self,
         problem: Problem,
-        columns: Float[Array, "S B T C H"],
+        pre_activations: Float[Array, "S B T C H"],
         before: Float[Array, "S B T F H"],
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"],
         interpret: Any,
     ) -> Loop:
-        """What the loop leaves, of the columns and the states that the steps saw."""
+        """What the loop leaves, of the pre-activations and the states that the steps saw."""
