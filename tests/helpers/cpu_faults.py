@@ -112,7 +112,7 @@ CORRUPT = {
     "gate_without_a_product": (edited("pre_activations", 1, 0), "a gate does not get each product once"),
     "part_of_a_pre_activation": (
         changed("pre_activations", lambda pre_activations, _: pre_activations[:-1]),
-        "a part of a pre_activation",
+        "a part of a pre-activation",
     ),
     "pre_activations_missing": (changed("pre_activations", lambda pre_activations, _: pre_activations[:0]), "rnnjax: "),
     "pre_activations_too_many": (
