@@ -30,6 +30,7 @@ from .arrays import (
     UnitGates,
     Units,
     UnitsOverTime,
+    by_gate,
     carry_dtype,
     cast,
     shift,
@@ -74,12 +75,15 @@ class AbstractCell(eqx.Module):
 class AbstractAffineCell(AbstractCell):
     """A cell that takes its input by `u_t = W x_t + b`, [G, H], and puts out the field `h` of its state.
 
-    Subclass requirements: the fields below, and `step`. A dtype below float32 is the dtype of weights, inputs and
-    outputs; states stay in float32.
+    W is one matrix [I, GH] and b one vector [GH], in which the gates stand one after the other; `by_gate` shows each.
+
+    Subclass requirements: the fields below, `gates`, and `step`. A dtype below float32 is the dtype of weights, inputs
+    and outputs; states stay in float32.
     """
 
     state_type: ClassVar[type] = Hidden
 
+    gates: eqx.AbstractVar[str]  # a letter for each gate of W, in order
     input_weight: eqx.AbstractVar[InputWeight]
     bias: eqx.AbstractVar[Bias | None]
     start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
@@ -92,7 +96,7 @@ class AbstractAffineCell(AbstractCell):
     @property
     def hidden_size(self) -> int:
         """H, the number of hidden units."""
-        return self.input_weight.shape[-1]
+        return self.input_weight.shape[1] // len(self.gates)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.dtype)
@@ -101,7 +105,7 @@ class AbstractAffineCell(AbstractCell):
         return rest(self.state_type, self.start, self.hidden_size, self.dtype)
 
     def project(self, xs: Inputs) -> GatesOverTime:
-        return affine(self.input_weight, self.bias, xs)
+        return by_gate(affine(self.input_weight, self.bias, xs), len(self.gates))
 
     def readout(self, states: States, xs: Inputs) -> UnitsOverTime:
         del xs
@@ -112,7 +116,7 @@ class AbstractGatedCell(AbstractAffineCell):
     """A cell whose one matrix product inside the loop is `v = R h`; everything else is done unit by unit.
 
         u_t = W x_t + b                                  u, v: [G, H]
-        v_t = R h_{t-1}                                  R dense, or block-diagonal over N heads
+        v_t = R h_{t-1}                                  R dense [H, GH], or block-diagonal over N heads [N, D, GD]
         state_t = pointwise(gains, u_t, v_t, state_{t-1})          for each unit
 
     Subclass requirements: the fields below, and `pointwise`, which is a function of ONE unit: of scalars, and of the
@@ -133,7 +137,7 @@ class AbstractGatedCell(AbstractAffineCell):
         return jax.vmap(self.pointwise, -1, -1)(cast(self.gains, carried), u.astype(carried), v, state)
 
     def step(self, state: State, u: Gates) -> State:
-        return self.advance(u, recur(self.recurrent_weight, state.h), state)
+        return self.advance(u, recur(self.recurrent_weight, state.h, len(self.gates)), state)
 
 
 class AbstractCandidateCell(AbstractGatedCell):
@@ -184,21 +188,21 @@ def unchanged(values: Array) -> Array:
     return values
 
 
-def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> GatesOverTime:
+def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> Float[Array, "T GH"]:
     """`us = W xs + b` for all of time, as one matrix product."""
-    inputs, gates, units = weight.shape
-    us = (xs @ weight.reshape(inputs, gates * units)).reshape(-1, gates, units)
+    us = xs @ weight
     return us if bias is None else shift(us, bias)
 
 
-def recur(weight: RecurrentWeight, h: Float[Array, " h"]) -> Gates:
+def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
     """`v = R h`, summed in the dtype of `h`. One head is a plain matrix product: XLA runs the batched one slower."""
-    heads, inputs, gates, units = weight.shape
     operand = h.astype(weight.dtype)
-    if heads == 1:
-        flat = weight.reshape(inputs, gates * units)
-        return jnp.matmul(operand, flat, preferred_element_type=h.dtype).reshape(gates, units)
-    v = jnp.einsum("np,npgd->gnd", operand.reshape(heads, inputs), weight, preferred_element_type=h.dtype)
+    if weight.ndim == 2:
+        return by_gate(jnp.matmul(operand, weight, preferred_element_type=h.dtype), gates)
+    heads, units, _ = weight.shape
+    v = jnp.einsum(
+        "nd,ndge->gne", operand.reshape(heads, units), by_gate(weight, gates), preferred_element_type=h.dtype
+    )
     return v.reshape(gates, heads * units)
 
 

@@ -1,5 +1,7 @@
 """The diagonal linear network: every unit fades at a rate of its own."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -17,6 +19,8 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
     within (-1, 1), where the memory fades, though it starts there; `LRU` is the cell that cannot leave. With a dense R
     in place of `a` it is `Elman(activation=rnnjax.cells.linear)`.
     """
+
+    gates: ClassVar[str] = "n"
 
     input_weight: InputWeight
     bias: Bias | None
@@ -40,8 +44,10 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[1], "n", hidden_size, dtype) if bias else None
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
         self.decay = decay_initialiser(keys[2], (hidden_size,), dtype)
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 

@@ -1,6 +1,7 @@
 """The minimal gated recurrent unit, linear in its state."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
     What is left to guard is the gate that keeps, which is sigmoid(-(W x + b)) rather than a difference from one.
     """
 
+    gates: ClassVar[str] = "ig"
+
     input_weight: InputWeight
     bias: Bias | None
     start: Hidden | None
@@ -52,8 +55,10 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 2)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ig", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[1], "ig", hidden_size, dtype) if bias else None
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 

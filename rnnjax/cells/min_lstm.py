@@ -1,6 +1,7 @@
 """The minimal long short-term memory, linear in its state."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ class MinLSTM(AbstractAffineCell, AbstractLinearCell):
     why the recurrence needs no logarithms, see `MinGRU`; as there, stack two or more.
     """
 
+    gates: ClassVar[str] = "ifg"
+
     input_weight: InputWeight
     bias: Bias | None
     start: Hidden | None
@@ -47,8 +50,10 @@ class MinLSTM(AbstractAffineCell, AbstractLinearCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 2)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifg", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[1], "ifg", hidden_size, dtype) if bias else None
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..arrays import Shaped, State, States, carry_dtype, cast
+from ..arrays import Shaped, State, States, by_gate, by_head, carry_dtype, cast
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine, refusal_of_symbolic
 from ..kernels.recurrence import primitive
@@ -149,9 +149,10 @@ def _asked(cell: AbstractGatedCell) -> tuple[Pointwise, Weights]:
 
 def _weights(cell: AbstractGatedCell, initial: State) -> Weights:
     """The weights of `cell` for a group that is all there is."""
-    gates, carried = cell.input_weight.shape[1:], carry_dtype(cell.dtype)
-    bias = jnp.zeros(gates, cell.dtype) if cell.bias is None else cell.bias
+    gates, carried = len(cell.gates), carry_dtype(cell.dtype)
+    bias = jnp.zeros(gates * cell.hidden_size, cell.dtype) if cell.bias is None else cell.bias
+    W, b, R = (by_gate(leaf, gates) for leaf in (cell.input_weight, bias, by_head(cell.recurrent_weight)))
     gains = [cast(leaf, carried) for leaf in jax.tree.leaves(cell.gains)]
     stacked = jnp.stack(gains) if gains else jnp.zeros((0, cell.hidden_size), carried)
-    one = cell.input_weight, bias, cell.recurrent_weight, stacked, jnp.stack(list(initial))
+    one = W, b, R, stacked, jnp.stack(list(initial))
     return Weights(*(jnp.asarray(leaf)[None] for leaf in one))

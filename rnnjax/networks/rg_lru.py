@@ -9,7 +9,7 @@ from jax.nn import log_sigmoid, sigmoid, softplus
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, carry_dtype
+from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
 from ..cell import Hidden, learned, recur, rest
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
@@ -65,7 +65,7 @@ class RGLRU(AbstractNetwork):
         check.dtype(dtype)
         keys = random.split(key, 2)
         self.gate_weight = initialise.recurrent_weight(gate_initialiser, keys[0], "ri", hidden_size, heads, dtype)
-        self.bias = random.zeros((2, hidden_size), dtype) if bias else None
+        self.bias = random.zeros(2 * hidden_size, dtype) if bias else None
         self.decay = draw_decay(keys[1], hidden_size, dtype)
         self.start = learned(learn_initial, Hidden, hidden_size, dtype)
 
@@ -90,9 +90,9 @@ class RGLRU(AbstractNetwork):
     def _coefficients(self, xs: Inputs, first: Flags) -> tuple[UnitsOverTime, UnitsOverTime]:
         carried = carry_dtype(self.decay.dtype)
         xs = xs.astype(carried)
-        gates = jax.vmap(recur, (None, 0))(self.gate_weight, xs)
+        gates = jax.vmap(recur, (None, 0, None))(self.gate_weight, xs, 2)
         if self.bias is not None:
-            gates = gates + self.bias.astype(carried)[None]
+            gates = gates + by_gate(self.bias.astype(carried), 2)[None]
         r, i = gates[:, 0], gates[:, 1]
         log_rate = math.log(16.0) + log_softplus(self.decay.astype(carried))[None] + log_sigmoid(r)  # of -2 log a
         log_rate = jnp.minimum(log_rate, 7.4)  # beyond, a is zero in float64, too

@@ -370,7 +370,7 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
     ),
     "two_dtypes": (
         Fused(),
-        lambda: elman(recurrent_weight=np.zeros((1, H, 1, H), jnp.bfloat16)),
+        lambda: elman(recurrent_weight=np.zeros((H, H), jnp.bfloat16)),
         "Fused cannot run Elman: its weights are bfloat16 and float32, and kernels take one of "
         "float64, float32, bfloat16, float16. Use Scan().",
     ),

@@ -88,6 +88,7 @@ class Made(rnnjax.AbstractGatedCell):
 
     equation: Callable[..., Any] = eqx.field(static=True)
     state_type: Any = eqx.field(static=True)
+    gates: str = eqx.field(static=True, default="n")
     gains: None = None
     input_weight: None = None
     recurrent_weight: None = None

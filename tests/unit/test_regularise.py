@@ -214,12 +214,12 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def project(cell: Any) -> np.ndarray:
-    us = np.einsum("ti,igh->tgh", grid.inputs(T), cell.input_weight)
-    return us if cell.bias is None else us + np.asarray(cell.bias)
+    us = np.asarray(grid.inputs(T)) @ np.asarray(cell.input_weight)
+    return (us if cell.bias is None else us + np.asarray(cell.bias)).reshape(T, len(cell.gates), H)
 
 
 def recur(weight: Any, h: np.ndarray) -> np.ndarray:
-    return np.einsum("p,pgh->gh", h, np.asarray(weight)[0])
+    return (h @ np.asarray(weight)).reshape(-1, H)
 
 
 def lstm_by_hand(cell: Any, u: np.ndarray, state: Any, kept: Any = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ...arrays import select
-from ...cell import affine, recur
 from . import products
 from .contract import AbstractKernel, Cotangents, Pointwise, Sequences, Trajectory, Weights, carried
 from .products import Marks, Pulled
@@ -62,12 +61,12 @@ def _run(
     def step(before: Array, inputs: tuple[Array, Marks]) -> tuple[Array, tuple[Array, ...]]:
         u, marks = inputs
         safe = products.safe(marks, weights.initial, before)
-        after = pointwise(weights.gains, u, recur(weights.R, safe[0]), safe)
+        after = pointwise(weights.gains, u, products.recurrent(weights.R, safe[0]), safe)
         if marks.held is not None:
             after = select(marks.held, before, after)
         return after, tuple(after)
 
-    us = affine(weights.W, weights.b, sequence.xs).astype(sequence.state.dtype)
+    us = products.projection(weights, sequence.xs).astype(sequence.state.dtype)
     return jax.lax.scan(step, sequence.state, (us, products.marks(sequence)))
 
 
@@ -98,7 +97,7 @@ def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Floa
         u, v, before, dstate, marks = inputs
         dafter = jnp.stack([d if seen is None else d + seen for d, seen in zip(dafter, dstate, strict=True)])
         moved, du, dv, dbefore = jax.vjp(pointwise, weights.gains, u, v, before)[1](dafter)
-        (dh,) = jax.linear_transpose(partial(recur, R), before[0])(dv)
+        (dh,) = jax.linear_transpose(partial(products.recurrent, R), before[0])(dv)
         dbefore = dbefore.at[0].add(dh)
         if marks.held is not None:  # the state is handed through, and nothing else moved
             du, dv, moved = select(marks.held, jax.tree.map(jnp.zeros_like, (du, dv, moved)), (du, dv, moved))
