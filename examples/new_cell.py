@@ -29,7 +29,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
     recurrent_weight: jax.Array
     bias: jax.Array
     gains: None
-    start: None
+    initial_state: None
 
     def __init__(self, input_size: int, hidden_size: int, *, key: jax.Array, dtype=jnp.float32):
         """Draw the weights, [I, 2 H] and [H, 2 H], gate by gate; the letters tell which gate keeps."""
@@ -40,7 +40,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
         self.recurrent_weight = initialise.recurrent_weight(orthogonal, keys[1], self.gates, hidden_size, 1, dtype)
         self.bias = initialise.bias(initialise.forget(1.0), keys[2], self.gates, hidden_size, dtype)
         self.gains = None
-        self.start = None
+        self.initial_state = None
 
     def pointwise(self, gains: None, u: jax.Array, v: jax.Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
         del gains

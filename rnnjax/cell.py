@@ -86,7 +86,7 @@ class AbstractAffineCell(AbstractCell):
     gates: eqx.AbstractVar[str]  # a letter for each gate of W, in order
     input_weight: eqx.AbstractVar[InputWeight]
     bias: eqx.AbstractVar[Bias | None]
-    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+    initial_state: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -102,7 +102,7 @@ class AbstractAffineCell(AbstractCell):
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.dtype)
 
     def initial(self) -> State:
-        return rest(self.state_type, self.start, self.hidden_size, self.dtype)
+        return initial_or_zeros(self.state_type, self.initial_state, self.hidden_size, self.dtype)
 
     def project(self, xs: Inputs) -> GatesOverTime:
         return by_gate(affine(self.input_weight, self.bias, xs), len(self.gates))
@@ -172,7 +172,7 @@ class AbstractLinearCell(AbstractDiagonalCell):
     Subclass requirements: `coefficients`, the fields below, and `input_type`, `project`, `readout`.
     """
 
-    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+    initial_state: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
 
     @abc.abstractmethod
     def coefficients(self, u: PyTree[Array]) -> tuple[Units, Units]:
@@ -206,21 +206,21 @@ def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
     return v.reshape(gates, heads * units)
 
 
-def rest(state_type: type, start: State | None, shape: int | tuple[int, ...], dtype) -> State:
+def initial_or_zeros(state_type: type, initial_state: State | None, shape: int | tuple[int, ...], dtype) -> State:
     """The initial state in the carry's dtype: the learned one, or zeros of `shape` in every field of `state_type`."""
-    if start is not None:
-        return begin(start, dtype)
+    if initial_state is not None:
+        return carried_copy(initial_state, dtype)
     # An array for each field: one for all could not be donated.
     return state_type(*(jnp.zeros(shape, carry_dtype(dtype)) for _ in state_type._fields))
 
 
-def begin(start: State, dtype) -> State:
-    """The learned state in the carry's dtype, as arrays of their own: the cell and its state may both be donated."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, carry_dtype(dtype)), start)
+def carried_copy(state: State, dtype) -> State:
+    """A learned state in the carry's dtype, as arrays of their own: the cell and its state may both be donated."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, carry_dtype(dtype)), state)
 
 
-def learned(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:
-    """The field `start` of a new cell: zeros to be trained if `learn`, else None."""
+def learnable_zeros(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:
+    """The field `initial_state` of a new cell: zeros to be trained if `learn`, else None."""
     return state_type(*(random.zeros(shape, dtype) for _ in state_type._fields)) if learn else None
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Units, cast
-from ..cell import Hidden, learned
+from ..cell import Hidden, learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .gru import gate
 
@@ -32,7 +32,7 @@ class ConvGRU(AbstractConvolutionalCell):
     recurrent_weight: Float[Array, "*kernel H GH"]
     bias: Bias | None
     candidate_bias: Units | None
-    start: Hidden | None
+    initial_state: Hidden | None
     space: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -63,7 +63,7 @@ class ConvGRU(AbstractConvolutionalCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.candidate_bias = initialise.bias(bias_initialiser, keys[3], "n", hidden_channels, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
 
     def step(self, state: Hidden, u: GatedFrame) -> Hidden:
         carried = state.h.dtype

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, cast
-from ..cell import learned
+from ..cell import learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .lstm import LSTMState, Peepholes, gate
 
@@ -34,7 +34,7 @@ class ConvLSTM(AbstractConvolutionalCell):
     recurrent_weight: Float[Array, "*kernel H GH"]
     bias: Bias | None
     peepholes: Peepholes | None
-    start: LSTMState | None
+    initial_state: LSTMState | None
     space: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -72,7 +72,7 @@ class ConvLSTM(AbstractConvolutionalCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.peepholes = draw_peepholes(keys[3], shape, dtype) if peepholes else None
-        self.start = learned(learn_initial, LSTMState, shape, dtype)
+        self.initial_state = learnable_zeros(learn_initial, LSTMState, shape, dtype)
 
     def step(self, state: LSTMState, u: GatedFrame) -> LSTMState:
         carried = state.h.dtype

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, State, shift
-from ..cell import AbstractCell, Hidden, rest
+from ..cell import AbstractCell, Hidden, initial_or_zeros
 
 Kernel = Float[Array, "*kernel I GH"]
 Frames = Inexact[Array, "T I *space"]
@@ -40,7 +40,7 @@ class AbstractConvolutionalCell(AbstractCell):
     input_weight: eqx.AbstractVar[Kernel]
     recurrent_weight: eqx.AbstractVar[Float[Array, "*kernel H GH"]]
     bias: eqx.AbstractVar[Bias | None]
-    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+    initial_state: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
     space: eqx.AbstractVar[tuple[int, ...]]
 
     def input_type(self) -> jax.ShapeDtypeStruct:
@@ -48,7 +48,7 @@ class AbstractConvolutionalCell(AbstractCell):
 
     def initial(self) -> State:
         shape = self.input_weight.shape[-1] // len(self.gates), *self.space
-        return rest(self.state_type, self.start, shape, self.input_weight.dtype)
+        return initial_or_zeros(self.state_type, self.initial_state, shape, self.input_weight.dtype)
 
     def project(self, xs: Frames) -> Float[Array, "T G H *space"]:
         us = convolve_all(self.input_weight, xs)

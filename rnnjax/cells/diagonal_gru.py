@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, by_gate
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
 
 
 class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
@@ -27,7 +27,7 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
     input_weight: InputWeight
     recurrent_weight: Bias  # d of all gates, [3 H]
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
             recurrent_initialiser, keys[1], self.gates, hidden_size, dtype
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u, d = u.astype(state.h.dtype), by_gate(self.recurrent_weight.astype(state.h.dtype), 3)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, by_gate
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, learned
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, learnable_zeros
 from .lstm import LSTMState
 
 
@@ -31,7 +31,7 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
     recurrent_weight: Bias  # d of all gates, [3 H]
     peepholes: Float[Array, " FO"]  # p of f and o, [2 H]
     bias: Bias | None
-    start: LSTMState | None
+    initial_state: LSTMState | None
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
         )
         self.peepholes = initialise.diagonal_weight(recurrent_initialiser, keys[2], "fo", hidden_size, dtype)
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, LSTMState, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, LSTMState, hidden_size, dtype)
 
     def step(self, state: LSTMState, u: Gates) -> LSTMState:
         carried = state.h.dtype

@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, UnitGates
-from ..cell import AbstractGatedCell, Hidden, learned
+from ..cell import AbstractGatedCell, Hidden, learnable_zeros
 from ..named import named
 
 
@@ -32,7 +32,7 @@ class Elman(AbstractGatedCell):
     recurrent_weight: RecurrentWeight
     bias: Bias | None
     gains: None
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
     leak: float | None = eqx.field(static=True)
 
@@ -67,7 +67,7 @@ class Elman(AbstractGatedCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.gains = None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
         self.leak = leak
 

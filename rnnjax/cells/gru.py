@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
-from ..cell import AbstractCandidateCell, Hidden, learned, unchanged
+from ..cell import AbstractCandidateCell, Hidden, learnable_zeros, unchanged
 
 
 class GRU(AbstractCandidateCell):
@@ -29,7 +29,7 @@ class GRU(AbstractCandidateCell):
     recurrent_weight: RecurrentWeight
     bias: Bias | None
     gains: Units | None
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class GRU(AbstractCandidateCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.gains = initialise.bias(bias_initialiser, keys[3], "n", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def write(
         self, gains: Unit | None, u: UnitGates, v: UnitGates, state: Hidden, through: Callable[[Unit], Unit]

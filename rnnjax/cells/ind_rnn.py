@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
 from ..named import named
 
 
@@ -29,7 +29,7 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
     input_weight: InputWeight
     recurrent_weight: Units  # r
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
@@ -57,7 +57,7 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
             recurrent_initialiser, keys[1], self.gates, hidden_size, dtype
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 
     def step(self, state: Hidden, u: Gates) -> Hidden:

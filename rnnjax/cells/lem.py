@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractAffineCell, learned, recur
+from ..cell import AbstractAffineCell, learnable_zeros, recur
 
 
 class LEMState(NamedTuple):
@@ -39,7 +39,7 @@ class LEM(AbstractAffineCell):
     recurrent_weight: RecurrentWeight  # of all but the candidate of h
     candidate_weight: RecurrentWeight  # C
     bias: Bias | None
-    start: LEMState | None
+    initial_state: LEMState | None
     time_step: float = eqx.field(static=True)
 
     def __init__(
@@ -75,7 +75,7 @@ class LEM(AbstractAffineCell):
         self.recurrent_weight = recurrent(keys[1], "iig")
         self.candidate_weight = recurrent(keys[2], "g")
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, LEMState, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, LEMState, hidden_size, dtype)
         self.time_step = time_step
 
     def step(self, state: LEMState, u: Gates) -> LEMState:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
 
 
 class LinearRNN(AbstractAffineCell, AbstractLinearCell):
@@ -25,7 +25,7 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
     input_weight: InputWeight
     bias: Bias | None
     decay: Float[Array, " H"]  # a
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
         self.decay = decay_initialiser(keys[2], (hidden_size,), dtype)
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
-from ..cell import AbstractCandidateCell, learned, unchanged
+from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
 
 
 class LSTMState(NamedTuple):
@@ -48,7 +48,7 @@ class LSTM(AbstractCandidateCell):
     recurrent_weight: RecurrentWeight
     bias: Bias | None
     gains: Peepholes | None
-    start: LSTMState | None
+    initial_state: LSTMState | None
     coupled: bool = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
 
@@ -90,7 +90,7 @@ class LSTM(AbstractCandidateCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.gains = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
-        self.start = learned(learn_initial, LSTMState, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, LSTMState, hidden_size, dtype)
         self.clip = clip
 
     @property

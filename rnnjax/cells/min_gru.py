@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
 from ..named import named
 from .elman import linear
 
@@ -35,7 +35,7 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
 
     input_weight: InputWeight
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
@@ -59,7 +59,7 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
             input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
         )
         self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:

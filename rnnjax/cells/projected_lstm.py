@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
-from ..cell import AbstractAffineCell, begin, recur
+from ..cell import AbstractAffineCell, carried_copy, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate, gate_names
 
 
@@ -24,7 +24,7 @@ class ProjectedLSTM(AbstractAffineCell):
     bias: Bias | None
     peepholes: Peepholes | None
     projection: Float[Array, "H P"]
-    start: LSTMState | None
+    initial_state: LSTMState | None
     coupled: bool = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
 
@@ -60,7 +60,7 @@ class ProjectedLSTM(AbstractAffineCell):
         self.peepholes = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
         self.projection = initialise.glorot(keys[4], (hidden_size, projected_size), dtype)
         sizes = projected_size, hidden_size
-        self.start = LSTMState(*(random.zeros(size, dtype) for size in sizes)) if learn_initial else None
+        self.initial_state = LSTMState(*(random.zeros(size, dtype) for size in sizes)) if learn_initial else None
         self.clip = clip
 
     @property
@@ -68,7 +68,7 @@ class ProjectedLSTM(AbstractAffineCell):
         return gate_names(self.coupled)
 
     def initial(self) -> LSTMState:
-        return self._zeros() if self.start is None else begin(self.start, self.projection.dtype)
+        return self._zeros() if self.initial_state is None else carried_copy(self.initial_state, self.projection.dtype)
 
     def _zeros(self) -> LSTMState:
         hidden_size, projected_size = self.projection.shape

@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
-from ..cell import AbstractAffineCell, Hidden, learned, recur
+from ..cell import AbstractAffineCell, Hidden, learnable_zeros, recur
 
 
 class ResetBeforeGRU(AbstractAffineCell):
@@ -28,7 +28,7 @@ class ResetBeforeGRU(AbstractAffineCell):
     recurrent_weight: RecurrentWeight  # of r and z
     candidate_weight: RecurrentWeight  # C, of n
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ResetBeforeGRU(AbstractAffineCell):
         self.recurrent_weight = recurrent(keys[1], "rz")
         self.candidate_weight = recurrent(keys[2], "n")
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u = u.astype(state.h.dtype)

@@ -34,7 +34,7 @@ class S5(AbstractStateSpaceCell):
     frequency: Float[Array, " H"]
     log_step: Float[Array, " H"]
     skip: Float[Array, " I"] | None
-    start: Float[Array, " PH"] | None
+    initial_state: Float[Array, " PH"] | None
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class S5(AbstractStateSpaceCell):
         bounds = math.log(shortest_step), math.log(longest_step)
         self.log_step = random.array(random.uniform(keys[2], (hidden_size // 2,), jnp.float32, *bounds), dtype)
         self.skip = draw_skip(keys[3], input_size, skip, dtype)
-        self.start = random.zeros(hidden_size, dtype) if learn_initial else None
+        self.initial_state = random.zeros(hidden_size, dtype) if learn_initial else None
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

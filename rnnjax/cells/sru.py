@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, by_gate, carry_dtype, shift
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learned
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learnable_zeros
 from ..named import named
 
 
@@ -31,7 +31,7 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
     input_weight: InputWeight  # of f and of what is written, which make the state
     output_weight: Float[Array, "I RX"]  # of r and, where I and H differ, of the highway x, which make the output
     bias: Bias | None  # of f and r
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
@@ -56,7 +56,7 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         self.input_weight = weight(input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype)
         self.output_weight = weight(input_initialiser, keys[1], input_size, outputs, hidden_size, dtype)
         self.bias = initialise.bias(bias_initialiser, keys[2], "fr", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 
     def project(self, xs: Inputs) -> GatesOverTime:

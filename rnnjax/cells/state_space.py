@@ -30,14 +30,16 @@ class AbstractStateSpaceCell(AbstractLinearCell):
     input_weight: eqx.AbstractVar[InputWeight]  # B
     output_weight: eqx.AbstractVar[OutputWeight]  # C
     skip: eqx.AbstractVar[Float[Array, " I"] | None]  # D
-    start: eqx.AbstractVar[Float[Array, " PH"] | None]
+    initial_state: eqx.AbstractVar[Float[Array, " PH"] | None]
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
 
     def initial(self) -> Hidden:
-        start = jnp.zeros(self.input_weight.shape[1], self.input_weight.dtype) if self.start is None else self.start
-        return Hidden(join(by_gate(start, 2)))
+        parts = self.initial_state
+        if parts is None:
+            parts = jnp.zeros(self.input_weight.shape[1], self.input_weight.dtype)
+        return Hidden(join(by_gate(parts, 2)))
 
     def project(self, xs: Inputs) -> Float[Array, "T 2 H"]:
         return by_gate(affine(self.input_weight, None, xs), 2)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
-from ..cell import Hidden, affine, learned, rest
+from ..cell import Hidden, affine, initial_or_zeros, learnable_zeros
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
@@ -37,7 +37,7 @@ class QRNN(AbstractNetwork):
 
     input_weight: Float[Array, "W I GH"]  # input_weight[age] is what meets x_{t - age}
     bias: Bias | None
-    start: Hidden | None  # of c
+    initial_state: Hidden | None  # of c
     gates: str = eqx.field(static=True)
 
     def __init__(
@@ -64,7 +64,7 @@ class QRNN(AbstractNetwork):
         weight = initialise.input_weight(input_initialiser, keys[0], rows, self.gates, hidden_size, dtype)
         self.input_weight = random.array(random.known(weight).reshape(window, input_size, -1), dtype)
         self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[1:2], self.input_weight.dtype)
@@ -72,7 +72,9 @@ class QRNN(AbstractNetwork):
     def initial(self) -> QRNNState:
         window, inputs, columns = self.input_weight.shape
         units, dtype = columns // len(self.gates), self.input_weight.dtype
-        return QRNNState(jnp.zeros((window - 1, inputs), dtype), rest(Hidden, self.start, units, dtype).h)
+        return QRNNState(
+            jnp.zeros((window - 1, inputs), dtype), initial_or_zeros(Hidden, self.initial_state, units, dtype).h
+        )
 
     def run(self, state: QRNNState, xs: Inputs, options: Options) -> tuple[QRNNState, UnitsOverTime]:
         last, windows = look_back(state.inputs, xs, options)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
-from ..cell import Hidden, learned, recur, rest
+from ..cell import Hidden, initial_or_zeros, learnable_zeros, recur
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
@@ -41,7 +41,7 @@ class RGLRU(AbstractNetwork):
     gate_weight: RecurrentWeight  # of r and i
     bias: Bias | None
     decay: Float[Array, " H"]  # Lambda
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -67,14 +67,14 @@ class RGLRU(AbstractNetwork):
         self.gate_weight = initialise.recurrent_weight(gate_initialiser, keys[0], "ri", hidden_size, heads, dtype)
         self.bias = random.zeros(2 * hidden_size, dtype) if bias else None
         self.decay = draw_decay(keys[1], hidden_size, dtype)
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.decay.shape, self.decay.dtype)
 
     def initial(self) -> RGLRUState:
-        start = rest(Hidden, self.start, self.decay.shape[0], self.decay.dtype)
-        return RGLRUState(start.h, jnp.asarray(False))
+        initial = initial_or_zeros(Hidden, self.initial_state, self.decay.shape[0], self.decay.dtype)
+        return RGLRUState(initial.h, jnp.asarray(False))
 
     def run(self, state: RGLRUState, xs: Inputs, options: Options) -> tuple[RGLRUState, UnitsOverTime]:
         T = xs.shape[0]

@@ -42,7 +42,7 @@ class Blend(rnnjax.AbstractGatedCell):
     recurrent_weight: None = None
     bias: None = None
     gains: tuple[int, int] = (0, 0)
-    start: None = None
+    initial_state: None = None
 
     def pointwise(self, gains: Any, u: jax.Array, v: jax.Array, state: Blended) -> Blended:
         leak, scale = gains

@@ -210,7 +210,7 @@ class Quotient(rnnjax.AbstractGatedCell):
     recurrent_weight: Array
     gains: Array
     bias: None = None
-    start: None = None
+    initial_state: None = None
 
     def pointwise(self, gains: Array, u: Array, v: Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
         return rnnjax.Hidden(state.h + (jnp.tanh(u[0] + v[0]) - state.h) / gains)

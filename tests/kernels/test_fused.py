@@ -80,7 +80,7 @@ def problem() -> Problem:
     rest = {"input_weight": np.asarray(cell.input_weight), "bias": np.asarray(cell.bias) + 0.1}
     state, xs = jax.tree.map(np.asarray, (grid.random_state(cell, B), grid.inputs(B, T)))
     batch = state, xs, LENGTH[0].astype(int)
-    return Problem(cell, grid.build("lstm"), some, some | rest | {"start": rnnjax.Hidden(gains - 0.2)}, batch)
+    return Problem(cell, grid.build("lstm"), some, some | rest | {"initial_state": rnnjax.Hidden(gains - 0.2)}, batch)
 
 
 def scalar(engine: rnnjax.AbstractEngine, part: dict[str, PyTree], state: PyTree, xs: Array, length: Array) -> Array:

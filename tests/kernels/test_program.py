@@ -93,7 +93,7 @@ class Made(rnnjax.AbstractGatedCell):
     input_weight: None = None
     recurrent_weight: None = None
     bias: None = None
-    start: None = None
+    initial_state: None = None
 
     def pointwise(self, gains, u, v, state):
         return self.state_type(*self.equation(gains, u, v, *state))

@@ -348,8 +348,8 @@ def test_what_is_carried_over_windows_is_dropped_as_they_are(back):
 @pytest.mark.parametrize("back", [5, *slow([3])])
 def test_a_learned_start_that_moved_is_where_it_moved(back):
     weights, xs, targets = problem("lstm_options", 12)
-    start = grid.place(np.asarray(weights[0].start.c) + 1)
-    moved = eqx.tree_at(lambda weights: weights[0].start.c, weights, start)
+    start = grid.place(np.asarray(weights[0].initial_state.c) + 1)
+    moved = eqx.tree_at(lambda weights: weights[0].initial_state.c, weights, start)
     estimator = rnnjax.gradients.TruncatedBPTT(3, back)
 
     @eqx.filter_jit
@@ -427,10 +427,10 @@ def test_backward_estimators_take_networks(name):
 def test_a_learned_start_learns_from_the_first_chunk_alone():
     weights, xs, targets = problem("lstm_options", 20)
     first, second = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets)
-    assert np.abs(first.gradient[0].start.c).max() > 1e-3
-    assert not second.gradient[0].start.c.any()
-    given, _ = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets, weights[0].start)
-    assert not given.gradient[0].start.c.any()
+    assert np.abs(first.gradient[0].initial_state.c).max() > 1e-3
+    assert not second.gradient[0].initial_state.c.any()
+    given, _ = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets, weights[0].initial_state)
+    assert not given.gradient[0].initial_state.c.any()
 
 
 # In use

@@ -440,7 +440,7 @@ def gru(hidden_size: int, **options: Any) -> rnnjax.GRU:
         ),
         pytest.param(lambda: gru(4, bias=False), [".bias: expected none, found float32[12]"], id="fewer_arrays"),
         pytest.param(
-            lambda: gru(4, learn_initial=True), [".start.h: expected float32[4], found none"], id="more_arrays"
+            lambda: gru(4, learn_initial=True), [".initial_state.h: expected float32[4], found none"], id="more_arrays"
         ),
         pytest.param(
             lambda: [ramp(3)] * 7, ["[0]: expected float64[3], found none", "; and 6 more"], id="seven_and_four"

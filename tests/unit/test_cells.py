@@ -355,10 +355,10 @@ class Begun(NamedTuple):
 
 def begun(cell: Any, state: Any, xs: Any, resets: Any) -> Begun:
     def from_start(start: Any) -> Any:
-        last, ys = unroll(replace(cell, start=start), None, xs)
+        last, ys = unroll(replace(cell, initial_state=start), None, xs)
         return loss(last, ys), (last, ys)
 
-    gradient, whole = jax.grad(from_start, has_aux=True)(cell.start)
+    gradient, whole = jax.grad(from_start, has_aux=True)(cell.initial_state)
     return Begun(cell.initial(), gradient, whole, unroll(cell, state, xs, resets=resets))
 
 
@@ -411,16 +411,16 @@ each_start = pytest.mark.parametrize(  # the slow ones are compiled together
 def test_learned_start_is_zero_and_gets_a_gradient(name, names):
     begun = begin_new(names)[name]
     assert_same(begun.initial, CELLS[name](I, H, key=key(), dtype=jnp.float64).initial())
-    assert not numbers(learning(name).start).any()
+    assert not numbers(learning(name).initial_state).any()
     assert all(np.asarray(leaf).all() for leaf in jax.tree.leaves(begun.gradient))
-    assert CELLS[name](I, H, key=key()).start is None
+    assert CELLS[name](I, H, key=key()).initial_state is None
 
 
 @each_start
 def test_learned_start_is_where_runs_and_resets_begin(name, names):
     cell, xs = draw(learning(name), seed=1), random_inputs()
     start, _, whole, (last, ys) = begin_drawn(names)[name]
-    np.testing.assert_array_equal(numbers(start), numbers(cell.start))
+    np.testing.assert_array_equal(numbers(start), numbers(cell.initial_state))
     assert_close(whole, begin_given(names)[name].marked)
     assert_close(whole, oracle.run(cell, start, xs))
     assert_close((last, ys[5:]), oracle.run(cell, start, xs[5:]))

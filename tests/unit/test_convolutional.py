@@ -131,8 +131,8 @@ def equations(cell: Any, state: Any, xs: Any) -> tuple[Any, np.ndarray]:
 def test_values_are_those_of_loops_over_positions(cell, space, options):
     cell = shaken(cell(2, 3, space, key=key(), learn_initial=True, dtype=F64, **options))
     xs = videos(3, 2, *cell.space)
-    last, ys = equations(cell, cell.start, xs)
-    grid.assert_close(jax.jit(unroll)(cell, None, xs), (type(cell.start)(*last), ys))
+    last, ys = equations(cell, cell.initial_state, xs)
+    grid.assert_close(jax.jit(unroll)(cell, None, xs), (type(cell.initial_state)(*last), ys))
 
 
 def on_a_pixel(cell: Any) -> Any:
@@ -140,7 +140,7 @@ def on_a_pixel(cell: Any) -> Any:
     inputs, units = len(cell.input_weight), cell.hidden_size
     W, R = cell.input_weight[None, None], cell.recurrent_weight[None, None]
     spread = partial(jax.tree.map, lambda vector: vector[:, None, None])
-    options = {"bias": cell.bias, "input_weight": W, "recurrent_weight": R, "start": spread(cell.start)}
+    options = {"bias": cell.bias, "input_weight": W, "recurrent_weight": R, "initial_state": spread(cell.initial_state)}
     if isinstance(cell, rnnjax.LSTM):
         made = rnnjax.ConvLSTM(inputs, units, (1, 1), kernel_size=1, peepholes=True, learn_initial=True, key=key())
         options["peepholes"] = spread(cell.gains)

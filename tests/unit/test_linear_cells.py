@@ -184,7 +184,7 @@ class OneGate(rnnjax.AbstractLinearCell):
     """h_t = a h_{t-1} + x_t, with one number for all units, be it a gate or a constant."""
 
     gate: Any = eqx.field(static=True)
-    start: None = None
+    initial_state: None = None
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((4,), F64)

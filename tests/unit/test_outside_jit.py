@@ -271,7 +271,7 @@ class WithDefaults(rnnjax.AbstractGatedCell):
     recurrent_weight: jax.Array
     bias: None = None
     gains: None = None
-    start: None = None
+    initial_state: None = None
 
     def __init__(self):
         self.input_weight = grid.place(np.ones((grid.I, 4)))
