@@ -49,7 +49,7 @@ class Recurrence(AbstractLinearCell):
     """`h = a h + b` of the inputs (a, b), with no work around it."""
 
     size: int = eqx.field(static=True)
-    start: None = None
+    initial_state: None = None
 
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
         return (jax.ShapeDtypeStruct((self.size,), jnp.float32),) * 2

@@ -54,8 +54,8 @@ def paces(case: Case, direction: str) -> list[Pace]:
 
 def pace(cell: AbstractGatedCell, case: Case, direction: str, times: list[float]) -> Pace:
     """That of one cell, whose products are those of the LSTM but for the number of gates."""
-    gates, milliseconds = cell.input_weight.shape[1], statistics.median(times)
-    computed = operations(case, direction) * gates / GATES[case.cell]
+    milliseconds = statistics.median(times)
+    computed = operations(case, direction) * len(cell.gates) / GATES[case.cell]
     return Pace(type(cell).__name__, milliseconds, 1e9 * milliseconds / computed)
 
 

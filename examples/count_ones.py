@@ -34,7 +34,7 @@ class Weights(NamedTuple):
 def build(weights: Weights) -> rnnjax.Elman:
     """The network as a cell of one unit: Elman, linear, without a bias."""
     cell = rnnjax.Elman(1, 1, key=jax.random.key(0), activation=rnnjax.cells.linear, bias=False)
-    shaped = weights.w_x.reshape(1, 1, 1), weights.w_rec.reshape(1, 1, 1, 1)
+    shaped = weights.w_x.reshape(1, 1), weights.w_rec.reshape(1, 1)
     return eqx.tree_at(lambda cell: (cell.input_weight, cell.recurrent_weight), cell, shaped)
 
 

@@ -6,6 +6,8 @@ add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/ora
 it.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
@@ -21,22 +23,24 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
     h_t = z * h_{t-1} + (1 - z) * n
     """
 
+    gates: ClassVar[str] = "zn"
+
     input_weight: jax.Array
     recurrent_weight: jax.Array
     bias: jax.Array
     gains: None
-    start: None
+    initial_state: None
 
     def __init__(self, input_size: int, hidden_size: int, *, key: jax.Array, dtype=jnp.float32):
-        """Draw the weights, [I, G, H] and [1, H, G, H], gate by gate; the letters tell which gate keeps."""
+        """Draw the weights, [I, 2 H] and [H, 2 H], gate by gate; the letters tell which gate keeps."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         keys = jax.random.split(key, 3)
         orthogonal, glorot = initialise.orthogonal, initialise.glorot
-        self.input_weight = initialise.input_weight(glorot, keys[0], input_size, "zn", hidden_size, dtype)
-        self.recurrent_weight = initialise.recurrent_weight(orthogonal, keys[1], "zn", hidden_size, 1, dtype)
-        self.bias = initialise.forget(1.0)(keys[2], "zn", hidden_size, dtype)
+        self.input_weight = initialise.input_weight(glorot, keys[0], input_size, self.gates, hidden_size, dtype)
+        self.recurrent_weight = initialise.recurrent_weight(orthogonal, keys[1], self.gates, hidden_size, 1, dtype)
+        self.bias = initialise.bias(initialise.forget(1.0), keys[2], self.gates, hidden_size, dtype)
         self.gains = None
-        self.start = None
+        self.initial_state = None
 
     def pointwise(self, gains: None, u: jax.Array, v: jax.Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
         del gains

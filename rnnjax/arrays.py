@@ -4,10 +4,12 @@ Axes
     T  time, always first         B  batch (only where a kernel sees one)
     I  input features             H  hidden units
     G  gates, in the cell's order N  heads, D units each: N * D = H
+    GH, GD  the G * H, or G * D, columns of all gates, one gate after the other
 
 Arrays
     x  input        u  what a step gets from the input      h  hidden state   c  cell state
     y  output       v  what a step gets from the state      a, b  linear coefficients
+    W  weight of x [I, GH]          R  weight of h [H, GH], or [N, D, GD] with heads      b  bias [GH]
 A plural runs over time: `xs`, `us`, `states`, `ys`.
 """
 
@@ -28,9 +30,9 @@ Unit = Float[Array, ""]  # of one hidden unit, as `pointwise` sees it
 UnitGates = Float[Array, " G"]
 GatesOverTime = Float[Array, "T G H"]
 
-InputWeight = Float[Array, "I G H"]
-RecurrentWeight = Float[Array, "N P G D"]  # P = D, but for a projected state
-Bias = Float[Array, "G H"]
+InputWeight = Float[Array, "I GH"]
+RecurrentWeight = Float[Array, "P GH"] | Float[Array, "N D GD"]  # P = H, but for a projected state
+Bias = Float[Array, " GH"]
 
 Length = Int[Array, ""]
 Flags = Bool[Array, " T"]
@@ -76,6 +78,17 @@ def shift(values: Array, bias: Array) -> Array:
 def leading(array: Array, rank: int) -> Array:
     """`array` with axes of one in front, up to this rank: broadcasting by rank is an error where a user has it so."""
     return jnp.expand_dims(array, tuple(range(rank - array.ndim)))
+
+
+def by_gate(array: Float[Array, "*leading GH"], gates: int) -> Float[Array, "*leading G H"]:
+    """The view of a weight, a bias or a product with one in which each gate has a row of its own."""
+    *leading, columns = array.shape
+    return array.reshape(*leading, gates, columns // gates)
+
+
+def by_head(weight: RecurrentWeight) -> Float[Array, "N D GD"]:
+    """R as the blocks of its heads, of which a dense one has one."""
+    return weight[None] if weight.ndim == 2 else weight
 
 
 def look_up(table: Float[Array, "V ..."], rows: Int[Array, "..."]) -> Float[Array, "..."]:

@@ -31,6 +31,7 @@ from .arrays import (
     UnitGates,
     Units,
     UnitsOverTime,
+    by_gate,
     carry_dtype,
     cast,
     shift,
@@ -75,15 +76,18 @@ class AbstractCell(eqx.Module):
 class AbstractAffineCell(AbstractCell):
     """A cell that takes its input by `u_t = W x_t + b`, [G, H], and puts out the field `h` of its state.
 
-    Subclass requirements: the fields below, and `step`. A dtype below float32 is the dtype of weights, inputs and
-    outputs; states stay in float32.
+    W is one matrix [I, GH] and b one vector [GH], in which the gates stand one after the other; `by_gate` shows each.
+
+    Subclass requirements: the fields below, `gates`, and `step`. A dtype below float32 is the dtype of weights, inputs
+    and outputs; states stay in float32.
     """
 
     state_type: ClassVar[type] = Hidden
 
+    gates: eqx.AbstractVar[str]  # a letter for each gate of W, in order
     input_weight: eqx.AbstractVar[InputWeight]
     bias: eqx.AbstractVar[Bias | None]
-    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+    initial_state: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -93,16 +97,16 @@ class AbstractAffineCell(AbstractCell):
     @property
     def hidden_size(self) -> int:
         """H, the number of hidden units."""
-        return self.input_weight.shape[-1]
+        return self.input_weight.shape[1] // len(self.gates)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.dtype)
 
     def initial(self) -> State:
-        return rest(self.state_type, self.start, self.hidden_size, self.dtype)
+        return initial_or_zeros(self.state_type, self.initial_state, self.hidden_size, self.dtype)
 
     def project(self, xs: Inputs) -> GatesOverTime:
-        return affine(self.input_weight, self.bias, xs)
+        return by_gate(affine(self.input_weight, self.bias, xs), len(self.gates))
 
     def readout(self, states: States, xs: Inputs) -> UnitsOverTime:
         del xs
@@ -113,7 +117,7 @@ class AbstractGatedCell(AbstractAffineCell):
     """A cell whose one matrix product inside the loop is `v = R h`; everything else is done unit by unit.
 
         u_t = W x_t + b                                  u, v: [G, H]
-        v_t = R h_{t-1}                                  R dense, or block-diagonal over N heads
+        v_t = R h_{t-1}                                  R dense [H, GH], or block-diagonal over N heads [N, D, GD]
         state_t = pointwise(gains, u_t, v_t, state_{t-1})          for each unit
 
     Subclass requirements: the fields below, and `pointwise`, which is a function of ONE unit: of scalars, and of the
@@ -134,7 +138,7 @@ class AbstractGatedCell(AbstractAffineCell):
         return jax.vmap(self.pointwise, -1, -1)(cast(self.gains, carried), u.astype(carried), v, state)
 
     def step(self, state: State, u: Gates) -> State:
-        return self.advance(u, recur(self.recurrent_weight, state.h), state)
+        return self.advance(u, recur(self.recurrent_weight, state.h, len(self.gates)), state)
 
 
 class AbstractCandidateCell(AbstractGatedCell):
@@ -169,7 +173,7 @@ class AbstractLinearCell(AbstractDiagonalCell):
     Subclass requirements: `coefficients`, the fields below, and `input_type`, `project`, `readout`.
     """
 
-    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+    initial_state: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
 
     @abc.abstractmethod
     def coefficients(self, u: PyTree[Array]) -> tuple[Units, Units]:
@@ -185,40 +189,40 @@ def unchanged(values: Array) -> Array:
     return values
 
 
-def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> GatesOverTime:
+def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> Float[Array, "T GH"]:
     """`us = W xs + b` for all of time, as one matrix product."""
-    inputs, gates, units = weight.shape
-    us = (xs @ weight.reshape(inputs, gates * units)).reshape(-1, gates, units)
+    us = xs @ weight
     return us if bias is None else shift(us, bias)
 
 
-def recur(weight: RecurrentWeight, h: Float[Array, " h"]) -> Gates:
+def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
     """`v = R h`, summed in the dtype of `h`. One head is a plain matrix product: XLA runs the batched one slower."""
-    heads, inputs, gates, units = weight.shape
     operand = h.astype(weight.dtype)
-    if heads == 1:
-        flat = weight.reshape(inputs, gates * units)
-        return jnp.matmul(operand, flat, preferred_element_type=h.dtype).reshape(gates, units)
-    v = jnp.einsum("np,npgd->gnd", operand.reshape(heads, inputs), weight, preferred_element_type=h.dtype)
+    if weight.ndim == 2:
+        return by_gate(jnp.matmul(operand, weight, preferred_element_type=h.dtype), gates)
+    heads, units, _ = weight.shape
+    v = jnp.einsum(
+        "nd,ndge->gne", operand.reshape(heads, units), by_gate(weight, gates), preferred_element_type=h.dtype
+    )
     return v.reshape(gates, heads * units)
 
 
-def rest(state_type: type, start: State | None, shape: int | tuple[int, ...], dtype) -> State:
+def initial_or_zeros(state_type: type, initial_state: State | None, shape: int | tuple[int, ...], dtype) -> State:
     """The initial state in the carry's dtype: the learned one, or zeros of `shape` in every field of `state_type`."""
-    if start is not None:
-        return begin(start, dtype)
+    if initial_state is not None:
+        return carried_copy(initial_state, dtype)
     # An array for each field: one for all could not be donated. `jnp.zeros` would take thrice as long to trace.
     zero, sizes = np.zeros((), carry_dtype(dtype)), shape if isinstance(shape, tuple) else (shape,)
     return state_type(*(jax.lax.broadcast(zero, sizes) for _ in state_type._fields))
 
 
-def begin(start: State, dtype) -> State:
-    """The learned state in the carry's dtype, as arrays of their own: the cell and its state may both be donated."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, carry_dtype(dtype)), start)
+def carried_copy(state: State, dtype) -> State:
+    """A learned state in the carry's dtype, as arrays of their own: the cell and its state may both be donated."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, carry_dtype(dtype)), state)
 
 
-def learned(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:
-    """The field `start` of a new cell: zeros to be trained if `learn`, else None."""
+def learnable_zeros(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:
+    """The field `initial_state` of a new cell: zeros to be trained if `learn`, else None."""
     return state_type(*(random.zeros(shape, dtype) for _ in state_type._fields)) if learn else None
 
 

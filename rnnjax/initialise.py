@@ -1,5 +1,7 @@
 """Initial weights. An initialiser draws the block of ONE gate and one head, so per-gate laws hold by construction.
 
+The blocks of all gates then stand side by side in one matrix, W [I, GH] and R [H, GH], and in one vector, b [GH].
+
 An initialiser of weights is any `(key, shape, dtype) -> array` with `shape = [in, out]`, those of
 `jax.nn.initializers` included: an orthogonal one gives every gate an orthogonal block, a Glorot one counts the fan of
 one gate. Those below compile nothing where the key is known (see `rnnjax/random.py`); those of JAX are compiled
@@ -16,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from . import check, random
-from .arrays import Bias, InputWeight, RecurrentWeight, Units, carry_dtype
+from .arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype
 
 Initialiser = Callable[..., Array]
 
@@ -63,18 +65,13 @@ def interval(least: float, most: float) -> Initialiser:
     return lambda key, shape, dtype: random.array(random.uniform(key, shape, dtype, least, most), dtype)
 
 
-def zeros(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+def zeros(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
     """Biases of zero."""
     del key
     return random.zeros((len(gates), hidden_size), dtype)
 
 
-def inner_bias(initialiser: Initialiser, key: PRNGKeyArray, units: int, dtype) -> Units:
-    """The bias of a GRU's candidate inside the reset."""
-    return random.array(random.known(initialiser(key, "n", units, dtype))[0], dtype)
-
-
-def uniform_bias(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+def uniform_bias(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
     """Biases uniform within 1/sqrt(H), as torch draws them."""
     return uniform(key, (len(gates), hidden_size), dtype)
 
@@ -86,7 +83,7 @@ def forget(value: float = 1.0) -> Initialiser:
     """
     value = check.number("value", value)
 
-    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
         del key
         return _biases(gates, hidden_size, dtype, keep=value, write=0.0)
 
@@ -101,7 +98,7 @@ def chrono(longest: int) -> Initialiser:
     if longest <= 2:
         raise ValueError(f"longest: expected more than 2 steps, got {longest}")
 
-    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Bias:
+    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
         memories = random.uniform(key, (hidden_size,), dtype, 1.0, longest - 1.0)
         keep = random.numpy_for(memories).log(memories)
         return _biases(gates, hidden_size, dtype, keep=keep, write=-keep)
@@ -144,7 +141,7 @@ def hippo_normal(size: int) -> tuple[np.ndarray, np.ndarray]:
     return -0.5 + 1j * frequencies[above], vectors[:, above]
 
 
-def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Bias:
+def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Gates:
     if "f" not in gates and "z" not in gates:
         write = -keep  # the one gate there is keeps with 1 - i
     rows = {"f": keep, "z": keep, "i": write}
@@ -156,7 +153,7 @@ def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Bias:
 def input_weight(
     initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, dtype
 ) -> InputWeight:
-    """W, one draw a gate."""
+    """W [I, GH], one draw for each gate."""
     check.dtype(dtype)
     return _per_gate(initialiser, key, (inputs, units), len(gates), dtype)
 
@@ -164,18 +161,26 @@ def input_weight(
 def recurrent_weight(
     initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, heads: int, dtype
 ) -> RecurrentWeight:
-    """R, one draw a gate and head."""
+    """R [H, GH], or [N, D, GD] of several heads, one draw for each gate and head."""
     block = (units // heads, units // heads)
     draw = lambda key: _per_gate(initialiser, key, block, len(gates), dtype)  # noqa: E731
-    return random.array(random.each(key, heads, draw), dtype)
+    blocks = random.each(key, heads, draw)
+    return random.array(blocks[0] if heads == 1 else blocks, dtype)
 
 
 def diagonal_weight(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype) -> Bias:
-    """The diagonal of each gate's R, [G, H]."""
-    return random.array(initialiser(key, (len(gates), units), carry_dtype(dtype)), dtype)
+    """The diagonals of all gates' R, [GH], drawn as [G, H]."""
+    drawn = random.known(initialiser(key, (len(gates), units), carry_dtype(dtype)))
+    return random.array(drawn.reshape(-1), dtype)
+
+
+def bias(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype) -> Bias:
+    """b [GH], drawn as [G, H]."""
+    return random.array(random.known(initialiser(key, gates, units, dtype)).reshape(len(gates) * units), dtype)
 
 
 def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype) -> Array:
-    """[in, gates, out]; drawn in float32 or wider, since decompositions know nothing narrower."""
-    drawn = carry_dtype(dtype)
-    return random.array(random.each(key, gates, lambda key: initialiser(key, shape, drawn), axis=1), dtype)
+    """[in, gates * out]; drawn in float32 or wider, since decompositions know nothing narrower."""
+    drawn, (inputs, units) = carry_dtype(dtype), shape
+    blocks = random.each(key, gates, lambda key: initialiser(key, shape, drawn), axis=1)
+    return random.array(blocks.reshape(inputs, gates * units), dtype)

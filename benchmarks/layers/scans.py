@@ -48,11 +48,11 @@ class PlainScan(AbstractJaxLayer):
 
     def pure(self, case: Case, state: tuple[jax.Array, ...]) -> Pure:
         def function(cell, state, xs):
-            W, R = cell.input_weight.reshape(case.I, -1), cell.recurrent_weight.reshape(case.H, -1)
+            W, R, b = cell.input_weight, cell.recurrent_weight, cell.bias
             by_gate = (case.B, -1, case.H)
 
             def step(state, x):
-                u, v = (x @ W).reshape(by_gate) + cell.bias, (state.h.astype(R.dtype) @ R).reshape(by_gate)
+                u, v = (x @ W + b).reshape(by_gate), (state.h.astype(R.dtype) @ R).reshape(by_gate)
                 gains, u, v = cast((cell.gains, u, v), state.h.dtype)
                 state = jax.vmap(cell.pointwise, (None, 0, 0, 0))(gains, u, v, state)
                 return state, state.h.astype(x.dtype)

@@ -1,6 +1,6 @@
 """The gated recurrent unit over frames, its products convolutions, reset after the product."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Units, cast
-from ..cell import Hidden, learned
-from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
+from ..cell import Hidden, learnable_zeros
+from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .gru import gate
 
 
@@ -26,11 +26,13 @@ class ConvGRU(AbstractConvolutionalCell):
     positions. A plain cell, run by `Scan` and its kin, not fused.
     """
 
+    gates: ClassVar[str] = "rzn"
+
     input_weight: Kernel
-    recurrent_weight: Float[Array, "*kernel H G H"]
+    recurrent_weight: Float[Array, "*kernel H GH"]
     bias: Bias | None
     candidate_bias: Units | None
-    start: Hidden | None
+    initial_state: Hidden | None
     space: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -54,16 +56,16 @@ class ConvGRU(AbstractConvolutionalCell):
         self.space, kernel = check_frame(space, kernel_size)
         keys = random.split(key, 4)
         self.input_weight = draw_kernel(
-            input_initialiser, keys[0], kernel, input_channels, "rzn", hidden_channels, dtype
+            input_initialiser, keys[0], kernel, input_channels, self.gates, hidden_channels, dtype
         )
         self.recurrent_weight = draw_kernel(
-            recurrent_initialiser, keys[1], kernel, hidden_channels, "rzn", hidden_channels, dtype
+            recurrent_initialiser, keys[1], kernel, hidden_channels, self.gates, hidden_channels, dtype
         )
-        self.bias = bias_initialiser(keys[2], "rzn", hidden_channels, dtype) if bias else None
-        self.candidate_bias = initialise.inner_bias(bias_initialiser, keys[3], hidden_channels, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
+        self.candidate_bias = initialise.bias(bias_initialiser, keys[3], "n", hidden_channels, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
 
     def step(self, state: Hidden, u: GatedFrame) -> Hidden:
         carried = state.h.dtype
         d = None if self.candidate_bias is None else self.candidate_bias.reshape(-1, *(1 for _ in self.space))
-        return gate(cast(d, carried), u.astype(carried), convolve(self.recurrent_weight, state.h), state.h)
+        return gate(cast(d, carried), u.astype(carried), self.recur(state.h), state.h)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, cast
-from ..cell import learned
-from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, convolve, draw_kernel
+from ..cell import learnable_zeros
+from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .lstm import LSTMState, Peepholes, gate
 
 
@@ -28,12 +28,13 @@ class ConvLSTM(AbstractConvolutionalCell):
     """
 
     state_type: ClassVar[type] = LSTMState
+    gates: ClassVar[str] = "ifgo"
 
     input_weight: Kernel
-    recurrent_weight: Float[Array, "*kernel H G H"]
+    recurrent_weight: Float[Array, "*kernel H GH"]
     bias: Bias | None
     peepholes: Peepholes | None
-    start: LSTMState | None
+    initial_state: LSTMState | None
     space: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -64,18 +65,18 @@ class ConvLSTM(AbstractConvolutionalCell):
         self.space, kernel = check_frame(space, kernel_size)
         keys, shape = random.split(key, 4), (hidden_channels, *self.space)
         self.input_weight = draw_kernel(
-            input_initialiser, keys[0], kernel, input_channels, "ifgo", hidden_channels, dtype
+            input_initialiser, keys[0], kernel, input_channels, self.gates, hidden_channels, dtype
         )
         self.recurrent_weight = draw_kernel(
-            recurrent_initialiser, keys[1], kernel, hidden_channels, "ifgo", hidden_channels, dtype
+            recurrent_initialiser, keys[1], kernel, hidden_channels, self.gates, hidden_channels, dtype
         )
-        self.bias = bias_initialiser(keys[2], "ifgo", hidden_channels, dtype) if bias else None
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.peepholes = draw_peepholes(keys[3], shape, dtype) if peepholes else None
-        self.start = learned(learn_initial, LSTMState, shape, dtype)
+        self.initial_state = learnable_zeros(learn_initial, LSTMState, shape, dtype)
 
     def step(self, state: LSTMState, u: GatedFrame) -> LSTMState:
         carried = state.h.dtype
-        gates = u.astype(carried) + convolve(self.recurrent_weight, state.h)
+        gates = u.astype(carried) + self.recur(state.h)
         return gate(cast(self.peepholes, carried), gates, state.c, None)
 
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, State, shift
-from ..cell import AbstractCell, Hidden, rest
+from ..cell import AbstractCell, Hidden, initial_or_zeros
 
-Kernel = Float[Array, "*kernel I G H"]
+Kernel = Float[Array, "*kernel I GH"]
 Frames = Inexact[Array, "T I *space"]
 GatedFrame = Float[Array, "G H *space"]
 
@@ -28,60 +28,71 @@ class AbstractConvolutionalCell(AbstractCell):
     `*` is what neural networks call a convolution, y[p] = sum over k of W[k] x[p + k], k counted from the middle of an
     odd kernel. Around the frame there are zeros, so that it keeps its size.
 
-    Subclass requirements: the fields below, and `step`. Weights are drawn gate by gate as [kernel positions * in, H].
-    A dtype below float32 is the dtype of weights, inputs and outputs; states stay in float32.
+    W and R are kernels [*kernel, in, GH] and b is a vector [GH], in which the gates stand one after the other.
+
+    Subclass requirements: the fields below, `gates`, and `step`. Weights are drawn gate by gate as [kernel positions *
+    in, H]. A dtype below float32 is the dtype of weights, inputs and outputs; states stay in float32.
     """
 
     state_type: ClassVar[type] = Hidden
 
+    gates: eqx.AbstractVar[str]  # a letter for each gate, in order
     input_weight: eqx.AbstractVar[Kernel]
-    recurrent_weight: eqx.AbstractVar[Float[Array, "*kernel H G H"]]
+    recurrent_weight: eqx.AbstractVar[Float[Array, "*kernel H GH"]]
     bias: eqx.AbstractVar[Bias | None]
-    start: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
+    initial_state: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
     space: eqx.AbstractVar[tuple[int, ...]]
 
     def input_type(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self.input_weight.shape[-3], *self.space), self.input_weight.dtype)
+        return jax.ShapeDtypeStruct((self.input_weight.shape[-2], *self.space), self.input_weight.dtype)
 
     def initial(self) -> State:
-        shape = self.input_weight.shape[-1], *self.space
-        return rest(self.state_type, self.start, shape, self.input_weight.dtype)
+        shape = self.input_weight.shape[-1] // len(self.gates), *self.space
+        return initial_or_zeros(self.state_type, self.initial_state, shape, self.input_weight.dtype)
 
     def project(self, xs: Frames) -> Float[Array, "T G H *space"]:
         us = convolve_all(self.input_weight, xs)
-        return us if self.bias is None else shift(us, self.bias.reshape(*self.bias.shape, *(1 for _ in self.space)))
+        us = us if self.bias is None else shift(us, self.bias.reshape(-1, *(1 for _ in self.space)))
+        return channels_by_gate(us, len(self.gates), 1)
+
+    def recur(self, h: Float[Array, "H *space"]) -> GatedFrame:
+        """`v = R * h`."""
+        return channels_by_gate(convolve(self.recurrent_weight, h), len(self.gates), 0)
 
     def readout(self, states: Any, xs: Frames) -> Float[Array, "T H *space"]:
         del xs
         return states.h.astype(self.input_weight.dtype)
 
 
-def convolve_all(weight: Kernel, xs: Frames) -> Float[Array, "T G H *space"]:
+def convolve_all(weight: Kernel, xs: Frames) -> Float[Array, "T GH *space"]:
     """`W * x` for all of time, which is the batch of one convolution."""
-    *kernel, inputs, gates, units = weight.shape
-    axes = len(kernel)
+    axes = weight.ndim - 2
     frame = tuple(range(axes + 2))
     layout = jax.lax.ConvDimensionNumbers(frame, (axes + 1, axes, *range(axes)), frame)
-    flat = weight.reshape(*kernel, inputs, gates * units)
-    us = jax.lax.conv_general_dilated(xs, flat, (1,) * axes, "SAME", dimension_numbers=layout)
-    return us.reshape(len(xs), gates, units, *xs.shape[2:])
+    return jax.lax.conv_general_dilated(xs, weight, (1,) * axes, "SAME", dimension_numbers=layout)
 
 
 @partial(jax.checkpoint, prevent_cse=False)
-def convolve(weight: Kernel, h: Float[Array, "I *space"]) -> GatedFrame:
+def convolve(weight: Kernel, h: Float[Array, "I *space"]) -> Float[Array, "GH *space"]:
     """`v = R * h`, summed in the dtype of `h`, as one matrix product with what each position sees.
 
     XLA's convolution, inside a loop on a CPU, takes several times as long. What the positions see is as many times `h`
     as the kernel has entries: it is made again for the gradient rather than kept at every step.
     """
-    *kernel, _, gates, units = weight.shape
+    *kernel, _, columns = weight.shape
     space = h.shape[1:]
     padded = jnp.pad(h.astype(weight.dtype), [(0, 0), *((size // 2, size // 2) for size in kernel)])
     corners = np.ndindex(*kernel)
     seen = [padded[:, *(slice(at, at + size) for at, size in zip(corner, space, strict=True))] for corner in corners]
     patches = jnp.stack(seen).reshape(-1, math.prod(space))
-    matrix = weight.reshape(-1, gates * units).T
-    return jnp.matmul(matrix, patches, preferred_element_type=h.dtype).reshape(gates, units, *space)
+    matrix = weight.reshape(-1, columns).T
+    return jnp.matmul(matrix, patches, preferred_element_type=h.dtype).reshape(columns, *space)
+
+
+def channels_by_gate(frames: Float[Array, "..."], gates: int, axis: int) -> Float[Array, "..."]:
+    """Frames whose channels [GH], at `axis`, become two axes [G, H]."""
+    *leading, channels = frames.shape[: axis + 1]
+    return frames.reshape(*leading, gates, channels // gates, *frames.shape[axis + 1 :])
 
 
 def draw_kernel(
@@ -93,9 +104,9 @@ def draw_kernel(
     units: int,
     dtype,
 ) -> Kernel:
-    """[*kernel, in, G, H], one draw a gate; its fan-in is all that one position sees."""
+    """[*kernel, in, GH], one draw a gate; its fan-in is all that one position sees."""
     flat = initialise.input_weight(initialiser, key, math.prod(kernel) * inputs, gates, units, dtype)
-    return random.array(random.known(flat).reshape(*kernel, inputs, len(gates), units), dtype)
+    return random.array(random.known(flat).reshape(*kernel, inputs, len(gates) * units), dtype)
 
 
 def check_frame(space: Any, kernel_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

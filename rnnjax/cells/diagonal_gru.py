@@ -1,12 +1,14 @@
 """The gated recurrent unit whose recurrent weights are diagonal."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
+from ..arrays import Bias, Gates, InputWeight, by_gate
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
 
 
 class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
@@ -20,10 +22,12 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
     stack two or more. `Newton(Diagonal())` solves all of time at once, exactly.
     """
 
+    gates: ClassVar[str] = "rzn"
+
     input_weight: InputWeight
-    recurrent_weight: Bias  # d, [3, H]
+    recurrent_weight: Bias  # d of all gates, [3 H]
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -42,13 +46,17 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
-        self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "rzn", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[2], "rzn", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.recurrent_weight = initialise.diagonal_weight(
+            recurrent_initialiser, keys[1], self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
-        u, d = u.astype(state.h.dtype), self.recurrent_weight.astype(state.h.dtype)
+        u, d = u.astype(state.h.dtype), by_gate(self.recurrent_weight.astype(state.h.dtype), 3)
         r, z = sigmoid(u[:2] + d[:2] * state.h[None])
         n = jnp.tanh(u[2] + d[2] * (r * state.h))
         return Hidden((1 - z) * n + z * state.h)

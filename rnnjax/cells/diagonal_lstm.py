@@ -4,11 +4,11 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, learned
+from ..arrays import Bias, Gates, InputWeight, by_gate
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, learnable_zeros
 from .lstm import LSTMState
 
 
@@ -25,12 +25,13 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
     """
 
     state_type: ClassVar[type] = LSTMState
+    gates: ClassVar[str] = "fgo"
 
     input_weight: InputWeight
-    recurrent_weight: Bias  # d, [3, H]
-    peepholes: Bias  # p of f and o, [2, H]
+    recurrent_weight: Bias  # d of all gates, [3 H]
+    peepholes: Float[Array, " FO"]  # p of f and o, [2 H]
     bias: Bias | None
-    start: LSTMState | None
+    initial_state: LSTMState | None
 
     def __init__(
         self,
@@ -49,16 +50,20 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 4)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "fgo", hidden_size, dtype)
-        self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "fgo", hidden_size, dtype)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.recurrent_weight = initialise.diagonal_weight(
+            recurrent_initialiser, keys[1], self.gates, hidden_size, dtype
+        )
         self.peepholes = initialise.diagonal_weight(recurrent_initialiser, keys[2], "fo", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[3], "fgo", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, LSTMState, hidden_size, dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, LSTMState, hidden_size, dtype)
 
     def step(self, state: LSTMState, u: Gates) -> LSTMState:
         carried = state.h.dtype
-        p_f, p_o = self.peepholes.astype(carried)
-        f, g, o = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h[None]
+        d, (p_f, p_o) = by_gate(self.recurrent_weight.astype(carried), 3), by_gate(self.peepholes.astype(carried), 2)
+        f, g, o = u.astype(carried) + d * state.h[None]
         f = sigmoid(f + p_f * state.c)
         c = f * state.c + (1 - f) * jnp.tanh(g)
         return LSTMState(sigmoid(o + p_o * c) * jnp.tanh(c), c)

@@ -1,6 +1,7 @@
 """The Elman network, vanilla, rectified or linear."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, UnitGates
-from ..cell import AbstractGatedCell, Hidden, learned
+from ..cell import AbstractGatedCell, Hidden, learnable_zeros
 from ..named import named
 
 
@@ -25,11 +26,13 @@ class Elman(AbstractGatedCell):
         h_t = (1 - leak) * h_{t-1} + leak * activation(W x_t + R h_{t-1} + b)
     """
 
+    gates: ClassVar[str] = "n"
+
     input_weight: InputWeight
     recurrent_weight: RecurrentWeight
     bias: Bias | None
     gains: None
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
     leak: float | None = eqx.field(static=True)
 
@@ -56,13 +59,15 @@ class Elman(AbstractGatedCell):
         if leak is not None and not 0 < leak <= 1:
             raise ValueError(f"leak: expected a share above 0 and up to 1, or None, got {leak!r}")
         keys = random.split(key, 3)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
-        self.recurrent_weight = initialise.recurrent_weight(
-            recurrent_initialiser, keys[1], "n", hidden_size, heads, dtype
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
         )
-        self.bias = bias_initialiser(keys[2], "n", hidden_size, dtype) if bias else None
+        self.recurrent_weight = initialise.recurrent_weight(
+            recurrent_initialiser, keys[1], self.gates, hidden_size, heads, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.gains = None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
         self.leak = leak
 

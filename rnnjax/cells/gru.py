@@ -1,6 +1,7 @@
 """The gated recurrent unit, reset after the product."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax.nn import sigmoid
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
-from ..cell import AbstractCandidateCell, Hidden, learned, unchanged
+from ..cell import AbstractCandidateCell, Hidden, learnable_zeros, unchanged
 
 
 class GRU(AbstractCandidateCell):
@@ -22,11 +23,13 @@ class GRU(AbstractCandidateCell):
     second bias, being sums. The form with the reset before the product is `ResetBeforeGRU`.
     """
 
+    gates: ClassVar[str] = "rzn"
+
     input_weight: InputWeight
     recurrent_weight: RecurrentWeight
     bias: Bias | None
     gains: Units | None
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -46,13 +49,15 @@ class GRU(AbstractCandidateCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 4)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
-        self.recurrent_weight = initialise.recurrent_weight(
-            recurrent_initialiser, keys[1], "rzn", hidden_size, heads, dtype
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
         )
-        self.bias = bias_initialiser(keys[2], "rzn", hidden_size, dtype) if bias else None
-        self.gains = initialise.inner_bias(bias_initialiser, keys[3], hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.recurrent_weight = initialise.recurrent_weight(
+            recurrent_initialiser, keys[1], self.gates, hidden_size, heads, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
+        self.gains = initialise.bias(bias_initialiser, keys[3], "n", hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def write(
         self, gains: Unit | None, u: UnitGates, v: UnitGates, state: Hidden, through: Callable[[Unit], Unit]

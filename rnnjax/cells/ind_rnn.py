@@ -1,6 +1,7 @@
 """The independently recurrent network: each unit sees its own past alone."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learned
+from ..arrays import Bias, Gates, InputWeight, Units
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
 from ..named import named
 
 
@@ -23,10 +24,12 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
     once, exactly.
     """
 
+    gates: ClassVar[str] = "n"
+
     input_weight: InputWeight
-    recurrent_weight: Bias  # [1, H]
+    recurrent_weight: Units  # r
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
@@ -47,13 +50,17 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
-        self.recurrent_weight = initialise.diagonal_weight(recurrent_initialiser, keys[1], "n", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[2], "n", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.recurrent_weight = initialise.diagonal_weight(
+            recurrent_initialiser, keys[1], self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         carried = state.h.dtype
-        (n,) = u.astype(carried) + self.recurrent_weight.astype(carried) * state.h[None]
-        return Hidden(self.activation(n))
+        (n,) = u.astype(carried)
+        return Hidden(self.activation(n + self.recurrent_weight.astype(carried) * state.h))

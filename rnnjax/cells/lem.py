@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractAffineCell, learned, recur
+from ..cell import AbstractAffineCell, learnable_zeros, recur
 
 
 class LEMState(NamedTuple):
@@ -33,12 +33,13 @@ class LEM(AbstractAffineCell):
     """
 
     state_type: ClassVar[type] = LEMState
+    gates: ClassVar[str] = "iigg"
 
     input_weight: InputWeight
     recurrent_weight: RecurrentWeight  # of all but the candidate of h
     candidate_weight: RecurrentWeight  # C
     bias: Bias | None
-    start: LEMState | None
+    initial_state: LEMState | None
     time_step: float = eqx.field(static=True)
 
     def __init__(
@@ -68,17 +69,19 @@ class LEM(AbstractAffineCell):
         recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
             recurrent_initialiser, key, gates, hidden_size, 1, dtype
         )
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "iigg", hidden_size, dtype)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
         self.recurrent_weight = recurrent(keys[1], "iig")
         self.candidate_weight = recurrent(keys[2], "g")
-        self.bias = bias_initialiser(keys[3], "iigg", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, LEMState, hidden_size, dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, LEMState, hidden_size, dtype)
         self.time_step = time_step
 
     def step(self, state: LEMState, u: Gates) -> LEMState:
         u = u.astype(state.h.dtype)
-        *steps, g = u[:3] + recur(self.recurrent_weight, state.h)
+        *steps, g = u[:3] + recur(self.recurrent_weight, state.h, 3)
         d, e = (self.time_step * sigmoid(step) for step in steps)
         z = (1 - d) * state.z + d * jnp.tanh(g)
-        g = u[3] + recur(self.candidate_weight, z)[0]
+        g = u[3] + recur(self.candidate_weight, z, 1)[0]
         return LEMState((1 - e) * state.h + e * jnp.tanh(g), z)

@@ -1,11 +1,13 @@
 """The diagonal linear network: every unit fades at a rate of its own."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
 
 
 class LinearRNN(AbstractAffineCell, AbstractLinearCell):
@@ -18,10 +20,12 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
     in place of `a` it is `Elman(activation=rnnjax.cells.linear)`.
     """
 
+    gates: ClassVar[str] = "n"
+
     input_weight: InputWeight
     bias: Bias | None
     decay: Float[Array, " H"]  # a
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -40,10 +44,12 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[1], "n", hidden_size, dtype) if bias else None
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
         self.decay = decay_initialiser(keys[2], (hidden_size,), dtype)
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

@@ -31,7 +31,7 @@ class LRU(AbstractStateSpaceCell):
     theta: Float[Array, " H"]
     log_gamma: Float[Array, " H"]
     skip: Float[Array, " I"] | None
-    start: Float[Array, "2 H"] | None
+    initial_state: Float[Array, " PH"] | None
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class LRU(AbstractStateSpaceCell):
         self.theta = random.array(xp.log(max_phase * share), dtype)
         self.log_gamma = random.array(0.5 * xp.log(-xp.expm1(2 * log_radius)), dtype)
         self.skip = draw_skip(keys[4], input_size, skip, dtype)
-        self.start = random.zeros((2, hidden_size), dtype) if learn_initial else None
+        self.initial_state = random.zeros(2 * hidden_size, dtype) if learn_initial else None
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

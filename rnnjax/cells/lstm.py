@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
-from ..cell import AbstractCandidateCell, learned, unchanged
+from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
 
 
 class LSTMState(NamedTuple):
@@ -48,7 +48,8 @@ class LSTM(AbstractCandidateCell):
     recurrent_weight: RecurrentWeight
     bias: Bias | None
     gains: Peepholes | None
-    start: LSTMState | None
+    initial_state: LSTMState | None
+    coupled: bool = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
 
     def __init__(
@@ -80,16 +81,21 @@ class LSTM(AbstractCandidateCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         check.flags(peepholes=peepholes, coupled=coupled, bias=bias, learn_initial=learn_initial)
         check_clip(clip)
-        gates = "igo" if coupled else "ifgo"
-        keys = random.split(key, 4)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)
-        self.recurrent_weight = initialise.recurrent_weight(
-            recurrent_initialiser, keys[1], gates, hidden_size, heads, dtype
+        self.coupled, keys = coupled, random.split(key, 4)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
         )
-        self.bias = bias_initialiser(keys[2], gates, hidden_size, dtype) if bias else None
+        self.recurrent_weight = initialise.recurrent_weight(
+            recurrent_initialiser, keys[1], self.gates, hidden_size, heads, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.gains = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
-        self.start = learned(learn_initial, LSTMState, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, LSTMState, hidden_size, dtype)
         self.clip = clip
+
+    @property
+    def gates(self) -> str:
+        return gate_names(self.coupled)
 
     def write(
         self, gains: Peepholes | None, u: UnitGates, v: UnitGates, state: LSTMState, through: Callable[[Unit], Unit]
@@ -117,6 +123,11 @@ def gate(
     if peepholes is not None:
         o = o + peepholes.o * c
     return LSTMState(sigmoid(o) * jnp.tanh(c), c)
+
+
+def gate_names(coupled: bool) -> str:
+    """The gates of an LSTM, in order."""
+    return "igo" if coupled else "ifgo"
 
 
 def check_clip(clip: float | None) -> None:

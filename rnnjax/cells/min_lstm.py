@@ -1,6 +1,7 @@
 """The minimal long short-term memory, linear in its state."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learned
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
 from ..named import named
 from .elman import linear
 
@@ -25,9 +26,11 @@ class MinLSTM(AbstractAffineCell, AbstractLinearCell):
     why the recurrence needs no logarithms, see `MinGRU`; as there, stack two or more.
     """
 
+    gates: ClassVar[str] = "ifg"
+
     input_weight: InputWeight
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
@@ -47,9 +50,11 @@ class MinLSTM(AbstractAffineCell, AbstractLinearCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 2)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifg", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[1], "ifg", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
-from ..cell import AbstractAffineCell, begin, recur
-from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate
+from ..cell import AbstractAffineCell, carried_copy, recur
+from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate, gate_names
 
 
 class ProjectedLSTM(AbstractAffineCell):
@@ -15,7 +15,7 @@ class ProjectedLSTM(AbstractAffineCell):
 
         h_t = Q (o * tanh(c_t)),        h: [P], c: [H], usually P < H
 
-    so that R is [P, G, H]. Two matrix products stand in the loop: a plain cell, run by `Scan` and its kin, not fused.
+    so that R is [P, GH]. Two matrix products stand in the loop: a plain cell, run by `Scan` and its kin, not fused.
     Peepholes, the coupled gate and the clipped cell are those of `LSTM`.
     """
 
@@ -24,7 +24,8 @@ class ProjectedLSTM(AbstractAffineCell):
     bias: Bias | None
     peepholes: Peepholes | None
     projection: Float[Array, "H P"]
-    start: LSTMState | None
+    initial_state: LSTMState | None
+    coupled: bool = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
 
     def __init__(
@@ -48,20 +49,26 @@ class ProjectedLSTM(AbstractAffineCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size, projected_size=projected_size)
         check.flags(peepholes=peepholes, coupled=coupled, bias=bias, learn_initial=learn_initial)
         check_clip(clip)
-        gates = "igo" if coupled else "ifgo"
-        keys = random.split(key, 5)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, gates, hidden_size, dtype)
-        recurrent = initialise.input_weight(recurrent_initialiser, keys[1], projected_size, gates, hidden_size, dtype)
-        self.recurrent_weight = random.array(random.known(recurrent)[None], dtype)
-        self.bias = bias_initialiser(keys[2], gates, hidden_size, dtype) if bias else None
+        self.coupled, keys = coupled, random.split(key, 5)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.recurrent_weight = initialise.input_weight(
+            recurrent_initialiser, keys[1], projected_size, self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.peepholes = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
         self.projection = initialise.glorot(keys[4], (hidden_size, projected_size), dtype)
         sizes = projected_size, hidden_size
-        self.start = LSTMState(*(random.zeros(size, dtype) for size in sizes)) if learn_initial else None
+        self.initial_state = LSTMState(*(random.zeros(size, dtype) for size in sizes)) if learn_initial else None
         self.clip = clip
 
+    @property
+    def gates(self) -> str:
+        return gate_names(self.coupled)
+
     def initial(self) -> LSTMState:
-        return self._zeros() if self.start is None else begin(self.start, self.projection.dtype)
+        return self._zeros() if self.initial_state is None else carried_copy(self.initial_state, self.projection.dtype)
 
     def _zeros(self) -> LSTMState:
         hidden_size, projected_size = self.projection.shape
@@ -70,7 +77,7 @@ class ProjectedLSTM(AbstractAffineCell):
 
     def step(self, state: LSTMState, u: Gates) -> LSTMState:
         carried = state.h.dtype
-        gates = u.astype(carried) + recur(self.recurrent_weight, state.h)
+        gates = u.astype(carried) + recur(self.recurrent_weight, state.h, len(self.gates))
         unprojected, c = gate(cast(self.peepholes, carried), gates, state.c, self.clip)
         operand = unprojected.astype(self.projection.dtype)
         return LSTMState(jnp.matmul(operand, self.projection, preferred_element_type=carried), c)

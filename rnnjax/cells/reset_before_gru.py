@@ -1,12 +1,14 @@
 """The gated recurrent unit of the paper, reset before the product."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
-from ..cell import AbstractAffineCell, Hidden, learned, recur
+from ..cell import AbstractAffineCell, Hidden, learnable_zeros, recur
 
 
 class ResetBeforeGRU(AbstractAffineCell):
@@ -20,11 +22,13 @@ class ResetBeforeGRU(AbstractAffineCell):
     kin, not fused. Where speed matters take `GRU`; the two are different functions and do not share weights.
     """
 
+    gates: ClassVar[str] = "rzn"
+
     input_weight: InputWeight
     recurrent_weight: RecurrentWeight  # of r and z
     candidate_weight: RecurrentWeight  # C, of n
     bias: Bias | None
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -47,14 +51,16 @@ class ResetBeforeGRU(AbstractAffineCell):
         recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
             recurrent_initialiser, key, gates, hidden_size, heads, dtype
         )
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "rzn", hidden_size, dtype)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
         self.recurrent_weight = recurrent(keys[1], "rz")
         self.candidate_weight = recurrent(keys[2], "n")
-        self.bias = bias_initialiser(keys[3], "rzn", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u = u.astype(state.h.dtype)
-        r, z = sigmoid(u[:2] + recur(self.recurrent_weight, state.h))
-        n = jnp.tanh(u[2] + recur(self.candidate_weight, r * state.h)[0])
+        r, z = sigmoid(u[:2] + recur(self.recurrent_weight, state.h, 2))
+        n = jnp.tanh(u[2] + recur(self.candidate_weight, r * state.h, 1)[0])
         return Hidden((1 - z) * n + z * state.h)

@@ -34,7 +34,7 @@ class S5(AbstractStateSpaceCell):
     frequency: Float[Array, " H"]
     log_step: Float[Array, " H"]
     skip: Float[Array, " I"] | None
-    start: Float[Array, "2 H"] | None
+    initial_state: Float[Array, " PH"] | None
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class S5(AbstractStateSpaceCell):
         drawn = carry_dtype(dtype)
         B = random.known(input_initialiser(keys[0], (input_size, hidden_size), drawn)).T
         C = random.known(output_initialiser(keys[1], (hidden_size, output_size), drawn))
-        self.input_weight = random.array(random.numpy_for(B).moveaxis(seen_in(vectors.conj(), B), -1, 0), dtype)
+        self.input_weight = random.array(seen_in(vectors.conj(), B).T, dtype)
         self.output_weight = random.array(seen_in(vectors, C), dtype)
         self.log_decay = random.array(np.tile(np.log(-np.real(values)), blocks), dtype)
         self.frequency = random.array(np.tile(np.imag(values), blocks), dtype)
         bounds = math.log(shortest_step), math.log(longest_step)
         self.log_step = random.array(random.uniform(keys[2], (hidden_size // 2,), jnp.float32, *bounds), dtype)
         self.skip = draw_skip(keys[3], input_size, skip, dtype)
-        self.start = random.zeros((2, hidden_size // 2), dtype) if learn_initial else None
+        self.initial_state = random.zeros(hidden_size, dtype) if learn_initial else None
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)
@@ -93,11 +93,14 @@ class S5(AbstractStateSpaceCell):
 
 
 def seen_in(vectors: np.ndarray, matrix: random.Drawn) -> random.Drawn:
-    """The rows of `matrix`, block by block of states, in the coordinates of `vectors`, [P / blocks, units]."""
+    """The rows of `matrix`, block by block of states, in the coordinates of `vectors`, [P / blocks, units]: [P, _].
+
+    The real parts of all coordinates come first, and then the imaginary parts.
+    """
     states, units = vectors.shape
     parts = np.stack([np.real(vectors), np.imag(vectors)]).astype(matrix.dtype)
     rows = matrix.reshape(-1, states, matrix.shape[-1])
-    return random.numpy_for(matrix).einsum("psu,bsx->pbux", parts, rows).reshape(2, len(rows) * units, -1)
+    return random.numpy_for(matrix).einsum("psu,bsx->pbux", parts, rows).reshape(2 * len(rows) * units, -1)
 
 
 def check_blocks(hidden_size: int, blocks: int) -> None:

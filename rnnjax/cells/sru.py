@@ -1,15 +1,16 @@
 """The simple recurrent unit in its linear version: a light recurrence below a highway."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, carry_dtype, shift
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learned
+from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, by_gate, carry_dtype, shift
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learnable_zeros
 from ..named import named
 
 
@@ -25,10 +26,12 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
     this cell is not those, and does not take their weights.
     """
 
+    gates: ClassVar[str] = "fg"
+
     input_weight: InputWeight  # of f and of what is written, which make the state
-    output_weight: InputWeight  # of r and, where I and H differ, of the highway x, which make the output
+    output_weight: Float[Array, "I RX"]  # of r and, where I and H differ, of the highway x, which make the output
     bias: Bias | None  # of f and r
-    start: Hidden | None
+    initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
@@ -48,17 +51,17 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 3)
-        gates = "r" if input_size == hidden_size else "rx"
+        outputs = "r" if input_size == hidden_size else "rx"
         weight = initialise.input_weight
-        self.input_weight = weight(input_initialiser, keys[0], input_size, "fg", hidden_size, dtype)
-        self.output_weight = weight(input_initialiser, keys[1], input_size, gates, hidden_size, dtype)
-        self.bias = bias_initialiser(keys[2], "fr", hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.input_weight = weight(input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype)
+        self.output_weight = weight(input_initialiser, keys[1], input_size, outputs, hidden_size, dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[2], "fr", hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
 
     def project(self, xs: Inputs) -> GatesOverTime:
-        us = affine(self.input_weight, None, xs)
-        return us if self.bias is None else us.at[:, 0].add(self.bias[0])
+        us = by_gate(affine(self.input_weight, None, xs), 2)
+        return us if self.bias is None else us.at[:, 0].add(self.bias[: self.hidden_size])
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:
         f, g = u.astype(carry_dtype(u.dtype))
@@ -66,9 +69,9 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
 
     def readout(self, states: Hidden, xs: Inputs) -> UnitsOverTime:
         us = affine(self.output_weight, None, xs)
-        r, highway = us[:, 0], us[:, 1] if us.shape[1] > 1 else xs
+        r, highway = (us, xs) if us.shape[1] == self.hidden_size else jnp.split(us, 2, axis=1)
         if self.bias is not None:
-            r = shift(r, self.bias[1])
+            r = shift(r, self.bias[self.hidden_size :])
         r, highway = r.astype(states.h.dtype), highway.astype(states.h.dtype)
         ys = sigmoid(r) * self.activation(states.h) + sigmoid(-r) * highway
         return ys.astype(self.input_weight.dtype)

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from .. import initialise, random
-from ..arrays import GatesOverTime, Inputs, InputWeight, carry_dtype
+from ..arrays import Inputs, InputWeight, by_gate, carry_dtype
 from ..cell import AbstractLinearCell, Hidden, affine
 
-OutputWeight = Float[Array, "2 H O"]
+OutputWeight = Float[Array, "PH O"]  # P = 2 parts
 
 
 class AbstractStateSpaceCell(AbstractLinearCell):
     """A linear cell of complex units, read out by y_t = counted * Re(C h_t) + D x_t.
 
-    A complex weight is kept as two real ones, its real part and its imaginary part, along an axis of two: B is
-    [I, 2, H] and C is [2, H, O]. So every leaf is real, and any optimiser is right for it: the gradient that JAX has by
-    a complex number is the conjugate of the direction of descent. The state is complex, of the carry's precision.
+    A complex weight is kept as a real one, its real part and then its imaginary part: B is [I, 2 H], C is [2 H, O], and
+    a learned initial state is [2 H]. So every leaf is real, and any optimiser is right for it: the gradient that JAX
+    has by a complex number is the conjugate of the direction of descent. The state is complex, of the carry's
+    precision.
 
     Subclass requirements: the fields below, and `coefficients`.
     """
@@ -29,24 +30,24 @@ class AbstractStateSpaceCell(AbstractLinearCell):
     input_weight: eqx.AbstractVar[InputWeight]  # B
     output_weight: eqx.AbstractVar[OutputWeight]  # C
     skip: eqx.AbstractVar[Float[Array, " I"] | None]  # D
-    start: eqx.AbstractVar[Float[Array, "2 H"] | None]
+    initial_state: eqx.AbstractVar[Float[Array, " PH"] | None]
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
 
     def initial(self) -> Hidden:
-        if self.start is not None:
-            return Hidden(join(self.start))
-        return Hidden(join(jnp.zeros(self.input_weight.shape[1:], self.input_weight.dtype)))
+        parts = self.initial_state
+        if parts is None:
+            parts = jnp.zeros(self.input_weight.shape[1], self.input_weight.dtype)
+        return Hidden(join(by_gate(parts, 2)))
 
-    def project(self, xs: Inputs) -> GatesOverTime:
-        return affine(self.input_weight, None, xs)
+    def project(self, xs: Inputs) -> Float[Array, "T 2 H"]:
+        return by_gate(affine(self.input_weight, None, xs), 2)
 
     def readout(self, states: Hidden, xs: Inputs) -> Float[Array, "T O"]:
         dtype, carried = self.output_weight.dtype, carry_dtype(self.output_weight.dtype)
         parts = jnp.concatenate([states.h.real, -states.h.imag], axis=-1).astype(dtype)
-        flat = self.output_weight.reshape(-1, self.output_weight.shape[-1])
-        ys = self.counted * jnp.matmul(parts, flat, preferred_element_type=carried)
+        ys = self.counted * jnp.matmul(parts, self.output_weight, preferred_element_type=carried)
         if self.skip is not None:
             ys = ys + self.skip.astype(carried)[None] * xs.astype(carried)
         return ys.astype(dtype)
@@ -79,4 +80,5 @@ def draw_output(
 ) -> OutputWeight:
     """C, one draw for each part."""
     drawn = carry_dtype(dtype)
-    return random.array(random.each(key, 2, lambda key: initialiser(key, (hidden_size, output_size), drawn)), dtype)
+    parts = random.each(key, 2, lambda key: initialiser(key, (hidden_size, output_size), drawn))
+    return random.array(parts.reshape(2 * hidden_size, output_size), dtype)

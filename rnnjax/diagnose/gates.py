@@ -30,7 +30,7 @@ def gates(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> F
 
     def one(inputs: Any) -> Float[Array, "K H"]:
         u, before = inputs
-        found = _sigmoids(cell.advance, u, recur(cell.recurrent_weight, before.h), before)
+        found = _sigmoids(cell.advance, u, recur(cell.recurrent_weight, before.h, len(cell.gates)), before)
         if not found:
             raise ValueError(f"cell: expected a cell with gates, which are sigmoids, but {describe(cell)} has none")
         return jnp.stack(found)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..arrays import carry_dtype, largest
+from ..arrays import by_gate, by_head, carry_dtype, largest
 from ..cell import AbstractGatedCell
 
 
@@ -14,14 +14,15 @@ def norm_of_the_only_way(cell: Any) -> float | None:
     """The largest singular value of R, of all heads; None where there are other ways from a state to the next."""
     if not isinstance(cell, AbstractGatedCell) or _uses_state(cell):
         return None
-    blocks = jnp.moveaxis(cell.recurrent_weight.astype(carry_dtype(cell.dtype)), 2, 1)  # [N, G, P, D]
+    by_head_and_gate = by_gate(by_head(cell.recurrent_weight.astype(carry_dtype(cell.dtype))), len(cell.gates))
+    blocks = jnp.moveaxis(by_head_and_gate, 2, 1)  # [N, G, D, D]
     return float(largest(jnp.linalg.norm(blocks, 2, (2, 3)).ravel()))
 
 
 def _uses_state(cell: AbstractGatedCell) -> bool:
     """Whether `pointwise` looks at the state itself, and not by way of v = R h alone."""
     state = cell.initial()
-    gates = jnp.zeros(cell.recurrent_weight.shape[2:3] + state.h.shape, state.h.dtype)
+    gates = jnp.zeros((len(cell.gates), *state.h.shape), state.h.dtype)
     program = jax.make_jaxpr(partial(cell.advance, gates, gates))(state).jaxpr
     used = {id(variable) for equation in program.eqns for variable in equation.invars}
     return any(id(variable) in used or variable in program.outvars for variable in program.invars)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..arrays import Shaped, State, States, carry_dtype, cast
+from ..arrays import Shaped, State, States, by_gate, by_head, carry_dtype, cast
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.recurrence import primitive
@@ -159,19 +159,27 @@ def _explicit(leaf: Any) -> bool:
 
 def _weight_types(cell: AbstractGatedCell) -> Weights:
     """The shapes and dtypes of `_weights`, of a cell that fits."""
-    gates, carried = cell.input_weight.shape[1:], carry_dtype(cell.dtype)
-    shapes = (cell.input_weight.shape, cell.dtype), (gates, cell.dtype), (cell.recurrent_weight.shape, cell.dtype)
+    (inputs, _), gates, units, carried = (
+        cell.input_weight.shape,
+        len(cell.gates),
+        cell.hidden_size,
+        carry_dtype(cell.dtype),
+    )
+    heads = 1 if cell.recurrent_weight.ndim == 2 else cell.recurrent_weight.shape[0]
+    matrices = (inputs, gates, units), (gates, units), (heads, units // heads, gates, units // heads)
+    shapes = tuple((shape, cell.dtype) for shape in matrices)
     vectors = len(jax.tree.leaves(cell.gains)), len(cell.state_type._fields)
-    shapes = *shapes, *(((count, cell.hidden_size), carried) for count in vectors)
+    shapes = *shapes, *(((count, units), carried) for count in vectors)
     types: list[Any] = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in shapes]
     return Weights(*types)
 
 
 def _weights(cell: AbstractGatedCell, initial: State) -> Weights:
     """The weights of `cell` for a group that is all there is."""
-    gates, carried = cell.input_weight.shape[1:], carry_dtype(cell.dtype)
-    bias = jnp.zeros(gates, cell.dtype) if cell.bias is None else cell.bias
+    gates, carried = len(cell.gates), carry_dtype(cell.dtype)
+    bias = jnp.zeros(gates * cell.hidden_size, cell.dtype) if cell.bias is None else cell.bias
+    W, b, R = (by_gate(leaf, gates) for leaf in (cell.input_weight, bias, by_head(cell.recurrent_weight)))
     gains = [cast(leaf, carried) for leaf in jax.tree.leaves(cell.gains)]
     stacked = jnp.stack(gains) if gains else jnp.zeros((0, cell.hidden_size), carried)
-    one = cell.input_weight, bias, cell.recurrent_weight, stacked, jnp.stack(list(initial))
+    one = W, b, R, stacked, jnp.stack(list(initial))
     return Weights(*(jax.lax.expand_dims(jnp.asarray(leaf), (0,)) for leaf in one))

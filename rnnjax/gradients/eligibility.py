@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .. import flat
-from ..arrays import Gates, State
-from ..cell import AbstractCell, AbstractGatedCell, describe, recur
+from ..arrays import Gates, State, by_gate
+from ..cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe, recur
 from ..engines.newton.diagonal import own_past
 from .estimator import add
 from .forward import AbstractForward, Trained, split, step
@@ -25,10 +25,10 @@ class AbstractEligibility(AbstractForward):
 
         e_t = D_t e_{t-1} + ds_t/dweights |_{s_{t-1}}
 
-    Every weight acts, within a step, on one unit alone: the one its last axis counts. So a trace has as many numbers
-    as there are weights, times the F fields of a state, and D_t is a block F x F for each unit. Memory and work are
-    those of a step. Shapes are checked, no more: where a `project` of one's own mixes units (a normalisation, a layer
-    before W), what goes by way of other units is left out, too.
+    Every weight acts, within a step, on one unit alone: its last axis counts the units, once for each gate. So a trace
+    has as many numbers as there are weights, times the F fields of a state, and D_t is a block F x F for each unit.
+    Memory and work are those of a step. Shapes are checked, no more: where a `project` of one's own mixes units (a
+    normalisation, a layer before W), what goes by way of other units is left out, too.
 
     Subclass requirements: `_own_step`.
     """
@@ -108,7 +108,7 @@ class EProp(AbstractEligibility):
 
     def _own_step(self, cell: Any, state: State, u: Gates) -> State:
         h = state.h
-        v = jax.lax.stop_gradient(recur(cell.recurrent_weight, h))
+        v = jax.lax.stop_gradient(recur(cell.recurrent_weight, h, len(cell.gates)))
         return cell.advance(u, v, state)
 
 
@@ -130,7 +130,11 @@ def _acting(cell: AbstractCell) -> Trained:
 
 
 def _is_by_unit(cell: AbstractCell, leaf: Array, units: int) -> bool:
-    return leaf.shape[-1:] == (units,) or (isinstance(cell, AbstractGatedCell) and leaf is cell.recurrent_weight)
+    """Whether the last axis of a weight counts the units: once for each gate, or for each part of complex numbers."""
+    if isinstance(cell, AbstractGatedCell) and leaf is cell.recurrent_weight:
+        return True
+    times = len(cell.gates) if isinstance(cell, AbstractAffineCell) else 2
+    return leaf.shape[-1:] in [(units * count,) for count in range(1, times + 1)]
 
 
 def _by_field(function: Callable[[Any], Rows], cell: AbstractCell) -> Traces:
@@ -151,10 +155,13 @@ def _mix(cell: AbstractCell, shares: Rows, traces: Traces) -> Trained:
     """The sum of the fields' traces, each times the share of its field in the weight's unit."""
 
     def leaf(like: Array, *traces: Array) -> Array:
+        fields, units = shares.shape
         spread = shares
-        if isinstance(cell, AbstractGatedCell) and like is cell.recurrent_weight:
-            heads, _, _, units = like.shape
-            spread = shares.reshape(-1, heads, 1, 1, units)
-        return jnp.stack([share * trace for share, trace in zip(spread, traces, strict=True)]).sum(0)
+        if like.ndim == 3 and isinstance(cell, AbstractGatedCell) and like is cell.recurrent_weight:
+            units //= len(like)
+            spread = shares.reshape(fields, len(like), 1, 1, units)
+        gates = like.shape[-1] // units
+        mixed = [share * by_gate(trace, gates) for share, trace in zip(spread, traces, strict=True)]
+        return jnp.stack(mixed).sum(0).reshape(like.shape)
 
     return jax.tree.map(leaf, _acting(cell), *traces)

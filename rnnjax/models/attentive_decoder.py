@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise
-from ..arrays import State, widen
+from ..arrays import State, by_gate, widen
 from ..cell import AbstractAffineCell, affine
 from ..compiled import compiled
 from ..engine import AbstractEngine
@@ -82,7 +82,8 @@ def _run_affine(
     def one(state: State, u: Array) -> tuple[State, tuple[State, Array]]:
         cell, score, memory, of_memory = narrow(wide)
         alignment = align(score, hidden(state), memory)
-        state = cell.step(state, u + weigh(alignment, of_memory))
+        u = by_gate(u + weigh(alignment, of_memory), len(cell.gates))
+        state = cell.step(state, u)
         return state, (state, alignment)
 
     state, (states, alignments) = jax.lax.scan(one, state, of_embedded)

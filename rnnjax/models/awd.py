@@ -23,9 +23,9 @@ def awd_loss(
     batch: Any,
     key: PRNGKeyArray | None,
     *,
-    weights: Any = 0.5,
-    words: Any = 0.1,
-    outputs: Any = 0.4,
+    weight_dropout: Any = 0.5,
+    embedding_dropout: Any = 0.1,
+    output_dropout: Any = 0.4,
     activation: Any = 2.0,
     temporal: Any = 1.0,
     engine: AbstractEngine = Auto(),
@@ -34,12 +34,13 @@ def awd_loss(
 
         cross-entropy + activation mean (m * y)^2 + temporal mean (y_{t+1} - y_t)^2
 
-    weights      the probability of dropping an entry of R, in every gated cell, once for the batch
-    words        of dropping a word from what is read, once for the batch; it is said as before, weights tied or not
-    outputs      of dropping an output y of the network, for all steps of a stream: the mask m
-    activation   the weight of `activation_penalty`, of the outputs that are left
-    temporal     the weight of `temporal_activation_penalty`, of the outputs as they were
-    key          None: nothing is dropped, and the penalties stay
+    weight_dropout      the probability of dropping an entry of R, in every gated cell, with one mask for the batch
+    embedding_dropout   the probability of dropping a word of the input embedding, with one mask for the batch; the
+                        output layer keeps all words, also where the two are tied
+    output_dropout      the probability of dropping an output y of the network, for all steps of a stream: the mask m
+    activation          the weight of `activation_penalty`, of the outputs that are left
+    temporal            the weight of `temporal_activation_penalty`, of the outputs as they were
+    key                 None: nothing is dropped, and the penalties stay
 
     What is dropped from embeddings and between layers is the network's:
 
@@ -50,22 +51,23 @@ def awd_loss(
     `language_loss`, without a key.
     """
     inputs, targets, resets = batch
-    given = {"weights": weights, "words": words, "outputs": outputs}
-    rates = [check.probability(name, rate) for name, rate in given.items()]
+    weight_rate = check.probability("weight_dropout", weight_dropout)
+    embedding_rate = check.probability("embedding_dropout", embedding_dropout)
+    output_rate = check.probability("output_dropout", output_dropout)
     alpha, beta = _strength("activation", activation), _strength("temporal", temporal)
     keys = None
     if key is not None:
         weights_key, words_key, streams_key = jax.random.split(key, 3)
         keys = jax.random.split(streams_key, inputs.shape[0])
-        model = drop_weights(model, rates[0], key=weights_key) if rates[0] > 0 else model
-        model = _drop_words(model, rates[1], words_key)
+        model = drop_weights(model, weight_rate, key=weights_key) if weight_rate > 0 else model
+        model = _drop_words(model, embedding_rate, words_key)
 
     def one(
         state: State, tokens: Array, targets: Array, resets: Array, key: PRNGKeyArray | None
     ) -> tuple[State, Array]:
         network_key, outputs_key = (None, None) if key is None else jax.random.split(key)
         state, ys = model.outputs(state, tokens, resets=resets, engine=engine, key=network_key)
-        left = ys if outputs_key is None else drop("outputs", outputs_key, rates[2], ys)
+        left = ys if outputs_key is None else drop("output_dropout", outputs_key, output_rate, ys)
         loss = cross_entropy(model.classify(left), targets).mean()
         return state, loss + alpha * activation_penalty(left) + beta * temporal_activation_penalty(ys)
 

@@ -22,14 +22,14 @@ from .objectives import cross_entropy
 
 
 class Tagger(eqx.Module):
-    """One answer for every step: `y_t = decision(network(xs)_t)`.
+    """One answer for every step: `y_t = head(network(xs)_t)`.
 
     network    any cell or network, by any engine; `Bidirectional` where a step may look ahead
-    decision   what makes the answer of one step: `eqx.nn.Linear`, `eqx.nn.MLP`, any function
+    head       what makes the answer of one step: `eqx.nn.Linear`, `eqx.nn.MLP`, any function
     """
 
     network: AbstractCell | AbstractNetwork
-    decision: Callable[[Array], Array] = eqx.field(converter=named)
+    head: Callable[[Array], Array] = eqx.field(converter=named)
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class Tagger(eqx.Module):
         state, ys = unroll(self.network, state, xs, length=length, engine=engine, key=key)
         T = ys.shape[0]
         valid = check.length(length, T)
-        return state, blank(jax.vmap(self.decision)(fill(ys, valid, T)), valid, T)
+        return state, blank(jax.vmap(self.head)(fill(ys, valid, T)), valid, T)
 
 
 def average_steps(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
-from ..cell import Hidden, affine, learned, rest
+from ..cell import Hidden, affine, initial_or_zeros, learnable_zeros
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
@@ -35,9 +35,9 @@ class QRNN(AbstractNetwork):
     linear cell, run by the engine given: `Associative`, or any that goes step by step.
     """
 
-    input_weight: Float[Array, "W I G H"]  # input_weight[age] is what meets x_{t - age}
+    input_weight: Float[Array, "W I GH"]  # input_weight[age] is what meets x_{t - age}
     bias: Bias | None
-    start: Hidden | None  # of c
+    initial_state: Hidden | None  # of c
     gates: str = eqx.field(static=True)
 
     def __init__(
@@ -62,17 +62,19 @@ class QRNN(AbstractNetwork):
         self.gates = "i" * input_gate + "fg" + "o" * output_gate
         rows = window * input_size
         weight = initialise.input_weight(input_initialiser, keys[0], rows, self.gates, hidden_size, dtype)
-        self.input_weight = random.array(random.known(weight).reshape(window, input_size, *weight.shape[1:]), dtype)
-        self.bias = bias_initialiser(keys[1], self.gates, hidden_size, dtype) if bias else None
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.input_weight = random.array(random.known(weight).reshape(window, input_size, -1), dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[1:2], self.input_weight.dtype)
 
     def initial(self) -> QRNNState:
-        window, inputs, _, units = self.input_weight.shape
-        dtype = self.input_weight.dtype
-        return QRNNState(jnp.zeros((window - 1, inputs), dtype), rest(Hidden, self.start, units, dtype).h)
+        window, inputs, columns = self.input_weight.shape
+        units, dtype = columns // len(self.gates), self.input_weight.dtype
+        return QRNNState(
+            jnp.zeros((window - 1, inputs), dtype), initial_or_zeros(Hidden, self.initial_state, units, dtype).h
+        )
 
     def run(self, state: QRNNState, xs: Inputs, options: Options) -> tuple[QRNNState, UnitsOverTime]:
         last, windows = look_back(state.inputs, xs, options)
@@ -85,8 +87,8 @@ class QRNN(AbstractNetwork):
 
     def _gates(self, *windows: Inputs) -> tuple[tuple[UnitsOverTime, UnitsOverTime], UnitsOverTime | None]:
         """The coefficients of the pooling, and the output gate if there is one."""
-        flat = self.input_weight.reshape(-1, *self.input_weight.shape[2:])
+        flat = self.input_weight.reshape(-1, self.input_weight.shape[2])
         us = affine(flat, self.bias, jnp.concatenate(windows, axis=-1)).astype(carry_dtype(self.input_weight.dtype))
-        u = dict(zip(self.gates, jnp.moveaxis(us, 1, 0), strict=True))
+        u = dict(zip(self.gates, jnp.split(us, len(self.gates), axis=1), strict=True))
         write = sigmoid(u["i"]) if "i" in u else sigmoid(-u["f"])  # 1 - f, without the cancellation
         return (sigmoid(u["f"]), write * jnp.tanh(u["g"])), sigmoid(u["o"]) if "o" in u else None

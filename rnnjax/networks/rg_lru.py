@@ -9,8 +9,8 @@ from jax.nn import log_sigmoid, sigmoid, softplus
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, carry_dtype
-from ..cell import Hidden, learned, recur, rest
+from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
+from ..cell import Hidden, initial_or_zeros, learnable_zeros, recur
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
@@ -41,7 +41,7 @@ class RGLRU(AbstractNetwork):
     gate_weight: RecurrentWeight  # of r and i
     bias: Bias | None
     decay: Float[Array, " H"]  # Lambda
-    start: Hidden | None
+    initial_state: Hidden | None
 
     def __init__(
         self,
@@ -65,16 +65,16 @@ class RGLRU(AbstractNetwork):
         check.dtype(dtype)
         keys = random.split(key, 2)
         self.gate_weight = initialise.recurrent_weight(gate_initialiser, keys[0], "ri", hidden_size, heads, dtype)
-        self.bias = random.zeros((2, hidden_size), dtype) if bias else None
+        self.bias = random.zeros(2 * hidden_size, dtype) if bias else None
         self.decay = draw_decay(keys[1], hidden_size, dtype)
-        self.start = learned(learn_initial, Hidden, hidden_size, dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.decay.shape, self.decay.dtype)
 
     def initial(self) -> RGLRUState:
-        start = rest(Hidden, self.start, self.decay.shape[0], self.decay.dtype)
-        return RGLRUState(start.h, jnp.asarray(False))
+        initial = initial_or_zeros(Hidden, self.initial_state, self.decay.shape[0], self.decay.dtype)
+        return RGLRUState(initial.h, jnp.asarray(False))
 
     def run(self, state: RGLRUState, xs: Inputs, options: Options) -> tuple[RGLRUState, UnitsOverTime]:
         T = xs.shape[0]
@@ -90,9 +90,9 @@ class RGLRU(AbstractNetwork):
     def _coefficients(self, xs: Inputs, first: Flags) -> tuple[UnitsOverTime, UnitsOverTime]:
         carried = carry_dtype(self.decay.dtype)
         xs = xs.astype(carried)
-        gates = jax.vmap(recur, (None, 0))(self.gate_weight, xs)
+        gates = jax.vmap(recur, (None, 0, None))(self.gate_weight, xs, 2)
         if self.bias is not None:
-            gates = gates + self.bias.astype(carried)[None]
+            gates = gates + by_gate(self.bias.astype(carried), 2)[None]
         r, i = gates[:, 0], gates[:, 1]
         log_rate = math.log(16.0) + log_softplus(self.decay.astype(carried))[None] + log_sigmoid(r)  # of -2 log a
         log_rate = jnp.minimum(log_rate, 7.4)  # beyond, a is zero in float64, too

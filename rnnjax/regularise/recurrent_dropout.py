@@ -46,7 +46,7 @@ class RecurrentDropout(AbstractAround):
 
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
         cell, carried = self.layer, state.h.dtype
-        v = recur(cell.recurrent_weight, state.h)
+        v = recur(cell.recurrent_weight, state.h, len(cell.gates))
 
         def write(gains: PyTree, u: UnitGates, v: UnitGates, state: State, kept: Bool[Array, ""]) -> State:
             return cell.write(gains, u, v, state, partial(scale, kept, self.rate))

@@ -68,5 +68,5 @@ class VariationalDropout(AbstractAround):
 
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
         cell: Any = self.layer  # a gated cell, as `__init__` saw to
-        v = recur(cell.recurrent_weight, scale(mask, self.recurrent, state.h))
+        v = recur(cell.recurrent_weight, scale(mask, self.recurrent, state.h), len(cell.gates))
         return cell.advance(u, v, state)

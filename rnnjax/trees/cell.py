@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from ..arrays import Bias, GatesOverTime, Inputs, InputWeight, State, States, carry_dtype
+from ..arrays import Bias, GatesOverTime, Inputs, InputWeight, State, States, by_gate, carry_dtype
 from ..cell import affine
 
 
@@ -53,19 +53,20 @@ class AbstractTreeCell(eqx.Module):
 
 
 class AbstractAffineTreeCell(AbstractTreeCell):
-    """A tree cell that takes its input by `u = W x + b`, [G, H].
+    """A tree cell that takes its input by `u = W x + b`, [G, H]; W is [I, GH] and b [GH], one gate after the other.
 
-    Subclass requirements: the fields below and what is left of `AbstractTreeCell`. A dtype below float32 is the dtype
-    of weights and inputs; states stay in float32.
+    Subclass requirements: the fields below, `gates`, and what is left of `AbstractTreeCell`. A dtype below float32 is
+    the dtype of weights and inputs; states stay in float32.
     """
 
+    gates: eqx.AbstractVar[str]  # a letter for each gate of W, in order
     input_weight: eqx.AbstractVar[InputWeight]
     bias: eqx.AbstractVar[Bias | None]
 
     @property
     def hidden_size(self) -> int:
         """H, the number of hidden units."""
-        return self.input_weight.shape[-1]
+        return self.input_weight.shape[1] // len(self.gates)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
@@ -75,7 +76,7 @@ class AbstractAffineTreeCell(AbstractTreeCell):
         return jnp.zeros(self.hidden_size, carry_dtype(self.input_weight.dtype))
 
     def project(self, xs: Inputs) -> GatesOverTime:
-        return affine(self.input_weight, self.bias, xs)
+        return by_gate(affine(self.input_weight, self.bias, xs), len(self.gates))
 
 
 def product(operand: Array, weight: Array) -> Array:

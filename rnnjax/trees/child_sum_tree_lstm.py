@@ -1,6 +1,6 @@
 """The child-sum Tree-LSTM: any number of children, in no order."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units
+from ..arrays import Bias, Gates, InputWeight, Units, by_gate
 from ..cells.lstm import LSTMState
 from .cell import AbstractAffineTreeCell, product
 
@@ -33,8 +33,10 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
     children: for trees where left is not right there is `NaryTreeLSTM`.
     """
 
+    gates: ClassVar[str] = "ifgo"
+
     input_weight: InputWeight
-    recurrent_weight: Float[Array, "H G H"]
+    recurrent_weight: Float[Array, "H GH"]
     bias: Bias | None
 
     def __init__(
@@ -53,11 +55,13 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias)
         keys = random.split(key, 3)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifgo", hidden_size, dtype)
-        self.recurrent_weight = initialise.input_weight(
-            recurrent_initialiser, keys[1], hidden_size, "ifgo", hidden_size, dtype
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
         )
-        self.bias = bias_initialiser(keys[2], "ifgo", hidden_size, dtype) if bias else None
+        self.recurrent_weight = initialise.input_weight(
+            recurrent_initialiser, keys[1], hidden_size, self.gates, hidden_size, dtype
+        )
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
 
     @property
     def arity(self) -> None:
@@ -68,9 +72,10 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
 
     def combine(self, children: LSTMState, present: Bool[Array, " K"]) -> ChildGates:
         del present  # those that are not there are zeros, and a sum of them
-        forget = jax.vmap(product, (0, None))(children.h, self.recurrent_weight[:, 1])
-        rest = jnp.concatenate([self.recurrent_weight[:, :1], self.recurrent_weight[:, 2:]], 1)
-        return ChildGates(forget, product(children.h.sum(0), rest))
+        of_i, of_f, of_go = jnp.split(self.recurrent_weight, (self.hidden_size, 2 * self.hidden_size), axis=1)
+        forget = jax.vmap(product, (0, None))(children.h, of_f)
+        igo = product(children.h.sum(0), jnp.concatenate([of_i, of_go], axis=1))
+        return ChildGates(forget, by_gate(igo, 3))
 
     def pointwise(self, u: Gates, v: ChildGates, children: LSTMState) -> LSTMState:
         return join(u.astype(children.h.dtype), v, children.c)

@@ -1,10 +1,12 @@
 """The N-ary Tree-LSTM: up to N children, each with weights of its own."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight
+from ..arrays import Bias, Gates, InputWeight, by_gate
 from ..cells.lstm import LSTMState
 from .cell import AbstractAffineTreeCell, product
 from .child_sum_tree_lstm import ChildGates, join
@@ -23,8 +25,10 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
     `LSTM` of the same weights; with an arity of two, on binary trees, the constituency Tree-LSTM.
     """
 
+    gates: ClassVar[str] = "ifgo"
+
     input_weight: InputWeight
-    recurrent_weight: Float[Array, "K H R H"]  # R = K + 3
+    recurrent_weight: Float[Array, "KH RH"]  # R = K + 3 gates
     bias: Bias | None
 
     def __init__(
@@ -44,22 +48,23 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
         check.flags(bias=bias)
         keys = random.split(key, 3)
-        gates = "i" + "f" * arity + "go"
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "ifgo", hidden_size, dtype)
-        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, gates, hidden_size, dtype)
-        self.bias = bias_initialiser(keys[2], "ifgo", hidden_size, dtype) if bias else None
+        places = "i" + "f" * arity + "go"
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, places, hidden_size, dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
 
     @property
     def arity(self) -> int:
-        return self.recurrent_weight.shape[0]
+        return self.recurrent_weight.shape[0] // self.hidden_size
 
     def absent(self) -> LSTMState:
         return LSTMState(self.zeros(), self.zeros())
 
     def combine(self, children: LSTMState, present: Bool[Array, " K"]) -> ChildGates:
         del present  # those that are not there are zeros
-        weight = self.recurrent_weight.reshape(-1, *self.recurrent_weight.shape[2:])
-        v = product(children.h.reshape(-1), weight)
+        v = by_gate(product(children.h.reshape(-1), self.recurrent_weight), self.arity + 3)
         return ChildGates(v[1:-2], jnp.concatenate([v[:1], v[-2:]]))
 
     def pointwise(self, u: Gates, v: ChildGates, children: LSTMState) -> LSTMState:
@@ -68,7 +73,7 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
 
 def draw_places(
     initialiser: initialise.Initialiser, key: PRNGKeyArray, arity: int, gates: str, hidden_size: int, dtype
-) -> Float[Array, "K H R H"]:
-    """R, one draw a place of a child and a gate."""
+) -> Float[Array, "KH RH"]:
+    """R, which meets the states of all children one after the other; one draw for each child and gate."""
     draw = lambda key: initialise.input_weight(initialiser, key, hidden_size, gates, hidden_size, dtype)  # noqa: E731
-    return random.array(random.each(key, arity, draw), dtype)
+    return random.array(random.each(key, arity, draw).reshape(arity * hidden_size, len(gates) * hidden_size), dtype)

@@ -1,6 +1,7 @@
 """The plain recursive network."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ class RecursiveNetwork(AbstractAffineTreeCell):
     it is the `Elman` network of the same weights.
     """
 
+    gates: ClassVar[str] = "n"
+
     input_weight: InputWeight
-    recurrent_weight: Float[Array, "K H 1 H"]
+    recurrent_weight: Float[Array, "KH H"]
     bias: Bias | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
@@ -47,21 +50,23 @@ class RecursiveNetwork(AbstractAffineTreeCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
         check.flags(bias=bias)
         keys = random.split(key, 3)
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
-        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, "n", hidden_size, dtype)
-        self.bias = bias_initialiser(keys[2], "n", hidden_size, dtype) if bias else None
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, self.gates, hidden_size, dtype)
+        self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.activation = activation
 
     @property
     def arity(self) -> int:
-        return self.recurrent_weight.shape[0]
+        return self.recurrent_weight.shape[0] // self.hidden_size
 
     def absent(self) -> Hidden:
         return Hidden(self.zeros())
 
     def combine(self, children: Hidden, present: Bool[Array, " K"]) -> Units:
         del present  # those that are not there are zeros
-        return product(children.h.reshape(-1), self.recurrent_weight.reshape(-1, self.hidden_size))
+        return product(children.h.reshape(-1), self.recurrent_weight)
 
     def pointwise(self, u: Gates, v: Units, children: Hidden) -> Hidden:
         return Hidden(self.activation(u[0].astype(children.h.dtype) + v))

@@ -1,5 +1,7 @@
 """The recursive neural tensor network."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
@@ -20,8 +22,10 @@ class RNTN(AbstractAffineTreeCell):
     tanh(W x + b); there, the paper has the word's vector itself. With a V of zeros it is `RecursiveNetwork`.
     """
 
+    gates: ClassVar[str] = "n"
+
     input_weight: InputWeight
-    recurrent_weight: Float[Array, "K H 1 H"]
+    recurrent_weight: Float[Array, "KH H"]
     tensor: Float[Array, "P P H"]  # P = K H
     bias: Bias | None
 
@@ -43,14 +47,16 @@ class RNTN(AbstractAffineTreeCell):
         check.flags(bias=bias)
         keys = random.split(key, 4)
         size = arity * hidden_size
-        self.input_weight = initialise.input_weight(input_initialiser, keys[0], input_size, "n", hidden_size, dtype)
-        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, "n", hidden_size, dtype)
+        self.input_weight = initialise.input_weight(
+            input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
+        )
+        self.recurrent_weight = draw_places(recurrent_initialiser, keys[1], arity, self.gates, hidden_size, dtype)
         self.tensor = initialise.interval(-0.5 / size, 0.5 / size)(keys[2], (size, size, hidden_size), dtype)
-        self.bias = bias_initialiser(keys[3], "n", hidden_size, dtype) if bias else None
+        self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
 
     @property
     def arity(self) -> int:
-        return self.recurrent_weight.shape[0]
+        return self.recurrent_weight.shape[0] // self.hidden_size
 
     def absent(self) -> Hidden:
         return Hidden(self.zeros())
@@ -58,7 +64,7 @@ class RNTN(AbstractAffineTreeCell):
     def combine(self, children: Hidden, present: Bool[Array, " K"]) -> Units:
         del present  # those that are not there are zeros
         p = children.h.reshape(-1)
-        linear = product(p, self.recurrent_weight.reshape(-1, self.hidden_size))
+        linear = product(p, self.recurrent_weight)
         return linear + p @ product(p, self.tensor)
 
     def pointwise(self, u: Gates, v: Units, children: Hidden) -> Hidden:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental.pallas import mosaic_gpu
 
 import rnnjax
+from rnnjax.arrays import by_gate, by_head
 from rnnjax.kernels.recurrence.contract import Cotangents, Pointwise, Sequences, Trajectory, Weights
 from rnnjax.kernels.recurrence.gpu import cluster
 from rnnjax.kernels.recurrence.gpu.device import Device
@@ -67,11 +68,11 @@ def halves(kernel, name):
     cell, random = CELLS[name](), np.random.default_rng(0)
     pointwise, carry = Pointwise.of(cell), jnp.dtype("float32")
     draw = lambda *shape, dtype=carry: jnp.asarray(0.3 * random.standard_normal(shape), dtype)  # noqa: E731
-    gates, H, fields = cell.input_weight.shape[1], cell.hidden_size, pointwise.fields
+    gates, H, fields = len(cell.gates), cell.hidden_size, pointwise.fields
     weights = Weights(
         draw(1, INPUTS, gates, H, dtype=cell.dtype),
         draw(GROUPS, gates, H, dtype=cell.dtype),
-        draw(GROUPS, *cell.recurrent_weight.shape, dtype=cell.dtype),
+        draw(GROUPS, *by_gate(by_head(cell.recurrent_weight), gates).shape, dtype=cell.dtype),
         draw(1, pointwise.gains.num_leaves, H),
         draw(GROUPS, fields, H),
     )
@@ -96,7 +97,8 @@ def one_step(kernel):
     cell, batch = CELLS["elman"](), 70
     pointwise, none = Pointwise.of(cell), jnp.zeros((1, 0, cell.hidden_size))
     initial = jnp.zeros((1, 1, cell.hidden_size))
-    weights = Weights(cell.input_weight[None], cell.bias[None], cell.recurrent_weight[None], none, initial)
+    W, b, R = (by_gate(leaf[None], 1) for leaf in (cell.input_weight, cell.bias, by_head(cell.recurrent_weight)))
+    weights = Weights(W, b, R, none, initial)
     state = jnp.sin(jnp.arange(batch * cell.hidden_size, dtype=jnp.float32)).reshape(1, batch, 1, -1)
     sequences = Sequences(jnp.ones((1, batch, 1, INPUTS)), state, None, None)
     plan, needs_gradient = kernel.plan(pointwise, weights), Cotangents(Weights(*[True] * 5), True, True)

@@ -29,7 +29,7 @@ class Rotating(rnnjax.AbstractLinearCell):
 
     input_weight: Array
     eigenvalues: Array
-    start: rnnjax.Hidden | None = None
+    initial_state: rnnjax.Hidden | None = None
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.real.dtype)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from rnnjax.arrays import by_gate, by_head
 from rnnjax.kernels.recurrence.contract import Weights
 
 S, B, T, I, H = 2, 4, 6, 3, 8  # noqa: E741
@@ -24,9 +25,9 @@ def draw(like: PyTree, seed: int) -> PyTree:
 
 def shapes(cell: Any, *, batch: int = B, steps: int = T) -> tuple[Weights, np.ndarray, np.ndarray]:
     """Weights, some of them shared by all groups, inputs and states."""
-    gates, heads = cell.input_weight.shape[1], cell.recurrent_weight.shape
+    gates, blocks = len(cell.gates), by_gate(by_head(cell.recurrent_weight), len(cell.gates)).shape
     fields, gains = len(cell.state_type._fields), len(jax.tree.leaves(cell.gains))
-    leading = {"W": (1, I, gates, H), "b": (S, gates, H), "R": (S, *heads), "gains": (1, gains, H)}
+    leading = {"W": (1, I, gates, H), "b": (S, gates, H), "R": (S, *blocks), "gains": (1, gains, H)}
     weights = Weights(**{name: np.zeros(shape) for name, shape in leading.items()}, initial=np.zeros((S, fields, H)))
     return weights, np.zeros((S, batch, steps, I)), np.zeros((S, batch, fields, H))
 

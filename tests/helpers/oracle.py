@@ -52,9 +52,14 @@ def sigmoid(a: Vector) -> Vector:
     return 1.0 / (1.0 + np.exp(-a))
 
 
-def dense(R: Any) -> np.ndarray:
-    """R of N heads [N, P, G, D] as the block-diagonal matrix of each gate, [N * P, G, N * D]."""
-    blocks = float64(R)
+def by_gate(array: Any, gates: int) -> np.ndarray:
+    """What ends in the columns of all gates, one gate after the other, with an axis for the gates."""
+    return np.stack(np.split(float64(array), gates, -1), -2)
+
+
+def dense(R: Any, gates: int) -> np.ndarray:
+    """R [P, GH], or of N heads [N, D, GD], as the block-diagonal matrix of each gate, [N * P, G, N * D]."""
+    blocks = by_gate(R if R.ndim == 3 else R[None], gates)
     heads, rows, gates, columns = blocks.shape
     matrix = np.zeros((heads * rows, gates, heads * columns))
     for head in range(heads):
@@ -65,18 +70,18 @@ def dense(R: Any) -> np.ndarray:
 
 def from_input(cell: Any, x: Vector, gate: int) -> Vector:
     """W x + b of one gate."""
-    product = x @ float64(cell.input_weight)[:, gate]
-    return product if cell.bias is None else product + float64(cell.bias)[gate]
+    product = x @ by_gate(cell.input_weight, len(cell.gates))[:, gate]
+    return product if cell.bias is None else product + by_gate(cell.bias, len(cell.gates))[gate]
 
 
-def from_state(R: Any, h: Vector, gate: int) -> Vector:
-    """R h of one gate."""
-    return h @ dense(R)[:, gate]
+def from_state(R: Any, h: Vector, gate: int, gates: int) -> Vector:
+    """R h of one gate among `gates`."""
+    return h @ dense(R, gates)[:, gate]
 
 
-def both(cell: Any, x: Vector, h: Vector, gate: int) -> Vector:
-    """W x + R h + b of one gate."""
-    return from_input(cell, x, gate) + from_state(cell.recurrent_weight, h, gate)
+def both(cell: Any, x: Vector, h: Vector, gate: int, gates: int | None = None) -> Vector:
+    """W x + R h + b of one gate; `gates` is how many R has, if not as many as W."""
+    return from_input(cell, x, gate) + from_state(cell.recurrent_weight, h, gate, gates or len(cell.gates))
 
 
 def elman(cell: rnnjax.Elman, state: State, x: Vector) -> State:
@@ -88,7 +93,7 @@ def elman(cell: rnnjax.Elman, state: State, x: Vector) -> State:
 def memory(cell: Any, peepholes: Any, state: State, x: Vector) -> State:
     """What an LSTM puts out before any projection, and its cell state."""
     h, c = state
-    gates = cell.input_weight.shape[1]
+    gates = len(cell.gates)
     coupled = gates == 3
     see = lambda name: 0.0 if peepholes is None else float64(getattr(peepholes, name)).reshape(-1)  # noqa: E731
     i = sigmoid(both(cell, x, h, 0) + see("i") * c)
@@ -114,22 +119,22 @@ def gru(cell: rnnjax.GRU, state: State, x: Vector) -> State:
     (h,) = state
     inside = 0.0 if cell.gains is None else float64(cell.gains)
     r, z = (sigmoid(both(cell, x, h, gate)) for gate in (0, 1))
-    n = np.tanh(from_input(cell, x, 2) + r * (from_state(cell.recurrent_weight, h, 2) + inside))
+    n = np.tanh(from_input(cell, x, 2) + r * (from_state(cell.recurrent_weight, h, 2, 3) + inside))
     return ((1.0 - z) * n + z * h,)
 
 
 def reset_before_gru(cell: rnnjax.ResetBeforeGRU, state: State, x: Vector) -> State:
     (h,) = state
-    r, z = (sigmoid(both(cell, x, h, gate)) for gate in (0, 1))
-    n = np.tanh(from_input(cell, x, 2) + from_state(cell.candidate_weight, r * h, 0))
+    r, z = (sigmoid(both(cell, x, h, gate, 2)) for gate in (0, 1))
+    n = np.tanh(from_input(cell, x, 2) + from_state(cell.candidate_weight, r * h, 0, 1))
     return ((1.0 - z) * n + z * h,)
 
 
 def lem(cell: rnnjax.LEM, state: State, x: Vector) -> State:
     h, z = state
-    d, e = (cell.time_step * sigmoid(both(cell, x, h, gate)) for gate in (0, 1))
-    z = (1.0 - d) * z + d * np.tanh(both(cell, x, h, 2))
-    candidate = np.tanh(from_input(cell, x, 3) + from_state(cell.candidate_weight, z, 0))
+    d, e = (cell.time_step * sigmoid(both(cell, x, h, gate, 3)) for gate in (0, 1))
+    z = (1.0 - d) * z + d * np.tanh(both(cell, x, h, 2, 3))
+    candidate = np.tanh(from_input(cell, x, 3) + from_state(cell.candidate_weight, z, 0, 1))
     return (1.0 - e) * h + e * candidate, z
 
 
@@ -141,7 +146,7 @@ def min_gru(cell: rnnjax.MinGRU, state: State, x: Vector) -> State:
 
 def own_past(cell: Any, x: Vector, h: Vector, gate: int) -> Vector:
     """W x + d * h + b of one gate."""
-    return from_input(cell, x, gate) + float64(cell.recurrent_weight)[gate] * h
+    return from_input(cell, x, gate) + by_gate(cell.recurrent_weight, len(cell.gates))[gate] * h
 
 
 def ind_rnn(cell: rnnjax.IndRNN, state: State, x: Vector) -> State:
@@ -158,7 +163,7 @@ def diagonal_gru(cell: rnnjax.DiagonalGRU, state: State, x: Vector) -> State:
 
 def diagonal_lstm(cell: rnnjax.DiagonalLSTM, state: State, x: Vector) -> State:
     h, c = state
-    see_f, see_o = float64(cell.peepholes)
+    see_f, see_o = by_gate(cell.peepholes, 2)
     f = sigmoid(own_past(cell, x, h, 0) + see_f * c)
     c = f * c + (1.0 - f) * np.tanh(own_past(cell, x, h, 1))
     return sigmoid(own_past(cell, x, h, 2) + see_o * c) * np.tanh(c), c
@@ -176,8 +181,8 @@ def linear_rnn(cell: rnnjax.LinearRNN, state: State, x: Vector) -> State:
 
 
 def in_parts(weight: Any, axis: int) -> np.ndarray:
-    """The complex weight of which `axis` holds the real and the imaginary part."""
-    real, imaginary = np.moveaxis(float64(weight), axis, 0)
+    """The complex weight whose real and then imaginary part stand along `axis`."""
+    real, imaginary = np.split(float64(weight), 2, axis)
     return real + 1j * imaginary
 
 
@@ -200,8 +205,9 @@ def s5(cell: rnnjax.S5, state: State, x: Vector) -> tuple[State, Vector]:
 
 
 def sru(cell: rnnjax.SRU, state: State, x: Vector) -> tuple[State, Vector]:
-    W, V = float64(cell.input_weight), float64(cell.output_weight)
-    b_f, b_r = (0.0, 0.0) if cell.bias is None else float64(cell.bias)
+    W, H = by_gate(cell.input_weight, 2), len(state[0])
+    V = by_gate(cell.output_weight, cell.output_weight.shape[1] // H)
+    b_f, b_r = (0.0, 0.0) if cell.bias is None else by_gate(cell.bias, 2)
     f, r = sigmoid(x @ W[:, 0] + b_f), sigmoid(x @ V[:, 0] + b_r)
     c = f * state[0] + (1.0 - f) * (x @ W[:, 1])
     highway = x @ V[:, 1] if V.shape[1] > 1 else x
@@ -235,7 +241,8 @@ def depthwise_convolution(network: rnnjax.DepthwiseConvolution, state: State, x:
 
 def qrnn(network: rnnjax.QRNN, state: State, x: Vector) -> tuple[State, Vector]:
     inputs, c = state
-    u = dict(zip(network.gates, with_bias(network, convolved(network.input_weight, inputs, x)), strict=True))
+    pre_activations = with_bias(network, convolved(network.input_weight, inputs, x))
+    u = dict(zip(network.gates, by_gate(pre_activations, len(network.gates)), strict=True))
     f = sigmoid(u["f"])
     c = f * c + (sigmoid(u["i"]) if "i" in u else 1.0 - f) * np.tanh(u["g"])
     return (shifted(inputs, x), c), sigmoid(u["o"]) * c if "o" in u else c
@@ -243,8 +250,8 @@ def qrnn(network: rnnjax.QRNN, state: State, x: Vector) -> tuple[State, Vector]:
 
 def rg_lru(network: rnnjax.RGLRU, state: State, x: Vector) -> tuple[State, Vector]:
     h, begun = state
-    b_r, b_i = (0.0, 0.0) if network.bias is None else float64(network.bias)
-    r, i = sigmoid(from_state(network.gate_weight, x, 0) + b_r), sigmoid(from_state(network.gate_weight, x, 1) + b_i)
+    b_r, b_i = (0.0, 0.0) if network.bias is None else by_gate(network.bias, 2)
+    r, i = (sigmoid(from_state(network.gate_weight, x, gate, 2) + b) for gate, b in enumerate((b_r, b_i)))
     a = np.exp(-8.0 * np.log1p(np.exp(float64(network.decay))) * r)
     h = a * h + (np.sqrt(1.0 - a**2) if begun else 1.0) * (i * x)
     return (h, np.True_), h

@@ -37,11 +37,12 @@ class Blend(rnnjax.AbstractGatedCell):
     """A user's own cell: three fields, two gains, one gate whose u and v are seen apart, and one that sees u alone."""
 
     state_type = Blended
+    gates = "ifgoz"
     input_weight: jax.Array
     recurrent_weight: None = None
     bias: None = None
     gains: tuple[int, int] = (0, 0)
-    start: None = None
+    initial_state: None = None
 
     def pointwise(self, gains: Any, u: jax.Array, v: jax.Array, state: Blended) -> Blended:
         leak, scale = gains
@@ -57,7 +58,7 @@ SMOOTH: dict[str, Callable[..., rnnjax.AbstractGatedCell]] = {
     "gru": partial(rnnjax.GRU, 3, 4),
     "gru_without_gains": partial(rnnjax.GRU, 3, 4, bias=False),
     "elman": partial(rnnjax.Elman, 3, 4),
-    "own": lambda *, key: Blend(np.zeros((3, 5, 4))),  # noqa: ARG005
+    "own": lambda *, key: Blend(np.zeros((3, 5 * 4))),  # noqa: ARG005
 }
 # A derivative that jumps is another one where float32 has rounded to the other side: these are for float64.
 CELLS = SMOOTH | {

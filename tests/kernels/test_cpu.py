@@ -214,11 +214,12 @@ def test_what_a_bfloat16_cannot_hold():
 class Quotient(rnnjax.AbstractGatedCell):
     """What the kernel pads units with, zeros, is not a number after a step of this."""
 
+    gates = "n"
     input_weight: Array
     recurrent_weight: Array
     gains: Array
     bias: None = None
-    start: None = None
+    initial_state: None = None
 
     def pointwise(self, gains: Array, u: Array, v: Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
         return rnnjax.Hidden(state.h + (jnp.tanh(u[0] + v[0]) - state.h) / gains)
@@ -227,7 +228,7 @@ class Quotient(rnnjax.AbstractGatedCell):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_padding_that_is_not_a_number_stays_out_of_it(dtype):
     of = lambda value, *shape: np.full(shape, value, jnp.dtype(dtype))  # noqa: E731
-    cell = Quotient(of(1, 3, 1, 10), of(0.2, 2, 5, 1, 5), np.ones(10, np.float32))
+    cell = Quotient(of(1, 3, 10), of(0.2, 2, 5, 5), np.ones(10, np.float32))
     made = jax.jit(jax.grad(of_batch))(cell, of(1, 3, 4, 3))
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(made))
 

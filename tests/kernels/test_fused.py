@@ -91,7 +91,7 @@ def problem() -> Problem:
     rest = {"input_weight": np.asarray(cell.input_weight), "bias": np.asarray(cell.bias) + 0.1}
     state, xs = jax.tree.map(np.asarray, (grid.random_state(cell, B), grid.inputs(B, T)))
     batch = state, xs, LENGTH[0].astype(int)
-    return Problem(cell, grid.build("lstm"), some, some | rest | {"start": rnnjax.Hidden(gains - 0.2)}, batch)
+    return Problem(cell, grid.build("lstm"), some, some | rest | {"initial_state": rnnjax.Hidden(gains - 0.2)}, batch)
 
 
 def scalar(engine: rnnjax.AbstractEngine, part: dict[str, PyTree], state: PyTree, xs: Array, length: Array) -> Array:
@@ -385,7 +385,7 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
     ),
     "two_dtypes": (
         Fused(),
-        lambda: elman(recurrent_weight=np.zeros((1, H, 1, H), jnp.bfloat16)),
+        lambda: elman(recurrent_weight=np.zeros((H, H), jnp.bfloat16)),
         "Fused cannot run Elman: its weights are bfloat16 and float32, and kernels take one of "
         "float64, float32, bfloat16, float16. Use Scan().",
     ),

@@ -354,7 +354,7 @@ def test_a_plan_says_that_a_kernel_is_experimental():
 def sizes(cell: type, units: int, heads: int = 1, dtype: str = "bfloat16") -> tuple[Pointwise, Weights]:
     made = eqx.filter_eval_shape(partial(cell, I, units * heads, heads=heads, dtype=jnp.dtype(dtype)), key=grid.KEY)
     return Pointwise.of(made), jax.eval_shape(
-        lambda: Weights(*(jnp.zeros((1, *made.recurrent_weight.shape), dtype),) * 5)
+        lambda: Weights(*(jnp.zeros((1, heads, units, len(made.gates), units), dtype),) * 5)
     )
 
 

@@ -88,11 +88,12 @@ class Made(rnnjax.AbstractGatedCell):
 
     equation: Callable[..., Any] = eqx.field(static=True)
     state_type: Any = eqx.field(static=True)
+    gates: str = eqx.field(static=True, default="n")
     gains: None = None
     input_weight: None = None
     recurrent_weight: None = None
     bias: None = None
-    start: None = None
+    initial_state: None = None
 
     def pointwise(self, gains, u, v, state):
         return self.state_type(*self.equation(gains, u, v, *state))

@@ -242,7 +242,7 @@ def test_rflo_is_its_formula():
     squares = lambda head, y, target: 0.5 * jnp.sum((head(y) - target) ** 2)  # noqa: E731
     estimate = learn(rnnjax.gradients.EProp(), (cell, head), xs, targets, loss=squares)
 
-    W, R, b = (np.asarray(a) for a in (cell.input_weight[:, 0], cell.recurrent_weight[0, :, 0], cell.bias[0]))
+    W, R, b = (np.asarray(a) for a in (cell.input_weight, cell.recurrent_weight, cell.bias))
     V, B = np.asarray(head.weight), np.asarray(head.feedback)
     h, p, q, dR, dW, dV = np.zeros(H), np.zeros((H, H)), np.zeros((grid.I, H)), 0, 0, 0
     for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
@@ -252,8 +252,8 @@ def test_rflo_is_its_formula():
         h = (1 - leak) * h + leak * np.tanh(n)
         error = h @ V + np.asarray(head.bias) - target
         dR, dW, dV = dR + (B @ error) * p, dW + (B @ error) * q, dV + np.outer(h, error)
-    np.testing.assert_allclose(estimate.gradient[0].recurrent_weight[0, :, 0], dR, atol=1e-11)
-    np.testing.assert_allclose(estimate.gradient[0].input_weight[:, 0], dW, atol=1e-11)
+    np.testing.assert_allclose(estimate.gradient[0].recurrent_weight, dR, atol=1e-11)
+    np.testing.assert_allclose(estimate.gradient[0].input_weight, dW, atol=1e-11)
     np.testing.assert_allclose(estimate.gradient[1].weight, dV, atol=1e-11)
     assert estimate.gradient[1].key is None
     assert not np.allclose(V, B)
@@ -265,10 +265,10 @@ def test_eprop_of_an_lstm_is_its_formula():
     gradient = learn(rnnjax.gradients.EProp(), (cell, head), xs, targets).gradient[0]
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     W, R, b, V = (np.asarray(a) for a in (cell.input_weight, cell.recurrent_weight, cell.bias, head))
-    R, H = R[0], grid.H
+    H = grid.H
     h, c, trace, dR = np.zeros(H), np.zeros(H), np.zeros((H, 3, H)), np.zeros((H, 4, H))
     for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
-        i, f, g, o = np.einsum("i,igh->gh", x, W) + np.einsum("p,pgh->gh", h, R) + b
+        i, f, g, o = np.split(x @ W + h @ R + b, 4)
         i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
         immediate = np.stack([g * i * (1 - i), c * f * (1 - f), i * (1 - g**2)])  # dc/d(gate), for i, f, g
         trace = f * trace + h[:, None, None] * immediate
@@ -278,7 +278,7 @@ def test_eprop_of_an_lstm_is_its_formula():
         h = o * np.tanh(c)
         signal = V @ (2 * (h @ V - target))
         dR += signal * np.concatenate([through_c, through_o], 1)
-    np.testing.assert_allclose(gradient.recurrent_weight[0], dR, atol=1e-11)
+    np.testing.assert_allclose(gradient.recurrent_weight, dR.reshape(H, 4 * H), atol=1e-11)
 
 
 @pytest.mark.parametrize("cell", ["elman", *slow(["gru"])])
@@ -348,8 +348,8 @@ def test_what_is_carried_over_windows_is_dropped_as_they_are(back):
 @pytest.mark.parametrize("back", [5, *slow([3])])
 def test_a_learned_start_that_moved_is_where_it_moved(back):
     weights, xs, targets = problem("lstm_options", 12)
-    start = grid.place(np.asarray(weights[0].start.c) + 1)
-    moved = eqx.tree_at(lambda weights: weights[0].start.c, weights, start)
+    start = grid.place(np.asarray(weights[0].initial_state.c) + 1)
+    moved = eqx.tree_at(lambda weights: weights[0].initial_state.c, weights, start)
     estimator = rnnjax.gradients.TruncatedBPTT(3, back)
 
     @eqx.filter_jit
@@ -427,10 +427,10 @@ def test_backward_estimators_take_networks(name):
 def test_a_learned_start_learns_from_the_first_chunk_alone():
     weights, xs, targets = problem("lstm_options", 20)
     first, second = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets)
-    assert np.abs(first.gradient[0].start.c).max() > 1e-3
-    assert not second.gradient[0].start.c.any()
-    given, _ = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets, weights[0].start)
-    assert not given.gradient[0].start.c.any()
+    assert np.abs(first.gradient[0].initial_state.c).max() > 1e-3
+    assert not second.gradient[0].initial_state.c.any()
+    given, _ = in_chunks(rnnjax.gradients.BPTT(), weights, xs, targets, weights[0].initial_state)
+    assert not given.gradient[0].initial_state.c.any()
 
 
 # In use
@@ -497,6 +497,7 @@ def test_dropout_in_a_network_follows_the_key():
 BAD = {
     "RTRL().start(STACK)": "RTRL cannot train Stack: it needs one cell, any cell. Use BPTT",
     "SnAp1().start(RESET)": "SnAp1 cannot train ResetBeforeGRU: it needs an AbstractDiagonalCell or an AbstractGated",
+    "SnAp1().start(AHEAD)": r"LayerAhead: it needs weights whose last axis counts the 4 units, not \[3, 8\]",
     "EProp().start(LRU)": "EProp cannot train LRU: it needs an AbstractGatedCell. Use RTRL",
     "RTRL().start(HALF)": "RTRL cannot train GRU in bfloat16: it needs float32 or wider",
     "BPTT().start(len)": "BPTT cannot train len: it needs a cell or a network",
@@ -528,6 +529,22 @@ BAD = {
 }
 
 
+class LayerAhead(rnnjax.Elman):
+    """A cell of four units, with a layer before its W that mixes eight others."""
+
+    layer: jax.Array
+
+    def __init__(self):
+        super().__init__(8, 4, key=key())
+        self.layer = grid.place(np.zeros((3, 8), "float32"))
+
+    def input_type(self):
+        return jax.ShapeDtypeStruct((3,), self.dtype)
+
+    def project(self, xs):
+        return super().project(xs @ self.layer)
+
+
 @grid.once
 def names() -> dict[str, Any]:
     """What the calls above speak of."""
@@ -536,6 +553,7 @@ def names() -> dict[str, Any]:
         "rnnjax": rnnjax,
         "STACK": rnnjax.Stack([cell]),
         "RESET": rnnjax.ResetBeforeGRU(3, 4, key=key()),
+        "AHEAD": LayerAhead(),
         "LRU": rnnjax.LRU(3, 4, key=key()),
         "HALF": rnnjax.GRU(3, 4, key=key(), dtype=jnp.bfloat16),
         "GRU": cell,

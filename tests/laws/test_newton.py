@@ -205,7 +205,7 @@ def unstable(units, stretch, steps):
     """A cell that turns by half a radian, if it has two units, and stretches; and a push that sets it going."""
     rotation = np.asarray([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]]) if units == 2 else np.ones((1, 1))
     cell = rnnjax.Elman(1, units, key=grid.KEY, dtype=jnp.float64)
-    weight = grid.place(stretch * rotation.T[None, :, None])
+    weight = grid.place(stretch * rotation.T)
     push = np.zeros((steps, 1))
     push[0] = 0.3
     return eqx.tree_at(lambda cell: cell.recurrent_weight, cell, weight), push

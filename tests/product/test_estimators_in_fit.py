@@ -84,7 +84,9 @@ def test_bptt_of_whole_sequences_is_the_gradient_of_the_loss(tmp_path):
             for folder in ("estimated", "differentiated")
         )
         np.testing.assert_allclose(one, other, rtol=1e-11)
-    assert not np.allclose(np.asarray(got.model[0].start.h), np.asarray(weights()[0].start.h), atol=1e-4)
+    assert not np.allclose(
+        np.asarray(got.model[0].initial_state.h), np.asarray(weights()[0].initial_state.h), atol=1e-4
+    )
 
 
 def test_rtrl_step_by_step_is_the_loop_by_hand_to_the_bit():

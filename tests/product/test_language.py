@@ -184,7 +184,7 @@ def test_know_nothing_lose_the_logarithm_of_the_vocabulary():
 def test_batch_of_states_is_the_initial_state_many_times():
     model = LanguageModel(V, rnnjax.LSTM(E, H, key=key(), learn_initial=True), key=key())
     start = grid.place(np.arange(H, dtype=np.float32))
-    model = eqx.tree_at(lambda model: model.network.start.c, model, start)
+    model = eqx.tree_at(lambda model: model.network.initial_state.c, model, start)
     many = jax.jit(lambda model: batch_of_states(model, 3))(model)
     np.testing.assert_array_equal(many.c, np.tile(np.arange(H), (3, 1)))
     np.testing.assert_array_equal(many.h, np.zeros((3, H)))

@@ -120,7 +120,7 @@ UNIFORM = ("lem",)  # which draws all its weights as torch does
 STATE_SPACES = ("lru", "s5")  # which have no bias, and draw their weights otherwise
 HEADED = [name for name in VARIANTS if name.endswith("_heads")]
 GATED = [name for name in VARIANTS if name.startswith(("lstm", "gru", "elman"))]
-MATRICES = ("input_weight", "recurrent_weight", "candidate_weight")  # [.., G, ..]
+MATRICES = ("input_weight", "recurrent_weight", "candidate_weight")  # [.., GH]
 
 
 def quick(names: Iterable[str], *chosen: str) -> pytest.MarkDecorator:
@@ -263,8 +263,9 @@ def one_step() -> Callable[[Any, Any], Any]:
 def saturated(make: Callable[..., Any], order: str, biases: dict[str, float], **fields: Any) -> Any:
     """One step, from a state of 0.3s, of a cell that has no weights but the biases of some gates (and `fields`)."""
     cell = jax.tree.map(np.zeros_like, make(I, H, key=key(), dtype=jnp.float64))
-    assert cell.bias.shape == (len(order), H)
-    rows = np.stack([np.full(H, biases.get(gate, 0.0)) for gate in order])
+    assert cell.gates == ("fg" if make is rnnjax.SRU else order)  # its b is of f and r
+    assert cell.bias.shape == (len(order) * H,)
+    rows = np.concatenate([np.full(H, biases.get(gate, 0.0)) for gate in order])
     state = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.3), jax.eval_shape(cell.initial))
     return one_step()(replace(cell, bias=rows, **fields), state)
 
@@ -295,7 +296,7 @@ GATES = [
         rnnjax.ResetBeforeGRU,
         "rzn",
         {"z": -LARGE, "r": LARGE},
-        {"candidate_weight": np.eye(H)[None, :, None]},
+        {"candidate_weight": np.eye(H)},
         "h",
         np.tanh(0.3),
         id="reset_before_r_opens",
@@ -304,7 +305,7 @@ GATES = [
         rnnjax.ResetBeforeGRU,
         "rzn",
         {"z": -LARGE, "r": -LARGE},
-        {"candidate_weight": np.eye(H)[None, :, None]},
+        {"candidate_weight": np.eye(H)},
         "h",
         0.0,
         id="reset_before_r_closes",
@@ -335,7 +336,8 @@ def test_heads_are_a_block_diagonal_matrix(name):
     cell = random_cell(name)
     matrices = [field for field in MATRICES[1:] if hasattr(cell, field)]
     assert all(getattr(cell, field).shape[0] == HEADS for field in matrices)
-    one_head = replace(cell, **{field: oracle.dense(getattr(cell, field))[None] for field in matrices})
+    dense = lambda R: oracle.dense(R, R.shape[-1] // R.shape[1]).reshape(H, -1)  # noqa: E731
+    one_head = replace(cell, **{field: dense(getattr(cell, field)) for field in matrices})
     assert_close(values()(one_head, random_state(cell), random_inputs()), evaluate(name))
 
 
@@ -353,10 +355,10 @@ class Begun(NamedTuple):
 
 def begun(cell: Any, state: Any, xs: Any, resets: Any) -> Begun:
     def from_start(start: Any) -> Any:
-        last, ys = unroll(replace(cell, start=start), None, xs)
+        last, ys = unroll(replace(cell, initial_state=start), None, xs)
         return loss(last, ys), (last, ys)
 
-    gradient, whole = jax.grad(from_start, has_aux=True)(cell.start)
+    gradient, whole = jax.grad(from_start, has_aux=True)(cell.initial_state)
     return Begun(cell.initial(), gradient, whole, unroll(cell, state, xs, resets=resets))
 
 
@@ -409,16 +411,16 @@ each_start = pytest.mark.parametrize(  # the slow ones are compiled together
 def test_learned_start_is_zero_and_gets_a_gradient(name, names):
     begun = begin_new(names)[name]
     assert_same(begun.initial, CELLS[name](I, H, key=key(), dtype=jnp.float64).initial())
-    assert not numbers(learning(name).start).any()
+    assert not numbers(learning(name).initial_state).any()
     assert all(np.asarray(leaf).all() for leaf in jax.tree.leaves(begun.gradient))
-    assert CELLS[name](I, H, key=key()).start is None
+    assert CELLS[name](I, H, key=key()).initial_state is None
 
 
 @each_start
 def test_learned_start_is_where_runs_and_resets_begin(name, names):
     cell, xs = draw(learning(name), seed=1), random_inputs()
     start, _, whole, (last, ys) = begin_drawn(names)[name]
-    np.testing.assert_array_equal(numbers(start), numbers(cell.start))
+    np.testing.assert_array_equal(numbers(start), numbers(cell.initial_state))
     assert_close(whole, begin_given(names)[name].marked)
     assert_close(whole, oracle.run(cell, start, xs))
     assert_close((last, ys[5:]), oracle.run(cell, start, xs[5:]))
@@ -439,6 +441,11 @@ def assert_same(got: Any, expected: Any) -> None:
 
 
 # The drawn weights
+
+
+def gates_of(weight: Any, units: int) -> np.ndarray:
+    """The blocks of a weight, one for each gate."""
+    return np.stack(np.split(np.asarray(weight), weight.shape[-1] // units, -1))
 
 
 @each_biased_cell
@@ -470,8 +477,7 @@ DEFAULT_BIASES = {
 @pytest.mark.parametrize("name", DEFAULT_BIASES)
 def test_default_biases(name):
     cell = CELLS[name](I, H, key=key())
-    expected = np.array(list(DEFAULT_BIASES[name].values()))[:, None]
-    np.testing.assert_array_equal(cell.bias, np.broadcast_to(expected, cell.bias.shape))
+    np.testing.assert_array_equal(cell.bias, np.repeat(list(DEFAULT_BIASES[name].values()), H))
 
 
 def test_default_bias_of_the_gru_inside_its_reset_is_zero():
@@ -484,17 +490,17 @@ def test_recurrent_blocks_are_orthogonal(make, heads):
     cell = make(I, H, heads=heads, key=key(), dtype=jnp.float64)
     matrices = [cell.recurrent_weight] + ([cell.candidate_weight] if make is rnnjax.ResetBeforeGRU else [])
     for matrix in matrices:
-        blocks = np.swapaxes(np.asarray(matrix), 1, 2)  # [N, G, D, D]
-        assert_close(np.linalg.svd(blocks, compute_uv=False), np.ones(blocks.shape[:3]))
+        blocks = gates_of(matrix.reshape(heads, H // heads, -1), H // heads)
+        assert_close(np.linalg.svd(blocks, compute_uv=False), np.ones((len(blocks), heads, H // heads)))
 
 
 @pytest.mark.parametrize("make", [CELLS[name] for name in CELLS if name not in (*STATE_SPACES, *UNIFORM)])
 def test_glorot_counts_the_fan_of_one_gate(make):
     inputs, units = 40, 60
-    weight = np.abs(make(inputs, units, key=key()).input_weight)
+    largest = np.abs(gates_of(make(inputs, units, key=key()).input_weight, units)).max((1, 2))
     bound = np.sqrt(6 / (inputs + units))
-    assert np.all(weight.max((0, 2)) <= bound)
-    assert np.all(weight.max((0, 2)) > 0.95 * bound)
+    assert np.all(largest <= bound)
+    assert np.all(largest > 0.95 * bound)
 
 
 def test_uniform_stays_within_one_over_the_root_of_the_units():
@@ -520,7 +526,7 @@ def test_identity_makes_the_irnn(heads):
         recurrent_initialiser=initialise.identity,
         dtype=jnp.float64,
     )
-    np.testing.assert_array_equal(oracle.dense(cell.recurrent_weight)[:, 0], np.eye(H))
+    np.testing.assert_array_equal(oracle.dense(cell.recurrent_weight, 1)[:, 0], np.eye(H))
     positive = rnnjax.Hidden(np.linspace(0.1, 2.0, H))
     last, _ = values()(cell, positive, np.zeros((T, I)))
     np.testing.assert_array_equal(last.h, positive.h)
@@ -542,7 +548,7 @@ CHRONO = {
 def test_chrono_spreads_the_gate_that_keeps(make, order, keep, write):
     longest, units = 50, 100
     cell = make(I, units, key=key(), bias_initialiser=initialise.chrono(longest))
-    biases = dict(zip(order, np.asarray(cell.bias), strict=True))
+    biases = dict(zip(order, np.split(np.asarray(cell.bias), len(order)), strict=True))
     kept = biases.pop(keep) if keep else -biases[write]
     assert np.all((kept >= 0) & (kept <= np.log(longest - 1)))
     memories = np.exp(kept)  # uniform within 1 and longest - 1
@@ -555,9 +561,9 @@ def test_chrono_spreads_the_gate_that_keeps(make, order, keep, write):
 
 def test_forget_puts_its_value_where_the_cell_keeps():
     lstm = rnnjax.LSTM(I, H, key=key(), bias_initialiser=initialise.forget(2.5))
-    np.testing.assert_array_equal(lstm.bias, np.outer([0, 2.5, 0, 0], np.ones(H)))
+    np.testing.assert_array_equal(lstm.bias, np.repeat([0, 2.5, 0, 0], H))
     gru = rnnjax.GRU(I, H, key=key(), bias_initialiser=initialise.forget(2.5))
-    np.testing.assert_array_equal(gru.bias, np.outer([0, 2.5, 0], np.ones(H)))
+    np.testing.assert_array_equal(gru.bias, np.repeat([0, 2.5, 0], H))
 
 
 @each_cell
@@ -571,7 +577,8 @@ def test_weights_are_drawn_from_the_key(make):
 def test_no_two_gates_or_heads_are_drawn_alike(name):
     cell = VARIANTS[name](I, H, key=key())
     matrices = [np.asarray(getattr(cell, field)) for field in MATRICES if hasattr(cell, field)]
-    blocks = [block for matrix in matrices for block in np.moveaxis(matrix, -2, 0)]  # one gate each
+    units = [H // len(matrix) if matrix.ndim == 3 else H for matrix in matrices]  # of one head
+    blocks = [block for matrix, size in zip(matrices, units, strict=True) for block in gates_of(matrix, size)]
     corners = [
         np.atleast_2d(head)[:2, :3].tobytes() for block in blocks for head in (block if block.ndim == 3 else [block])
     ]
@@ -634,9 +641,9 @@ def pointwise() -> Callable[..., Any]:
 @quick(GATED, *QUICK_VARIANTS)
 def test_pointwise_needs_no_array_of_its_cell(name):
     cell = random_cell(name)
-    state, x, gates = random_state(cell), random_inputs()[0], range(cell.input_weight.shape[1])
-    u = np.stack([oracle.from_input(cell, x, gate) for gate in gates])
-    v = np.stack([oracle.from_state(cell.recurrent_weight, state.h, gate) for gate in gates])
+    state, x, gates = random_state(cell), random_inputs()[0], len(cell.gates)
+    u = np.stack([oracle.from_input(cell, x, gate) for gate in range(gates)])
+    v = np.stack([oracle.from_state(cell.recurrent_weight, state.h, gate, gates) for gate in range(gates)])
     hollow = eqx.filter(cell, eqx.is_array, inverse=True)
     assert not jax.tree.leaves(eqx.filter(hollow, eqx.is_array))
     after, transposed = pointwise()(hollow, cell.gains, u, v, state)

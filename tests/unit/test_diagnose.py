@@ -42,7 +42,7 @@ def network(R, activation=jnp.tanh, dtype="float64"):
     """An Elman network with this R, and inputs of one number."""
     R = np.asarray(R, dtype)
     cell = rnnjax.Elman(1, len(R), key=key(), activation=activation, bias=False, dtype=dtype)
-    return eqx.tree_at(lambda cell: cell.recurrent_weight, cell, grid.place(R[None, :, None, :]))
+    return eqx.tree_at(lambda cell: cell.recurrent_weight, cell, grid.place(R))
 
 
 def orthogonal(size):
@@ -212,7 +212,7 @@ def test_lyapunov_exponents_of_a_dense_linear_cell_are_the_limit_of_its_log_sing
     got = ask("lyapunov_exponents", cell, None, np.zeros((4000, 1)), skip=200, every=2)
     np.testing.assert_allclose(got, exact, atol=2e-3)
     steps = 40
-    product = np.linalg.matrix_power(np.asarray(cell.recurrent_weight)[0, :, 0].T, steps)
+    product = np.linalg.matrix_power(np.asarray(cell.recurrent_weight).T, steps)
     np.testing.assert_allclose(np.log(np.linalg.svd(product, compute_uv=False)[0]) / steps, exact[0], atol=0.05)
 
 
@@ -362,11 +362,11 @@ def test_claim_the_lstms_cell_path_is_the_product_of_its_forget_gates():
 def test_gates_are_those_of_the_equations():
     cell = grid.build("lstm")
     got, _ = _gates_and_jacobians()(cell, grid.inputs(T))
-    W, R, b = (np.asarray(weight) for weight in (cell.input_weight, cell.recurrent_weight[0], cell.bias))
+    W, R, b = (np.asarray(weight) for weight in (cell.input_weight, cell.recurrent_weight, cell.bias))
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     h = c = np.zeros(grid.H)
     for t, x in enumerate(np.asarray(grid.inputs(T))):
-        pre = np.einsum("i,igh->gh", x, W) + np.einsum("p,pgh->gh", h, R) + b
+        pre = np.stack(np.split(x @ W + h @ R + b, 4))
         i, f, o = sigmoid(pre[[0, 1, 3]])
         np.testing.assert_allclose(got[t], [i, f, o], atol=1e-12)
         c = f * c + i * np.tanh(pre[2])

@@ -359,7 +359,9 @@ COMPOSITION = [
         ["function", "a layer", "Linear"],
         id="function_class",
     ),
-    pytest.param(lambda: rnnjax.LinearRecurrence(placed(np.zeros(4))), TypeError, ["start", "Hidden"], id="bare_start"),
+    pytest.param(
+        lambda: rnnjax.LinearRecurrence(placed(np.zeros(4))), TypeError, ["initial_state", "Hidden"], id="bare_start"
+    ),
     pytest.param(partial(make_lru, 4, 8, dtype=jnp.int8), TypeError, ["dtype", "int8"], id="integer_lru"),
     pytest.param(partial(rnnjax.TimeDistributed, 3.0, I), TypeError, ["function", "3.0"], id="function_number"),
     pytest.param(

@@ -154,10 +154,11 @@ def test_positive_joins_its_halves():
 
 def test_sru_without_its_highway_or_without_its_state():
     cell = rnnjax.SRU(I, I, key=key(), dtype=F64)
-    assert cell.output_weight.shape == (I, 1, I)
+    assert cell.output_weight.shape == (I, I)
     xs, state, bias = inputs(T), Hidden(np.linspace(-1.0, 1.0, I)), np.asarray(cell.bias)
     open_, shut = (
-        eqx.tree_at(lambda cell: cell.bias, cell, np.stack([bias[0], np.full(I, gate)])) for gate in (900.0, -900.0)
+        eqx.tree_at(lambda cell: cell.bias, cell, np.concatenate([bias[:I], np.full(I, gate)]))
+        for gate in (900.0, -900.0)
     )
     [(_, ys)] = run("sequential")(shut, state, xs)
     np.testing.assert_allclose(ys, xs, rtol=1e-12)
@@ -183,7 +184,7 @@ class OneGate(rnnjax.AbstractLinearCell):
     """h_t = a h_{t-1} + x_t, with one number for all units, be it a gate or a constant."""
 
     gate: Any = eqx.field(static=True)
-    start: None = None
+    initial_state: None = None
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((4,), F64)
@@ -363,7 +364,7 @@ def test_rg_lru_starts_within_the_bounds_of_the_paper():
 
 def test_rg_lru_takes_its_first_step_whole():
     network, xs = rnnjax.RGLRU(I, key=key(), dtype=F64), inputs(T)
-    i = expit(xs @ np.asarray(network.gate_weight)[0, :, 1] + np.asarray(network.bias)[1])
+    i = expit(xs @ np.asarray(network.gate_weight)[:, I:] + np.asarray(network.bias)[I:])
     run = jax.jit(lambda state, resets, length: unroll(network, state, xs, resets=resets, length=length))
     state, none = jax.jit(lambda: network.initial())(), np.zeros(T, bool)
     assert not state.begun
@@ -416,7 +417,7 @@ def test_rg_lru_never_has_an_infinite_gradient(dtype):
 
     def slope(decay: jax.Array, gate: jax.Array) -> Any:
         fields = lambda network: (network.decay, network.bias)  # noqa: E731
-        extreme = eqx.tree_at(fields, network, (jnp.full(I, decay), jnp.full((2, I), gate)))
+        extreme = eqx.tree_at(fields, network, (jnp.full(I, decay), jnp.full(2 * I, gate)))
         loss = lambda network, xs: unroll(network, None, xs, engine=ENGINES["sequential"])[1].sum()  # noqa: E731
         return jax.value_and_grad(loss, (0, 1))(extreme, xs)
 

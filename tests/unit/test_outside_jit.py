@@ -266,15 +266,16 @@ def test_a_copy_is_not_compiled_anew(compilations):
 class WithDefaults(rnnjax.AbstractGatedCell):
     """Optional fields by defaults of the class, beside an `__init__` of its own."""
 
+    gates = "n"
     input_weight: jax.Array
     recurrent_weight: jax.Array
     bias: None = None
     gains: None = None
-    start: None = None
+    initial_state: None = None
 
     def __init__(self):
-        self.input_weight = grid.place(np.ones((grid.I, 1, 4)))
-        self.recurrent_weight = grid.place(np.ones((1, 4, 1, 4)))
+        self.input_weight = grid.place(np.ones((grid.I, 4)))
+        self.recurrent_weight = grid.place(np.ones((4, 4)))
 
     def pointwise(self, gains: None, u: Any, v: Any, state: Any) -> rnnjax.Hidden:
         del gains, state
@@ -285,7 +286,7 @@ def test_a_cell_may_have_defaults_of_its_class():
     loss = lambda cell: rnnjax.unroll(cell, None, grid.inputs(5))[1].sum()  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(loss))(WithDefaults())
     assert value == loss(WithDefaults())
-    assert gradient.recurrent_weight.shape == (1, 4, 1, 4)
+    assert gradient.recurrent_weight.shape == (4, 4)
 
 
 @pytest.mark.slow

@@ -214,12 +214,12 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def project(cell: Any) -> np.ndarray:
-    us = np.einsum("ti,igh->tgh", grid.inputs(T), cell.input_weight)
-    return us if cell.bias is None else us + np.asarray(cell.bias)
+    us = np.asarray(grid.inputs(T)) @ np.asarray(cell.input_weight)
+    return (us if cell.bias is None else us + np.asarray(cell.bias)).reshape(T, len(cell.gates), H)
 
 
 def recur(weight: Any, h: np.ndarray) -> np.ndarray:
-    return np.einsum("p,pgh->gh", h, np.asarray(weight)[0])
+    return (h @ np.asarray(weight)).reshape(-1, H)
 
 
 def lstm_by_hand(cell: Any, u: np.ndarray, state: Any, kept: Any = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -238,7 +238,7 @@ def test_the_recurrent_mask_is_shared_over_time_and_on_what_recurs_alone():
     gru, (_, ys, (masks,)) = grid.build("gru"), observe("recurrent", seed=5)
     np.testing.assert_array_equal(masks, np.broadcast_to(masks[0], masks.shape))
     assert 0 < masks[0].sum() < H
-    h = np.asarray(gru.start.h)
+    h = np.asarray(gru.initial_state.h)
     for u, y in zip(project(gru), ys, strict=True):
         h = gru_by_hand(u, recur(gru.recurrent_weight, h * masks[0] / (1 - RATE)), h)
         np.testing.assert_allclose(h, y, atol=1e-12)
@@ -257,7 +257,7 @@ def test_recurrent_dropout_is_fresh_and_on_what_is_written_alone():
 def test_recurrent_dropout_of_a_gru_keeps_what_is_kept():
     gru, (_, ys, (masks,)) = grid.build("gru"), observe("recurrent_dropout")
     assert not (masks == masks[0]).all()
-    h = np.asarray(gru.start.h)
+    h = np.asarray(gru.initial_state.h)
     for u, mask, y in zip(project(gru), masks, ys, strict=True):
         h = gru_by_hand(u, recur(gru.recurrent_weight, h), h, mask / (1 - RATE))
         np.testing.assert_allclose(h, y, atol=1e-12)
@@ -382,7 +382,7 @@ def test_a_counter_counts_on(around):
         grid.inputs(T), plain_key()
     )
     assert (keyed[0], last[0]) == (T, T)
-    h, kept = np.asarray(gru.start.h), RATE if around is rnnjax.regularise.Zoneout else 0.0
+    h, kept = np.asarray(gru.initial_state.h), RATE if around is rnnjax.regularise.Zoneout else 0.0
     for u, y in zip(project(gru), ys, strict=True):
         h = kept * h + (1 - kept) * gru_by_hand(u, recur(gru.recurrent_weight, h), h)
         np.testing.assert_allclose(h, y, rtol=0, atol=1e-11)

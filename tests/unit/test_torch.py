@@ -59,14 +59,9 @@ def in_order(tree: Any, kind: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, kind))
 
 
-def flat(weight: jax.Array) -> np.ndarray:
-    """[in, G, H] as torch's [G * H, in]."""
-    return np.asarray(weight).reshape(len(weight), -1).T
-
-
 def torch_weights(cell: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """weight_ih, weight_hh and bias_ih, of a cell or of its gradient."""
-    return flat(cell.input_weight), flat(cell.recurrent_weight[0]), np.asarray(cell.bias).ravel()
+    return np.asarray(cell.input_weight).T, np.asarray(cell.recurrent_weight).T, np.asarray(cell.bias)
 
 
 def torch_gains(cell: Any) -> np.ndarray:

@@ -92,21 +92,19 @@ def node_by_hand(cell: Any, x: np.ndarray, below: list[tuple[np.ndarray, np.ndar
     """h and c of a node from those of its children."""
     hs, cs = [h for h, _ in below], [c for _, c in below]
     W, R, b = (np.asarray(weight) for weight in (cell.input_weight, cell.recurrent_weight, cell.bias))
-    us = [x @ W[:, gate] + b[gate] for gate in range(W.shape[1])]
+    us = np.split(x @ W + b, len(cell.gates))
     if isinstance(cell, rnnjax.trees.ChildSumTreeLSTM):
         total = sum(hs, np.zeros(H))
-        forget = [sigmoid(us[1] + h @ R[:, 1]) for h in hs]
-        i, g, o = (us[gate] + total @ R[:, gate] for gate in (0, 2, 3))
+        forget = [sigmoid(us[1] + np.split(h @ R, 4)[1]) for h in hs]
+        i, g, o = (us[gate] + np.split(total @ R, 4)[gate] for gate in (0, 2, 3))
     elif isinstance(cell, rnnjax.trees.NaryTreeLSTM):
-        forget = [sigmoid(us[1] + sum(h @ R[place, :, 1 + of] for place, h in enumerate(hs))) for of in range(len(hs))]
-        i, g, o = (
-            us[gate] + sum((h @ R[place, :, row] for place, h in enumerate(hs)), np.zeros(H))
-            for gate, row in ((0, 0), (2, K + 1), (3, K + 2))
-        )
+        vs = np.split(np.concatenate([*hs, np.zeros((cell.arity - len(hs)) * H)]) @ R, cell.arity + 3)
+        forget = [sigmoid(us[1] + vs[1 + of]) for of in range(len(hs))]
+        i, g, o = us[0] + vs[0], us[2] + vs[-2], us[3] + vs[-1]
     else:
-        n = us[0] + sum((h @ R[place, :, 0] for place, h in enumerate(hs)), np.zeros(H))
+        p = np.concatenate([*hs, np.zeros((cell.arity - len(hs)) * H)])
+        n = us[0] + p @ R
         if isinstance(cell, rnnjax.trees.RNTN):
-            p = np.concatenate([*hs, np.zeros((K - len(hs)) * H)])
             n = n + np.array([p @ np.asarray(cell.tensor)[:, :, unit] @ p for unit in range(H)])
         return np.tanh(n), np.zeros(H)
     c = sum((f * c for f, c in zip(forget, cs, strict=True)), np.zeros(H)) + sigmoid(i) * np.tanh(g)
@@ -205,7 +203,7 @@ def test_a_tree_on_a_chain_is_the_network_along_time(name):
 
     def by_trees(weights: Any) -> Any:
         W, R, b, xs = weights
-        h = recurse(with_weights(tree_cell, W, R[0] if name == "child_sum" else R, b), packed, xs).h[order]
+        h = recurse(with_weights(tree_cell, W, R, b), packed, xs).h[order]
         return jnp.sum(jnp.sin(h)), h
 
     def by_time(weights: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ...arrays import State
+from ...arrays import State, by_gate, by_head
 from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from . import time
 from .blocks import Blocks, Vectors
@@ -80,10 +80,11 @@ def own_past(cell: AbstractCell) -> tuple[Any, bool]:
 
 def _gated_own_past(cell: AbstractGatedCell, state: Any, u: Any) -> State:
     """The step of `cell`, in which a change of one unit's h changes v = R h for that unit alone."""
-    heads, units, gates, _ = cell.recurrent_weight.shape
-    own = jnp.einsum("npgp->gnp", cell.recurrent_weight).reshape(gates, heads * units).astype(state.h.dtype)
+    gates = len(cell.gates)
+    blocks = by_gate(by_head(cell.recurrent_weight), gates)
+    own = jnp.einsum("ndgd->gnd", blocks).reshape(gates, cell.hidden_size).astype(state.h.dtype)
     h = jax.lax.stop_gradient(state.h)
-    v = recur(cell.recurrent_weight, h) + own * (state.h - h)
+    v = recur(cell.recurrent_weight, h, gates) + own * (state.h - h)
     return cell.advance(u, v, state)
 
 

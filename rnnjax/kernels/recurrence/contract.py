@@ -28,7 +28,7 @@ class Pointwise(eqx.Module):
     def of(cls, cell: AbstractGatedCell) -> "Pointwise":
         """The elementwise step of `cell`."""
         stripped = eqx.filter(cell, eqx.is_array, inverse=True)
-        return cls(stripped, jax.tree.structure(cell.gains), cell.input_weight.shape[1])
+        return cls(stripped, jax.tree.structure(cell.gains), len(cell.gates))
 
     @property
     def name(self) -> str:

@@ -45,9 +45,22 @@ def safe(marks: StepMasks, initial: Float[Array, "F H"], before: Float[Array, ".
     return before
 
 
+def projection(weights: Weights, xs: Float[Array, "T I"]) -> Float[Array, "T G H"]:
+    """What the steps of one sequence get from its inputs."""
+    us = affine(weights.W.reshape(-1, weights.b.size), weights.b.reshape(-1), xs)
+    return us.reshape(len(us), *weights.b.shape)
+
+
+def recurrent(R: Float[Array, "N D G D"], h: Float[Array, " H"]) -> Float[Array, "G H"]:
+    """What a step gets from the state before it."""
+    heads, units, gates, _ = R.shape
+    flat = (units, gates * units) if heads == 1 else (heads, units, gates * units)
+    return recur(R.reshape(flat), h, gates)
+
+
 def inputs(weights: Weights, sequences: Sequences) -> Float[Array, "B T G H"]:
     """What all steps get from their inputs, in the dtype of the weights."""
-    return jax.vmap(partial(affine, weights.W, weights.b))(sequences.xs)
+    return jax.vmap(partial(projection, weights))(sequences.xs)
 
 
 def previous_states(
@@ -64,7 +77,7 @@ def previous_states(
 
 def recurrents(weights: Weights, h: Float[Array, "B T H"]) -> Float[Array, "B T G H"]:
     """What all steps get from the state before them, as the forward half saw it."""
-    return jax.vmap(jax.vmap(partial(recur, weights.R)))(h)
+    return jax.vmap(jax.vmap(partial(recurrent, weights.R)))(h)
 
 
 def pre_activations(

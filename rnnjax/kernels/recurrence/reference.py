@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ...arrays import select
-from ...cell import affine, recur
 from ...refusal import Refusal
 from . import products
 from .contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
@@ -63,12 +62,12 @@ def _run(
     def step(before: Array, inputs: tuple[Array, StepMasks]) -> tuple[Array, tuple[Array, ...]]:
         u, marks = inputs
         safe = products.safe(marks, weights.initial, before)
-        after = pointwise(weights.gains, u, recur(weights.R, safe[0]), safe)
+        after = pointwise(weights.gains, u, products.recurrent(weights.R, safe[0]), safe)
         if marks.masked is not None:
             after = select(marks.masked, before, after)
         return after, tuple(after)
 
-    us = affine(weights.W, weights.b, sequence.xs).astype(sequence.state.dtype)
+    us = products.projection(weights, sequence.xs).astype(sequence.state.dtype)
     return jax.lax.scan(step, sequence.state, (us, products.marks(sequence)))
 
 
@@ -99,7 +98,7 @@ def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Floa
         u, v, before, dstate, marks = inputs
         dafter = jnp.stack([d if used is None else d + used for d, used in zip(dafter, dstate, strict=True)])
         dparameters, du, dv, dbefore = jax.vjp(pointwise, weights.gains, u, v, before)[1](dafter)
-        (dh,) = jax.linear_transpose(partial(recur, R), before[0])(dv)
+        (dh,) = jax.linear_transpose(partial(products.recurrent, R), before[0])(dv)
         dbefore = dbefore.at[0].add(dh)
         if marks.masked is not None:  # the state is handed through, and nothing else has a cotangent
             du, dv, dparameters = select(
