@@ -28,7 +28,6 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
     input_weight: jax.Array
     recurrent_weight: jax.Array
     bias: jax.Array
-    gains: None
     initial_state: None
 
     def __init__(self, input_size: int, hidden_size: int, *, key: jax.Array, dtype=jnp.float32):
@@ -39,11 +38,10 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
         self.input_weight = initialise.input_weight(glorot, keys[0], input_size, self.gates, hidden_size, dtype)
         self.recurrent_weight = initialise.recurrent_weight(orthogonal, keys[1], self.gates, hidden_size, 1, dtype)
         self.bias = initialise.bias(initialise.forget(1.0), keys[2], self.gates, hidden_size, dtype)
-        self.gains = None
         self.initial_state = None
 
-    def pointwise(self, gains: None, u: jax.Array, v: jax.Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
-        del gains
+    def pointwise(self, parameters: None, u: jax.Array, v: jax.Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
+        del parameters
         z, n = u + v
         z = sigmoid(z)
         return rnnjax.Hidden(z * state.h + (1 - z) * jnp.tanh(n))

@@ -118,7 +118,7 @@ class AbstractGatedCell(AbstractAffineCell):
 
         u_t = W x_t + b                                  u, v: [G, H]
         v_t = R h_{t-1}                                  R dense [H, GH], or block-diagonal over N heads [N, D, GD]
-        state_t = pointwise(gains, u_t, v_t, state_{t-1})          for each unit
+        state_t = pointwise(parameters, u_t, v_t, state_{t-1})     for each unit
 
     Subclass requirements: the fields below, and `pointwise`, which is a function of ONE unit: of scalars, and of the
     cell's static fields alone (a kernel calls it on a cell stripped of its weights). The state is a NamedTuple whose
@@ -126,16 +126,23 @@ class AbstractGatedCell(AbstractAffineCell):
     """
 
     recurrent_weight: eqx.AbstractVar[RecurrentWeight]
-    gains: eqx.AbstractVar[PyTree]  # vectors [H] that `pointwise` needs; None where there are none
+
+    @property
+    def unit_parameters(self) -> PyTree[Units]:
+        """The vectors [H] that `pointwise` needs beside u and v, fields of the cell; None where it needs none."""
+        return None
 
     @abc.abstractmethod
-    def pointwise(self, gains: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
-        """The state of one unit after a step. Arguments are those of this unit: scalars, and u and v [G]."""
+    def pointwise(self, parameters: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
+        """The state of one unit after a step.
+
+        All arguments are those of this unit: its `unit_parameters` and its state as scalars, and u and v [G].
+        """
 
     def advance(self, u: Gates, v: Gates, state: State) -> State:
         """The state after a step, by what all units get from the input and from the state: `pointwise` of each."""
         carried = state.h.dtype
-        return jax.vmap(self.pointwise, -1, -1)(cast(self.gains, carried), u.astype(carried), v, state)
+        return jax.vmap(self.pointwise, -1, -1)(cast(self.unit_parameters, carried), u.astype(carried), v, state)
 
     def step(self, state: State, u: Gates) -> State:
         return self.advance(u, recur(self.recurrent_weight, state.h, len(self.gates)), state)
@@ -149,12 +156,12 @@ class AbstractCandidateCell(AbstractGatedCell):
 
     @abc.abstractmethod
     def write(
-        self, gains: PyTree[Unit], u: UnitGates, v: UnitGates, state: State, through: Callable[[Unit], Unit]
+        self, parameters: PyTree[Unit], u: UnitGates, v: UnitGates, state: State, through: Callable[[Unit], Unit]
     ) -> State:
         """As `pointwise`, where the candidate goes through `through` before it is written."""
 
-    def pointwise(self, gains: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
-        return self.write(gains, u, v, state, unchanged)
+    def pointwise(self, parameters: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
+        return self.write(parameters, u, v, state, unchanged)
 
 
 class AbstractDiagonalCell(AbstractCell):

@@ -53,8 +53,8 @@ class PlainScan(AbstractJaxLayer):
 
             def step(state, x):
                 u, v = (x @ W + b).reshape(by_gate), (state.h.astype(R.dtype) @ R).reshape(by_gate)
-                gains, u, v = cast((cell.gains, u, v), state.h.dtype)
-                state = jax.vmap(cell.pointwise, (None, 0, 0, 0))(gains, u, v, state)
+                parameters, u, v = cast((cell.unit_parameters, u, v), state.h.dtype)
+                state = jax.vmap(cell.pointwise, (None, 0, 0, 0))(parameters, u, v, state)
                 return state, state.h.astype(x.dtype)
 
             last, ys = jax.lax.scan(step, state, xs.swapaxes(0, 1))

@@ -31,7 +31,6 @@ class Elman(AbstractGatedCell):
     input_weight: InputWeight
     recurrent_weight: RecurrentWeight
     bias: Bias | None
-    gains: None
     initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
     leak: float | None = eqx.field(static=True)
@@ -66,13 +65,12 @@ class Elman(AbstractGatedCell):
             recurrent_initialiser, keys[1], self.gates, hidden_size, heads, dtype
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
-        self.gains = None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
         self.leak = leak
 
-    def pointwise(self, gains: None, u: UnitGates, v: UnitGates, state: Hidden) -> Hidden:
-        del gains
+    def pointwise(self, parameters: None, u: UnitGates, v: UnitGates, state: Hidden) -> Hidden:
+        del parameters
         (n,) = u + v
         n = self.activation(n)
         return Hidden(n if self.leak is None else (1 - self.leak) * state.h + self.leak * n)

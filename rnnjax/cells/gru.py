@@ -19,8 +19,8 @@ class GRU(AbstractCandidateCell):
         n    = tanh(W x_t + b + r * (R h_{t-1} + d))
         h_t  = (1 - z) * n + z * h_{t-1}
 
-    Gate order r, z, n; a z of one keeps the state. `gains` is d, the candidate's bias inside the reset; r and z have no
-    second bias, being sums. The form with the reset before the product is `ResetBeforeGRU`.
+    Gate order r, z, n; a z of one keeps the state. `candidate_bias` is d, inside the reset; r and z have no second
+    bias, being sums. The form with the reset before the product is `ResetBeforeGRU`.
     """
 
     gates: ClassVar[str] = "rzn"
@@ -28,7 +28,7 @@ class GRU(AbstractCandidateCell):
     input_weight: InputWeight
     recurrent_weight: RecurrentWeight
     bias: Bias | None
-    gains: Units | None
+    candidate_bias: Units | None
     initial_state: Hidden | None
 
     def __init__(
@@ -56,13 +56,17 @@ class GRU(AbstractCandidateCell):
             recurrent_initialiser, keys[1], self.gates, hidden_size, heads, dtype
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
-        self.gains = initialise.bias(bias_initialiser, keys[3], "n", hidden_size, dtype) if bias else None
+        self.candidate_bias = initialise.bias(bias_initialiser, keys[3], "n", hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
+    @property
+    def unit_parameters(self) -> Units | None:
+        return self.candidate_bias
+
     def write(
-        self, gains: Unit | None, u: UnitGates, v: UnitGates, state: Hidden, through: Callable[[Unit], Unit]
+        self, parameters: Unit | None, u: UnitGates, v: UnitGates, state: Hidden, through: Callable[[Unit], Unit]
     ) -> Hidden:
-        return gate(gains, u, v, state.h, through)
+        return gate(parameters, u, v, state.h, through)
 
 
 def gate(

@@ -47,7 +47,7 @@ class LSTM(AbstractCandidateCell):
     input_weight: InputWeight
     recurrent_weight: RecurrentWeight
     bias: Bias | None
-    gains: Peepholes | None
+    peepholes: Peepholes | None
     initial_state: LSTMState | None
     coupled: bool = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
@@ -89,7 +89,7 @@ class LSTM(AbstractCandidateCell):
             recurrent_initialiser, keys[1], self.gates, hidden_size, heads, dtype
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
-        self.gains = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
+        self.peepholes = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
         self.initial_state = learnable_zeros(learn_initial, LSTMState, hidden_size, dtype)
         self.clip = clip
 
@@ -97,10 +97,19 @@ class LSTM(AbstractCandidateCell):
     def gates(self) -> str:
         return gate_names(self.coupled)
 
+    @property
+    def unit_parameters(self) -> Peepholes | None:
+        return self.peepholes
+
     def write(
-        self, gains: Peepholes | None, u: UnitGates, v: UnitGates, state: LSTMState, through: Callable[[Unit], Unit]
+        self,
+        parameters: Peepholes | None,
+        u: UnitGates,
+        v: UnitGates,
+        state: LSTMState,
+        through: Callable[[Unit], Unit],
     ) -> LSTMState:
-        return gate(gains, u + v, state.c, self.clip, through)
+        return gate(parameters, u + v, state.c, self.clip, through)
 
 
 def gate(

@@ -132,8 +132,8 @@ def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         return f"its weights are {' and '.join(sorted(dtypes))}, and kernels take one of {', '.join(DTYPES)}"
     state = jax.tree.leaves(jax.eval_shape(cell.initial))
-    if any(leaf.shape != (cell.hidden_size,) for leaf in jax.tree.leaves(cell.gains) + state):
-        return f"not all its gains and states are vectors of {cell.hidden_size} units"
+    if any(leaf.shape != (cell.hidden_size,) for leaf in jax.tree.leaves(cell.unit_parameters) + state):
+        return f"not all its unit parameters and states are vectors of {cell.hidden_size} units"
     carry = carry_dtype(cell.dtype)
     if any(leaf.dtype != carry for leaf in state):
         return f"not all its states are {carry}"
@@ -179,7 +179,7 @@ def _weights(cell: AbstractGatedCell, initial: State) -> Weights:
     gates, carried = len(cell.gates), carry_dtype(cell.dtype)
     bias = jnp.zeros(gates * cell.hidden_size, cell.dtype) if cell.bias is None else cell.bias
     W, b, R = (by_gate(leaf, gates) for leaf in (cell.input_weight, bias, by_head(cell.recurrent_weight)))
-    gains = [cast(leaf, carried) for leaf in jax.tree.leaves(cell.gains)]
-    stacked = jnp.stack(gains) if gains else jnp.zeros((0, cell.hidden_size), carried)
+    vectors = [cast(leaf, carried) for leaf in jax.tree.leaves(cell.unit_parameters)]
+    stacked = jnp.stack(vectors) if vectors else jnp.zeros((0, cell.hidden_size), carried)
     one = W, b, R, stacked, jnp.stack(list(initial))
     return Weights(*(jax.lax.expand_dims(jnp.asarray(leaf), (0,)) for leaf in one))

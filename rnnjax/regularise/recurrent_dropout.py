@@ -48,7 +48,7 @@ class RecurrentDropout(AbstractAround):
         cell, carried = self.layer, state.h.dtype
         v = recur(cell.recurrent_weight, state.h, len(cell.gates))
 
-        def write(gains: PyTree, u: UnitGates, v: UnitGates, state: State, kept: Bool[Array, ""]) -> State:
-            return cell.write(gains, u, v, state, partial(scale, kept, self.rate))
+        def write(parameters: PyTree, u: UnitGates, v: UnitGates, state: State, kept: Bool[Array, ""]) -> State:
+            return cell.write(parameters, u, v, state, partial(scale, kept, self.rate))
 
-        return jax.vmap(write, -1, -1)(cast(cell.gains, carried), u.astype(carried), v, state, mask)
+        return jax.vmap(write, -1, -1)(cast(cell.unit_parameters, carried), u.astype(carried), v, state, mask)

@@ -107,7 +107,7 @@ def memory(cell: Any, peepholes: Any, state: State, x: Vector) -> State:
 
 
 def lstm(cell: rnnjax.LSTM, state: State, x: Vector) -> State:
-    return memory(cell, cell.gains, state, x)
+    return memory(cell, cell.peepholes, state, x)
 
 
 def projected_lstm(cell: rnnjax.ProjectedLSTM, state: State, x: Vector) -> State:
@@ -117,7 +117,7 @@ def projected_lstm(cell: rnnjax.ProjectedLSTM, state: State, x: Vector) -> State
 
 def gru(cell: rnnjax.GRU, state: State, x: Vector) -> State:
     (h,) = state
-    inside = 0.0 if cell.gains is None else float64(cell.gains)
+    inside = 0.0 if cell.candidate_bias is None else float64(cell.candidate_bias)
     r, z = (sigmoid(both(cell, x, h, gate)) for gate in (0, 1))
     n = np.tanh(from_input(cell, x, 2) + r * (from_state(cell.recurrent_weight, h, 2, 3) + inside))
     return ((1.0 - z) * n + z * h,)

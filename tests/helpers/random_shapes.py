@@ -34,18 +34,22 @@ class Blended(NamedTuple):
 
 
 class Blend(rnnjax.AbstractGatedCell):
-    """A user's own cell: three fields, two gains, one gate whose u and v are seen apart, and one that sees u alone."""
+    """A user's own cell: three fields, two unit parameters, a gate whose u and v are seen apart, and one of u alone."""
 
     state_type = Blended
     gates = "ifgoz"
     input_weight: jax.Array
     recurrent_weight: None = None
     bias: None = None
-    gains: tuple[int, int] = (0, 0)
+    leak_and_scale: tuple[int, int] = (0, 0)
     initial_state: None = None
 
-    def pointwise(self, gains: Any, u: jax.Array, v: jax.Array, state: Blended) -> Blended:
-        leak, scale = gains
+    @property
+    def unit_parameters(self) -> tuple[int, int]:
+        return self.leak_and_scale
+
+    def pointwise(self, parameters: Any, u: jax.Array, v: jax.Array, state: Blended) -> Blended:
+        leak, scale = parameters
         i, f, g = u[:3] + v[:3]
         c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(scale * g)
         n = state.n + jax.nn.sigmoid(leak) * (state.h - state.n)
@@ -56,7 +60,7 @@ SMOOTH: dict[str, Callable[..., rnnjax.AbstractGatedCell]] = {
     "lstm": partial(rnnjax.LSTM, 3, 4),
     "lstm_options": partial(rnnjax.LSTM, 3, 4, peepholes=True, coupled=True),
     "gru": partial(rnnjax.GRU, 3, 4),
-    "gru_without_gains": partial(rnnjax.GRU, 3, 4, bias=False),
+    "gru_without_bias": partial(rnnjax.GRU, 3, 4, bias=False),
     "elman": partial(rnnjax.Elman, 3, 4),
     "own": lambda *, key: Blend(np.zeros((3, 5 * 4))),  # noqa: ARG005
 }

@@ -217,12 +217,16 @@ class Quotient(rnnjax.AbstractGatedCell):
     gates = "n"
     input_weight: Array
     recurrent_weight: Array
-    gains: Array
+    divisor: Array
     bias: None = None
     initial_state: None = None
 
-    def pointwise(self, gains: Array, u: Array, v: Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
-        return rnnjax.Hidden(state.h + (jnp.tanh(u[0] + v[0]) - state.h) / gains)
+    @property
+    def unit_parameters(self) -> Array:
+        return self.divisor
+
+    def pointwise(self, parameters: Array, u: Array, v: Array, state: rnnjax.Hidden) -> rnnjax.Hidden:
+        return rnnjax.Hidden(state.h + (jnp.tanh(u[0] + v[0]) - state.h) / parameters)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

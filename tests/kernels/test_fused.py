@@ -86,12 +86,14 @@ class Problem(NamedTuple):
 @grid.once
 def problem() -> Problem:
     cell = rnnjax.GRU(I, 4, key=grid.KEY, heads=2, learn_initial=True, dtype=jnp.float64)
-    gains = np.asarray(cell.gains)
-    some = {"recurrent_weight": np.asarray(cell.recurrent_weight), "gains": gains + 0.1}
+    candidate_bias = np.asarray(cell.candidate_bias)
+    some = {"recurrent_weight": np.asarray(cell.recurrent_weight), "candidate_bias": candidate_bias + 0.1}
     rest = {"input_weight": np.asarray(cell.input_weight), "bias": np.asarray(cell.bias) + 0.1}
     state, xs = jax.tree.map(np.asarray, (grid.random_state(cell, B), grid.inputs(B, T)))
     batch = state, xs, LENGTH[0].astype(int)
-    return Problem(cell, grid.build("lstm"), some, some | rest | {"initial_state": rnnjax.Hidden(gains - 0.2)}, batch)
+    return Problem(
+        cell, grid.build("lstm"), some, some | rest | {"initial_state": rnnjax.Hidden(candidate_bias - 0.2)}, batch
+    )
 
 
 def scalar(engine: rnnjax.AbstractEngine, part: dict[str, PyTree], state: PyTree, xs: Array, length: Array) -> Array:
@@ -161,8 +163,8 @@ def nest_jacobians(f: Any, p: Problem) -> PyTree:
 
 def nest_hessian(f: Any, p: Problem) -> PyTree:
     state, xs, length = jax.tree.map(lambda leaf: leaf[2], p.batch)
-    run = lambda gains, xs, state: f({"gains": gains}, state, xs, length)  # noqa: E731
-    return jax.hessian(run, (0, 1, 2))(p.some["gains"], xs[:, :1] * np.ones(I), state)
+    run = lambda bias, xs, state: f({"candidate_bias": bias}, state, xs, length)  # noqa: E731
+    return jax.hessian(run, (0, 1, 2))(p.some["candidate_bias"], xs[:, :1] * np.ones(I), state)
 
 
 def nest_grad_of_grad(f: Any, p: Problem) -> PyTree:
@@ -355,6 +357,12 @@ def test_no_weight_gradient_of_each_sequence_is_made():
 # Which kernel runs, and which does not
 
 
+class Scaled(rnnjax.Elman):
+    @property
+    def unit_parameters(self) -> np.ndarray:
+        return np.ones(())
+
+
 class OwnStep(rnnjax.Elman):
     def step(self, state: Any, u: Array) -> Any:
         return super().step(state, u)
@@ -389,10 +397,10 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
         "Fused cannot run Elman: its weights are bfloat16 and float32, and kernels take one of "
         "float64, float32, bfloat16, float16. Use Scan().",
     ),
-    "scalar_gains": (
+    "scalar_unit_parameter": (
         Fused(),
-        lambda: elman(gains=np.ones(())),
-        "Fused cannot run Elman: not all its gains and states are vectors of 8 units. Use Scan().",
+        lambda: Scaled(I, H, key=grid.KEY),
+        "Fused cannot run Scaled: not all its unit parameters and states are vectors of 8 units. Use Scan().",
     ),
     "by_the_kernel": (
         Fused(Recorder(reason="The recorder is tired."), tpu=Recorder(reason="So is this one.")),
@@ -499,8 +507,8 @@ def test_no_sequences_and_no_members():
         lambda: (of_batch(some, *none), each(ensemble, *none), each(nobody, *batch))
     )()
     grid.assert_close(zero, jax.tree.map(np.zeros_like, some))
-    assert by_nothing["gains"].shape == (3, 0, 4)
-    assert by_nobody["gains"].shape == (0, B, 4)
+    assert by_nothing["candidate_bias"].shape == (3, 0, 4)
+    assert by_nobody["candidate_bias"].shape == (0, B, 4)
 
 
 def test_weights_may_be_numpy_arrays():

@@ -428,8 +428,8 @@ def test_a_plan_fills_the_device():
 class Stepped(rnnjax.Elman):
     """An Elman cell with an operation that no kernel on a GPU or TPU has."""
 
-    def pointwise(self, gains, u, v, state):
-        del gains, state
+    def pointwise(self, parameters, u, v, state):
+        del parameters, state
         return rnnjax.Hidden(jax.scipy.special.erfc((u + v)[0]))
 
 

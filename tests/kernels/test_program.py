@@ -89,22 +89,21 @@ class Made(rnnjax.AbstractGatedCell):
     equation: Callable[..., Any] = eqx.field(static=True)
     state_type: Any = eqx.field(static=True)
     gates: str = eqx.field(static=True, default="n")
-    gains: None = None
     input_weight: None = None
     recurrent_weight: None = None
     bias: None = None
     initial_state: None = None
 
-    def pointwise(self, gains, u, v, state):
-        return self.state_type(*self.equation(gains, u, v, *state))
+    def pointwise(self, parameters, u, v, state):
+        return self.state_type(*self.equation(parameters, u, v, *state))
 
 
 STATES = {fields: namedtuple("State", list("hcnm"[:fields])) for fields in (1, 2, 4)}
 
 
-def made(equation: Callable[..., Any], gates: int = 1, fields: int = 1, gains: int = 0) -> Pointwise:
-    """`equation(gains, u, v, *state) -> state`."""
-    return Pointwise(Made(equation=equation, state_type=STATES[fields]), jax.tree.structure([0] * gains), gates)
+def made(equation: Callable[..., Any], gates: int = 1, fields: int = 1, parameters: int = 0) -> Pointwise:
+    """`equation(parameters, u, v, *state) -> state`."""
+    return Pointwise(Made(equation=equation, state_type=STATES[fields]), jax.tree.structure([0] * parameters), gates)
 
 
 def of_cell(cell: Callable[..., Any], **options: Any) -> Callable[[], Pointwise]:
@@ -130,8 +129,8 @@ def stabilised(_, u, v, _h, c, n, m):
     return nn.sigmoid(o) * c / n, c, n, highest
 
 
-def leaky(gains, u, v, h):
-    leak, gain = nn.sigmoid(gains[0]), gains[1]
+def leaky(parameters, u, v, h):
+    leak, gain = nn.sigmoid(parameters[0]), parameters[1]
     return ((1 - leak) * h + leak * jnp.tanh(gain * u[0] + v[0]),)
 
 
@@ -231,7 +230,7 @@ CELLS: dict[str, Callable[[], Pointwise]] = {
     "lstm_clipped": of_cell(rnnjax.LSTM, clip=0.3),
     "lstm_options": of_cell(rnnjax.LSTM, peepholes=True, coupled=True, clip=0.3),
     "gru": of_cell(rnnjax.GRU),
-    "gru_without_gains": of_cell(rnnjax.GRU, bias=False),
+    "gru_without_bias": of_cell(rnnjax.GRU, bias=False),
     "update_gate_rnn": of_cell(new_cell.UpdateGateRNN),
     **{f"elman_{name}": of_cell(rnnjax.Elman, activation=activation) for name, activation in ACTIVATIONS.items()},
     "stabilised": of_equation(stabilised, 4, 4),

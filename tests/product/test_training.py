@@ -432,10 +432,12 @@ def gru(hidden_size: int, **options: Any) -> rnnjax.GRU:
         pytest.param(
             lambda: gru(6), [".recurrent_weight: expected float32[6,18], found float32[4,12]"], id="hidden_size"
         ),
-        pytest.param(lambda: gru(4, dtype=jnp.float64), [".gains: expected float64[4], found float32[4]"], id="dtype"),
+        pytest.param(
+            lambda: gru(4, dtype=jnp.float64), [".candidate_bias: expected float64[4], found float32[4]"], id="dtype"
+        ),
         pytest.param(
             lambda: rnnjax.LSTM(3, 4, key=KEY),
-            [".bias: expected float32[16], found float32[12]", ".gains: expected none, found float32[4]"],
+            [".bias: expected float32[16], found float32[12]", ".candidate_bias: expected none, found float32[4]"],
             id="cell",
         ),
         pytest.param(lambda: gru(4, bias=False), [".bias: expected none, found float32[12]"], id="fewer_arrays"),

@@ -285,10 +285,16 @@ GATES = [
     pytest.param(rnnjax.GRU, "rzn", {"z": LARGE, "n": LARGE}, {}, "h", 0.3, id="gru_z_keeps"),
     pytest.param(rnnjax.GRU, "rzn", {"z": -LARGE, "n": LARGE}, {}, "h", 1.0, id="gru_n_is_written"),
     pytest.param(
-        rnnjax.GRU, "rzn", {"z": -LARGE, "r": LARGE}, {"gains": np.full(H, 0.5)}, "h", np.tanh(0.5), id="gru_r_opens"
+        rnnjax.GRU,
+        "rzn",
+        {"z": -LARGE, "r": LARGE},
+        {"candidate_bias": np.full(H, 0.5)},
+        "h",
+        np.tanh(0.5),
+        id="gru_r_opens",
     ),
     pytest.param(
-        rnnjax.GRU, "rzn", {"z": -LARGE, "r": -LARGE}, {"gains": np.full(H, 0.5)}, "h", 0.0, id="gru_r_closes"
+        rnnjax.GRU, "rzn", {"z": -LARGE, "r": -LARGE}, {"candidate_bias": np.full(H, 0.5)}, "h", 0.0, id="gru_r_closes"
     ),
     pytest.param(rnnjax.ResetBeforeGRU, "rzn", {"z": LARGE, "n": LARGE}, {}, "h", 0.3, id="reset_before_z_keeps"),
     pytest.param(rnnjax.ResetBeforeGRU, "rzn", {"z": -LARGE, "n": LARGE}, {}, "h", 1.0, id="reset_before_n_is_written"),
@@ -481,7 +487,7 @@ def test_default_biases(name):
 
 
 def test_default_bias_of_the_gru_inside_its_reset_is_zero():
-    np.testing.assert_array_equal(rnnjax.GRU(I, H, key=key()).gains, np.zeros(H))
+    np.testing.assert_array_equal(rnnjax.GRU(I, H, key=key()).candidate_bias, np.zeros(H))
 
 
 @pytest.mark.parametrize("heads", [1, HEADS])
@@ -640,14 +646,14 @@ def pointwise() -> Callable[..., Any]:
 
 @quick(GATED, *QUICK_VARIANTS)
 def test_pointwise_needs_no_array_of_its_cell(name):
-    cell = random_cell(name)
+    cell = jax.device_put(random_cell(name))
     state, x, gates = random_state(cell), random_inputs()[0], len(cell.gates)
     u = np.stack([oracle.from_input(cell, x, gate) for gate in range(gates)])
     v = np.stack([oracle.from_state(cell.recurrent_weight, state.h, gate, gates) for gate in range(gates)])
     hollow = eqx.filter(cell, eqx.is_array, inverse=True)
     assert not jax.tree.leaves(eqx.filter(hollow, eqx.is_array))
-    after, transposed = pointwise()(hollow, cell.gains, u, v, state)
+    after, transposed = pointwise()(hollow, cell.unit_parameters, u, v, state)
     expected, _ = oracle.run(cell, state, random_inputs()[:1])
     assert_close(after, expected)
     assert all(leaf.shape[-1] == H for leaf in jax.tree.leaves(transposed))
-    assert not jax.make_jaxpr(jax.vmap(hollow.pointwise, -1, -1))(cell.gains, u, v, state).consts
+    assert not jax.make_jaxpr(jax.vmap(hollow.pointwise, -1, -1))(cell.unit_parameters, u, v, state).consts

@@ -143,10 +143,10 @@ def on_a_pixel(cell: Any) -> Any:
     options = {"bias": cell.bias, "input_weight": W, "recurrent_weight": R, "initial_state": spread(cell.initial_state)}
     if isinstance(cell, rnnjax.LSTM):
         made = rnnjax.ConvLSTM(inputs, units, (1, 1), kernel_size=1, peepholes=True, learn_initial=True, key=key())
-        options["peepholes"] = spread(cell.gains)
+        options["peepholes"] = spread(cell.peepholes)
     else:
         made = rnnjax.ConvGRU(inputs, units, (1, 1), kernel_size=1, learn_initial=True, key=key())
-        options["candidate_bias"] = cell.gains
+        options["candidate_bias"] = cell.candidate_bias
     return eqx.tree_at(lambda made: [getattr(made, name) for name in options], made, list(options.values()))
 
 

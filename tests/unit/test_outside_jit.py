@@ -270,15 +270,14 @@ class WithDefaults(rnnjax.AbstractGatedCell):
     input_weight: jax.Array
     recurrent_weight: jax.Array
     bias: None = None
-    gains: None = None
     initial_state: None = None
 
     def __init__(self):
         self.input_weight = grid.place(np.ones((grid.I, 4)))
         self.recurrent_weight = grid.place(np.ones((4, 4)))
 
-    def pointwise(self, gains: None, u: Any, v: Any, state: Any) -> rnnjax.Hidden:
-        del gains, state
+    def pointwise(self, parameters: None, u: Any, v: Any, state: Any) -> rnnjax.Hidden:
+        del parameters, state
         return rnnjax.Hidden(jnp.tanh(u[0] + v[0]))
 
 

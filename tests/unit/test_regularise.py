@@ -555,8 +555,8 @@ class OwnStep(rnnjax.GRU):
 class OwnPointwise(rnnjax.GRU):
     """A GRU that does something else with what it wrote."""
 
-    def pointwise(self, gains, u, v, state):
-        return rnnjax.Hidden(-super().pointwise(gains, u, v, state).h)
+    def pointwise(self, parameters, u, v, state):
+        return rnnjax.Hidden(-super().pointwise(parameters, u, v, state).h)
 
 
 BAD = {

@@ -64,9 +64,9 @@ def torch_weights(cell: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.asarray(cell.input_weight).T, np.asarray(cell.recurrent_weight).T, np.asarray(cell.bias)
 
 
-def torch_gains(cell: Any) -> np.ndarray:
+def torch_candidate_bias(cell: Any) -> np.ndarray:
     """The rows of bias_hh that we have too: the last H, for a GRU."""
-    return np.zeros(0) if cell.gains is None else np.asarray(cell.gains)
+    return np.asarray(cell.candidate_bias) if isinstance(cell, rnnjax.GRU) else np.zeros(0)
 
 
 def torch_states(state: Any) -> list[np.ndarray]:
@@ -80,9 +80,9 @@ def torch_module(name: str, cells: list[Any], layers: int, directions: int) -> A
     _, kind, options = CELLS[name]
     module = kind(I, H, num_layers=layers, bidirectional=directions == 2, dtype=torch.float64, **options)
     for cell, parameters in zip(cells, module.all_weights, strict=True):
-        gains = torch_gains(cell)
+        inside = torch_candidate_bias(cell)
         bias_hh = np.zeros(cell.bias.size)
-        bias_hh[bias_hh.size - gains.size :] = gains
+        bias_hh[bias_hh.size - inside.size :] = inside
         for parameter, value in zip(parameters, (*torch_weights(cell), bias_hh), strict=True):
             parameter.data = torch.tensor(value)
     return module
@@ -157,7 +157,8 @@ def test_equals_torch(name, directions, layers, ragged):
     for dcell, parameters in zip(in_order(dnet, rnnjax.AbstractCell), module.all_weights, strict=True):
         *weights, bias_hh = (parameter.grad for parameter in parameters)
         assert_close(torch_weights(dcell), weights)
-        assert_close([torch_gains(dcell)], [bias_hh[bias_hh.numel() - torch_gains(dcell).size :]])
+        inside = torch_candidate_bias(dcell)
+        assert_close([inside], [bias_hh[bias_hh.numel() - inside.size :]])
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -28,7 +28,7 @@ class Pointwise(eqx.Module):
     def of(cls, cell: AbstractGatedCell) -> "Pointwise":
         """The elementwise step of `cell`."""
         stripped = eqx.filter(cell, eqx.is_array, inverse=True)
-        return cls(stripped, jax.tree.structure(cell.gains), len(cell.gates))
+        return cls(stripped, jax.tree.structure(cell.unit_parameters), len(cell.gates))
 
     @property
     def name(self) -> str:
