@@ -128,7 +128,7 @@ class AbstractGatedCell(AbstractAffineCell):
     recurrent_weight: eqx.AbstractVar[RecurrentWeight]
 
     @property
-    def unit_parameters(self) -> PyTree[Units]:
+    def unit_parameters(self) -> PyTree:
         """The vectors [H] that `pointwise` needs beside u and v, fields of the cell; None where it needs none."""
         return None
 

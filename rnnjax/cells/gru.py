@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
@@ -60,7 +60,7 @@ class GRU(AbstractCandidateCell):
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
 
     @property
-    def unit_parameters(self) -> Units | None:
+    def unit_parameters(self) -> PyTree:
         return self.candidate_bias
 
     def write(

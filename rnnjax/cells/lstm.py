@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .. import check, initialise, random
 from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
@@ -98,7 +98,7 @@ class LSTM(AbstractCandidateCell):
         return gate_names(self.coupled)
 
     @property
-    def unit_parameters(self) -> Peepholes | None:
+    def unit_parameters(self) -> PyTree:
         return self.peepholes
 
     def write(

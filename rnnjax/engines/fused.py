@@ -168,7 +168,7 @@ def _weight_types(cell: AbstractGatedCell) -> Weights:
     heads = 1 if cell.recurrent_weight.ndim == 2 else cell.recurrent_weight.shape[0]
     matrices = (inputs, gates, units), (gates, units), (heads, units // heads, gates, units // heads)
     shapes = tuple((shape, cell.dtype) for shape in matrices)
-    vectors = len(jax.tree.leaves(cell.gains)), len(cell.state_type._fields)
+    vectors = len(jax.tree.leaves(cell.unit_parameters)), len(cell.state_type._fields)
     shapes = *shapes, *(((count, units), carried) for count in vectors)
     types: list[Any] = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in shapes]
     return Weights(*types)

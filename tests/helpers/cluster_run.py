@@ -73,7 +73,7 @@ def halves(kernel, name):
         draw(1, INPUTS, gates, H, dtype=cell.dtype),
         draw(GROUPS, gates, H, dtype=cell.dtype),
         draw(GROUPS, *by_gate(by_head(cell.recurrent_weight), gates).shape, dtype=cell.dtype),
-        draw(1, pointwise.gains.num_leaves, H),
+        draw(1, pointwise.unit_parameters.num_leaves, H),
         draw(GROUPS, fields, H),
     )
     marked = name != "lstm"

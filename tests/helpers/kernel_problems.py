@@ -26,8 +26,8 @@ def draw(like: PyTree, seed: int) -> PyTree:
 def shapes(cell: Any, *, batch: int = B, steps: int = T) -> tuple[Weights, np.ndarray, np.ndarray]:
     """Weights, some of them shared by all groups, inputs and states."""
     gates, blocks = len(cell.gates), by_gate(by_head(cell.recurrent_weight), len(cell.gates)).shape
-    fields, gains = len(cell.state_type._fields), len(jax.tree.leaves(cell.unit_parameters))
-    leading = {"W": (1, I, gates, H), "b": (S, gates, H), "R": (S, *blocks), "gains": (1, gains, H)}
+    fields, unit_parameters = len(cell.state_type._fields), len(jax.tree.leaves(cell.unit_parameters))
+    leading = {"W": (1, I, gates, H), "b": (S, gates, H), "R": (S, *blocks), "unit_parameters": (1, unit_parameters, H)}
     weights = Weights(**{name: np.zeros(shape) for name, shape in leading.items()}, initial=np.zeros((S, fields, H)))
     return weights, np.zeros((S, batch, steps, I)), np.zeros((S, batch, fields, H))
 

@@ -198,7 +198,7 @@ def _weights(generator: np.random.Generator, normal: Callable, sizes: Sizes, poi
         normal(groups[0], I, pointwise.gates, sizes.units) / np.sqrt(I, dtype=np.float32),
         normal(groups[1], pointwise.gates, sizes.units) / 2,
         normal(groups[2], N, D, pointwise.gates, D) / np.sqrt(D, dtype=np.float32),
-        normal(groups[3], pointwise.gains.num_leaves, sizes.units) / 2,
+        normal(groups[3], pointwise.unit_parameters.num_leaves, sizes.units) / 2,
         normal(groups[4], pointwise.fields, sizes.units) / 2,
     )
 
@@ -217,8 +217,8 @@ def _sequences(generator: np.random.Generator, normal: Callable, sizes: Sizes, p
 @lru_cache
 def _compiled(pointwise: Pointwise) -> tuple[Callable, Callable]:
     """`pointwise` and its transposed derivative, of the rows of all their inputs, CHUNK units each."""
-    gains, gates, fields = pointwise.gains.num_leaves, pointwise.gates, pointwise.fields
-    ends = np.cumsum([gains, gates, gates, fields])
+    unit_parameters, gates, fields = pointwise.unit_parameters.num_leaves, pointwise.gates, pointwise.fields
+    ends = np.cumsum([unit_parameters, gates, gates, fields])
 
     def step(rows: jax.Array) -> jax.Array:
         return pointwise(*jnp.split(rows, ends[:3]))
@@ -257,10 +257,10 @@ class Problem:
         xs, state, length, resets = case.sequences
         S, B, T, _ = xs.shape
         spread = lambda array: np.broadcast_to(exact(array), (S, *array.shape[1:]))  # noqa: E731
-        self.W, b, self.R, gains, initial = map(spread, case.weights)
+        self.W, b, self.R, unit_parameters, initial = map(spread, case.weights)
         self.xs, self.state = exact(xs), np.moveaxis(exact(state), 2, 0)
         each = lambda array: np.moveaxis(array, 1, 0)[:, :, None].repeat(B, 2)  # noqa: E731
-        self.gains, self.initial = each(gains), each(initial)
+        self.unit_parameters, self.initial = each(unit_parameters), each(initial)
         self.us = product("sbti,sigh->tgsbh", self.xs, self.W) + np.moveaxis(b, 1, 0)[:, :, None]
         valid = np.arange(T)[:, None, None] < (np.full((S, B), T) if length is None else length)
         self.valid = valid[..., None]
@@ -291,7 +291,7 @@ def oracle(case: Case) -> tuple[tuple[list[np.ndarray], np.ndarray], Cotangents]
     state, states, inputs = problem.state, [], []
     for t, u in enumerate(problem.us):
         before = np.where(problem.fresh[t], problem.initial, state)
-        inputs.append((problem.gains, u, problem.recurrent(before), before))
+        inputs.append((problem.unit_parameters, u, problem.recurrent(before), before))
         state = np.where(problem.valid[t], _by_unit(problem.step, *inputs[t]), state)
         states.append(state)
     over_time = list(np.stack([problem.state, *states], 3)[:, :, :, 1:])
@@ -301,8 +301,12 @@ def oracle(case: Case) -> tuple[tuple[list[np.ndarray], np.ndarray], Cotangents]
 def _backward(problem: Problem, inputs: list[tuple[np.ndarray, ...]]) -> Cotangents:
     """The cotangents, of what `pointwise` got at every step."""
     T, G = problem.us.shape[:2]
-    K = len(problem.gains)
-    dgains, dinitial, dstate = np.zeros_like(problem.gains), np.zeros_like(problem.initial), problem.dlast
+    K = len(problem.unit_parameters)
+    dunit_parameters, dinitial, dstate = (
+        np.zeros_like(problem.unit_parameters),
+        np.zeros_like(problem.initial),
+        problem.dlast,
+    )
     du, dv = np.zeros_like(problem.us), problem.by_head(np.zeros_like(problem.us))
     for t in reversed(range(T)):
         dafter, valid, fresh = dstate + problem.dstates[t], problem.valid[t], problem.fresh[t]
@@ -310,13 +314,13 @@ def _backward(problem: Problem, inputs: list[tuple[np.ndarray, ...]]) -> Cotange
         dgain, du[t], by_unit, dbefore = np.split(pulled, np.cumsum([K, G, G]))
         dv[t] = problem.by_head(by_unit)
         dbefore[0] += product("gsbne,sndge->sbnd", dv[t], problem.R).reshape(dbefore.shape[1:])
-        dgains += dgain
+        dunit_parameters += dgain
         dinitial += np.where(fresh, dbefore, 0)
         dstate = np.where(fresh, 0, np.where(valid, dbefore, dafter))
     h = problem.rounded(np.stack([before[0] for *_, before in inputs])) if inputs else dv[:, 0]
     dR = product("tsbnd,tgsbne->sndge", h, dv)
     dW, db = product("sbti,tgsbh->sigh", problem.xs, du), np.moveaxis(du.sum((0, 3)), 0, 1)
-    by_group = [np.moveaxis(leaf.sum(2), 0, 1) for leaf in (dgains, dinitial)]
+    by_group = [np.moveaxis(leaf.sum(2), 0, 1) for leaf in (dunit_parameters, dinitial)]
     dxs = product("tgsbh,sigh->sbti", du, problem.W)
     return Cotangents(Weights(dW, db, dR, *by_group), dxs, np.moveaxis(dstate, 0, 2))
 

@@ -282,7 +282,7 @@ def of_every_operation() -> Callable[[np.ndarray], tuple[Array, list[Array]]]:
     }
     sequences = np.zeros((1, 1, 1, 0)), np.zeros((1, 1, 1, UNITS)), np.zeros(0, np.int32), np.zeros(0, bool)
     W, R = np.zeros((1, 0, GATES, UNITS)), np.zeros((1, 1, UNITS, GATES, UNITS))
-    gains, initial = np.zeros((1, 0, UNITS)), np.zeros((1, 1, UNITS))
+    unit_parameters, initial = np.zeros((1, 0, UNITS)), np.zeros((1, 1, UNITS))
     results = [
         ShapeDtypeStruct(shape, "float64") for shape in ((1, 1, 1, UNITS), (1, 1, 1, UNITS), (1, 1, 1, GATES, UNITS))
     ]
@@ -290,7 +290,7 @@ def of_every_operation() -> Callable[[np.ndarray], tuple[Array, list[Array]]]:
     call = jax.ffi.ffi_call("rnnjax_forward", results)
 
     def both(values: Array) -> tuple[Array, list[Array]]:
-        kept, expected = call(*sequences, W, values[None], R, gains, initial, **attributes)[2][0, 0, 0], []
+        kept, expected = call(*sequences, W, values[None], R, unit_parameters, initial, **attributes)[2][0, 0, 0], []
         for number, meaning in enumerate(MEANINGS.values()):
             operands = 1 + (number >= NUMBERS["add"]) + (number >= NUMBERS["select"])
             expected.append(meaning(*(values[(number + place) % GATES] for place in range(operands))))

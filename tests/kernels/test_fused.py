@@ -239,7 +239,9 @@ class RecorderPlan(ReferencePlan):
         self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
     ) -> Trajectory:
         assert {leaf.dtype for leaf in (weights.W, weights.b, weights.R, sequences.xs)} == {weights.W.dtype}
-        assert {leaf.dtype for leaf in (weights.gains, weights.initial, sequences.state)} == {carried(weights)}
+        assert {leaf.dtype for leaf in (weights.unit_parameters, weights.initial, sequences.state)} == {
+            carried(weights)
+        }
         assert sequences.length is None or sequences.length.dtype == jnp.int32
         CALLS.append(("forward", *sequences.xs.shape[:2], residual_size))
         trajectory = super().forward(weights, sequences, residual_size, used_outputs)
@@ -282,11 +284,11 @@ NEEDED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
     "values_of_a_batch": (lambda p: over_batch(recorded)(p.all, *p.batch), [("forward", 1, B, 0)]),
     "gradient_of_a_batch": (
         lambda p: jax.grad(total(over_batch(recorded)))(p.all, *p.batch),
-        [("forward", 1, B, 2), ("backward", 1, B, "W", "b", "R", "gains", "initial", "state", BOTH)],
+        [("forward", 1, B, 2), ("backward", 1, B, "W", "b", "R", "unit_parameters", "initial", "state", BOTH)],
     ),
     "gradient_of_each_by_weights": (
         lambda p: over_batch(jax.grad(recorded))(p.some, *p.batch),
-        [("forward", 1, B, 2), ("backward", B, 1, "R", "gains", BOTH)],
+        [("forward", 1, B, 2), ("backward", B, 1, "R", "unit_parameters", BOTH)],
     ),
     "gradient_of_each_by_inputs": (
         lambda p: over_batch(jax.grad(recorded, (1, 2)))(p.some, *p.batch),
@@ -294,11 +296,11 @@ NEEDED: dict[str, tuple[Callable[[Problem], PyTree], list[tuple]]] = {
     ),
     "gradient_of_an_ensemble": (
         lambda p: jax.grad(total(over_members(over_batch(recorded))))(members(p.some), *p.batch),
-        [("forward", 3, B, 2), ("backward", 3, B, "R", "gains", BOTH)],
+        [("forward", 3, B, 2), ("backward", 3, B, "R", "unit_parameters", BOTH)],
     ),
     "gradient_of_each_member_and_sequence": (
         lambda p: over_members(over_batch(jax.grad(recorded)))(members(p.some), *p.batch),
-        [("forward", 3, B, 2), ("backward", 3 * B, 1, "R", "gains", BOTH)],
+        [("forward", 3, B, 2), ("backward", 3 * B, 1, "R", "unit_parameters", BOTH)],
     ),
     "outputs_without_a_field": (
         lambda p: jax.grad(lambda xs: ys_of(p.lstm, xs))(p.batch[1][0]),

@@ -283,7 +283,7 @@ SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 800.0, -800.0]
 def draw(pointwise: Pointwise, special: str) -> dict[str, np.ndarray]:
     """Random arguments, of which those of this name, if one has it, have special values."""
     counts = {
-        "gains": pointwise.gains.num_leaves,
+        "unit_parameters": pointwise.unit_parameters.num_leaves,
         "u": pointwise.gates,
         "v": pointwise.gates,
         "before": pointwise.fields,
@@ -296,8 +296,8 @@ def draw(pointwise: Pointwise, special: str) -> dict[str, np.ndarray]:
     return drawn
 
 
-def with_transpose(pointwise: Pointwise, gains, u, v, before, dafter):
-    after, pull = jax.vjp(pointwise, gains, u, v, before)
+def with_transpose(pointwise: Pointwise, unit_parameters, u, v, before, dafter):
+    after, pull = jax.vjp(pointwise, unit_parameters, u, v, before)
     return after, *pull(dafter)
 
 
@@ -314,20 +314,22 @@ def by_jax(special: str) -> dict[str, Any]:
 
 
 @np.errstate(all="ignore")
-def by_program(program: Program, gains, u, v, before, dafter):
+def by_program(program: Program, unit_parameters, u, v, before, dafter):
     """As `with_transpose`, both halves of the program run in NumPy."""
     zero = np.zeros(UNITS)
     pre_activations = [
         (u[c.gate] if c.input else zero) + (v[c.gate] if c.recurrent else zero) for c in program.pre_activations
     ]
-    after, residuals = np.split(interpret(program.forward, pre_activations, before, gains), [len(before)])
-    cotangents = interpret(program.backward, residuals, before, dafter, gains)
-    dpre_activations, dbefore, dgains = np.split(cotangents, [len(pre_activations), len(pre_activations) + len(before)])
+    after, residuals = np.split(interpret(program.forward, pre_activations, before, unit_parameters), [len(before)])
+    cotangents = interpret(program.backward, residuals, before, dafter, unit_parameters)
+    dpre_activations, dbefore, dunit_parameters = np.split(
+        cotangents, [len(pre_activations), len(pre_activations) + len(before)]
+    )
     du, dv = np.zeros_like(u), np.zeros_like(v)
     for pre_activation, cotangent in zip(program.pre_activations, dpre_activations, strict=True):
         du[pre_activation.gate] += cotangent if pre_activation.input else 0
         dv[pre_activation.gate] += cotangent if pre_activation.recurrent else 0
-    return after, dgains, du, dv, dbefore
+    return after, dunit_parameters, du, dv, dbefore
 
 
 def check(name: str, special: str) -> None:
@@ -371,9 +373,13 @@ LENGTHS = {
 @pytest.mark.parametrize("name", LENGTHS)
 def test_programs_are_short(name):
     pre_activations, *halves = LENGTHS[name]
-    program, fields, gains = program_of(name), pointwise_of(name).fields, pointwise_of(name).gains.num_leaves
+    program, fields, unit_parameters = (
+        program_of(name),
+        pointwise_of(name).fields,
+        pointwise_of(name).unit_parameters.num_leaves,
+    )
     assert len(program.pre_activations) == pre_activations
-    given = (pre_activations + fields + gains, pre_activations + 2 * fields + gains)
+    given = (pre_activations + fields + unit_parameters, pre_activations + 2 * fields + unit_parameters)
     for code, inputs, (instructions, registers) in zip(program[1:], given, halves, strict=True):
         assert len(code.instructions) <= instructions
         assert code.registers - inputs - len(code.constants) <= registers

@@ -1,7 +1,8 @@
 """The noun *kernel*: how fast a gated cell goes, as a forward half and its transpose, on groups of batches.
 
 S  groups: members of an ensemble, or what each wants a weight gradient of its own
-B  sequences that share their weights         K  gains         F  fields of a state         C  residuals of a step
+B  sequences that share their weights         K  unit parameters, vectors [H]
+F  fields of a state                         C  vectors [H] that are kept of a step for `backward`
 """
 
 import abc
@@ -21,7 +22,7 @@ class Pointwise(eqx.Module):
     """`cell.pointwise` on stacked arrays, of a cell stripped of its weights: hashable, a parameter of a program."""
 
     cell: AbstractGatedCell = eqx.field(static=True)
-    gains: Any = eqx.field(static=True)  # the structure of the cell's gains
+    unit_parameters: Any = eqx.field(static=True)  # the structure of the cell's unit_parameters
     gates: int = eqx.field(static=True)
 
     @classmethod
@@ -41,16 +42,26 @@ class Pointwise(eqx.Module):
         return len(self.cell.state_type._fields)
 
     def __call__(
-        self, gains: Float[Array, "K H"], u: Float[Array, "G H"], v: Float[Array, "G H"], before: Float[Array, "F H"]
+        self,
+        unit_parameters: Float[Array, "K H"],
+        u: Float[Array, "G H"],
+        v: Float[Array, "G H"],
+        before: Float[Array, "F H"],
     ) -> Float[Array, "F H"]:
         """The state after one step."""
-        return jax.vmap(self.of_unit, -1, -1)(gains, u, v, before)
+        return jax.vmap(self.of_unit, -1, -1)(unit_parameters, u, v, before)
 
     def of_unit(
-        self, gains: Float[Array, " K"], u: Float[Array, " G"], v: Float[Array, " G"], before: Float[Array, " F"]
+        self,
+        unit_parameters: Float[Array, " K"],
+        u: Float[Array, " G"],
+        v: Float[Array, " G"],
+        before: Float[Array, " F"],
     ) -> Float[Array, " F"]:
         """The state of one unit after one step."""
-        after = self.cell.pointwise(jax.tree.unflatten(self.gains, list(gains)), u, v, self.cell.state_type(*before))
+        after = self.cell.pointwise(
+            jax.tree.unflatten(self.unit_parameters, list(unit_parameters)), u, v, self.cell.state_type(*before)
+        )
         return jnp.stack(list(after))
 
 
@@ -60,7 +71,7 @@ class Weights(NamedTuple):
     W: Float[Array, "S I G H"]
     b: Float[Array, "S G H"]
     R: Float[Array, "S N D G D"]
-    gains: Float[Array, "S K H"]
+    unit_parameters: Float[Array, "S K H"]
     initial: Float[Array, "S F H"]  # the state after a reset
 
 
@@ -92,7 +103,7 @@ class Cotangents(NamedTuple):
 class KernelPlan(abc.ABC):
     """How a kernel runs one cell: hashable, a static parameter of the primitives, and asked for once.
 
-        u_t = W x_t + b        v_t = R h_{t-1}        state_t = pointwise(gains, u_t, v_t, state_{t-1})
+        u_t = W x_t + b        v_t = R h_{t-1}        state_t = pointwise(unit_parameters, u_t, v_t, state_{t-1})
 
     Subclass requirements: a frozen dataclass with the field below; both halves trace it (and `jax.vjp` of it), so
     that a new cell needs no new kernel; weights and inputs are of one dtype, all that belongs to a state is in its
@@ -149,5 +160,5 @@ class AbstractKernel(eqx.Module):
 
 
 def carried(weights: Weights) -> jnp.dtype:
-    """The dtype of states, gains and sums."""
+    """The dtype of states, unit_parameters and sums."""
     return carry_dtype(weights.W.dtype)

@@ -107,7 +107,7 @@ class LoopCotangents(NamedTuple):
 
     du: Float[Array, "B T G H"]
     dv: Float[Array, "B T G H"]
-    dgains: Float[Array, "B K H"]
+    dunit_parameters: Float[Array, "B K H"]
     dinitial: Float[Array, "B F H"]  # what reached the initial state through resets
     dstate: Float[Array, "B F H"]
 
@@ -128,7 +128,7 @@ def cotangents(
         "R": lambda: total(
             "btnd,btgne->ndge", h.reshape(*h.shape[:2], heads, units), dv.reshape(*dv.shape[:3], heads, units)
         ),
-        "gains": lambda: loop.dgains.sum(0),
+        "unit_parameters": lambda: loop.dunit_parameters.sum(0),
         "initial": lambda: loop.dinitial.sum(0),
     }
     dweights: dict[str, Any] = {

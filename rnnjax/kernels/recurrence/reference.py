@@ -62,7 +62,7 @@ def _run(
     def step(before: Array, inputs: tuple[Array, StepMasks]) -> tuple[Array, tuple[Array, ...]]:
         u, marks = inputs
         safe = products.safe(marks, weights.initial, before)
-        after = pointwise(weights.gains, u, products.recurrent(weights.R, safe[0]), safe)
+        after = pointwise(weights.unit_parameters, u, products.recurrent(weights.R, safe[0]), safe)
         if marks.masked is not None:
             after = select(marks.masked, before, after)
         return after, tuple(after)
@@ -94,10 +94,10 @@ def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Floa
     R = weights.R.astype(dlast.dtype)
 
     def step(carry: tuple[Array, ...], inputs: PyTree) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-        dafter, dgains, dinitial = carry
+        dafter, dunit_parameters, dinitial = carry
         u, v, before, dstate, marks = inputs
         dafter = jnp.stack([d if used is None else d + used for d, used in zip(dafter, dstate, strict=True)])
-        dparameters, du, dv, dbefore = jax.vjp(pointwise, weights.gains, u, v, before)[1](dafter)
+        dparameters, du, dv, dbefore = jax.vjp(pointwise, weights.unit_parameters, u, v, before)[1](dafter)
         (dh,) = jax.linear_transpose(partial(products.recurrent, R), before[0])(dv)
         dbefore = dbefore.at[0].add(dh)
         if marks.masked is not None:  # the state is handed through, and nothing else has a cotangent
@@ -109,8 +109,8 @@ def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Floa
             none = jnp.zeros_like(dbefore)
             at_reset, dbefore = select(marks.reset, (dbefore, none), (none, dbefore))
             dinitial = dinitial + at_reset
-        return (dbefore, dgains + dparameters, dinitial), (du, dv)
+        return (dbefore, dunit_parameters + dparameters, dinitial), (du, dv)
 
-    start = dlast, jnp.zeros_like(weights.gains), jnp.zeros_like(dlast)
-    (dstate, dgains, dinitial), (du, dv) = jax.lax.scan(step, start, over_time, reverse=True)
-    return LoopCotangents(du, dv, dgains, dinitial, dstate)
+    start = dlast, jnp.zeros_like(weights.unit_parameters), jnp.zeros_like(dlast)
+    (dstate, dunit_parameters, dinitial), (du, dv) = jax.lax.scan(step, start, over_time, reverse=True)
+    return LoopCotangents(du, dv, dunit_parameters, dinitial, dstate)

@@ -16,7 +16,12 @@ from ..contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequen
 from .code import Code
 from .program import Program, translate
 
-LIMITS = {"gates": 32, "fields": 16, "gains": 64, "registers": 512}  # what the tables of the compiled code hold
+LIMITS = {
+    "gates": 32,
+    "fields": 16,
+    "unit_parameters": 64,
+    "registers": 512,
+}  # what the tables of the compiled code hold
 
 
 class InstructionSet(IntEnum):
@@ -56,7 +61,7 @@ class CPU(AbstractKernel):
         sizes = {
             "gates": pointwise.gates,
             "fields": pointwise.fields,
-            "gains": pointwise.gains.num_leaves,
+            "unit_parameters": pointwise.unit_parameters.num_leaves,
             "registers": max(program.forward.registers, program.backward.registers),
         }
         for name, most in LIMITS.items():

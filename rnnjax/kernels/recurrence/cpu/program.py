@@ -17,8 +17,10 @@ class Program(NamedTuple):
     """`pointwise` of one unit, and its transposed derivative, where the two products of a gate
     share one pre-activation if they can.
 
-    forward    pre_activations[C], before[F], gains[K]              -> after[F], residuals[C]
-    backward   residuals[C], before[F], dafter[F], gains[K]      -> dpre_activations[C], dbefore[F], dgains[K]
+    forward    pre_activations[C], before[F], unit_parameters[K]
+               -> after[F], residuals[C]
+    backward   residuals[C], before[F], dafter[F], unit_parameters[K]
+               -> dpre_activations[C], dbefore[F], dunit_parameters[K]
 
     The residual of a pre-activation is the pre-activation itself, or the last of what it alone goes through, such as an
     activation.
@@ -38,15 +40,15 @@ def translate(pointwise: Pointwise, dtype: np.dtype) -> Program | Refusal:
 
 def _program(step: Step, pointwise: Pointwise) -> Program:
     pre_activations, fields = _names("pre_activations", len(step.pre_activations)), _names("before", pointwise.fields)
-    gains = _names("gains", pointwise.gains.num_leaves)
+    unit_parameters = _names("unit_parameters", pointwise.unit_parameters.num_leaves)
     residuals, backward = _residuals(step), Graph(step.graph.dtype)
-    names = [*pre_activations, *fields, *gains]
+    names = [*pre_activations, *fields, *unit_parameters]
     forward = assemble(step.graph, [step.graph.input(name) for name in names], [*step.after, *residuals])
     replaced = {
         number: backward.input(("residuals", pre_activation)) for pre_activation, number in enumerate(residuals)
     }
     numbers = step.graph.into(backward, replaced)
-    names = [*_names("residuals", len(pre_activations)), *fields, *_names("dafter", pointwise.fields), *gains]
+    names = [*_names("residuals", len(pre_activations)), *fields, *_names("dafter", pointwise.fields), *unit_parameters]
     transposed = [numbers[number] for number in _transposed(step)]
     return Program(
         step.pre_activations, forward, assemble(backward, [backward.input(name) for name in names], transposed)
@@ -59,7 +61,7 @@ def _names(name: str, count: int) -> list[tuple[str, int]]:
 
 def _transposed(step: Step) -> list[int]:
     """The outputs of the backward code."""
-    return [*step.dpre_activations, *step.dbefore, *step.dgains]
+    return [*step.dpre_activations, *step.dbefore, *step.dunit_parameters]
 
 
 def _residuals(step: Step) -> list[int]:

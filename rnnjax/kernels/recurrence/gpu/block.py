@@ -85,15 +85,20 @@ class Block(AbstractStrategy):
         dlast: Float[Array, "S B F H"],
         interpret: Any,
     ) -> Loop:
-        gains, state = len(problem.step.dgains), output(dlast.shape, dlast.dtype)
-        dgains = state.update(shape=(*dlast.shape[:2], max(gains, 1), dlast.shape[3]))
+        unit_parameters, state = len(problem.step.dunit_parameters), output(dlast.shape, dlast.dtype)
+        dunit_parameters = state.update(shape=(*dlast.shape[:2], max(unit_parameters, 1), dlast.shape[3]))
         dpre_activations = output(pre_activations.shape, problem.weights.R.dtype)
         results = coordinates.BackwardResults(
-            dpre_activations, dgains, None if problem.sequences.resets is None else state, state
+            dpre_activations, dunit_parameters, None if problem.sequences.resets is None else state, state
         )
         read = coordinates.BackwardOperands(pre_activations, before, dstates, dlast)
         results = self._call("backward", block_body.backward, problem, read, results, interpret)
-        return Loop(results.dpre_activations, results.dgains if gains else None, results.dinitial, results.dstate)
+        return Loop(
+            results.dpre_activations,
+            results.dunit_parameters if unit_parameters else None,
+            results.dinitial,
+            results.dstate,
+        )
 
     def _call(
         self, half: str, body: Callable[..., None], problem: Problem, read: Any, results: Any, interpret: Any
@@ -115,11 +120,15 @@ class Block(AbstractStrategy):
 
 
 def _shared(weights: Weights, sequences: Sequences) -> Shared:
-    """What all sequences share; a row of zeros where there are no gains, for no array may be empty."""
-    gains = weights.gains
-    gains = gains if gains.shape[1] else jnp.zeros((1, 1, gains.shape[2]), gains.dtype)
+    """What all sequences share; a row of zeros where there are no unit_parameters, for no array may be empty."""
+    unit_parameters = weights.unit_parameters
+    unit_parameters = (
+        unit_parameters
+        if unit_parameters.shape[1]
+        else jnp.zeros((1, 1, unit_parameters.shape[2]), unit_parameters.dtype)
+    )
     resets = None if sequences.resets is None else sequences.resets.astype(jnp.int32)
-    return Shared(weights.R, gains, weights.initial, sequences.length, resets)
+    return Shared(weights.R, unit_parameters, weights.initial, sequences.length, resets)
 
 
 def _warps(tile: Tile) -> int:

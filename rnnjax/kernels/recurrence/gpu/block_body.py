@@ -26,7 +26,10 @@ def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *writ
     write = ForwardResults(*written)
     _, batch, steps, gates, _ = read.us.shape
     coordinates, fields = BlockCoordinates(tile, shared, batch), len(write.states)
-    R, gains = [coordinates.matrix(gate) for gate in range(gates)], coordinates.vectors(shared.gains, len(step.dgains))
+    R, unit_parameters = (
+        [coordinates.matrix(gate) for gate in range(gates)],
+        coordinates.vectors(shared.unit_parameters, len(step.dunit_parameters)),
+    )
     initial = None if shared.resets is None else coordinates.vectors(shared.initial, fields)
     us = lambda t: [coordinates.timed(read.us, t, gate) for gate in range(gates)]  # noqa: E731
 
@@ -43,7 +46,7 @@ def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *writ
         before = old if initial is None else _chosen(coordinates.is_reset(t, active), initial, old)
         h = before[0].astype(R[0].dtype)
         vs = [jnp.dot(h, matrix, preferred_element_type=step.graph.dtype) for matrix in R]
-        after = step.forward(step.sums([each.astype(step.graph.dtype) for each in u], vs), before, gains)
+        after = step.forward(step.sums([each.astype(step.graph.dtype) for each in u], vs), before, unit_parameters)
         return masked_step(t, _chosen(active, after, old)), ahead
 
     start = [coordinates.state(read.state, field) for field in range(fields)]
@@ -62,7 +65,7 @@ def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *wr
     _, batch, steps, _, _ = read.pre_activations.shape
     coordinates, fields = BlockCoordinates(tile, shared, batch), len(read.dstates)
     R = [coordinates.matrix(gate) for gate in range(shared.R.shape[3])]
-    gains = coordinates.vectors(shared.gains, len(step.dgains))
+    unit_parameters = coordinates.vectors(shared.unit_parameters, len(step.dunit_parameters))
     none = jnp.zeros((tile.rows, tile.units), step.graph.dtype)
 
     def inputs(t: Array) -> tuple[list[Array], list[Array], list[Array]]:
@@ -83,10 +86,10 @@ def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *wr
 
     def one(k: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t = steps - 1 - k
-        (dstate, dgains, dinitial), (pre_activations, before, arriving) = carry
+        (dstate, dunit_parameters, dinitial), (pre_activations, before, arriving) = carry
         ahead = inputs(jnp.maximum(t - 1, 0))  # fetched while this step is computed
         dafter = [d + more for d, more in zip(dstate, arriving, strict=True)]
-        dgates, dbefore, dparameters = step.backward(pre_activations, before, dafter, gains)
+        dgates, dbefore, dparameters = step.backward(pre_activations, before, dafter, unit_parameters)
         active = coordinates.active(t)
         dgates, dparameters = (_chosen(active, each, [none] * len(each)) for each in (dgates, dparameters))
         for pre_activation, array in enumerate(dgates):
@@ -100,16 +103,20 @@ def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *wr
         if reset is not None:
             dinitial = [total + jnp.where(reset, d, 0.0) for total, d in zip(dinitial, dbefore, strict=True)]
             dbefore = _chosen(reset, [none] * fields, dbefore)
-        return (dbefore, [total + d for total, d in zip(dgains, dparameters, strict=True)], dinitial), ahead
+        return (dbefore, [total + d for total, d in zip(dunit_parameters, dparameters, strict=True)], dinitial), ahead
 
     dlast = [coordinates.of_real(coordinates.state(read.dlast, field)) for field in range(fields)]
     masked = steps - coordinates.longest(steps)
     if shared.length is not None:
         dlast = jax.lax.fori_loop(jnp.int32(0), masked, masked_step, dlast)
-    start = dlast, [none] * len(gains), [none] * fields if marked else []
+    start = dlast, [none] * len(unit_parameters), [none] * fields if marked else []
     first = inputs(jnp.maximum(steps - 1 - masked, 0))
-    (dstate, dgains, dinitial), _ = jax.lax.fori_loop(masked, jnp.int32(steps), one, (start, first))
-    for array, values in ((write.dstate, dstate), (write.dgains, dgains), (write.dinitial, dinitial)):
+    (dstate, dunit_parameters, dinitial), _ = jax.lax.fori_loop(masked, jnp.int32(steps), one, (start, first))
+    for array, values in (
+        (write.dstate, dstate),
+        (write.dunit_parameters, dunit_parameters),
+        (write.dinitial, dinitial),
+    ):
         for field, value in enumerate(values):
             coordinates.write_state(array, field, value)
 

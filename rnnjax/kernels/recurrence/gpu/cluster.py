@@ -75,7 +75,7 @@ class Cluster(AbstractStrategy):
         operands = cluster_forward.Operands(
             fill(us, tiling.batch),
             cluster_forward.packed(tiling, weights.R),
-            weights.gains if weights.gains.shape[1] else None,
+            weights.unit_parameters if weights.unit_parameters.shape[1] else None,
             None if resets is None else weights.initial,
             fill(state, tiling.batch),
             marks(tiling, sequences.length, after, us.shape[1]),
@@ -108,14 +108,14 @@ class Cluster(AbstractStrategy):
             tuple(None if each is None else filled(each) for each in dstates),
             filled(dlast),
             cluster_backward.packed(tiling, weights.R),
-            weights.gains if weights.gains.shape[1] else None,
+            weights.unit_parameters if weights.unit_parameters.shape[1] else None,
             marks(tiling, sequences.length, _resets(sequences), dlast.shape[1]),
         )
         state = output(operands.dlast.shape, dlast.dtype)
         results = cluster_backward.Results(
             output(operands.pre_activations.shape, weights.R.dtype),
-            state.update(shape=(*state.shape[:2], weights.gains.shape[1], state.shape[3]))
-            if weights.gains.shape[1]
+            state.update(shape=(*state.shape[:2], weights.unit_parameters.shape[1], state.shape[3]))
+            if weights.unit_parameters.shape[1]
             else None,
             None if sequences.resets is None else state,
             state,

@@ -24,7 +24,7 @@ class Operands(NamedTuple):
     dstates: tuple[Any, ...]  # [S B T H] each, None where it is zero
     dlast: Any  # [S B F H]
     R: Any  # [_ N blocks chunks width chunk]
-    gains: Any  # [_ K H], None where there are none
+    unit_parameters: Any  # [_ K H], None where there are none
     marks: Any  # [S T tiles ROWS] int32, None without: bit 0, the step is taken; bit 1, there is a reset before it
 
 
@@ -32,7 +32,7 @@ class Results(NamedTuple):
     """What it writes."""
 
     dpre_activations: Any  # [S B T C H]
-    dgains: Any  # [S B K H], None where there are none
+    dunit_parameters: Any  # [S B K H], None where there are none
     dinitial: Any  # [S B F H], None where there are no resets
     dstate: Any  # [S B F H]
 
@@ -110,16 +110,22 @@ class _Block(WarpGroup):
         for field in range(self.fields):
             source = read.dlast.at[coordinates.group, coordinates.batch, field, coordinates.mine]
             mosaic_gpu.copy_gmem_to_smem(source, scratch.dstates.at[field, coordinates.top], scratch.started.at[0])
-        self.gains = self.vectors(read.gains)
+        self.unit_parameters = self.vectors(read.unit_parameters)
         mosaic_gpu.barrier_wait(scratch.started.at[0])
         dlast = [load(scratch.dstates.at[field], layout()) for field in range(self.fields)]
         mosaic_gpu.commit_smem()  # it is read before the first cotangents are written over it
         self.fetch(jnp.int32(self.tiling.steps - 1))
         mosaic_gpu.barrier_wait(scratch.resident.at[0])
         self.none = mosaic_gpu.layout_cast(jnp.zeros((ROWS, self.tiling.width), self.dtype), layout())
-        start = dlast, [self.none] * len(self.gains), [self.none] * (0 if self.write.dinitial is None else self.fields)
+        start = (
+            dlast,
+            [self.none] * len(self.unit_parameters),
+            [self.none] * (0 if self.write.dinitial is None else self.fields),
+        )
         sums = jax.lax.fori_loop(jnp.int32(0), jnp.int32(self.tiling.steps), self.one, start)
-        for array, values in zip((self.write.dstate, self.write.dgains, self.write.dinitial), sums, strict=True):
+        for array, values in zip(
+            (self.write.dstate, self.write.dunit_parameters, self.write.dinitial), sums, strict=True
+        ):
             self.store_state(array, values)
         mosaic_gpu.wait_smem_to_gmem(0)
 
@@ -142,7 +148,7 @@ class _Block(WarpGroup):
         """A step."""
         tiling, scratch, coordinates = self.tiling, self.scratch, self.coordinates
         t = tiling.steps - 1 - k
-        dstate, dgains, dinitial = carry
+        dstate, dunit_parameters, dinitial = carry
         marks = (
             None
             if self.read.marks is None
@@ -157,7 +163,7 @@ class _Block(WarpGroup):
             d if array is None else d + load(scratch.dstates.at[field], layout())
             for field, (d, array) in enumerate(zip(dstate, self.read.dstates, strict=True))
         ]
-        dgates, dbefore, dparameters = self.step.backward(pre_activations, before, dafter, self.gains)
+        dgates, dbefore, dparameters = self.step.backward(pre_activations, before, dafter, self.unit_parameters)
         if marks is not None:
             taken = (marks & 1) != 0
             dgates, dparameters = (chosen(taken, each, [self.none] * len(each)) for each in (dgates, dparameters))
@@ -173,7 +179,7 @@ class _Block(WarpGroup):
             reset = (marks & 2) != 0
             dinitial = [total + jnp.where(reset, d, self.none) for total, d in zip(dinitial, dbefore, strict=True)]
             dbefore = chosen(reset, [self.none] * self.fields, dbefore)
-        return dbefore, [total + d for total, d in zip(dgains, dparameters, strict=True)], dinitial
+        return dbefore, [total + d for total, d in zip(dunit_parameters, dparameters, strict=True)], dinitial
 
     def publish(self, t: Array, dgates: list[Array]) -> None:
         """Store the cotangents of this block's pre-activations, and say so."""

@@ -21,7 +21,7 @@ class Operands(NamedTuple):
 
     us: Any  # [S B T G H]
     R: Any  # [_ N blocks chunks columns chunk]
-    gains: Any  # [_ K H], None where there are none
+    unit_parameters: Any  # [_ K H], None where there are none
     initial: Any  # [_ F H], None where there are no resets
     state: Any  # [S B F H]
     marks: Any  # [S T tiles ROWS] int32, None without: bit 0, the step is taken; bit 1, a reset follows it
@@ -107,7 +107,7 @@ class _Block(WarpGroup):
         for field in range(self.fields):
             source = read.state.at[coordinates.group, coordinates.batch, field, coordinates.mine]
             mosaic_gpu.copy_gmem_to_smem(source, scratch.staged.at[field, coordinates.top], scratch.started.at[0])
-        self.gains, self.initial = self.vectors(read.gains), self.vectors(read.initial)
+        self.unit_parameters, self.initial = self.vectors(read.unit_parameters), self.vectors(read.initial)
         mosaic_gpu.barrier_wait(scratch.started.at[0])
         start = [load(scratch.staged.at[field], layout()) for field in range(self.fields)]
         self.publish(jnp.int32(0), start[0])
@@ -156,7 +156,7 @@ class _Block(WarpGroup):
             scratch.resident_part, lambda k, slot: self.fetch_chunk(t, k, slot), self.gates * tiling.width, self.dtype
         )
         vs = [sums[:, gate * tiling.width : (gate + 1) * tiling.width] for gate in range(self.gates)]
-        after = self.step.forward(self.step.sums(us, vs), before, self.gains)
+        after = self.step.forward(self.step.sums(us, vs), before, self.unit_parameters)
         if marks is not None:
             after = chosen((marks & 1) != 0, after, before)
         following = after if marks is None or not self.initial else chosen((marks & 2) != 0, self.initial, after)

@@ -23,7 +23,7 @@ class Shared(NamedTuple):
     """References to what all sequences of a group share, and to the marks, where there are any."""
 
     R: Any  # [_ N D G D]
-    gains: Any  # [_ K H]
+    unit_parameters: Any  # [_ K H]
     initial: Any  # [_ F H]
     length: Any  # [S B] int32
     resets: Any  # [S B T] int32
@@ -56,7 +56,7 @@ class BackwardResults(NamedTuple):
     """References to what it writes; `dinitial` is None where there are no resets."""
 
     dpre_activations: Any  # [S B T C H]
-    dgains: Any  # [S B K H]
+    dunit_parameters: Any  # [S B K H]
     dinitial: Any  # [S B F H]
     dstate: Any  # [S B F H]
 

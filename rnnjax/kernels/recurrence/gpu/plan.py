@@ -60,7 +60,7 @@ class GPUPlan(KernelPlan):
         none = jnp.zeros((*dlast.shape[:2], 0, dlast.shape[3]), dlast.dtype)
         loop = LoopCotangents(
             *products.by_gate(self.step, results.dpre_activations),
-            none if results.dgains is None else results.dgains,
+            none if results.dunit_parameters is None else results.dunit_parameters,
             jnp.zeros_like(dlast) if results.dinitial is None else results.dinitial,
             results.dstate,
         )

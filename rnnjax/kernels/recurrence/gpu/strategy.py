@@ -22,7 +22,7 @@ class Loop(NamedTuple):
     """What the loop of the backward half leaves."""
 
     dpre_activations: Float[Array, "S B T C H"]  # in the dtype of R
-    dgains: Float[Array, "S B K H"] | None  # None where there are none
+    dunit_parameters: Float[Array, "S B K H"] | None  # None where there are none
     dinitial: Float[Array, "S B F H"] | None  # None where there are no resets
     dstate: Float[Array, "S B F H"]
 

@@ -28,8 +28,10 @@ class Step(NamedTuple):
     """`pointwise` of one unit, and its transposed derivative, where the two products of a gate
     share one pre-activation if they can.
 
-    forward    pre_activations[C], before[F], gains[K]                 -> after[F]
-    backward   pre_activations[C], before[F], dafter[F], gains[K]      -> dpre_activations[C], dbefore[F], dgains[K]
+    forward    pre_activations[C], before[F], unit_parameters[K]
+               -> after[F]
+    backward   pre_activations[C], before[F], dafter[F], unit_parameters[K]
+               -> dpre_activations[C], dbefore[F], dunit_parameters[K]
 
     The inputs of `graph` are these names, each with a row; the rows of the outputs are nodes of it.
     """
@@ -39,7 +41,7 @@ class Step(NamedTuple):
     after: tuple[int, ...]
     dpre_activations: tuple[int, ...]
     dbefore: tuple[int, ...]
-    dgains: tuple[int, ...]
+    dunit_parameters: tuple[int, ...]
 
     @property
     def by_input(self) -> tuple[int, ...]:
@@ -59,23 +61,31 @@ class Step(NamedTuple):
             for pre_activation in self.pre_activations
         ]
 
-    def forward(self, pre_activations: Sequence[Array], before: Sequence[Array], gains: Sequence[Array]) -> list[Array]:
+    def forward(
+        self, pre_activations: Sequence[Array], before: Sequence[Array], unit_parameters: Sequence[Array]
+    ) -> list[Array]:
         """The fields of the state after a step, of arrays of one shape."""
-        return self.graph.evaluate(self.after, _named(pre_activations=pre_activations, before=before, gains=gains))
+        return self.graph.evaluate(
+            self.after, _named(pre_activations=pre_activations, before=before, unit_parameters=unit_parameters)
+        )
 
     def backward(
-        self, pre_activations: Sequence[Array], before: Sequence[Array], dafter: Sequence[Array], gains: Sequence[Array]
+        self,
+        pre_activations: Sequence[Array],
+        before: Sequence[Array],
+        dafter: Sequence[Array],
+        unit_parameters: Sequence[Array],
     ) -> tuple[list[Array], list[Array], list[Array]]:
-        """The cotangents of pre-activations, state before and gains."""
-        inputs = _named(pre_activations=pre_activations, before=before, dafter=dafter, gains=gains)
-        results = iter(self.graph.evaluate((*self.dpre_activations, *self.dbefore, *self.dgains), inputs))
-        counts = len(self.dpre_activations), len(self.dbefore), len(self.dgains)
-        dpre_activations, dbefore, dgains = (list(islice(results, count)) for count in counts)
-        return dpre_activations, dbefore, dgains
+        """The cotangents of pre-activations, state before and unit_parameters."""
+        inputs = _named(pre_activations=pre_activations, before=before, dafter=dafter, unit_parameters=unit_parameters)
+        results = iter(self.graph.evaluate((*self.dpre_activations, *self.dbefore, *self.dunit_parameters), inputs))
+        counts = len(self.dpre_activations), len(self.dbefore), len(self.dunit_parameters)
+        dpre_activations, dbefore, dunit_parameters = (list(islice(results, count)) for count in counts)
+        return dpre_activations, dbefore, dunit_parameters
 
     def operations(self) -> frozenset[str]:
         """Those that a kernel needs to have for both halves."""
-        needed = self.graph.users((*self.after, *self.dpre_activations, *self.dbefore, *self.dgains))
+        needed = self.graph.users((*self.after, *self.dpre_activations, *self.dbefore, *self.dunit_parameters))
         return frozenset(self.graph.nodes[number].operation for number in needed) - {"input", "constant"}
 
 
@@ -103,7 +113,7 @@ def _expressions(pointwise: Pointwise, dtype: np.dtype) -> tuple[Graph, dict[str
 def _functions(pointwise: Pointwise) -> list[tuple[Callable[..., dict[str, Array]], dict[str, int]]]:
     """`pointwise` and its transposed derivative, each with the rows of its inputs."""
     rows = {
-        "gains": pointwise.gains.num_leaves,
+        "unit_parameters": pointwise.unit_parameters.num_leaves,
         "u": pointwise.gates,
         "v": pointwise.gates,
         "before": pointwise.fields,
@@ -135,8 +145,8 @@ def _in_pre_activations(graph: Graph, rows: dict[str, list[int]]) -> Step:
             pre_activations.append(PreActivation(gate, by_input, by_state))
             dpre_activations.append(cotangent)
     numbers = graph.into(sums, replaced)
-    after, dpre_activations, dbefore, dgains = (
+    after, dpre_activations, dbefore, dunit_parameters = (
         tuple(numbers[number] for number in row)
-        for row in (rows["after"], dpre_activations, rows["dbefore"], rows["dgains"])
+        for row in (rows["after"], dpre_activations, rows["dbefore"], rows["dunit_parameters"])
     )
-    return Step(tuple(pre_activations), sums, after, dpre_activations, dbefore, dgains)
+    return Step(tuple(pre_activations), sums, after, dpre_activations, dbefore, dunit_parameters)

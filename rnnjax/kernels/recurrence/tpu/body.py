@@ -19,7 +19,7 @@ TIME = 3  # the axis of the grid
 
 def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Any) -> None:
     """Steps onward; `used_outputs` says of which fields the states are written, `marked` whether there are resets."""
-    us, R, gains, initial, state, length, resets, *states, last, carry = blocks
+    us, R, unit_parameters, initial, state, length, resets, *states, last, carry = blocks
     _start((carry, state))
     first = pallas.program_id(TIME) * us.shape[0]
 
@@ -29,7 +29,7 @@ def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Any
         h = before[0].astype(R.dtype)
         vs = [jnp.dot(h, R[gate], preferred_element_type=carry.dtype) for gate in range(R.shape[0])]
         pre_activations = step.sums([us[t, gate].astype(carry.dtype) for gate in range(R.shape[0])], vs)
-        after = _chosen(first + t < length[...], step.forward(pre_activations, before, _wide(gains, h)), old)
+        after = _chosen(first + t < length[...], step.forward(pre_activations, before, _wide(unit_parameters, h)), old)
         for field, array in enumerate(after):
             carry[field] = array
         for output, array in zip(states, compress(after, used_outputs), strict=True):
@@ -47,8 +47,10 @@ def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Any
 def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Any) -> None:
     """Steps in reverse; `given` says of which fields there are cotangents, `marked` whether there are resets."""
     pre_activations, previous_states, *dgiven = blocks[: 2 + sum(given)]
-    R, gains, dlast, length, resets, dpre_activations, dgains, dinitial, dstate, carry = blocks[2 + sum(given) :]
-    _start((carry, dlast), (dgains, None), (dinitial, None))
+    R, unit_parameters, dlast, length, resets, dpre_activations, dunit_parameters, dinitial, dstate, carry = blocks[
+        2 + sum(given) :
+    ]
+    _start((carry, dlast), (dunit_parameters, None), (dinitial, None))
     steps = pre_activations.shape[0]
     first = (pallas.num_programs(TIME) - 1 - pallas.program_id(TIME)) * steps
 
@@ -59,12 +61,14 @@ def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Any) -> N
         pairs = zip(list(carry[...]), given, strict=True)
         dafter = [d + next(arriving)[t, 0] if is_given else d for d, is_given in pairs]
         before = list(previous_states[t])
-        dgates, dbefore, dparameters = step.backward(list(pre_activations[t]), before, dafter, _wide(gains, before[0]))
+        dgates, dbefore, dparameters = step.backward(
+            list(pre_activations[t]), before, dafter, _wide(unit_parameters, before[0])
+        )
         dgates = _chosen(active, dgates, [jnp.zeros_like(each) for each in dgates])
         for pre_activation, array in enumerate(dgates):
             dpre_activations[t, pre_activation] = array.astype(dpre_activations.dtype)
         for row, array in enumerate(dparameters):
-            dgains[row] += jnp.where(active, array, 0.0)
+            dunit_parameters[row] += jnp.where(active, array, 0.0)
         through = [
             jax.lax.dot_general(
                 dgates[pre_activation].astype(R.dtype), R[gate], (((1,), (1,)), ((), ())), None, carry.dtype

@@ -107,7 +107,7 @@ class TPUPlan(KernelPlan):
         call = partial(_call, layout, f"rnnjax_{self.pointwise.name}_forward", self.interpret, False)
         *results, last = call(
             partial(body.forward, self.step, used_outputs, marked),
-            ([layout.timed(us)], _shared(layout, weights.R, weights.gains, weights.initial), [state]),
+            ([layout.timed(us)], _shared(layout, weights.R, weights.unit_parameters, weights.initial), [state]),
             layout.marks(sequences),
             outputs,
         )
@@ -128,7 +128,7 @@ class TPUPlan(KernelPlan):
         if 0 in sequences.xs.shape[:3]:
             reference = ReferencePlan(self.pointwise)
             return reference.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
-        xs_dtype, step, gains = sequences.xs.dtype, self.step, self.pointwise.gains.num_leaves
+        xs_dtype, step, unit_parameters = sequences.xs.dtype, self.step, self.pointwise.unit_parameters.num_leaves
         weights, sequences = _stored((weights, sequences))
         before = products.over_groups(products.previous_states, weights, sequences, trajectory.states)
         pre_activations = products.over_groups(
@@ -140,8 +140,8 @@ class TPUPlan(KernelPlan):
 
         itemsize, fields = weights.R.dtype.itemsize, self.pointwise.fields
         layout = Layout.of(weights, sequences, len(step.pre_activations) * (4 + itemsize) + 4 * (fields + sum(given)))
-        states = [layout.state_type(count, dlast.dtype) for count in (max(1, gains), fields, fields)]
-        dpre_activations, dgains, dinitial, dstate = _call(
+        states = [layout.state_type(count, dlast.dtype) for count in (max(1, unit_parameters), fields, fields)]
+        dpre_activations, dunit_parameters, dinitial, dstate = _call(
             layout,
             f"rnnjax_{self.pointwise.name}_backward",
             self.interpret,
@@ -153,18 +153,18 @@ class TPUPlan(KernelPlan):
                     layout.timed(before),
                     *(layout.timed(each, "constant") for each in dgiven),
                 ],
-                _shared(layout, weights.R, weights.gains),
+                _shared(layout, weights.R, weights.unit_parameters),
                 [layout.state(dlast, "constant")],
             ),
             layout.marks(sequences),
             ([layout.timed_type(len(step.pre_activations), weights.R.dtype)], states),
         )
-        dpre_activations, dgains, dinitial, dstate = (
+        dpre_activations, dunit_parameters, dinitial, dstate = (
             layout.untimed(dpre_activations),
-            *map(layout.unstate, (dgains, dinitial, dstate)),
+            *map(layout.unstate, (dunit_parameters, dinitial, dstate)),
         )
-        dgains = dgains[:, :, :gains]
-        loop = LoopCotangents(*products.by_gate(step, dpre_activations), dgains, dinitial, dstate)
+        dunit_parameters = dunit_parameters[:, :, :unit_parameters]
+        loop = LoopCotangents(*products.by_gate(step, dpre_activations), dunit_parameters, dinitial, dstate)
         group = partial(products.cotangents, needs_gradient)
         results = products.over_groups(group, weights, sequences, before[:, :, :, 0], loop)
         return results._replace(xs=None if results.xs is None else results.xs.astype(xs_dtype))
