@@ -5,6 +5,7 @@ rnnjax/__init__.py, add it to ENGINES in tests/helpers/grid.py and in benchmarks
 benchmark then hold it.
 """
 
+import argparse
 from functools import partial
 
 import jax
@@ -42,6 +43,7 @@ class Doubled(rnnjax.AbstractEngine):
 
 def main() -> None:
     """Run a cell by it, and by `Scan`."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cell = rnnjax.GRU(3, 8, key=jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (101, 3))
     _, ys = rnnjax.unroll(cell, None, xs, engine=Doubled(), length=90)
