@@ -91,11 +91,11 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     }
 
 
-def build(recipe: Recipe, network_key: Array, decision_key: Array) -> rnnjax.models.Tagger:
+def build(recipe: Recipe, network_key: Array, head_key: Array) -> rnnjax.models.Tagger:
     """A layer, with dropout before and after it, and a sigmoid for each key."""
     network = recipe.cell(KEYS, recipe.units, key=network_key)
     dropped = rnnjax.regularise.VariationalDropout(network, inputs=recipe.inputs, outputs=recipe.outputs)
-    return rnnjax.models.Tagger(dropped, eqx.nn.Linear(recipe.units, KEYS, key=decision_key))
+    return rnnjax.models.Tagger(dropped, eqx.nn.Linear(recipe.units, KEYS, key=head_key))
 
 
 loss = partial(rnnjax.models.tagger_loss, objective=rnnjax.models.binary_cross_entropy)

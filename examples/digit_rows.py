@@ -33,8 +33,8 @@ B, UNITS, CHANNELS, WINDOW, CLASSES, LEARNING_RATE = 100, 64, 32, 3, 10, 3e-3
 def lstm(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """A digit by the last state of an LSTM over its rows."""
     keys = jax.random.split(key)
-    decision = eqx.nn.Linear(UNITS, CLASSES, key=keys[1])
-    return rnnjax.models.Classifier(rnnjax.LSTM(width, UNITS, key=keys[0]), decision)
+    head = eqx.nn.Linear(UNITS, CLASSES, key=keys[1])
+    return rnnjax.models.Classifier(rnnjax.LSTM(width, UNITS, key=keys[0]), head)
 
 
 def linear(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
@@ -48,8 +48,8 @@ def cnn_rnn_mlp(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     keys = jax.random.split(key, 3)
     convolution = rnnjax.CausalConvolution(width, CHANNELS, window=WINDOW, key=keys[0])
     rectify, recurrence = rnnjax.TimeDistributed(jax.nn.relu, CHANNELS), rnnjax.LSTM(CHANNELS, UNITS, key=keys[1])
-    decision = eqx.nn.MLP(UNITS, CLASSES, UNITS, 1, key=keys[2])
-    return rnnjax.models.Classifier(rnnjax.Stack([convolution, rectify, recurrence]), decision)
+    head = eqx.nn.MLP(UNITS, CLASSES, UNITS, 1, key=keys[2])
+    return rnnjax.models.Classifier(rnnjax.Stack([convolution, rectify, recurrence]), head)
 
 
 MODELS: dict[str, Callable[[int, PRNGKeyArray], rnnjax.models.Classifier]] = {

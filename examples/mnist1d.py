@@ -63,8 +63,8 @@ def build(shape: tuple[int, ...], key: Array) -> rnnjax.models.Classifier:
     uniform = {"input_initialiser": initialise.uniform, "recurrent_initialiser": initialise.uniform}
     draw = partial(rnnjax.GRU, inputs, UNITS, **uniform, bias_initialiser=initialise.uniform_bias)
     network = rnnjax.Bidirectional(*(draw(key=key) for key in keys[:2]))
-    decision = eqx.nn.Linear(T * 2 * UNITS, CLASSES, key=keys[2])
-    return rnnjax.models.Classifier(network, decision, pooling=rnnjax.models.flatten)
+    head = eqx.nn.Linear(T * 2 * UNITS, CLASSES, key=keys[2])
+    return rnnjax.models.Classifier(network, head, pooling=rnnjax.models.flatten)
 
 
 def train(

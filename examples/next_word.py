@@ -55,12 +55,17 @@ def awd(cells: list[rnnjax.LSTM]) -> rnnjax.Stack:
     return rnnjax.Stack([rnnjax.regularise.VariationalDropout(first, inputs=0.1, outputs=0.1), second])
 
 
+RATES = {
+    "weight_dropout": 0.2,
+    "embedding_dropout": 0.05,
+    "output_dropout": 0.2,
+    "activation": 0.2,
+    "temporal": 0.2,
+}
 RECIPES = {
     "plain": Recipe(rnnjax.Stack, False, rnnjax.models.language_loss),
     "zaremba": Recipe(zaremba, False, rnnjax.models.language_loss),
-    "awd": Recipe(
-        awd, True, partial(rnnjax.models.awd_loss, weights=0.2, words=0.05, outputs=0.2, activation=0.2, temporal=0.2)
-    ),
+    "awd": Recipe(awd, True, partial(rnnjax.models.awd_loss, **RATES)),
 }
 
 

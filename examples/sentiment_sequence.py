@@ -40,8 +40,8 @@ class Reader(eqx.Module):
         self.embedding = 0.1 * jax.random.normal(keys[0], (vocabulary_size, EMBEDDING))
         both = rnnjax.Bidirectional(*(rnnjax.LSTM(EMBEDDING, UNITS, key=key) for key in keys[1:3]))
         network = rnnjax.regularise.VariationalDropout(both, inputs=DROPOUT, outputs=DROPOUT)
-        decision = eqx.nn.Linear(2 * UNITS, classes, key=keys[3])
-        self.classifier = rnnjax.models.Classifier(network, decision, pooling=rnnjax.models.mean)
+        head = eqx.nn.Linear(2 * UNITS, classes, key=keys[3])
+        self.classifier = rnnjax.models.Classifier(network, head, pooling=rnnjax.models.mean)
 
     def __call__(self, tokens: Array, **options: Any) -> Array:
         return self.classifier(self.embedding[tokens], **options)

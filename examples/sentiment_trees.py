@@ -60,7 +60,7 @@ def train(task: Task, options: argparse.Namespace) -> tuple[rnnjax.models.TreeCl
     """The best classifier; and after each epoch: the share of the held-out roots that is right, and seconds."""
     keys = jax.random.split(jax.random.key(options.seed), 3)
     cell = rnnjax.trees.NaryTreeLSTM(EMBEDDING, UNITS, key=keys[0])
-    model = rnnjax.models.TreeClassifier(task.vocabulary_size, cell, task.classes, key=keys[1], dropout=DROPOUT)
+    model = rnnjax.models.TreeClassifier(task.vocabulary_size, task.classes, cell, key=keys[1], dropout=DROPOUT)
     drawn = rnnjax.training.minibatches(np.arange(len(task.training)), B, seed=options.seed)
     held_out, curve, begun = pack_all(task, task.held_out), [], time.perf_counter()
 
@@ -100,7 +100,7 @@ def optimiser() -> optax.GradientTransformation:
     }
 
     def part_of_each(weights: rnnjax.models.TreeClassifier) -> Any:
-        return eqx.tree_at(lambda model: model.embedding, jax.tree.map(lambda _: "rest", weights), "embedding")
+        return eqx.tree_at(lambda model: model.embedding.weight, jax.tree.map(lambda _: "rest", weights), "embedding")
 
     return optax.multi_transform(parts, part_of_each)
 

@@ -177,7 +177,7 @@ def say(model: rnnjax.models.Seq2Seq, source: Array, length: Array) -> rnnjax.mo
 @eqx.filter_jit
 def search_widely(model: rnnjax.models.Seq2Seq, source: Array, length: Array) -> rnnjax.models.Hypothesis:
     """The best of a beam, for every source."""
-    width = min(BEAM, model.target_embedding.shape[0])
+    width = min(BEAM, model.target_embedding.vocabulary_size)
 
     def one(source: Array, length: Array) -> rnnjax.models.Hypothesis:
         step, state, mask = model.decoding(source, length=length)

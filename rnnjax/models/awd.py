@@ -23,9 +23,9 @@ def awd_loss(
     batch: Any,
     key: PRNGKeyArray | None,
     *,
-    weights: Any = 0.5,
-    words: Any = 0.1,
-    outputs: Any = 0.4,
+    weight_dropout: Any = 0.5,
+    embedding_dropout: Any = 0.1,
+    output_dropout: Any = 0.4,
     activation: Any = 2.0,
     temporal: Any = 1.0,
     engine: AbstractEngine = Auto(),
@@ -34,12 +34,12 @@ def awd_loss(
 
         cross-entropy + activation mean (m * y)^2 + temporal mean (y_{t+1} - y_t)^2
 
-    weights      the probability of dropping an entry of R, in every gated cell, once for the batch
-    words        of dropping a word from what is read, once for the batch; it is said as before, weights tied or not
-    outputs      of dropping an output y of the network, for all steps of a stream: the mask m
-    activation   the weight of `activation_penalty`, of the outputs that are left
-    temporal     the weight of `temporal_activation_penalty`, of the outputs as they were
-    key          None: nothing is dropped, and the penalties stay
+    weight_dropout      the probability of dropping an entry of R, in every gated cell, once for the batch
+    embedding_dropout   of dropping a word of the input, once for the batch; its output weight stays, tied or not
+    output_dropout      of dropping an output y of the network, for all steps of a stream: the mask m
+    activation          the weight of `activation_penalty`, of the outputs after dropout
+    temporal            the weight of `temporal_activation_penalty`, of the outputs before dropout
+    key                 None: nothing is dropped, and the penalties stay
 
     What is dropped from embeddings and between layers is the network's:
 
@@ -50,22 +50,24 @@ def awd_loss(
     `language_loss`, without a key.
     """
     inputs, targets, resets = batch
-    given = {"weights": weights, "words": words, "outputs": outputs}
-    rates = [check.probability(name, rate) for name, rate in given.items()]
+    weight_dropout = check.probability("weight_dropout", weight_dropout)
+    embedding_dropout = check.probability("embedding_dropout", embedding_dropout)
+    output_dropout = check.probability("output_dropout", output_dropout)
     alpha, beta = _strength("activation", activation), _strength("temporal", temporal)
     keys = None
     if key is not None:
         weights_key, words_key, streams_key = jax.random.split(key, 3)
         keys = jax.random.split(streams_key, inputs.shape[0])
-        model = drop_weights(model, rates[0], key=weights_key) if rates[0] > 0 else model
-        model = _drop_words(model, rates[1], words_key)
+        model = drop_weights(model, weight_dropout, key=weights_key) if weight_dropout > 0 else model
+        model = _drop_words(model, embedding_dropout, words_key)
 
     def one(
         state: State, tokens: Array, targets: Array, resets: Array, key: PRNGKeyArray | None
     ) -> tuple[State, Array]:
         network_key, outputs_key = (None, None) if key is None else jax.random.split(key)
         state, ys = model.outputs(state, tokens, resets=resets, engine=engine, key=network_key)
-        left = ys if outputs_key is None else drop("outputs", outputs_key, rates[2], ys)
+        left = ys if outputs_key is None else drop("outputs", outputs_key, output_dropout, ys)
+        targets = model.embedding.check(targets, name="targets")
         loss = cross_entropy(model.classify(left), targets).mean()
         return state, loss + alpha * activation_penalty(left) + beta * temporal_activation_penalty(ys)
 
@@ -75,9 +77,9 @@ def awd_loss(
 
 def _drop_words(model: LanguageModel, rate: float, key: PRNGKeyArray) -> LanguageModel:
     """`model` without some of the words it reads; tied weights are two arrays for the time being."""
-    weight = model.embedding if model.output_weight is None else model.output_weight
-    parts = lambda model: (model.embedding, model.output_weight)  # noqa: E731
-    dropped = drop_embedding(model.embedding, rate, key=key), weight
+    embedding, weight = model.embedding.weight, model.output.weight
+    parts = lambda model: (model.embedding.weight, model.output.weight)  # noqa: E731
+    dropped = drop_embedding(embedding, rate, key=key), embedding if weight is None else weight
     return eqx.tree_at(parts, model, dropped, is_leaf=lambda leaf: leaf is None)
 
 

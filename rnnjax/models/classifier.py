@@ -28,10 +28,10 @@ class Sequences(NamedTuple):
 
 
 class Classifier(eqx.Module):
-    """One answer for a sequence: `decision(pooling(network(xs)))`.
+    """One answer for a sequence: `head(pooling(network(xs)))`.
 
     network    any cell or network, by any engine
-    decision   what makes the answer of the pooled vector: `eqx.nn.Linear`, `eqx.nn.MLP`, any function
+    head       what makes the answer of the pooled vector: `eqx.nn.Linear`, `eqx.nn.MLP`, any function
     pooling    `last`, `ends`, `mean`, `maximum`, `flatten`, an `AttentionPooling`, or any `(ys, length) -> vector`
 
     A convolution for what is near, a recurrence for what is far, and a perceptron to decide:
@@ -45,19 +45,19 @@ class Classifier(eqx.Module):
     """
 
     network: AbstractCell | AbstractNetwork
-    decision: Callable[[Array], Array] = eqx.field(converter=named)
+    head: Callable[[Array], Array] = eqx.field(converter=named)
     pooling: Callable[[Array, Length | None], Array]
 
     def __init__(
         self,
         network: AbstractCell | AbstractNetwork,
-        decision: Callable[[Array], Array],
+        head: Callable[[Array], Array],
         *,
         pooling: Callable[[Array, Length | None], Array] = last,
     ):
         """The parts as they are; nothing is drawn."""
         self.network = network
-        self.decision = decision
+        self.head = head
         self.pooling = pooling
 
     def __call__(
@@ -70,7 +70,7 @@ class Classifier(eqx.Module):
     ) -> Array:
         """The answer for one sequence; arguments as `unroll` takes them."""
         _, ys = unroll(self.network, None, xs, length=length, engine=engine, key=key)
-        return self.decision(self.pooling(ys, check.length(length, ys.shape[0])))
+        return self.head(self.pooling(ys, check.length(length, ys.shape[0])))
 
 
 def classifier_loss(

@@ -74,6 +74,9 @@ class QRNN(AbstractNetwork):
         dtype = self.input_weight.dtype
         return QRNNState(jnp.zeros((window - 1, inputs), dtype), rest(Hidden, self.start, units, dtype).h)
 
+    def hidden(self, state: QRNNState) -> Units:
+        return state.c
+
     def run(self, state: QRNNState, xs: Inputs, options: Options) -> tuple[QRNNState, UnitsOverTime]:
         last, windows = look_back(state.inputs, xs, options)
         coefficients, o = options.over_time(self._gates, *windows)

@@ -21,7 +21,13 @@ from rnnjax.regularise import VariationalDropout
 
 V, E, H, B, T = 7, 4, 5, 3, 6
 F64 = jnp.float64
-RATES = {"weights": 0.4, "words": 0.5, "outputs": 0.5, "activation": 2.0, "temporal": 3.0}
+RATES = {
+    "weight_dropout": 0.4,
+    "embedding_dropout": 0.5,
+    "output_dropout": 0.5,
+    "activation": 2.0,
+    "temporal": 3.0,
+}
 CHUNK = rnnjax.training.streams(np.random.default_rng(2).integers(0, V, B * T * 2 + 1), B, T)(
     1
 )  # the second: no resets
@@ -82,8 +88,8 @@ def kept(key: Any, rate: float, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cross_entropy(model: LanguageModel, ys: np.ndarray, targets: np.ndarray) -> float:
-    weight = np.asarray(model.embedding if model.output_weight is None else model.output_weight)
-    logits = ys @ weight.T + np.asarray(model.output_bias)
+    weight = np.asarray(model.embedding.weight if model.output.weight is None else model.output.weight)
+    logits = ys @ weight.T + np.asarray(model.output.bias)
     normalised = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     return -normalised[np.arange(T), targets].mean()
 
@@ -100,7 +106,7 @@ def last_of(state: Any, stream: int) -> tuple[np.ndarray, ...]:
 def numpy_zaremba(model: LanguageModel, state: Any, key: Any, rate: float = 0.4) -> float:
     losses = []
     for stream, key_of_stream in enumerate(random.split(key, B)):
-        xs = np.asarray(model.embedding)[CHUNK.inputs[stream]]
+        xs = np.asarray(model.embedding.weight)[CHUNK.inputs[stream]]
         for number in (1, 2):
             xs = xs * kept(layer_keys(key_of_stream, number)[0], rate, xs.shape)
             _, xs = oracle.run(model.network.layers[number], last_of(state[number], stream), xs)
@@ -111,14 +117,14 @@ def numpy_zaremba(model: LanguageModel, state: Any, key: Any, rate: float = 0.4)
 
 def masked_model(model: LanguageModel, weights_key: Any, words_key: Any) -> tuple[np.ndarray, list[LSTM]]:
     """The embedding and the cells under the masks that all streams share."""
-    words = np.asarray(model.embedding) * kept(words_key, RATES["words"], (V, 1))
+    words = np.asarray(model.embedding.weight) * kept(words_key, RATES["embedding_dropout"], (V, 1))
     assert 0 < np.count_nonzero(words.any(1)) < V
     is_cell = lambda node: isinstance(node, LSTM)  # noqa: E731
     cells = []
     for number, leaf in enumerate(jax.tree.leaves(model, is_leaf=is_cell)):
         if is_cell(leaf):
             R = np.asarray(leaf.recurrent_weight)
-            mask = kept(jax.random.fold_in(weights_key, number), RATES["weights"], R.shape)
+            mask = kept(jax.random.fold_in(weights_key, number), RATES["weight_dropout"], R.shape)
             cells.append(eqx.tree_at(lambda cell: cell.recurrent_weight, leaf, R * mask))
     return words, cells
 
@@ -140,7 +146,7 @@ def numpy_awd(model: LanguageModel, state: Any, key: Any) -> tuple[float, list[n
         xs = words[CHUNK.inputs[stream]] * drop(inputs_key, 0.4, E)
         _, xs = oracle.run(cells[0], last_of(state[0], stream), xs)
         last, ys = oracle.run(cells[1], last_of(state[1], stream), xs * drop(between_key, 0.3, H))
-        left = ys * drop(outputs_key, RATES["outputs"], E)
+        left = ys * drop(outputs_key, RATES["output_dropout"], E)
         losses.append(cross_entropy(model, left, CHUNK.targets[stream]) + penalties(left, ys))
         ends.append(last[0])
     return float(np.mean(losses)), ends
@@ -150,7 +156,7 @@ def numpy_outputs(model: LanguageModel, state: Any) -> np.ndarray:
     """What the network puts out where nothing is dropped, [B, T, E]."""
     first, second = model.network.layers
     between = [
-        oracle.run(first.layer, last_of(state[0], stream), np.asarray(model.embedding)[CHUNK.inputs[stream]])[1]
+        oracle.run(first.layer, last_of(state[0], stream), np.asarray(model.embedding.weight)[CHUNK.inputs[stream]])[1]
         for stream in range(B)
     ]
     return np.stack([oracle.run(second, last_of(state[1], stream), xs)[1] for stream, xs in enumerate(between)])
@@ -197,17 +203,21 @@ def test_without_a_key_and_penalties_nothing_is_regularised():
 def test_a_dropped_word_is_learned_as_what_is_said_alone():
     """Of tied weights: the gradient of its row is that of the output weight."""
     tied = build(forgetful_network)
-    untied = eqx.tree_at(lambda model: model.output_weight, tied, tied.embedding, is_leaf=lambda leaf: leaf is None)
-    lose = partial(awd_loss, **RATES | {"weights": 0.0})
+    untied = eqx.tree_at(
+        lambda model: model.output.weight, tied, tied.embedding.weight, is_leaf=lambda leaf: leaf is None
+    )
+    lose = partial(awd_loss, **RATES | {"weight_dropout": 0.0})
     slope = jax.grad(lambda model, key: lose(model, (), CHUNK, key)[0])
     both = jax.jit(lambda key: [slope(model, key) for model in (tied, untied)])
     together, apart = jax.tree.map(np.asarray, both(key()))
-    np.testing.assert_allclose(together.embedding, apart.embedding + apart.output_weight, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        together.embedding.weight, apart.embedding.weight + apart.output.weight, rtol=1e-10, atol=1e-14
+    )
     read = np.isin(np.arange(V), CHUNK.inputs)
-    dropped = kept(random.split(key(), 3)[1], RATES["words"], (V, 1))[:, 0] == 0
+    dropped = kept(random.split(key(), 3)[1], RATES["embedding_dropout"], (V, 1))[:, 0] == 0
     assert (dropped & read).any()
-    np.testing.assert_array_equal(apart.embedding.any(1), read & ~dropped)
-    assert apart.output_weight.any(1).all()
+    np.testing.assert_array_equal(apart.embedding.weight.any(1), read & ~dropped)
+    assert apart.output.weight.any(1).all()
 
 
 def test_weights_need_a_gated_cell_unless_nothing_is_dropped_of_them():
@@ -215,13 +225,13 @@ def test_weights_need_a_gated_cell_unless_nothing_is_dropped_of_them():
     lose = lambda **rates: awd_loss(model, states(model), CHUNK, key(), **rates)[0]  # noqa: E731
     with pytest.raises(ValueError, match="model: expected an AbstractGatedCell in it"):
         jax.eval_shape(lose)
-    assert jax.eval_shape(partial(lose, weights=0.0)).dtype == F64
+    assert jax.eval_shape(partial(lose, weight_dropout=0.0)).dtype == F64
 
 
 MISUSES = [
-    ({"weights": 1.0}, ValueError, "^weights: expected the probability of dropping"),
-    ({"words": -0.1}, ValueError, "^words: expected the probability of dropping"),
-    ({"outputs": "0.4"}, TypeError, "^outputs: expected the probability of dropping"),
+    ({"weight_dropout": 1.0}, ValueError, "^weight_dropout: expected the probability of dropping"),
+    ({"embedding_dropout": -0.1}, ValueError, "^embedding_dropout: expected the probability of dropping"),
+    ({"output_dropout": "0.4"}, TypeError, "^output_dropout: expected the probability of dropping"),
     ({"activation": -1.0}, ValueError, "^activation: expected the weight of a penalty, 0 or more and finite, got -1.0"),
     ({"temporal": float("nan")}, ValueError, "^temporal: expected the weight of a penalty, 0 or more"),
 ]
@@ -240,7 +250,9 @@ def test_a_pattern_is_learned_in_chunks():
     model = LanguageModel(V, awd_network(jnp.bfloat16), key=key(), tied=True)
     chunks = rnnjax.training.streams(np.tile([0, 1, 2, 1, 3, 4, 4], 40), B, T)
     carry = jax.jit(lambda model: batch_of_states(model, B))(model)
-    loss = partial(awd_loss, weights=0.1, words=0.1, outputs=0.1, activation=0.1, temporal=0.1)
+    loss = partial(
+        awd_loss, weight_dropout=0.1, embedding_dropout=0.1, output_dropout=0.1, activation=0.1, temporal=0.1
+    )
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         options = {"steps": 100, "key": key(), "carry": carry, "progress": False}
         fitted = rnnjax.training.fit(model, loss, chunks, optax.adam(0.03), **options)

@@ -117,8 +117,8 @@ def outputs(network: Any, xs: np.ndarray) -> np.ndarray:
     return np.concatenate([right[1], left[1][::-1]], 1)
 
 
-def decided(decision: eqx.nn.Linear, ys: np.ndarray) -> np.ndarray:
-    return ys @ np.asarray(decision.weight).T + np.asarray(decision.bias)
+def decided(head: eqx.nn.Linear, ys: np.ndarray) -> np.ndarray:
+    return ys @ np.asarray(head.weight).T + np.asarray(head.bias)
 
 
 def losses(logits: np.ndarray, labels: Any) -> np.ndarray:
@@ -303,7 +303,7 @@ def test_a_batch_of_padded_sequences_is_each_alone(name):
     def alone(model: rnnjax.models.Classifier) -> float:
         found = [outputs(model.network, xs[:length]) for xs, length in zip(normal(3, T, I), LENGTHS, strict=True)]
         pooled = np.stack([by_hand(name, model.pooling, ys) for ys in found])
-        return float(losses(decided(model.decision, pooled), LABELS).mean())
+        return float(losses(decided(model.head, pooled), LABELS).mean())
 
     model = rnnjax.models.Classifier(bidirectional(), linear(2 * H), pooling=pooling(name))
     batch = padded(normal(3, T, I), LENGTHS), LABELS, LENGTHS
@@ -352,7 +352,7 @@ def test_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps):
 
     def alone(model: rnnjax.models.Tagger) -> float:
         pairs = [(xs[:n], tags[:n]) for xs, tags, n in zip(normal(3, T, I), TAGS, COUNTS, strict=True) if n]
-        sums = [losses(decided(model.decision, outputs(model.network, xs)), tags).sum() for xs, tags in pairs]
+        sums = [losses(decided(model.head, outputs(model.network, xs)), tags).sum() for xs, tags in pairs]
         return float(sum(sums) / {"average": COUNTS.sum(), "total": 3}[over_steps])
 
     xs, tags, counts = padded_tags()
@@ -384,11 +384,11 @@ def test_answers_are_zeros_from_the_length_on():
     assert not answers[5:].any()
 
 
-def test_padding_does_not_reach_the_gradient_of_the_decision():
+def test_padding_does_not_reach_the_gradient_of_the_head():
     """Zeros, which stand there after the network, have no direction."""
-    decision = eqx.nn.Sequential([eqx.nn.Lambda(lambda y: y / jnp.linalg.norm(y)), linear(I)])
+    head = eqx.nn.Sequential([eqx.nn.Lambda(lambda y: y / jnp.linalg.norm(y)), linear(I)])
     batch = normal(2, T, I), np.zeros((2, T), int), np.asarray([T, 3])
-    _, slope = learn(loss_of_tagger("average"))(rnnjax.models.Tagger(each_step(), decision), batch)
+    _, slope = learn(loss_of_tagger("average"))(rnnjax.models.Tagger(each_step(), head), batch)
     assert len(jax.tree.leaves(slope)) == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
