@@ -3,7 +3,6 @@
 `--million` takes one step of training of a MinGRU on a million steps instead, and says what memory its process needed.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -11,29 +10,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from common.command_line import command_line, option
 from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import Case
 from benchmarks.measure import Record
+from benchmarks.report import JSON, QUICK, ROOT, TABLE
 from benchmarks.summary import mean_and_least
 from benchmarks.turns import rest, take_turns
 from rnnjax import AbstractEngine, AbstractLinearCell, Associative, Auto, Hidden, MinGRU, Scan, unroll
 from rnnjax.engines import Plan
 from rnnjax.kernels.linear_scan import reference
 from rnnjax.marks import Marks
-from rnnjax.training.checkpoint import write_atomically
 
 LENGTHS, SIZES = (1_000, 10_000, 100_000, 1_000_000), (16, 64, 128, 512)
 QUICK_LENGTHS, QUICK_SIZES = (1_000, 10_000), (16, 64)
@@ -91,29 +87,32 @@ class LaxAssociativePlan(Plan):
         return Hidden(h[-1]), Hidden(h)
 
 
+parse = command_line(
+    __doc__,
+    JSON,
+    QUICK,
+    TABLE,
+    option("--million", action="store_true", help="one step of training on a million steps"),
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer shapes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records, those of --million too")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of such a file")
-    parser.add_argument("--million", action="store_true", help="one step of training on a million steps")
-    options = parser.parse_args()
+    options = parse()
     if options.table:
         print("\n".join(table(json.loads(options.table.read_text()))))
         return
     if options.million:
         print(json.dumps(million()))
         return
-    print(measure.heading(), flush=True)
+    print(report.heading(), flush=True)
     # In a process of its own, and first: Linux counts what a parent has held as its child's.
-    command = [sys.executable, __file__, "--million"]
-    training = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    command = [sys.executable, "-m", "benchmarks.associative", "--million"]
+    training = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout)
     records = run(QUICK_LENGTHS if options.quick else LENGTHS, QUICK_SIZES if options.quick else SIZES)
     print("\n".join(summary(records)))
     print(of_million(training))
-    if options.json:
-        found = {"records": [record._asdict() for record in records], "million": training}
-        write_atomically(options.json, (json.dumps(found, indent=1) + "\n").encode())
+    found = {"records": [record._asdict() for record in records], "million": training}
+    report.write(options.json, found)
 
 
 # Case by case
@@ -189,7 +188,7 @@ def million() -> dict[str, Any]:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     losses = {"loss_before": float(before), "loss_after": float(after)}
-    return {"T": MILLION, "H": MILLION_SIZE, "seconds": seconds, "peak_bytes": peak, **losses, **measure.machine()}
+    return {"T": MILLION, "H": MILLION_SIZE, "seconds": seconds, "peak_bytes": peak, **losses, **report.machine()}
 
 
 def of_million(found: dict[str, Any]) -> str:

@@ -1,10 +1,9 @@
 """This tree against an earlier commit: time, trace and compile time of the same calls, in turn, in one run.
 
-`python benchmarks/commits.py COMMIT` checks the commit out in a temporary folder and builds its CPU kernel. Each
+`python -m benchmarks.commits COMMIT` checks the commit out in a temporary folder and builds its CPU kernel. Each
 version lives in a process of its own, `commit_server.py`; one works while the other waits.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -17,13 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.command_line import command_line, option
 
-from benchmarks import measure
-from rnnjax.training.checkpoint import write_atomically
+from benchmarks import measure, report
+from benchmarks.report import JSON, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CELLS = ("LSTM", "GRU", "Elman")
 SHAPES = (  # B, T, I, H
     (1, 256, 128, 128),
@@ -39,14 +36,18 @@ TRACES = ("trace", "unroll", "unroll again")  # see `commit_server.py`
 ANSWERS = (*TRACES, "compile", "forward", "gradient")  # each in milliseconds
 
 
+parse = command_line(
+    __doc__,
+    option("commit", help="the earlier version, such as HEAD~1"),
+    option("--dtype", choices=["float32", "bfloat16"], default="float32"),
+    option("--engines", nargs="+", default=["Fused", "Scan"], help="by name"),
+    JSON,
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commit", help="the earlier version, such as HEAD~1")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--engines", nargs="+", default=["Fused", "Scan"], help="by name")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    options = parser.parse_args()
-    print(measure.heading(), flush=True)
+    options = parse()
+    print(report.heading(), flush=True)
     with checkout(options.commit) as old, server(ROOT) as new_server, server(old) as old_server:
         records = [
             compare({"cell": cell, "engine": engine, "shape": shape, "dtype": options.dtype}, old_server, new_server)
@@ -59,9 +60,8 @@ def main() -> None:
     for what in (*TRACES, "compile"):
         mean = statistics.geometric_mean([record[what] for record in records])
         print(f"{what}: new over old, geometric mean {mean:.3f}")
-    if options.json:
-        described = {"commit": options.commit, **measure.machine(), "records": records}
-        write_atomically(options.json, (json.dumps(described, indent=1) + "\n").encode())
+    described = {"commit": options.commit, **report.machine(), "records": records}
+    report.write(options.json, described)
 
 
 def compare(case: dict[str, Any], old: Any, new: Any) -> dict[str, Any]:

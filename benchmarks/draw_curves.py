@@ -1,6 +1,5 @@
-"""Draws what `curves.py` has kept: long memory by the clock, and two tasks beside what was published of them."""
+"""Draws the records of `benchmarks.curves`: long memory by the clock, and two tasks beside published figures."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,21 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from common.command_line import command_line, option
 from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results"
 
 
+parse = command_line(
+    __doc__, option("--folder", type=Path, default=RESULTS, help="holds the records, and gets the pictures")
+)
+
+
 def main() -> None:
     """Two pictures, from the three files of records in a folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=RESULTS, help="holds the records, and gets the pictures")
-    folder = parser.parse_args().folder
-    memory, digits, texts = (read(folder, name) for name in ("long_memory", "pixel_digits", "shakespeare"))
+    folder = parse().folder
+    memory, digits, texts = (read(folder, name) for name in ("long_memory", "pixel_digits", "minimal_rnns"))
     draw_memory(memory, folder / "long_memory.png")
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
     draw_digits(axes[0], digits)

@@ -1,25 +1,21 @@
 """Where Fused pays: its time and memory against Scan's, over cells, batches, lengths and sizes from small to large."""
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from common.command_line import command_line
+from new_cell import UpdateGateRNN
 from tqdm import tqdm
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import CELLS, Case
 from benchmarks.measure import Contestant, Record
+from benchmarks.report import JSON, QUICK
 from benchmarks.summary import mean_and_least
 from benchmarks.turns import milliseconds_of, take_turns
-from examples.new_cell import UpdateGateRNN
 from rnnjax import AbstractCell, AbstractEngine, Auto, Fused, Scan
 
 GATED: dict[str, Callable[..., AbstractCell]] = {
@@ -56,17 +52,16 @@ class Comparison(NamedTuple):
         return 1 / self.fused.ratio_to_scan
 
 
+parse = command_line(__doc__, JSON, QUICK)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer shapes, short measurements")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    options = parser.parse_args()
-    print(measure.heading())
+    options = parse()
+    print(report.heading())
     print(compare_memory(), flush=True)
     comparisons = run(cases(options.quick), QUICK_SECONDS if options.quick else SECONDS)
     print("\n".join(summary(comparisons)))
-    if options.json:
-        measure.write_json(options.json, [record for scan, fused, _ in comparisons for record in (scan, fused)])
+    measure.write(options.json, [record for scan, fused, _ in comparisons for record in (scan, fused)])
 
 
 def cases(quick: bool) -> list[Case]:

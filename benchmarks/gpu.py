@@ -1,11 +1,9 @@
-"""The kernels on a GPU: right first, then as fast as what else there is. `python benchmarks/gpu.py --json FILE`.
+"""The kernels on a GPU: right first, then as fast as what else there is. `python -m benchmarks.gpu --json FILE`.
 
 Runs from a bare checkout with PYTHONPATH=. and needs JAX, Equinox, optax, jaxtyping and torch, each with its GPU. The
 cases that matter most come first; after `--budget` seconds no other is begun, and FILE is written after each.
 """
 
-import argparse
-import json
 import math
 import os
 import shutil
@@ -15,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory, too
@@ -24,22 +21,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common.command_line import command_line, option
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import GATES, Case, draw
 from benchmarks.layers.cudnn import CuDNN
 from benchmarks.layers.layer import FORWARD, GRADIENT, AbstractLayer, draw_work, operations
 from benchmarks.layers.pytorch import Torch, synchronise
 from benchmarks.layers.scans import Ours
 from benchmarks.measure import Contestant, Record
+from benchmarks.report import JSON, ROOT
 from rnnjax import Fused, Scan, unroll
 from rnnjax.engines import Plan, Refusal
 from rnnjax.kernels import GPU
 from rnnjax.kernels.linear_scan.primitive import linear_scan
-from rnnjax.training.checkpoint import write_atomically
 
 ROUNDS = 5
 RIGHT = "as it should be"
@@ -64,19 +59,25 @@ CASES = (
 SCANS = tuple(Case("h = a h + b", 8, T, 1536, 1536) for T in (4096, 1024, 16384, 65536))
 
 
+parse = command_line(
+    __doc__,
+    JSON,
+    option("--budget", type=float, default=480.0, metavar="SECONDS", help="begin no case after that"),
+    option("--check", action="store_true", help="check, and measure nothing"),
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is found, as it comes")
-    parser.add_argument("--budget", type=float, default=480.0, metavar="SECONDS", help="begin no case after that")
-    parser.add_argument("--check", action="store_true", help="check, and measure nothing")
-    options = parser.parse_args()
+    options = parse()
     if jax.default_backend() != "gpu":
-        sys.exit(f"gpu.py: expected a GPU as JAX's first device, got {jax.default_backend()}. Install jax[cuda13].")
+        sys.exit(
+            f"benchmarks.gpu: expected a GPU as JAX's first device, got {jax.default_backend()}. Install jax[cuda13]."
+        )
     if options.check:
         check()
         return
     end = time.monotonic() + options.budget
-    print(f"{measure.heading()}, driver {driver()}", flush=True)
+    print(f"{report.heading()}, driver {driver()}", flush=True)
     found: dict[str, Any] = {"checks": checked(options.budget / 2), "rates": rates(), "records": []}
     work = [(prepared_layers, case) for case in CASES]
     work[4:4] = [(prepared_scans, case) for case in SCANS]
@@ -84,18 +85,17 @@ def main() -> None:
         for direction in (FORWARD, GRADIENT):
             if time.monotonic() < end:
                 found["records"] += [record._asdict() for record in attempted(case, direction, prepare)]
-                if options.json:
-                    write_atomically(options.json, (json.dumps(found, indent=1) + "\n").encode())
+                report.write(options.json, found)
     wrong = [line for line in found["checks"] if not line.endswith(RIGHT)]
     if wrong:
-        sys.exit("\n".join(["gpu.py: not right:", *wrong]))
+        sys.exit("\n".join(["benchmarks.gpu: not right:", *wrong]))
 
 
 def checked(seconds: float) -> list[str]:
     """The lines of `--check`, in a process of its own: a kernel that cannot be launched ends its process."""
-    command = [sys.executable, "-u", __file__, "--check"]
+    command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--check"]
     try:
-        made = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False)
+        made = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False, cwd=ROOT)
         lines, end = made.stdout, f"ended with {made.returncode}" if made.returncode else RIGHT
     except subprocess.TimeoutExpired as late:
         lines, end = (late.stdout or b"").decode(), f"took more than {seconds:.0f} seconds"
@@ -124,17 +124,17 @@ def driver() -> str:
 
 
 def check() -> None:
-    """Print a line for every cell, dtype and tier: how far values and gradients are from float64 on the CPU."""
+    """Print a line for every cell, dtype and shape: how far values and gradients are from float64 on the CPU."""
     for name in ("LSTM", "GRU", "Elman"):
         for dtype in TOLERANCE:
             for shape in CHECKS if name == "LSTM" else CHECKS[:2]:
                 case = Case(name, shape[0], shape[1], 24, shape[2], dtype, shape[3])
-                report(str(case), FUSED.plan(*draw_one(case)), partial(error_of, case), TOLERANCE[dtype])
+                check_one(str(case), FUSED.plan(*draw_one(case)), partial(error_of, case), TOLERANCE[dtype])
     for steps, units in ((5, 3), (5000, 70)):
-        report(f"h = a h + b, {steps} steps", None, partial(error_of_scan, steps, units), TOLERANCE["float32"])
+        check_one(f"h = a h + b, {steps} steps", None, partial(error_of_scan, steps, units), TOLERANCE["float32"])
 
 
-def report(what: str, plan: Plan | Refusal | None, error: Callable[[], float], tolerance: float) -> None:
+def check_one(what: str, plan: Plan | Refusal | None, error: Callable[[], float], tolerance: float) -> None:
     if isinstance(plan, Refusal):
         print(f"{what}: {plan} {RIGHT}", flush=True)
         return

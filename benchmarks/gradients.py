@@ -1,30 +1,24 @@
 """Gradient estimators: how far each is from BPTT, what it costs, and what it keeps; and the Lyapunov exponents' time.
 
-python benchmarks/gradients.py --json benchmarks/results/gradients.json
+python -m benchmarks.gradients --json benchmarks/results/gradients.json
 """
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common.command_line import command_line
 from jaxtyping import Array
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import rnnjax
-from benchmarks import measure
+from benchmarks import measure, report
+from benchmarks.report import JSON
 from benchmarks.turns import take_turns
-from rnnjax.training.checkpoint import write_atomically
 
 I, H, T, O = 8, 16, 50, 4  # noqa: E741
 DRAWS, SECONDS, LONG, MILLION = 1000, 1.0, 10_000, 1_000_000
@@ -173,17 +167,16 @@ def chaos(gain: float, units: int, steps: int, every: int) -> dict[str, Any]:
     return row
 
 
+parse = command_line(__doc__, JSON)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    options = parser.parse_args()
-    print(measure.heading())
+    options = parse()
+    print(report.heading())
     rows = [row for name in CELLS for row in compare(name)]
     rows.append(million())
     rows += [chaos(gain, 128, LONG, every) for gain, every in ((0.8, 1), (2.0, 1), (2.0, 4))]
-    if options.json:
-        content = [measure.machine() | row for row in rows]
-        write_atomically(options.json, (json.dumps(content, indent=1) + "\n").encode())
+    report.write(options.json, [report.machine() | row for row in rows])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,14 @@
 """Seconds per epoch of the main job, `examples/language_model.py`, by cell and engine."""
 
-import argparse
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
-
+from common.command_line import command_line
+from common.text import Corpus, read_text
 from language_model import CHUNK, STREAMS, Plan, rehearsal
-from text import Corpus, read_text
 
-from benchmarks import measure
+from benchmarks import measure, report
+from benchmarks.report import JSON
 from benchmarks.turns import take_turns
 
 CELLS = ("lstm", "gru", "elman")
@@ -24,15 +18,15 @@ SECONDS = 10.0  # for all engines on one cell
 HEAD = f"{'cell':<7}{'engine':<8}{'ms per step':>12}{'spread':>8}{'seconds per epoch':>19}{'ratio to scan':>15}"
 
 
+parse = command_line(__doc__, JSON)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    options = parser.parse_args()
+    options = parse()
     corpus = Corpus(read_text(None))
-    print(f"{measure.heading()}\n{HEAD}", flush=True)
+    print(f"{report.heading()}\n{HEAD}", flush=True)
     records = [record for cell in CELLS for record in compare(cell, corpus)]
-    if options.json:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
+    report.write(options.json, records)
 
 
 def compare(cell: str, corpus: Corpus) -> list[dict[str, Any]]:
@@ -47,7 +41,7 @@ def compare(cell: str, corpus: Corpus) -> list[dict[str, Any]]:
         seconds = 1e-3 * median * steps
         print(f"{cell:<7}{engine:<8}{median:>12.1f}{spread:>8.0%}{seconds:>19.2f}{ratio:>15.2f}", flush=True)
         made = {"cell": cell, "engine": engine, "milliseconds": median, "spread": spread, "seconds_per_epoch": seconds}
-        records.append({**made, "ratio_to_scan": ratio, **measure.machine()})
+        records.append({**made, "ratio_to_scan": ratio, **report.machine()})
     return records
 
 

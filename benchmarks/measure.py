@@ -1,8 +1,5 @@
-"""How it is measured: compile, run the engines in turn, and give one record per engine."""
+"""How engines are measured: compile, run them in turn, and give one record per engine."""
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from benchmarks import report
 from benchmarks.cases import Case, draw
 from benchmarks.turns import take_turns
 from rnnjax import AbstractCell, AbstractEngine, unroll
-from rnnjax.training.checkpoint import write_atomically
 
 
 class Record(NamedTuple):
@@ -111,7 +108,7 @@ def records(
         made.append(
             Record(
                 **case._asdict(),
-                **machine(),
+                **report.machine(),
                 engine=contestant.engine,
                 platform=jax.default_backend(),
                 direction=direction,
@@ -130,31 +127,6 @@ def records(
 def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
     """The median of the rounds' ratios: a machine whose pace changes between rounds changes both times of a round."""
     return statistics.median(time / other for time, other in zip(times, others, strict=True))
-
-
-def machine() -> dict[str, Any]:
-    """The machine and the versions, as fields of a record."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    device = jax.devices()[0]
-    name = processor if device.platform == "cpu" else f"{device.device_kind}, {processor}"
-    versions = {"jax": jax.__version__, "python": platform.python_version()}
-    return {"machine": name, "cores": cores(), **versions}
-
-
-def cores() -> int:
-    """How many cores this process may use: JAX takes them all, and so must what it is compared with."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def heading() -> str:
-    """What a reader must know first: the machine, the versions, and how busy it is with other work."""
-    about = machine()
-    load = " ".join(f"{average:.2f}" for average in os.getloadavg())
-    versions = f"JAX {about['jax']}, Python {about['python']}"
-    return f"{about['machine']}, {about['cores']} cores, {versions}, load average {load}"
 
 
 TABLE_HEAD = (
@@ -178,6 +150,6 @@ def row(record: Record) -> str:
     )
 
 
-def write_json(path: Path, records: Sequence[Record]) -> None:
-    """Write the list of records at once: a run that is cut short leaves the old file whole."""
-    write_atomically(path, (json.dumps([record._asdict() for record in records], indent=1) + "\n").encode())
+def write(path: Path | None, records: Sequence[Record]) -> None:
+    """Write the list of records as JSON, unless `path` is None."""
+    report.write(path, [record._asdict() for record in records])

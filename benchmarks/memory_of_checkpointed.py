@@ -1,20 +1,16 @@
 """What Checkpointed saves: memory and time of the gradient of a loss on the last of 10,000 steps, against Scan."""
 
-import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from common.command_line import command_line
 from tqdm import tqdm
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import Case
 from benchmarks.measure import Record
+from benchmarks.report import JSON
 from rnnjax import AbstractCell, AbstractEngine, Checkpointed, Scan
 
 CASES = tuple(Case(cell, B, 10_000, 128, 128) for B in (1, 4) for cell in ("LSTM", "GRU"))
@@ -22,11 +18,12 @@ ENGINES: dict[str, AbstractEngine] = {"Scan": Scan(), "Checkpointed": Checkpoint
 TARGET = 0.05
 
 
+parse = command_line(__doc__, JSON)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    options = parser.parse_args()
-    print(measure.heading())
+    options = parse()
+    print(report.heading())
     print(measure.TABLE_LEGEND)
     print(measure.TABLE_HEAD, flush=True)
     records, conclusions = [], []
@@ -36,8 +33,7 @@ def main() -> None:
         tqdm.write(f"{measure.row(scan)}\n{measure.row(checkpointed)}")
         conclusions.append(compare(scan, checkpointed))
     print("\n".join(conclusions))
-    if options.json:
-        measure.write_json(options.json, records)
+    measure.write(options.json, records)
 
 
 def gradient_of_last_state(engine: AbstractEngine, cell: AbstractCell, xs: jax.Array) -> Any:

@@ -1,26 +1,20 @@
 """What Newton takes: iterations, depth and time against Scan; and a trained cell on which its own steps overflow."""
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from common.command_line import command_line, option
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
+from benchmarks.report import JSON
 from benchmarks.turns import take_turns
 from rnnjax import GRU, AbstractCell, DiagonalGRU, Hidden, Newton, Scan, unroll
 from rnnjax.engines import Dense, Diagonal
-from rnnjax.training.checkpoint import write_atomically
 
 INPUTS = 4
 UNITS, STEPS = (4, 8, 16, 32), (1_000, 10_000, 100_000)
@@ -90,23 +84,26 @@ class Autoregressive(AbstractCell):
         return states.h @ self.weight
 
 
+parse = command_line(
+    __doc__,
+    JSON,
+    option("--steps", type=int, nargs="+", default=STEPS, help="T of the random inputs"),
+    option("--units", type=int, nargs="+", default=UNITS, help="H of the cells"),
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    parser.add_argument("--units", type=int, nargs="+", default=UNITS)
-    options = parser.parse_args()
-    print(measure.heading())
+    options = parse()
+    print(report.heading())
     heads = f"{'cell, Jacobian':<23}{'T':>8}{'H':>4}{'iterations':>11}{'depth':>9}{'work':>7}"
     print(f"{heads}{'ms':>10}{'Scan ms':>10}{'GB':>8}")
     rows = [compare(contest, T, H) for contest in CONTESTS for T in options.steps for H in options.units]
     print(f"a GRU that was trained to draw a wave, {LONG} steps of it:")
     trained = train(16)
     runs = [draw_wave(trained, damping) for damping in (None, 0.1)]
-    if options.json:
-        records = {"machine": measure.machine(), "rows": [row._asdict() for row in rows]}
-        records["trained"] = [run._asdict() for run in runs]
-        write_atomically(options.json, (json.dumps(records, indent=1) + "\n").encode())
+    records: dict[str, Any] = {"machine": report.machine(), "rows": [row._asdict() for row in rows]}
+    records["trained"] = [run._asdict() for run in runs]
+    report.write(options.json, records)
 
 
 def compare(contest: str, T: int, H: int) -> Row:

@@ -1,24 +1,19 @@
 """A cell defined outside the package against the built-in LSTM, both under Fused: time per floating-point operation."""
 
-import argparse
 import statistics
-import sys
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from common.command_line import command_line
+from new_cell import UpdateGateRNN
 from tqdm import tqdm
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import GATES, SHAPES, Case
 from benchmarks.layers.layer import FORWARD, GRADIENT, operations
 from benchmarks.turns import take_turns
-from examples.new_cell import UpdateGateRNN
 from rnnjax import LSTM, AbstractGatedCell, Fused
 
 OWN_SHAPES = tuple(shape for shape in SHAPES if shape[0] > 1)
@@ -35,9 +30,12 @@ class Pace(NamedTuple):
     picoseconds: float
 
 
+parse = command_line(__doc__)
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    print(measure.heading())
+    parse()
+    print(report.heading())
     print(f"ms: median per call; ps: 10^-12 s per floating-point operation of the matrix products\n{HEAD}", flush=True)
     for shape, direction in tqdm(list(product(OWN_SHAPES, PROGRAMS)), unit="case"):
         tqdm.write(row(Case("LSTM", *shape), direction))

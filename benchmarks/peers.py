@@ -1,24 +1,20 @@
 """rnnjax against the same layer in torch, ONNX Runtime, Flax, Equinox, Keras and plain JAX; needs `.[peers]`."""
 
-import argparse
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 
+from common.command_line import command_line, option
 from tqdm import tqdm
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import ENGINES, GATES, PEER_SHAPES, QUICK_SHAPES, Case
+from benchmarks.engines import plot
 from benchmarks.layers.layer import FORWARD, GRADIENT, AbstractLayer, draw_work, operations
 from benchmarks.layers.scans import Ours, PlainScan
 from benchmarks.measure import Record
-from benchmarks.run import plot
+from benchmarks.report import JSON, PLOT, QUICK
 from benchmarks.summary import summary
 from benchmarks.turns import take_turns
 
@@ -34,30 +30,33 @@ PEERS = (  # what must be installed, and where its layer is
 SECONDS, QUICK_SECONDS = 5.0, 0.5  # for all contestants of a case together, if that is enough
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small shapes, short measurements")
-    parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES), help="which cells")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and inputs")
-    parser.add_argument("--shapes", nargs="+", type=shape, metavar="B,T,I,H", help="other shapes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios to Scan")
-    options = parser.parse_args()
-    shapes = options.shapes or (QUICK_SHAPES if options.quick else PEER_SHAPES)
-    print(measure.heading(), flush=True)
-    cases = [Case(cell, *shape, dtype=options.dtype) for cell in options.cells for shape in shapes]
-    records = run(cases, QUICK_SECONDS if options.quick else SECONDS)
-    print("\n".join(summary(records)))
-    if options.json:
-        measure.write_json(options.json, records)
-    if options.plot:
-        plot(options.plot, records)
-
-
 def shape(text: str) -> tuple[int, ...]:
     """The four sizes of `B,T,I,H`."""
     B, T, I, H = map(int, text.split(","))  # noqa: E741
     return B, T, I, H
+
+
+parse = command_line(
+    __doc__,
+    JSON,
+    QUICK,
+    PLOT,
+    option("--cells", nargs="+", choices=GATES, default=list(GATES), help="which cells"),
+    option("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and inputs"),
+    option("--shapes", nargs="+", type=shape, metavar="B,T,I,H", help="other shapes"),
+)
+
+
+def main() -> None:
+    options = parse()
+    shapes = options.shapes or (QUICK_SHAPES if options.quick else PEER_SHAPES)
+    print(report.heading(), flush=True)
+    cases = [Case(cell, *shape, dtype=options.dtype) for cell in options.cells for shape in shapes]
+    records = run(cases, QUICK_SECONDS if options.quick else SECONDS)
+    print("\n".join(summary(records)))
+    measure.write(options.json, records)
+    if options.plot:
+        plot(options.plot, records)
 
 
 def run(cases: Sequence[Case], seconds: float) -> list[Record]:

@@ -1,7 +1,7 @@
-"""Beside published tables: examples trained on real data, seed by seed; and what came of it as README's table.
+"""Beside published tables: examples trained on real data, seed by seed; and what came of it as the table of README.md.
 
-    RNNJAX_DATA=folder python benchmarks/published.py "JSB chorales, LSTM" --json benchmarks/results/published.json
-    python benchmarks/published.py --table benchmarks/results/published.json
+    RNNJAX_DATA=folder python -m benchmarks.published "JSB chorales, LSTM" --json benchmarks/results/published.json
+    python -m benchmarks.published --table benchmarks/results/published.json
 
 Without the name of a task: all of them, one after the other. A record takes the place of that of its task.
 """
@@ -12,19 +12,15 @@ import json
 import operator
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+from common.command_line import command_line, option
 
-from benchmarks import measure
-from benchmarks.curves import keep
+from benchmarks import report
+from benchmarks.report import JSON, TABLE
 
 
 class Task(NamedTuple):
@@ -64,7 +60,7 @@ def again(series: str) -> Task:
 TASKS = {
     "MNIST-1D, bidirectional GRU": percent(("mnist1d",), "89 to 91", 89.0),
     "MNIST-1D shuffled, bidirectional GRU": percent(("mnist1d", "--shuffled"), "53 to 57", 53.0),
-    "Japanese Vowels, bidirectional LSTM": percent(("speakers",), "95.4", 96.0),
+    "Japanese Vowels, bidirectional LSTM": percent(("speaker_recognition",), "95.4", 96.0),
     "JSB chorales, LSTM": Task(("chorales", "--cell", "lstm"), "nats a step", "8.33 to 8.45", 8.45, operator.le),
     "JSB chorales, GRU": Task(("chorales", "--cell", "gru"), "nats a step", "8.20 to 8.43", 8.43, operator.le),
     "JSB chorales, Elman": Task(("chorales", "--cell", "elman"), "nats a step", "8.91", 8.91, operator.le),
@@ -113,27 +109,37 @@ TASKS = {
 }
 
 
-def main() -> None:
-    """Run tasks and keep their records, or print the table of those kept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"one of: {'; '.join(TASKS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the records are kept")
-    parser.add_argument("--seeds", type=int, help="how many; the default is the task's")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the records of a file, and run nothing")
-    options = parser.parse_args()
+def check_tasks(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What is to be trained is known, and so is the folder of its data."""
     if options.table:
-        print(table(json.loads(options.table.read_text())))
         return
     if "RNNJAX_DATA" not in os.environ:
         parser.error("RNNJAX_DATA: expected the folder of the real data; what stands in for it has no published table")
     unknown = [name for name in options.tasks if name not in TASKS]
     if unknown:
         parser.error(f"TASK: expected some of {list(TASKS)}, got {unknown}")
+
+
+parse = command_line(
+    __doc__,
+    option("tasks", nargs="*", metavar="TASK", help=f"one of: {'; '.join(TASKS)}"),
+    JSON,
+    TABLE,
+    option("--seeds", type=int, help="how many; the default is the task's"),
+    check=check_tasks,
+)
+
+
+def main() -> None:
+    """Run tasks and keep their records, or print the table of those kept."""
+    options = parse()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return
     for name in options.tasks or TASKS:
         record = run(name, options.seeds or TASKS[name].seeds)
         print(table([record]), flush=True)
-        if options.json:
-            keep(options.json, record, ("task",))
+        report.keep(options.json, record, ("task",))
 
 
 def run(name: str, seeds: int) -> dict[str, Any]:
@@ -151,8 +157,7 @@ def run(name: str, seeds: int) -> dict[str, Any]:
         "seeds": figures,
         "met": None if task.bar is None else task.meets(mean, task.bar),
         "seconds": sum(record["seconds"] for record in trained),
-        "load_average": os.getloadavg()[0],
-        **measure.machine(),
+        **report.machine_under_load(),
     }
 
 

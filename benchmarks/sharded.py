@@ -1,23 +1,17 @@
 """What Sharded divides: temporary memory per device of the gradient of a long sequence, on one device and on eight."""
 
-import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from common.command_line import command_line, option
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import Case, draw
+from benchmarks.report import JSON
 from rnnjax import AbstractEngine, Associative, Fused, Scan, Sharded
-from rnnjax.training.checkpoint import write_atomically
 
 DEVICES, STEPS = 8, 2**17
 CASES: tuple[tuple[str, AbstractEngine], ...] = (
@@ -42,18 +36,18 @@ class Row(NamedTuple):
     deviation: float
 
 
+parse = command_line(
+    __doc__, JSON, option("--steps", type=int, default=STEPS, help="of the sequence, a multiple of the devices")
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the sequence, a multiple of the devices")
-    options = parser.parse_args()
+    options = parse()
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_enable_x64", True)
-    print(measure.heading())
+    print(report.heading())
     rows = [compare(cell, engine, options.steps) for cell, engine in CASES]
-    if options.json:
-        content = [measure.machine() | row._asdict() for row in rows]
-        write_atomically(options.json, (json.dumps(content, indent=1) + "\n").encode())
+    report.write(options.json, [report.machine() | row._asdict() for row in rows])
 
 
 def compare(cell_name: str, engine: AbstractEngine, steps: int) -> Row:

@@ -1,17 +1,14 @@
 """What a Python loop over time costs: compile and run time of Unrolled against Scan, over T."""
 
-import argparse
-import sys
 from pathlib import Path
 
+from common.command_line import command_line, option
 from tqdm import tqdm
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import Case
 from benchmarks.measure import Record
+from benchmarks.report import JSON
 from rnnjax import AbstractEngine, Scan, Unrolled
 
 BOTH = (4, 8, 16, 32, 64, 128)
@@ -19,17 +16,18 @@ SCAN_ALONE = (256, 512, 1024)
 B, SIZE = 16, 128
 
 
+parse = command_line(
+    __doc__, JSON, option("--plot", type=Path, metavar="FILE", help="draw compile and run time over T")
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw compile and run time over T")
-    options = parser.parse_args()
-    print(measure.heading())
+    options = parse()
+    print(report.heading())
     print(measure.TABLE_LEGEND)
     print(measure.TABLE_HEAD, flush=True)
     records = run()
-    if options.json:
-        measure.write_json(options.json, records)
+    measure.write(options.json, records)
     if options.plot:
         plot(options.plot, records)
 

@@ -8,7 +8,7 @@ units each, 50,000 sums of two numbers of up to three digits, read backwards, of
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_weights
+from common.command_line import LOSSES, SEED, command_line, epochs_option, main, option
+from common.training import count_weights, fit
 from jaxtyping import Array
-from learning import add_picture, fit
 
 import rnnjax
 
@@ -36,20 +36,13 @@ class Judged(NamedTuple):
     answers: float
 
 
-def main() -> None:
-    """Train, and print how much is said right."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--digits", type=int, choices=COUNTS, default=3)
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    option("--digits", type=int, choices=COUNTS, default=3, help="of each number (%(default)s)"),
+    epochs_option(50),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -145,4 +138,4 @@ def show(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs, digits: int) 
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

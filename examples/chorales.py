@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import data
 import equinox as eqx
 import jax
 import numpy as np
 import optax
-from blocks import count_weights
+from common import data
+from common.command_line import LOSSES, SEED, choice, command_line, main, option
+from common.training import count_weights, fit
 from jaxtyping import Array, PRNGKeyArray
-from learning import add_picture, fit
 
 import rnnjax
 
@@ -53,20 +53,13 @@ RECIPES = {
 }
 
 
-def main() -> None:
-    """Train, and print the likelihood of the test pieces."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=RECIPES, default="lstm")
-    parser.add_argument("--epochs", type=int, help="the default is the cell's")
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--cell", RECIPES, "lstm"),
+    option("--epochs", type=int, help="passes over the training data; default: the cell's"),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -161,4 +154,4 @@ def pad(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.command_line import FOLDER, RESUME, command_line, option, steps_option
 from jaxtyping import Array
 
 import rnnjax
@@ -48,14 +49,17 @@ def loss(model: Adder, carry: None, batch: tuple[Array, Array], key: Array) -> t
     return jnp.mean((jax.vmap(model)(xs) - sums) ** 2), carry
 
 
-def main() -> None:
+parse = command_line(
+    __doc__,
+    option("--devices", type=int, default=1, help="of each process, made of its CPU (%(default)s)"),
+    steps_option(1000),
+    FOLDER,
+    RESUME,
+)
+
+
+def run(options: argparse.Namespace) -> None:
     """Train over all devices, and say what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=1, help="make so many of each process' CPU")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--folder", help="where checkpoints go")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
-    options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)
 
     model = Adder(rnnjax.GRU(2, H, key=jax.random.key(0)), jnp.zeros(H))
@@ -76,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(parse())

@@ -9,7 +9,7 @@ all of it is: every word, and the end.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.command_line import SEED, command_line, main, picture_option, steps_option
+from common.digits import Digits, read_digits
+from common.pictures import save
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
-from pixel_digits import Digits, read_digits
 
 import rnnjax
 
@@ -32,19 +34,12 @@ B, EMBEDDING, UNITS, CHANNELS, LEARNING_RATE = 64, 16, 96, 16, 2e-3
 TESTED, SHOWN, BEAM = 1_000, 8, 3
 
 
-def main() -> None:
-    """Train, and print the share of captions that are right."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="of training, on fresh images each")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="where a picture of captioned images goes")
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    steps_option(2000),
+    SEED,
+    picture_option("captioned images"),
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -131,10 +126,8 @@ def draw(images: np.ndarray, captions: np.ndarray, picture: Path) -> None:
     for place, image, tokens in zip(axes.flat, images, captions, strict=False):
         place.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
         place.set(title=spell(tokens), xticks=[], yticks=[])
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    print(f"wrote {picture}")
+    save(figure, picture)
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -12,17 +12,18 @@ RNNJAX_DATA is a folder that holds MNIST as `pixel_digits.py` says.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 import optax
-from blocks import count_weights
-from jaxtyping import Array, PRNGKeyArray
-from learning import add_picture, fit
-from pixel_digits import read_digits
+from common.classification import accuracy
+from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
+from common.digits import read_digits
+from common.training import count_weights, fit
+from jaxtyping import PRNGKeyArray
 
 import rnnjax
 
@@ -58,20 +59,13 @@ MODELS: dict[str, Callable[[int, PRNGKeyArray], rnnjax.models.Classifier]] = {
 }
 
 
-def main() -> None:
-    """Train, and print the accuracy."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="lstm")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--model", MODELS, "lstm"),
+    epochs_option(4),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -103,16 +97,5 @@ def rows(pixels: np.ndarray, labels: np.ndarray) -> rnnjax.models.Sequences:
     return rnnjax.models.Sequences(pixels.reshape(-1, side, side), labels)
 
 
-@eqx.filter_jit
-def predict(model: rnnjax.models.Classifier, xs: Array) -> Array:
-    """The likeliest class of each."""
-    return jax.vmap(model)(xs).argmax(-1)
-
-
-def accuracy(model: rnnjax.models.Classifier, digits: rnnjax.models.Sequences) -> float:
-    """The share of digits that is read right."""
-    return float(np.mean(np.asarray(predict(model, digits.xs)) == digits.targets))
-
-
 if __name__ == "__main__":
-    main()
+    main(parse, run)

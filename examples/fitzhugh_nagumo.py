@@ -8,7 +8,7 @@ Fast and slow at once: what long expressive memory was made for (Rusch et al. 20
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,9 +16,9 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from blocks import count_weights, level_then_down
+from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
+from common.training import constant_then_linear, count_weights, fit
 from jaxtyping import Array
-from learning import add_picture, fit
 from scipy.integrate import solve_ivp
 
 import rnnjax
@@ -30,20 +30,13 @@ LEARNING_RATE = 2e-2
 PUBLISHED = {"lem": 0.0024, "lstm": 0.012}
 
 
-def main() -> None:
-    """Train, and print the error."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=CELLS, default="lem")
-    parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--cell", CELLS, "lem"),
+    epochs_option(400),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -57,7 +50,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         rnnjax.models.Tagger(cell, eqx.nn.Linear(UNITS, 1, key=keys[1])),
         loss,
         rnnjax.training.minibatches(training, B, seed=options.seed),
-        optax.adam(level_then_down(LEARNING_RATE, steps)),
+        optax.adam(constant_then_linear(LEARNING_RATE, steps)),
         steps=steps,
         key=keys[2],
         validate=lambda model: root_mean_square(model, held_out),
@@ -101,4 +94,4 @@ def simulate(v: float) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -17,19 +17,20 @@ from https://github.com/jbrownlee/Datasets.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 import optax
-from blocks import count_weights
+from common.command_line import SEED, choice, command_line, main, option, picture_option
+from common.pictures import save
+from common.series import SERIES, Levels, LogChanges, Series, naive, split
+from common.training import count_weights
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
-from series import SERIES, Levels, LogChanges, Series, naive, split
 
 import rnnjax
 
@@ -54,21 +55,14 @@ NETWORKS: dict[str, Callable[[PRNGKeyArray], rnnjax.AbstractNetwork]] = {
 }
 
 
-def main() -> None:
-    """Train, and print the errors."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--series", choices=SERIES, default="sunspots")
-    parser.add_argument("--cell", choices=NETWORKS, default="gru")
-    parser.add_argument("--steps", type=int, default=3000, help="of training, at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="where a picture of the test part goes")
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--series", SERIES, "sunspots"),
+    choice("--cell", NETWORKS, "gru"),
+    option("--steps", type=int, default=3000, help="updates of the weights, at most (%(default)s)"),
+    SEED,
+    picture_option("forecasts of the test part"),
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -175,10 +169,8 @@ def draw(series: Series, test: range, said: np.ndarray, options: argparse.Namesp
         axes.plot(test[row : row + AHEAD], said[row], color="tab:orange", label=label)
     axes.set(title=series.name, xlabel="step")
     axes.legend()
-    options.picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.picture, dpi=120)
-    print(f"wrote {options.picture}")
+    save(figure, options.picture)
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -7,7 +7,6 @@ The gradient of the squared error at the end, by the state so many steps before 
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.command_line import command_line, option, steps_option
+from common.memory_tasks import adding, squared_error
+from common.pictures import save
 from jaxtyping import Array
 from matplotlib.figure import Figure
-from memory_tasks import adding, squared_error
 
 import rnnjax
 from rnnjax.diagnose.plot import draw_gradient_by_lag
@@ -55,17 +56,12 @@ class Flow(NamedTuple):
     report: rnnjax.diagnose.Report
 
 
-def main() -> None:
-    run(parse())
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, default=100, help="T of the task")
-    parser.add_argument("--steps", type=int, default=1500, help="of training")
-    parser.add_argument("--picture", type=Path, default=Path("runs/gradient_flow.png"))
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    option("--length", type=int, default=100, help="T of the task (%(default)s)"),
+    steps_option(1500),
+    option("--picture", type=Path, default=Path("runs/gradient_flow.png"), metavar="FILE", help="default: %(default)s"),
+)
 
 
 def run(options: argparse.Namespace) -> dict[str, tuple[Flow, Flow]]:
@@ -76,9 +72,7 @@ def run(options: argparse.Namespace) -> dict[str, tuple[Flow, Flow]]:
         seen[name] = look(drawn, T), look(train(drawn, T, options.steps), T)
         for when, flow in zip(("before", "after"), seen[name], strict=True):
             print(f"{when} training, error {flow.error:.4f} (without memory {1 / 6:.3f}); {flow.report}", flush=True)
-    options.picture.parent.mkdir(parents=True, exist_ok=True)
     draw(seen, T, options.picture)
-    print(f"wrote {options.picture}")
     return seen
 
 
@@ -120,8 +114,8 @@ def draw(seen: dict[str, tuple[Flow, Flow]], T: int, picture: Path) -> None:
         labels = {f"{name}, error {flows[index].error:.3f}": flows[index].gradient for name, flows in seen.items()}
         draw_gradient_by_lag(axes[index], labels)
         axes[index].set(title=f"{when} training on adding, T = {T}", ylim=(1e-8, 1e2))
-    figure.savefig(picture, dpi=120)
+    save(figure, picture)
 
 
 if __name__ == "__main__":
-    main()
+    run(parse())

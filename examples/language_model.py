@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.command_line import choice, command_line, option
+from common.text import Corpus, compressed_bits, entropy_bits, primed_bits, read_text
 from jaxtyping import PyTree
-from text import Corpus, compressed_bits, entropy_bits, primed_bits, read_text
 
 import rnnjax
 from rnnjax.training.checkpoint import write_atomically
@@ -56,7 +57,7 @@ class Plan(NamedTuple):
 
 def main() -> None:
     """Train, resume or sample, as the command line says."""
-    arguments = parse(sys.argv[1:])
+    arguments = parse()
     try:
         if arguments.sample is not None:
             folder = arguments.folder or newest(arguments.runs)
@@ -70,18 +71,17 @@ def main() -> None:
         sys.exit(str(error))
 
 
-def parse(words: list[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", metavar="FILE", help="a text in UTF-8; default: Python's manual, pydoc_data.topics")
-    parser.add_argument("--cell", choices=CELLS, default="lstm")
-    parser.add_argument("--engine", choices=ENGINES, default="auto")
-    parser.add_argument("--minutes", type=float, default=1.6, help="how long to train, after compiling (default 1.6)")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest run, or with --folder")
-    parser.add_argument("--sample", metavar="PROMPT", help="write on from this, with the model of that run")
-    parser.add_argument("--folder", type=Path, help="the run's folder; default: a new one, or the newest, in --runs")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default ./runs)")
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    option("--text", metavar="FILE", help="a text in UTF-8; default: Python's manual, pydoc_data.topics"),
+    choice("--cell", CELLS, "lstm"),
+    choice("--engine", ENGINES, "auto"),
+    option("--minutes", type=float, default=1.6, help="how long to train, after compiling (default 1.6)"),
+    option("--resume", action="store_true", help="go on with the newest run, or with --folder"),
+    option("--sample", metavar="PROMPT", help="write on from this, with the model of that run"),
+    option("--folder", type=Path, help="the run's folder; default: a new one, or the newest, in --runs"),
+    option("--runs", type=Path, default=Path("runs"), help="where runs are kept (default ./runs)"),
+)
 
 
 def begin(arguments: argparse.Namespace, folder: Path) -> None:

@@ -9,7 +9,7 @@ width of the linear cells' layers, and in four times that; with their biases dra
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_steps, count_weights, gated_block, optimiser
+from common.blocks import gated_block, optimiser
+from common.command_line import SEED, command_line, main, minutes_option, option
+from common.memory_tasks import TASKS, Task
+from common.training import count_steps, count_weights, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
-from learning import folder_for_now
-from memory_tasks import TASKS, Task
 
 import rnnjax
 
@@ -99,12 +100,6 @@ class Reader(eqx.Module):
         return ys @ self.decoder
 
 
-def main() -> None:
-    """Train each model on each task for as long as was asked for, and show how far it came."""
-    for _ in run(parse()):
-        pass
-
-
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record of each model on each task, as it ends."""
     for name in options.task:
@@ -119,15 +114,14 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1000], help="T of the task")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--minutes", type=float, default=5.0, help="for each, by the time of a few steps once compiled")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    option("--task", nargs="+", choices=TASKS, default=list(TASKS), help="default: all"),
+    option("--lengths", nargs="+", type=int, default=[1000], help="T of the task (1000)"),
+    option("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all"),
+    minutes_option(5.0, "each model, by the time of a few steps once compiled"),
+    SEED,
+)
 
 
 def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict[str, Any]:
@@ -145,7 +139,7 @@ def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict
     every = -(-counted // REPORTS)
     steps = -(-counted // every) * every
     rule = optimiser(optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(20, steps // 10), steps))
-    with folder_for_now() as folder:
+    with temporary_folder() as folder:
         rnnjax.training.fit(
             begin, loss, batches, rule, steps=steps, key=jax.random.key(seed + 1), every=every, folder=folder
         )
@@ -167,4 +161,4 @@ def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -11,19 +11,20 @@ mnist1d/mnist1d.npz, the arrays x, y, x_test and y_test of the data set in https
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import data
 import equinox as eqx
 import jax
 import numpy as np
 import optax
-from blocks import count_weights
+from common import data
+from common.classification import accuracy
+from common.command_line import LOSSES, SEED, command_line, main, option, steps_option
+from common.digits import small_digits
+from common.training import count_weights, fit
 from jaxtyping import Array
-from learning import add_picture, fit
-from pixel_digits import small_digits
 
 import rnnjax
 from rnnjax import initialise
@@ -31,20 +32,13 @@ from rnnjax import initialise
 B, UNITS, CLASSES, LEARNING_RATE = 100, 6, 10, 1e-2
 
 
-def main() -> None:
-    """Train, and print the accuracy."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shuffled", action="store_true", help="the steps in another order")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    option("--shuffled", action="store_true", help="the steps in another order, the same for all digits"),
+    steps_option(6000),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -94,17 +88,6 @@ def train(
     ).model
 
 
-@eqx.filter_jit
-def predict(model: rnnjax.models.Classifier, xs: Array) -> Array:
-    """The likeliest class of each."""
-    return jax.vmap(model)(xs).argmax(-1)
-
-
-def accuracy(model: rnnjax.models.Classifier, digits: rnnjax.models.Sequences) -> float:
-    """The share of digits that is read right."""
-    return float(np.mean(np.asarray(predict(model, digits.xs)) == digits.targets))
-
-
 def read() -> tuple[str, rnnjax.models.Sequences, rnnjax.models.Sequences]:
     """The name of the data, what to train on and what to test on."""
     path = data.find("mnist1d/mnist1d.npz", "scikit-learn's digits, 8 x 8, stand in for MNIST-1D")
@@ -120,4 +103,4 @@ def read() -> tuple[str, rnnjax.models.Sequences, rnnjax.models.Sequences]:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -10,7 +10,7 @@ which way the digits move.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_steps, count_weights
+from common.command_line import SEED, command_line, main, minutes_option, picture_option
+from common.digits import read_digits
+from common.pictures import save
+from common.training import count_steps, count_weights
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
-from pixel_digits import read_digits
 
 import rnnjax
 
@@ -90,18 +92,12 @@ def loss(network: rnnjax.AbstractNetwork, carry: None, batch: Array, key: Any) -
     return optax.sigmoid_binary_cross_entropy(logits, batch[:, SEEN:]).mean(), carry
 
 
-def main() -> None:
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training, for all models together")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="where a picture of predicted frames goes")
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    minutes_option(4.0, "all models together"),
+    SEED,
+    picture_option("predicted frames"),
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -150,10 +146,8 @@ def draw(truth: np.ndarray, shown: dict[str, np.ndarray], picture: Path) -> None
         for axis, frame in zip(line, frames, strict=True):
             axis.imshow(frame, cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    print(f"wrote {picture}")
+    save(figure, picture)
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

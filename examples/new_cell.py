@@ -6,6 +6,7 @@ add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/ora
 it.
 """
 
+import argparse
 from typing import ClassVar
 
 import jax
@@ -49,6 +50,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
 
 def main() -> None:
     """Run it by two engines, and differentiate it."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cell = UpdateGateRNN(3, 8, key=jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (100, 3))
     for engine in (rnnjax.Scan(), rnnjax.Checkpointed(), rnnjax.Fused()):

@@ -5,6 +5,7 @@ Put the finished engine into rnnjax/engines/, export it from rnnjax/__init__.py,
 tests/helpers/grid.py and in benchmarks/cases.py: the grid, the laws and the benchmark then hold it.
 """
 
+import argparse
 from functools import partial
 
 import jax
@@ -50,6 +51,7 @@ class DoubledPlan(rnnjax.engines.Plan):
 
 def main() -> None:
     """Run a cell by it, and by `Scan`."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cell = rnnjax.GRU(3, 8, key=jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (101, 3))
     _, ys = rnnjax.unroll(cell, None, xs, engine=Doubled(), length=90)

@@ -3,7 +3,7 @@
     python examples/next_word.py --recipe awd
     RNNJAX_DATA=folder python examples/next_word.py --recipe zaremba --steps 4000
 
-The text is the manual that comes with Python, or Tiny Shakespeare: RNNJAX_DATA is as in shakespeare.py. Words that
+The text is the manual that comes with Python, or Tiny Shakespeare: RNNJAX_DATA is as in minimal_rnns.py. Words that
 are rare in training are all one word. Of every ten blocks eight are trained on, one chooses the step, and on one the
 perplexity is shown, beside those of counted words and of counted pairs (Kneser & Ney 1995). The recipes' rates are
 lower than the papers', for smaller networks and shorter training: in 2,000 steps on the manual all three end alike.
@@ -13,7 +13,7 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.command_line import LOSSES, SEED, choice, command_line, main, steps_option
+from common.text import read_corpus
+from common.training import fit
 from jaxtyping import Array
-from learning import add_picture, fit
-from shakespeare import read_corpus
 
 import rnnjax
 
@@ -54,21 +55,17 @@ def awd(cells: list[rnnjax.LSTM]) -> rnnjax.Stack:
     return rnnjax.Stack([rnnjax.regularise.VariationalDropout(first, inputs=0.1, outputs=0.1), second])
 
 
+RATES = {
+    "weight_dropout": 0.2,
+    "embedding_dropout": 0.05,
+    "output_dropout": 0.2,
+    "activation": 0.2,
+    "temporal": 0.2,
+}
 RECIPES = {
     "plain": Recipe(rnnjax.Stack, False, rnnjax.models.language_loss),
     "zaremba": Recipe(zaremba, False, rnnjax.models.language_loss),
-    "awd": Recipe(
-        awd,
-        True,
-        partial(
-            rnnjax.models.awd_loss,
-            weight_dropout=0.2,
-            embedding_dropout=0.05,
-            output_dropout=0.2,
-            activation=0.2,
-            temporal=0.2,
-        ),
-    ),
+    "awd": Recipe(awd, True, partial(rnnjax.models.awd_loss, **RATES)),
 }
 
 
@@ -81,20 +78,13 @@ class Words(NamedTuple):
     test: np.ndarray
 
 
-def main() -> None:
-    """Train, and print perplexities."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=RECIPES, default="awd")
-    parser.add_argument("--steps", type=int, default=2000, help="of training, T words of B streams each")
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--recipe", RECIPES, "awd"),
+    steps_option(2000),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -186,4 +176,4 @@ def write_on(model: rnnjax.models.LanguageModel, words: Words, seed: int) -> str
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -11,7 +11,7 @@ of RTRL holds the influence of all earlier steps, so it learns the delay. BPTT l
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,9 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
+from common.command_line import FOLDER, RESUME, SEED, command_line, main, option, steps_option
+from common.training import temporary_folder
 from jaxtyping import Array
-from learning import folder_for_now
 
 import rnnjax
 
@@ -37,36 +38,33 @@ ESTIMATORS: dict[str, rnnjax.gradients.AbstractEstimator] = {
 }
 
 
-def main() -> None:
-    """Learn with each estimator; print the loss beside that of chance, and the memory of the process."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=["rtrl", "bptt"])
-    parser.add_argument("--delay", type=int, default=5, help="how many steps later a bit is repeated")
-    parser.add_argument("--chunk", type=int, default=1, help="steps of the stream between two updates")
-    parser.add_argument("--steps", type=int, default=10_000, help="updates of the weights")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where metrics and checkpoints go, and stay")
-    parser.add_argument("--resume", action="store_true", help="go on with the runs in --folder")
-    options = parser.parse_args(words)
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Numbers are in their range, and a run to be resumed has a folder."""
     for name, least in {"delay": 0, "chunk": 1, "steps": 1}.items():
         if getattr(options, name) < least:
             parser.error(f"--{name}: expected {least} or more, got {getattr(options, name)}")
     if options.resume and options.folder is None:
         parser.error("--resume: expected a --folder to resume from, got none")
-    return options
+
+
+parse = command_line(
+    __doc__,
+    option("--estimators", nargs="+", choices=ESTIMATORS, default=["rtrl", "bptt"], help="default: rtrl bptt"),
+    option("--delay", type=int, default=5, help="how many steps later a bit is repeated (%(default)s)"),
+    option("--chunk", type=int, default=1, help="steps of the stream between two updates (%(default)s)"),
+    steps_option(10_000),
+    SEED,
+    FOLDER,
+    RESUME,
+    check=check_options,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The record of each estimator: the loss of each tenth of the stream, before the update that it led to."""
     for name in options.estimators:
         kept = options.folder and options.folder / name
-        with folder_for_now() if kept is None else nullcontext(kept) as folder:
+        with temporary_folder() if kept is None else nullcontext(kept) as folder:
             memory = learn(ESTIMATORS[name], options, folder)
             lines = rnnjax.training.read_metrics(folder / "metrics.jsonl")
         losses = {int(line["step"]): line["loss"] / options.chunk for line in lines}
@@ -133,4 +131,4 @@ def resident() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

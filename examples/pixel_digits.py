@@ -9,35 +9,25 @@ and its three companions, from http://yann.lecun.com/exdb/mnist or a mirror of i
 """
 
 import argparse
-import gzip
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import data
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from blocks import count_weights, gated_block, level_then_down, optimiser
+from common.blocks import gated_block, optimiser
+from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
+from common.digits import MNIST, Digits, read_digits
+from common.training import constant_then_linear, count_weights, draw, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
-from learning import add_picture, draw, folder_for_now
 
 import rnnjax
 
 WIDTH, UNITS, BLOCKS = 32, 64, 2  # of the linear recurrent unit
 WIDE = 128  # units of the others
 HELD_OUT = 5_000  # of the training images, to choose by; the test images are read once, at the end
-MNIST = "sequential MNIST"
 PUBLISHED = [69.07, 84.2, 91.4, 94.8, 96.73, 96.83, 97.7, 97.93]  # per cent
-
-
-class Digits(NamedTuple):
-    """Pixels [examples, T, 1] from 0 to 1, and labels."""
-
-    xs: Any
-    labels: Any
 
 
 class Reader(eqx.Module):
@@ -86,7 +76,7 @@ def classify(cell: rnnjax.AbstractCell, key: PRNGKeyArray) -> rnnjax.models.Clas
 
 def slow_adam(steps: int) -> optax.GradientTransformation:
     """The learning rate of the LEM's paper, but for the last quarter of these steps."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(level_then_down(1.8e-3, steps)))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(constant_then_linear(1.8e-3, steps)))
 
 
 def adamw(steps: int) -> optax.GradientTransformation:
@@ -118,55 +108,19 @@ def accuracy(reader: Any, digits: Digits) -> float:
     return sum(int(count_right(reader, part)) for part in parts) / count
 
 
-def read_digits() -> tuple[Digits, Digits, str]:
-    """To train on, to test on, and what they are called."""
-    mnist = data.find("mnist", "scikit-learn's digits, 8 x 8, stand in for MNIST")
-    if mnist is None:
-        return (*small_digits(), "8 x 8 digits")
-    sets = [Digits(read_images(mnist, name), read_labels(mnist, name)) for name in ("train", "t10k")]
-    return sets[0], sets[1], MNIST
-
-
-def read_images(folder: Path, name: str) -> np.ndarray:
-    content = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
-    return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784, 1) / np.float32(255)
-
-
-def read_labels(folder: Path, name: str) -> np.ndarray:
-    content = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
-    return np.frombuffer(content, np.uint8, offset=8).astype(np.int32)
-
-
-def small_digits() -> tuple[Digits, Digits]:
-    """1,797 digits of 64 pixels; one in five is to test on."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    digits = Digits((images / 16).astype(np.float32)[:, :, None], labels.astype(np.int32))
-    tested = np.arange(len(labels)) % 5 == 0
-    return jax.tree.map(lambda leaf: leaf[~tested], digits), jax.tree.map(lambda leaf: leaf[tested], digits)
-
-
 def hold_out(digits: Digits) -> tuple[Digits, Digits]:
     """Those to train on, and those to choose the epoch by."""
     spared = min(HELD_OUT, len(digits.labels) // 10)
     return jax.tree.map(lambda leaf: leaf[spared:], digits), jax.tree.map(lambda leaf: leaf[:spared], digits)
 
 
-def main() -> None:
-    """Train, and print the accuracy after each epoch."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="lru")
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--model", MODELS, "lru"),
+    epochs_option(3.0),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -196,7 +150,7 @@ def train(
         print(f"\n{100 * share:.2f} % of {len(held_out.labels)} held-out digits", flush=True)
         return 1 - share
 
-    with folder_for_now() as folder:
+    with temporary_folder() as folder:
         fitted = rnnjax.training.fit(
             recipe.build(training.xs.shape[1], jax.random.key(options.seed)),
             loss,
@@ -215,4 +169,4 @@ def train(
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -14,18 +14,18 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from common.classification import accuracy
+from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
+from common.training import fit
+from common.treebank import CLASSES, Task, read_task
 from jaxtyping import Array, PRNGKeyArray
-from learning import add_picture, fit
-from sentiment_trees import CLASSES, Task, read_task
 
 import rnnjax
 
 B, EMBEDDING, UNITS, DROPOUT, LEARNING_RATE = 25, 150, 100, 0.5, 1e-3
 BOUNDS = (16, 28, 64)  # batches are padded to one of these
-JUDGED = 1_000  # sentences at a time
 PUBLISHED = {"fine": 49.1, "binary": 87.5}  # per cent, Tai et al. 2015, with vectors of 840 billion words
 
 
@@ -47,20 +47,13 @@ class Reader(eqx.Module):
         return self.classifier(self.embedding[tokens], **options)
 
 
-def main() -> None:
-    """Train, and print the accuracy."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=CLASSES, default="fine", help="of the treebank (default fine)")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--task", CLASSES, "fine"),
+    epochs_option(10),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -110,20 +103,5 @@ def cut(sequences: rnnjax.models.Sequences, chosen: np.ndarray, length: int) -> 
     return rnnjax.models.Sequences(sequences.xs[chosen, :length], sequences.targets[chosen], sequences.lengths[chosen])
 
 
-@eqx.filter_jit
-def predict(model: Reader, tokens: Array, lengths: Array) -> Array:
-    """The likeliest class of each sentence."""
-    return jax.vmap(lambda tokens, length: model(tokens, length=length))(tokens, lengths).argmax(-1)
-
-
-def accuracy(model: Reader, sequences: rnnjax.models.Sequences) -> float:
-    """The share of sentences that is classified right."""
-    said = [
-        predict(model, jnp.asarray(sequences.xs[at : at + JUDGED]), jnp.asarray(sequences.lengths[at : at + JUDGED]))
-        for at in range(0, len(sequences.targets), JUDGED)
-    ]
-    return float(np.mean(np.concatenate(said) == sequences.targets))
-
-
 if __name__ == "__main__":
-    main()
+    main(parse, run)

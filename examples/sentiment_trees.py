@@ -11,60 +11,33 @@ https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip.
 
 import argparse
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
-import data
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
+from common.training import fit
+from common.treebank import CLASSES, Task, read_task
 from jaxtyping import Array
-from learning import add_picture, fit
 
 import rnnjax
 
 B, WIDTH, EMBEDDING, UNITS = 25, 16, 300, 150
 LEARNING_RATE, EMBEDDING_RATE, WEIGHT_DECAY, DROPOUT = 0.05, 0.1, 1e-4, 0.5
-PUBLISHED = {
-    "fine": 43.9,
-    "binary": 82.0,
-}  # per cent of the test roots, Tai et al., as others quote it for such vectors
-CLASSES = {"fine": 5, "binary": 2}
-BINARY = (0, 0, None, 1, 1)  # of the five classes, from very negative to very positive
-UNKNOWN = 0  # the token of words that are not in the training trees
 BLANK = rnnjax.trees.Tree([[]], [None])  # what fills the last batch
-OPERATORS: tuple[Callable[[int, int], int], ...] = (int.__and__, int.__or__, int.__xor__)  # tokens 2, 3, 4
 
 
-class Task(NamedTuple):
-    """Trees to train on, to choose the epoch by, and to test on."""
-
-    name: str
-    training: list[rnnjax.trees.Tree]
-    held_out: list[rnnjax.trees.Tree]
-    test: list[rnnjax.trees.Tree]
-    vocabulary_size: int
-    classes: int
-    published: float | None
-
-
-def main() -> None:
-    """Train, and print the accuracy after each epoch."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=CLASSES, default="fine", help="of the treebank (default fine)")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    choice("--task", CLASSES, "fine"),
+    epochs_option(10),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -87,7 +60,7 @@ def train(task: Task, options: argparse.Namespace) -> tuple[rnnjax.models.TreeCl
     """The best classifier; and after each epoch: the share of the held-out roots that is right, and seconds."""
     keys = jax.random.split(jax.random.key(options.seed), 3)
     cell = rnnjax.trees.NaryTreeLSTM(EMBEDDING, UNITS, key=keys[0])
-    model = rnnjax.models.TreeClassifier(task.vocabulary_size, cell, task.classes, key=keys[1], dropout=DROPOUT)
+    model = rnnjax.models.TreeClassifier(task.vocabulary_size, task.classes, cell, key=keys[1], dropout=DROPOUT)
     drawn = rnnjax.training.minibatches(np.arange(len(task.training)), B, seed=options.seed)
     held_out, curve, begun = pack_all(task, task.held_out), [], time.perf_counter()
 
@@ -127,7 +100,7 @@ def optimiser() -> optax.GradientTransformation:
     }
 
     def part_of_each(weights: rnnjax.models.TreeClassifier) -> Any:
-        return eqx.tree_at(lambda model: model.embedding, jax.tree.map(lambda _: "rest", weights), "embedding")
+        return eqx.tree_at(lambda model: model.embedding.weight, jax.tree.map(lambda _: "rest", weights), "embedding")
 
     return optax.multi_transform(parts, part_of_each)
 
@@ -154,57 +127,5 @@ def judge_batch(model: rnnjax.models.TreeClassifier, trees: rnnjax.trees.Trees) 
     return rnnjax.models.count_right_roots(model.logits(trees), trees)
 
 
-def read_task(kind: str) -> Task:
-    """The treebank where it is, else Boolean expressions."""
-    treebank = data.find("sst", "Boolean expressions stand in for the treebank")
-    if treebank is None:
-        return expressions(np.random.default_rng(0))
-    words: dict[str, int] = {}
-    training = read_trees(treebank / "train.txt", lambda word: words.setdefault(word, len(words) + 1))
-    held_out, test = (
-        read_trees(treebank / f"{name}.txt", lambda word: words.get(word, UNKNOWN)) for name in ("dev", "test")
-    )
-    if kind == "binary":
-        training, held_out, test = map(leave_out_neutral, (training, held_out, test))
-    return Task(f"SST, {kind}", training, held_out, test, len(words) + 1, CLASSES[kind], PUBLISHED[kind])
-
-
-def read_trees(path: Path, token: Callable[[str], int]) -> list[rnnjax.trees.Tree]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [rnnjax.trees.parse_tree(line, token) for line in lines if line.strip()]
-
-
-def leave_out_neutral(trees: Sequence[rnnjax.trees.Tree]) -> list[rnnjax.trees.Tree]:
-    """Trees whose root is not neutral, with two classes, and no label on phrases that are neutral."""
-    labels = [[None if label is None else BINARY[label] for label in tree.labels or ()] for tree in trees]
-    binary = [tree._replace(labels=signs) for tree, signs in zip(trees, labels, strict=True)]
-    return [tree for tree, signs in zip(binary, labels, strict=True) if signs[0] is not None]  # the root comes first
-
-
-def expressions(random: np.random.Generator) -> Task:
-    """Boolean expressions of up to thirty-one nodes, each labelled with its value; an inner one reads its operator."""
-    trees = [expression(random, int(random.integers(16))) for _ in range(2500)]
-    return Task("Boolean expressions", trees[:2000], trees[2000:2250], trees[2250:], 5, 2, None)
-
-
-def expression(random: np.random.Generator, operators: int) -> rnnjax.trees.Tree:
-    tree = rnnjax.trees.Tree(children := [], tokens := [], labels := [])
-
-    def write(operators: int) -> int:
-        """The number of a node that is an expression of so many operators."""
-        node = len(children)
-        children.append([])
-        tokens.append(int(random.integers(2)) if operators == 0 else int(random.integers(2, 5)))
-        labels.append(tokens[node])
-        if operators:
-            left = int(random.integers(operators))
-            children[node] = [write(left), write(operators - 1 - left)]
-            labels[node] = OPERATORS[tokens[node] - 2](*(labels[child] for child in children[node]))
-        return node
-
-    write(operators)
-    return tree
-
-
 if __name__ == "__main__":
-    main()
+    main(parse, run)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from common.command_line import command_line, option
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -32,12 +33,15 @@ def gradient(cell: rnnjax.AbstractCell, engine: rnnjax.AbstractEngine, xs: Array
     return compiled(cell, xs), memory.temp_size_in_bytes
 
 
-def main() -> None:
+parse = command_line(
+    __doc__,
+    option("--devices", type=int, default=8, help="made of this CPU (%(default)s)"),
+    option("--steps", type=int, default=2**16, help="of the sequence (%(default)s)"),
+)
+
+
+def run(options: argparse.Namespace) -> None:
     """Compare one device with all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=8, help="make so many of this CPU")
-    parser.add_argument("--steps", type=int, default=2**16, help="of the sequence")
-    options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)
 
     mesh = jax.make_mesh((options.devices,), ("time",), axis_types=(AxisType.Auto,))
@@ -57,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(parse())

@@ -15,17 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import data
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import sacrebleu
-from blocks import count_weights
+from common import data
+from common.command_line import SEED, command_line, epochs_option, main, option, picture_option
+from common.numbers_in_words import number_pairs
+from common.pictures import save
+from common.training import count_weights
 from jaxtyping import Array
 from matplotlib.figure import Figure
-from numbers_in_words import number_pairs
 
 import rnnjax
 from rnnjax.diagnose.plot import draw_alignment
@@ -66,21 +68,19 @@ class Languages(NamedTuple):
     target: Vocabulary
 
 
-def main() -> None:
-    """Train, translate the test sentences, and draw alignments."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--units", type=int, default=256, help="of each direction of the encoder, and of the decoder")
-    parser.add_argument("--teacher-forcing", type=float, default=1.0, help="how often the true word is fed in training")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="where alignments are drawn")
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    epochs_option(10),
+    option("--units", type=int, default=256, help="of each direction of the encoder, and of the decoder (%(default)s)"),
+    option(
+        "--teacher-forcing",
+        type=float,
+        default=1.0,
+        help="probability of feeding the true word in training (%(default)s)",
+    ),
+    SEED,
+    picture_option("alignments"),
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -177,7 +177,7 @@ def say(model: rnnjax.models.Seq2Seq, source: Array, length: Array) -> rnnjax.mo
 @eqx.filter_jit
 def search_widely(model: rnnjax.models.Seq2Seq, source: Array, length: Array) -> rnnjax.models.Hypothesis:
     """The best of a beam, for every source."""
-    width = min(BEAM, model.target_embedding.shape[0])
+    width = min(BEAM, model.target_embedding.vocabulary_size)
 
     def one(source: Array, length: Array) -> rnnjax.models.Hypothesis:
         step, state, mask = model.decoding(source, length=length)
@@ -251,7 +251,6 @@ def pad(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def draw(path: Path, model: rnnjax.models.Seq2Seq, languages: Languages, test: Corpus) -> None:
     """What each word of four translations looked at, the brighter the more."""
     few = Corpus(test.source[:4], test.target[:4])
-    path.parent.mkdir(parents=True, exist_ok=True)
     pairs = encode(languages, few)
     said = jax.tree.map(np.asarray, say(model, jnp.asarray(pairs.source), jnp.asarray(pairs.source_length)))
     figure = Figure(figsize=(11, 10))
@@ -262,8 +261,8 @@ def draw(path: Path, model: rnnjax.models.Seq2Seq, languages: Languages, test: C
         targets = [languages.target.words[token] for token in tokens[:length]]
         draw_alignment(axes, weights[:length, : len(sources)], sources=sources, targets=targets)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

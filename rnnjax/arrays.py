@@ -96,6 +96,14 @@ def look_up(table: Float[Array, "V ..."], rows: Int[Array, "..."]) -> Float[Arra
     return table.astype(carry_dtype(table.dtype))[rows].astype(table.dtype)
 
 
+def sole_vector(state: State) -> Array | None:
+    """The only array of a state as a vector, if it has one array, of real numbers; else None."""
+    leaves = jax.tree.leaves(state)
+    if len(leaves) != 1 or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        return None
+    return jnp.ravel(leaves[0])
+
+
 def largest(values: Array) -> Array:
     """The largest along the first axis, and NaN, in the gradient too, where there is one.
 

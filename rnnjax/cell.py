@@ -35,6 +35,7 @@ from .arrays import (
     carry_dtype,
     cast,
     shift,
+    sole_vector,
 )
 
 
@@ -71,6 +72,10 @@ class AbstractCell(eqx.Module):
     @abc.abstractmethod
     def readout(self, states: States, xs: PyTree[Array]) -> PyTree[Array]:
         """`states`, and the inputs that led to them, over time to the outputs `ys` over time."""
+
+    def hidden(self, state: State) -> Float[Array, " H"] | None:
+        """The part of a state that attention and decoders read. By default the only array, if it is of real numbers."""
+        return sole_vector(state)
 
 
 class AbstractAffineCell(AbstractCell):
@@ -111,6 +116,9 @@ class AbstractAffineCell(AbstractCell):
     def readout(self, states: States, xs: Inputs) -> UnitsOverTime:
         del xs
         return states.h.astype(self.dtype)
+
+    def hidden(self, state: State) -> Units:
+        return state.h
 
 
 class AbstractGatedCell(AbstractAffineCell):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .arrays import Flags, Length, State
+from .arrays import Flags, Length, State, sole_vector
 from .engine import AbstractEngine
 from .marks import isolate
 
@@ -52,3 +52,7 @@ class AbstractNetwork(eqx.Module):
     @abc.abstractmethod
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         """The last state and the outputs over time."""
+
+    def hidden(self, state: State) -> Float[Array, " H"] | None:
+        """The part of a state that attention and decoders read. By default the only array, if it is of real numbers."""
+        return sole_vector(state)

@@ -63,6 +63,10 @@ class AbstractConvolutionalCell(AbstractCell):
         del xs
         return states.h.astype(self.input_weight.dtype)
 
+    def hidden(self, state: Any) -> Array:
+        """h of all places, as one vector."""
+        return jnp.ravel(state.h)
+
 
 def convolve_all(weight: Kernel, xs: Frames) -> Float[Array, "T GH *space"]:
     """`W * x` for all of time, which is the batch of one convolution."""

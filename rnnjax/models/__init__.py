@@ -1,4 +1,13 @@
-"""Whole models, each a small pure module over `unroll`."""
+"""Whole models, each a small pure module over `unroll`, with one contract.
+
+Constructors   sizes first, then the parts from input to output; keys and options by name.
+Arguments      a state first where a sequence may continue, then the input, then the target; `length`, `mask`, `resets`,
+               `engine` and `key` by name, in this order. Losses are `loss(model, carry, batch, key)`.
+Results        the state, the answer (logits, values), the alignments; a model leaves out what it does not have.
+Decoding       `model.decoding(...)` gives `step(state, token) -> (state, logits, alignment)` and the first state, for
+               `greedy`, `sample_sequence` and `beam_search`.
+Tokens         outside the vocabulary are an error, under `jit` too: `Embedding`.
+"""
 
 from .attention import AbstractScore as AbstractScore
 from .attention import Additive as Additive
@@ -21,6 +30,8 @@ from .classifier import classifier_loss as classifier_loss
 from .decoder import AbstractDecoder as AbstractDecoder
 from .decoder import ContextDecoder as ContextDecoder
 from .decoder import Encoded as Encoded
+from .embedding import Embedding as Embedding
+from .embedding import OutputLayer as OutputLayer
 from .language import LanguageModel as LanguageModel
 from .language import batch_of_states as batch_of_states
 from .language import language_loss as language_loss
@@ -42,7 +53,6 @@ from .search import Hypothesis as Hypothesis
 from .search import greedy as greedy
 from .search import sample_sequence as sample_sequence
 from .seq2seq import Seq2Seq as Seq2Seq
-from .states import hidden as hidden
 from .tagger import Tagger as Tagger
 from .tagger import average_steps as average_steps
 from .tagger import forecast as forecast

@@ -14,8 +14,7 @@ from ..cell import AbstractAffineCell, affine
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
-from .decoder import AbstractDecoder, Encoded, Recurrence, one_step, output_type
-from .states import hidden
+from .decoder import AbstractDecoder, Encoded, Recurrence, hidden, one_step, output_type
 
 
 class BahdanauDecoder(AbstractDecoder):
@@ -24,7 +23,7 @@ class BahdanauDecoder(AbstractDecoder):
         c_t, a_t = attend(score, h_{t-1}, memory)
         h_t = recurrence(h_{t-1}, [e_t; c_t])              features_t = readout([y_t; c_t; e_t])
 
-    h_{t-1} is the `hidden` of the state: that of the topmost layer, of a stack. `readout`, a function of one vector, is
+    h_{t-1} is the recurrence's `hidden`: that of the topmost layer, of a stack. `readout`, a function of one vector, is
     the paper's deep output, say `eqx.nn.MLP`; none by default. All features meet all words of the vocabulary: few of
     them make a large one cheap.
     """
@@ -43,9 +42,9 @@ class BahdanauDecoder(AbstractDecoder):
         return state
 
     def step(
-        self, memory: Memory, state: State, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+        self, memory: Memory, state: State, embedded: Float[Array, " E"], *, key: PRNGKeyArray | None
     ) -> tuple[State, Float[Array, " F"], Float[Array, " S"]]:
-        context, alignment = attend(self.score, hidden(state), memory)
+        context, alignment = attend(self.score, hidden(self.recurrence, state), memory)
         state, y = one_step(self.recurrence, state, jnp.concatenate([embedded, context]), key)
         return state, self.readout(jnp.concatenate([y, context, embedded])), alignment
 
@@ -81,7 +80,7 @@ def _run_affine(
 
     def one(state: State, u: Array) -> tuple[State, tuple[State, Array]]:
         cell, score, memory, of_memory = narrow(wide)
-        alignment = align(score, hidden(state), memory)
+        alignment = align(score, hidden(cell, state), memory)
         u = by_gate(u + weigh(alignment, of_memory), len(cell.gates))
         state = cell.step(state, u)
         return state, (state, alignment)
@@ -145,7 +144,7 @@ class LuongDecoder(AbstractDecoder):
         return InputFed(state, jnp.zeros(self.attentional_weight.shape[1], self.attentional_weight.dtype))
 
     def step(
-        self, memory: Memory, state: InputFed, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+        self, memory: Memory, state: InputFed, embedded: Float[Array, " E"], *, key: PRNGKeyArray | None
     ) -> tuple[InputFed, Float[Array, " A"], Float[Array, " S"]]:
         fed = jnp.concatenate([embedded, state.attentional])
         recurrence, y = one_step(self.recurrence, state.recurrence, fed, key)

@@ -34,12 +34,11 @@ def awd_loss(
 
         cross-entropy + activation mean (m * y)^2 + temporal mean (y_{t+1} - y_t)^2
 
-    weight_dropout      the probability of dropping an entry of R, in every gated cell, with one mask for the batch
-    embedding_dropout   the probability of dropping a word of the input embedding, with one mask for the batch; the
-                        output layer keeps all words, also where the two are tied
-    output_dropout      the probability of dropping an output y of the network, for all steps of a stream: the mask m
-    activation          the weight of `activation_penalty`, of the outputs that are left
-    temporal            the weight of `temporal_activation_penalty`, of the outputs as they were
+    weight_dropout      the probability of dropping an entry of R, in every gated cell, once for the batch
+    embedding_dropout   of dropping a word of the input, once for the batch; its output weight stays, tied or not
+    output_dropout      of dropping an output y of the network, for all steps of a stream: the mask m
+    activation          the weight of `activation_penalty`, of the outputs after dropout
+    temporal            the weight of `temporal_activation_penalty`, of the outputs before dropout
     key                 None: nothing is dropped, and the penalties stay
 
     What is dropped from embeddings and between layers is the network's:
@@ -51,23 +50,24 @@ def awd_loss(
     `language_loss`, without a key.
     """
     inputs, targets, resets = batch
-    weight_rate = check.probability("weight_dropout", weight_dropout)
-    embedding_rate = check.probability("embedding_dropout", embedding_dropout)
-    output_rate = check.probability("output_dropout", output_dropout)
+    weight_dropout = check.probability("weight_dropout", weight_dropout)
+    embedding_dropout = check.probability("embedding_dropout", embedding_dropout)
+    output_dropout = check.probability("output_dropout", output_dropout)
     alpha, beta = _strength("activation", activation), _strength("temporal", temporal)
     keys = None
     if key is not None:
         weights_key, words_key, streams_key = jax.random.split(key, 3)
         keys = jax.random.split(streams_key, inputs.shape[0])
-        model = drop_weights(model, weight_rate, key=weights_key) if weight_rate > 0 else model
-        model = _drop_words(model, embedding_rate, words_key)
+        model = drop_weights(model, weight_dropout, key=weights_key) if weight_dropout > 0 else model
+        model = _drop_words(model, embedding_dropout, words_key)
 
     def one(
         state: State, tokens: Array, targets: Array, resets: Array, key: PRNGKeyArray | None
     ) -> tuple[State, Array]:
         network_key, outputs_key = (None, None) if key is None else jax.random.split(key)
         state, ys = model.outputs(state, tokens, resets=resets, engine=engine, key=network_key)
-        left = ys if outputs_key is None else drop("output_dropout", outputs_key, output_rate, ys)
+        left = ys if outputs_key is None else drop("output_dropout", outputs_key, output_dropout, ys)
+        targets = model.embedding.check(targets, name="targets")
         loss = cross_entropy(model.classify(left), targets).mean()
         return state, loss + alpha * activation_penalty(left) + beta * temporal_activation_penalty(ys)
 
@@ -77,9 +77,9 @@ def awd_loss(
 
 def _drop_words(model: LanguageModel, rate: float, key: PRNGKeyArray) -> LanguageModel:
     """`model` without some of the words it reads; tied weights are two arrays for the time being."""
-    weight = model.embedding if model.output_weight is None else model.output_weight
-    parts = lambda model: (model.embedding, model.output_weight)  # noqa: E731
-    dropped = drop_embedding(model.embedding, rate, key=key), weight
+    embedding, weight = model.embedding.weight, model.output.weight
+    parts = lambda model: (model.embedding.weight, model.output.weight)  # noqa: E731
+    dropped = drop_embedding(embedding, rate, key=key), embedding if weight is None else weight
     return eqx.tree_at(parts, model, dropped, is_leaf=lambda leaf: leaf is None)
 
 

@@ -9,7 +9,6 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .. import check
 from ..arrays import Shaped, State
-from .states import real_arrays
 
 
 class Bridge(eqx.Module):
@@ -52,7 +51,20 @@ class Bridge(eqx.Module):
         return jax.tree.unflatten(self.structure, made)
 
 
-def check_bridge(made: State, wanted: State, whose: str) -> None:
-    """Raise unless the state that a bridge made, or its form, is like the one wanted."""
-    if not check.alike(made, wanted):
-        raise ValueError(f"bridge: expected a state like that of {whose}, {check.show(wanted)}, got {check.show(made)}")
+def check_bridge(state: State, expected: State, whose: str) -> None:
+    """Raise unless the state that a bridge returned, or its form, is like the expected one."""
+    if not check.alike(state, expected):
+        raise ValueError(
+            f"bridge: expected a state like that of {whose}, {check.show(expected)}, got {check.show(state)}"
+        )
+
+
+def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:
+    """The arrays of a state, or their forms. Raises ValueError, under `name`, unless they are of real numbers."""
+    leaves = jax.tree.leaves(state)
+    if not leaves or any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise ValueError(
+            f"{name}: expected arrays of real numbers, got {check.show(state)}. "
+            f"In place of a Bridge, give a function of your own"
+        )
+    return leaves

@@ -17,7 +17,6 @@ from .bridge import check_bridge
 from .language import LanguageModel
 from .search import Decoding
 from .targets import target_loss
-from .tokens import check_tokens
 
 
 class Captioner(eqx.Module):
@@ -62,17 +61,12 @@ class Captioner(eqx.Module):
         engine   how it runs along time
         key      for dropout in its network; None: nothing is dropped
         """
-        tokens = check_tokens("target", target, self.language.embedding.shape[0])
+        tokens = self.language.embedding.check(target, name="target")
         return self.language.logits(self.initial(image), tokens, engine=engine, key=key)[1]
 
     def decoding(self, image: Any) -> Decoding:
-        """What `greedy`, `sample_sequence` and `beam_search` want, for `image`; nothing is aligned, the mask is [0]."""
-
-        def step(state: State, token: Array) -> tuple[State, Array, None]:
-            state, logits = self.language.logits(state, token[None])
-            return state, logits[0], None
-
-        return Decoding(step, self.initial(image), jnp.zeros(0, bool))
+        """The arguments of `greedy`, `sample_sequence` and `beam_search`, for `image`. Nothing is aligned."""
+        return self.language.decoding(self.initial(image))
 
 
 class Captions(NamedTuple):
@@ -102,7 +96,7 @@ def caption_loss(
     def logits(image: Any, fed: Array, key: PRNGKeyArray | None) -> Array:
         return model.logits(image, fed, engine=engine, key=key)
 
-    return target_loss(logits, image, target, target_length, model.language.embedding.shape[0], key), carry
+    return target_loss(logits, image, target, target_length, model.language.embedding.vocabulary_size, key), carry
 
 
 def _check_features(features: PyTree[Array]) -> PyTree[Array]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .. import check
 from ..arrays import Shaped, State, widen
 from ..cell import AbstractCell
 from ..compiled import compiled
@@ -20,16 +21,19 @@ from ..engines.unrolled import Unrolled
 from ..named import named
 from ..network import AbstractNetwork
 from ..unroll import unroll
-from .states import hidden
 
 Recurrence = AbstractCell | AbstractNetwork
 
 
 class Encoded(NamedTuple):
-    """What an encoder made of its source: outputs [S, M], its last state, and which steps may be looked at, [S]."""
+    """The results of an encoder: its last state, the hidden part of it, outputs [S, M], and a mask [S] for attention.
 
-    ys: Shaped
+    `hidden` is `encoder.hidden(last)`: None if the encoder has no hidden state of real numbers.
+    """
+
     last: State
+    hidden: Shaped | None
+    ys: Shaped
     mask: Shaped
 
 
@@ -56,7 +60,7 @@ class AbstractDecoder(eqx.Module):
 
     @abc.abstractmethod
     def step(
-        self, memory: PyTree[Array], state: State, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+        self, memory: PyTree[Array], state: State, embedded: Float[Array, " E"], *, key: PRNGKeyArray | None
     ) -> tuple[State, Float[Array, " F"], Float[Array, " S"] | None]:
         """The state after one token, the features of the next, and the alignment, None where nothing is aligned.
 
@@ -85,7 +89,8 @@ def _run_steps(
 
     def one(state: State, inputs: tuple[Array, PRNGKeyArray | None]) -> tuple[State, tuple[Array, Any]]:
         decoder, memory = narrow(wide)
-        state, features, alignment = decoder.step(memory, state, *inputs)
+        x, key = inputs
+        state, features, alignment = decoder.step(memory, state, x, key=key)
         return state, (features, alignment)
 
     keys = None if key is None else jax.random.split(key, embedded.shape[0])
@@ -98,24 +103,31 @@ class ContextDecoder(AbstractDecoder):
 
         h_t = recurrence(h_{t-1}, [e_t; c])        features_t = [y_t; c; e_t]
 
-    c is `summary(last state of the encoder)`; `hidden`, by default, is its h. With all tokens known nothing waits but
-    the recurrence itself, which any engine runs, `Fused` included. There are no alignments.
+    c is `summary(last state of the encoder)`; None, the default, takes the encoder's `hidden`. With all tokens known
+    nothing waits but the recurrence itself, which any engine runs, `Fused` included. There are no alignments.
     """
 
     recurrence: Recurrence
-    summary: Callable[[State], Array] = eqx.field(static=True, converter=named, default=hidden)
+    summary: Callable[[State], Array] | None = eqx.field(static=True, converter=named, default=None)
 
     def fed_size(self, encoded: Encoded) -> int:
         return jax.eval_shape(self.remember, encoded).shape[0]
 
     def remember(self, encoded: Encoded) -> Float[Array, " C"]:
-        return self.summary(encoded.last).astype(encoded.ys.dtype)
+        if self.summary is not None:
+            return self.summary(encoded.last).astype(encoded.ys.dtype)
+        if encoded.hidden is None:
+            raise ValueError(
+                f"encoder: expected a hidden state of real numbers, got the state {check.show(encoded.last)}. "
+                f"Give ContextDecoder a `summary` of it"
+            )
+        return encoded.hidden.astype(encoded.ys.dtype)
 
     def initial(self, state: State) -> State:
         return state
 
     def step(
-        self, memory: Float[Array, " C"], state: State, embedded: Float[Array, " E"], key: PRNGKeyArray | None
+        self, memory: Float[Array, " C"], state: State, embedded: Float[Array, " E"], *, key: PRNGKeyArray | None
     ) -> tuple[State, Float[Array, " F"], None]:
         state, y = one_step(self.recurrence, state, jnp.concatenate([embedded, memory]), key)
         return state, jnp.concatenate([y, memory, embedded]), None
@@ -133,6 +145,17 @@ class ContextDecoder(AbstractDecoder):
         xs = jnp.concatenate([embedded, contexts], axis=-1)
         state, ys = unroll(self.recurrence, state, xs, engine=engine, key=key)
         return state, jnp.concatenate([ys, contexts, embedded], axis=-1), None
+
+
+def hidden(recurrence: Recurrence, state: State) -> Float[Array, " H"]:
+    """`recurrence.hidden(state)`. Raises ValueError if there is none."""
+    h = recurrence.hidden(state)
+    if h is None:
+        raise ValueError(
+            f"recurrence: expected a hidden state of real numbers, got the state {check.show(state)}. "
+            f"Override the method `hidden` of {type(recurrence).__name__}"
+        )
+    return h
 
 
 def one_step(

@@ -23,7 +23,7 @@ def encoded_form(encoder: AbstractCell | AbstractNetwork) -> Encoded:
     last, ys = jax.eval_shape(lambda xs: unroll(encoder, None, xs), one)
     if jax.tree.structure(ys) != jax.tree.structure(0) or ys.ndim != 2:
         raise ValueError(f"encoder: expected outputs [S, M], got {check.show(ys)}")
-    return Encoded(ys, last, jax.ShapeDtypeStruct((1,), bool))
+    return Encoded(last, jax.eval_shape(encoder.hidden, last), ys, jax.ShapeDtypeStruct((1,), bool))
 
 
 def embedded_form(decoder: AbstractDecoder, encoded: Encoded) -> jax.ShapeDtypeStruct:
@@ -44,10 +44,10 @@ def features_form(
     decoder: AbstractDecoder, bridge: Any, encoded: Encoded, embedded: jax.ShapeDtypeStruct
 ) -> jax.ShapeDtypeStruct:
     """The form of the features of the next token, once the bridge is seen to fit."""
-    state, wanted = jax.eval_shape(bridge, encoded.last), jax.eval_shape(decoder.recurrence.initial)
-    check_bridge(state, wanted, "the decoder's recurrence")
+    state, expected = jax.eval_shape(bridge, encoded.last), jax.eval_shape(decoder.recurrence.initial)
+    check_bridge(state, expected, "the decoder's recurrence")
 
     def features(encoded: Encoded, state: State, embedded: Array) -> Array:
-        return decoder.step(decoder.remember(encoded), decoder.initial(state), embedded, None)[1]
+        return decoder.step(decoder.remember(encoded), decoder.initial(state), embedded, key=None)[1]
 
     return jax.eval_shape(features, encoded, state, embedded)

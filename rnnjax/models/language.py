@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from .. import check, initialise, random
-from ..arrays import State, carry_dtype, leading, look_up
+from .. import check, random
+from ..arrays import State
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..marks import mark_touched
 from ..network import AbstractNetwork
 from ..unroll import unroll
+from .embedding import Embedding, OutputLayer
 from .objectives import cross_entropy
-from .tokens import check_tokens, integers
+from .search import Decoding
 
 
 class LanguageModel(eqx.Module):
@@ -25,8 +25,8 @@ class LanguageModel(eqx.Module):
 
         xs = embedding[tokens]        ys = network(xs)        logits = ys V^T + b
 
-    A token that is not in the vocabulary is NaN, as an input and as a target, at which `fit` stops. There are no masks:
-    what is read is a stream, in which a reset may begin the next text.
+    A token outside the vocabulary is an error, as an input and as a target: see `Embedding`. There are no masks: the
+    input is a stream, in which a reset may begin the next text.
 
     With `tied` weights V is the embedding itself (Press & Wolf 2017, arXiv:1608.05859), and the network must put out
     what it takes in.
@@ -40,10 +40,9 @@ class LanguageModel(eqx.Module):
     The recipe of Merity et al. 2018 is `awd_loss`.
     """
 
-    embedding: Float[Array, "V E"]
+    embedding: Embedding
     network: AbstractCell | AbstractNetwork
-    output_weight: Float[Array, "V O"] | None
-    output_bias: Float[Array, " V"]
+    output: OutputLayer
 
     def __init__(
         self, vocabulary_size: int, network: AbstractCell | AbstractNetwork, *, key: PRNGKeyArray, tied: bool = False
@@ -57,10 +56,9 @@ class LanguageModel(eqx.Module):
         if tied and output_size != input_size:
             raise ValueError(f"tied: expected an output size that is the input size {input_size}, got {output_size}")
         keys = random.split(key, 2)
-        self.embedding = initialise.normal(keys[0], (vocabulary_size, input_size), step.dtype)
+        self.embedding = Embedding(vocabulary_size, input_size, key=keys[0], dtype=step.dtype)
         self.network = network
-        self.output_weight = None if tied else initialise.normal(keys[1], (vocabulary_size, output_size), step.dtype)
-        self.output_bias = random.zeros(vocabulary_size, step.dtype)
+        self.output = OutputLayer(vocabulary_size, output_size, key=keys[1], dtype=step.dtype, tied=tied)
 
     def initial(self) -> State:
         """The network's state before the first token."""
@@ -89,17 +87,21 @@ class LanguageModel(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T O"]]:
         """The state after `tokens`, and what the network puts out after each, which `classify` takes."""
-        tokens = integers("tokens", tokens)
-        known = (tokens >= 0) & (tokens < self.embedding.shape[0])
-        embedded = look_up(self.embedding, jnp.where(known, tokens, 0))
-        xs = mark_touched(~known, embedded)
+        xs = self.embedding(tokens)
         return unroll(self.network, state, xs, resets=resets, engine=engine, key=key)
 
     def classify(self, ys: Float[Array, "T O"]) -> Float[Array, "T V"]:
         """The logits by the network's outputs, in float32 or wider."""
-        weight = self.embedding if self.output_weight is None else self.output_weight
-        logits = jnp.matmul(ys, weight.T, preferred_element_type=carry_dtype(ys.dtype))
-        return logits + leading(self.output_bias.astype(logits.dtype), logits.ndim)
+        return self.output(ys, tied=self.embedding.weight)
+
+    def decoding(self, state: State | None = None) -> Decoding:
+        """The arguments of `greedy`, `sample_sequence` and `beam_search`. Nothing is aligned."""
+
+        def step(state: State, token: Array) -> tuple[State, Float[Array, " V"], None]:
+            state, ys = unroll(self.network, state, self.embedding.rows(token[None]))
+            return state, self.classify(ys)[0], None
+
+        return Decoding(step, self.initial() if state is None else state, jnp.zeros(0, bool))
 
 
 def language_loss(
@@ -118,7 +120,8 @@ def language_loss(
         return model.logits(state, tokens, resets=resets, engine=engine, key=key)
 
     state, logits = jax.vmap(one)(state, inputs, resets, keys)
-    return cross_entropy(logits, jnp.asarray(targets)).mean(), state
+    targets = jax.vmap(partial(model.embedding.check, name="targets"))(targets)
+    return cross_entropy(logits, targets).mean(), state
 
 
 def batch_of_states(model: LanguageModel, size: int) -> State:
@@ -129,44 +132,45 @@ def batch_of_states(model: LanguageModel, size: int) -> State:
 def sample(
     model: LanguageModel,
     prompt: Integer[Array, " P"],
-    length: int,
+    steps: int,
     *,
     key: PRNGKeyArray,
     temperature: float = 1.0,
     top_k: int | None = None,
-) -> Int[Array, " length"]:
-    """`length` tokens that follow `prompt`, drawn one by one, the state carried from each to the next; jitted.
+) -> Int[Array, " steps"]:
+    """`steps` tokens that follow `prompt`, drawn one by one, the state carried from each to the next; jitted.
 
     temperature   divides the logits: below 1 the likely becomes likelier; 0 takes the likeliest
     top_k         draws from the k likeliest tokens only
     """
-    vocabulary_size = model.embedding.shape[0]
-    prompt = check_tokens("prompt", prompt, vocabulary_size)
+    vocabulary_size = model.embedding.vocabulary_size
+    prompt = model.embedding.check(prompt, name="prompt")
     if prompt.shape[0] == 0:
         raise ValueError("prompt: expected at least one token, [P], got [0]")
     if not check.number("temperature", temperature) >= 0:
         raise ValueError(f"temperature: expected 0 or more, got {temperature}")
-    check.count("length", length, least=0)
+    check.count("steps", steps, least=0)
     if top_k is not None:
         check.count("top_k", top_k)
     if top_k is not None and not top_k <= vocabulary_size:
         raise ValueError(f"top_k: expected from 1 to the vocabulary's {vocabulary_size}, got {top_k}")
-    return _sample(model, prompt, length, key, temperature, top_k)
+    return _sample(model, prompt, steps, key, temperature, top_k)
 
 
 @eqx.filter_jit
 def _sample(
-    model: LanguageModel, prompt: Array, length: int, key: PRNGKeyArray, temperature: float, top_k: int | None
+    model: LanguageModel, prompt: Array, steps: int, key: PRNGKeyArray, temperature: float, top_k: int | None
 ) -> Array:
     def step(carry: tuple[State, Array], key: PRNGKeyArray) -> tuple[tuple[State, Array], Array]:
         state, logits = carry
         token = draw(key, logits)
-        state, (logits,) = model.logits(state, token[None])
+        state, logits, _ = next_step(state, token)
         return (state, logits), token
 
     draw = partial(_draw, temperature=temperature, top_k=top_k)
+    next_step = model.decoding().step
     state, logits = model.logits(model.initial(), prompt)
-    _, tokens = jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, length))
+    _, tokens = jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, steps))
     return tokens.astype(int)
 
 

@@ -45,10 +45,10 @@ def squared_error(ys: Float[Array, "... K"], targets: Float[Array, "... K"]) -> 
     return ((ys.astype(wide) - targets.astype(wide)) ** 2).mean(-1)
 
 
-def _check_shape(name: str, targets: Any, wanted: tuple[int, ...]) -> None:
+def _check_shape(name: str, targets: Any, expected: tuple[int, ...]) -> None:
     """Shapes that NumPy would make fit, [B] to [B, 1] say, would be the loss of each answer against every target."""
-    if jnp.shape(targets) != wanted:
-        raise ValueError(f"{name}: expected {list(wanted)}, by the answers, got {list(jnp.shape(targets))}")
+    if jnp.shape(targets) != expected:
+        raise ValueError(f"{name}: expected {list(expected)}, by the answers, got {list(jnp.shape(targets))}")
 
 
 def check_labels(labels: Any, classes: int) -> None:

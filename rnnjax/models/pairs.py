@@ -45,5 +45,5 @@ def seq2seq_loss(
         tokens, length = source
         return model.logits(tokens, fed, length=length, teacher_forcing=teacher_forcing, engine=engine, key=key)[0]
 
-    words = model.target_embedding.shape[0]
-    return target_loss(logits, (source, source_length), target, target_length, words, key), carry
+    vocabulary_size = model.target_embedding.vocabulary_size
+    return target_loss(logits, (source, source_length), target, target_length, vocabulary_size, key), carry

@@ -1,12 +1,8 @@
 """Search: the tokens that a model would say, one after the other, inside jit: the likeliest, or drawn.
 
 A model is `step(state, token) -> (state, logits, alignment)`: the state after a token, the logits [V] of the next, and
-the weights [S] of what it looked at, or None. `Seq2Seq.decoding` makes one, and so does `Captioner.decoding`; any other
-function of this form will do:
-
-    def step(state, token):                                       # of a LanguageModel
-        state, logits = model.logits(state, token[None])
-        return state, logits[0], None
+the weights [S] of attention, or None. The method `decoding` of a model returns such a step; any other function of this
+form will do.
 """
 
 from collections.abc import Callable

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 
-from .. import check, initialise, random
-from ..arrays import State, carry_dtype, leading, look_up, widen
+from .. import check, random
+from ..arrays import State, widen
 from ..cell import AbstractCell
 from ..compiled import compiled
 from ..engine import AbstractEngine
@@ -21,17 +21,17 @@ from ..unroll import unroll
 from .attention import check_mask
 from .bridge import Bridge
 from .decoder import AbstractDecoder, Encoded
+from .embedding import Embedding, OutputLayer
 from .forms import embedded_form, encoded_form, features_form
 from .search import Decoding
-from .tokens import check_tokens
 
 
 class Seq2Seq(eqx.Module):
     """The distribution of the next target token, of the source and the target so far.
 
-        last, ys = encoder(source_embedding[source])                     memory = decoder.remember(ys, last)
-        s_t, f_t, a_t = decoder.step(memory, s_{t-1}, target_embedding[token_t])            s_0 = bridge(last)
-        logits_t = f_t V^T + b
+        last, ys = encoder(source_embedding(source))                     memory = decoder.remember(last, ys)
+        s_t, f_t, a_t = decoder.step(memory, s_{t-1}, target_embedding(token_t))            s_0 = bridge(last)
+        logits_t = output(f_t)
 
     Sutskever et al. 2014 (arXiv:1409.3215) and Cho et al. 2014 with a `ContextDecoder`, Bahdanau et al. 2015 and Luong
     et al. 2015 with the decoders of these names. One sequence is meant everywhere: `jax.vmap` makes a batch.
@@ -40,10 +40,9 @@ class Seq2Seq(eqx.Module):
     encoder: AbstractCell | AbstractNetwork
     decoder: AbstractDecoder
     bridge: Callable[[State], State] = eqx.field(converter=named)
-    source_embedding: Float[Array, "V E"]
-    target_embedding: Float[Array, "W D"]
-    output_weight: Float[Array, "W F"]
-    output_bias: Float[Array, " W"]
+    source_embedding: Embedding  # [V, E]
+    target_embedding: Embedding  # [W, D]
+    output: OutputLayer  # [W, F]
     dropout: float = eqx.field(static=True)
 
     def __init__(
@@ -70,18 +69,15 @@ class Seq2Seq(eqx.Module):
         self.decoder = decoder
         self.dropout = check.probability("dropout", dropout)
         encoded = encoded_form(encoder)
-        wanted = jax.eval_shape(decoder.recurrence.initial)
-        self.bridge = Bridge(encoded.last, wanted, key=keys[0]) if bridge is None else bridge
+        expected = jax.eval_shape(decoder.recurrence.initial)
+        self.bridge = Bridge(encoded.last, expected, key=keys[0]) if bridge is None else bridge
         dtype = encoded.ys.dtype
         embedded = embedded_form(decoder, encoded)
         features = features_form(decoder, self.bridge, encoded, embedded)
-        (source_size,) = encoder.input_type().shape
-        self.source_embedding = initialise.normal(
-            keys[1], (source_vocabulary_size, source_size), encoder.input_type().dtype
-        )
-        self.target_embedding = initialise.normal(keys[2], (target_vocabulary_size, embedded.shape[0]), dtype)
-        self.output_weight = initialise.normal(keys[3], (target_vocabulary_size, features.shape[0]), dtype)
-        self.output_bias = random.zeros(target_vocabulary_size, dtype)
+        step = encoder.input_type()
+        self.source_embedding = Embedding(source_vocabulary_size, *step.shape, key=keys[1], dtype=step.dtype)
+        self.target_embedding = Embedding(target_vocabulary_size, *embedded.shape, key=keys[2], dtype=dtype)
+        self.output = OutputLayer(target_vocabulary_size, *features.shape, key=keys[3], dtype=dtype)
 
     def encode(
         self,
@@ -105,12 +101,11 @@ class Seq2Seq(eqx.Module):
         S = len(source) if jnp.ndim(source) else 0
         length = check.length(length, S)
         valid = jnp.ones(S, bool) if length is None else counted(length, S)
-        tokens = check_tokens("source", source, self.source_embedding.shape[0], valid)
-        xs = self._embed(self.source_embedding, tokens, keys[0])
+        xs = self._drop(self.source_embedding(source, name="source", valid=valid), keys[0])
         last, ys = unroll(self.encoder, None, xs, length=length, engine=engine, key=keys[1])
-        seen = valid if mask is None else valid & check_mask(mask, S)
-        memory = self.decoder.remember(Encoded(ys, last, seen))
-        return memory, self.decoder.initial(self.bridge(last)), seen
+        visible = valid if mask is None else valid & check_mask(mask, S)
+        memory = self.decoder.remember(Encoded(last, self.encoder.hidden(last), ys, visible))
+        return memory, self.decoder.initial(self.bridge(last)), visible
 
     def logits(
         self,
@@ -135,29 +130,36 @@ class Seq2Seq(eqx.Module):
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         memory, state, _ = self.encode(source, length=length, mask=mask, engine=engine, key=keys[0])
-        tokens = check_tokens("target", target, self.target_embedding.shape[0])
+        tokens = self.target_embedding.check(target, name="target")
         _check_probability(teacher_forcing, key)
         if isinstance(teacher_forcing, int | float) and teacher_forcing == 1:
-            embedded = self._embed(self.target_embedding, tokens, keys[1])
+            embedded = self._drop(self.target_embedding.rows(tokens), keys[1])
             _, features, alignments = self.decoder.run(memory, state, embedded, engine=engine, key=keys[2])
-            return self._classify(features), alignments
+            return self.output(features), alignments
         return self._scheduled(memory, state, tokens, teacher_forcing, keys[1])
 
     def step(
-        self, memory: PyTree[Array], state: State, token: Integer[Array, ""], key: PRNGKeyArray | None = None
+        self, memory: PyTree[Array], state: State, token: Integer[Array, ""], *, key: PRNGKeyArray | None = None
     ) -> tuple[State, Float[Array, " W"], Float[Array, " S"] | None]:
         """The decoder's state after one target token, the logits of the next, and the alignment."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        embedded = self._embed(self.target_embedding, token, keys[0])
-        state, features, alignment = self.decoder.step(memory, state, embedded, keys[1])
-        return state, self._classify(features), alignment
+        (token,) = self.target_embedding.check(jnp.asarray(token)[None], name="token")
+        return self._step(memory, state, token, key=key)
 
     def decoding(
         self, source: Any, *, length: Any = None, mask: Any = None, engine: AbstractEngine = Auto()
     ) -> Decoding:
-        """What `greedy`, `sample_sequence` and `beam_search` want, for `source`. Arguments as in `encode`."""
-        memory, state, seen = self.encode(source, length=length, mask=mask, engine=engine)
-        return Decoding(lambda state, token: self.step(memory, state, token), state, seen)
+        """The arguments of `greedy`, `sample_sequence` and `beam_search`, for `source`. Arguments as in `encode`."""
+        memory, state, visible = self.encode(source, length=length, mask=mask, engine=engine)
+        return Decoding(lambda state, token: self._step(memory, state, token), state, visible)
+
+    def _step(
+        self, memory: PyTree[Array], state: State, token: Integer[Array, ""], *, key: PRNGKeyArray | None = None
+    ) -> tuple[State, Float[Array, " W"], Float[Array, " S"] | None]:
+        """`step`, of a token that is checked already, or chosen from the vocabulary."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        embedded = self._drop(self.target_embedding.rows(token), keys[0])
+        state, features, alignment = self.decoder.step(memory, state, embedded, key=keys[1])
+        return state, self.output(features), alignment
 
     def _scheduled(
         self, memory: PyTree[Array], state: State, tokens: Array, teacher_forcing: Any, key: PRNGKeyArray | None
@@ -169,12 +171,8 @@ class Seq2Seq(eqx.Module):
         keys = None if dropping is None else jax.random.split(dropping, T)
         return _run_scheduled(self, memory, state, (tokens, forced | (jnp.arange(T) == 0), keys))
 
-    def _embed(self, embedding: Array, tokens: Array, key: PRNGKeyArray | None) -> Array:
-        return eqx.nn.Dropout(self.dropout, inference=key is None)(look_up(embedding, tokens), key=key)
-
-    def _classify(self, features: Float[Array, "*T F"]) -> Float[Array, "*T W"]:
-        logits = jnp.matmul(features, self.output_weight.T, preferred_element_type=carry_dtype(features.dtype))
-        return logits + leading(self.output_bias.astype(logits.dtype), logits.ndim)
+    def _drop(self, embedded: Array, key: PRNGKeyArray | None) -> Array:
+        return eqx.nn.Dropout(self.dropout, inference=key is None)(embedded, key=key)
 
 
 @compiled
@@ -185,13 +183,14 @@ def _run_scheduled(
     wide, narrow = widen((model, memory))
 
     def one(carry: tuple[State, Array], inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Any, Any]:
-        (state, said), (token, forced, key) = carry, inputs
+        (state, predicted), (token, forced, key) = carry, inputs
         model, memory = narrow(wide)
-        state, logits, alignment = model.step(memory, state, jnp.where(forced, token, said), key)
+        fed = jnp.where(forced, token, predicted)
+        state, logits, alignment = model._step(memory, state, fed, key=key)
         return (state, jnp.argmax(logits).astype(int)), (logits, alignment)
 
-    said = jnp.zeros((), inputs[0].dtype)  # nothing, before the first step, which is always forced
-    return jax.lax.scan(one, (state, said), inputs)[1]
+    predicted = jnp.zeros((), inputs[0].dtype)  # nothing, before the first step, which is always forced
+    return jax.lax.scan(one, (state, predicted), inputs)[1]
 
 
 def _check_probability(teacher_forcing: Any, key: PRNGKeyArray | None) -> None:

@@ -40,9 +40,9 @@ class Tagger(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Array:
         """The answers over time for one sequence, zeros from `length` on; arguments as `unroll` takes them."""
-        return self.follow(None, xs, length=length, engine=engine, key=key)[1]
+        return self.run(None, xs, length=length, engine=engine, key=key)[1]
 
-    def follow(
+    def run(
         self,
         state: State | None,
         xs: PyTree[Array],
@@ -106,7 +106,7 @@ def forecast(model: Tagger, xs: Float[Array, "T I"], steps: int, *, engine: Abst
     """
     if len(xs) == 0:
         raise ValueError("xs: expected at least one step to go on from, got none")
-    state, ys = model.follow(None, xs, engine=engine)
+    state, ys = model.run(None, xs, engine=engine)
     if ys.shape[1:] != xs.shape[1:]:
         raise ValueError(f"model: expected answers like its inputs {list(xs.shape[1:])}, got {list(ys.shape[1:])}")
 
@@ -114,7 +114,7 @@ def forecast(model: Tagger, xs: Float[Array, "T I"], steps: int, *, engine: Abst
 
     def step(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], Array]:
         state, x = carry
-        state, (y,) = narrow(wide).follow(state, x[None], engine=engine)
+        state, (y,) = narrow(wide).run(state, x[None], engine=engine)
         return (state, y.astype(x.dtype)), x
 
     first = ys[-1].astype(xs.dtype)

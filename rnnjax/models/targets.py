@@ -1,4 +1,4 @@
-"""Targets: padded tokens, which a model is fed without the last and asked for without the first."""
+"""Targets: padded tokens. The input of a model is all of them but the last, its labels are all but the first."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,9 +33,9 @@ def target_loss(
 
     def one(source: Any, target: Array, length: Array, key: PRNGKeyArray | None) -> tuple[Array, Array]:
         valid = counted(length.astype(int), T + 1)[1:]  # from an unsigned length 1 could not be taken
-        fed, asked = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
-        asked = check_tokens("target", asked, vocabulary_size)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits(source, fed, key), asked)
+        fed, labels = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
+        labels = check_tokens("target", labels, vocabulary_size)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits(source, fed, key), labels)
         return jnp.where(valid, losses, jnp.zeros_like(losses)).sum(), valid.sum()
 
     losses, counts = jax.vmap(one)(sources, target, target_length, keys)

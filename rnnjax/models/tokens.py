@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Int
 
 from ..check import show
 
+REMEDY = "Give unknown words a token of their own, or the model a larger vocabulary"
+
 
 def integers(name: str, values: Any) -> Int[Array, "..."]:
     """`values` as integers of JAX's default width: in the eight bits they may come in, a bound of 256 would be 0."""
@@ -36,9 +38,9 @@ def check_tokens(
         tokens = jnp.where(valid, tokens, jnp.zeros_like(tokens))
     outside = (tokens < 0) | (tokens >= vocabulary_size)
     if isinstance(outside, Tracer):
-        return eqx.error_if(tokens, outside.any(), f"{_expected(name, vocabulary_size)}, got one outside")
+        return eqx.error_if(tokens, outside.any(), f"{_expected(name, vocabulary_size)}, got one outside. {REMEDY}")
     if outside.any():
-        raise ValueError(f"{_expected(name, vocabulary_size)}, got {tokens[outside][0]}")
+        raise ValueError(f"{_expected(name, vocabulary_size)}, got {tokens[outside][0]}. {REMEDY}")
     return tokens
 
 
@@ -49,7 +51,7 @@ def check_token(name: str, token: Any, vocabulary_size: int) -> None:
     if isinstance(token, bool) or jnp.shape(token) or not jnp.issubdtype(jnp.result_type(token), jnp.integer):
         raise TypeError(f"{name}: expected a token, an integer, got {token!r}")
     if not 0 <= int(token) < vocabulary_size:
-        raise ValueError(f"{_expected(name, vocabulary_size)}, got {token}")
+        raise ValueError(f"{_expected(name, vocabulary_size)}, got {token}. {REMEDY}")
 
 
 def _expected(name: str, vocabulary_size: int) -> str:

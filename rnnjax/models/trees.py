@@ -7,33 +7,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .. import check, initialise, random
-from ..arrays import carry_dtype, leading
+from .. import check, random
 from ..trees.cell import AbstractTreeCell
 from ..trees.pack import Trees
 from ..trees.recurse import recurse
+from .embedding import Embedding, OutputLayer
 from .objectives import cross_entropy
 
 
 class TreeClassifier(eqx.Module):
     """The class of every node of a tree, by the state of the node (Socher et al. 2013; Tai et al. 2015).
 
-        states = recurse(cell, trees, embedding)        logits = dropout(h) V + b
+        states = recurse(cell, trees, embedding)        logits = output(dropout(h))
 
     The cell's state is a NamedTuple with a field `h`, as all of rnnjax are.
     """
 
-    embedding: Float[Array, "V E"]
+    embedding: Embedding  # [V, E]
     cell: AbstractTreeCell
     dropout: eqx.nn.Dropout
-    output_weight: Float[Array, "H C"]
-    output_bias: Float[Array, " C"]
+    output: OutputLayer  # [C, H]
 
     def __init__(
         self,
         vocabulary_size: int,
-        cell: AbstractTreeCell,
         classes: int,
+        cell: AbstractTreeCell,
         *,
         key: PRNGKeyArray,
         dropout: float = 0.0,
@@ -42,19 +41,15 @@ class TreeClassifier(eqx.Module):
         (input_size,), dtype = cell.input_type().shape, cell.input_type().dtype
         hidden_size = jax.eval_shape(cell.absent).h.shape[0]
         keys = random.split(key, 2)
-        self.embedding = initialise.normal(keys[0], (vocabulary_size, input_size), dtype)
+        self.embedding = Embedding(vocabulary_size, input_size, key=keys[0], dtype=dtype)
         self.cell = cell
         self.dropout = eqx.nn.Dropout(check.probability("dropout", dropout))
-        drawn = random.normal(keys[1], (hidden_size, classes), dtype) * hidden_size**-0.5
-        self.output_weight = random.array(drawn, dtype)
-        self.output_bias = random.zeros(classes, dtype)
+        self.output = OutputLayer(classes, hidden_size, key=keys[1], dtype=dtype)
 
     def logits(self, trees: Trees, *, key: PRNGKeyArray | None = None) -> Float[Array, "N C"]:
         """The logits of every slot of `trees`, in float32 or wider; without a key nothing is dropped."""
-        h = recurse(self.cell, trees, self.embedding).h
-        h = self.dropout(h, key=key, inference=key is None).astype(self.output_weight.dtype)
-        logits = jnp.matmul(h, self.output_weight, preferred_element_type=carry_dtype(h.dtype))
-        return logits + leading(self.output_bias.astype(logits.dtype), logits.ndim)
+        h = recurse(self.cell, trees, self.embedding.weight).h
+        return self.output(self.dropout(h, key=key, inference=key is None).astype(self.output.bias.dtype))
 
 
 def tree_loss(

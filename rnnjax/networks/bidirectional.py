@@ -43,6 +43,11 @@ class Bidirectional(AbstractNetwork):
     def initial(self) -> Directions:
         return Directions(self.forward.initial(), self.backward.initial())
 
+    def hidden(self, state: Directions) -> Array | None:
+        """Those of both directions, side by side."""
+        forward, backward = self.forward.hidden(state.forward), self.backward.hidden(state.backward)
+        return None if forward is None or backward is None else jnp.concatenate([forward, backward])
+
     def run(self, state: Directions, xs: PyTree[Array], options: Options) -> tuple[Directions, PyTree[Array]]:
         keys = options.split_key(0)
         forward, forward_ys = unroll(self.forward, state.forward, xs, **options._replace(key=keys[0])._asdict())
@@ -68,6 +73,9 @@ class Reversed(AbstractNetwork):
 
     def initial(self) -> State:
         return self.layer.initial()
+
+    def hidden(self, state: State) -> Array | None:
+        return self.layer.hidden(state)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         ends = None if options.resets is None else jnp.roll(options.resets, -1).at[-1:].set(False)

@@ -29,6 +29,9 @@ class Connected(AbstractNetwork):
     def initial(self) -> State:
         return self.layer.initial()
 
+    def hidden(self, state: State) -> Array | None:
+        return self.layer.hidden(state)
+
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         state, ys = unroll(self.layer, state, xs, **options._asdict())
         return state, options.over_time(self.combine, xs, ys)

@@ -76,6 +76,9 @@ class QRNN(AbstractNetwork):
             jnp.zeros((window - 1, inputs), dtype), initial_or_zeros(Hidden, self.initial_state, units, dtype).h
         )
 
+    def hidden(self, state: QRNNState) -> Units:
+        return state.c
+
     def run(self, state: QRNNState, xs: Inputs, options: Options) -> tuple[QRNNState, UnitsOverTime]:
         last, windows = look_back(state.inputs, xs, options)
         coefficients, o = options.over_time(self._gates, *windows)

@@ -76,6 +76,9 @@ class RGLRU(AbstractNetwork):
         initial = initial_or_zeros(Hidden, self.initial_state, self.decay.shape[0], self.decay.dtype)
         return RGLRUState(initial.h, jnp.asarray(False))
 
+    def hidden(self, state: RGLRUState) -> Units:
+        return state.h
+
     def run(self, state: RGLRUState, xs: Inputs, options: Options) -> tuple[RGLRUState, UnitsOverTime]:
         T = xs.shape[0]
         first = (jnp.arange(T) == 0) & ~state.begun

@@ -42,6 +42,14 @@ class Stack(AbstractNetwork):
     def initial(self) -> tuple[State, ...]:
         return tuple(layer.initial() for layer in self.layers)
 
+    def hidden(self, state: tuple[State, ...]) -> Array | None:
+        """That of the topmost layer that has a state."""
+        stateful = [pair for pair in zip(self.layers, state, strict=True) if jax.tree.leaves(pair[1])]
+        if not stateful:
+            return None
+        layer, top = stateful[-1]
+        return layer.hidden(top)
+
     def run(
         self, state: tuple[State, ...], xs: PyTree[Array], options: Options
     ) -> tuple[tuple[State, ...], PyTree[Array]]:

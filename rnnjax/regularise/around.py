@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ..arrays import State
 from ..cell import describe
@@ -26,6 +26,9 @@ class AbstractAround(AbstractNetwork):
 
     def initial(self) -> State:
         return self.layer.initial()
+
+    def hidden(self, state: State) -> Array | None:
+        return self.layer.hidden(state)
 
 
 def check_kind(layer: object, expected: Any, means: str) -> None:

@@ -26,7 +26,7 @@ def batches(step: int) -> rnnjax.training.Chunk:
 
 def validate(model: rnnjax.models.LanguageModel) -> float:
     """A number that sees the weights."""
-    return float(np.sum(np.asarray(model.embedding) ** 2))
+    return float(np.sum(np.asarray(model.embedding.weight) ** 2))
 
 
 def main() -> None:

@@ -82,8 +82,8 @@ def kept(key: Any, rate: float, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cross_entropy(model: LanguageModel, ys: np.ndarray, targets: np.ndarray) -> float:
-    weight = np.asarray(model.embedding if model.output_weight is None else model.output_weight)
-    logits = ys @ weight.T + np.asarray(model.output_bias)
+    weight = np.asarray(model.embedding.weight if model.output.weight is None else model.output.weight)
+    logits = ys @ weight.T + np.asarray(model.output.bias)
     normalised = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     return -normalised[np.arange(T), targets].mean()
 
@@ -100,7 +100,7 @@ def last_of(state: Any, stream: int) -> tuple[np.ndarray, ...]:
 def numpy_zaremba(model: LanguageModel, state: Any, key: Any, rate: float = 0.4) -> float:
     losses = []
     for stream, key_of_stream in enumerate(random.split(key, B)):
-        xs = np.asarray(model.embedding)[CHUNK.inputs[stream]]
+        xs = np.asarray(model.embedding.weight)[CHUNK.inputs[stream]]
         for number in (1, 2):
             xs = xs * kept(layer_keys(key_of_stream, number)[0], rate, xs.shape)
             _, xs = oracle.run(model.network.layers[number], last_of(state[number], stream), xs)
@@ -111,7 +111,7 @@ def numpy_zaremba(model: LanguageModel, state: Any, key: Any, rate: float = 0.4)
 
 def masked_model(model: LanguageModel, weights_key: Any, words_key: Any) -> tuple[np.ndarray, list[LSTM]]:
     """The embedding and the cells under the masks that all streams share."""
-    words = np.asarray(model.embedding) * kept(words_key, RATES["embedding_dropout"], (V, 1))
+    words = np.asarray(model.embedding.weight) * kept(words_key, RATES["embedding_dropout"], (V, 1))
     assert 0 < np.count_nonzero(words.any(1)) < V
     is_cell = lambda node: isinstance(node, LSTM)  # noqa: E731
     cells = []
@@ -150,7 +150,7 @@ def numpy_outputs(model: LanguageModel, state: Any) -> np.ndarray:
     """What the network puts out where nothing is dropped, [B, T, E]."""
     first, second = model.network.layers
     between = [
-        oracle.run(first.layer, last_of(state[0], stream), np.asarray(model.embedding)[CHUNK.inputs[stream]])[1]
+        oracle.run(first.layer, last_of(state[0], stream), np.asarray(model.embedding.weight)[CHUNK.inputs[stream]])[1]
         for stream in range(B)
     ]
     return np.stack([oracle.run(second, last_of(state[1], stream), xs)[1] for stream, xs in enumerate(between)])
@@ -197,17 +197,21 @@ def test_without_a_key_and_penalties_nothing_is_regularised():
 def test_a_dropped_word_is_learned_as_what_is_said_alone():
     """Of tied weights: the gradient of its row is that of the output weight."""
     tied = build(forgetful_network)
-    untied = eqx.tree_at(lambda model: model.output_weight, tied, tied.embedding, is_leaf=lambda leaf: leaf is None)
+    untied = eqx.tree_at(
+        lambda model: model.output.weight, tied, tied.embedding.weight, is_leaf=lambda leaf: leaf is None
+    )
     lose = partial(awd_loss, **RATES | {"weight_dropout": 0.0})
     slope = jax.grad(lambda model, key: lose(model, (), CHUNK, key)[0])
     both = jax.jit(lambda key: [slope(model, key) for model in (tied, untied)])
     together, apart = jax.tree.map(np.asarray, both(key()))
-    np.testing.assert_allclose(together.embedding, apart.embedding + apart.output_weight, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        together.embedding.weight, apart.embedding.weight + apart.output.weight, rtol=1e-10, atol=1e-14
+    )
     read = np.isin(np.arange(V), CHUNK.inputs)
     dropped = kept(random.split(key(), 3)[1], RATES["embedding_dropout"], (V, 1))[:, 0] == 0
     assert (dropped & read).any()
-    np.testing.assert_array_equal(apart.embedding.any(1), read & ~dropped)
-    assert apart.output_weight.any(1).all()
+    np.testing.assert_array_equal(apart.embedding.weight.any(1), read & ~dropped)
+    assert apart.output.weight.any(1).all()
 
 
 def test_weights_need_a_gated_cell_unless_nothing_is_dropped_of_them():

@@ -80,11 +80,11 @@ def numpy_initial(model: Captioner, image: Any) -> list[Any]:
 
 def numpy_step(model: Captioner, states: list[Any], token: int) -> tuple[list[Any], np.ndarray]:
     language, after = model.language, []
-    x = np.asarray(language.embedding)[token]
+    x = np.asarray(language.embedding.weight)[token]
     for cell, state in zip(language.network.layers, states, strict=True):
         state, x = oracle.step(cell, state, x)
         after.append(state)
-    return after, np.asarray(language.output_weight) @ x + np.asarray(language.output_bias)
+    return after, np.asarray(language.output.weight) @ x + np.asarray(language.output.bias)
 
 
 def numpy_logits(model: Captioner, image: Any, caption: Any) -> np.ndarray:

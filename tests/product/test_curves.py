@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from benchmarks import curves, draw_curves
+from benchmarks import curves, draw_curves, report
 
 
 def test_a_record_takes_the_place_of_the_one_like_it(tmp_path):
     path = tmp_path / "new" / "records.json"
     for record in ({"T": 1, "loss": 1}, {"T": 2, "loss": 1}, {"T": 1, "loss": 3}):
-        curves.keep(path, record, ["T"])
+        report.keep(path, record, ["T"])
     assert json.loads(path.read_text()) == [{"T": 2, "loss": 1}, {"T": 1, "loss": 3}]
 
 
@@ -24,7 +24,7 @@ def test_what_an_example_yields_is_kept(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "long_memory", example)
-    monkeypatch.setattr(sys, "argv", ["curves.py", "long_memory", "--json", str(path), "--models", "lru"])
+    monkeypatch.setattr(sys, "argv", ["curves", "long_memory", "--json", str(path), "--models", "lru"])
     with pytest.raises(KeyboardInterrupt):
         curves.main()
     (record,) = json.loads(path.read_text())
@@ -38,8 +38,8 @@ def test_records_are_drawn(monkeypatch, tmp_path):
     digits["published"] = [40, 50]
     text = {"task": "text", "cell": "min_gru", "width": 8, "curve": [[5, 2.0, 2.1, 9], [10, 1.9, 2.0, 18]]}
     text |= {"published": 1.5, "published_steps": 10}
-    for name, record in (("long_memory", memory), ("pixel_digits", digits), ("shakespeare", text)):
+    for name, record in (("long_memory", memory), ("pixel_digits", digits), ("minimal_rnns", text)):
         (tmp_path / f"{name}.json").write_text(json.dumps([record]))
-    monkeypatch.setattr(sys, "argv", ["draw_curves.py", "--folder", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["draw_curves", "--folder", str(tmp_path)])
     draw_curves.main()
     assert {path.name for path in tmp_path.glob("*.png")} == {"long_memory.png", "published_curves.png"}

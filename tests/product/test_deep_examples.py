@@ -6,16 +6,16 @@ import tempfile
 from typing import Any
 
 import addition
-import blocks
 import chorales
+import common.digits
+import common.text
 import digit_rows
 import equinox as eqx
 import fitzhugh_nagumo
 import grid
 import jax
-import learning
 import long_memory
-import memory_tasks
+import minimal_rnns
 import mnist1d
 import moving_digits
 import next_word
@@ -25,8 +25,8 @@ import pixel_digits
 import pytest
 import sentiment_sequence
 import sentiment_trees
-import shakespeare
-import speakers
+import speaker_recognition
+from common import blocks, memory_tasks, training
 
 import rnnjax
 
@@ -57,10 +57,10 @@ def trace_a_step(
     raise InterruptedError(f"{options.get('picture')}")
 
 
-def shrink_shakespeare(monkeypatch):
+def shrink_minimal_rnns(monkeypatch):
     for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1}.items():
-        monkeypatch.setattr(shakespeare, name, value)
-    monkeypatch.setattr(shakespeare, "read_text", lambda _: "all the world's a stage " * 40)
+        monkeypatch.setattr(minimal_rnns, name, value)
+    monkeypatch.setattr(common.text, "read_text", lambda _: "all the world's a stage " * 40)
 
 
 # What they share
@@ -81,7 +81,7 @@ def test_what_turns_and_fades_moves_at_a_tenth_of_the_rate():
 
 
 def test_a_rate_is_level_and_then_goes_down():
-    rate = blocks.level_then_down(0.4, 80)
+    rate = training.constant_then_linear(0.4, 80)
     rates = jax.jit(jax.vmap(rate))(np.array([0, 59, 60, 70, 80]))
     np.testing.assert_allclose(rates, [0.4, 0.4, 0.4, 0.2, 0.0], atol=1e-7)
 
@@ -96,12 +96,12 @@ def two(value=1.0):
 
 
 def test_a_picture_changes_nothing_of_training(tmp_path, monkeypatch):
-    kept, picture, draw = [], tmp_path / "new" / "course.png", learning.draw
+    kept, picture, draw = [], tmp_path / "new" / "course.png", training.draw
     read = lambda folder: kept.extend(rnnjax.training.read_metrics(folder / "metrics.jsonl"))  # noqa: E731
-    monkeypatch.setattr(learning, "draw", lambda folder, picture: read(folder) or draw(folder, picture))
+    monkeypatch.setattr(training, "draw", lambda folder, picture: read(folder) or draw(folder, picture))
     arguments = two(), square, lambda _: np.zeros(1), optax.sgd(0.1)
     options = {"steps": 4, "key": grid.KEY, "every": 2, "validate": lambda x: (np.asarray(x) ** 2).sum()}
-    plain, seen = (learning.fit(*arguments, **options, picture=asked) for asked in (None, picture))
+    plain, seen = (training.fit(*arguments, **options, picture=asked) for asked in (None, picture))
     np.testing.assert_array_equal(plain.model, seen.model)
     assert picture.stat().st_size > 5_000
     np.testing.assert_allclose([line["validation"] for line in kept], [2 * 0.8**4, 2 * 0.8**8], rtol=1e-6)
@@ -110,10 +110,10 @@ def test_a_picture_changes_nothing_of_training(tmp_path, monkeypatch):
 def test_the_folder_of_a_run_is_gone_unless_the_run_has_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     picture, options = tmp_path / "course.png", {"steps": 2, "key": grid.KEY}
-    learning.fit(two(), square, lambda _: np.zeros(1), optax.sgd(0.1), **options, picture=picture)
+    training.fit(two(), square, lambda _: np.zeros(1), optax.sgd(0.1), **options, picture=picture)
     assert list(tmp_path.iterdir()) == [picture]
     with pytest.raises(FloatingPointError, match="loss") as caught:
-        learning.fit(two(np.nan), square, lambda _: np.zeros(1), optax.sgd(0.1), **options, picture=picture)
+        training.fit(two(np.nan), square, lambda _: np.zeros(1), optax.sgd(0.1), **options, picture=picture)
     (folder,) = set(tmp_path.iterdir()) - {picture}
     assert f"{folder / 'run' / 'checkpoint'}." in str(caught.value)
     assert (folder / "run" / "checkpoint").exists()
@@ -122,7 +122,7 @@ def test_the_folder_of_a_run_is_gone_unless_the_run_has_failed(tmp_path, monkeyp
 EXAMPLES = [addition, chorales, digit_rows, fitzhugh_nagumo, mnist1d, next_word, sentiment_sequence, sentiment_trees]
 
 
-@pytest.mark.parametrize("example", [*EXAMPLES, speakers], ids=lambda example: example.__name__)
+@pytest.mark.parametrize("example", [*EXAMPLES, speaker_recognition], ids=lambda example: example.__name__)
 def test_the_example_takes_a_step_and_draws_its_course_where_it_is_asked_for(example, monkeypatch):
     monkeypatch.setattr(example, "fit", trace_a_step)
     monkeypatch.setattr(fitzhugh_nagumo, "COUNTS", (16, 1, 1))
@@ -134,7 +134,7 @@ def test_the_example_takes_a_step_and_draws_its_course_where_it_is_asked_for(exa
 # The examples that call `rnnjax.training.fit` themselves, and what tells their models apart.
 STEPS = {
     **{f"long_memory {name}": (long_memory, ["--lengths", "20", "--models", name]) for name in long_memory.MODELS},
-    **{f"shakespeare {name}": (shakespeare, ["--width", "8", "--cell", name]) for name in shakespeare.CELLS},
+    **{f"minimal_rnns {name}": (minimal_rnns, ["--width", "8", "--cell", name]) for name in minimal_rnns.CELLS},
     **{f"pixel_digits {name}": (pixel_digits, ["--model", name]) for name in pixel_digits.MODELS},
     "moving_digits": (moving_digits, []),
 }
@@ -147,7 +147,7 @@ def test_the_example_takes_a_step(name, monkeypatch, tmp_path):
     monkeypatch.setattr(rnnjax.training, "fit", trace_a_step)
     monkeypatch.setattr(moving_digits, "JUDGED", 1)
     monkeypatch.setattr(example, "BLOCKS", 1, raising=False)
-    shrink_shakespeare(monkeypatch)
+    shrink_minimal_rnns(monkeypatch)
     monkeypatch.setattr(example, "count_steps", lambda *_: 2, raising=False)  # where epochs are not counted
     with pytest.raises(InterruptedError):
         run(example, *words)
@@ -185,33 +185,33 @@ def test_long_memory_trains(monkeypatch, capsys):
     assert all(record["loss"] < record["curve"][0][1] / 2 for record in records)
 
 
-# Shakespeare
+# Minimal recurrent networks
 
 
 def test_pieces_are_the_text_in_order():
-    tokens = np.arange((shakespeare.B + 3) * shakespeare.T + 5)
-    chunks = shakespeare.pieces(tokens)
-    assert [len(chunk.inputs) for chunk in chunks] == [shakespeare.B, 3]
+    tokens = np.arange((minimal_rnns.B + 3) * minimal_rnns.T + 5)
+    chunks = minimal_rnns.pieces(tokens)
+    assert [len(chunk.inputs) for chunk in chunks] == [minimal_rnns.B, 3]
     read = np.concatenate([chunk.inputs.ravel() for chunk in chunks])
     np.testing.assert_array_equal(read, tokens[:-5])
     np.testing.assert_array_equal(np.concatenate([chunk.targets.ravel() for chunk in chunks]), read + 1)
 
 
 def test_what_is_drawn_is_followed_by_what_is_next():
-    chunk = shakespeare.draw(np.arange(1000), 0, 3)
-    assert chunk.inputs.shape == (shakespeare.B, shakespeare.T)
+    chunk = minimal_rnns.draw(np.arange(1000), 0, 3)
+    assert chunk.inputs.shape == (minimal_rnns.B, minimal_rnns.T)
     np.testing.assert_array_equal(chunk.targets, chunk.inputs + 1)
     np.testing.assert_array_equal(np.diff(chunk.inputs), 1)
     assert chunk.targets.max() < 1000
-    assert (shakespeare.draw(np.arange(1000), 0, 4).inputs != chunk.inputs).any()
+    assert (minimal_rnns.draw(np.arange(1000), 0, 4).inputs != chunk.inputs).any()
 
 
 @pytest.mark.slow
-def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
+def test_minimal_rnns_train_and_go_on(monkeypatch, tmp_path, capsys):
     """Four steps, and two more after a kill on the way to the third, are the same."""
-    shrink_shakespeare(monkeypatch)
-    steps_to_take(monkeypatch, shakespeare, 4)
-    straight, killed, draw = tmp_path / "straight", tmp_path / "killed", shakespeare.draw
+    shrink_minimal_rnns(monkeypatch)
+    steps_to_take(monkeypatch, minimal_rnns, 4)
+    straight, killed, draw = tmp_path / "straight", tmp_path / "killed", minimal_rnns.draw
 
     def copying(tokens, seed, step):
         """The batch of a step; before the third, the folder is copied as a kill would leave it."""
@@ -219,10 +219,10 @@ def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
             shutil.copytree(straight, killed)
         return draw(tokens, seed, step)
 
-    monkeypatch.setattr(shakespeare, "draw", copying)
+    monkeypatch.setattr(minimal_rnns, "draw", copying)
     curves = []
     for folder, more in ((straight, ()), (killed, ("--resume",))):
-        (record,) = run(shakespeare, "--width", "4", "--folder", str(folder), *more)
+        (record,) = run(minimal_rnns, "--width", "4", "--folder", str(folder), *more)
         assert "published" not in record
         curves.append([line[:3] for line in record["curve"]])
         assert len(rnnjax.training.read_metrics(killed / "metrics.jsonl")) == (2 if folder == straight else 4)
@@ -233,18 +233,18 @@ def test_shakespeare_trains_and_goes_on(monkeypatch, tmp_path, capsys):
 
 def test_a_run_that_is_there_or_is_not(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run(shakespeare, "--resume")
+        run(minimal_rnns, "--resume")
     assert "--resume: expected a run in --folder" in capsys.readouterr().err
     (tmp_path / "checkpoint").touch()
     with pytest.raises(SystemExit):
-        run(shakespeare, "--folder", str(tmp_path))
+        run(minimal_rnns, "--folder", str(tmp_path))
     assert "holds a run. Add --resume" in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"RNNJAX_DATA: expected tinyshakespeare/input.txt"):
-        shakespeare.read_corpus()
+        common.text.read_corpus()
 
 
 # Digits
@@ -265,8 +265,8 @@ def tiny_mnist(tmp_path):
 
 def test_digits_are_read(monkeypatch, tiny_mnist):
     monkeypatch.setenv("RNNJAX_DATA", str(tiny_mnist))
-    training, test, name = pixel_digits.read_digits()
-    assert (training.xs.shape, test.xs.shape, name) == ((120, 784, 1), (10, 784, 1), "sequential MNIST")
+    learned_from, test, name = common.digits.read_digits()
+    assert (learned_from.xs.shape, test.xs.shape, name) == ((120, 784, 1), (10, 784, 1), "sequential MNIST")
     np.testing.assert_allclose(test.xs.mean((1, 2)), np.arange(10) * 25 / 255, rtol=1e-6)
     np.testing.assert_array_equal(test.labels, np.arange(10))
 
@@ -282,21 +282,21 @@ def test_digits_are_trained_on(monkeypatch, tiny_mnist, capsys):
 
 
 def test_none_is_trained_on_and_held_out():
-    digits = pixel_digits.Digits(np.arange(70_000), np.arange(70_000))
-    training, held_out = pixel_digits.hold_out(digits)
+    digits = common.digits.Digits(np.arange(70_000), np.arange(70_000))
+    learned_from, held_out = pixel_digits.hold_out(digits)
     assert len(held_out.labels) == pixel_digits.HELD_OUT
-    np.testing.assert_array_equal(np.sort(np.concatenate([training.xs, held_out.xs])), digits.xs)
+    np.testing.assert_array_equal(np.sort(np.concatenate([learned_from.xs, held_out.xs])), digits.xs)
 
 
 def test_small_digits_stand_in():
-    training, test, _ = pixel_digits.read_digits()
-    assert (training.xs.shape, test.xs.shape) == ((1437, 64, 1), (360, 64, 1))
-    assert training.xs.max() == 1
+    learned_from, test, _ = common.digits.read_digits()
+    assert (learned_from.xs.shape, test.xs.shape) == ((1437, 64, 1), (360, 64, 1))
+    assert learned_from.xs.max() == 1
     assert set(test.labels.tolist()) == set(range(10))
 
 
 def test_accuracy_counts_every_digit():
-    digits = pixel_digits.Digits(np.arange(130)[:, None], np.where(np.arange(130) < 127, 1, 0))
+    digits = common.digits.Digits(np.arange(130)[:, None], np.where(np.arange(130) < 127, 1, 0))
     always_one = eqx.nn.Lambda(lambda xs: jax.nn.one_hot(1, 10) + 0.0 * xs)
     assert pixel_digits.accuracy(always_one, digits) == 127 / 130
 
@@ -304,7 +304,7 @@ def test_accuracy_counts_every_digit():
 def test_digits_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected mnist in"):
-        pixel_digits.read_digits()
+        common.digits.read_digits()
 
 
 # Video

@@ -5,7 +5,7 @@ import sys
 from functools import lru_cache, partial
 from typing import Any
 
-import count_ones
+import backpropagation_by_hand as by_hand
 import equinox as eqx
 import gradient_flow
 import grid
@@ -15,7 +15,7 @@ import language_model
 import laws
 import numpy as np
 import pytest
-import text
+from common import text
 from new_cell import UpdateGateRNN
 from new_engine import Doubled
 
@@ -78,14 +78,14 @@ def test_new_engine_equals_scan(steps):
 
 def test_gradient_by_hand_is_that_of_jax():
     xs = np.random.default_rng(3).integers(0, 2, (5, 12)).astype(np.float64)
-    weights = count_ones.Weights(np.asarray(1.1), np.asarray(-0.5))
-    by_jax = jax.jit(jax.grad(count_ones.loss))(weights, xs)
-    np.testing.assert_allclose(count_ones.gradient_by_hand(1.1, -0.5, xs), by_jax, rtol=1e-10)
+    weights = by_hand.Weights(np.asarray(1.1), np.asarray(-0.5))
+    by_jax = jax.jit(jax.grad(by_hand.loss))(weights, xs)
+    np.testing.assert_allclose(by_hand.gradient_by_hand(1.1, -0.5, xs), by_jax, rtol=1e-10)
 
 
 def test_the_linear_network_learns_to_count():
-    xs = np.random.default_rng(0).integers(0, 2, (count_ones.B, count_ones.T)).astype(np.float64)
-    learned = jax.jit(count_ones.learn)(count_ones.Weights(np.asarray(1.2), np.asarray(-1.5)), xs)
+    xs = np.random.default_rng(0).integers(0, 2, (by_hand.B, by_hand.T)).astype(np.float64)
+    learned = jax.jit(by_hand.learn)(by_hand.Weights(np.asarray(1.2), np.asarray(-1.5)), xs)
     np.testing.assert_allclose(learned, (1.0, 1.0), atol=1e-3)
 
 

@@ -6,7 +6,7 @@ import forecasting
 import jax
 import numpy as np
 import pytest
-import series
+from common import series
 
 import rnnjax
 

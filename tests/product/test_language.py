@@ -44,7 +44,7 @@ def each_step(function: Callable[[Any], Any] = jax.nn.identity) -> rnnjax.TimeDi
 def with_bias(model: LanguageModel, bias: Any) -> LanguageModel:
     with jax.ensure_compile_time_eval():
         bias = grid.place(np.asarray(bias, float))
-    return eqx.tree_at(lambda model: model.output_bias, model, bias)
+    return eqx.tree_at(lambda model: model.output.bias, model, bias)
 
 
 def with_weights(function: Callable[[np.ndarray], np.ndarray], model: LanguageModel) -> LanguageModel:
@@ -90,11 +90,11 @@ def by_form(function: Callable[..., Any], *arguments: Any, **options: Any) -> An
 
 def numpy_logits(model: LanguageModel, state: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
     """Of a GRU, the last h and the logits; from zeros where no state is given."""
-    embedding = np.asarray(model.embedding)
+    embedding = np.asarray(model.embedding.weight)
     start = np.zeros(model.network.hidden_size) if state is None else state
     (h,), ys = oracle.run(model.network, (start,), embedding[np.asarray(tokens)])
-    weight = embedding if model.output_weight is None else np.asarray(model.output_weight)
-    return h, ys @ weight.T + np.asarray(model.output_bias)
+    weight = embedding if model.output.weight is None else np.asarray(model.output.weight)
+    return h, ys @ weight.T + np.asarray(model.output.bias)
 
 
 # Logits and loss
@@ -107,12 +107,17 @@ def test_logits_are_one_row_of_scores_per_token(length):
 
 
 @pytest.mark.parametrize("token", [-1, V])
-def test_a_token_that_is_unknown_is_not_a_number(token):
-    _, logits = run(read, build(), None, np.array([3, token, 1]))
-    assert np.isfinite(logits[0]).all()
-    assert np.isnan(logits[1:]).all()
-    loss, _ = run(loss_and_states, build(), states(), CHUNK._replace(targets=np.full((B, T), token)))
-    assert np.isnan(loss)
+def test_an_unknown_token_is_an_error_when_run(token):
+    expected = rf"expected tokens from 0 to {V - 1}.*Give unknown words a token of their own"
+    with pytest.raises(RuntimeError, match=f"tokens: {expected}"):
+        run(read, build(), None, np.array([3, token, 1]))
+    with pytest.raises(RuntimeError, match=f"targets: {expected}"):
+        run(loss_and_states, build(), states(), CHUNK._replace(targets=np.full((B, T), token)))
+
+
+def test_an_unknown_token_outside_of_jit_is_a_value_error():
+    with pytest.raises(ValueError, match=f"^tokens: expected tokens from 0 to {V - 1}.*got {V}. Give unknown words"):
+        build().logits((), grid.place(np.array([3, V])))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", slow("int8"), slow("uint16")])
@@ -209,7 +214,7 @@ def test_dropout_differs_between_streams_and_ends_with_the_key():
 
 def test_tied_weights_are_one_array():
     tied = build(E, True)
-    assert tied.output_weight is None
+    assert tied.output.weight is None
     assert sorted(leaf.shape for leaf in jax.tree.leaves(tied) if V in leaf.shape) == [(V,), (V, E)]
     _, logits = run(read, tied, None, PROMPT)
     np.testing.assert_allclose(logits, numpy_logits(tied, None, PROMPT)[1], rtol=1e-12, atol=1e-14)
@@ -217,11 +222,13 @@ def test_tied_weights_are_one_array():
 
 def test_tied_gradient_is_the_sum_of_both_uses():
     tied = with_bias(LanguageModel(V, each_step(jnp.tanh), key=key(), tied=True), np.linspace(-1.0, 1.0, V))
-    untied = eqx.tree_at(lambda model: model.output_weight, tied, tied.embedding, is_leaf=lambda leaf: leaf is None)
+    untied = eqx.tree_at(
+        lambda model: model.output.weight, tied, tied.embedding.weight, is_leaf=lambda leaf: leaf is None
+    )
     gradient = jax.grad(lambda model: language_loss(model, (), CHUNK, None)[0])
     one, two = jax.tree.map(np.asarray, jax.jit(lambda *models: [gradient(model) for model in models])(tied, untied))
-    assert np.abs(two.embedding).max() > 1e-3 < np.abs(two.output_weight).max()
-    np.testing.assert_allclose(one.embedding, two.embedding + two.output_weight, rtol=1e-10, atol=1e-14)
+    assert np.abs(two.embedding.weight).max() > 1e-3 < np.abs(two.output.weight).max()
+    np.testing.assert_allclose(one.embedding.weight, two.embedding.weight + two.output.weight, rtol=1e-10, atol=1e-14)
 
 
 def test_tied_needs_an_output_of_the_size_of_the_input():
@@ -325,8 +332,8 @@ def changed(place: int, token: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (changed(1, V), r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got 5$"),
-        (changed(1, -1), r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got -1$"),
+        (changed(1, V), r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got 5\. Give unknown"),
+        (changed(1, -1), r"^prompt: expected tokens from 0 to 4, of a vocabulary of 5, got -1\. Give unknown"),
     ],
     ids=["unknown", "negative"],
 )

@@ -61,7 +61,7 @@ def test_each_recipe_is_judged_and_trained_by_a_loss_that_fits(monkeypatch, reci
     words = next_word.split(next_word.read_corpus()[0])
     model = next_word.train(next_word.RECIPES[recipe], words, next_word.parse(["--steps", "60"]))
     assert judged == [1]
-    assert (model.output_weight is None) == (recipe == "awd")
+    assert (model.output.weight is None) == (recipe == "awd")
     assert sum(isinstance(layer, rnnjax.regularise.VariationalDropout) for layer in model.network.layers) == (
         recipe == "awd"
     )

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import chorales
-import data
 import equinox as eqx
 import fitzhugh_nagumo
 import jax
 import mnist1d
 import numpy as np
 import pytest
-import speakers
+import speaker_recognition
+from common import data
 
 from benchmarks import published
 
@@ -55,7 +55,7 @@ def test_digits_as_lines(monkeypatch, tmp_path, capsys):
 
 
 def test_speakers_are_read():
-    training, test = speakers.read()[1:]
+    training, test = speaker_recognition.read()[1:]
     assert training.xs.shape == (270, 29, 12)
     assert test.xs.shape == (370, 29, 12)
     assert {7, 29} <= set(training.lengths.tolist()) <= set(range(7, 30))
@@ -65,7 +65,7 @@ def test_a_file_of_speakers(tmp_path):
     path = tmp_path / "x.ts"
     lines = [":".join(["1,2,3"] * 12) + ":1", ":".join(["4"] * 12) + ":9"]
     path.write_text("# of\n@classLabel true 1 2\n@data\n" + "\n".join(lines) + "\n")
-    sequences = speakers.read_file(path)
+    sequences = speaker_recognition.read_file(path)
     np.testing.assert_array_equal(sequences.targets, [0, 8])
     np.testing.assert_array_equal(sequences.lengths, [3, 1])
     np.testing.assert_array_equal(sequences.xs[0, :4, 5], [1, 2, 3, 0])
@@ -73,8 +73,8 @@ def test_a_file_of_speakers(tmp_path):
 
 @pytest.mark.slow
 def test_speakers_are_told_apart(monkeypatch):
-    monkeypatch.setattr(speakers, "UNITS", 12)
-    assert run(speakers, "--epochs", "20")["test"] > 0.6  # of nine
+    monkeypatch.setattr(speaker_recognition, "UNITS", 12)
+    assert run(speaker_recognition, "--epochs", "20")["test"] > 0.6  # of nine
 
 
 def test_a_round_is_four_voices():
@@ -150,14 +150,14 @@ def test_a_task_is_the_mean_of_its_seeds(monkeypatch):
 
 
 @pytest.mark.skipif((ROOT / "PKG-INFO").is_file(), reason="a source distribution is without the records of benchmarks")
-def test_the_table_in_readme_is_that_of_the_records():
+def test_the_published_table_is_that_of_the_records():
     records = json.loads((ROOT / "benchmarks" / "results" / "published.json").read_text())
     assert {record["task"] for record in records} <= set(published.TASKS)
-    assert published.table(records) in (ROOT / "README.md").read_text()
+    assert published.table(records) in (ROOT / "benchmarks" / "README.md").read_text()
 
 
 def test_what_stands_in_for_data_is_not_recorded(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["published.py", "Japanese Vowels, bidirectional LSTM"])
+    monkeypatch.setattr(sys, "argv", ["published", "Japanese Vowels, bidirectional LSTM"])
     with pytest.raises(SystemExit):
         published.main()
     assert "RNNJAX_DATA: expected the folder of the real data" in capsys.readouterr().err

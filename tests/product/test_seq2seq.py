@@ -176,7 +176,7 @@ def run_on(
 
 def numpy_encode(model: Seq2Seq, source: Any) -> tuple[np.ndarray, list[np.ndarray]]:
     """Outputs [S, M], and the last states, of both directions where there are two."""
-    encoder, xs = model.encoder, np.asarray(model.source_embedding)[np.asarray(source)]
+    encoder, xs = model.encoder, np.asarray(model.source_embedding.weight)[np.asarray(source)]
     both = isinstance(encoder, Bidirectional)
     zeros = (np.zeros(H if both else M),)
     if not len(xs):
@@ -236,7 +236,7 @@ def numpy_logits(model: Seq2Seq, source: Any, target: Any, seen: Any = slice(Non
     decoder, attentional = model.decoder, np.zeros(A)
     rows, alignments = [], []
     for token in np.asarray(target):
-        e, alignment = np.asarray(model.target_embedding)[token], np.zeros(0)
+        e, alignment = np.asarray(model.target_embedding.weight)[token], np.zeros(0)
         if isinstance(decoder, LuongDecoder):
             states, y = numpy_layers(decoder.recurrence, states, np.concatenate([e, attentional]))
             context, alignment = numpy_attend(decoder.score, y, values)
@@ -247,7 +247,7 @@ def numpy_logits(model: Seq2Seq, source: Any, target: Any, seen: Any = slice(Non
                 context, alignment = numpy_attend(decoder.score, states[-1][0], values)
             states, y = numpy_layers(decoder.recurrence, states, np.concatenate([e, context]))
             features = numpy_readout(getattr(decoder, "readout", None), np.concatenate([y, context, e]))
-        rows.append(np.asarray(model.output_weight) @ features + np.asarray(model.output_bias))
+        rows.append(np.asarray(model.output.weight) @ features + np.asarray(model.output.bias))
         alignments.append(alignment)
     return np.stack(rows), np.stack(alignments)
 
@@ -501,7 +501,7 @@ def test_tokens_may_come_in_few_bits():
     """Where the vocabulary's size, or what is said and fed, does not fit into them."""
     elman = lambda inputs: rnnjax.Elman(inputs, H, key=key(), dtype=F64)  # noqa: E731
     large = filled(lambda: Seq2Seq(300, 300, elman(E), ContextDecoder(elman(D + H)), key=key()))
-    large = eqx.tree_at(lambda model: model.output_bias, large, grid.place(np.arange(300.0) * 100))  # says 299
+    large = eqx.tree_at(lambda model: model.output.bias, large, grid.place(np.arange(300.0) * 100))  # says 299
     few = BATCH._replace(source=BATCH.source.astype("uint8"), target=BATCH.target.astype("uint8"))
     lose = lambda model, batch: seq2seq_loss(model, None, batch, None, teacher_forcing=0)[0]  # noqa: E731
     losses = jax.jit(lambda *batches: [lose(large, batch) for batch in batches])(BATCH, few)
@@ -515,8 +515,9 @@ def layered() -> Seq2Seq:
 
 
 def test_attention_asks_the_topmost_layer_that_has_a_state():
-    state = filled(lambda: layered().decoder.recurrence.initial())
-    np.testing.assert_array_equal(rnnjax.models.hidden(state), state[0][1].h)
+    network = layered().decoder.recurrence
+    state = filled(network.initial)
+    np.testing.assert_array_equal(network.hidden(state), state[0][1].h)
 
 
 @pytest.mark.slow

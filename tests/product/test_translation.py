@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import translation
-from numbers_in_words import english, german, number_pairs
+from common.numbers_in_words import english, german, number_pairs
 
 import rnnjax
 

@@ -91,7 +91,7 @@ PARTS: dict[str, Callable[..., Any]] = {
     "language model": of_cell(partial(rnnjax.models.LanguageModel, 77), 23, 29),
     "language model, tied": of_cell(partial(rnnjax.models.LanguageModel, 78, tied=True), 26, 26, rnnjax.LSTM),
     "tree classifier": of_cell(
-        lambda cell, key: rnnjax.models.TreeClassifier(79, cell, 5, key=key), 17, 19, rnnjax.trees.RNTN
+        lambda cell, key: rnnjax.models.TreeClassifier(79, 5, cell, key=key), 17, 19, rnnjax.trees.RNTN
     ),
     "sequence to sequence, Luong": seq2seq(luong, 81),
     "sequence to sequence, Bahdanau": seq2seq(bahdanau, 83),

@@ -3,6 +3,7 @@
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import common.treebank
 import equinox as eqx
 import grid
 import jax
@@ -409,7 +410,7 @@ def test_brackets_that_do_not_fit_are_named(text, message):
 @grid.once
 def classifier(dropout: float = 0.5) -> rnnjax.models.TreeClassifier:
     """A model that drops units where it has a key."""
-    return rnnjax.models.TreeClassifier(V, build("nary"), C, key=key(), dropout=dropout)
+    return rnnjax.models.TreeClassifier(V, C, build("nary"), key=key(), dropout=dropout)
 
 
 class Judged(NamedTuple):
@@ -442,14 +443,14 @@ def test_the_loss_is_the_mean_over_the_nodes_that_have_a_label():
     trees = forest(6)
     packed = pack_up(trees, bucket=BUCKET)
     bias = grid.place(np.linspace(-1.0, 1.0, C))
-    model = eqx.tree_at(lambda model: model.output_bias, classifier(), bias)
+    model = eqx.tree_at(lambda model: model.output.bias, classifier(), bias)
     got, losses, right = judge()(model, packed), [], 0
-    by_papers = [by_hand(model.cell, tree, np.asarray(model.embedding)) for tree in trees]
+    by_papers = [by_hand(model.cell, tree, np.asarray(model.embedding.weight)) for tree in trees]
     assert (packed.node >= 0).sum() == sum(len(tree.children) for tree in trees)
     for slot in np.flatnonzero(packed.node >= 0):
         tree, node = trees[packed.tree[slot]], packed.node[slot]
         h, _ = by_papers[packed.tree[slot]][node]
-        logits = h @ np.asarray(model.output_weight) + np.asarray(bias)
+        logits = h @ np.asarray(model.output.weight).T + np.asarray(bias)
         np.testing.assert_allclose(got.logits[slot], logits, rtol=1e-12, atol=1e-14)  # nothing is dropped
         if (label := tree.labels[node]) is not None:
             losses.append(np.log(np.exp(logits).sum()) - logits[label])
@@ -526,11 +527,11 @@ def treebank(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("treebank")
 def test_sentiment_is_read():
-    binary = sentiment_trees.read_task("binary")
+    binary = common.treebank.read_task("binary")
     assert [len(trees) for trees in binary[1:4]] == [8, 2, 4]
     assert binary.training[0] == Tree([[1, 2], [], []], [None, 1, 2], [1, None, 1])
-    assert binary.test[1] == Tree([[1, 2], [], []], [None, sentiment_trees.UNKNOWN, 1], [0, 0, None])
-    sequences = sentiment_sequence.read(sentiment_trees.read_task("fine").training)
+    assert binary.test[1] == Tree([[1, 2], [], []], [None, common.treebank.UNKNOWN, 1], [0, 0, None])
+    sequences = sentiment_sequence.read(common.treebank.read_task("fine").training)
     assert (sequences.xs[0, :3].tolist(), sequences.lengths[0], sequences.targets[0]) == ([1, 2, 0], 2, 4)
 
 
@@ -548,7 +549,7 @@ def test_sentiment_is_learned(capsys):
 def test_sentiment_is_learned_as_a_sequence(monkeypatch, capsys):
     for name, value in (("B", 4), ("EMBEDDING", 8), ("UNITS", 8), ("DROPOUT", 0.0), ("LEARNING_RATE", 0.05)):
         monkeypatch.setattr(sentiment_sequence, name, value)
-    task = sentiment_trees.read_task("binary")
+    task = common.treebank.read_task("binary")
     monkeypatch.setattr(sentiment_sequence, "read_task", lambda _: task._replace(test=task.held_out * 2))
     (record,) = sentiment_sequence.run(sentiment_sequence.parse(["--task", "binary", "--epochs", "10"]))
     assert record["test"] == 1
@@ -556,7 +557,7 @@ def test_sentiment_is_learned_as_a_sequence(monkeypatch, capsys):
 
 
 def test_expressions_have_their_values():
-    task = sentiment_trees.expressions(np.random.default_rng(1))
+    task = common.treebank.expressions(np.random.default_rng(1))
     names = ["0", "1", "&", "|", "^"]
 
     def text(tree: Tree, node: int) -> str:
@@ -571,4 +572,4 @@ def test_expressions_have_their_values():
 def test_a_treebank_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="RNNJAX_DATA: expected sst in"):
-        sentiment_trees.read_task("fine")
+        common.treebank.read_task("fine")

@@ -1,31 +1,26 @@
-"""Time, compile time and memory of every engine, by cell and shape: `python benchmarks/run.py [--quick]`."""
+"""Time, compile time and memory of every engine, by cell and shape: `python -m benchmarks.engines [--quick]`."""
 
-import argparse
-import sys
 from pathlib import Path
 
+from common.command_line import command_line
 from tqdm import tqdm
 
-if not __package__:  # run as a script: Python then looks in this folder only, not in the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.cases import CASES, ENGINES, QUICK_CASES, Case, draw, refusal
 from benchmarks.measure import Record
+from benchmarks.report import JSON, PLOT, QUICK
 
 DIRECTIONS = {"forward": measure.forward, "gradient": measure.gradient}
 
 
+parse = command_line(__doc__, JSON, QUICK, PLOT)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small shapes, short measurements")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios to Scan")
-    options = parser.parse_args()
-    print(measure.heading(), flush=True)
+    options = parse()
+    print(report.heading(), flush=True)
     records = run(QUICK_CASES, 0.2) if options.quick else run(CASES, 1.0)
-    if options.json:
-        measure.write_json(options.json, records)
+    measure.write(options.json, records)
     if options.plot:
         plot(options.plot, records)
 

@@ -1,7 +1,7 @@
 """Tiny Shakespeare by the recipe of "Were RNNs all we needed?" (Feng et al. 2024, arXiv:2410.01201): MinGRU or MinLSTM.
 
-    RNNJAX_DATA=folder python examples/shakespeare.py --minutes 60
-    python examples/shakespeare.py --cell min_lstm --width 128 --minutes 5
+    RNNJAX_DATA=folder python examples/minimal_rnns.py --minutes 60
+    python examples/minimal_rnns.py --cell min_lstm --width 128 --minutes 5
 
 RNNJAX_DATA is a folder that holds tinyshakespeare/input.txt, which is
 https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. Without it the manual that
@@ -14,27 +14,25 @@ chosen here.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import data
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from blocks import count_steps, count_weights
+from common.command_line import FOLDER, RESUME, choice, command_line, main, minutes_option, option
+from common.text import SHAKESPEARE, read_corpus
+from common.training import count_steps, count_weights, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
-from learning import folder_for_now
-from text import read_text
 
 import rnnjax
 
 B, T, BLOCKS, WINDOW, EXPANSION = 64, 256, 3, 4, 2
 DROPOUT, CLIP, LEARNING_RATE, DECAY, EVERY = 0.2, 0.25, 1e-3, 0.01, 25
-SHAKESPEARE = "Tiny Shakespeare"
 CELLS = {"min_gru": rnnjax.MinGRU, "min_lstm": rnnjax.MinLSTM}
 PUBLISHED = {"min_gru": (1.548, 575), "min_lstm": (1.555, 625)}
 
@@ -95,12 +93,6 @@ def loss(model: rnnjax.models.LanguageModel, carry: None, chunk: rnnjax.training
     return rnnjax.models.language_loss(model, states, chunk, key)[0], carry
 
 
-def main() -> None:
-    """Train for the minutes given; print the loss on the last tenth as it falls."""
-    for _ in run(parse()):
-        pass
-
-
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The record of a model that was trained for some minutes."""
     text, name = read_corpus()
@@ -110,7 +102,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.folder is not None:
         curve = train(options, len(vocabulary), training, held_out, options.folder)
     else:
-        with folder_for_now() as folder:
+        with temporary_folder() as folder:
             curve = train(options, len(vocabulary), training, held_out, folder)
     best, at = min((loss, step) for step, loss, *_ in curve)
     print(f"{options.cell}-{options.width} on {name}: {best:.3f} nats after {at} steps")
@@ -121,29 +113,24 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield record
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=CELLS, default="min_gru")
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--minutes", type=float, default=60.0, help="of training, those before --resume included")
-    parser.add_argument("--folder", type=Path, help="where metrics and checkpoints go, and stay")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --folder")
-    options = parser.parse_args(words)
+def check_folder(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """The folder holds a run exactly if that is to be resumed."""
     held = options.folder is not None and (options.folder / "checkpoint").exists()
     if options.resume and not held:
         parser.error(f"--resume: expected a run in --folder, found none in {options.folder}")
     if held and not options.resume:
         parser.error(f"--folder: {options.folder} holds a run. Add --resume to go on with it, or name another folder")
-    return options
 
 
-def read_corpus() -> tuple[str, str]:
-    """The text, and what it is called."""
-    path = data.find("tinyshakespeare/input.txt", "the manual that comes with Python stands in for Shakespeare")
-    if path is None:
-        return read_text(None), "the manual of Python"
-    return read_text(str(path)), SHAKESPEARE
+parse = command_line(
+    __doc__,
+    choice("--cell", CELLS, "min_gru"),
+    option("--width", type=int, default=384, help="of the layers (%(default)s)"),
+    minutes_option(60.0, "those before --resume included"),
+    FOLDER,
+    RESUME,
+    check=check_folder,
+)
 
 
 def train(
@@ -169,4 +156,4 @@ def train(
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)

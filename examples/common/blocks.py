@@ -1,13 +1,11 @@
-"""What examples share: blocks of deep linear networks, optimisers and schedules, and how long to train."""
+"""Blocks of deep linear networks (LRU), and the optimiser that suits them."""
 
-import time
 from collections.abc import Hashable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
@@ -53,26 +51,3 @@ def _part_of_each(weights: Any) -> Any:
         return eqx.tree_at(lambda cell: (cell.nu, cell.theta, cell.log_gamma), names, ("recurrence",) * 3)
 
     return jax.tree.map(of, weights, is_leaf=lambda part: isinstance(part, rnnjax.LRU))
-
-
-def level_then_down(learning_rate: float, steps: int) -> optax.Schedule:
-    """Constant, and in a straight line to zero over the last quarter of the steps."""
-    quarter = steps // 4
-    parts = optax.constant_schedule(learning_rate), optax.linear_schedule(learning_rate, 0.0, quarter)
-    return optax.join_schedules(parts, [steps - quarter])
-
-
-def count_steps(model: Any, loss: Any, batches: Any, minutes: float) -> int:
-    """How many steps of training fill the minutes, by the time of a few whose gradients are thrown away."""
-    gradient = eqx.filter_jit(eqx.filter_grad(lambda model, batch, key: loss(model, None, batch, key)[0]))
-    seconds = []
-    for step in range(4):
-        begun = time.perf_counter()
-        jax.block_until_ready(gradient(model, jax.tree.map(jnp.asarray, batches(step)), jax.random.key(step)))
-        seconds.append(time.perf_counter() - begun)
-    return max(1, int(minutes * 60 / np.median(seconds[1:])))
-
-
-def count_weights(model: Any) -> int:
-    """How many numbers are trained."""
-    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))

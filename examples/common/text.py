@@ -9,7 +9,10 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
+from common import data
+
 BLOCK = 4_000  # of every ten blocks of at most so many characters, one is held out
+SHAKESPEARE = "Tiny Shakespeare"
 COMPRESSORS = {
     "bz2": lambda content: bz2.compress(content, 9),
     "lzma": lambda content: lzma.compress(content, preset=9 | lzma.PRESET_EXTREME),
@@ -69,6 +72,14 @@ def read_text(path: str | None) -> str:
             f"--text: expected at least 20,000 characters to train on and hold out, got {len(text)} in {path}"
         )
     return text
+
+
+def read_corpus() -> tuple[str, str]:
+    """The text, and what it is called."""
+    path = data.find("tinyshakespeare/input.txt", "the manual that comes with Python stands in for Shakespeare")
+    if path is None:
+        return read_text(None), "the manual of Python"
+    return read_text(str(path)), SHAKESPEARE
 
 
 def entropy_bits(corpus: Corpus, order: int) -> float:

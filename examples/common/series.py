@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import data
 import numpy as np
 from matplotlib.cbook import get_sample_data
 
 import rnnjax
+from common import data
 
 YEAR = 12
 LINE = re.compile(r'"?(\d{4})-(0[1-9]|1[0-2])"?,(.*)')  # "1949-01",112

@@ -10,6 +10,7 @@ It counts exactly when w_rec = w_x = 1. The gradient by w_rec holds powers of w_
 vanishes below, so the steps are resilient ones, which follow its sign alone (Riedmiller & Braun 1993).
 """
 
+import argparse
 from typing import NamedTuple, cast
 
 import equinox as eqx
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.command_line import command_line
 from jaxtyping import Array
 
 import rnnjax
@@ -72,8 +74,12 @@ def learn(weights: Weights, xs: Array) -> Weights:
     return weights
 
 
-def main() -> None:
+parse = command_line(__doc__)
+
+
+def run(options: argparse.Namespace) -> None:
     """Show the two gradients, learn, and count a sequence."""
+    del options
     xs = np.random.default_rng(0).integers(0, 2, (B, T)).astype(np.float32)
     start = Weights(jnp.asarray(1.2), jnp.asarray(-1.5))
     by_hand, by_jax = gradient_by_hand(1.2, -1.5, xs), jax.grad(loss)(start, jnp.asarray(xs))
@@ -89,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(parse())

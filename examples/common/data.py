@@ -1,13 +1,13 @@
-"""Where the examples find real data: in the folder that the environment variable RNNJAX_DATA names."""
+"""Real data for the examples: files of the folder that the environment variable RNNJAX_DATA names."""
 
 import os
 from pathlib import Path
 
 
 def find(name: str, stand_in: str) -> Path | None:
-    """`name` in that folder; None, and a word on what stands in for it, where there is no such variable.
+    """The file or folder `name` in it. Without such a variable: None, and `stand_in` is printed.
 
-    Raises FileNotFoundError where the variable is set and what it names holds nothing of this name.
+    Raises FileNotFoundError if the variable is set, and its folder holds nothing of this name.
     """
     folder = os.environ.get("RNNJAX_DATA")
     if folder is None:

@@ -1,7 +1,7 @@
 """Who speaks: nine men say two vowels, a sequence of twelve numbers for each, read by a bidirectional LSTM.
 
-    RNNJAX_DATA=folder python examples/speakers.py
-    python examples/speakers.py                          on speakers made up here, each around a sound of his own
+    RNNJAX_DATA=folder python examples/speaker_recognition.py
+    python examples/speaker_recognition.py                   on speakers made up here, each around a sound of his own
 
 Japanese Vowels (Kudo, Toyama & Shimbo 1999), a set of sequences of 7 to 29 steps. RNNJAX_DATA is a folder that holds
 japanese_vowels/JapaneseVowels_TRAIN.ts and ..._TEST.ts, from https://timeseriesclassification.com.
@@ -12,32 +12,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import data
 import equinox as eqx
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array
-from learning import add_picture, fit
+from common import data
+from common.classification import accuracy
+from common.command_line import LOSSES, SEED, command_line, epochs_option, main
+from common.training import fit
 
 import rnnjax
 
 B, UNITS, SPEAKERS, FEATURES, T, LEARNING_RATE = 27, 100, 9, 12, 29, 1e-3
 
 
-def main() -> None:
-    """Train, and print the accuracy."""
-    for _ in run(parse()):
-        pass
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or these words in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    add_picture(parser)
-    return parser.parse_args(words)
+parse = command_line(
+    __doc__,
+    epochs_option(100),
+    SEED,
+    LOSSES,
+)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -62,18 +56,6 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if name == "Japanese Vowels":
         print("published, of a bidirectional LSTM: 95.4 %")
     yield {"task": name, "seed": options.seed, "test": share}
-
-
-@eqx.filter_jit
-def predict(model: rnnjax.models.Classifier, xs: Array, lengths: Array) -> Array:
-    """The likeliest speaker of each sequence."""
-    return jax.vmap(lambda xs, length: model(xs, length=length))(xs, lengths).argmax(-1)
-
-
-def accuracy(model: rnnjax.models.Classifier, sequences: rnnjax.models.Sequences) -> float:
-    """The share of sequences whose speaker is told right."""
-    said = predict(model, sequences.xs, sequences.lengths)
-    return float(np.mean(np.asarray(said) == sequences.targets))
 
 
 def read() -> tuple[str, rnnjax.models.Sequences, rnnjax.models.Sequences]:
@@ -117,4 +99,4 @@ def pad(sequences: Sequence[np.ndarray], labels: Sequence[int]) -> rnnjax.models
 
 
 if __name__ == "__main__":
-    main()
+    main(parse, run)
