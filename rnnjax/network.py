@@ -14,7 +14,7 @@ from .marks import isolate
 
 
 class Options(NamedTuple):
-    """What `unroll` was given beside cell, state and inputs, to be handed on to the parts of a network."""
+    """What `unroll` was given beside cell, state and inputs, to be handed on to the layers of a network."""
 
     length: Length | None
     resets: Flags | None
@@ -22,7 +22,7 @@ class Options(NamedTuple):
     key: PRNGKeyArray | None
 
     def split_key(self, number: int) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
-        """Two keys of its own for part `number`; None where nothing is random."""
+        """Two keys of its own for layer `number`; None where nothing is random."""
         if self.key is None:
             return None, None
         first, second = jax.random.split(jax.random.fold_in(self.key, number))
@@ -36,7 +36,7 @@ class Options(NamedTuple):
 class AbstractNetwork(eqx.Module):
     """Sequence in, sequence out, state in, state out.
 
-    Subclass requirements: `input_type` and `initial` as for a cell; `run`, which calls `unroll` on its parts and hands
+    Subclass requirements: `input_type` and `initial` as for a cell; `run`, which calls `unroll` on its layers and hands
     on what it was given, so that lengths, resets and engines mean the same at any depth. Inputs arrive checked, with
     safe values in ignored steps, and already flipped if they were to run in reverse.
     """

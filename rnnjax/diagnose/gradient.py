@@ -50,11 +50,11 @@ def gradient_by_lag(
 
 
 def gradient_by_input(
-    loss: Any, part: Any, state: State | None, xs: Any, *, engine: Any = Auto()
+    loss: Any, layer: Any, state: State | None, xs: Any, *, engine: Any = Auto()
 ) -> Float[Array, " T"]:
     """The norm of dL/dx_{T-k} for every lag k from 0 to T - 1: what each input still does to the loss.
 
-    Arguments as in `gradient_by_lag`, but `part` may be any cell or network, or a function with its state, and the
+    Arguments as in `gradient_by_lag`, but `layer` may be any cell or network, or a function with its state, and the
     engine any that runs it; `xs` must be floating.
     """
     xs = check.sequence(xs)
@@ -62,7 +62,7 @@ def gradient_by_input(
         raise TypeError(f"xs: expected floating arrays, by which to differentiate, got {check.show(xs)}")
     if steps(xs) == 0:
         raise ValueError("xs: expected at least one step, got none")
-    gradient = jax.grad(lambda xs: judge(loss, *unroll(part, state, xs, engine=engine)))(xs)
+    gradient = jax.grad(lambda xs: judge(loss, *unroll(layer, state, xs, engine=engine)))(xs)
     return _norms(gradient)[::-1]
 
 
@@ -93,7 +93,7 @@ class DisturbedLinearCell(DisturbedCell, AbstractLinearCell):
     """The same of a linear cell, which it leaves linear."""
 
     cell: AbstractLinearCell
-    start: None = None
+    initial_state: None = None
 
     def coefficients(self, u: tuple[PyTree[Array], Hidden]) -> tuple[Array, Array]:
         a, b = self.cell.coefficients(u[0])

@@ -21,7 +21,7 @@ class Begun(NamedTuple):
     """A state, and whether it is still the cell's own initial one, which may be learned."""
 
     state: State
-    fresh: Bool[Array, ""]
+    is_initial: Bool[Array, ""]
 
 
 class AbstractBackward(AbstractEstimator):
@@ -60,7 +60,7 @@ class AbstractBackward(AbstractEstimator):
 
         def total(trained: Weights) -> tuple[Float[Array, ""], State]:
             cell, head = eqx.combine(trained, static)
-            state = select(memory.fresh, cell.initial(), memory.state)
+            state = select(memory.is_initial, cell.initial(), memory.state)
             last, ys = unroll(cell, state, xs, length=length, engine=self.engine, key=key)
             ys = cut(ys, first, steps(targets))
             return jax.vmap(lambda y, target: judge(loss, head, y, target))(ys, targets).sum(), last

@@ -90,9 +90,9 @@ class TruncatedBPTT(AbstractBackward):
             of_window, sought = cut(xs, start, min(overlap + losses, T)), cut(targets, first, losses)
             estimate = self._window(loss, weights, memory.begun, of_window, sought, _key(key, window), judged)
             ahead, window_key = cut(xs, start, self.every), _key(key, window)
-            state = select(memory.begun.fresh, weights[0].initial(), memory.begun.state)
+            state = select(memory.begun.is_initial, weights[0].initial(), memory.begun.state)
             state, _ = unroll(weights[0], state, ahead, length=after - start, engine=self.engine, key=window_key)
-            begun = Begun(state, memory.begun.fresh & (after == 0))
+            begun = Begun(state, memory.begun.is_initial & (after == 0))
             return estimate._replace(memory=_Reaching(begun, estimate.memory))
 
         estimate = accumulate(run, _Reaching(memory, memory), count)

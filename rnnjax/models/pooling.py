@@ -14,7 +14,7 @@ from ..marks import blank, counted
 
 
 def last(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
-    """The last step's. Of a `Bidirectional` that is little of what its backward part has read: see `ends`."""
+    """The last step's. Of a `Bidirectional` that is little of what its backward layer has read: see `ends`."""
     T = ys.shape[0]
     if length is None:
         return ys[-1] if T else jnp.zeros(ys.shape[1:], ys.dtype)

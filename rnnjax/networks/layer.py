@@ -1,4 +1,4 @@
-"""A layer: a cell or a network, as a part of a larger network."""
+"""A layer: a cell or a network within a larger network."""
 
 from typing import TypeAlias
 

@@ -409,7 +409,7 @@ def test_truncated_cuts_exactly_at_its_windows(every, back, given):
     np.testing.assert_allclose(got.gradient[1], head, rtol=0, atol=1e-11 * max(1, abs(head).max()))
     np.testing.assert_allclose(got.loss, steps.losses[:count].sum(), rtol=1e-11)
     np.testing.assert_allclose(got.memory.state.h, steps.states[count - 1, 0], rtol=0, atol=1e-11)
-    assert not got.memory.fresh
+    assert not got.memory.is_initial
     if back < count:
         whole = window_by_hand(steps, 0, 0, count, given)
         assert not np.allclose(ravel(got.gradient[0]), whole, atol=1e-9)
