@@ -10,7 +10,8 @@ from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
 from benchmarks.cases import GATES, Case
 from benchmarks.layers.layer import FORWARD, AbstractLayer, Work
-from benchmarks.measure import Contestant, cores
+from benchmarks.measure import Contestant
+from benchmarks.report import cores
 
 OPSET, FORMAT = 22, 10  # versions that every ONNX Runtime of the last years can read
 

@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.layers.layer import FORWARD, AbstractLayer, Work
-from benchmarks.measure import Contestant, cores
+from benchmarks.measure import Contestant
+from benchmarks.report import cores
 
 PEAK_SIZE = 1024
 PEAK_OPERATIONS = 2 * PEAK_SIZE**3

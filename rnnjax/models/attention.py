@@ -97,7 +97,7 @@ class Memory(NamedTuple):
 
 
 def remember(score: AbstractScore, values: Any, mask: Any) -> Memory:
-    """The memory of `values`, [S, M], for any number of queries; what stands where `mask`, [S], is false is not seen.
+    """The memory of `values`, [S, M], for any number of queries. Values are ignored where `mask`, [S], is false.
 
     Raises ValueError and TypeError for values and a mask that do not fit, or that the score was not made for.
     """

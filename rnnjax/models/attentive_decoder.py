@@ -1,4 +1,4 @@
-"""Decoders with attention: what they look at depends on what they have said."""
+"""Decoders with attention to the source."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -60,8 +60,8 @@ class BahdanauDecoder(AbstractDecoder):
         cell = self.recurrence
         if not isinstance(cell, AbstractAffineCell) or 0 in (len(embedded), len(memory.mask)):
             return super().run(memory, state, embedded, engine=engine, key=key)
-        state, seen, alignments = _run_affine(cell, self.score, memory, state, embedded)
-        return state, jax.vmap(self.readout)(seen), alignments
+        state, features, alignments = _run_affine(cell, self.score, memory, state, embedded)
+        return state, jax.vmap(self.readout)(features), alignments
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""The bridge: what was encoded becomes the state that a decoder starts from."""
+"""The bridge: from what was encoded to the first state of a decoder."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class Bridge(eqx.Module):
         """Draw the weights, by the forms of what will be encoded and of the state to be made of it.
 
         encoded   arrays like those the bridge will be given, or their forms: `cell.initial()`, `jnp.zeros(64)`
-        state     a state like those wanted, or its form: `cell.initial()`
+        state     a state like the decoder's, or its form: `cell.initial()`
         """
         inputs, leaves = sum(leaf.size for leaf in real_arrays("encoded", encoded)), real_arrays("state", state)
         keys = jax.random.split(key, len(leaves))

@@ -1,4 +1,4 @@
-"""One-to-many: what is to be said of an image, token by token."""
+"""One-to-many: a caption of an image, token by token."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -72,8 +72,8 @@ class Captioner(eqx.Module):
 class Captions(NamedTuple):
     """A batch of images, and their padded captions: each begins with its start token, and ends with its end token.
 
-    Lengths count both of these. What stands in the padding of a caption is never seen; of a caption without a token to
-    ask for the loss is zero, its image being looked at all the same.
+    Lengths count both of these. Padding never affects the loss. A caption of one token or none adds zero to it;
+    its image is encoded all the same.
     """
 
     image: PyTree[Array]  # [B, ...]
@@ -86,7 +86,7 @@ def caption_loss(
 ) -> tuple[Float[Array, ""], Any]:
     """Mean cross-entropy of the next token in nats, over all valid tokens of the batch, and `carry` as it was.
 
-    A loss for `fit`. A caption is fed without its last token, and asked for without its first.
+    A loss for `fit`. The input is a caption without its last token, the labels are all but the first.
 
     batch   (image, target, target_length), or `Captions`
     key     for dropout in the language model, drawn for each caption; None: nothing is dropped

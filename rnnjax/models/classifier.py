@@ -20,7 +20,7 @@ from .pooling import last
 
 
 class Sequences(NamedTuple):
-    """A batch of sequences and what is to be said of them: of each as a whole, or of each step."""
+    """A batch of sequences and their targets: one for each sequence, or one for each step."""
 
     xs: PyTree[Array]  # [B, T, ...]
     targets: PyTree[Array]  # [B, ...] or [B, T, ...]

@@ -114,14 +114,13 @@ class ContextDecoder(AbstractDecoder):
         return jax.eval_shape(self.remember, encoded).shape[0]
 
     def remember(self, encoded: Encoded) -> Float[Array, " C"]:
-        if self.summary is not None:
-            return self.summary(encoded.last).astype(encoded.ys.dtype)
-        if encoded.hidden is None:
+        context: Any = encoded.hidden if self.summary is None else self.summary(encoded.last)
+        if context is None:
             raise ValueError(
                 f"encoder: expected a hidden state of real numbers, got the state {check.show(encoded.last)}. "
                 f"Give ContextDecoder a `summary` of it"
             )
-        return encoded.hidden.astype(encoded.ys.dtype)
+        return context.astype(encoded.ys.dtype)
 
     def initial(self, state: State) -> State:
         return state

@@ -66,5 +66,9 @@ class OutputLayer(eqx.Module):
     def __call__(self, ys: Float[Array, "... O"], tied: Float[Array, "V E"] | None = None) -> Float[Array, "... V"]:
         """The logits; `tied` is the weight to use if the layer has none."""
         weight = tied if self.weight is None else self.weight
+        if weight is None:
+            raise ValueError(
+                "tied: expected the embedding's weight [V, E], since this layer has none, got None. Pass it"
+            )
         logits = jnp.matmul(ys, weight.T, preferred_element_type=carry_dtype(ys.dtype))
         return logits + leading(self.bias.astype(logits.dtype), logits.ndim)

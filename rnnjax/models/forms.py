@@ -43,7 +43,7 @@ def embedded_form(decoder: AbstractDecoder, encoded: Encoded) -> jax.ShapeDtypeS
 def features_form(
     decoder: AbstractDecoder, bridge: Any, encoded: Encoded, embedded: jax.ShapeDtypeStruct
 ) -> jax.ShapeDtypeStruct:
-    """The form of the features of the next token, once the bridge is seen to fit."""
+    """The form of the features of the next token, after a check that the bridge fits."""
     state, expected = jax.eval_shape(bridge, encoded.last), jax.eval_shape(decoder.recurrence.initial)
     check_bridge(state, expected, "the decoder's recurrence")
 

@@ -13,7 +13,7 @@ from .targets import target_loss
 class Pairs(NamedTuple):
     """A padded batch of sources and targets; a target begins with its start token, and ends with its end token.
 
-    Lengths count both of these. What stands in the padding is never seen.
+    Lengths count both of these. Padding never affects the loss.
     """
 
     source: Any  # [B, S]
@@ -33,7 +33,7 @@ def seq2seq_loss(
 ) -> tuple[Float[Array, ""], Any]:
     """Mean cross-entropy of the next token in nats, over all valid tokens of the batch, and `carry` as it was.
 
-    A loss for `fit`. A target is fed without its last token, and asked for without its first.
+    A loss for `fit`. The input is a target without its last token, the labels are all but the first.
 
     batch             (source, source_length, target, target_length), or `Pairs`
     key               for dropout and for `teacher_forcing`, drawn for each sequence; None: nothing is random

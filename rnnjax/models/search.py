@@ -34,7 +34,7 @@ class Hypothesis(NamedTuple):
     """A sequence of tokens that a search came to, or several, on a leading axis.
 
     tokens       [L], `end` from where it has ended on
-    length       how many tokens were said, the first `end` among them where there is one; at most L
+    length       the number of tokens up to and including the first `end`; L if there is none
     score        the logarithm of their probability, with the penalties that the search was given
     alignments   [L, S], zeros from `length` on; None where the model aligns nothing
     """
@@ -56,7 +56,7 @@ class Search(NamedTuple):
 
 
 def greedy(step: Step, state: State, *, start: Any, end: Any, max_length: Any) -> Hypothesis:
-    """Say the likeliest token after each token, from `start` until `end`, or until `max_length` tokens are said.
+    """Take the most probable token at each step, after `start`, until `end` or `max_length` tokens.
 
     step, state   the model and its state before `start`; see the head of this file
     start, end    tokens; `start` is not among those returned

@@ -126,7 +126,7 @@ class Seq2Seq(eqx.Module):
                            likeliest after those fed before is fed: scheduled sampling (Bengio et al. 2015,
                            arXiv:1506.03099), by argmax, through which no gradient passes. Wants a `key`; may be traced
 
-        Alignments are [T, S], zeros where not seen; None of a decoder without attention.
+        Alignments are [T, S], zeros where masked; None for a decoder without attention.
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         memory, state, _ = self.encode(source, length=length, mask=mask, engine=engine, key=keys[0])
@@ -164,7 +164,7 @@ class Seq2Seq(eqx.Module):
     def _scheduled(
         self, memory: PyTree[Array], state: State, tokens: Array, teacher_forcing: Any, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
-        """Step by step, since what is fed depends on what was said."""
+        """Step by step, since each input may depend on the output before."""
         T = tokens.shape[0]
         coin, dropping = (None, None) if key is None else jax.random.split(key)
         forced = jnp.zeros(T, bool) if coin is None else jax.random.bernoulli(coin, teacher_forcing, (T,))

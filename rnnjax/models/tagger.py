@@ -1,4 +1,4 @@
-"""Many-to-many: something said at every step: tags, the next value, the notes that sound next."""
+"""Many-to-many: an answer at every step, such as tags, the next value, or the notes that sound next."""
 
 from collections.abc import Callable
 from typing import Any

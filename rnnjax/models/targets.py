@@ -24,8 +24,8 @@ def target_loss(
 
     logits          `(source, tokens, key) -> [T, V]`: of one source, of the token after each of those fed
     sources         any tree of arrays that lead with the batch
-    target          [B, T + 1]; what stands in the padding is replaced by token 0 before it is seen
-    target_length   [B], the first token among those counted; of a length of 0 or 1 nothing is asked
+    target          [B, T + 1]; padding is replaced by token 0
+    target_length   [B], which counts the first token; a length of 0 or 1 adds nothing to the loss
     key             split for the examples; None is handed on
     """
     T = target.shape[1] - 1
