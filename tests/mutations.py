@@ -157,8 +157,8 @@ MUTATIONS = (
     Mutation(  # forward mode: nothing moves with the initial state
         "tangent_without_the_state",
         "rnnjax/kernels/recurrence/functions.py",
-        "sequences._replace(xs=at.xs, state=at.state)",
-        "sequences._replace(xs=at.xs)",
+        "Sequences.of(at, marks), 0, used_outputs)",
+        "Sequences.of(at._replace(state=primals.state), marks), 0, used_outputs)",
         "test_fused",
     ),
     # The CPU kernel

@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu
 
 import rnnjax
 from rnnjax.arrays import by_gate, by_head
-from rnnjax.kernels.recurrence.contract import Cotangents, Pointwise, Sequences, Trajectory, Weights
+from rnnjax.kernels.recurrence.contract import NeedsGradient, Pointwise, Sequences, Trajectory, Weights
 from rnnjax.kernels.recurrence.gpu import cluster
 from rnnjax.kernels.recurrence.gpu.device import Device
 from rnnjax.kernels.recurrence.gpu.exchange import ClusterExchange
@@ -82,7 +82,7 @@ def halves(kernel, name):
     xs, state = draw(GROUPS, BATCH, STEPS, INPUTS, dtype=cell.dtype), draw(GROUPS, BATCH, fields, H)
     sequences = Sequences(xs, state, length, resets)
     dstates, dlast = tuple(draw(GROUPS, BATCH, STEPS, H) for _ in range(fields)), draw(GROUPS, BATCH, fields, H)
-    plan, needs_gradient = kernel.plan(pointwise, weights), Cotangents(Weights(*[True] * 5), True, True)
+    plan, needs_gradient = kernel.plan(pointwise, weights), NeedsGradient(Weights(*[True] * 5), True, True)
 
     @eqx.filter_jit
     def run():
@@ -101,7 +101,7 @@ def one_step(kernel):
     weights = Weights(W, b, R, none, initial)
     state = jnp.sin(jnp.arange(batch * cell.hidden_size, dtype=jnp.float32)).reshape(1, batch, 1, -1)
     sequences = Sequences(jnp.ones((1, batch, 1, INPUTS)), state, None, None)
-    plan, needs_gradient = kernel.plan(pointwise, weights), Cotangents(Weights(*[True] * 5), True, True)
+    plan, needs_gradient = kernel.plan(pointwise, weights), NeedsGradient(Weights(*[True] * 5), True, True)
 
     @eqx.filter_jit
     def run():

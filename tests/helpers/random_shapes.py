@@ -13,7 +13,7 @@ import numpy as np
 
 import rnnjax
 from rnnjax.arrays import carry_dtype
-from rnnjax.kernels.recurrence.contract import Cotangents, KernelPlan, Pointwise, Sequences, Weights
+from rnnjax.kernels.recurrence.contract import Cotangents, KernelPlan, NeedsGradient, Pointwise, Sequences, Weights
 from rnnjax.kernels.recurrence.reference import Reference
 
 MOST, FEW = 70, 5  # of B, T, I and H
@@ -88,7 +88,7 @@ class Case(NamedTuple):
     sequences: Sequences
     dstates: tuple[np.ndarray | None, ...]
     dlast: np.ndarray | None
-    needs_gradient: Cotangents
+    needs_gradient: NeedsGradient
 
     @property
     def pointwise(self) -> Pointwise:
@@ -138,7 +138,7 @@ def draw_at(seed: int, sizes: Sizes) -> Case:
     ]
     marks = "".join(f" {mark}" for mark in ("length", "resets") if getattr(sequences, mark) is not None)
     title = f"{seed}: {name} {dtype} {instructions.name} {sizes}{marks} given {given} needed {needed}"
-    needs_gradient = Cotangents(Weights(*needed[:5]), *needed[5:])
+    needs_gradient = NeedsGradient(Weights(*needed[:5]), *needed[5:])
     kernel = rnnjax.kernels.CPU(instructions)
     return Case(title, kernel, dtype, name, weights, sequences, tuple(dstates), dlast, needs_gradient)
 

@@ -29,6 +29,7 @@ from rnnjax.kernels.recurrence.contract import (
     AbstractKernel,
     Cotangents,
     KernelPlan,
+    NeedsGradient,
     Pointwise,
     Sequences,
     Trajectory,
@@ -254,7 +255,7 @@ class RecorderPlan(ReferencePlan):
         trajectory: Trajectory,
         dstates: tuple[Array | None, ...],
         dlast: Array | None,
-        needs_gradient: Cotangents,
+        needs_gradient: NeedsGradient,
     ) -> Cotangents:
         given = tuple(cotangent is not None for cotangent in (*dstates, dlast))
         names = [name for name, is_needed in needs_gradient.weights._asdict().items() if is_needed]

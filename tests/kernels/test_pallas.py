@@ -26,7 +26,14 @@ import rnnjax
 from rnnjax.engines.fused import FusedPlan
 from rnnjax.kernels.pallas import mosaic_gpu
 from rnnjax.kernels.pallas import tpu as pallas_tpu
-from rnnjax.kernels.recurrence.contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Weights
+from rnnjax.kernels.recurrence.contract import (
+    AbstractKernel,
+    KernelPlan,
+    NeedsGradient,
+    Pointwise,
+    Sequences,
+    Weights,
+)
 from rnnjax.kernels.recurrence.gpu.block import Block
 from rnnjax.kernels.recurrence.gpu.cluster import Cluster
 from rnnjax.kernels.recurrence.gpu.device import KNOWN, LEAST, Device
@@ -55,7 +62,7 @@ def halves(kernel: AbstractKernel, cell: Any, *operands: Any) -> Any:
     plan = kernel.plan(pointwise, weights)
     assert isinstance(plan, KernelPlan)
     trajectory = plan.forward(weights, sequences, 0, (True,) * pointwise.fields)
-    needs_gradient = Cotangents(Weights(*[True] * 5), True, True)
+    needs_gradient = NeedsGradient(Weights(*[True] * 5), True, True)
     return trajectory[:2], plan.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
 
 

@@ -47,14 +47,14 @@ def batch(primitive: Primitive, operands: Any, axes: Any, *, form: Any, **static
     """The batching rule of every primitive of `recurrence`.
 
     The axis is folded into B where all along it share their weights, and need no more than one gradient of them; else
-    into S. The first seven operands are the weights, the inputs and the states.
+    into S.
     """
-    weights = _weights(form)
+    weights, xs = _numbers(form)
     one_each = "needs_gradient" in static and any(static["needs_gradient"].weights)
     by_group = one_each or any(axes[number] is not None for number in weights)
     size = next(leaf.shape[axis] for leaf, axis in zip(operands, axes, strict=True) if axis is not None)
-    xs = [length for number, length in enumerate(operands[5].shape) if number != axes[5]]
-    fold = Fold(by_group, size, *xs[:2])
+    S, B, *_ = (length for number, length in enumerate(operands[xs].shape) if number != axes[xs])
+    fold = Fold(by_group, size, S, B)
     folded = [
         fold.operand(leaf, axis, number in weights)
         for number, (leaf, axis) in enumerate(zip(operands, axes, strict=True))
@@ -63,8 +63,9 @@ def batch(primitive: Primitive, operands: Any, axes: Any, *, form: Any, **static
     return [leaf for leaf, _ in results], [axis for _, axis in results]
 
 
-def _weights(form: Any) -> set[int]:
-    """Which operands have no axis B: those within `Weights`."""
+def _numbers(form: Any) -> tuple[set[int], int]:
+    """Which operands have no axis B, those within `Weights`; and which is xs."""
     numbered = jax.tree.unflatten(form, range(form.num_leaves))
     nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, Weights))
-    return {number for node in nodes if isinstance(node, Weights) for number in jax.tree.leaves(node)}
+    weights = {number for node in nodes if isinstance(node, Weights) for number in jax.tree.leaves(node)}
+    return weights, numbered[0].xs

@@ -6,6 +6,7 @@ F  fields of a state                         C  vectors [H] that are kept of a s
 """
 
 import abc
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -75,13 +76,43 @@ class Weights(NamedTuple):
     initial: Float[Array, "S F H"]  # the state after a reset
 
 
+class Primals(NamedTuple):
+    """The arrays that derivatives are by; or of each its tangent, or whether its tangent is known, or its number."""
+
+    weights: Weights
+    xs: Float[Array, "S B T I"]
+    state: Float[Array, "S B F H"]
+
+    def flat(self) -> tuple[Any, ...]:
+        """One by one, absent ones too."""
+        return *self.weights, self.xs, self.state
+
+    @classmethod
+    def of(cls, flat: Iterable[Any]) -> "Primals":
+        """The inverse of `flat`."""
+        *weights, xs, state = flat
+        return cls(Weights(*weights), xs, state)
+
+
+class Marks(NamedTuple):
+    """Which steps of each sequence are masked, and before which its state is reset."""
+
+    length: Int[Array, "S B"] | None  # int32, from 0 to T: steps from there on are masked
+    resets: Bool[Array, "S B T"] | None  # one from `length` on is none
+
+
 class Sequences(NamedTuple):
     """What each sequence has for itself."""
 
     xs: Float[Array, "S B T I"]
     state: Float[Array, "S B F H"]
-    length: Int[Array, "S B"] | None  # int32, from 0 to T: steps from there on are ignored
-    resets: Bool[Array, "S B T"] | None  # one from `length` on is ignored too
+    length: Int[Array, "S B"] | None
+    resets: Bool[Array, "S B T"] | None
+
+    @classmethod
+    def of(cls, primals: Primals, marks: Marks) -> "Sequences":
+        """Those of a call."""
+        return cls(primals.xs, primals.state, *marks)
 
 
 class Trajectory(NamedTuple):
@@ -98,6 +129,14 @@ class Cotangents(NamedTuple):
     weights: Weights  # each array leads with S, be its weight shared or not
     xs: Float[Array, "S B T I"] | None
     state: Float[Array, "S B F H"] | None
+
+
+class NeedsGradient(NamedTuple):
+    """Which of the `Primals` need a gradient: a bool for each."""
+
+    weights: Weights
+    xs: bool
+    state: bool
 
 
 class KernelPlan(abc.ABC):
@@ -140,7 +179,7 @@ class KernelPlan(abc.ABC):
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        needs_gradient: Cotangents,
+        needs_gradient: NeedsGradient,
     ) -> Cotangents:
         """The transpose of the derivative of `forward`, at its own `trajectory`.
 

@@ -3,64 +3,47 @@
 An operand is a leaf of the tuple that each function names; `form` is the structure of that tuple.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
 from jaxtyping import Array, PyTree
 
-from .contract import Cotangents, KernelPlan, Weights
+from .contract import KernelPlan, NeedsGradient, Primals, Sequences
 from .reference import ReferencePlan
 
 KernelPlans = tuple[tuple[str, KernelPlan], ...]  # by platform, as JAX names it
 
 
-class Tangents(NamedTuple):
-    """The tangents of the seven arrays that a derivative is by; None where one is zero."""
-
-    weights: Weights
-    xs: Any
-    state: Any
-
-
-def seven(tree: Tangents | Cotangents) -> tuple[Any, ...]:
-    """Weights, inputs and initial states: of these are the first seven operands everywhere, in this order."""
-    return *tree.weights, tree.xs, tree.state
-
-
-def of_seven(kind: type, entries: Iterable[Any]) -> Any:
-    """The inverse of `seven`."""
-    *weights, xs, state = entries
-    return kind(Weights(*weights), xs, state)
-
-
 def forward(
     *leaves: Array, form: Any, plan: KernelPlan, residual_size: int, used_outputs: tuple[bool, ...]
 ) -> list[Array]:
-    """`(weights, sequences)` to a trajectory."""
-    operands = jax.tree.unflatten(form, leaves)
-    return jax.tree.leaves(plan.forward(*operands, residual_size=residual_size, used_outputs=used_outputs))
+    """`(primals, marks)` to a trajectory."""
+    primals, marks = jax.tree.unflatten(form, leaves)
+    sequences = Sequences.of(primals, marks)
+    return jax.tree.leaves(plan.forward(primals.weights, sequences, residual_size, used_outputs))
 
 
-def backward(*leaves: Array, form: Any, plan: KernelPlan, needs_gradient: Cotangents) -> list[Array]:
-    """`(weights, sequences, trajectory, dstates, dlast)` to the cotangents that are needed."""
-    return jax.tree.leaves(plan.backward(*jax.tree.unflatten(form, leaves), needs_gradient=needs_gradient))
+def backward(*leaves: Array, form: Any, plan: KernelPlan, needs_gradient: NeedsGradient) -> list[Array]:
+    """`(primals, marks, trajectory, dstates, dlast)` to the cotangents that are needed."""
+    primals, marks, trajectory, dstates, dlast = jax.tree.unflatten(form, leaves)
+    sequences = Sequences.of(primals, marks)
+    return jax.tree.leaves(plan.backward(primals.weights, sequences, trajectory, dstates, dlast, needs_gradient))
 
 
 def tangent(*leaves: Array, form: Any, plan: KernelPlan) -> list[Array]:
-    """`(weights, sequences, trajectory, tangents)` to those of the states and of the last one, by the reference."""
+    """`(primals, marks, trajectory, tangents)` to those of the states and of the last one, by the reference."""
     reference = ReferencePlan(plan.pointwise)
-    _, sequences, _, tangents = jax.tree.unflatten(form, leaves)
+    primals, marks, _, tangents = jax.tree.unflatten(form, leaves)
 
-    def run(*entries: Array) -> PyTree:
-        at = of_seven(Tangents, entries)
-        at_sequences = sequences._replace(xs=at.xs, state=at.state)
+    def run(*flat: Array) -> PyTree:
+        at = Primals.of(flat)
         used_outputs = (True,) * reference.pointwise.fields
-        return reference.forward(at.weights, at_sequences, residual_size=0, used_outputs=used_outputs)[:2]
+        return reference.forward(at.weights, Sequences.of(at, marks), 0, used_outputs)[:2]
 
-    pairs = [_alike(*pair) for pair in zip(leaves[:7], seven(tangents), strict=True)]
+    pairs = [_alike(*pair) for pair in zip(primals.flat(), tangents.flat(), strict=True)]
     return jax.tree.leaves(jvp(run, [primal for primal, _ in pairs], [moving for _, moving in pairs]))
 
 
@@ -97,8 +80,7 @@ def forward_types(
     *leaves: Any, form: Any, residual_size: int, used_outputs: tuple[bool, ...], **static: Any
 ) -> list[Any]:
     del static
-    weights, sequences = jax.tree.unflatten(form, leaves)
-    xs, state = sequences.xs, sequences.state
+    weights, xs, state = jax.tree.unflatten(form, leaves)[0]
     leading, units = xs.shape[:3], state.shape[3]
     states = _like(xs, (*leading, units), state.dtype)
     residuals = _like(weights.R, (*leading, residual_size, units), state.dtype)
@@ -111,13 +93,12 @@ def tangent_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
     return [*trajectory.states, trajectory.last]
 
 
-def backward_types(*leaves: Any, form: Any, needs_gradient: Cotangents, **static: Any) -> list[Any]:
+def backward_types(*leaves: Any, form: Any, needs_gradient: NeedsGradient, **static: Any) -> list[Any]:
     del static
-    weights, sequences = jax.tree.unflatten(form, leaves)[:2]
-    xs, state = sequences.xs, sequences.state
+    weights, xs, state = jax.tree.unflatten(form, leaves)[0]
     dweights = [_like(weight, (state.shape[0], *weight.shape[1:]), state.dtype) for weight in weights]
     types = *dweights, _like(xs, xs.shape, xs.dtype), _like(state, state.shape, state.dtype)
-    return [kind for kind, is_needed in zip(types, seven(needs_gradient), strict=True) if is_needed]
+    return [kind for kind, is_needed in zip(types, Primals(*needs_gradient).flat(), strict=True) if is_needed]
 
 
 def _like(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -22,8 +22,8 @@ from jaxtyping import Array, PyTree
 from ..varying import vary_alike
 from . import functions
 from .batching import batch
-from .contract import Cotangents, Pointwise, Sequences, Trajectory, Weights
-from .functions import KernelPlans, Tangents, of_seven, present, seven
+from .contract import Marks, NeedsGradient, Pointwise, Primals, Sequences, Trajectory, Weights
+from .functions import KernelPlans, present
 from .reference import ReferencePlan
 
 
@@ -32,7 +32,8 @@ def run(pointwise: Pointwise, plans: KernelPlans, weights: Weights, sequences: S
 
     It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
     """
-    operands = vary_alike((weights, sequences))
+    xs, state, *marks = sequences
+    operands = vary_alike((Primals(weights, xs, state), Marks(*marks)))
     used_outputs = (True,) * pointwise.fields
     static: dict[str, Any] = {"pointwise": pointwise, "plans": plans}
     return _trajectory(_bind(forward_p, operands, residual_size=0, used_outputs=used_outputs, **static))
@@ -59,7 +60,7 @@ def _forward_jvp(
     largest = max([residual_size, *(plan.residual_size for _, plan in static["plans"])])
     every = (True,) * len(used_outputs)
     trajectory = _trajectory(_bind(forward_p, operands, residual_size=largest, used_outputs=every, **static))
-    moving = of_seven(Tangents, map(present, tangents[:7]))
+    moving, _ = jax.tree.unflatten(form, list(map(present, tangents)))
     *state_tangents, last_tangent = _bind(tangent_p, (*operands, trajectory, moving), **static)
     residuals = trajectory.residuals[:, :, :, :residual_size]
     # Residuals have no tangent: `backward` alone reads them, and the derivative of that does without.
@@ -72,8 +73,8 @@ def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) 
     """Bind `backward` for the tangents that need a gradient, with the cotangents that are not zero."""
     *at, tangents = jax.tree.unflatten(form, leaves)
     *dstates, dlast = map(present, cotangents)
-    needs_gradient = of_seven(Cotangents, map(ad.is_undefined_primal, seven(tangents)))
-    avals = [leaf.aval if ad.is_undefined_primal(leaf) else None for leaf in seven(tangents) if leaf is not None]
+    needs_gradient = NeedsGradient(*Primals.of(map(ad.is_undefined_primal, tangents.flat())))
+    avals = [leaf.aval if ad.is_undefined_primal(leaf) else None for leaf in tangents.flat() if leaf is not None]
     if all(cotangent is None for cotangent in (*dstates, dlast)):
         answers = [None if aval is None else ad.Zero(aval) for aval in avals]
     else:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ...arrays import cast, select
 from ...cell import affine, recur
-from .contract import Cotangents, Sequences, Weights, carried
+from .contract import Cotangents, NeedsGradient, Sequences, Weights, carried
 from .pointwise.step import Step
 
 
@@ -113,7 +113,11 @@ class LoopCotangents(NamedTuple):
 
 
 def cotangents(
-    needs_gradient: Cotangents, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"], loop: LoopCotangents
+    needs_gradient: NeedsGradient,
+    weights: Weights,
+    sequences: Sequences,
+    h: Float[Array, "B T H"],
+    loop: LoopCotangents,
 ) -> Cotangents:
     """All that are needed of one group; `h` is what the steps saw before them.
 

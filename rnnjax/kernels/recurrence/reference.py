@@ -10,7 +10,17 @@ from jaxtyping import Array, Float, PyTree
 from ...arrays import select
 from ...refusal import Refusal
 from . import products
-from .contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
+from .contract import (
+    AbstractKernel,
+    Cotangents,
+    KernelPlan,
+    NeedsGradient,
+    Pointwise,
+    Sequences,
+    Trajectory,
+    Weights,
+    carried,
+)
 from .products import LoopCotangents, StepMasks
 
 
@@ -47,7 +57,7 @@ class ReferencePlan(KernelPlan):
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        needs_gradient: Cotangents,
+        needs_gradient: NeedsGradient,
     ) -> Cotangents:
         dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
         group = partial(_pull_group, self.pointwise, needs_gradient)
@@ -73,7 +83,7 @@ def _run(
 
 def _pull_group(
     pointwise: Pointwise,
-    needs_gradient: Cotangents,
+    needs_gradient: NeedsGradient,
     weights: Weights,
     sequences: Sequences,
     states: tuple[Float[Array, "B T H"], ...],

@@ -12,7 +12,17 @@ from jaxtyping import Array, Float
 
 from ....refusal import Refusal
 from ...native import library
-from ..contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
+from ..contract import (
+    AbstractKernel,
+    Cotangents,
+    KernelPlan,
+    NeedsGradient,
+    Pointwise,
+    Sequences,
+    Trajectory,
+    Weights,
+    carried,
+)
 from .code import Code
 from .program import Program, translate
 
@@ -111,7 +121,7 @@ class CPUPlan(KernelPlan):
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        needs_gradient: Cotangents,
+        needs_gradient: NeedsGradient,
     ) -> Cotangents:
         absent = jnp.zeros(0, self.dtype)
         operands = (

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import products
-from ..contract import Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights
+from ..contract import Cotangents, KernelPlan, NeedsGradient, Pointwise, Sequences, Trajectory, Weights
 from ..pointwise.step import Step
 from ..products import LoopCotangents
 from ..reference import ReferencePlan
@@ -45,7 +45,7 @@ class GPUPlan(KernelPlan):
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        needs_gradient: Cotangents,
+        needs_gradient: NeedsGradient,
     ) -> Cotangents:
         if 0 in sequences.xs.shape[:3]:
             reference = ReferencePlan(self.pointwise)

@@ -15,7 +15,17 @@ from jaxtyping import Array, Float, PyTree
 from ....refusal import Refusal
 from ...pallas import pallas, tpu
 from .. import products
-from ..contract import AbstractKernel, Cotangents, KernelPlan, Pointwise, Sequences, Trajectory, Weights, carried
+from ..contract import (
+    AbstractKernel,
+    Cotangents,
+    KernelPlan,
+    NeedsGradient,
+    Pointwise,
+    Sequences,
+    Trajectory,
+    Weights,
+    carried,
+)
 from ..pointwise.step import Step, translate
 from ..products import LoopCotangents
 from ..reference import ReferencePlan
@@ -123,7 +133,7 @@ class TPUPlan(KernelPlan):
         trajectory: Trajectory,
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"] | None,
-        needs_gradient: Cotangents,
+        needs_gradient: NeedsGradient,
     ) -> Cotangents:
         if 0 in sequences.xs.shape[:3]:
             reference = ReferencePlan(self.pointwise)
