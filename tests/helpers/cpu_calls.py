@@ -83,9 +83,9 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
     }
     states = zeros(states=(S, B, T, H))
     if half == "forward":
-        results = states | zeros(last=(S, B, F, H), residuals=(S, B, T, columns, H))
+        results = states | zeros(last=(S, B, F, H), kept=(S, B, T, columns, H))
     else:
-        arguments |= zeros(residuals=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
+        arguments |= zeros(kept=(S, B, T, columns, H), dlast=(S, B, F, H)) | states | zeros(dstates=(S, B, T, H))
         results = zeros(dxs=(S, B, T, I), dW=(S, I, G, H), db=(S, G, H), dR=(S, 1, H, G, H), dgains=(S, K, H))
         results |= zeros(dinitial=(S, F, H), dstate=(S, B, F, H))
     types = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in results.items()}
