@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Array, PyTree
 
 from ..arrays import Shaped, State, States
-from ..cell import AbstractCell
+from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan
 from ..marks import Marks
 from ..refusal import Refusal
@@ -36,6 +36,10 @@ class Auto(AbstractEngine):
                 raise TypeError(f"candidates: expected engines, such as Scan(), got {candidate!r}")
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        if not isinstance(cell, AbstractCell):
+            raise TypeError(
+                f"cell: expected a cell, got {describe(cell)}. Use rnnjax.explain for the cells of a network"
+            )
         refusals: list[Refusal] = []
         for candidate in self.candidates:
             plan = candidate.plan(cell, xs, axis)

@@ -174,6 +174,26 @@ def test_auto_selects_and_explains():
     assert alone == rnnjax.engines.Refusal(f"Auto has no candidate left. {reason}")
 
 
+class Heedless(rnnjax.Scan):
+    """A user's engine that does not look at `axis`."""
+
+    def plan(self, cell, xs, axis=None):
+        del axis
+        return super().plan(cell, xs)
+
+
+def test_a_plan_for_all_of_time_is_not_taken_for_one_of_a_part():
+    mesh = jax.make_mesh((1,), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+    expected = (
+        r"^engine: expected Heedless.plan to plan for parts of time along 'time'.* return plan.over_parts\(axis\)"
+    )
+    with pytest.raises(TypeError, match=expected):
+        rnnjax.Sharded(Heedless(), mesh, "time").plan(grid.build("lstm"), grid.inputs(grid.T))
+    plan = rnnjax.Sharded(rnnjax.Scan(), mesh, "time").plan(grid.build("lstm"), grid.inputs(grid.T))
+    assert str(plan) == "Sharded over 1 devices: Scan: step by step; one device after the other along 'time'"
+    assert hash(plan) == hash(rnnjax.Sharded(rnnjax.Scan(), mesh, "time").plan(grid.build("gru"), grid.inputs(grid.T)))
+
+
 PLANS = [(cell, engine) for engine in grid.ENGINES for cell in grid.REPRESENTATIVES if grid.admits(engine, cell)]
 
 

@@ -103,6 +103,12 @@ def test_overflow_before_a_reset_ends_there_under_every_engine():
         jax.block_until_ready(run({"newton": rnnjax.Newton()}, cell, xs))
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_auto_plans_for_cells_only():
+    with pytest.raises(TypeError, match=r"^cell: expected a cell, got Stack. Use rnnjax.explain"):
+        rnnjax.Auto().plan(grid.build("stack"), grid.inputs(T))
+
+
 def test_dropout_falls_between_layers_and_not_after_the_last():
     """With a key, outputs differ from those without; a network of one layer has nothing between its layers."""
     stack = grid.build("stack")
