@@ -23,7 +23,7 @@ class Pointwise(eqx.Module):
     """`cell.pointwise` on stacked arrays, of a cell stripped of its weights: hashable, a parameter of a program."""
 
     cell: AbstractGatedCell = eqx.field(static=True)
-    unit_parameters: Any = eqx.field(static=True)  # the structure of the cell's unit_parameters
+    unit_parameters: Any = eqx.field(static=True)  # the structure of the cell's unit parameters
     gates: int = eqx.field(static=True)
 
     @classmethod
@@ -199,5 +199,5 @@ class AbstractKernel(eqx.Module):
 
 
 def carried(weights: Weights) -> jnp.dtype:
-    """The dtype of states, unit_parameters and sums."""
+    """The dtype of states, unit parameters and sums."""
     return carry_dtype(weights.W.dtype)

@@ -26,16 +26,11 @@ from ..contract import (
 from .code import Code
 from .program import Program, translate
 
-LIMITS = {
-    "gates": 32,
-    "fields": 16,
-    "unit_parameters": 64,
-    "registers": 512,
-}  # what the tables of the compiled code hold
+LIMITS = {"gates": 32, "fields": 16, "unit parameters": 64, "registers": 512}  # of the tables of the compiled code
 
 
 class InstructionSet(IntEnum):
-    """What the compiled code is compiled for; a processor that lacks one gets the max_instruction_set below it."""
+    """What the compiled code is compiled for; a processor that lacks one gets the next one below."""
 
     PORTABLE = 0
     AVX2 = 1
@@ -50,7 +45,8 @@ class CPU(AbstractKernel):
     that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call; products,
     elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are. Weights
     and inputs of bfloat16 are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32;
-    where the processor multiplies bfloat16, gate cotangents are rounded for theirs, too. float16 is made float32 first.
+    where the processor multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded for theirs,
+    too. float16 is made float32 first.
     `max_instruction_set` bounds the instructions used, for comparison.
     """
 
@@ -71,7 +67,7 @@ class CPU(AbstractKernel):
         sizes = {
             "gates": pointwise.gates,
             "fields": pointwise.fields,
-            "unit_parameters": pointwise.unit_parameters.num_leaves,
+            "unit parameters": pointwise.unit_parameters.num_leaves,
             "registers": max(program.forward.registers, program.backward.registers),
         }
         for name, most in LIMITS.items():

@@ -120,7 +120,7 @@ class Block(AbstractStrategy):
 
 
 def _shared(weights: Weights, sequences: Sequences) -> Shared:
-    """What all sequences share; a row of zeros where there are no unit_parameters, for no array may be empty."""
+    """What all sequences share; a row of zeros where there are no unit parameters, for no array may be empty."""
     unit_parameters = weights.unit_parameters
     unit_parameters = (
         unit_parameters

@@ -76,7 +76,7 @@ class Step(NamedTuple):
         dafter: Sequence[Array],
         unit_parameters: Sequence[Array],
     ) -> tuple[list[Array], list[Array], list[Array]]:
-        """The cotangents of pre-activations, state before and unit_parameters."""
+        """The cotangents of pre-activations, state before and unit parameters."""
         inputs = _named(pre_activations=pre_activations, before=before, dafter=dafter, unit_parameters=unit_parameters)
         results = iter(self.graph.evaluate((*self.dpre_activations, *self.dbefore, *self.dunit_parameters), inputs))
         counts = len(self.dpre_activations), len(self.dbefore), len(self.dunit_parameters)
