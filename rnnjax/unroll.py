@@ -32,7 +32,7 @@ def unroll(
 ) -> tuple[State, PyTree[Array]]:
     """Run `cell` along one sequence: `state, ys = unroll(cell, state, xs)`, as `jax.lax.scan` would.
 
-    cell      a cell, a network of `rnnjax.compose`, or any function `(state, x) -> (state, y)`
+    cell      a cell, a network (`rnnjax.networks`), or any function `(state, x) -> (state, y)`
     state     the state before the first step; None: `cell.initial()`. A function has none of its own: give it one
     xs        [T, I], one sequence, time first; `jax.vmap` makes it a batch
     length    an integer: steps from `length` on are ignored, their outputs are zero, and the last state is the one

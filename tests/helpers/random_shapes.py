@@ -365,7 +365,8 @@ def errors(case: Case, *runs: Any) -> tuple[float, float]:
     """The largest error of a value and that of a gradient in any run, each relative to the largest entry, or to 1."""
     (states, last), dexpected = oracle(case)
     used = [None if leaf is None else states[field] for field, leaf in enumerate(case.dstates)]
-    needed = jax.tree.map(lambda is_needed, leaf: leaf if is_needed else None, case.needs_gradient, dexpected)
+    is_needed = Cotangents(*case.needs_gradient)
+    needed = jax.tree.map(lambda is_needed, leaf: leaf if is_needed else None, is_needed, dexpected)
     values, gradients = [], []
     for plain, saved, cotangents in runs:
         values += [_apart(plain, (used, last)), _apart(saved, (states, last))]

@@ -1,8 +1,8 @@
 """Every law for a cell of each kind, for every network and every engine; and the one that binds them, for all pairs.
 
-`law_everything_composes` says that an engine equals `Scan` with length, resets and reverse at once. It holds for every
-cell under every engine, so what the other laws find of a cell under one engine they find of it under all; and what
-they find of one cell, of those that `unroll` treats like it. SRU is one more: its output is not linear in its input.
+`law_everything_composes` says that an engine equals `Scan` with length, resets and reverse at once, for every cell. So
+another law that was checked for a cell on one engine holds on all engines, and one that was checked for one cell holds
+for every cell that `unroll` treats the same way. SRU is one more: its output is not linear in its input.
 Of engines that take the steps of `Scan` in a way of their own, or solve for all, a cell for each way to be different
 will do; and ConvLSTM does for ConvGRU.
 """

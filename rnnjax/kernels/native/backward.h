@@ -1,4 +1,4 @@
-// The backward half: weights are packed, each tile of sequences goes back through time, and sums over time are put in place.
+// The backward half: weights are packed, each tile of sequences goes back through time, and sums are put in place.
 #pragma once
 
 #include "pass.h"

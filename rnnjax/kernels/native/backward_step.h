@@ -72,7 +72,7 @@ struct BackwardJourney : Journey<Stored> {
     this->meet(0);
     int64_t t = first;
     for (; t >= 0 && (t == first || filled + rows.active(t) <= room); --t) step(t, first - t + 1);
-    empty_ring();
+    make_gradients();
     return rows.longest - 1 - t;
   }
 
@@ -256,20 +256,20 @@ struct BackwardJourney : Journey<Stored> {
 
   // The products over the rows of the ring: weight gradients, and the cotangents of the inputs. Members take panels in
   // turns. The rows are theirs to read until the next section begins.
-  void empty_ring() {
+  void make_gradients() {
     int64_t turn = 0;
     const auto is_own = [&] { return turn++ % member.members == member.number; };
     const Fill &recurrent = layout.recurrent, &input = layout.input;
     for (int64_t start = 0; call.dR && start < layout.blocks; start += layout.head_blocks)
       for_panels(layout.sum_panel, start, layout.head_blocks, recurrent.count, [&](int64_t first, int vectors) {
         if (is_own())
-          ring().correlate_panel(recurrent, first, vectors, ring().h + start * ring().size(), shape.D, filled, sums.R);
+          ring().add_weight_gradient(recurrent, first, vectors, ring().h + start * ring().size(), shape.D, filled, sums.R);
       });
     if (call.dW || call.db)
       for_panels(layout.sum_panel, 0, layout.blocks, input.count, [&](int64_t first, int vectors) {
         if (!is_own()) return;
-        if (call.dW) ring().correlate_panel(input, first, vectors, ring().x, shape.I, filled, sums.W);
-        if (call.db) ring().correlate_panel(input, first, vectors, ring().ones, 1, filled, sums.b);
+        if (call.dW) ring().add_weight_gradient(input, first, vectors, ring().x, shape.I, filled, sums.W);
+        if (call.db) ring().add_weight_gradient(input, first, vectors, ring().ones, 1, filled, sums.b);
       });
     for_panels(layout.sum_panel, 0, pass.input_pieces(), 1, [&](int64_t first, int vectors) {
       if (is_own()) make_dxs(first, vectors);

@@ -13,7 +13,7 @@ inline A* panel_of(A* panels, int64_t first, int64_t depth) {
   return panels + first * depth * Vector<std::remove_const_t<A>>::lanes;
 }
 
-// Calls act(first number, vectors) for the panels of `blocks` blocks from `block` on, `pre-activations` vectors each: as few as
+// Calls act(first number, vectors) for the panels of `blocks` blocks from `block` on, so many vectors each: as few as
 // can be of at most `widest` vectors, and of nearly equal width.
 template <class Act>
 inline void for_panels(int64_t widest, int64_t block, int64_t blocks, int64_t pre_activations, Act act) {
@@ -57,7 +57,7 @@ inline void transpose(A* to, int64_t stride, const Stored* from, int64_t row, in
   }
 }
 
-// A panel of R transposed: from the recurrent pre-activations of a head, block by block, to the h of `vectors` of its blocks.
+// A panel of R transposed: from the recurrent pre-activations of a head, block by block, to the h of `vectors` blocks.
 template <class E, class Stored, class A>
 void pack_recurrent_transposed(const Layout<E>& layout, const Stored* R, int64_t first, int vectors, A* to) {
   constexpr int L = Vector<E>::lanes;

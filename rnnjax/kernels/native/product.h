@@ -172,7 +172,7 @@ void multiply_all(const Pieces<A>* parts, int operands, int64_t rows, const A* p
 // sums[m][v] += sum over rows of a[row][m] * d[v][row], for HEIGHT m: a product whose sum runs over the rows, which
 // are `rows` rows of factors.
 template <class A, int HEIGHT, int VECTORS>
-void correlate(const A* a, const A* const* d, int64_t rows, Sum<A>* sums) {
+void multiply_transposed(const A* a, const A* const* d, int64_t rows, Sum<A>* sums) {
   constexpr int L = Vector<A>::lanes;
   V<Sum<A>> sum[HEIGHT][VECTORS] = {};
   const A* right[VECTORS];
@@ -193,23 +193,23 @@ void correlate(const A* a, const A* const* d, int64_t rows, Sum<A>* sums) {
 }
 
 template <class A, int VECTORS, int HEIGHT = tallest(VECTORS)>
-inline void correlate_height(const A* a, const A* const* d, int64_t rows, Sum<A>* sums, int height) {
-  if (height == HEIGHT) return correlate<A, HEIGHT, VECTORS>(a, d, rows, sums);
-  if constexpr (HEIGHT > 1) correlate_height<A, VECTORS, HEIGHT - 1>(a, d, rows, sums, height);
+inline void multiply_transposed_height(const A* a, const A* const* d, int64_t rows, Sum<A>* sums, int height) {
+  if (height == HEIGHT) return multiply_transposed<A, HEIGHT, VECTORS>(a, d, rows, sums);
+  if constexpr (HEIGHT > 1) multiply_transposed_height<A, VECTORS, HEIGHT - 1>(a, d, rows, sums, height);
 }
 
 // The same for the first `width` lanes of a piece; `sums` is [width][vectors][lanes].
 template <class A>
-void correlate_piece(const A* a, int width, const A* const* d, int vectors, int64_t rows, Sum<A>* sums) {
+void multiply_transposed_piece(const A* a, int width, const A* const* d, int vectors, int64_t rows, Sum<A>* sums) {
   constexpr int L = Vector<A>::lanes;
   for_tiles(width, vectors, [&](int64_t m, int height) {
     Sum<A>* to = sums + m * vectors * L;
     switch (vectors) {
-      case 1: return correlate_height<A, 1>(a + m, d, rows, to, height);
-      case 2: return correlate_height<A, 2>(a + m, d, rows, to, height);
+      case 1: return multiply_transposed_height<A, 1>(a + m, d, rows, to, height);
+      case 2: return multiply_transposed_height<A, 2>(a + m, d, rows, to, height);
 #if RNNJAX_BYTES == 64
-      case 3: return correlate_height<A, 3>(a + m, d, rows, to, height);
-      case 4: return correlate_height<A, 4>(a + m, d, rows, to, height);
+      case 3: return multiply_transposed_height<A, 3>(a + m, d, rows, to, height);
+      case 4: return multiply_transposed_height<A, 4>(a + m, d, rows, to, height);
 #endif
     }
   });

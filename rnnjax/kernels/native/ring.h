@@ -9,8 +9,8 @@ namespace RNNJAX_TARGET {
 // Gate cotangents are gathered in about this many rows, beside what they are to be multiplied with.
 constexpr int64_t RING_ROWS = 256;
 
-// A row is one step of one sequence. All is in pieces: `d` by lanes, for the products that sum over pre-activations, the rest by
-// rows, for those that sum over rows. Where a factor is a number, both are the same.
+// A row is one step of one sequence. Arrays are stored in pieces: `d` by lanes, for products that sum over pre-activations,
+// the others by rows, for products that sum over rows. Where a factor is one number, not a pair, the two layouts are equal.
 template <class Stored>
 struct Ring {
   using E = Computed<Stored>;
@@ -77,14 +77,14 @@ struct Ring {
   }
 
   // sums += left^T d, over `filled` rows, for the vectors of one panel of `to`.
-  void correlate_panel(const Fill& fill, int64_t first, int vectors, const A* left, int64_t depth, int64_t filled,
+  void add_weight_gradient(const Fill& fill, int64_t first, int vectors, const A* left, int64_t depth, int64_t filled,
                        E* to) const {
     const A* right[MOST_VECTORS];
     for (int v = 0; v < vectors; ++v)
       right[v] = d_by_row + offset((first + v) / fill.count, fill.pre_activations[(first + v) % fill.count]);
     E* panel = to + first * depth * L;
     for (int64_t m = 0; m < depth; m += L)
-      correlate_piece(left + m / L * size(), int(least(L, depth - m)), right, vectors, factors<A>(filled),
+      multiply_transposed_piece(left + m / L * size(), int(least(L, depth - m)), right, vectors, factors<A>(filled),
                       panel + m * vectors * L);
   }
 };

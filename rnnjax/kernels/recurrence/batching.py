@@ -46,8 +46,8 @@ def _insert(shape: tuple[int, ...], place: int, size: int) -> tuple[int, ...]:
 def batch(primitive: Primitive, operands: Any, axes: Any, *, form: Any, **static: Any) -> tuple[list[Array], list[int]]:
     """The batching rule of every primitive of `recurrence`.
 
-    The axis is folded into B where all along it share their weights, and need no more than one gradient of them; else
-    into S.
+    If all members of the mapped axis share their weights, and one summed gradient of these is enough, the axis becomes
+    part of B; otherwise it becomes part of S.
     """
     weights, xs = _numbers(form)
     one_each = "needs_gradient" in static and any(static["needs_gradient"].weights)

@@ -1,6 +1,6 @@
 """The noun *kernel*: how fast a gated cell goes, as a forward half and its transpose, on groups of batches.
 
-S  groups: members of an ensemble, or what each wants a weight gradient of its own
+S  groups: members of an ensemble, or whatever else needs a weight gradient of its own
 B  sequences that share their weights         K  unit parameters, vectors [H]
 F  fields of a state                         C  vectors [H] that are kept of a step for `backward`
 """
@@ -77,7 +77,7 @@ class Weights(NamedTuple):
 
 
 class Primals(NamedTuple):
-    """The arrays that derivatives are by; or of each its tangent, or whether its tangent is known, or its number."""
+    """The arrays to differentiate with respect to; or of each its tangent, a flag, or the number of its operand."""
 
     weights: Weights
     xs: Float[Array, "S B T I"]
@@ -94,11 +94,11 @@ class Primals(NamedTuple):
         return cls(Weights(*weights), xs, state)
 
 
-class Marks(NamedTuple):
+class SequenceMarks(NamedTuple):
     """Which steps of each sequence are masked, and before which its state is reset."""
 
     length: Int[Array, "S B"] | None  # int32, from 0 to T: steps from there on are masked
-    resets: Bool[Array, "S B T"] | None  # one from `length` on is none
+    resets: Bool[Array, "S B T"] | None  # those at or after `length` have no effect
 
 
 class Sequences(NamedTuple):
@@ -110,7 +110,7 @@ class Sequences(NamedTuple):
     resets: Bool[Array, "S B T"] | None
 
     @classmethod
-    def of(cls, primals: Primals, marks: Marks) -> "Sequences":
+    def of(cls, primals: Primals, marks: SequenceMarks) -> "Sequences":
         """Those of a call."""
         return cls(primals.xs, primals.state, *marks)
 

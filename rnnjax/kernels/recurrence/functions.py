@@ -48,7 +48,7 @@ def tangent(*leaves: Array, form: Any, plan: KernelPlan) -> list[Array]:
 
 
 def _alike(primal: Array, moving: Array | None) -> tuple[Array, Array | None]:
-    """Both of a weight that is shared by all groups and its tangent, which is not, or the other way round."""
+    """A weight and its tangent broadcast to one shape, where only one of them is shared by all groups."""
     if moving is None:
         return primal, None
     shape = jnp.broadcast_shapes(primal.shape, moving.shape)

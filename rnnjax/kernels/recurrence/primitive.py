@@ -22,7 +22,7 @@ from jaxtyping import Array, PyTree
 from ..varying import vary_alike
 from . import functions
 from .batching import batch
-from .contract import Marks, NeedsGradient, Pointwise, Primals, Sequences, Trajectory, Weights
+from .contract import NeedsGradient, Pointwise, Primals, SequenceMarks, Sequences, Trajectory, Weights
 from .functions import KernelPlans, present
 from .reference import ReferencePlan
 
@@ -33,7 +33,7 @@ def run(pointwise: Pointwise, plans: KernelPlans, weights: Weights, sequences: S
     It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
     """
     xs, state, *marks = sequences
-    operands = vary_alike((Primals(weights, xs, state), Marks(*marks)))
+    operands = vary_alike((Primals(weights, xs, state), SequenceMarks(*marks)))
     used_outputs = (True,) * pointwise.fields
     static: dict[str, Any] = {"pointwise": pointwise, "plans": plans}
     return _trajectory(_bind(forward_p, operands, residual_size=0, used_outputs=used_outputs, **static))
