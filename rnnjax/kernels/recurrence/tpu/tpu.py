@@ -49,7 +49,7 @@ class TPU(AbstractKernel):
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         dtype = carried(weights)
         if dtype != jnp.float32 and not self.interpret:
-            return Refusal(f"The TPU kernel carries float32, and the cell {dtype}.")
+            return Refusal(f"The TPU kernel carries float32, and the cell {dtype}. Build the cell in float32.")
         step = translate(pointwise, dtype)
         if isinstance(step, Refusal):
             return Refusal(f"The TPU kernel has no program for it: {step}.")
@@ -62,7 +62,7 @@ class TPU(AbstractKernel):
         if units > most:
             return Refusal(
                 f"The TPU kernel keeps R of a head in vector memory: in {room >> 20} MiB, at most {most} units a head "
-                f"of this cell, and not {units}."
+                f"of this cell, and not {units}. Take more heads, or fewer units."
             )
         resident = _resident(pointwise, weights, whole(units, LANES))
         return TPUPlan(pointwise, dtype, resident, self.interpret, step)
