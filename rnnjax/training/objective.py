@@ -126,7 +126,7 @@ class Estimated(AbstractObjective):
 def choose_objective(model: Any, loss: Any, gradient: Any) -> AbstractObjective:
     """The objective that these arguments of `fit` ask for. Raises where they do not fit each other."""
     if gradient is None:
-        hint = "A loss of one step, (head, y, target) -> scalar, needs gradient=, an estimator such as BPTT()"
+        hint = "Pass gradient=, such as BPTT(), for a loss of one step, (head, y, target) -> scalar"
         _check_loss(loss, "(model, carry, batch, key) -> (scalar, carry)", 4, hint)
         return Differentiated(loss)
     if not isinstance(gradient, AbstractEstimator):
@@ -143,7 +143,7 @@ def choose_objective(model: Any, loss: Any, gradient: Any) -> AbstractObjective:
     reason = gradient.refusal(model[0])
     if reason is not None:
         raise ValueError(f"gradient: {reason}")
-    hint = "A loss of the whole model is differentiated by JAX: leave out gradient="
+    hint = "Leave out gradient= for a loss of the whole model"
     _check_loss(loss, f"(head, y, target) -> scalar for gradient={name}", 3, hint)
     return Estimated(loss, gradient)
 

@@ -54,7 +54,10 @@ class TPU(AbstractKernel):
         if isinstance(step, Refusal):
             return Refusal(f"The TPU kernel has no program for it: {step}.")
         if lacking := sorted(step.operations() & LACKING):
-            return Refusal(f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes.")
+            return Refusal(
+                f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes. "
+                "Write pointwise without it."
+            )
         units, room = weights.R.shape[2], self._room()
         most = whole(units, LANES)
         while most and _resident(pointwise, weights, most) + STREAMED + temporary(SUBLANES, most) > room:
