@@ -109,7 +109,7 @@ def check_blocks(hidden_size: int, blocks: int) -> None:
         raise ValueError(
             f"hidden_size: expected a multiple of 2 * blocks = {2 * blocks}, since states come in conjugate pairs, "
             f"got {hidden_size}. "
-            f"Take {-(-hidden_size // (2 * blocks)) * 2 * blocks} units, or another number of blocks"
+            f"Take {-(-hidden_size // (2 * blocks)) * 2 * blocks} units"
         )
 
 

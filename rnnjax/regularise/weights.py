@@ -25,7 +25,7 @@ def drop_weights(model: Any, rate: Any, *, key: PRNGKeyArray) -> Any:
     if not any(map(_is_gated, leaves)):
         raise ValueError(
             "model: expected an AbstractGatedCell in it, whose recurrent weight could be dropped; none is. "
-            "Use it for a model with an LSTM, a GRU or an Elman"
+            "Use it for a model with an LSTM, GRU or Elman cell"
         )
     dropped = [
         _drop_cell(leaf, rate, jax.random.fold_in(key, number)) if _is_gated(leaf) else leaf
