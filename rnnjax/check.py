@@ -12,14 +12,17 @@ from jaxtyping import Array, PyTree
 
 from .arrays import Flags, Length, State
 
-BATCH_HINT = "unroll takes one sequence, time first; batch it: jax.vmap(lambda xs: unroll(cell, None, xs))(xs)"
+BATCH_HINT = "unroll takes one sequence, time first. Write jax.vmap(lambda xs: unroll(cell, None, xs))(xs)"
 
 
 def inputs(xs: Any, expected: PyTree[jax.ShapeDtypeStruct], name: str) -> PyTree[Array]:
     """`xs` as arrays over time, each step like `expected`; `name` is the cell's."""
     xs = sequence(xs)
     if jax.tree.structure(xs) != jax.tree.structure(expected):
-        raise ValueError(f"xs: expected {show(expected)} at each step for {name}, got {show(xs)}")
+        raise ValueError(
+            f"xs: expected {show(expected)} at each step for {name}, got {show(xs)}. "
+            "Pass one array for each of these, with time on axis 0"
+        )
     jax.tree.map(lambda leaf, step: _input_leaf(leaf, step, name), xs, expected)
     return xs
 
@@ -28,15 +31,23 @@ def sequence(xs: Any) -> PyTree[Array]:
     """`xs` as arrays that lead with one and the same time axis."""
     leaves = jax.tree.leaves(xs)
     if not leaves:
-        raise TypeError(f"xs: expected an array [T, ...], got {xs!r}")
+        raise TypeError(
+            f"xs: expected an array [T, ...], got {xs!r}. "
+            "Pass an array, such as jnp.arange(T) for a function that needs no input"
+        )
     for leaf in leaves:
         if not isinstance(leaf, (jax.Array, np.ndarray)):
             raise TypeError(f"xs: expected an array [T, ...], got {type(leaf).__name__}. Write jnp.asarray(xs)")
         if leaf.ndim == 0:
-            raise ValueError("xs: expected an array [T, ...] with time first, got a scalar")
+            raise ValueError(
+                "xs: expected an array [T, ...] with time first, got a scalar. Write xs[None] for one step"
+            )
     lengths = {leaf.shape[0] for leaf in leaves}
     if len(lengths) != 1:
-        raise ValueError(f"xs: expected arrays of one length T on their first axis, got lengths {sorted(lengths)}")
+        raise ValueError(
+            f"xs: expected arrays of one length T on their first axis, got lengths {sorted(lengths)}. "
+            f"Cut them to {min(lengths)} steps, or pad them to {max(lengths)}"
+        )
     return jax.tree.map(jnp.asarray, xs)
 
 
@@ -46,9 +57,15 @@ def _input_leaf(leaf: Array, step: jax.ShapeDtypeStruct, name: str) -> None:
     if leaf.ndim == len(step.shape) + 2:
         raise ValueError(f"xs: expected {expected} for {name}, got the batch {got}. {BATCH_HINT}")
     if leaf.ndim != len(step.shape) + 1:
-        raise ValueError(f"xs: expected rank {len(step.shape) + 1}, {expected}, for {name}, got {got}")
+        raise ValueError(
+            f"xs: expected rank {len(step.shape) + 1}, {expected}, for {name}, got {got}. "
+            "Reshape xs, with time on axis 0 and one step on the others"
+        )
     if leaf.shape[1:] != step.shape:
-        raise ValueError(f"xs: expected {expected} for {name}, got {got}: the feature sizes differ")
+        raise ValueError(
+            f"xs: expected {expected} for {name}, got {got}: the feature sizes differ. "
+            f"Build {name} for steps of shape {got[1:]}, or pass xs of shape {expected}"
+        )
     if leaf.dtype != step.dtype:
         raise TypeError(
             f"xs: expected {step.dtype} for {name}, got {leaf.dtype}. "
@@ -85,17 +102,24 @@ def length(length: Any, T: int) -> Length | None:
     if length is None:
         return None
     if isinstance(length, (bool, np.bool_)) or not isinstance(length, (int, np.integer, np.ndarray, jax.Array)):
-        raise TypeError(f"length: expected an integer scalar, got {length!r}")
+        raise TypeError(
+            f"length: expected an integer scalar, got {length!r}. "
+            "Pass the number of steps to run, a Python int or an integer array of shape ()"
+        )
     dtype = jnp.result_type(length)
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"length: expected an integer scalar, got {dtype}")
+        raise TypeError(f"length: expected an integer scalar, got {dtype}. Write length.astype(int)")
     if jnp.shape(length):
         raise ValueError(
-            f"length: expected a scalar, one sequence's length, got {list(jnp.shape(length))}. {BATCH_HINT}"
+            f"length: expected a scalar, one sequence's length, got {list(jnp.shape(length))}. "
+            "Write jax.vmap(lambda xs, length: unroll(cell, None, xs, length=length))(xs, length)"
         )
     is_known = not isinstance(length, Tracer) and isinstance(T, int)  # under `jax.export` T may be a symbol
     if is_known and not 0 <= int(length) <= T:
-        raise ValueError(f"length: expected a value from 0 to T={T}, got {int(length)}")
+        raise ValueError(
+            f"length: expected a value from 0 to T={T}, got {int(length)}. "
+            f"Pass how many of the {T} steps to run, or pad xs"
+        )
     if jnp.issubdtype(dtype, jnp.unsignedinteger):  # the cast would take the largest ones below zero
         length = jnp.minimum(length, min(jnp.iinfo(dtype).max, jnp.iinfo(jnp.int32).max))
     return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # eight bits would not hold every T
@@ -106,11 +130,20 @@ def resets(resets: Any, T: int) -> Flags | None:
     if resets is None:
         return None
     if not isinstance(resets, (jax.Array, np.ndarray)):
-        raise TypeError(f"resets: expected booleans [T={T}], got {type(resets).__name__}")
+        raise TypeError(
+            f"resets: expected booleans [T={T}], got {type(resets).__name__}. "
+            "Write jnp.asarray(resets), one flag for each step"
+        )
     if resets.dtype != np.bool_:
-        raise TypeError(f"resets: expected booleans [T={T}], got {resets.dtype}. True marks a step to reset before")
+        raise TypeError(
+            f"resets: expected booleans [T={T}], got {resets.dtype}. "
+            "Write resets.astype(bool); True marks a step to reset before"
+        )
     if resets.shape != (T,):
-        raise ValueError(f"resets: expected shape [{T}], one flag per step of xs, got {list(resets.shape)}")
+        raise ValueError(
+            f"resets: expected shape [{T}], one flag per step of xs, got {list(resets.shape)}. "
+            f"Cut or pad it to {T} steps, and map over a batch of resets with jax.vmap"
+        )
     return jnp.asarray(resets)
 
 
@@ -125,14 +158,22 @@ def sizes(**values: Any) -> None:
         if not _is_size(value):
             raise ValueError(f"{name}: expected a positive integer, got {value!r}")
     if "heads" in values and values["hidden_size"] % values["heads"]:
-        raise ValueError(f"heads: expected a divisor of hidden_size={values['hidden_size']}, got {values['heads']}")
+        size, heads = values["hidden_size"], values["heads"]
+        divisor = next(each for each in range(min(size, heads), 0, -1) if size % each == 0)
+        raise ValueError(
+            f"heads: expected a divisor of hidden_size={size}, got {heads}. "
+            f"Take heads={divisor}, or hidden_size={-(-size // heads) * heads}"
+        )
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """`value` as a tuple, an integer being the size of one axis; raise unless all sizes are positive integers."""
     axes = value if isinstance(value, tuple) else (value,)
     if not all(map(_is_size, axes)):
-        raise ValueError(f"{name}: expected a positive integer or a tuple of them, got {value!r}")
+        raise ValueError(
+            f"{name}: expected a positive integer or a tuple of them, got {value!r}. "
+            "Write a tuple for several axes, such as (1, 28)"
+        )
     return tuple(map(int, axes))
 
 
@@ -143,7 +184,10 @@ def _is_size(value: Any) -> bool:
 def dtype(value: Any) -> None:
     """Raise unless weights can be of this dtype."""
     if not jnp.issubdtype(value, jnp.floating):
-        raise TypeError(f"dtype: expected a floating one, such as jnp.float32, got {jnp.dtype(value)}")
+        raise TypeError(
+            f"dtype: expected a floating one, such as jnp.float32, got {jnp.dtype(value)}. "
+            "Pass a floating dtype, and cast integer inputs to it"
+        )
 
 
 def flags(**values: Any) -> None:
@@ -167,7 +211,10 @@ DROPPING = "dropping (to keep a share p of the values, pass 1 - p)"
 def number(name: str, value: Any, means: str = "a number") -> float:
     """`value` as a float, which widens no dtype as NumPy's scalars do. Raises unless it is known before tracing."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected {means}, a Python number known before tracing, got {_got(value)}")
+        raise TypeError(
+            f"{name}: expected {means}, a Python number known before tracing, got {_got(value)}. "
+            f"Write float({name}) outside of jax.jit"
+        )
     return float(value)
 
 
@@ -175,7 +222,9 @@ def probability(name: str, value: Any, of: str = DROPPING) -> float:
     """`value` as a float. Raises unless it is a probability below 1."""
     rate = number(name, value, f"the probability of {of}")
     if not 0 <= rate < 1:
-        raise ValueError(f"{name}: expected the probability of {of}, 0 <= p < 1, got {value!r}")
+        raise ValueError(
+            f"{name}: expected the probability of {of}, 0 <= p < 1, got {value!r}. Pass 0 to switch it off"
+        )
     return rate
 
 

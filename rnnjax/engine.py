@@ -138,7 +138,9 @@ def check_engine(engine: Any) -> None:
     if isinstance(engine, type) and issubclass(engine, AbstractEngine):
         raise TypeError(f"engine: expected an engine, got the class {engine.__name__}. Write {engine.__name__}()")
     if not isinstance(engine, AbstractEngine):
-        raise TypeError(f"engine: expected an engine, such as Scan(), got {engine!r}")
+        raise TypeError(
+            f"engine: expected an engine, such as Scan(), got {engine!r}. Leave engine out for the default, Auto()"
+        )
 
 
 def steps_of(cell: AbstractCell) -> Callable[[State, Any], State]:

@@ -23,7 +23,10 @@ def parts(state: State) -> list[Array]:
             reals += [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
     if not reals:
         dtypes = [str(leaf.dtype) for leaf in jax.tree.leaves(state)]
-        raise ValueError(f"state: expected floating or complex arrays to differentiate by, got {dtypes}")
+        raise ValueError(
+            f"state: expected floating or complex arrays to differentiate by, got {dtypes}. "
+            "Give the cell a state of floating numbers"
+        )
     widest = max((leaf.dtype for leaf in reals), key=lambda dtype: jnp.dtype(dtype).itemsize)
     return [leaf.astype(widest) for leaf in reals]
 

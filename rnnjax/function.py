@@ -53,9 +53,15 @@ def as_cell(function: Any, state: Any, xs: PyTree[Array], run: Callable[..., Any
     if isinstance(function, type):
         raise TypeError(f"cell: expected a cell, got the class {function.__name__}. Write {function.__name__}(...)")
     if not callable(function):
-        raise TypeError(f"cell: expected a cell, a network or a function (state, x) -> (state, y), got {function!r}")
+        raise TypeError(
+            f"cell: expected a cell, a network or a function (state, x) -> (state, y), got {function!r}. "
+            "Write def step(state, x): return state, y"
+        )
     if state is None:
-        raise ValueError(f"state: expected the state before the first step, since {describe(function)} is a function")
+        raise ValueError(
+            f"state: expected the state before the first step, since {describe(function)} is a function. "
+            "Pass it as the second argument of unroll"
+        )
     if isinstance(function, eqx.nn.GRUCell | eqx.nn.LSTMCell):
         raise TypeError(
             f"cell: expected a function (state, x) -> (state, y), got {describe(function)} of Equinox, which takes the "
@@ -67,11 +73,15 @@ def as_cell(function: Any, state: Any, xs: PyTree[Array], run: Callable[..., Any
     given = jax.eval_shape(lambda: state)
     answer = jax.eval_shape(lambda *arguments: function(*arguments), given, x)
     if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise ValueError(f"cell: expected {describe(function)} to return (state, y), got {check.show(answer)}")
+        raise ValueError(
+            f"cell: expected {describe(function)} to return (state, y), got {check.show(answer)}. "
+            "Return the new state and the output of the step; without an output, (state, None)"
+        )
     if not check.alike(answer[0], given):
         raise ValueError(
             f"cell: expected {describe(function)} to return a state like the one it was given, {check.show(given)}, "
-            f"got {check.show(answer[0])}"
+            f"got {check.show(answer[0])}. "
+            "Return the shapes and dtypes of the state given, or start from a state like the one returned"
         )
     start = FunctionState(state, jax.tree.map(jnp.zeros_like, answer[1]))
     traced, run = _trace(function, given, x, run)

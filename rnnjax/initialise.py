@@ -61,7 +61,7 @@ def identity(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Ar
 def interval(least: float, most: float) -> Initialiser:
     """Weights uniform between `least` and `most`, for the diagonal of an R."""
     if not check.number("least", least) <= check.number("most", most):
-        raise ValueError(f"least, most: expected least <= most, got {least} and {most}")
+        raise ValueError(f"least, most: expected least <= most, got {least} and {most}. Swap the two")
     return lambda key, shape, dtype: random.array(random.uniform(key, shape, dtype, least, most), dtype)
 
 
@@ -96,7 +96,9 @@ def chrono(longest: int) -> Initialiser:
     Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", arXiv:1804.11188. For LSTM, GRU and their kin.
     """
     if longest <= 2:
-        raise ValueError(f"longest: expected more than 2 steps, got {longest}")
+        raise ValueError(
+            f"longest: expected more than 2 steps, got {longest}. Pass the longest dependency of the data, in steps"
+        )
 
     def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
         memories = random.uniform(key, (hidden_size,), dtype, 1.0, longest - 1.0)
@@ -113,7 +115,8 @@ def time_constants(shortest: float = 1.0, longest: float = 1000.0) -> Initialise
     """
     if not 0 < check.number("shortest", shortest) <= check.number("longest", longest) < np.inf:
         raise ValueError(
-            f"shortest: expected 0 < shortest <= longest steps, got shortest={shortest!r} and longest={longest!r}"
+            f"shortest: expected 0 < shortest <= longest steps, got shortest={shortest!r} and longest={longest!r}. "
+            "Pass the bounds of the memory of the units, in steps, such as 1 and 1000"
         )
 
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:

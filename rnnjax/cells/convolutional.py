@@ -117,15 +117,22 @@ def check_frame(space: Any, kernel_size: Any) -> tuple[tuple[int, ...], tuple[in
     """Both as tuples, a size for each axis of space; raise unless they fit each other and kernels have a middle."""
     space = check.shape("space", space)
     if not space:
-        raise ValueError("space: expected at least one axis, got (). Cells of vectors are LSTM, GRU and their kin")
+        raise ValueError(
+            "space: expected at least one axis, got (). "
+            "Pass the sizes of a frame, such as (8, 8), or use LSTM or GRU for vectors"
+        )
     kernel = check.shape("kernel_size", kernel_size)
     if not isinstance(kernel_size, tuple):
         kernel *= len(space)
     if len(kernel) != len(space):
-        raise ValueError(f"kernel_size: expected a size for each axis of space={space}, got {kernel_size!r}")
+        raise ValueError(
+            f"kernel_size: expected a size for each axis of space={space}, got {kernel_size!r}. "
+            f"Pass {len(space)} sizes, or one integer for all axes"
+        )
     if any(size % 2 == 0 for size in kernel):
         raise ValueError(
             f"kernel_size: expected odd sizes, got {kernel_size!r}. An even kernel has no middle, and would shift the "
-            "state by half a position at every step"
+            "state by half a position at every step. "
+            "Make each even size one larger or smaller"
         )
     return space, kernel

@@ -56,7 +56,10 @@ class Elman(AbstractGatedCell):
         check.flags(bias=bias, learn_initial=learn_initial)
         leak = None if leak is None else check.number("leak", leak)
         if leak is not None and not 0 < leak <= 1:
-            raise ValueError(f"leak: expected a share above 0 and up to 1, or None, got {leak!r}")
+            raise ValueError(
+                f"leak: expected a share above 0 and up to 1, or None, got {leak!r}. "
+                "Pass None for units that do not integrate"
+            )
         keys = random.split(key, 3)
         self.input_weight = initialise.input_weight(
             input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype

@@ -64,7 +64,10 @@ class LEM(AbstractAffineCell):
         check.flags(bias=bias, learn_initial=learn_initial)
         time_step = check.number("time_step", time_step)
         if not 0 < time_step < np.inf:
-            raise ValueError(f"time_step: expected a positive number, got {time_step!r}")
+            raise ValueError(
+                f"time_step: expected a positive number, got {time_step!r}. "
+                "Pass the largest step of the state, such as 1.0"
+            )
         keys = random.split(key, 4)
         recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
             recurrent_initialiser, key, gates, hidden_size, 1, dtype

@@ -22,7 +22,8 @@ class LinearRecurrence(AbstractLinearCell):
         h = self.initial_state.h if isinstance(self.initial_state, Hidden) else None
         if not eqx.is_inexact_array(h):
             raise TypeError(
-                f"initial_state: expected a Hidden of floating or complex numbers [H], got {self.initial_state!r}"
+                f"initial_state: expected a Hidden of floating or complex numbers [H], got {self.initial_state!r}. "
+                "Write Hidden(jnp.zeros(H))"
             )
 
     def input_type(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -142,7 +142,10 @@ def gate_names(coupled: bool) -> str:
 def check_clip(clip: float | None) -> None:
     """Raise unless `clip` is a bound or none."""
     if clip is not None and not check.number("clip", clip) > 0:
-        raise ValueError(f"clip: expected a positive bound or None, got {clip!r}")
+        raise ValueError(
+            f"clip: expected a positive bound or None, got {clip!r}. "
+            "Pass the largest absolute value that c may have, or None for no bound"
+        )
 
 
 def draw_peepholes(key: PRNGKeyArray, hidden_size: int, coupled: bool, dtype) -> Peepholes:

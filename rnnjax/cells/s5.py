@@ -108,7 +108,8 @@ def check_blocks(hidden_size: int, blocks: int) -> None:
     if hidden_size % (2 * blocks):
         raise ValueError(
             f"hidden_size: expected a multiple of 2 * blocks = {2 * blocks}, since states come in conjugate pairs, "
-            f"got {hidden_size}"
+            f"got {hidden_size}. "
+            f"Take {-(-hidden_size // (2 * blocks)) * 2 * blocks} units"
         )
 
 
@@ -119,7 +120,8 @@ def check_steps(shortest_step: float, longest_step: float) -> None:
     if not 0 < shortest_step <= longest_step < np.inf:
         raise ValueError(
             "shortest_step: expected 0 < shortest_step <= longest_step, "
-            f"got shortest_step={shortest_step!r} and longest_step={longest_step!r}"
+            f"got shortest_step={shortest_step!r} and longest_step={longest_step!r}. "
+            "Pass the bounds of the initial time steps, such as 0.001 and 0.1"
         )
 
 

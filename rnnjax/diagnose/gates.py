@@ -26,13 +26,19 @@ def gates(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> F
     """
     state, xs = enter(cell, state, xs)
     if not isinstance(cell, AbstractGatedCell):
-        raise TypeError(f"cell: expected an AbstractGatedCell, whose gates are known, got {describe(cell)}")
+        raise TypeError(
+            f"cell: expected an AbstractGatedCell, whose gates are known, got {describe(cell)}. "
+            "Pass a gated cell, such as LSTM or GRU"
+        )
 
     def one(inputs: Any) -> Float[Array, "K H"]:
         u, before = inputs
         found = _sigmoids(cell.advance, u, recur(cell.recurrent_weight, before.h, len(cell.gates)), before)
         if not found:
-            raise ValueError(f"cell: expected a cell with gates, which are sigmoids, but {describe(cell)} has none")
+            raise ValueError(
+                f"cell: expected a cell with gates, which are sigmoids, but {describe(cell)} has none. "
+                "Pass an LSTM, a GRU or another cell whose pointwise calls jax.nn.sigmoid"
+            )
         return jnp.stack(found)
 
     return jax.vmap(one)((cell.project(xs), befores(cell, state, xs, engine)))

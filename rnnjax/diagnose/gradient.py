@@ -59,9 +59,12 @@ def gradient_by_input(
     """
     xs = check.sequence(xs)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(xs)):
-        raise TypeError(f"xs: expected floating arrays, by which to differentiate, got {check.show(xs)}")
+        raise TypeError(
+            f"xs: expected floating arrays, by which to differentiate, got {check.show(xs)}. "
+            "Embed tokens first, and pass the vectors"
+        )
     if steps(xs) == 0:
-        raise ValueError("xs: expected at least one step, got none")
+        raise ValueError("xs: expected at least one step, got none. Pass a longer sequence")
     gradient = jax.grad(lambda xs: judge(loss, *unroll(layer, state, xs, engine=engine)))(xs)
     return _norms(gradient)[::-1]
 
@@ -106,15 +109,18 @@ def _insist(engine: Any, disturbed: DisturbedCell, inputs: Any) -> None:
     refusal = engine.plan(disturbed, inputs)
     if isinstance(refusal, Refusal):
         raise ValueError(
-            f"engine: {refusal}. What a state does is measured by a disturbance added to it, which makes a plain cell "
-            f"of {describe(disturbed.cell)}: pass engine=Scan(), or ask gradient_by_input"
+            f"engine: {refusal} The effect of a state is measured by a disturbance added to it, which makes a plain "
+            f"cell of {describe(disturbed.cell)}. Pass engine=Scan(), or use gradient_by_input"
         )
 
 
 def check_loss(loss: object) -> None:
     """Raise unless it is a function."""
     if not callable(loss):
-        raise TypeError(f"loss: expected a function (last, ys) -> scalar, got {loss!r}")
+        raise TypeError(
+            f"loss: expected a function (last, ys) -> scalar, got {loss!r}. "
+            "Write one, such as lambda last, ys: jnp.sum(ys**2)"
+        )
 
 
 def judge(loss: Any, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
@@ -122,7 +128,10 @@ def judge(loss: Any, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
     check_loss(loss)
     program, out = jax.make_jaxpr(loss, return_shape=True)(last, ys)
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"loss: expected a real scalar of (last, ys), got {check.show(out)}")
+        raise ValueError(
+            f"loss: expected a real scalar of (last, ys), got {check.show(out)}. "
+            "Reduce it with jnp.sum or jnp.mean, and take the real part of complex values"
+        )
     seen = set(program.jaxpr.invars)
     for equation in program.jaxpr.eqns:
         if any(not isinstance(variable, Literal) and variable in seen for variable in equation.invars):

@@ -40,11 +40,20 @@ def lyapunov_exponents(
     T, D = steps(xs), flat.pack(state).size
     count = D if count is None else count
     if not isinstance(count, int | np.integer) or not 1 <= count <= D:
-        raise ValueError(f"count: expected a number from 1 to the D={D} numbers of a state, got {count!r}")
+        raise ValueError(
+            f"count: expected a number from 1 to the D={D} numbers of a state, got {count!r}. "
+            f"Pass None for all {D} exponents"
+        )
     if not isinstance(every, int | np.integer) or not 1 <= every <= T:
-        raise ValueError(f"every: expected a number of steps from 1 to T={T}, got {every!r}")
+        raise ValueError(
+            f"every: expected a number of steps from 1 to T={T}, got {every!r}. "
+            "Pass 1 to orthogonalise after every step"
+        )
     if not isinstance(skip, int | np.integer) or not 0 <= skip <= T - every:
-        raise ValueError(f"skip: expected from 0 to {T - every}, so that some of the T={T} steps count, got {skip!r}")
+        raise ValueError(
+            f"skip: expected from 0 to {T - every}, so that some of the T={T} steps count, got {skip!r}. "
+            "Skip fewer steps, or pass a longer sequence"
+        )
     columns = _frame(int(count), D, flat.pack(state).dtype)
     return _exponents(cell, state, cell.project(xs), columns, int(skip), int(every))
 

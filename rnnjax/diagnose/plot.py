@@ -20,11 +20,17 @@ def draw_spectrum(axes: Axes, singular_values: Any) -> None:
 def draw_gradient_by_lag(axes: Axes, gradients: Any) -> None:
     """Norms of the gradient by lag, [lags + 1], one curve for each name, as shares of the gradient at lag 0."""
     if not isinstance(gradients, Mapping):
-        raise TypeError(f"gradients: expected a name for each curve, {{name: norms}}, got {type(gradients).__name__}")
+        raise TypeError(
+            f"gradients: expected a name for each curve, {{name: norms}}, got {type(gradients).__name__}. "
+            "Write {'LSTM': norms}"
+        )
     for label, norms in gradients.items():
         norms = _over_time(f"gradients[{label!r}]", norms, 1)
         if not 0 < norms[0] < np.inf:
-            raise ValueError(f"gradients[{label!r}]: expected a gradient at lag 0 to take shares of, got {norms[0]}")
+            raise ValueError(
+                f"gradients[{label!r}]: expected a gradient at lag 0 to take shares of, got {norms[0]}. "
+                "Check that the loss depends on the last step and is finite"
+            )
         axes.plot(_positive(norms / norms[0]), label=label)
     axes.set(xlabel="steps back from the loss", ylabel="gradient, of that at the end", yscale="log")
     axes.grid(alpha=0.3)
@@ -35,7 +41,10 @@ def draw_gates(axes: Any, gates: Any, names: Sequence[str]) -> None:
     """Gates over time, [T, K, H], units upwards, one picture for each of the K `names`; dark is shut, light is open."""
     values, axes = _over_time("gates", gates, 3), np.ravel(axes)
     if not len(axes) == len(names) == values.shape[1]:
-        raise ValueError(f"names: expected {values.shape[1]}, and as many axes, got {len(names)} and {len(axes)}")
+        raise ValueError(
+            f"names: expected {values.shape[1]}, and as many axes, got {len(names)} and {len(axes)}. "
+            "Pass one name and one of the axes for each gate"
+        )
     for index, (one, label) in enumerate(zip(axes, names, strict=True)):
         one.imshow(values[:, index].T, aspect="auto", origin="lower", vmin=0, vmax=1, interpolation="nearest")
         one.set(xlabel="step", ylabel="unit", title=label)
@@ -48,7 +57,10 @@ def draw_alignment(
     values = _over_time("weights", weights, 2)
     for name, words, size in (("targets", targets, values.shape[0]), ("sources", sources, values.shape[1])):
         if words is not None and len(words) != size:
-            raise ValueError(f"{name}: expected {size} words, one per step, got {len(words)}")
+            raise ValueError(
+                f"{name}: expected {size} words, one per step, got {len(words)}. "
+                "Pass the words of the steps that the weights are for, or cut the weights to them"
+            )
     axes.imshow(values, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
     if sources is not None:
         axes.set_xticks(range(len(sources)), sources, rotation=90)
@@ -65,5 +77,8 @@ def _positive(curve: np.ndarray) -> np.ndarray:
 def _over_time(name: str, values: Any, rank: int) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != rank or values.size == 0:
-        raise ValueError(f"{name}: expected an array of rank {rank} that is not empty, got {list(values.shape)}")
+        raise ValueError(
+            f"{name}: expected an array of rank {rank} that is not empty, got {list(values.shape)}. "
+            f"Pass the values of one sequence: of a batch, {name}[0]"
+        )
     return values

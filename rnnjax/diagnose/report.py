@@ -93,14 +93,20 @@ def _on_the_end(loss: Any) -> Any:
 def _share_clipped(update_norms: Any, clip: Any) -> float | None:
     """The share of updates whose norm was over `clip`, NaN included; None where neither was given."""
     if (update_norms is None) != (clip is None):
-        raise ValueError("clip: expected together with update_norms, or neither of them")
+        raise ValueError("clip: expected together with update_norms, or neither of them. Pass both, or leave both out")
     if clip is None:
         return None
     norms = np.asarray(update_norms)
     if norms.size == 0:
-        raise ValueError("update_norms: expected the norm of at least one update, got none")
+        raise ValueError(
+            "update_norms: expected the norm of at least one update, got none. "
+            "Pass the norms of the gradients of all updates, or leave update_norms and clip out"
+        )
     if not clip > 0:
-        raise ValueError(f"clip: expected the norm that updates were held to, above 0, got {clip}")
+        raise ValueError(
+            f"clip: expected the norm that updates were held to, above 0, got {clip}. "
+            "Pass the bound given to optax.clip_by_global_norm"
+        )
     return float(np.mean(~(norms <= clip)))
 
 

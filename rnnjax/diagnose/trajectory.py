@@ -23,11 +23,11 @@ def enter(cell: Any, state: Any, xs: Any) -> tuple[State, PyTree[Array]]:
     if not isinstance(cell, AbstractCell):
         raise TypeError(
             f"cell: expected a cell, which has one Jacobian for each step, got {describe(cell)}. "
-            "Of a network, examine its cells; gradient_by_input takes any"
+            "Pass one of a network's cells, or use gradient_by_input, which takes networks too"
         )
     xs = check.inputs(xs, cell.input_type(), describe(cell))
     if steps(xs) == 0:
-        raise ValueError("xs: expected at least one step, got none")
+        raise ValueError("xs: expected at least one step, got none. Pass a longer sequence")
     return cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell)), xs
 
 

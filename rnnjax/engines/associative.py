@@ -47,7 +47,10 @@ class Associative(AbstractEngine):
     def __check_init__(self):
         block = self.block
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
-            raise ValueError(f"block: expected a positive number of steps or None, got {block!r}")
+            raise ValueError(
+                f"block: expected a positive number of steps or None, got {block!r}. "
+                "Pass None to let the engine choose the size of a block"
+            )
         flags(pallas=self.pallas)
         if self.pallas and block is not None:
             raise ValueError(
@@ -120,6 +123,7 @@ def _coefficients(cell: AbstractLinearCell, like: Units, u: PyTree[Array]) -> tu
     if a.shape not in shapes or b.shape not in shapes or not narrow:
         raise ValueError(
             f"{describe(cell)}.coefficients: expected a and b that fit the state, {show(like)}, "
-            f"got a {show(a)} and b {show(b)}"
+            f"got a {show(a)} and b {show(b)}. "
+            f"Return both in {like.dtype}, of shape {list(like.shape)}, [1] or []"
         )
     return jnp.broadcast_to(a, like.shape), jnp.broadcast_to(b, like.shape)

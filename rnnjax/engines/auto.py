@@ -30,10 +30,16 @@ class Auto(AbstractEngine):
 
     def __check_init__(self):
         if not isinstance(self.candidates, tuple) or not self.candidates:
-            raise ValueError(f"candidates: expected a tuple of at least one engine, got {self.candidates!r}")
+            raise ValueError(
+                f"candidates: expected a tuple of at least one engine, got {self.candidates!r}. "
+                "Write Auto((Scan(),)) for one engine"
+            )
         for candidate in self.candidates:
             if not isinstance(candidate, AbstractEngine):
-                raise TypeError(f"candidates: expected engines, such as Scan(), got {candidate!r}")
+                raise TypeError(
+                    f"candidates: expected engines, such as Scan(), got {candidate!r}. "
+                    "Build each of them, as in Auto((Fused(), Scan()))"
+                )
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         if not isinstance(cell, AbstractCell):

@@ -29,7 +29,10 @@ class Checkpointed(AbstractEngine):
     def __check_init__(self):
         segment = self.segment
         if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
-            raise ValueError(f"segment: expected a positive number of steps or None, got {segment!r}")
+            raise ValueError(
+                f"segment: expected a positive number of steps or None, got {segment!r}. "
+                "Pass None for segments of sqrt(T) steps"
+            )
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         symbolic = refuse_symbolic("Checkpointed", cell, xs)

@@ -51,11 +51,16 @@ class Fused(AbstractEngine):
     def __check_init__(self):
         for name, kernel in self._kernels():
             if not isinstance(kernel, AbstractKernel):
-                raise TypeError(f"{name}: expected a kernel, such as {EXAMPLES[name]}, or None, got {kernel!r}")
+                raise TypeError(
+                    f"{name}: expected a kernel, such as {EXAMPLES[name]}, or None, got {kernel!r}. "
+                    "Pass None to run plain JAX there"
+                )
         for name in ("min_steps", "min_units"):
             bound = getattr(self, name)
             if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {bound!r}")
+                raise ValueError(
+                    f"{name}: expected an integer of at least 1, got {bound!r}. Pass 1 to set no lower bound"
+                )
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         symbolic = refuse_symbolic("Fused", cell, xs)

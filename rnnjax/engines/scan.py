@@ -25,7 +25,10 @@ class Scan(AbstractEngine):
 
     def __check_init__(self):
         if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
-            raise ValueError(f"unroll: expected a positive number of steps, got {self.unroll!r}")
+            raise ValueError(
+                f"unroll: expected a positive number of steps, got {self.unroll!r}. "
+                "Pass 1 for one step in each turn of the loop"
+            )
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         del cell, xs

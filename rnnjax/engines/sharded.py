@@ -37,11 +37,20 @@ class Sharded(AbstractEngine):
 
     def __check_init__(self):
         if not isinstance(self.engine, AbstractEngine) or isinstance(self.engine, Sharded):
-            raise TypeError(f"engine: expected an engine to run each part by, such as Scan(), got {self.engine!r}")
+            raise TypeError(
+                f"engine: expected an engine to run each part by, such as Scan(), got {self.engine!r}. "
+                "Write Sharded(Scan(), mesh, axis)"
+            )
         if not isinstance(self.mesh, Mesh):
-            raise TypeError(f"mesh: expected a jax.sharding.Mesh, as jax.make_mesh makes, got {self.mesh!r}")
+            raise TypeError(
+                f"mesh: expected a jax.sharding.Mesh, as jax.make_mesh makes, got {self.mesh!r}. "
+                f"Write {_like(jax.device_count(), 'time')}"
+            )
         if not isinstance(self.axis, str):
-            raise TypeError(f"axis: expected the name of one axis of the mesh, got {self.axis!r}")
+            raise TypeError(
+                f"axis: expected the name of one axis of the mesh, got {self.axis!r}. "
+                f"Pass one of {self.mesh.axis_names}"
+            )
         if self.axis not in self.mesh.axis_names:
             raise ValueError(
                 f"axis: expected one of the mesh's, {self.mesh.axis_names}, got {self.axis!r}. Name one of these, or "

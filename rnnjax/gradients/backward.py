@@ -32,7 +32,10 @@ class AbstractBackward(AbstractEstimator):
     def refusal(self, cell: Any) -> str | None:
         if isinstance(cell, AbstractCell | AbstractNetwork):
             return None
-        return f"{type(self).__name__} cannot train {describe(cell)}: it needs a cell or a network"
+        return (
+            f"{type(self).__name__} cannot train {describe(cell)}: it needs a cell or a network. "
+            "Pass one of this library, such as LSTM(...)"
+        )
 
     def start(self, cell: Any, state: State | None = None, *, key: PRNGKeyArray | None = None) -> Begun:
         del key

@@ -80,15 +80,21 @@ class AbstractEstimator(eqx.Module):
         """
         _check_loss(loss)
         if not (isinstance(weights, tuple) and len(weights) == 2):
-            raise TypeError(f"weights: expected a pair (cell, head), got {check.show(weights)}")
+            raise TypeError(
+                f"weights: expected a pair (cell, head), got {check.show(weights)}. "
+                "Pass (cell, None) if the loss has no weights of its own"
+            )
         self._insist(weights[0])
         xs = check.sequence(xs)
         T = jax.tree.leaves(xs)[0].shape[0]
         lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(targets)}
         if lengths != {(T,)}:
-            raise ValueError(f"targets: expected arrays [T={T}, ...] as long as xs, got {check.show(targets)}")
+            raise ValueError(
+                f"targets: expected arrays [T={T}, ...] as long as xs, got {check.show(targets)}. "
+                "Pass one target for each step"
+            )
         if T == 0:
-            raise ValueError("xs: expected at least one step, got none")
+            raise ValueError("xs: expected at least one step, got none. Pass a longer sequence")
         self._check_memory(weights[0], memory)
         estimate = self._estimate(loss, weights, memory, xs, jax.tree.map(jnp.asarray, targets), key)
         trained = eqx.filter(weights, eqx.is_inexact_array)
@@ -106,13 +112,17 @@ class AbstractEstimator(eqx.Module):
         if not (all(map(eqx.is_array, jax.tree.leaves(memory))) and check.alike(memory, expected)):
             raise ValueError(
                 f"memory: expected what {type(self).__name__}'s start(cell) gives for {describe(cell)}, or the memory "
-                f"of the estimate before, {check.show(expected)}, got {check.show(memory)}"
+                f"of the estimate before, {check.show(expected)}, got {check.show(memory)}. "
+                "Call start(cell) before the first chunk, and pass the memory of each estimate to the next"
             )
 
 
 def _check_loss(loss: object) -> None:
     if not callable(loss):
-        raise TypeError(f"loss: expected a function (head, y, target) -> scalar, got {loss!r}")
+        raise TypeError(
+            f"loss: expected a function (head, y, target) -> scalar, got {loss!r}. "
+            "Write one, such as lambda head, y, target: jnp.sum((head @ y - target) ** 2)"
+        )
 
 
 def judge(loss: Loss, head: Any, y: Any, target: Any) -> Float[Array, ""]:
@@ -123,7 +133,10 @@ def judge(loss: Loss, head: Any, y: Any, target: Any) -> Float[Array, ""]:
         or jnp.shape(value)
         or not jnp.issubdtype(jnp.result_type(value), jnp.floating)
     ):
-        raise ValueError(f"loss: expected a real scalar for one step's (head, y, target), got {check.show(value)}")
+        raise ValueError(
+            f"loss: expected a real scalar for one step's (head, y, target), got {check.show(value)}. "
+            "Reduce it with jnp.sum or jnp.mean, and take the real part of complex values"
+        )
     return value
 
 

@@ -37,11 +37,15 @@ class TruncatedBPTT(AbstractBackward):
         """Raises a ValueError unless 1 <= every <= back."""
         back = every if back is None else back
         if not _is_count(every):
-            raise ValueError(f"every: expected a number of steps k1, at least 1, got {every!r}")
+            raise ValueError(
+                f"every: expected a number of steps k1, at least 1, got {every!r}. "
+                "Pass the number of steps whose losses make one window"
+            )
         if not _is_count(back) or back < every:
             raise ValueError(
                 f"back: expected a number of steps k2 of at least every={every}, got {back!r}. "
-                "With fewer, the first losses of each window would train nothing"
+                "With fewer, the first losses of each window would train nothing. "
+                f"Pass back={every} or more, or leave it out"
             )
         self.every = int(every)
         self.back = int(back)

@@ -44,7 +44,9 @@ class UORO(AbstractForward):
         if start is not None:
             return Product(jnp.zeros_like(vector), jax.tree.map(jnp.zeros_like, trained))
         if key is None:
-            raise ValueError("key: expected a key for UORO, which draws signs, got None. A given state needs none")
+            raise ValueError(
+                "key: expected a key for UORO, which draws signs, got None. Pass key=jax.random.key(0), or a state"
+            )
         signs = jax.random.rademacher(key, vector.shape, vector.dtype)
         return Product(signs, pull(signs)[0])
 
@@ -52,7 +54,9 @@ class UORO(AbstractForward):
         self, cell: AbstractCell, state: State, x: PyTree[Array], trace: Product, key: PRNGKeyArray | None
     ) -> Product:
         if key is None:
-            raise ValueError("key: expected a key for UORO, which draws signs at every step, got None")
+            raise ValueError(
+                "key: expected a key for UORO, which draws signs at every step, got None. Pass a new key for each chunk"
+            )
         trained, static = split(cell)
 
         def after(trained: Trained, vector: Float[Array, " D"]) -> Float[Array, " D"]:

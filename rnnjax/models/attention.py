@@ -102,7 +102,10 @@ def remember(score: AbstractScore, values: Any, mask: Any) -> Memory:
     Raises ValueError and TypeError for values and a mask that do not fit, or that the score was not made for.
     """
     if jnp.ndim(values) != 2 or not jnp.issubdtype(jnp.result_type(values), jnp.floating):
-        raise ValueError(f"memory: expected floating values [S, M], got {check.show(values)}")
+        raise ValueError(
+            f"memory: expected floating values [S, M], got {check.show(values)}. "
+            "Pass the outputs of the encoder for one sequence"
+        )
     mask = check_mask(mask, values.shape[0])
     values = select(mask, values, jnp.zeros_like(values))
     return Memory(values, score.keys(values), mask)
@@ -137,13 +140,19 @@ def weigh(alignments: Float[Array, "*T S"], values: Array) -> Array:
 def check_mask(mask: Any, S: int) -> Bool[Array, " S"]:
     """`mask` as booleans [S]."""
     if jnp.shape(mask) != (S,) or jnp.result_type(mask) != jnp.bool_:
-        raise ValueError(f"mask: expected booleans [{S}], one for each step of the source, got {check.show(mask)}")
+        raise ValueError(
+            f"mask: expected booleans [{S}], one for each step of the source, got {check.show(mask)}. "
+            f"Write jnp.arange({S}) < length"
+        )
     return jnp.asarray(mask)
 
 
 def _check_features(name: str, array: Array, size: int) -> None:
     if array.shape[-1] != size:
-        raise ValueError(f"{name}: expected {size} features, those its attention was made for, got {array.shape[-1]}")
+        raise ValueError(
+            f"{name}: expected {size} features, those its attention was made for, got {array.shape[-1]}. "
+            f"Build the score with {name}_size={array.shape[-1]}; Dot needs two equal sizes"
+        )
 
 
 def _draw(key: PRNGKeyArray, number: int, shape: tuple[int, int], dtype: Any) -> Array:

@@ -137,7 +137,10 @@ class LuongDecoder(AbstractDecoder):
         memory = remember(self.score, encoded.ys, encoded.mask)
         size = self.attentional_weight.shape[0] - output_type(self.recurrence).shape[0]
         if encoded.ys.shape[1] != size:
-            raise ValueError(f"memory_size: expected {encoded.ys.shape[1]}, that of the encoder's outputs, got {size}")
+            raise ValueError(
+                f"memory_size: expected {encoded.ys.shape[1]}, that of the encoder's outputs, got {size}. "
+                f"Build the decoder with memory_size={encoded.ys.shape[1]}"
+            )
         return memory
 
     def initial(self, state: State) -> InputFed:

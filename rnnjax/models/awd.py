@@ -87,5 +87,7 @@ def _strength(name: str, value: Any) -> float:
     """`value` as a float. Raises unless it can be the weight of a penalty."""
     strength = check.number(name, value, "the weight of a penalty")
     if not 0 <= strength < float("inf"):
-        raise ValueError(f"{name}: expected the weight of a penalty, 0 or more and finite, got {value!r}")
+        raise ValueError(
+            f"{name}: expected the weight of a penalty, 0 or more and finite, got {value!r}. Pass 0 for no penalty"
+        )
     return strength

@@ -92,7 +92,11 @@ def _check_beam(width: Any, vocabulary_size: int, coverage_penalty: Any, S: int 
     if width > vocabulary_size:
         raise ValueError(
             f"width: expected a beam no wider than the vocabulary of {vocabulary_size} tokens, got {width}. "
-            f"The first step has no more hypotheses than tokens"
+            f"The first step has no more hypotheses than tokens. "
+            f"Take width={vocabulary_size} or less"
         )
     if S is None and not (isinstance(coverage_penalty, int | float) and coverage_penalty == 0):
-        raise ValueError("coverage_penalty: expected 0 for a model that returns no alignments, and has none to cover")
+        raise ValueError(
+            "coverage_penalty: expected 0 for a model that returns no alignments, and has none to cover. "
+            "Leave coverage_penalty out, or use a model with attention"
+        )

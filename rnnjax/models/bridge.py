@@ -42,7 +42,7 @@ class Bridge(eqx.Module):
         if flat.size != self.layers[0].in_features:
             raise ValueError(
                 f"encoded: expected {self.layers[0].in_features} numbers in all, as the bridge was made for, "
-                f"got {check.show(encoded)}. It takes one example; batch it with jax.vmap"
+                f"got {check.show(encoded)}. Pass one example, and batch with jax.vmap"
             )
         made = [
             jnp.tanh(layer(flat.astype(layer.weight.dtype))).reshape(shape)
@@ -55,7 +55,8 @@ def check_bridge(state: State, expected: State, whose: str) -> None:
     """Raise unless the state that a bridge returned, or its form, is like the expected one."""
     if not check.alike(state, expected):
         raise ValueError(
-            f"bridge: expected a state like that of {whose}, {check.show(expected)}, got {check.show(state)}"
+            f"bridge: expected a state like that of {whose}, {check.show(expected)}, got {check.show(state)}. "
+            "Build the bridge for this state, Bridge(encoded, state, key=key)"
         )
 
 
@@ -65,6 +66,6 @@ def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:
     if not leaves or any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise ValueError(
             f"{name}: expected arrays of real numbers, got {check.show(state)}. "
-            f"In place of a Bridge, give a function of your own"
+            "Write a function of your own in place of the Bridge"
         )
     return leaves

@@ -100,7 +100,9 @@ def caption_loss(
 
 
 def _check_features(features: PyTree[Array]) -> PyTree[Array]:
-    message = "image: expected features that are finite, got NaN or infinity, from the image or the encoder's weights"
+    message = (
+        "image: expected features that are finite, got NaN or infinity. Check the image and the weights of the encoder"
+    )
     leaves = [leaf for leaf in jax.tree.leaves(features) if eqx.is_inexact_array(leaf)]
     finite = jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]).all()
     if isinstance(finite, Tracer):

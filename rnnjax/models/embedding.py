@@ -68,7 +68,8 @@ class OutputLayer(eqx.Module):
         weight = tied if self.weight is None else self.weight
         if weight is None:
             raise ValueError(
-                "tied: expected the embedding's weight [V, E], since this layer has none, got None. Pass it"
+                "tied: expected the embedding's weight [V, E], since this layer has none, got None. "
+                "Pass tied=embedding.weight"
             )
         logits = jnp.matmul(ys, weight.T, preferred_element_type=carry_dtype(ys.dtype))
         return logits + leading(self.bias.astype(logits.dtype), logits.ndim)

@@ -18,11 +18,17 @@ def encoded_form(encoder: AbstractCell | AbstractNetwork) -> Encoded:
     """The form of what an encoder makes of a source of one step."""
     step = encoder.input_type()
     if jax.tree.structure(step) != jax.tree.structure(0) or len(step.shape) != 1:
-        raise ValueError(f"encoder: expected one that takes vectors [E], got one of {check.show(step)}")
+        raise ValueError(
+            f"encoder: expected one that takes vectors [E], got one of {check.show(step)}. "
+            "Use a cell of vectors, such as LSTM, or a network that begins with one"
+        )
     one = jax.ShapeDtypeStruct((1, *step.shape), step.dtype)
     last, ys = jax.eval_shape(lambda xs: unroll(encoder, None, xs), one)
     if jax.tree.structure(ys) != jax.tree.structure(0) or ys.ndim != 2:
-        raise ValueError(f"encoder: expected outputs [S, M], got {check.show(ys)}")
+        raise ValueError(
+            f"encoder: expected outputs [S, M], got {check.show(ys)}. "
+            "Use a cell or network that puts out one vector for each step, such as LSTM"
+        )
     return Encoded(last, jax.eval_shape(encoder.hidden, last), ys, jax.ShapeDtypeStruct((1,), bool))
 
 
@@ -33,10 +39,14 @@ def embedded_form(decoder: AbstractDecoder, encoded: Encoded) -> jax.ShapeDtypeS
     if taken <= fed:
         raise ValueError(
             f"decoder: expected a recurrence of more than {fed} inputs, those it is fed beside the embedded token, "
-            f"got {taken}"
+            f"got {taken}. "
+            f"Build it with input_size={fed} + E, where E is the size of the embedding"
         )
     if dtype != encoded.ys.dtype:
-        raise ValueError(f"decoder: expected a recurrence of {encoded.ys.dtype}, as the encoder is, got {dtype}")
+        raise ValueError(
+            f"decoder: expected a recurrence of {encoded.ys.dtype}, as the encoder is, got {dtype}. "
+            f"Build both with dtype=jnp.{encoded.ys.dtype}"
+        )
     return jax.ShapeDtypeStruct((taken - fed,), dtype)
 
 

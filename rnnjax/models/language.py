@@ -54,7 +54,10 @@ class LanguageModel(eqx.Module):
         (output_size,) = jax.eval_shape(lambda xs: unroll(network, None, xs)[1], one).shape[1:]
         (input_size,) = step.shape
         if tied and output_size != input_size:
-            raise ValueError(f"tied: expected an output size that is the input size {input_size}, got {output_size}")
+            raise ValueError(
+                f"tied: expected an output size that is the input size {input_size}, got {output_size}. "
+                f"Pass tied=False, or a network of {input_size} outputs"
+            )
         keys = random.split(key, 2)
         self.embedding = Embedding(vocabulary_size, input_size, key=keys[0], dtype=step.dtype)
         self.network = network
@@ -146,14 +149,23 @@ def sample(
     vocabulary_size = model.embedding.vocabulary_size
     prompt = model.embedding.check(prompt, name="prompt")
     if prompt.shape[0] == 0:
-        raise ValueError("prompt: expected at least one token, [P], got [0]")
+        raise ValueError(
+            "prompt: expected at least one token, [P], got [0]. "
+            "Pass the token that begins a sequence if there is no text to go on from"
+        )
     if not check.number("temperature", temperature) >= 0:
-        raise ValueError(f"temperature: expected 0 or more, got {temperature}")
+        raise ValueError(
+            f"temperature: expected 0 or more, got {temperature}. "
+            "Pass 0 for the most likely token at each step, and 1 for the model's own distribution"
+        )
     check.count("steps", steps, least=0)
     if top_k is not None:
         check.count("top_k", top_k)
     if top_k is not None and not top_k <= vocabulary_size:
-        raise ValueError(f"top_k: expected from 1 to the vocabulary's {vocabulary_size}, got {top_k}")
+        raise ValueError(
+            f"top_k: expected from 1 to the vocabulary's {vocabulary_size}, got {top_k}. "
+            "Pass None to draw from all tokens"
+        )
     return _sample(model, prompt, steps, key, temperature, top_k)
 
 

@@ -48,15 +48,21 @@ def squared_error(ys: Float[Array, "... K"], targets: Float[Array, "... K"]) -> 
 def _check_shape(name: str, targets: Any, expected: tuple[int, ...]) -> None:
     """Shapes that NumPy would make fit, [B] to [B, 1] say, would be the loss of each answer against every target."""
     if jnp.shape(targets) != expected:
-        raise ValueError(f"{name}: expected {list(expected)}, by the answers, got {list(jnp.shape(targets))}")
+        raise ValueError(
+            f"{name}: expected {list(expected)}, by the answers, got {list(jnp.shape(targets))}. "
+            "Reshape the targets to that, one for each answer"
+        )
 
 
 def check_labels(labels: Any, classes: int) -> None:
     """Raise unless all `labels`, which are known, are integers from 0 to `classes` - 1."""
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels: expected integers, got {labels.dtype}")
+        raise TypeError(f"labels: expected integers, got {labels.dtype}. Write labels.astype(int)")
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         place = tuple(int(index) for index in np.argwhere(outside)[0])
-        raise ValueError(f"labels: expected classes from 0 to {classes - 1}, got {labels[place]} at {list(place)}")
+        raise ValueError(
+            f"labels: expected classes from 0 to {classes - 1}, got {labels[place]} at {list(place)}. "
+            "Number the classes from 0, or build the model with more of them"
+        )

@@ -80,7 +80,7 @@ def sample_sequence(
     temperature   divides the logits: below 1 the likely becomes likelier. The score is of temperature 1
     """
     if not eqx.is_array(temperature) and not check.number("temperature", temperature) > 0:
-        raise ValueError(f"temperature: expected more than 0, got {temperature!r}. The limit at 0 is `greedy`")
+        raise ValueError(f"temperature: expected more than 0, got {temperature!r}. Use `greedy` for the limit at 0")
 
     def choose(logits: Array, t: Array) -> Array:
         return jax.random.categorical(jax.random.fold_in(key, t), logits / jnp.asarray(temperature, logits.dtype))
@@ -136,9 +136,15 @@ def check_search(step: Step, state: State, start: Any, end: Any, max_length: Any
     check.sizes(max_length=max_length)
     answer = jax.eval_shape(step, state, jnp.zeros((), int))
     if not (isinstance(answer, tuple) and len(answer) == 3) or getattr(answer[1], "ndim", None) != 1:
-        raise ValueError(f"step: expected it to return (state, logits [V], alignment [S] or None), got {show(answer)}")
+        raise ValueError(
+            f"step: expected it to return (state, logits [V], alignment [S] or None), got {show(answer)}. "
+            "Return None as the alignment of a model without attention"
+        )
     if not alike(answer[0], jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state))):
-        raise ValueError(f"step: expected a state like the one it was given, {show(state)}, got {show(answer[0])}")
+        raise ValueError(
+            f"step: expected a state like the one it was given, {show(state)}, got {show(answer[0])}. "
+            "Return the shapes and dtypes of the state given"
+        )
     vocabulary_size = answer[1].shape[0]
     check_token("start", start, vocabulary_size)
     check_token("end", end, vocabulary_size)

@@ -196,6 +196,12 @@ def _run_scheduled(
 def _check_probability(teacher_forcing: Any, key: PRNGKeyArray | None) -> None:
     known = isinstance(teacher_forcing, int | float)
     if known and not 0 <= teacher_forcing <= 1:
-        raise ValueError(f"teacher_forcing: expected a probability from 0 to 1, got {teacher_forcing!r}")
+        raise ValueError(
+            f"teacher_forcing: expected a probability from 0 to 1, got {teacher_forcing!r}. "
+            "Pass 1 to feed the token of the target at each step, and 0 to feed the model's own"
+        )
     if key is None and not (known and teacher_forcing in (0, 1)):
-        raise ValueError("key: expected one to draw by, since teacher_forcing is neither 0 nor 1, got None")
+        raise ValueError(
+            "key: expected one to draw by, since teacher_forcing is neither 0 nor 1, got None. "
+            "Pass key=jax.random.key(0)"
+        )

@@ -105,10 +105,13 @@ def forecast(model: Tagger, xs: Float[Array, "T I"], steps: int, *, engine: Abst
     For a `Tagger` that was trained to say the next value, whose answers are like its inputs.
     """
     if len(xs) == 0:
-        raise ValueError("xs: expected at least one step to go on from, got none")
+        raise ValueError("xs: expected at least one step to go on from, got none. Pass a longer sequence")
     state, ys = model.run(None, xs, engine=engine)
     if ys.shape[1:] != xs.shape[1:]:
-        raise ValueError(f"model: expected answers like its inputs {list(xs.shape[1:])}, got {list(ys.shape[1:])}")
+        raise ValueError(
+            f"model: expected answers like its inputs {list(xs.shape[1:])}, got {list(ys.shape[1:])}. "
+            "Build a Tagger whose outputs are of the size of its inputs"
+        )
 
     wide, narrow = widen(model)
 

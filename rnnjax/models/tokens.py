@@ -18,7 +18,7 @@ def integers(name: str, values: Any) -> Int[Array, "..."]:
     """`values` as integers of JAX's default width: in the eight bits they may come in, a bound of 256 would be 0."""
     known = isinstance(values, jax.Array | np.ndarray | np.generic | int)
     if not known or not jnp.issubdtype(jnp.result_type(values), jnp.integer):
-        raise TypeError(f"{name}: expected integers, got {show(values)}")
+        raise TypeError(f"{name}: expected integers, got {show(values)}. Write jnp.asarray({name}, int)")
     return jnp.asarray(values).astype(int)
 
 
@@ -49,7 +49,9 @@ def check_token(name: str, token: Any, vocabulary_size: int) -> None:
     if isinstance(token, Tracer):
         return
     if isinstance(token, bool) or jnp.shape(token) or not jnp.issubdtype(jnp.result_type(token), jnp.integer):
-        raise TypeError(f"{name}: expected a token, an integer, got {token!r}")
+        raise TypeError(
+            f"{name}: expected a token, an integer, got {token!r}. Pass a Python int, or an integer array of shape ()"
+        )
     if not 0 <= int(token) < vocabulary_size:
         raise ValueError(f"{_expected(name, vocabulary_size)}, got {token}. {REMEDY}")
 

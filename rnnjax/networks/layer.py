@@ -16,13 +16,19 @@ Layer: TypeAlias = AbstractCell | AbstractNetwork
 def check_layer(name: str, layer: object) -> None:
     """Raise unless it is a cell or a network."""
     if not isinstance(layer, Layer):
-        raise TypeError(f"{name}: expected a cell or a network, got {layer!r}")
+        raise TypeError(
+            f"{name}: expected a cell or a network, got {layer!r}. "
+            "Build an instance of a class, and wrap a function of one step in TimeDistributed"
+        )
 
 
 def check_fit(name: str, expected: PyTree[jax.ShapeDtypeStruct], got: PyTree[jax.ShapeDtypeStruct]) -> None:
     """Raise unless a layer takes the inputs that it is fed."""
     if expected != got:
-        raise ValueError(f"{name}: expected inputs {check.show(expected)} at each step, got {check.show(got)}")
+        raise ValueError(
+            f"{name}: expected inputs {check.show(expected)} at each step, got {check.show(got)}. "
+            "Give the two sides one size and one dtype"
+        )
 
 
 def output_type(layer: Layer) -> PyTree[jax.ShapeDtypeStruct]:

@@ -28,7 +28,9 @@ class Stack(AbstractNetwork):
         """Raises a ValueError that names the layer whose input is not what the one below puts out."""
         layers = tuple(layers)
         if not layers:
-            raise ValueError("layers: expected at least one cell or network, got none")
+            raise ValueError(
+                "layers: expected at least one cell or network, got none. Write Stack([LSTM(...), GRU(...)])"
+            )
         for number, layer in enumerate(layers):
             check_layer(f"layers[{number}]", layer)
         for number, (below, above) in enumerate(pairwise(layers), 1):

@@ -43,7 +43,10 @@ class TimeDistributed(AbstractNetwork):
         A tuple of sizes, () for a scalar; an integer I is the vector of shape (I,).
         """
         if isinstance(function, type) or not callable(function):
-            raise TypeError(f"function: expected a function of the input of one step, or a layer, got {function!r}")
+            raise TypeError(
+                f"function: expected a function of the input of one step, or a layer, got {function!r}. "
+                "Build the layer first, as in eqx.nn.Linear(3, 4, key=key)"
+            )
         self.function = Function(function) if jax.tree_util.all_leaves([function]) else function
         self.input_shape = check.shape("input_shape", input_shape)
         self.dtype = jnp.dtype(dtype)

@@ -34,7 +34,9 @@ class AbstractAround(AbstractNetwork):
 def check_kind(layer: object, expected: Any, means: str) -> None:
     """Raise unless `layer` is what the regulariser can change."""
     if not isinstance(layer, expected):
-        raise TypeError(f"layer: expected {means}, got {describe(layer)}")
+        raise TypeError(
+            f"layer: expected {means}, got {describe(layer)}. Pass the layer to regularise, such as LSTM(...)"
+        )
 
 
 def check_inherits(layer: object, family: type, *methods: str) -> None:

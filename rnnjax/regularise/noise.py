@@ -67,5 +67,7 @@ def _deviation(value: Any) -> float:
     """`value` as a float. Raises unless it is a standard deviation."""
     deviation = check.number("deviation", value, "a standard deviation")
     if not 0 <= deviation < float("inf"):
-        raise ValueError(f"deviation: expected a standard deviation, 0 or more and finite, got {value!r}")
+        raise ValueError(
+            f"deviation: expected a standard deviation, 0 or more and finite, got {value!r}. Pass 0 for no noise"
+        )
     return deviation

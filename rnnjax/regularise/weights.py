@@ -23,7 +23,10 @@ def drop_weights(model: Any, rate: Any, *, key: PRNGKeyArray) -> Any:
     rate = check.probability("rate", rate)
     leaves, structure = jax.tree.flatten(model, is_leaf=_is_gated)
     if not any(map(_is_gated, leaves)):
-        raise ValueError("model: expected an AbstractGatedCell in it, whose recurrent weight could be dropped; none is")
+        raise ValueError(
+            "model: expected an AbstractGatedCell in it, whose recurrent weight could be dropped; none is. "
+            "Use it for a model with an LSTM, GRU or Elman cell"
+        )
     dropped = [
         _drop_cell(leaf, rate, jax.random.fold_in(key, number)) if _is_gated(leaf) else leaf
         for number, leaf in enumerate(leaves)
@@ -40,7 +43,7 @@ def drop_embedding(embedding: Any, rate: Any, *, key: PRNGKeyArray) -> Float[Arr
     if not eqx.is_inexact_array(embedding) or embedding.ndim != 2:
         raise ValueError(
             f"embedding: expected floating vectors [V, E], one row for each word, got {check.show(embedding)}. "
-            f"Of an eqx.nn.Embedding pass its weight"
+            "Pass the weight of an eqx.nn.Embedding"
         )
     return scale(keep(key, rate, (embedding.shape[0], 1)), rate, embedding)
 

@@ -45,7 +45,10 @@ class Zoneout(AbstractAround):
         if isinstance(rates, Real):
             rates = jax.tree.unflatten(fields, [check.probability("rates", rates, KEEPING)] * fields.num_leaves)
         if jax.tree.structure(rates) != fields:
-            raise ValueError(f"rates: expected one probability, or one for each of {check.show(like)}, got {rates!r}")
+            raise ValueError(
+                f"rates: expected one probability, or one for each of {check.show(like)}, got {rates!r}. "
+                "Write one number for all, or a state of numbers, such as LSTMState(0.05, 0.5)"
+            )
         self.layer = layer
         self.rates = jax.tree_util.tree_map_with_path(
             lambda path, rate: check.probability(f"rates{jax.tree_util.keystr(path)}", rate, KEEPING), rates

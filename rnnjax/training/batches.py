@@ -16,12 +16,20 @@ def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable
     """
     leaves = jax.tree.leaves(arrays)
     if not leaves:
-        raise ValueError("arrays: expected at least one array, got none")
+        raise ValueError(
+            "arrays: expected at least one array, got none. Pass the arrays to take batches of, such as (xs, targets)"
+        )
     examples = len(leaves[0])
     if any(len(leaf) != examples for leaf in leaves):
-        raise ValueError(f"arrays: expected one number of examples, got {[len(leaf) for leaf in leaves]}")
+        raise ValueError(
+            f"arrays: expected one number of examples, got {[len(leaf) for leaf in leaves]}. "
+            "Pass arrays with the examples on the first axis of each"
+        )
     if not 1 <= size <= examples:
-        raise ValueError(f"size: expected a batch from 1 to the {examples} examples, got {size}")
+        raise ValueError(
+            f"size: expected a batch from 1 to the {examples} examples, got {size}. "
+            "Pass the number of examples in one batch, or add examples"
+        )
     per_epoch = examples // size
 
     @lru_cache(maxsize=1)
@@ -51,13 +59,17 @@ def streams(sequence: np.ndarray, size: int, chunk: int) -> Callable[[int], Chun
     is not. Arrays are [B, T, ...]. Drops what does not fill the last chunk.
     """
     if size < 1 or chunk < 1:
-        raise ValueError(f"size, chunk: expected 1 or more, got {size} and {chunk}")
+        raise ValueError(
+            f"size, chunk: expected 1 or more, got {size} and {chunk}. "
+            "Pass the number of sequences as size, and the steps of each as chunk"
+        )
     length = (len(sequence) - 1) // size
     per_epoch = length // chunk
     if per_epoch < 1:
         raise ValueError(
             f"sequence: expected at least size * chunk + 1 = {size * chunk + 1} steps to fill one chunk, "
-            f"got {len(sequence)}"
+            f"got {len(sequence)}. "
+            "Take a smaller size or chunk, or a longer sequence"
         )
     starts = np.arange(size)[:, None] * length
 

@@ -60,14 +60,25 @@ class Buckets:
 
 def _check(lengths: np.ndarray, size: Any, bounds: np.ndarray) -> None:
     if lengths.ndim != 1 or lengths.size == 0 or not np.issubdtype(lengths.dtype, np.integer):
-        raise ValueError(f"lengths: expected an integer for each example, [N], got {show(lengths)}")
+        raise ValueError(
+            f"lengths: expected an integer for each example, [N], got {show(lengths)}. "
+            "Write np.asarray([len(example) for example in examples])"
+        )
     if lengths.min() < 0:
-        raise ValueError(f"lengths: expected none below zero, got {lengths.min()}")
+        raise ValueError(
+            f"lengths: expected none below zero, got {lengths.min()}. Pass the number of steps of each example"
+        )
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-        raise ValueError(f"size: expected a positive number of examples, got {size!r}")
+        raise ValueError(
+            f"size: expected a positive number of examples, got {size!r}. Pass the number of examples in one batch"
+        )
     if bounds.ndim != 1 or not np.issubdtype(bounds.dtype, np.integer) or (np.diff(bounds) <= 0).any():
-        raise ValueError(f"bounds: expected integers that rise, got {bounds.tolist()}")
+        raise ValueError(
+            f"bounds: expected integers that rise, got {bounds.tolist()}. "
+            "Sort them and leave out repeated ones: sorted(set(bounds))"
+        )
     if lengths.max() > bounds[-1]:
         raise ValueError(
-            f"bounds: expected a last one of at least the longest example's {lengths.max()}, got {bounds[-1]}"
+            f"bounds: expected a last one of at least the longest example's {lengths.max()}, got {bounds[-1]}. "
+            f"Add {lengths.max()} as the last bound"
         )

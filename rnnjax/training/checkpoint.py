@@ -42,18 +42,27 @@ def load(path: str | Path, like: PyTree) -> PyTree:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: expected a file at {path}, found none")
+        raise FileNotFoundError(
+            f"checkpoint: expected a file at {path}, found none. Pass the path that `save` wrote to"
+        )
     line, _, payload = path.read_bytes().partition(b"\n")
     header = _read_header(path, line)
     if _digest(header["arrays"], payload) != header["sha256"]:
         raise CheckpointError(
-            f"checkpoint: {path} is cut short or damaged: its {len(payload)} bytes are not those saved"
+            f"checkpoint: {path} is cut short or damaged: its {len(payload)} bytes are not those saved. "
+            "Copy the file again, or load an earlier one"
         )
     expected = {name: _describe(leaf) for name, leaf in _named_arrays(like).items()}
     if expected != header["arrays"]:
-        raise CheckpointError(f"checkpoint: {path} is of another model: {_differences(expected, header['arrays'])}")
+        raise CheckpointError(
+            f"checkpoint: {path} is of another model: {_differences(expected, header['arrays'])}. "
+            "Pass `like` built as the model that was saved"
+        )
     if len(payload) != sum(leaf.nbytes for leaf in _named_arrays(like).values()):
-        raise CheckpointError(f"checkpoint: {path} is damaged: its {len(payload)} bytes are not those of its arrays")
+        raise CheckpointError(
+            f"checkpoint: {path} is damaged: its {len(payload)} bytes are not those of its arrays. "
+            "Copy the file again, or load an earlier one"
+        )
     arrays, rest = eqx.partition(like, eqx.is_array)
     found = _read_arrays(header["arrays"], payload)
     named = jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in expected])
@@ -126,7 +135,9 @@ def _read_header(path: Path, line: bytes) -> dict:
     arrays = fields.get("arrays")
     is_description = isinstance(arrays, dict) and all(isinstance(each, str) for each in arrays.values())
     if fields.get("format") != FORMAT or not is_description or "sha256" not in fields:
-        raise CheckpointError(f"checkpoint: {path} is not a checkpoint of this library, or is cut short")
+        raise CheckpointError(
+            f"checkpoint: {path} is not a checkpoint of this library, or is cut short. Pass a file that `save` wrote"
+        )
     return fields
 
 

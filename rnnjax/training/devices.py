@@ -67,14 +67,21 @@ class DataParallel(AbstractDevices):
 
     def __init__(self, mesh: Mesh):
         if not isinstance(mesh, Mesh):
-            raise TypeError(f"mesh: expected a jax.sharding.Mesh, as jax.make_mesh makes, got {mesh!r}")
+            raise TypeError(
+                f"mesh: expected a jax.sharding.Mesh, as jax.make_mesh makes, got {mesh!r}. "
+                "Write jax.make_mesh((jax.device_count(),), ('batch',))"
+            )
         if not mesh.axis_names:
-            raise ValueError("mesh: expected one with an axis to split the batch over, got one without axes")
+            raise ValueError(
+                "mesh: expected one with an axis to split the batch over, got one without axes. "
+                "Write jax.make_mesh((jax.device_count(),), ('batch',))"
+            )
         processes = {device.process_index for device in mesh.devices.flat}
         if processes not in ({jax.process_index()}, set(range(jax.process_count()))):
             raise ValueError(
                 f"mesh: expected the devices of this process alone, jax.local_devices(), or of all "
-                f"{jax.process_count()} processes, jax.devices(); got those of {sorted(processes)}"
+                f"{jax.process_count()} processes, jax.devices(); got those of {sorted(processes)}. "
+                "Make the mesh of one of the two"
             )
         self.several = len(processes) > 1
         self.writes = not self.several or jax.process_index() == 0

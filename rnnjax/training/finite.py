@@ -44,7 +44,8 @@ def check_judged(judged: float, step: int, log: Log | None) -> None:
     """What cannot be compared would never be the best, nor wear out any patience."""
     if np.isnan(judged):
         raise FloatingPointError(
-            f"validate: expected a number, got NaN after step {step}. Look at what is held out.{_kept(log)}"
+            f"validate: expected a number, got NaN after step {step}. "
+            f"Look at the held-out data, and at `validate`.{_kept(log)}"
         )
 
 

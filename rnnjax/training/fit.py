@@ -136,13 +136,18 @@ def fit(
 
 def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, folder: Any, resume: bool) -> None:
     if patience is not None and validate is None:
-        raise ValueError("patience: expected a `validate` to be patient about, got none")
+        raise ValueError(
+            "patience: expected a `validate` to be patient about, got none. Pass `validate`, or leave `patience` out"
+        )
     check.count("steps", steps, least=0)
     check.count("every", every)
     if patience is not None:
         check.count("patience", patience)
     if resume and folder is None:
-        raise ValueError("resume: expected a `folder` to resume from, got none")
+        raise ValueError(
+            "resume: expected a `folder` to resume from, got none. "
+            "Pass the `folder` of the run to go on with, or leave `resume` out"
+        )
 
 
 def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArray) -> Run:

@@ -56,11 +56,15 @@ class Differentiated(AbstractObjective):
     ) -> tuple[Array, PyTree]:
         answer = self.loss(eqx.combine(weights, static), carry, batch, key)
         if not (isinstance(answer, tuple) and len(answer) == 2):
-            raise TypeError(f"loss: expected it to return (scalar, carry), or (scalar, None), got {show(answer)}")
+            raise TypeError(
+                f"loss: expected it to return (scalar, carry), or (scalar, None), got {show(answer)}. "
+                "Return (scalar, None) if nothing is carried"
+            )
         value, after = answer[0], jax.tree.map(jnp.asarray, answer[1])
         if not alike(after, carry):
             raise ValueError(
-                f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}"
+                f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}. "
+                "Return its shapes and dtypes, or start from a carry like the one returned"
             )
         return value, after
 
@@ -122,11 +126,14 @@ class Estimated(AbstractObjective):
 def choose_objective(model: Any, loss: Any, gradient: Any) -> AbstractObjective:
     """The objective that these arguments of `fit` ask for. Raises where they do not fit each other."""
     if gradient is None:
-        hint = "A loss of one step, (head, y, target) -> scalar, needs gradient=, an estimator such as BPTT()"
+        hint = "Pass gradient=, such as BPTT(), for a loss of one step, (head, y, target) -> scalar"
         _check_loss(loss, "(model, carry, batch, key) -> (scalar, carry)", 4, hint)
         return Differentiated(loss)
     if not isinstance(gradient, AbstractEstimator):
-        raise TypeError(f"gradient: expected an estimator, such as rnnjax.gradients.RTRL(), or None, got {gradient!r}")
+        raise TypeError(
+            f"gradient: expected an estimator, such as rnnjax.gradients.RTRL(), or None, got {gradient!r}. "
+            "Leave gradient= out to differentiate the loss by JAX"
+        )
     name = type(gradient).__name__
     if not (isinstance(model, tuple) and len(model) == 2):
         raise TypeError(
@@ -136,7 +143,7 @@ def choose_objective(model: Any, loss: Any, gradient: Any) -> AbstractObjective:
     reason = gradient.refusal(model[0])
     if reason is not None:
         raise ValueError(f"gradient: {reason}")
-    hint = "A loss of the whole model is differentiated by JAX: leave out gradient="
+    hint = "Leave out gradient= for a loss of the whole model"
     _check_loss(loss, f"(head, y, target) -> scalar for gradient={name}", 3, hint)
     return Estimated(loss, gradient)
 
@@ -144,7 +151,7 @@ def choose_objective(model: Any, loss: Any, gradient: Any) -> AbstractObjective:
 def _check_loss(loss: Any, form: str, count: int, hint: str) -> None:
     """Raise unless `loss` can be called with so many arguments."""
     if not callable(loss):
-        raise TypeError(f"loss: expected a function {form}, got {loss!r}")
+        raise TypeError(f"loss: expected a function {form}, got {loss!r}. Write a function of these arguments")
     try:
         signature = inspect.signature(loss)
     except (TypeError, ValueError):  # a function of another language may have none
@@ -160,21 +167,25 @@ def _check_batch(batch: Any, cell: Any, size: int | None = None) -> None:
     if not (isinstance(batch, tuple) and len(batch) == 3):
         raise TypeError(
             f"batches: expected (xs, targets, starts) for an estimator, got {show(batch)}. starts, booleans [B], marks "
-            "the sequences that begin: np.ones(B, bool) if every batch has new ones, np.zeros(B, bool) if all go on"
+            "the sequences that begin. Pass np.ones(B, bool) if each batch has new ones, np.zeros(B, bool) if all go on"
         )
     xs, targets, starts = batch
     B = size if size is not None else next(iter(np.shape(starts)), "B")
     if getattr(starts, "dtype", None) != np.bool_ or starts.shape != (B,):
         raise ValueError(
             f"batches: expected starts as booleans [{B}], one for each sequence, got {show(starts)}. A sequence begins "
-            "at the first step of a chunk, and the number of sequences stays the same: of a `Chunk`, resets[:, 0]"
+            "at the first step of a chunk, and the number of sequences stays the same. Pass resets[:, 0] of a `Chunk`"
         )
     step, leaves = cell.input_type(), jax.tree.leaves(xs)
     T = jnp.shape(leaves[0])[1] if leaves and jnp.ndim(leaves[0]) > 1 else "T"
     shapes = [(B, T, *leaf.shape) for leaf in jax.tree.leaves(step)]
     if jax.tree.structure(xs) != jax.tree.structure(step) or [jnp.shape(leaf) for leaf in leaves] != shapes:
         raise ValueError(
-            f"batches: expected xs [B={B}, T, ...], of {show(step)} at each step for {describe(cell)}, got {show(xs)}"
+            f"batches: expected xs [B={B}, T, ...], of {show(step)} at each step for {describe(cell)}, got {show(xs)}. "
+            "Pass arrays with the batch on axis 0 and time on axis 1"
         )
     if {jnp.shape(leaf)[:2] for leaf in jax.tree.leaves(targets)} != {(B, T)}:
-        raise ValueError(f"batches: expected targets [B={B}, T={T}, ...] as long as xs, got {show(targets)}")
+        raise ValueError(
+            f"batches: expected targets [B={B}, T={T}, ...] as long as xs, got {show(targets)}. "
+            "Pass one target for each step of each sequence"
+        )

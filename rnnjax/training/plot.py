@@ -11,7 +11,10 @@ def draw_curve(metrics: str | Path, picture: str | Path, *, scale: float = 1.0, 
     """Draw training and validation loss over steps, times `scale`, from a `metrics.jsonl` to a PNG."""
     lines = read_metrics(metrics)
     if not lines:
-        raise ValueError(f"metrics: expected at least one line in {metrics}, found none")
+        raise ValueError(
+            f"metrics: expected at least one line in {metrics}, found none. "
+            "Pass the metrics.jsonl of a run that has recorded some steps"
+        )
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, label in (("loss", "training"), ("validation", "held out")):

@@ -75,8 +75,8 @@ class Log:
                 raise type(error)(
                     error.errno,
                     f"{error.strerror}, while step {int(whole.step)} was written to {self.folder}. The weights of the "
-                    f"checkpoint before are in {self.checkpoint}, if it is still there: fit(..., resume=True) goes on "
-                    "from it",
+                    f"checkpoint before are in {self.checkpoint}, if it is still there. Call fit(..., resume=True) "
+                    "to go on from it",
                 ) from error
         self.devices.wait()
 

@@ -71,7 +71,7 @@ def pack_trees(
     check.sizes(vocabulary_size=vocabulary_size, arity=arity, width=width)
     trees = list(trees)
     if not trees:
-        raise ValueError("trees: expected at least one, got none")
+        raise ValueError("trees: expected at least one, got none. Pass one or more, as parse_tree reads them")
     checked = [validate.rooted(tree, number, arity) for number, tree in enumerate(trees)]
     forest = _join(trees, checked, vocabulary_size, classes)
     steps = schedule(forest.parents, forest.depths, [bool(below) for below in forest.children], width)
@@ -107,7 +107,10 @@ def _join(
         blank = [-1] * len(tree.children)
         forest.labels.extend(blank if labels is None else validate.numbers("labels", labels, classes or 0, number))
     if classes is not None and max(forest.labels) < 0:
-        raise ValueError(f"labels: expected a label at some node of trees 0 to {len(trees) - 1}, got none")
+        raise ValueError(
+            f"labels: expected a label at some node of trees 0 to {len(trees) - 1}, got none. "
+            "Leave `classes` out for trees without labels"
+        )
     return forest
 
 
@@ -115,7 +118,10 @@ def _room(bucket: TreeBucket | None, leaves: int, steps: int) -> TreeBucket:
     if bucket is None:
         return TreeBucket(round_up(leaves), round_up(steps))
     if bucket.leaves < leaves or bucket.steps < steps:
-        raise ValueError(f"bucket: expected room for {leaves} leaves and {steps} steps, got {bucket}")
+        raise ValueError(
+            f"bucket: expected room for {leaves} leaves and {steps} steps, got {bucket}. "
+            f"Pass TreeBucket({leaves}, {steps}) or a larger one, or leave `bucket` out"
+        )
     return bucket
 
 

@@ -51,25 +51,36 @@ def _run(cell: AbstractTreeCell, trees: Trees, table: Array) -> States:
 
 def _check(cell: Any, trees: Any, table: Any) -> None:
     if not isinstance(cell, AbstractTreeCell):
-        raise TypeError(f"cell: expected a tree cell, such as NaryTreeLSTM, got {describe(cell)}")
+        raise TypeError(
+            f"cell: expected a tree cell, such as NaryTreeLSTM, got {describe(cell)}. Use unroll for cells of sequences"
+        )
     if not isinstance(trees, Trees):
-        raise TypeError(f"trees: expected what `pack_trees` returns, got {type(trees).__name__}")
+        raise TypeError(
+            f"trees: expected what `pack_trees` returns, got {type(trees).__name__}. Write pack_trees([tree], ...)"
+        )
     arity = trees.children.shape[-1]
     if cell.arity is not None and cell.arity != arity:
         raise ValueError(
-            f"trees: expected an arity of {cell.arity} for {describe(cell)}, got {arity}. Pass it to pack_trees"
+            f"trees: expected an arity of {cell.arity} for {describe(cell)}, got {arity}. "
+            f"Pass arity={cell.arity} to pack_trees"
         )
     if not isinstance(table, (jax.Array, np.ndarray)):
-        raise TypeError(f"table: expected an array [V, I], got {type(table).__name__}")
+        raise TypeError(
+            f"table: expected an array [V, I], got {type(table).__name__}. "
+            "Write jnp.asarray(table), or pass the weight of an embedding"
+        )
     step = cell.input_type()
     shape = (trees.vocabulary_size, *step.shape)
     if table.shape != shape:
         raise ValueError(
             f"table: expected {list(shape)} for {describe(cell)} and trees packed with "
-            f"vocabulary_size={trees.vocabulary_size}, got {list(table.shape)}"
+            f"vocabulary_size={trees.vocabulary_size}, got {list(table.shape)}. "
+            "Pass a row of the cell's input_size for each token of the vocabulary"
         )
     if table.dtype != step.dtype:
-        raise TypeError(f"table: expected {step.dtype} for {describe(cell)}, got {table.dtype}")
+        raise TypeError(
+            f"table: expected {step.dtype} for {describe(cell)}, got {table.dtype}. Write table.astype({step.dtype})"
+        )
 
 
 def _project(cell: AbstractTreeCell, trees: Trees, table: Array) -> tuple[PyTree[Array], PyTree[Array]]:

@@ -29,7 +29,10 @@ def parse_tree(text: Any, token: Callable[[str], int]) -> Tree:
     Raises ValueError naming the place in `text` where a bracket, a label or a word is missing or too many.
     """
     if not isinstance(text, str):
-        raise TypeError(f"text: expected a string, got {type(text).__name__}")
+        raise TypeError(
+            f"text: expected a string, got {type(text).__name__}. "
+            "Pass the text of one tree, such as '(3 (2 a) (2 film))'"
+        )
     tree = Tree([], [], [])
     path: list[int] = []  # the nodes whose bracket is open
     for match in re.finditer(r"\(|\)|[^() \t\r\n]+", text):
@@ -89,4 +92,7 @@ def _lists(tree: Tree) -> Any:
 
 def _fault(expected: str, got: str, text: str) -> ValueError:
     shown = text if len(text) <= 60 else text[:57] + "..."
-    return ValueError(f"text: expected {expected}, got {got} of {shown!r}")
+    return ValueError(
+        f"text: expected {expected}, got {got} of {shown!r}. "
+        "Write each node as (label word) or (label child child), such as (3 (2 a) (2 film))"
+    )

@@ -329,8 +329,11 @@ def assert_close(got: PyTree, expected: PyTree, dtype: str = "float64") -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
-def assert_error(call: Callable[[], Any], kind: type[Exception], fragments: Sequence[str]) -> None:
-    """Just this kind of error, in one line that begins with the name of the argument, and holds all `fragments`."""
+def assert_error(call: Callable[[], Any], kind: type[Exception], fragments: Sequence[str]) -> str:
+    """Just this kind of error, in one line that begins with the name of the argument, and holds all `fragments`.
+
+    Returns the message.
+    """
     with pytest.raises(kind) as caught:
         call()
     message = str(caught.value)
@@ -338,6 +341,7 @@ def assert_error(call: Callable[[], Any], kind: type[Exception], fragments: Sequ
     assert message.startswith(f"{fragments[0]}: ")
     assert [fragment for fragment in fragments if fragment not in message] == []
     assert "\n" not in message
+    return message
 
 
 def refusal(engine: rnnjax.AbstractEngine, cell: Any, xs: Any) -> str | None:

@@ -316,7 +316,9 @@ def test_a_batch_of_another_form_is_named(name):
 
 def test_the_number_of_sequences_stays_the_same():
     fewer = lambda step: tuple(leaf[: B - step] for leaf in chunk(step))  # noqa: E731
-    with pytest.raises(ValueError, match=r"^batches: expected starts as booleans \[3\], .*, got bool\[2\]\. .*same: "):
+    with pytest.raises(
+        ValueError, match=r"^batches: expected starts as booleans \[3\], .*, got bool\[2\]\. .*same\. Pass "
+    ):
         train(rnnjax.gradients.RTRL(), fewer)
 
 

@@ -232,7 +232,9 @@ def test_tied_gradient_is_the_sum_of_both_uses():
 
 
 def test_tied_needs_an_output_of_the_size_of_the_input():
-    with pytest.raises(ValueError, match=rf"^tied: expected an output size that is the input size {E}, got {H}$"):
+    with pytest.raises(
+        ValueError, match=rf"^tied: expected an output size that is the input size {E}, got {H}\. Pass "
+    ):
         LanguageModel(V, cell(), key=key(), tied=True)
 
 
@@ -346,12 +348,12 @@ def test_a_prompt_of_unknown_tokens(prompt, message):
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        (PROMPT[:0], {}, r"(?m)^prompt: expected at least one token, \[P\], got \[0\]$"),
+        (PROMPT[:0], {}, r"(?m)^prompt: expected at least one token, \[P\], got \[0\]\. Pass .*$"),
         (PROMPT[None], {}, r"^prompt: expected the tokens of one sequence, \[T\], got \[1, 3\]"),
-        (PROMPT, {"temperature": float("nan")}, r"(?m)^temperature: expected 0 or more, got nan$"),
-        (PROMPT, {"temperature": -0.5}, r"(?m)^temperature: expected 0 or more, got -0\.5$"),
+        (PROMPT, {"temperature": float("nan")}, r"(?m)^temperature: expected 0 or more, got nan\. Pass .*$"),
+        (PROMPT, {"temperature": -0.5}, r"(?m)^temperature: expected 0 or more, got -0\.5\. Pass .*$"),
         (PROMPT, {"top_k": 0}, r"(?m)^top_k: expected 1 or more, got 0$"),
-        (PROMPT, {"top_k": V + 1}, r"(?m)^top_k: expected from 1 to the vocabulary's 5, got 6$"),
+        (PROMPT, {"top_k": V + 1}, r"(?m)^top_k: expected from 1 to the vocabulary's 5, got 6\. Pass .*$"),
     ],
     ids=["no_prompt", "batch", "no_temperature", "temperature", "top_k_zero", "top_k_over"],
 )

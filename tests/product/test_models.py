@@ -250,23 +250,31 @@ def test_a_label_that_is_no_class_is_never_one(label):
 @pytest.mark.parametrize(
     ("objective", "targets", "message"),
     [
-        (rnnjax.models.squared_error, np.zeros(4), r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]$"),
+        (
+            rnnjax.models.squared_error,
+            np.zeros(4),
+            r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]\. Reshape .*$",
+        ),
         (
             rnnjax.models.squared_error,
             np.zeros((1, 4)),
-            r"(?m)^targets: expected \[4, 1\], by the answers, got \[1, 4\]$",
+            r"(?m)^targets: expected \[4, 1\], by the answers, got \[1, 4\]\. Reshape .*$",
         ),
         (
             rnnjax.models.binary_cross_entropy,
             np.zeros(4),
-            r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]$",
+            r"(?m)^targets: expected \[4, 1\], by the answers, got \[4\]\. Reshape .*$",
         ),
         (
             rnnjax.models.cross_entropy,
             np.zeros((4, 1), int),
-            r"(?m)^labels: expected \[4\], by the answers, got \[4, 1\]$",
+            r"(?m)^labels: expected \[4\], by the answers, got \[4, 1\]\. Reshape .*$",
         ),
-        (rnnjax.models.cross_entropy, np.zeros((), int), r"(?m)^labels: expected \[4\], by the answers, got \[\]$"),
+        (
+            rnnjax.models.cross_entropy,
+            np.zeros((), int),
+            r"(?m)^labels: expected \[4\], by the answers, got \[\]\. Reshape .*$",
+        ),
     ],
 )
 def test_targets_that_would_be_broadcast_are_refused(objective, targets, message):

@@ -377,7 +377,7 @@ def content_of(tree: Any, folder: Path) -> bytes:
 
 
 def test_missing_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file at .*nowhere, found none$"):
+    with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file at .*nowhere, found none\. Pass .*$"):
         load(tmp_path / "nowhere", small())
 
 

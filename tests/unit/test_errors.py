@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from messages import instructs, messages
 
 import rnnjax
 from rnnjax import (
@@ -402,13 +403,45 @@ FUNCTIONS = [
 ]
 
 
+# What is expected, True or False or a positive integer, leaves nothing more to say.
+SELF_EXPLANATORY = {
+    *("reverse_string", "fall_back", "pallas"),
+    *("hidden_size_zero", "hidden_size_float", "hidden_size_bool", "input_size_negative", "heads_zero"),
+    *("projected_size_zero", "lru_size", "output_size_zero", "s5_blocks_zero"),
+    *("convolution_window", "convolution_inputs", "depthwise_window", "qrnn_window"),
+}
 CASES = INPUTS + STATES + MARKS + OPTIONS + ENGINES + CONSTRUCTION + LINEAR + COMPOSITION + FUNCTIONS
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(("call", "kind", "fragments"), CASES)
-def test_error_names_what_was_expected_and_what_came(call, kind, fragments):
-    grid.assert_error(call, kind, fragments)
+def test_error_names_what_was_expected_and_what_came(call, kind, fragments, request):
+    """It says what to do as well, unless that is no more than what was expected."""
+    message = grid.assert_error(call, kind, fragments)
+    assert instructs(message) != (request.node.callspec.id in SELF_EXPLANATORY), message
+
+
+# What the messages say in the source
+
+
+def test_messages_say_what_to_do():
+    """At least 200 do. The others give a reason within another message, or what they expect says it all."""
+    silent = [f"{message.place}: {message.text}" for message in messages() if not instructs(message.text)]
+    assert len(messages()) - len(silent) >= 200, "\n".join(silent)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("xs: expected an array [T, ...], got a scalar. Write xs[None] for one step", True),
+        ("Fused has no kernel for LSTM. {} Use Scan().", True),
+        ("heads: expected a positive integer, got 0", False),
+        ("width: expected 3, got 4. The first step has no more hypotheses than tokens", False),
+        ("Use Scan() was not written", False),
+    ],
+)
+def test_an_instruction_is_a_sentence_that_begins_with_a_verb(message, expected):
+    assert instructs(message) is expected
 
 
 # Lengths that are not known when traced

@@ -53,15 +53,24 @@ class Newton(AbstractEngine):
 
     def __check_init__(self):
         if not isinstance(self.jacobian, AbstractJacobian):
-            raise TypeError(f"jacobian: expected Dense() or Diagonal(), got {self.jacobian!r}")
+            raise TypeError(
+                f"jacobian: expected Dense() or Diagonal(), got {self.jacobian!r}. "
+                "Take Dense() for few units, and Diagonal() for diagonal cells"
+            )
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"iterations: expected a positive integer, got {self.iterations!r}")
+            raise ValueError(
+                f"iterations: expected a positive integer, got {self.iterations!r}. "
+                "Pass the most iterations to try, such as 100"
+            )
         check.flags(fall_back=self.fall_back)
         for name in ("tolerance", "damping"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
             if value is not None and not (is_number and 0 < value < float("inf")):
-                raise ValueError(f"{name}: expected a positive number or None, got {value!r}")
+                raise ValueError(
+                    f"{name}: expected a positive number or None, got {value!r}. "
+                    "Pass None for steps without damping, or for the tolerance of the state's dtype"
+                )
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         if self.fall_back and axis is not None:
@@ -92,7 +101,7 @@ class Newton(AbstractEngine):
         xs = check.inputs(xs, cell.input_type(), describe(cell))
         T = jax.tree.leaves(xs)[0].shape[0]
         if T == 0:
-            raise ValueError("xs: expected at least one step, got T=0")
+            raise ValueError("xs: expected at least one step, got T=0. Pass a longer sequence")
         plan = plan_or_raise(self, cell, xs)
         assert isinstance(plan, NewtonPlan)
         state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))

@@ -54,7 +54,10 @@ class CPU(AbstractKernel):
 
     def __check_init__(self):
         if not isinstance(self.max_instruction_set, InstructionSet):
-            raise TypeError(f"max_instruction_set: expected an InstructionSet, got {self.max_instruction_set!r}")
+            raise TypeError(
+                f"max_instruction_set: expected an InstructionSet, got {self.max_instruction_set!r}. "
+                "Take one of them, such as InstructionSet.AVX2"
+            )
 
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         missing = library.absence()

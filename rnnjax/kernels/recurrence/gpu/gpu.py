@@ -37,7 +37,7 @@ class GPU(AbstractKernel):
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         dtype = carried(weights)
         if dtype != jnp.float32 and not self.interpret:
-            return Refusal(f"The GPU kernel carries float32, and the cell {dtype}.")
+            return Refusal(f"The GPU kernel carries float32, and the cell {dtype}. Build the cell in float32.")
         step = translate(pointwise, dtype)
         if isinstance(step, Refusal):
             return Refusal(f"The GPU kernel has no program for it: {step}.")

@@ -37,7 +37,9 @@ def _integer_power(graph: Graph, parameters: Parameters, x: int) -> int:
 
 def _round(graph: Graph, parameters: Parameters, x: int) -> int:
     if parameters["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise TranslationError("pointwise uses `round` away from zero, which has no counterpart in the vector program")
+        raise TranslationError(
+            "pointwise uses `round` away from zero, which has no counterpart in the vector program. Use jnp.round"
+        )
     return graph.node("round_even", x)
 
 

@@ -68,7 +68,9 @@ def _has_nodes(graph: Graph, aval: Any) -> bool:
 
 def _constant(graph: Graph, value: Any, aval: Any) -> Any:
     if isinstance(value, Tracer):
-        raise TranslationError("pointwise closes over an array that is not known yet")
+        raise TranslationError(
+            "pointwise closes over an array that is not known yet. Make it one of the unit_parameters"
+        )
     if not _has_nodes(graph, aval):
         return value if isinstance(value, jax.Array) else np.asarray(value, aval.dtype)
     entries = np.asarray(value, aval.dtype)

@@ -59,12 +59,15 @@ class TPU(AbstractKernel):
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         dtype = carried(weights)
         if dtype != jnp.float32 and not self.interpret:
-            return Refusal(f"The TPU kernel carries float32, and the cell {dtype}.")
+            return Refusal(f"The TPU kernel carries float32, and the cell {dtype}. Build the cell in float32.")
         step = translate(pointwise, dtype)
         if isinstance(step, Refusal):
             return Refusal(f"The TPU kernel has no program for it: {step}.")
         if lacking := sorted(step.operations() & LACKING):
-            return Refusal(f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes.")
+            return Refusal(
+                f"The TPU kernel has no {' and no '.join(lacking)}, which pointwise computes. "
+                "Write pointwise without it."
+            )
         units, room = weights.R.shape[2], self._room()
         most = whole(units, LANES)
         while most and _resident(pointwise, weights, most) + STREAMED + temporary(SUBLANES, most) > room:
@@ -72,7 +75,7 @@ class TPU(AbstractKernel):
         if units > most:
             return Refusal(
                 f"The TPU kernel keeps R of a head in vector memory: in {room >> 20} MiB, at most {most} units a head "
-                f"of this cell, and not {units}."
+                f"of this cell, and not {units}. Take more heads, or fewer units."
             )
         resident = _resident(pointwise, weights, whole(units, LANES))
         return TPUPlan(pointwise, dtype, resident, self.interpret, step)
