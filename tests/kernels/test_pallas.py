@@ -287,7 +287,7 @@ def test_a_refused_cell_is_lowered_by_the_reference():
     with on("NVIDIA H200"):
         assert "rnnjax" not in lowered(cell, "cuda", engine)
         plan = engine.plan(cell, grid.inputs(T))
-    assert plan.notes == ("The GPU kernel carries float32, and the cell float64.",)
+    assert plan.notes == ("The GPU kernel carries float32, and the cell float64. Build the cell in float32.",)
 
 
 # Nobody gets a kernel that no device has measured, unless by name
@@ -412,7 +412,7 @@ def test_a_refusal_names_what_fits():
     assert isinstance(rnnjax.kernels.TPU(memory=128).plan(*sizes(rnnjax.LSTM, 3840)), KernelPlan)
     assert str(rnnjax.kernels.TPU().plan(*sizes(rnnjax.LSTM, 4096))) == (
         "The TPU kernel keeps R of a head in vector memory: in 16 MiB, at most 1024 units a head of this cell, and not "
-        "4096."
+        "4096. Take more heads, or fewer units."
     )
 
 
@@ -444,4 +444,4 @@ def test_an_operation_that_is_lacking():
     specification = Pointwise.of(Stepped(I, H, key=grid.KEY)), sizes(rnnjax.Elman, H, dtype="float32")[1]
     of_gpu, of_tpu = (str(kernel.plan(*specification)) for kernel in (rnnjax.kernels.GPU(), rnnjax.kernels.TPU()))
     assert "as one block of threads, it has no erfc, which pointwise computes" in of_gpu
-    assert of_tpu == "The TPU kernel has no erfc, which pointwise computes."
+    assert of_tpu == "The TPU kernel has no erfc, which pointwise computes. Write pointwise without it."
