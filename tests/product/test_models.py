@@ -117,7 +117,7 @@ def outputs(network: Any, xs: np.ndarray) -> np.ndarray:
     return np.concatenate([right[1], left[1][::-1]], 1)
 
 
-def answers(head: eqx.nn.Linear, ys: np.ndarray) -> np.ndarray:
+def head_outputs(head: eqx.nn.Linear, ys: np.ndarray) -> np.ndarray:
     return ys @ np.asarray(head.weight).T + np.asarray(head.bias)
 
 
@@ -311,7 +311,7 @@ def test_a_batch_of_padded_sequences_is_each_alone(name):
     def alone(model: rnnjax.models.Classifier) -> float:
         found = [outputs(model.network, xs[:length]) for xs, length in zip(normal(3, T, I), LENGTHS, strict=True)]
         pooled = np.stack([by_hand(name, model.pooling, ys) for ys in found])
-        return float(losses(answers(model.head, pooled), LABELS).mean())
+        return float(losses(head_outputs(model.head, pooled), LABELS).mean())
 
     model = rnnjax.models.Classifier(bidirectional(), linear(2 * H), pooling=pooling(name))
     batch = padded(normal(3, T, I), LENGTHS), LABELS, LENGTHS
@@ -360,7 +360,7 @@ def test_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps):
 
     def alone(model: rnnjax.models.Tagger) -> float:
         pairs = [(xs[:n], tags[:n]) for xs, tags, n in zip(normal(3, T, I), TAGS, COUNTS, strict=True) if n]
-        sums = [losses(answers(model.head, outputs(model.network, xs)), tags).sum() for xs, tags in pairs]
+        sums = [losses(head_outputs(model.head, outputs(model.network, xs)), tags).sum() for xs, tags in pairs]
         return float(sum(sums) / {"average": COUNTS.sum(), "total": 3}[over_steps])
 
     xs, tags, counts = padded_tags()
@@ -388,7 +388,7 @@ def test_to_the_last_bits_the_loss_of_a_tagger_is_of_the_valid_steps(over_steps)
 def test_answers_are_zeros_from_the_length_on():
     model, xs = rnnjax.models.Tagger(each_step(), linear(I)), normal(T, I)
     answers = np.asarray(jax.jit(lambda xs, length: model(xs, length=length))(padded(xs[None], [5])[0], np.asarray(5)))
-    np.testing.assert_allclose(answers[:5], answers(linear(I), xs[:5]), atol=1e-12)
+    np.testing.assert_allclose(answers[:5], head_outputs(linear(I), xs[:5]), atol=1e-12)
     assert not answers[5:].any()
 
 
@@ -424,7 +424,7 @@ def test_a_forecast_reads_its_own_answers():
     values, read = rnnjax.models.forecast(rnnjax.models.Tagger(cell, linear(H, I)), grid.place(xs), 3), xs
     for value in np.asarray(values):
         _, ys = oracle.run(cell, (np.zeros(H), np.zeros(H)), read)
-        expected = answers(linear(H, I), ys)[-1]
+        expected = head_outputs(linear(H, I), ys)[-1]
         np.testing.assert_allclose(value, expected, atol=1e-12)
         read = np.concatenate([read, expected[None]])
 
