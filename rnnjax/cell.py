@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from . import random
 from .arrays import (
@@ -24,6 +24,7 @@ from .arrays import (
     GatesOverTime,
     Inputs,
     InputWeight,
+    PyTree,
     RecurrentWeight,
     State,
     States,

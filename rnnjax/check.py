@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .arrays import Flags, Length, State
+from .arrays import Flags, Length, PyTree, State
 
 BATCH_HINT = "unroll takes one sequence, time first; batch it: jax.vmap(lambda xs: unroll(cell, None, xs))(xs)"
 

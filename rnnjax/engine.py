@@ -8,9 +8,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .arrays import Shaped, State, States, select, widen
+from .arrays import PyTree, Shaped, State, States, select, widen
 from .cell import AbstractCell, describe
 from .marks import Marks, StepMarks
 from .refusal import Refusal

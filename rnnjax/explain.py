@@ -6,10 +6,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
 
 from . import check
-from .arrays import Shaped
+from .arrays import PyTree, Shaped
 from .cell import AbstractCell, describe
 from .engine import AbstractEngine, Plan, check_engine
 from .engines.auto import Auto

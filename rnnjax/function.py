@@ -7,10 +7,10 @@ from weakref import WeakKeyDictionary
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from . import check
-from .arrays import State, States
+from .arrays import PyTree, State, States
 from .cell import AbstractCell, describe
 from .compiled import compiled
 

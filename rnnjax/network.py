@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .arrays import Flags, Length, State, sole_vector
+from .arrays import Flags, Length, PyTree, State, sole_vector
 from .engine import AbstractEngine
 from .marks import isolate
 

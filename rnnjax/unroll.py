@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from . import check
-from .arrays import State, select
+from .arrays import PyTree, State, select
 from .cell import AbstractCell, describe
 from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise

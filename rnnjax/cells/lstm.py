@@ -6,10 +6,10 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
+from ..arrays import Bias, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
 
 

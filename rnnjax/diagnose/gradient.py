@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .. import check, flat
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..engine import check_engine
 from ..engines.auto import Auto

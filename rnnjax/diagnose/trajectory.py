@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .. import check, flat
-from ..arrays import State, States
+from ..arrays import PyTree, State, States
 from ..cell import AbstractCell, describe
 from ..compiled import compiled
 from ..engine import Plan, check_engine, plan_or_raise

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, select
+from ..arrays import PyTree, State, select
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine
 from ..engines.auto import Auto

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import flat
-from ..arrays import Gates, State, by_gate
+from ..arrays import Gates, PyTree, State, by_gate
 from ..cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe, recur
 from ..engines.newton.diagonal import own_past
 from .estimator import add

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, carry_dtype
+from ..arrays import PyTree, State, carry_dtype
 from ..cell import describe
 
 Loss = Callable[[Any, Any, Any], Float[Array, ""]]  # (head, y, target) -> the loss of one step

@@ -5,10 +5,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, carry_dtype
+from ..arrays import PyTree, State, carry_dtype
 from ..cell import AbstractCell, describe
 from .estimator import AbstractEstimator, Estimate, Loss, Weights, accumulate, add, judge
 

@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
-from ..arrays import select
+from ..arrays import PyTree, select
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..unroll import unroll

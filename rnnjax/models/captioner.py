@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..named import named

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import Length
+from ..arrays import Length, PyTree
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto

@@ -6,10 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .. import check, random
-from ..arrays import State, widen
+from ..arrays import PyTree, State, widen
 from ..cell import AbstractCell
 from ..compiled import compiled
 from ..engine import AbstractEngine

@@ -6,10 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, widen
+from ..arrays import PyTree, State, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine
 from ..engines.auto import Auto

@@ -3,9 +3,9 @@
 from typing import TypeAlias
 
 import jax
-from jaxtyping import PyTree
 
 from .. import check
+from ..arrays import PyTree
 from ..cell import AbstractCell
 from ..network import AbstractNetwork
 from ..unroll import unroll

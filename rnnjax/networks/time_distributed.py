@@ -6,9 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .. import check
+from ..arrays import PyTree
 from ..named import named
 from ..network import AbstractNetwork, Options
 

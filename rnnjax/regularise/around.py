@@ -4,9 +4,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import describe
 from ..network import AbstractNetwork
 

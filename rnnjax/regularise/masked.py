@@ -5,9 +5,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import State, States
+from ..arrays import PyTree, State, States
 from ..cell import AbstractCell, describe
 from ..network import Options
 from ..unroll import unroll

@@ -5,10 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from .. import check
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import AbstractCell
 from ..network import Options
 from ..unroll import unroll

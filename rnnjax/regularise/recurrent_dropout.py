@@ -5,10 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from .. import check
-from ..arrays import Gates, State, UnitGates, cast
+from ..arrays import Gates, PyTree, State, UnitGates, cast
 from ..cell import AbstractCandidateCell, AbstractGatedCell, recur
 from ..network import Options
 from ..unroll import unroll

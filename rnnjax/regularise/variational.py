@@ -5,10 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from .. import check
-from ..arrays import Gates, State
+from ..arrays import Gates, PyTree, State
 from ..cell import AbstractCell, AbstractGatedCell, recur
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll

@@ -7,10 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .. import check
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import AbstractCell
 from ..network import Options
 from ..unroll import unroll

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from .. import check
+from ..arrays import PyTree
 from ..gradients.estimator import AbstractEstimator
 from .devices import AbstractDevices, DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise

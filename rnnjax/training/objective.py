@@ -10,9 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
-from ..arrays import select
+from ..arrays import PyTree, select
 from ..cell import describe
 from ..check import alike, show
 from ..gradients.estimator import AbstractEstimator

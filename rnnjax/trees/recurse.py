@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
-from ..arrays import States, look_up, select
+from ..arrays import PyTree, States, look_up, select
 from ..cell import describe
 from ..compiled import compiled
 from .cell import AbstractTreeCell

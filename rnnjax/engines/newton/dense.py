@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State
+from ...arrays import PyTree, State
 from . import time
 from .blocks import Blocks, Vectors
 from .jacobian import AbstractJacobian

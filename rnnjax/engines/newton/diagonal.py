@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State, by_gate, by_head
+from ...arrays import PyTree, State, by_gate, by_head
 from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from . import time
 from .blocks import Blocks, Vectors

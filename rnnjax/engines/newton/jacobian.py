@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State
+from ...arrays import PyTree, State
 from .blocks import Blocks, Vectors
 from .problem import Problem
 

@@ -6,10 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from ... import check
-from ...arrays import Shaped, State
+from ...arrays import PyTree, Shaped, State
 from ...cell import AbstractCell, AbstractLinearCell, describe
 from ...engine import AbstractEngine, Plan, plan_or_raise, refuse_symbolic
 from ...marks import Marks, counted, fill

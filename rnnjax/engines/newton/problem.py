@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State
+from ...arrays import PyTree, State
 from ...cell import AbstractCell
 from ...engine import marked_step
 from ...marks import StepMarks

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from ...arrays import PyTree
 from .contract import Cotangents, KernelPlan, Weights
 from .reference import ReferencePlan
 
