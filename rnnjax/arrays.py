@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from .checked import Checked
@@ -50,10 +51,10 @@ Flags = Bool[Array, " T"]
 Index = Int[Array, " T"]
 
 Shaped = Array | jax.ShapeDtypeStruct  # what is asked of its form alone
+AnyArray: TypeAlias = Array | np.ndarray  # of JAX or of NumPy
+IntegerLike: TypeAlias = int | np.integer[Any] | np.ndarray | Array  # one integer, traced or not
 DType: TypeAlias = Checked[DTypeLike]  # `jnp.float32`, "float32", ...
 Sizes: TypeAlias = Checked[int | tuple[int, ...]]  # of one axis, or of each
-Scalar: TypeAlias = Checked[int | Array]  # an integer, traced or not
-Tokens: TypeAlias = Checked[ArrayLike]  # integers
 
 State: TypeAlias = PyTree[Any]  # what the next step needs, nothing else
 States: TypeAlias = PyTree[Any]  # a state over time: a leading axis T on every leaf

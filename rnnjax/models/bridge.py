@@ -59,7 +59,7 @@ def check_bridge(state: State, expected: State, whose: str) -> None:
         )
 
 
-def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:
+def real_arrays(name: str, state: PyTree[Shaped]) -> list[Shaped]:
     """The arrays of a state, or their forms. Raises ValueError, under `name`, unless they are of real numbers."""
     leaves = jax.tree.leaves(state)
     if not leaves or any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):

@@ -14,7 +14,7 @@ from .tokens import check_tokens
 
 
 def target_loss(
-    logits: Callable[[Any, Array, PRNGKeyArray | None], Array],
+    logits: Callable[[PyTree[Array], Array, PRNGKeyArray | None], Array],
     sources: PyTree[Array],
     target: Array,
     target_length: Array,

@@ -1,5 +1,6 @@
 """What all regularisers around one layer share: they take what it takes, and start where it starts."""
 
+from types import UnionType
 from typing import Any
 
 import equinox as eqx
@@ -31,7 +32,7 @@ class AbstractAround(AbstractNetwork):
         return self.layer.hidden(state)
 
 
-def check_kind(layer: object, expected: Any, means: str) -> None:
+def check_kind(layer: object, expected: type | UnionType, means: str) -> None:
     """Raise unless `layer` is what the regulariser can change."""
     if not isinstance(layer, expected):
         raise TypeError(f"layer: expected {means}, got {describe(layer)}")

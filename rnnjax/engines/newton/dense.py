@@ -50,5 +50,7 @@ class Dense(AbstractJacobian):
 
         return problem.over_time(one, befores)
 
-    def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
+    def propagate(
+        self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: str | None
+    ) -> Vectors:
         return time.recurrence(self.evaluate(problem, befores)[1], moved, start, axis)

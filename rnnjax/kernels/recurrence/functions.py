@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.interpreters import ad
 from jaxtyping import Array
 
-from ...arrays import PyTree
-from .contract import Cotangents, KernelPlan, Weights
+from ...arrays import DType, PyTree
+from .contract import Cotangents, Form, KernelPlan, Weights
 from .reference import ReferencePlan
 
 KernelPlans = tuple[tuple[str, KernelPlan], ...]  # by platform, as JAX names it
@@ -26,31 +26,31 @@ class Tangents(NamedTuple):
     state: Any
 
 
-def seven(tree: Tangents | Cotangents) -> tuple[Any, ...]:
+def seven(tree: Tangents | Cotangents) -> tuple[PyTree, ...]:
     """Weights, inputs and initial states: of these are the first seven operands everywhere, in this order."""
     return *tree.weights, tree.xs, tree.state
 
 
-def of_seven(kind: type, entries: Iterable[Any]) -> Any:
+def of_seven(kind: type, entries: Iterable[PyTree]) -> PyTree:
     """The inverse of `seven`."""
     *weights, xs, state = entries
     return kind(Weights(*weights), xs, state)
 
 
 def forward(
-    *leaves: Array, form: Any, plan: KernelPlan, residual_size: int, used_outputs: tuple[bool, ...]
+    *leaves: Array, form: Form, plan: KernelPlan, residual_size: int, used_outputs: tuple[bool, ...]
 ) -> list[Array]:
     """`(weights, sequences)` to a trajectory."""
     operands = jax.tree.unflatten(form, leaves)
     return jax.tree.leaves(plan.forward(*operands, residual_size=residual_size, used_outputs=used_outputs))
 
 
-def backward(*leaves: Array, form: Any, plan: KernelPlan, needs_gradient: Cotangents) -> list[Array]:
+def backward(*leaves: Array, form: Form, plan: KernelPlan, needs_gradient: Cotangents) -> list[Array]:
     """`(weights, sequences, trajectory, dstates, dlast)` to the cotangents that are needed."""
     return jax.tree.leaves(plan.backward(*jax.tree.unflatten(form, leaves), needs_gradient=needs_gradient))
 
 
-def tangent(*leaves: Array, form: Any, plan: KernelPlan) -> list[Array]:
+def tangent(*leaves: Array, form: Form, plan: KernelPlan) -> list[Array]:
     """`(weights, sequences, trajectory, tangents)` to those of the states and of the last one, by the reference."""
     reference = ReferencePlan(plan.pointwise)
     _, sequences, _, tangents = jax.tree.unflatten(form, leaves)
@@ -73,7 +73,7 @@ def _alike(primal: Array, moving: Array | None) -> tuple[Array, Array | None]:
     return jnp.broadcast_to(primal, shape), jnp.broadcast_to(moving, shape)
 
 
-def jvp(function: Callable[..., PyTree], primals: Sequence[Array], tangents: Sequence[Any]) -> PyTree:
+def jvp(function: Callable[..., PyTree], primals: Sequence[Array], tangents: Sequence[PyTree]) -> PyTree:
     """The tangent of `function`; an input without one is a constant."""
     moving = [number for number, tangent in enumerate(tangents) if present(tangent) is not None]
 
@@ -86,7 +86,7 @@ def jvp(function: Callable[..., PyTree], primals: Sequence[Array], tangents: Seq
     return jax.jvp(of_moving, [primals[number] for number in moving], [tangents[number] for number in moving])[1]
 
 
-def present(tangent: Any) -> Any:
+def present(tangent: PyTree) -> PyTree:
     """A tangent or cotangent; None where it is zero."""
     return None if isinstance(tangent, ad.Zero) else tangent
 
@@ -95,7 +95,7 @@ def present(tangent: Any) -> Any:
 
 
 def forward_types(
-    *leaves: Any, form: Any, residual_size: int, used_outputs: tuple[bool, ...], **static: Any
+    *leaves: Any, form: Form, residual_size: int, used_outputs: tuple[bool, ...], **static: Any
 ) -> list[Any]:
     del static
     weights, sequences = jax.tree.unflatten(form, leaves)
@@ -106,13 +106,13 @@ def forward_types(
     return [*(states for _ in range(sum(used_outputs))), _like(state, state.shape, state.dtype), residuals]
 
 
-def tangent_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
+def tangent_types(*leaves: Any, form: Form, **static: Any) -> list[Any]:
     del static
     trajectory = jax.tree.unflatten(form, leaves)[2]
     return [*trajectory.states, trajectory.last]
 
 
-def backward_types(*leaves: Any, form: Any, needs_gradient: Cotangents, **static: Any) -> list[Any]:
+def backward_types(*leaves: Any, form: Form, needs_gradient: Cotangents, **static: Any) -> list[Any]:
     del static
     weights, sequences = jax.tree.unflatten(form, leaves)[:2]
     xs, state = sequences.xs, sequences.state
@@ -121,5 +121,5 @@ def backward_types(*leaves: Any, form: Any, needs_gradient: Cotangents, **static
     return [kind for kind, is_needed in zip(types, seven(needs_gradient), strict=True) if is_needed]
 
 
-def _like(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def _like(aval: Any, shape: tuple[int, ...], dtype: DType) -> Any:
     return aval.update(shape=shape, dtype=dtype, weak_type=False)
