@@ -96,7 +96,7 @@ def classifier_loss(
 
 def run_batch(
     model: Callable[..., Array],
-    xs: PyTree[Array],
+    xs: PyTree[AnyArray],
     lengths: AnyArray | None,
     key: PRNGKeyArray | None,
     engine: AbstractEngine,
