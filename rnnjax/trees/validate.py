@@ -77,7 +77,7 @@ def _depths(children: Sequence[Any], roots: list[int], number: int) -> list[int]
     return depths
 
 
-def numbers(name: str, values: Sequence[int | None], size: int, number: int) -> list[int]:
+def numbers(name: str, values: Checked[Sequence[int | None]], size: int, number: int) -> list[int]:
     """Tokens or labels of tree `number`, from 0 to `size` - 1, with -1 for None."""
     for node, value in enumerate(values):
         if value is None:
