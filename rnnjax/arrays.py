@@ -14,12 +14,24 @@ A plural runs over time: `xs`, `us`, `states`, `ys`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Inexact, Int
+
+from .checked import Checked
+
+if TYPE_CHECKING:  # jaxtyping's own is no type that a checker knows
+    from typing_extensions import TypeAliasType, TypeVar
+
+    Leaf = TypeVar("Leaf", default=Any)
+    PyTree = TypeAliasType("PyTree", Any, type_params=(Leaf,))
+else:
+    from jaxtyping import PyTree as PyTree
 
 Input = Inexact[Array, " I"]
 Inputs = Inexact[Array, "T I"]
@@ -39,18 +51,22 @@ Flags = Bool[Array, " T"]
 Index = Int[Array, " T"]
 
 Shaped = Array | jax.ShapeDtypeStruct  # what is asked of its form alone
+AnyArray: TypeAlias = Array | np.ndarray  # of JAX or of NumPy
+IntegerLike: TypeAlias = int | np.integer[Any] | np.ndarray | Array  # one integer, traced or not
+DType: TypeAlias = Checked[DTypeLike]  # `jnp.float32`, "float32", ...
+Sizes: TypeAlias = Checked[int | tuple[int, ...]]  # of one axis, or of each
 
-State = PyTree[Any]  # what the next step needs, nothing else
-States = PyTree[Any]  # a state over time: a leading axis T on every leaf
+State: TypeAlias = PyTree[Any]  # what the next step needs, nothing else
+States: TypeAlias = PyTree[Any]  # a state over time: a leading axis T on every leaf
 
 
-def carry_dtype(dtype: Any) -> jnp.dtype:
+def carry_dtype(dtype: DType) -> jnp.dtype:
     """The dtype a state is carried in: float32 for anything narrower, else `dtype` itself."""
     dtype = jnp.dtype(dtype)
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
-def cast(tree: PyTree, dtype: Any) -> PyTree:
+def cast(tree: PyTree, dtype: DType) -> PyTree:
     """`tree` with every array in `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 

@@ -15,15 +15,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from . import random
 from .arrays import (
     Bias,
+    DType,
     Gates,
     GatesOverTime,
     Inputs,
     InputWeight,
+    PyTree,
     RecurrentWeight,
     State,
     States,
@@ -222,7 +224,9 @@ def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
     return v.reshape(gates, heads * units)
 
 
-def initial_or_zeros(state_type: type, initial_state: State | None, shape: int | tuple[int, ...], dtype) -> State:
+def initial_or_zeros(
+    state_type: type, initial_state: State | None, shape: int | tuple[int, ...], dtype: DType
+) -> State:
     """The initial state in the carry's dtype: the learned one, or zeros of `shape` in every field of `state_type`."""
     if initial_state is not None:
         return carried_copy(initial_state, dtype)
@@ -231,12 +235,12 @@ def initial_or_zeros(state_type: type, initial_state: State | None, shape: int |
     return state_type(*(jax.lax.broadcast(zero, sizes) for _ in state_type._fields))
 
 
-def carried_copy(state: State, dtype) -> State:
+def carried_copy(state: State, dtype: DType) -> State:
     """A learned state in the carry's dtype, as arrays of their own: the cell and its state may both be donated."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, carry_dtype(dtype)), state)
 
 
-def learnable_zeros(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype) -> State | None:
+def learnable_zeros(learn: bool, state_type: type, shape: int | tuple[int, ...], dtype: DType) -> State | None:
     """The field `initial_state` of a new cell: zeros to be trained if `learn`, else None."""
     return state_type(*(random.zeros(shape, dtype) for _ in state_type._fields)) if learn else None
 

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .arrays import Flags, Length, State
+from .arrays import DType, Flags, Length, PyTree, Sizes, State
+from .checked import Checked
 
 BATCH_HINT = "unroll takes one sequence, time first. Write jax.vmap(lambda xs: unroll(cell, None, xs))(xs)"
 
 
-def inputs(xs: Any, expected: PyTree[jax.ShapeDtypeStruct], name: str) -> PyTree[Array]:
+def inputs(xs: object, expected: PyTree[jax.ShapeDtypeStruct], name: str) -> PyTree[Array]:
     """`xs` as arrays over time, each step like `expected`; `name` is the cell's."""
     xs = sequence(xs)
     if jax.tree.structure(xs) != jax.tree.structure(expected):
@@ -27,7 +28,7 @@ def inputs(xs: Any, expected: PyTree[jax.ShapeDtypeStruct], name: str) -> PyTree
     return xs
 
 
-def sequence(xs: Any) -> PyTree[Array]:
+def sequence(xs: object) -> PyTree[Array]:
     """`xs` as arrays that lead with one and the same time axis."""
     leaves = jax.tree.leaves(xs)
     if not leaves:
@@ -73,7 +74,7 @@ def _input_leaf(leaf: Array, step: jax.ShapeDtypeStruct, name: str) -> None:
         )
 
 
-def state(state: Any, expected: State, name: str) -> State:
+def state(state: object, expected: State, name: str) -> State:
     """`state` as arrays of the structure, shapes and dtypes of `expected`."""
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise ValueError(_other_state(state, expected, name))
@@ -97,7 +98,7 @@ def alike(tree: PyTree, expected: PyTree) -> bool:
     return all(jax.tree.leaves(same))
 
 
-def length(length: Any, T: int) -> Length | None:
+def length(length: object, T: int) -> Length | None:
     """`length` as a scalar in [0, T]; one that is traced is clamped, one that is known must fit."""
     if length is None:
         return None
@@ -125,7 +126,7 @@ def length(length: Any, T: int) -> Length | None:
     return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # eight bits would not hold every T
 
 
-def resets(resets: Any, T: int) -> Flags | None:
+def resets(resets: object, T: int) -> Flags | None:
     """`resets` as booleans [T]."""
     if resets is None:
         return None
@@ -147,12 +148,12 @@ def resets(resets: Any, T: int) -> Flags | None:
     return jnp.asarray(resets)
 
 
-def show(tree: Any) -> str:
+def show(tree: object) -> str:
     """A tree by its structure, shapes and dtypes, on one line."""
     return eqx.tree_pformat(tree, width=10_000, struct_as_array=True)
 
 
-def sizes(**values: Any) -> None:
+def sizes(**values: Checked[int]) -> None:
     """Raise unless every value is a positive integer and `heads`, where given, divides `hidden_size`."""
     for name, value in values.items():
         if not _is_size(value):
@@ -166,7 +167,7 @@ def sizes(**values: Any) -> None:
         )
 
 
-def shape(name: str, value: Any) -> tuple[int, ...]:
+def shape(name: str, value: Sizes) -> tuple[int, ...]:
     """`value` as a tuple, an integer being the size of one axis; raise unless all sizes are positive integers."""
     axes = value if isinstance(value, tuple) else (value,)
     if not all(map(_is_size, axes)):
@@ -181,7 +182,7 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
-def dtype(value: Any) -> None:
+def dtype(value: DType) -> None:
     """Raise unless weights can be of this dtype."""
     if not jnp.issubdtype(value, jnp.floating):
         raise TypeError(
@@ -190,14 +191,14 @@ def dtype(value: Any) -> None:
         )
 
 
-def flags(**values: Any) -> None:
+def flags(**values: object) -> None:
     """Raise unless every value is True or False: the string "False" would count as true."""
     for name, value in values.items():
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {_got(value)}")
 
 
-def count(name: str, value: Any, least: int = 1) -> None:
+def count(name: str, value: object, least: int = 1) -> None:
     """Raise unless `value` is an integer from `least` on."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {_got(value)}")
@@ -208,7 +209,7 @@ def count(name: str, value: Any, least: int = 1) -> None:
 DROPPING = "dropping (to keep a share p of the values, pass 1 - p)"
 
 
-def number(name: str, value: Any, means: str = "a number") -> float:
+def number(name: str, value: object, means: str = "a number") -> float:
     """`value` as a float, which widens no dtype as NumPy's scalars do. Raises unless it is known before tracing."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(
@@ -218,7 +219,7 @@ def number(name: str, value: Any, means: str = "a number") -> float:
     return float(value)
 
 
-def probability(name: str, value: Any, of: str = DROPPING) -> float:
+def probability(name: str, value: object, of: str = DROPPING) -> float:
     """`value` as a float. Raises unless it is a probability below 1."""
     rate = number(name, value, f"the probability of {of}")
     if not 0 <= rate < 1:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def compiled(function: Function) -> Function:
     """`function` of pytrees, which returns arrays, as one program for each form of its arguments.
 
     Arrays are operands of the program, and everything else is static. Arguments that cannot be hashed run without one.
@@ -31,7 +33,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments)
         return program(static, list(filter(_is_array, leaves)))
 
-    return run
+    return cast("Function", run)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -3,14 +3,13 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .arrays import Shaped, State, States, select, widen
+from .arrays import PyTree, Shaped, State, States, select, widen
 from .cell import AbstractCell, describe
 from .marks import Marks, StepMarks
 from .refusal import Refusal
@@ -110,7 +109,7 @@ class AbstractEngine(eqx.Module):
         `plan.over_parts(axis)`.
         """
 
-    def within(self, network: Any) -> "AbstractEngine":
+    def within(self, network: object) -> "AbstractEngine":
         """The engine for the parts of `network`: this one. `explain` overrides it to know where a cell stands."""
         del network
         return self
@@ -124,7 +123,7 @@ def plan_or_raise(engine: AbstractEngine, cell: AbstractCell, xs: PyTree[Shaped]
     return plan
 
 
-def refuse_symbolic(engine: str, cell: Any, xs: PyTree[Shaped]) -> Refusal | None:
+def refuse_symbolic(engine: str, cell: AbstractCell, xs: PyTree[Shaped]) -> Refusal | None:
     """Why an engine that needs to know T cannot run where `jax.export` keeps it a symbol; None if T is a number."""
     if all(isinstance(leaf.shape[0], int) for leaf in jax.tree.leaves(xs)):
         return None
@@ -133,7 +132,7 @@ def refuse_symbolic(engine: str, cell: Any, xs: PyTree[Shaped]) -> Refusal | Non
     )
 
 
-def check_engine(engine: Any) -> None:
+def check_engine(engine: object) -> None:
     """Raise unless `engine` is one."""
     if isinstance(engine, type) and issubclass(engine, AbstractEngine):
         raise TypeError(f"engine: expected an engine, got the class {engine.__name__}. Write {engine.__name__}()")
@@ -143,14 +142,14 @@ def check_engine(engine: Any) -> None:
         )
 
 
-def steps_of(cell: AbstractCell) -> Callable[[State, Any], State]:
+def steps_of(cell: AbstractCell) -> Callable[[State, PyTree], State]:
     """`cell.step` for a loop: the gradient by narrow weights is summed over time in float32."""
     wide, narrow = widen(cell)
     return lambda state, u: narrow(wide).step(state, u)
 
 
 def marked_step(
-    step: Callable[[State, Any], State], initial: State, before: State, inputs: tuple[PyTree[Array], StepMarks]
+    step: Callable[[State, PyTree], State], initial: State, before: State, inputs: tuple[PyTree[Array], StepMarks]
 ) -> tuple[State, State]:
     """One step, such as `cell.step`, under its marks, as a body for `lax.scan`: the new state, twice."""
     u, marks = inputs

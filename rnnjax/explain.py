@@ -6,20 +6,27 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
 
 from . import check
-from .arrays import Shaped
+from .arrays import PyTree, Shaped, State
 from .cell import AbstractCell, describe
+from .checked import Checked
 from .engine import AbstractEngine, Plan, check_engine
 from .engines.auto import Auto
 from .engines.scan import Scan
-from .network import AbstractNetwork
+from .function import StepFunction
+from .network import AbstractNetwork, Layer
 from .refusal import Refusal
 from .unroll import unroll
 
 
-def explain(cell: Any, xs: Any, engine: Any = Auto(), *, state: Any = None) -> "Explanation":
+def explain(
+    cell: Checked[Layer | StepFunction],
+    xs: Checked[PyTree[Shaped]],
+    engine: Checked[AbstractEngine] = Auto(),
+    *,
+    state: State | None = None,
+) -> "Explanation":
     """How `unroll(cell, state, xs, engine=engine)` would run: nothing is computed.
 
         >>> print(rnnjax.explain(rnnjax.Stack([LSTM(3, 32, key=key), MinGRU(32, 32, key=key)]), xs))
@@ -83,11 +90,11 @@ class Record:
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, places: tuple[tuple[str, Any], ...]):
+    def __init__(self, places: tuple[tuple[str, object], ...]):
         self.places = places
         self.cells: list[PlannedCell] = []
 
-    def path_of(self, part: Any, network: str) -> str:
+    def path_of(self, part: object, network: str) -> str:
         """The path to a part of the network at the path `network`; what that network made for itself is at its path."""
         paths = [path for path, other in self.places if other is part]
         return next((path for path in paths if path.startswith(network)), paths[0] if paths else network)
@@ -105,7 +112,7 @@ class Recorder(AbstractEngine):
         self.record.cells.append(PlannedCell(path, describe(cell), plan))
         return Scan().plan(cell, xs, axis)
 
-    def within(self, network: Any) -> "Recorder":
+    def within(self, network: object) -> "Recorder":
         return Recorder(self.engine, self.record, self.record.path_of(network, self.path))
 
 

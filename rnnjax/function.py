@@ -1,18 +1,21 @@
 """A plain function `(state, x) -> (state, y)` as a cell."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from . import check
-from .arrays import State, States
+from .arrays import PyTree, State, States
 from .cell import AbstractCell, describe
+from .checked import Checked
 from .compiled import compiled
+
+StepFunction: TypeAlias = Callable[[State, PyTree[Array]], tuple[State, PyTree[Array]]]
 
 
 class FunctionState(NamedTuple):
@@ -48,7 +51,9 @@ class FunctionCell(AbstractCell):
         return states.y
 
 
-def as_cell(function: Any, state: Any, xs: PyTree[Array], run: Callable[..., Any]) -> FunctionCell:
+def as_cell(
+    function: Checked[StepFunction], state: State, xs: PyTree[Array], run: Callable[..., PyTree]
+) -> FunctionCell:
     """`function` as a cell that starts from `state` and is run by `run`, once it is seen to keep the state's form."""
     if isinstance(function, type):
         raise TypeError(f"cell: expected a cell, got the class {function.__name__}. Write {function.__name__}(...)")

@@ -18,41 +18,41 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from . import check, random
-from .arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype
+from .arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, carry_dtype
 
 Initialiser = Callable[..., Array]
 
 
-def glorot(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def glorot(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Uniform with a variance of 2 / (in + out) (Glorot & Bengio 2010). Leading axes count in both, as in a kernel."""
     bound = math.sqrt(6 / (math.prod(shape[:-2]) * sum(shape[-2:])))
     return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
 
 
-def lecun(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def lecun(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Normal, cut off at two standard deviations, with a variance of 1 / in (LeCun et al. 1998)."""
     deviation = 0.87962566103423978  # of a standard normal distribution that is cut off so
     scale = math.prod(shape[:-1]) ** -0.5 / deviation
     return random.array(random.truncated_normal(key, shape, dtype) * scale, dtype)
 
 
-def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2014, arXiv:1312.6120)."""
     return random.array(random.orthogonal(key, shape, dtype), dtype)
 
 
-def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Normal with a variance of 1 / H, H being the last axis of `shape`: rows of a length of about one."""
     return random.array(random.normal(key, shape, dtype) * shape[-1] ** -0.5, dtype)
 
 
-def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Uniform within 1/sqrt(H), H being the last axis of `shape`: torch's for every weight and bias."""
     bound = shape[-1] ** -0.5
     return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
 
 
-def identity(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+def identity(key: PRNGKeyArray, shape: tuple[int, int], dtype: DType = jnp.float32) -> Array:
     """The identity: with `Elman(activation=jax.nn.relu)` the IRNN (Le et al. 2015, arXiv:1504.00941)."""
     del key
     return random.array(np.eye(shape[0], shape[1]), dtype)
@@ -65,13 +65,13 @@ def interval(least: float, most: float) -> Initialiser:
     return lambda key, shape, dtype: random.array(random.uniform(key, shape, dtype, least, most), dtype)
 
 
-def zeros(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
+def zeros(key: PRNGKeyArray, gates: str, hidden_size: int, dtype: DType) -> Gates:
     """Biases of zero."""
     del key
     return random.zeros((len(gates), hidden_size), dtype)
 
 
-def uniform_bias(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
+def uniform_bias(key: PRNGKeyArray, gates: str, hidden_size: int, dtype: DType) -> Gates:
     """Biases uniform within 1/sqrt(H), as torch draws them."""
     return uniform(key, (len(gates), hidden_size), dtype)
 
@@ -144,7 +144,7 @@ def hippo_normal(size: int) -> tuple[np.ndarray, np.ndarray]:
     return -0.5 + 1j * frequencies[above], vectors[:, above]
 
 
-def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Gates:
+def _biases(gates: str, hidden_size: int, dtype: DType, *, keep, write) -> Gates:
     if "f" not in gates and "z" not in gates:
         write = -keep  # the one gate there is keeps with 1 - i
     rows = {"f": keep, "z": keep, "i": write}
@@ -154,7 +154,7 @@ def _biases(gates: str, hidden_size: int, dtype, *, keep, write) -> Gates:
 
 
 def input_weight(
-    initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, dtype
+    initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, dtype: DType
 ) -> InputWeight:
     """W [I, GH], one draw for each gate."""
     check.dtype(dtype)
@@ -162,7 +162,7 @@ def input_weight(
 
 
 def recurrent_weight(
-    initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, heads: int, dtype
+    initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, heads: int, dtype: DType
 ) -> RecurrentWeight:
     """R [H, GH], or [N, D, GD] of several heads, one draw for each gate and head."""
     block = (units // heads, units // heads)
@@ -171,18 +171,18 @@ def recurrent_weight(
     return random.array(blocks[0] if heads == 1 else blocks, dtype)
 
 
-def diagonal_weight(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype) -> Bias:
+def diagonal_weight(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype: DType) -> Bias:
     """The diagonals of all gates' R, [GH], drawn as [G, H]."""
     drawn = random.known(initialiser(key, (len(gates), units), carry_dtype(dtype)))
     return random.array(drawn.reshape(-1), dtype)
 
 
-def bias(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype) -> Bias:
+def bias(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dtype: DType) -> Bias:
     """b [GH], drawn as [G, H]."""
     return random.array(random.known(initialiser(key, gates, units, dtype)).reshape(len(gates) * units), dtype)
 
 
-def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype) -> Array:
+def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype: DType) -> Array:
     """[in, gates * out]; drawn in float32 or wider, since decompositions know nothing narrower."""
     drawn, (inputs, units) = carry_dtype(dtype), shape
     blocks = random.each(key, gates, lambda key: initialiser(key, shape, drawn), axis=1)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
-from .arrays import Flags, Length, State, select
+from .arrays import Flags, Length, PyTree, State, select
 from .compiled import compiled
 
 

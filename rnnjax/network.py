@@ -2,13 +2,14 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .arrays import Flags, Length, State, sole_vector
+from .arrays import Flags, Length, PyTree, State, sole_vector
+from .cell import AbstractCell
 from .engine import AbstractEngine
 from .marks import isolate
 
@@ -56,3 +57,6 @@ class AbstractNetwork(eqx.Module):
     def hidden(self, state: State) -> Float[Array, " H"] | None:
         """The part of a state that attention and decoders read. By default the only array, if it is of real numbers."""
         return sole_vector(state)
+
+
+Layer: TypeAlias = AbstractCell | AbstractNetwork

@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
-from .arrays import carry_dtype
+from .arrays import DType, carry_dtype
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 PIECE = 1 << 16  # as many counters at once as a processor's cache holds
@@ -41,7 +41,7 @@ def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
         )
 
 
-def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, least: float = 0.0, most: float = 1.0) -> Drawn:
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType, least: float = 0.0, most: float = 1.0) -> Drawn:
     """Uniform in [least, most). Like all functions here: drawn in float32 or wider, whatever `dtype`."""
     dtype, words = _drawn(dtype), _words(key)
     if words is None:
@@ -49,7 +49,7 @@ def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, least: float 
     return _uniform(words, shape, dtype, least, most)
 
 
-def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType) -> Drawn:
     """Standard normal."""
     dtype, words = _drawn(dtype), _words(key)
     if words is None:
@@ -58,7 +58,7 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
     return _normal_quantile(_uniform(words, shape, dtype, least, 1.0))
 
 
-def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
+def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType) -> Drawn:
     """Standard normal, given that it is within two standard deviations."""
     dtype, words = _drawn(dtype), _words(key)
     if words is None:
@@ -68,7 +68,7 @@ def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> D
     return np.clip(_normal_quantile(_uniform(words, shape, dtype, -share, share)), -inside, inside)
 
 
-def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Drawn:
+def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType) -> Drawn:
     """A matrix of orthonormal rows or columns, uniform among all; leading axes are rows, too."""
     rows, columns = math.prod(shape[:-1]), shape[-1]
     drawn = normal(key, (max(rows, columns), min(rows, columns)), dtype)
@@ -90,7 +90,7 @@ def stack(arrays: list[Drawn], axis: int = 0) -> Drawn:
     return numpy_for(*arrays).stack(arrays, axis)
 
 
-def array(values: Any, dtype: Any) -> Array:
+def array(values: Drawn, dtype: DType) -> Array:
     """What was drawn as an array of JAX, in `dtype`."""
     if isinstance(values, Tracer):
         return values.astype(dtype)
@@ -102,17 +102,17 @@ def known(values: Array) -> Drawn:
     return values if isinstance(values, Tracer) else np.asarray(values)
 
 
-def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
+def zeros(shape: int | tuple[int, ...], dtype: DType) -> Array:
     """Zeros as an array of JAX."""
     return array(np.zeros(shape), dtype)
 
 
-def numpy_for(*values: Any) -> ModuleType:
+def numpy_for(*values: object) -> ModuleType:
     """NumPy where all values are known, where some are traced JAX's."""
     return jnp if any(isinstance(value, Tracer) for value in values) else np
 
 
-def _drawn(dtype: Any) -> np.dtype:
+def _drawn(dtype: DType) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(carry_dtype(dtype)))
 
 

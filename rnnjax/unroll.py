@@ -2,32 +2,66 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, PRNGKeyArray
 
 from . import check
-from .arrays import State, select
+from .arrays import IntegerLike, PyTree, State, select
 from .cell import AbstractCell, describe
+from .checked import Checked
 from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise
 from .engines.auto import Auto
-from .function import as_cell
+from .function import StepFunction, as_cell
 from .marks import Marks, blank, counted, fill, flip, mark_touched, quarantine
-from .network import AbstractNetwork, Options
+from .network import AbstractNetwork, Layer, Options
+
+S = TypeVar("S")
+X = TypeVar("X")
+Y = TypeVar("Y")
+
+
+@overload
+def unroll(
+    cell: Layer,
+    state: State | None,
+    xs: PyTree[ArrayLike],
+    *,
+    length: IntegerLike | None = None,
+    resets: ArrayLike | None = None,
+    reverse: bool = False,
+    engine: AbstractEngine = Auto(),
+    key: PRNGKeyArray | None = None,
+) -> tuple[State, PyTree[Array]]: ...
+
+
+@overload
+def unroll(
+    cell: Callable[[S, X], tuple[S, Y]],
+    state: S,
+    xs: X,
+    *,
+    length: IntegerLike | None = None,
+    resets: ArrayLike | None = None,
+    reverse: bool = False,
+    engine: AbstractEngine = Auto(),
+    key: PRNGKeyArray | None = None,
+) -> tuple[S, Y]: ...
 
 
 def unroll(
-    cell: Any,
-    state: Any,
-    xs: Any,
+    cell: Checked[Layer | StepFunction],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
     *,
-    length: Any = None,
-    resets: Any = None,
+    length: Checked[IntegerLike | None] = None,
+    resets: Checked[ArrayLike | None] = None,
     reverse: bool = False,
-    engine: Any = Auto(),
+    engine: Checked[AbstractEngine] = Auto(),
     key: PRNGKeyArray | None = None,
 ) -> tuple[State, PyTree[Array]]:
     """Run `cell` along one sequence: `state, ys = unroll(cell, state, xs)`, as `jax.lax.scan` would.

@@ -1,13 +1,13 @@
 """The gated recurrent unit over frames, its products convolutions, reset after the product."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Units, cast
+from ..arrays import Bias, DType, Sizes, Units, cast
 from ..cell import Hidden, learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .gru import gate
@@ -39,16 +39,16 @@ class ConvGRU(AbstractConvolutionalCell):
         self,
         input_channels: int,
         hidden_channels: int,
-        space: Any,
+        space: Sizes,
         *,
-        kernel_size: Any,
+        kernel_size: Sizes,
         key: PRNGKeyArray,
         bias: bool = True,
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `ConvLSTM`."""
         check.sizes(input_channels=input_channels, hidden_channels=hidden_channels)

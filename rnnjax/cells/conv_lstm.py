@@ -1,13 +1,13 @@
 """Long short-term memory over frames, its products convolutions."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, cast
+from ..arrays import Bias, DType, Sizes, cast
 from ..cell import learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .lstm import LSTMState, Peepholes, gate
@@ -41,9 +41,9 @@ class ConvLSTM(AbstractConvolutionalCell):
         self,
         input_channels: int,
         hidden_channels: int,
-        space: Any,
+        space: Sizes,
         *,
-        kernel_size: Any,
+        kernel_size: Sizes,
         key: PRNGKeyArray,
         peepholes: bool = False,
         bias: bool = True,
@@ -51,7 +51,7 @@ class ConvLSTM(AbstractConvolutionalCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`, but for those of frames:
 
@@ -80,7 +80,7 @@ class ConvLSTM(AbstractConvolutionalCell):
         return gate(cast(self.peepholes, carried), gates, state.c, None)
 
 
-def draw_peepholes(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Peepholes:
+def draw_peepholes(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType) -> Peepholes:
     """Peepholes [H, *space], uniform within 1/sqrt(H) as those of `LSTM`."""
     hidden_channels, *space = shape
     i, f, o = (random.known(initialise.uniform(key, (*space, hidden_channels), dtype)) for key in random.split(key, 3))

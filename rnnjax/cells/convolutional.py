@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, State, shift
+from ..arrays import Bias, DType, Sizes, State, States, shift
 from ..cell import AbstractCell, Hidden, initial_or_zeros
 
 Kernel = Float[Array, "*kernel I GH"]
@@ -59,11 +59,11 @@ class AbstractConvolutionalCell(AbstractCell):
         """`v = R * h`."""
         return channels_by_gate(convolve(self.recurrent_weight, h), len(self.gates), 0)
 
-    def readout(self, states: Any, xs: Frames) -> Float[Array, "T H *space"]:
+    def readout(self, states: States, xs: Frames) -> Float[Array, "T H *space"]:
         del xs
         return states.h.astype(self.input_weight.dtype)
 
-    def hidden(self, state: Any) -> Array:
+    def hidden(self, state: State) -> Array:
         """h of all places, as one vector."""
         return jnp.ravel(state.h)
 
@@ -106,14 +106,14 @@ def draw_kernel(
     inputs: int,
     gates: str,
     units: int,
-    dtype,
+    dtype: DType,
 ) -> Kernel:
     """[*kernel, in, GH], one draw a gate; its fan-in is all that one position sees."""
     flat = initialise.input_weight(initialiser, key, math.prod(kernel) * inputs, gates, units, dtype)
     return random.array(random.known(flat).reshape(*kernel, inputs, len(gates) * units), dtype)
 
 
-def check_frame(space: Any, kernel_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def check_frame(space: Sizes, kernel_size: Sizes) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Both as tuples, a size for each axis of space; raise unless they fit each other and kernels have a middle."""
     space = check.shape("space", space)
     if not space:

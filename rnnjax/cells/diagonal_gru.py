@@ -7,7 +7,7 @@ from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, by_gate
+from ..arrays import Bias, DType, Gates, InputWeight, by_gate
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
 
 
@@ -40,7 +40,7 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.interval(-1.0, 1.0),
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `GRU`, but for heads; `recurrent_initialiser` draws d, [3, H]."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

@@ -7,7 +7,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, by_gate
+from ..arrays import Bias, DType, Gates, InputWeight, by_gate
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, learnable_zeros
 from .lstm import LSTMState
 
@@ -44,7 +44,7 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.interval(-1.0, 1.0),
         bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `recurrent_initialiser` draws d, [3, H], and p, [2, H]."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

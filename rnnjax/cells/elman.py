@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, InputWeight, RecurrentWeight, UnitGates
+from ..arrays import Bias, DType, InputWeight, RecurrentWeight, UnitGates
 from ..cell import AbstractGatedCell, Hidden, learnable_zeros
 from ..named import named
 
@@ -49,7 +49,7 @@ class Elman(AbstractGatedCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`, `activation`, and `leak`, above 0 and up to 1."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)

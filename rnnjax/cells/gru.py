@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
+from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, Hidden, learnable_zeros, unchanged
 
 
@@ -43,7 +43,7 @@ class GRU(AbstractCandidateCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units
+from ..arrays import Bias, DType, Gates, InputWeight, Units
 from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
 from ..named import named
 
@@ -44,7 +44,7 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.interval(0.0, 1.0),
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `Elman`; `recurrent_initialiser` draws r, [1, H]."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, Units
+from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractAffineCell, learnable_zeros, recur
 
 
@@ -54,7 +54,7 @@ class LEM(AbstractAffineCell):
         input_initialiser: initialise.Initialiser = initialise.uniform,
         recurrent_initialiser: initialise.Initialiser = initialise.uniform,
         bias_initialiser: initialise.Initialiser = initialise.uniform_bias,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `time_step` is the largest that d and e can be, above 0.
 

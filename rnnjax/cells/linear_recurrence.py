@@ -2,9 +2,9 @@
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import Units, UnitsOverTime, carry_dtype, cast
+from ..arrays import PyTree, Units, UnitsOverTime, carry_dtype, cast
 from ..cell import AbstractLinearCell, Hidden, carried_copy
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
+from ..arrays import Bias, DType, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
 
 
@@ -38,7 +38,7 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
         decay_initialiser: initialise.Initialiser = initialise.time_constants(),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `decay_initialiser` is any `(key, shape, dtype) -> a`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import InputWeight, Units, carry_dtype
+from ..arrays import DType, InputWeight, Units, carry_dtype
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_output, draw_skip, join, read_size
 
 
@@ -47,7 +47,7 @@ class LRU(AbstractStateSpaceCell):
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.lecun,
         output_initialiser: initialise.Initialiser = initialise.lecun,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights.
 

@@ -6,10 +6,10 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, InputWeight, RecurrentWeight, Unit, UnitGates, Units
+from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
 
 
@@ -67,7 +67,7 @@ class LSTM(AbstractCandidateCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights.
 
@@ -148,7 +148,7 @@ def check_clip(clip: float | None) -> None:
         )
 
 
-def draw_peepholes(key: PRNGKeyArray, hidden_size: int, coupled: bool, dtype) -> Peepholes:
+def draw_peepholes(key: PRNGKeyArray, hidden_size: int, coupled: bool, dtype: DType) -> Peepholes:
     """Peepholes uniform within 1/sqrt(H), as other weights that see H units."""
     draws = [initialise.uniform(key, (hidden_size,), dtype) for key in random.split(key, 3)]
     return Peepholes(draws[0], () if coupled else (draws[1],), draws[2])

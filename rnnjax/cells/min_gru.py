@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
+from ..arrays import Bias, DType, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
 from ..named import named
 from .elman import linear
@@ -49,7 +49,7 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`, and `activation`; there is no R and nothing that is of it."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

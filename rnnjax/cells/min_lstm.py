@@ -9,7 +9,7 @@ from jax.nn import sigmoid, softplus
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units, carry_dtype
+from ..arrays import Bias, DType, Gates, InputWeight, Units, carry_dtype
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
 from ..named import named
 from .elman import linear
@@ -44,7 +44,7 @@ class MinLSTM(AbstractAffineCell, AbstractLinearCell):
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `MinGRU`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

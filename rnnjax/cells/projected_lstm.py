@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
+from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
 from ..cell import AbstractAffineCell, carried_copy, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate, gate_names
 
@@ -43,7 +43,7 @@ class ProjectedLSTM(AbstractAffineCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `projected_size` is P, the size of h and of the output."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, projected_size=projected_size)

@@ -7,7 +7,7 @@ from jax.nn import sigmoid
 from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, RecurrentWeight
+from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight
 from ..cell import AbstractAffineCell, Hidden, learnable_zeros, recur
 
 
@@ -42,7 +42,7 @@ class ResetBeforeGRU(AbstractAffineCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)

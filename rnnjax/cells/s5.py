@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import InputWeight, Units, carry_dtype
+from ..arrays import DType, InputWeight, Units, carry_dtype
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_skip, join, read_size
 
 
@@ -50,7 +50,7 @@ class S5(AbstractStateSpaceCell):
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.lecun,
         output_initialiser: initialise.Initialiser = initialise.lecun,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights.
 
@@ -125,7 +125,7 @@ def check_steps(shortest_step: float, longest_step: float) -> None:
         )
 
 
-def check_frequencies(frequencies: np.ndarray, dtype) -> None:
+def check_frequencies(frequencies: np.ndarray, dtype: DType) -> None:
     """Raise where `dtype` cannot hold the frequencies, which grow with the square of a block's size."""
     largest = float(jnp.finfo(dtype).max)
     if frequencies.max() > largest:

@@ -9,7 +9,19 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, GatesOverTime, Inputs, InputWeight, Units, UnitsOverTime, by_gate, carry_dtype, shift
+from ..arrays import (
+    Bias,
+    DType,
+    Gates,
+    GatesOverTime,
+    Inputs,
+    InputWeight,
+    Units,
+    UnitsOverTime,
+    by_gate,
+    carry_dtype,
+    shift,
+)
 from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learnable_zeros
 from ..named import named
 
@@ -45,7 +57,7 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`, and `activation`, any elementwise function; there is no R."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from .. import initialise, random
-from ..arrays import Inputs, InputWeight, by_gate, carry_dtype
+from ..arrays import DType, Inputs, InputWeight, by_gate, carry_dtype
 from ..cell import AbstractLinearCell, Hidden, affine
 
 OutputWeight = Float[Array, "PH O"]  # P = 2 parts
@@ -70,13 +70,13 @@ def read_size(input_size: int, output_size: int | None, skip: bool) -> int:
     return size
 
 
-def draw_skip(key: PRNGKeyArray, input_size: int, skip: bool, dtype) -> Float[Array, " I"] | None:
+def draw_skip(key: PRNGKeyArray, input_size: int, skip: bool, dtype: DType) -> Float[Array, " I"] | None:
     """D, standard normal, as both papers' code draws it."""
     return random.array(random.normal(key, (input_size,), dtype), dtype) if skip else None
 
 
 def draw_output(
-    initialiser: initialise.Initialiser, key: PRNGKeyArray, hidden_size: int, output_size: int, dtype
+    initialiser: initialise.Initialiser, key: PRNGKeyArray, hidden_size: int, output_size: int, dtype: DType
 ) -> OutputWeight:
     """C, one draw for each part."""
     drawn = carry_dtype(dtype)

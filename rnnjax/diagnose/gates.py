@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..arrays import State, largest
-from ..cell import AbstractDiagonalCell, AbstractGatedCell, describe, recur
+from ..arrays import PyTree, State, largest
+from ..cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
+from ..checked import Checked
+from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from .trajectory import befores, enter
 
@@ -17,7 +20,13 @@ SMALL = 0.01  # of what a unit's inputs do to it at rest: what moves nothing
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")  # what calls a program once, as it is
 
 
-def gates(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T K H"]:
+def gates(
+    cell: Checked[AbstractGatedCell],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    engine: Checked[AbstractEngine] = Auto(),
+) -> Float[Array, "T K H"]:
     """The K sigmoids of a gated cell at every step, in the order in which its `pointwise` takes them.
 
     Of `LSTM` these are i, f, o; of `GRU` z, r. They are found in the traced `pointwise`, of any `AbstractGatedCell`;
@@ -44,7 +53,13 @@ def gates(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> F
     return jax.vmap(one)((cell.project(xs), befores(cell, state, xs, engine)))
 
 
-def stuck(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T H"] | None:
+def stuck(
+    cell: Checked[AbstractCell],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    engine: Checked[AbstractEngine] = Auto(),
+) -> Float[Array, "T H"] | None:
     """1 where a unit cannot be moved: no input u_g of any of its gates does a hundredth of what some u_g does at rest.
 
     That is of what |ds/du| is at its largest, and at rest is in the initial state with x = 0. Saturated units, whose

@@ -6,21 +6,31 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
-from jaxtyping import Array, Float, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from .. import check, flat
-from ..arrays import State
+from ..arrays import PyTree, State, States
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
-from ..engine import check_engine
+from ..checked import Checked
+from ..diagnose.loss import SequenceLoss
+from ..engine import AbstractEngine, check_engine
 from ..engines.auto import Auto
 from ..flat import is_inexact
+from ..network import Layer
 from ..refusal import Refusal
 from ..unroll import unroll
 from .trajectory import check_lags, enter, steps
 
 
 def gradient_by_lag(
-    loss: Any, cell: Any, state: State | None, xs: Any, *, lags: Any = None, engine: Any = Auto()
+    loss: SequenceLoss,
+    cell: Checked[AbstractCell],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    lags: Checked[int | None] = None,
+    engine: Checked[AbstractEngine] = Auto(),
 ) -> Float[Array, " K"]:
     """The norm of dL/ds_{T-k} for every lag k from 0 to `lags`; s_0 is the state before the first step.
 
@@ -50,7 +60,12 @@ def gradient_by_lag(
 
 
 def gradient_by_input(
-    loss: Any, layer: Any, state: State | None, xs: Any, *, engine: Any = Auto()
+    loss: SequenceLoss,
+    layer: Checked[Layer],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    engine: Checked[AbstractEngine] = Auto(),
 ) -> Float[Array, " T"]:
     """The norm of dL/dx_{T-k} for every lag k from 0 to T - 1: what each input still does to the loss.
 
@@ -88,7 +103,7 @@ class DisturbedCell(AbstractCell):
         add = lambda leaf, disturbance: leaf if disturbance is None else leaf + disturbance  # noqa: E731
         return jax.tree.map(add, self.cell.step(state, u[0]), u[1], is_leaf=lambda leaf: leaf is None)
 
-    def readout(self, states: Any, xs: tuple[PyTree[Array], State]) -> PyTree[Array]:
+    def readout(self, states: States, xs: tuple[PyTree[Array], State]) -> PyTree[Array]:
         return self.cell.readout(states, xs[0])
 
 
@@ -123,7 +138,7 @@ def check_loss(loss: object) -> None:
         )
 
 
-def judge(loss: Any, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
+def judge(loss: SequenceLoss, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
     """The loss, once it is seen to be a scalar that looks at what it was given."""
     check_loss(loss)
     program, out = jax.make_jaxpr(loss, return_shape=True)(last, ys)

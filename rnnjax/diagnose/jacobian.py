@@ -5,18 +5,28 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import flat
-from ..arrays import State
+from ..arrays import PyTree, State
+from ..cell import AbstractCell
+from ..checked import Checked
 from ..compiled import compiled
+from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from .trajectory import befores, check_lags, enter, steps, vector_step
 
 FINITE = "the Jacobian of a step is not finite: state, inputs or weights are NaN or have overflowed by then. Shorten xs"
 
 
-def jacobians(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T D D"]:
+def jacobians(
+    cell: Checked[AbstractCell],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    engine: Checked[AbstractEngine] = Auto(),
+) -> Float[Array, "T D D"]:
     """J_t = ds_t/ds_{t-1} at every step, D being all numbers of a state; a complex one counts as two.
 
     cell, state, xs   as in `rnnjax.unroll`; the fields of a state follow each other, (h, c) of an LSTM
@@ -27,13 +37,24 @@ def jacobians(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) 
     return _along(_itself, cell, state, xs, engine)
 
 
-def singular_values(cell: Any, state: State | None, xs: Any, *, engine: Any = Auto()) -> Float[Array, "T D"]:
+def singular_values(
+    cell: Checked[AbstractCell],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    engine: Checked[AbstractEngine] = Auto(),
+) -> Float[Array, "T D"]:
     """The singular values of J_t = ds_t/ds_{t-1} at every step, the largest first. Arguments as in `jacobians`."""
     return _along(_singular_values, cell, state, xs, engine)
 
 
 def product_norms(
-    cell: Any, state: State | None, xs: Any, *, lags: Any = None, engine: Any = Auto()
+    cell: Checked[AbstractCell],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    lags: Checked[int | None] = None,
+    engine: Checked[AbstractEngine] = Auto(),
 ) -> Float[Array, " K"]:
     """The largest singular value of ds_T/ds_{T-k} = J_T J_{T-1} ... J_{T-k+1}, for every lag k from 0 to `lags`.
 

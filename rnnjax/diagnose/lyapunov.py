@@ -6,10 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import flat
-from ..arrays import State
+from ..arrays import DType, PyTree, State
+from ..cell import AbstractCell
+from ..checked import Checked
 from ..compiled import compiled
 from .jacobian import FINITE
 from .trajectory import enter, steps, vector_step
@@ -18,7 +21,13 @@ OVERFLOWN = f"{FINITE}, or pass a smaller every: columns grow or turn parallel b
 
 
 def lyapunov_exponents(
-    cell: Any, state: State | None, xs: Any, *, count: Any = None, skip: Any = 0, every: Any = 1
+    cell: Checked[AbstractCell],
+    state: State | None,
+    xs: Checked[PyTree[ArrayLike]],
+    *,
+    count: Checked[int | None] = None,
+    skip: Checked[int] = 0,
+    every: Checked[int] = 1,
 ) -> Float[Array, " K"]:
     """The `count` largest Lyapunov exponents along `xs`, in nats per step, the largest first.
 
@@ -82,7 +91,7 @@ def _exponents(cell: Any, state: State, us: Any, columns: Array, skip: int, ever
     return jnp.sort(logarithms.mean(0) / every, descending=True)
 
 
-def _frame(count: int, D: int, dtype: Any) -> Float[Array, "K D"]:
+def _frame(count: int, D: int, dtype: DType) -> Float[Array, "K D"]:
     """Orthonormal rows to begin with. All D may be the axes; fewer must not, along which a diagonal cell stays."""
     if count == D:
         return jnp.eye(D, dtype=dtype)

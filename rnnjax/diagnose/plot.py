@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from matplotlib.axes import Axes
 
+from ..checked import Checked
 
-def draw_spectrum(axes: Axes, singular_values: Any) -> None:
+
+def draw_spectrum(axes: Axes, singular_values: Checked[ArrayLike]) -> None:
     """Singular values of each step's Jacobian, [T, D], over time: the largest, the median and the smallest."""
     values = _over_time("singular_values", singular_values, 2)
     for label, curve in (("largest", values.max(1)), ("median", np.median(values, 1)), ("smallest", values.min(1))):
@@ -17,7 +20,7 @@ def draw_spectrum(axes: Axes, singular_values: Any) -> None:
     axes.legend()
 
 
-def draw_gradient_by_lag(axes: Axes, gradients: Any) -> None:
+def draw_gradient_by_lag(axes: Axes, gradients: Checked[Mapping[str, ArrayLike]]) -> None:
     """Norms of the gradient by lag, [lags + 1], one curve for each name, as shares of the gradient at lag 0."""
     if not isinstance(gradients, Mapping):
         raise TypeError(
@@ -37,7 +40,7 @@ def draw_gradient_by_lag(axes: Axes, gradients: Any) -> None:
     axes.legend()
 
 
-def draw_gates(axes: Any, gates: Any, names: Sequence[str]) -> None:
+def draw_gates(axes: Any, gates: Checked[ArrayLike], names: Sequence[str]) -> None:
     """Gates over time, [T, K, H], units upwards, one picture for each of the K `names`; dark is shut, light is open."""
     values, axes = _over_time("gates", gates, 3), np.ravel(axes)
     if not len(axes) == len(names) == values.shape[1]:
@@ -51,7 +54,11 @@ def draw_gates(axes: Any, gates: Any, names: Sequence[str]) -> None:
 
 
 def draw_alignment(
-    axes: Axes, weights: Any, *, sources: Sequence[str] | None = None, targets: Sequence[str] | None = None
+    axes: Axes,
+    weights: Checked[ArrayLike],
+    *,
+    sources: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
 ) -> None:
     """Attention weights [target steps, source steps], targets downwards; `sources` and `targets` are their words."""
     values = _over_time("weights", weights, 2)

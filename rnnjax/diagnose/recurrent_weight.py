@@ -1,16 +1,16 @@
 """The recurrent weight, where it is the only way from a state to the next: what its size says of gradients."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..arrays import by_gate, by_head, carry_dtype, largest
-from ..cell import AbstractGatedCell
+from ..cell import AbstractCell, AbstractGatedCell
+from ..checked import Checked
 
 
-def norm_of_the_only_way(cell: Any) -> float | None:
+def norm_of_the_only_way(cell: Checked[AbstractCell]) -> float | None:
     """The largest singular value of R, of all heads; None where there are other ways from a state to the next."""
     if not isinstance(cell, AbstractGatedCell) or _uses_state(cell):
         return None

@@ -1,14 +1,18 @@
 """The report: what ails a network that learns along time, in words, and what to try."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from ..arrays import State
-from ..cell import describe
+from ..arrays import PyTree, State
+from ..cell import AbstractCell, describe
+from ..checked import Checked
+from ..diagnose.loss import SequenceLoss
+from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from .gates import stuck
 from .gradient import check_loss, gradient_by_lag
@@ -47,14 +51,14 @@ class Report(NamedTuple):
 
 
 def examine(
-    loss: Any,
-    cell: Any,
+    loss: SequenceLoss,
+    cell: Checked[AbstractCell],
     state: State | None,
-    xs: Any,
+    xs: Checked[PyTree[ArrayLike]],
     *,
-    update_norms: Any = None,
+    update_norms: Checked[ArrayLike | Sequence[float] | None] = None,
     clip: float | None = None,
-    engine: Any = Auto(),
+    engine: Checked[AbstractEngine] = Auto(),
 ) -> Report:
     """Run forward and back along one sequence, and say what is wrong, if anything is.
 

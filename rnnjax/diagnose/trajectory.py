@@ -1,24 +1,27 @@
 """The states that a cell goes through, and its steps as functions of vectors."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from .. import check, flat
-from ..arrays import State, States
+from ..arrays import PyTree, State, States
 from ..cell import AbstractCell, describe
+from ..checked import Checked
 from ..compiled import compiled
-from ..engine import Plan, check_engine, plan_or_raise
+from ..engine import AbstractEngine, Plan, check_engine, plan_or_raise
 from ..marks import Marks
 
 Step = Callable[[Float[Array, " D"]], Float[Array, " D"]]
 
 
-def enter(cell: Any, state: Any, xs: Any) -> tuple[State, PyTree[Array]]:
+def enter(
+    cell: Checked[AbstractCell], state: State | None, xs: Checked[PyTree[ArrayLike]]
+) -> tuple[State, PyTree[Array]]:
     """State and inputs of one cell, checked."""
     if not isinstance(cell, AbstractCell):
         raise TypeError(
@@ -31,7 +34,7 @@ def enter(cell: Any, state: Any, xs: Any) -> tuple[State, PyTree[Array]]:
     return cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell)), xs
 
 
-def check_lags(lags: Any, T: int) -> int:
+def check_lags(lags: Checked[int | None], T: int) -> int:
     """How far to go back; None: to the start."""
     if lags is None:
         return T
@@ -47,7 +50,7 @@ def steps(tree: PyTree[Array]) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Any) -> States:
+def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Checked[AbstractEngine]) -> States:
     """The state before each step, run by `engine`."""
     check_engine(engine)
     return _befores(cell, state, xs, plan_or_raise(engine, cell, xs))

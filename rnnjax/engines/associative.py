@@ -7,9 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import Shaped, State, States, Units, UnitsOverTime, leading, select
+from ..arrays import PyTree, Shaped, State, States, Units, UnitsOverTime, leading, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..check import flags, show
 from ..engine import AbstractEngine, Plan, refuse_symbolic

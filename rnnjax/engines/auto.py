@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import Shaped, State, States
+from ..arrays import PyTree, Shaped, State, States
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan
 from ..marks import Marks

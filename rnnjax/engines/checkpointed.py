@@ -7,9 +7,9 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
-from ..arrays import Shaped, State, States, widen
+from ..arrays import PyTree, Shaped, State, States, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
 from ..marks import Marks

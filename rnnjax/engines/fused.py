@@ -6,9 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import Shaped, State, States, by_gate, by_head, carry_dtype, cast
+from ..arrays import PyTree, Shaped, State, States, by_gate, by_head, carry_dtype, cast
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.recurrence import primitive

@@ -5,9 +5,9 @@ from functools import partial
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import Shaped, State, States
+from ..arrays import PyTree, Shaped, State, States
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, steps_of
 from ..marks import Marks

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import Shaped, State, States, widen
+from ..arrays import PyTree, Shaped, State, States, widen
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan
 from ..marks import Marks

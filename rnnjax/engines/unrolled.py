@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import Shaped, State, States
+from ..arrays import PyTree, Shaped, State, States
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
 from ..marks import Marks

@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, select
+from ..arrays import IntegerLike, PyTree, State, select
 from ..cell import AbstractCell, describe
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..network import AbstractNetwork
+from ..network import AbstractNetwork, Layer
 from ..unroll import unroll
 from .estimator import AbstractEstimator, Estimate, Loss, Weights, judge
 
@@ -29,7 +30,7 @@ class AbstractBackward(AbstractEstimator):
 
     engine: eqx.AbstractVar[AbstractEngine]
 
-    def refusal(self, cell: Any) -> str | None:
+    def refusal(self, cell: object) -> str | None:
         if isinstance(cell, AbstractCell | AbstractNetwork):
             return None
         return (
@@ -37,7 +38,7 @@ class AbstractBackward(AbstractEstimator):
             "Pass one of this library, such as LSTM(...)"
         )
 
-    def start(self, cell: Any, state: State | None = None, *, key: PRNGKeyArray | None = None) -> Begun:
+    def start(self, cell: Checked[Layer], state: State | None = None, *, key: PRNGKeyArray | None = None) -> Begun:
         del key
         self._insist(cell)
         if state is None:
@@ -92,7 +93,7 @@ def steps(tree: PyTree[Array]) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-def cut(tree: PyTree[Array], first: Any, size: int) -> PyTree[Array]:
+def cut(tree: PyTree[Array], first: IntegerLike, size: int) -> PyTree[Array]:
     """`size` steps of arrays over time, from the step `first` on."""
     if size == steps(tree):
         return tree

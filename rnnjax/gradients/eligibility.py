@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import flat
-from ..arrays import Gates, State, by_gate
+from ..arrays import Gates, PyTree, State, by_gate
 from ..cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe, recur
 from ..engines.newton.diagonal import own_past
 from .estimator import add
@@ -37,10 +37,11 @@ class AbstractEligibility(AbstractForward):
     def _own_step(self, cell: AbstractCell, state: State, u: PyTree[Array]) -> State:
         """A step whose derivative by `state` is of each unit by itself alone; its value does not matter."""
 
-    def refusal(self, cell: Any) -> str | None:
+    def refusal(self, cell: object) -> str | None:
         reason = super().refusal(cell)
         if reason is not None:
             return reason
+        assert isinstance(cell, AbstractCell)
         units = jax.tree.leaves(cell.initial())[0].shape[-1]
         strange = [leaf.shape for leaf in jax.tree.leaves(_acting(cell)) if not _is_by_unit(cell, leaf, units)]
         if strange:

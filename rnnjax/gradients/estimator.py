@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, carry_dtype
+from ..arrays import PyTree, State, carry_dtype
 from ..cell import describe
+from ..checked import Checked
+from ..network import Layer
 
-Loss = Callable[[Any, Any, Any], Float[Array, ""]]  # (head, y, target) -> the loss of one step
-Weights = tuple[Any, Any]  # (cell, head)
+Loss = Callable[[PyTree, PyTree, PyTree], Float[Array, ""]]  # (head, y, target) -> the loss of one step
+Weights = tuple[PyTree, PyTree]  # (cell, head)
 
 
 class Estimate(NamedTuple):
@@ -22,7 +25,7 @@ class Estimate(NamedTuple):
 
     loss: Float[Array, ""]  # the sum over its steps
     gradient: Weights  # by every floating array of `(cell, head)`, None elsewhere: what optax takes
-    memory: Any  # to be handed to the next chunk
+    memory: PyTree  # to be handed to the next chunk
 
 
 class AbstractEstimator(eqx.Module):
@@ -39,11 +42,11 @@ class AbstractEstimator(eqx.Module):
     """
 
     @abc.abstractmethod
-    def refusal(self, cell: Any) -> str | None:
+    def refusal(self, cell: object) -> str | None:
         """Why this estimator cannot serve `cell`, and what can; None if it can."""
 
     @abc.abstractmethod
-    def start(self, cell: Any, state: State | None = None, *, key: PRNGKeyArray | None = None) -> Any:
+    def start(self, cell: Checked[Layer], state: State | None = None, *, key: PRNGKeyArray | None = None) -> PyTree:
         """The memory before the first step of a sequence; each sequence begins with one of its own.
 
         state   None: `cell.initial()`, which learns if it is learned. An estimator that goes forward takes it as the
@@ -58,11 +61,11 @@ class AbstractEstimator(eqx.Module):
 
     def estimate(
         self,
-        loss: Any,
-        weights: Any,
-        memory: Any,
-        xs: Any,
-        targets: Any,
+        loss: Checked[Loss],
+        weights: Checked[Weights],
+        memory: PyTree,
+        xs: Checked[PyTree[ArrayLike]],
+        targets: Checked[PyTree[ArrayLike]],
         *,
         key: PRNGKeyArray | None = None,
     ) -> Estimate:
@@ -125,7 +128,7 @@ def _check_loss(loss: object) -> None:
         )
 
 
-def judge(loss: Loss, head: Any, y: Any, target: Any) -> Float[Array, ""]:
+def judge(loss: Loss, head: PyTree, y: PyTree, target: PyTree) -> Float[Array, ""]:
     """The loss of one step, once it is seen to be one."""
     value = loss(head, y, target)
     if (
@@ -140,7 +143,7 @@ def judge(loss: Loss, head: Any, y: Any, target: Any) -> Float[Array, ""]:
     return value
 
 
-def accumulate(run: Callable[[Any, Any], Estimate], memory: Any, count: int) -> Estimate:
+def accumulate(run: Callable[[PyTree, Any], Estimate], memory: PyTree, count: int) -> Estimate:
     """The sum of `run(memory, index)` for every index below `count`, each from the memory the one before left.
 
     In float32 or wider: of thousands of steps, 16 bits would soon add nothing more.

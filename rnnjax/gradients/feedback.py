@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise
+from ..arrays import DType
 
 
 class RandomFeedback(eqx.Module):
@@ -20,7 +21,7 @@ class RandomFeedback(eqx.Module):
     bias: Float[Array, " Z"]
     key: PRNGKeyArray
 
-    def __init__(self, input_size: int, output_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
+    def __init__(self, input_size: int, output_size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32):
         """input_size is O, the size of the cell's output; output_size is Z. W and B are drawn alike, and apart."""
         check.sizes(input_size=input_size, output_size=output_size)
         weight_key, self.key = jax.random.split(key)

@@ -5,15 +5,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, carry_dtype
+from ..arrays import PyTree, State, carry_dtype
 from ..cell import AbstractCell, describe
+from ..checked import Checked
+from ..network import Layer
 from .estimator import AbstractEstimator, Estimate, Loss, Weights, accumulate, add, judge
 
 Vector = Float[Array, "..."]  # a state as the estimator sees it: real
-Trained = Any  # the floating arrays of a cell, None elsewhere
+Trained = PyTree[Any]  # the floating arrays of a cell, None elsewhere
 
 
 class Traced(NamedTuple):
@@ -62,7 +64,7 @@ class AbstractForward(AbstractEstimator):
     def _pull(self, cell: AbstractCell, trace: Any, cotangent: Vector) -> Trained:
         """`cotangent . trace`: the share of the gradient that came by the state."""
 
-    def refusal(self, cell: Any) -> str | None:
+    def refusal(self, cell: object) -> str | None:
         name = type(self).__name__
         if not isinstance(cell, AbstractCell):
             return f"{name} cannot train {describe(cell)}: it needs one cell, {self.needs}. Use BPTT() or TruncatedBPTT"
@@ -73,8 +75,9 @@ class AbstractForward(AbstractEstimator):
             return f"{name} cannot train {describe(cell)} in {narrow[0]}: it needs float32 or wider. Use BPTT()"
         return None
 
-    def start(self, cell: Any, state: State | None = None, *, key: PRNGKeyArray | None = None) -> Traced:
+    def start(self, cell: Checked[Layer], state: State | None = None, *, key: PRNGKeyArray | None = None) -> Traced:
         self._insist(cell)
+        assert isinstance(cell, AbstractCell)
         if state is not None:
             state = check.state(state, jax.eval_shape(cell.initial), describe(cell))
         return Traced(cell.initial() if state is None else state, self._begin(cell, state, key))
@@ -110,7 +113,7 @@ class AbstractForward(AbstractEstimator):
         return Estimate(value, (add(direct[0], by_state), direct[1]), Traced(state, trace))
 
 
-def split(cell: AbstractCell) -> tuple[Trained, Any]:
+def split(cell: AbstractCell) -> tuple[Trained, PyTree]:
     """The floating arrays of a cell, and the rest of it."""
     return eqx.partition(cell, eqx.is_inexact_array)
 

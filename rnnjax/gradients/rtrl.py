@@ -5,10 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import flat
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import AbstractCell
 from .estimator import add
 from .forward import AbstractForward, Trained, split, step

@@ -6,9 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
-from ..arrays import select
+from ..arrays import PyTree, select
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..unroll import unroll
@@ -33,7 +34,7 @@ class TruncatedBPTT(AbstractBackward):
     back: int = eqx.field(static=True)
     engine: AbstractEngine
 
-    def __init__(self, every: Any, back: Any = None, *, engine: AbstractEngine = Auto()):
+    def __init__(self, every: Checked[int], back: Checked[int | None] = None, *, engine: AbstractEngine = Auto()):
         """Raises a ValueError unless 1 <= every <= back."""
         back = every if back is None else back
         if not _is_count(every):

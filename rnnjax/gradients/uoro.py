@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import flat
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import AbstractCell
 from .forward import AbstractForward, Trained, split, step
 

@@ -15,13 +15,29 @@ is imported when it is first used.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 from jaxlib.mlir import ir
 from jaxtyping import Array
 
-__all__ = ["accumulator", "assembly", "layout", "load", "mosaic_gpu", "output", "pallas", "tpu", "transposed", "triton"]
+from ..arrays import DType
+from ..checked import Checked
+
+__all__ = [
+    "Interpret",
+    "Reference",
+    "accumulator",
+    "assembly",
+    "layout",
+    "load",
+    "mosaic_gpu",
+    "output",
+    "pallas",
+    "tpu",
+    "transposed",
+    "triton",
+]
 
 
 class _Lazy:
@@ -42,18 +58,22 @@ else:
     mosaic_gpu, tpu, triton = (_Lazy(f"jax.experimental.pallas.{name}") for name in ("mosaic_gpu", "tpu", "triton"))
 
 
-def output(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+Interpret: TypeAlias = Checked["bool | tpu.InterpretParams"]  # whether, and how, to emulate a kernel on a CPU
+Reference: TypeAlias = Any  # to memory of the device, for which Pallas has no public type
+
+
+def output(shape: tuple[int, ...], dtype: DType) -> jax.ShapeDtypeStruct:
     """An output of a `pallas_call`, which under `jax.shard_map` has to say what it varies over: nothing it knows of."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType())
 
 
-def load(reference: Any, layout: Any, optimized: bool = True) -> Array:
+def load(reference: Reference, layout: Any, optimized: bool = True) -> Array:
     """All of a reference to shared or global memory, by Mosaic GPU, in registers of that layout."""
     index = () if _since_0_11() else ((),)
     return mosaic_gpu.load(reference, *index, layout=layout, optimized=optimized)
 
 
-def transposed(reference: Any) -> Any:
+def transposed(reference: Reference) -> Reference:
     """A reference [columns, rows] to a matrix in shared memory."""
     return reference.transpose((1, 0)) if _since_0_11() else mosaic_gpu.transpose_ref(reference, (1, 0))
 
@@ -63,9 +83,9 @@ def layout() -> Any:
     return mosaic_gpu.Layout.WGMMA
 
 
-def accumulator(shape: tuple[int, int], dtype: Any) -> Any:
+def accumulator(shape: tuple[int, int], dtype: DType) -> Any:
     """The registers that a warp group's matrix units add to."""
-    return mosaic_gpu.ACC(shape, dtype)  # pyright: ignore[reportPrivateImportUsage]
+    return mosaic_gpu.ACC(shape, dtype)  # pyright: ignore[reportPrivateImportUsage, reportArgumentType]
 
 
 def assembly(instruction: str) -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
+
+from ..arrays import PyTree
 
 
 def vary_alike(operands: PyTree) -> PyTree:

@@ -12,7 +12,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import carry_dtype, select
+from ..arrays import AnyArray, DType, carry_dtype, select
+from ..checked import Checked
 
 
 class AbstractScore(eqx.Module):
@@ -40,7 +41,7 @@ class Additive(AbstractScore):
     memory_weight: Float[Array, "M K"]
     output_weight: Float[Array, " K"]
 
-    def __init__(self, query_size: int, memory_size: int, size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
+    def __init__(self, query_size: int, memory_size: int, size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32):
         """Draw the weights. `query_size`, `memory_size` and `size` are Q, M and K."""
         check.sizes(query_size=query_size, memory_size=memory_size, size=size)
         check.dtype(dtype)
@@ -48,11 +49,11 @@ class Additive(AbstractScore):
         self.memory_weight = _draw(key, 1, (memory_size, size), dtype)
         self.output_weight = random.array(random.known(_draw(key, 2, (size, 1), dtype))[:, 0], dtype)
 
-    def keys(self, values: Any) -> Float[Array, "S K"]:
+    def keys(self, values: Checked[Array]) -> Float[Array, "S K"]:
         _check_features("memory", values, self.memory_weight.shape[0])
         return values @ self.memory_weight
 
-    def __call__(self, query: Any, keys: Float[Array, "S K"]) -> Float[Array, " S"]:
+    def __call__(self, query: Checked[Array], keys: Float[Array, "S K"]) -> Float[Array, " S"]:
         _check_features("query", query, self.query_weight.shape[0])
         energies = jnp.tanh(query.astype(keys.dtype) @ self.query_weight + keys)
         return jnp.matmul(energies, self.output_weight, preferred_element_type=carry_dtype(keys.dtype))
@@ -61,10 +62,10 @@ class Additive(AbstractScore):
 class Dot(AbstractScore):
     """Luong et al. 2015, arXiv:1508.04025: score(q, m) = q^T m, for Q = M. It has no weights."""
 
-    def keys(self, values: Any) -> Float[Array, "S K"]:
+    def keys(self, values: Checked[Array]) -> Float[Array, "S K"]:
         return values
 
-    def __call__(self, query: Any, keys: Float[Array, "S K"]) -> Float[Array, " S"]:
+    def __call__(self, query: Checked[Array], keys: Float[Array, "S K"]) -> Float[Array, " S"]:
         _check_features("query", query, keys.shape[-1])
         return jnp.matmul(keys, query.astype(keys.dtype), preferred_element_type=carry_dtype(keys.dtype))
 
@@ -74,17 +75,17 @@ class General(AbstractScore):
 
     weight: Float[Array, "M Q"]
 
-    def __init__(self, query_size: int, memory_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
+    def __init__(self, query_size: int, memory_size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32):
         """Draw W. `query_size` and `memory_size` are Q and M."""
         check.sizes(query_size=query_size, memory_size=memory_size)
         check.dtype(dtype)
         self.weight = _draw(key, 0, (memory_size, query_size), dtype)
 
-    def keys(self, values: Any) -> Float[Array, "S K"]:
+    def keys(self, values: Checked[Array]) -> Float[Array, "S K"]:
         _check_features("memory", values, self.weight.shape[0])
         return values @ self.weight
 
-    def __call__(self, query: Any, keys: Float[Array, "S K"]) -> Float[Array, " S"]:
+    def __call__(self, query: Checked[Array], keys: Float[Array, "S K"]) -> Float[Array, " S"]:
         return Dot()(query, keys)
 
 
@@ -111,7 +112,7 @@ def remember(score: AbstractScore, values: Any, mask: Any) -> Memory:
     return Memory(values, score.keys(values), mask)
 
 
-def align(score: AbstractScore, query: Any, memory: Memory) -> Float[Array, " S"]:
+def align(score: AbstractScore, query: Checked[Array], memory: Memory) -> Float[Array, " S"]:
     """The weights of all steps: a softmax of the scores over the valid ones, zero elsewhere; float32 or wider.
 
     They sum to one, or to zero where no step is valid.
@@ -123,7 +124,9 @@ def align(score: AbstractScore, query: Any, memory: Memory) -> Float[Array, " S"
     return weights / jnp.where(total == 0, jnp.ones_like(total), total)  # NaN stays
 
 
-def attend(score: AbstractScore, query: Any, memory: Memory) -> tuple[Float[Array, " M"], Float[Array, " S"]]:
+def attend(
+    score: AbstractScore, query: Checked[Array], memory: Memory
+) -> tuple[Float[Array, " M"], Float[Array, " S"]]:
     """The context, which is the mean of the values by their weights, [M], and the weights, [S]; see `align`.
 
     The softmax is taken over the valid steps alone, in float32 or wider. Where none is valid both are zeros.
@@ -137,7 +140,7 @@ def weigh(alignments: Float[Array, "*T S"], values: Array) -> Array:
     return jnp.tensordot(alignments.astype(values.dtype), values, 1)
 
 
-def check_mask(mask: Any, S: int) -> Bool[Array, " S"]:
+def check_mask(mask: Checked[AnyArray], S: int) -> Bool[Array, " S"]:
     """`mask` as booleans [S]."""
     if jnp.shape(mask) != (S,) or jnp.result_type(mask) != jnp.bool_:
         raise ValueError(
@@ -155,5 +158,5 @@ def _check_features(name: str, array: Array, size: int) -> None:
         )
 
 
-def _draw(key: PRNGKeyArray, number: int, shape: tuple[int, int], dtype: Any) -> Array:
+def _draw(key: PRNGKeyArray, number: int, shape: tuple[int, int], dtype: DType) -> Array:
     return initialise.glorot(random.split(key, number + 1)[number], shape, dtype)

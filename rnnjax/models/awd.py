@@ -1,13 +1,14 @@
 """AWD-LSTM: how Merity, Keskar & Socher regularise a language model."""
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State
+from ..arrays import AnyArray, State
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..regularise.masks import drop
@@ -20,14 +21,14 @@ from .objectives import cross_entropy
 def awd_loss(
     model: LanguageModel,
     state: State,
-    batch: Any,
+    batch: Checked[tuple[AnyArray, AnyArray, AnyArray]],
     key: PRNGKeyArray | None,
     *,
-    weight_dropout: Any = 0.5,
-    embedding_dropout: Any = 0.1,
-    output_dropout: Any = 0.4,
-    activation: Any = 2.0,
-    temporal: Any = 1.0,
+    weight_dropout: Checked[float] = 0.5,
+    embedding_dropout: Checked[float] = 0.1,
+    output_dropout: Checked[float] = 0.4,
+    activation: Checked[float] = 2.0,
+    temporal: Checked[float] = 1.0,
     engine: AbstractEngine = Auto(),
 ) -> tuple[Float[Array, ""], State]:
     """`language_loss` regularised as by Merity et al. 2018 (arXiv:1708.02182), with their rates: a loss for `fit`.
@@ -49,7 +50,7 @@ def awd_loss(
     Averaging the weights is the optimiser's business, and chunks of random length that of the batches. Judge by
     `language_loss`, without a key.
     """
-    inputs, targets, resets = batch
+    inputs, targets, resets = cast("tuple[Array, Array, Array]", batch)
     weight_dropout = check.probability("weight_dropout", weight_dropout)
     embedding_dropout = check.probability("embedding_dropout", embedding_dropout)
     output_dropout = check.probability("output_dropout", output_dropout)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .. import check
-from ..arrays import State, select
+from ..arrays import AnyArray, IntegerLike, State, select
+from ..checked import Checked
 from .attention import check_mask
 from .search import Hypothesis, Search, Step, begin, check_search, extend, log_softmax, until_ended
 
@@ -16,13 +17,13 @@ def beam_search(
     step: Step,
     state: State,
     *,
-    width: Any,
-    start: Any,
-    end: Any,
-    max_length: Any,
-    length_penalty: Any = 0.0,
-    coverage_penalty: Any = 0.0,
-    mask: Any = None,
+    width: Checked[int],
+    start: Checked[IntegerLike],
+    end: Checked[IntegerLike],
+    max_length: Checked[int],
+    length_penalty: Checked[float | Array] = 0.0,
+    coverage_penalty: Checked[float | Array] = 0.0,
+    mask: Checked[AnyArray | None] = None,
 ) -> Hypothesis:
     """The best of `width` hypotheses, which are grown side by side; else as `greedy`.
 
@@ -52,7 +53,10 @@ def beam_search(
 
 
 def penalised(
-    found: Hypothesis, length_penalty: Any, coverage_penalty: Any, mask: Bool[Array, " S"]
+    found: Hypothesis,
+    length_penalty: Checked[float | Array],
+    coverage_penalty: Checked[float | Array],
+    mask: Bool[Array, " S"],
 ) -> Float[Array, " W"]:
     """The scores of hypotheses whose `score` is the logarithm of their probability; see `beam_search`.
 

@@ -5,10 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from .. import check
-from ..arrays import Shaped, State
+from ..arrays import PyTree, Shaped, State
 
 
 class Bridge(eqx.Module):
@@ -60,7 +60,7 @@ def check_bridge(state: State, expected: State, whose: str) -> None:
         )
 
 
-def real_arrays(name: str, state: PyTree[Shaped]) -> list[Any]:
+def real_arrays(name: str, state: PyTree[Shaped]) -> list[Shaped]:
     """The arrays of a state, or their forms. Raises ValueError, under `name`, unless they are of real numbers."""
     leaves = jax.tree.leaves(state)
     if not leaves or any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):

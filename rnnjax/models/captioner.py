@@ -1,15 +1,16 @@
 """One-to-many: a caption of an image, token by token."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..arrays import State
+from ..arrays import AnyArray, PyTree, State
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..named import named
@@ -42,7 +43,7 @@ class Captioner(eqx.Module):
     bridge: Callable[[PyTree[Array]], State]
     language: LanguageModel
 
-    def initial(self, image: Any) -> State:
+    def initial(self, image: PyTree[Array]) -> State:
         """The language model's state before the first token.
 
         Features that are not finite are a ValueError where they are known, and where they are traced an error when
@@ -53,7 +54,12 @@ class Captioner(eqx.Module):
         return state
 
     def logits(
-        self, image: Any, target: Any, *, engine: AbstractEngine = Auto(), key: PRNGKeyArray | None = None
+        self,
+        image: PyTree[Array],
+        target: Checked[AnyArray],
+        *,
+        engine: AbstractEngine = Auto(),
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "T V"]:
         """The logits of the token after each of `target`, in float32 or wider.
 
@@ -64,7 +70,7 @@ class Captioner(eqx.Module):
         tokens = self.language.embedding.check(target, name="target")
         return self.language.logits(self.initial(image), tokens, engine=engine, key=key)[1]
 
-    def decoding(self, image: Any) -> Decoding:
+    def decoding(self, image: PyTree[Array]) -> Decoding:
         """The arguments of `greedy`, `sample_sequence` and `beam_search`, for `image`. Nothing is aligned."""
         return self.language.decoding(self.initial(image))
 
@@ -77,13 +83,18 @@ class Captions(NamedTuple):
     """
 
     image: PyTree[Array]  # [B, ...]
-    target: Any  # [B, T + 1]
-    target_length: Any  # [B]
+    target: AnyArray  # [B, T + 1]
+    target_length: AnyArray  # [B]
 
 
 def caption_loss(
-    model: Captioner, carry: Any, batch: Any, key: PRNGKeyArray | None, *, engine: AbstractEngine = Auto()
-) -> tuple[Float[Array, ""], Any]:
+    model: Captioner,
+    carry: PyTree,
+    batch: Checked[tuple[PyTree[AnyArray], AnyArray, AnyArray]],
+    key: PRNGKeyArray | None,
+    *,
+    engine: AbstractEngine = Auto(),
+) -> tuple[Float[Array, ""], PyTree]:
     """Mean cross-entropy of the next token in nats, over all valid tokens of the batch, and `carry` as it was.
 
     A loss for `fit`. The input is a caption without its last token, the labels are all but the first.
@@ -91,7 +102,7 @@ def caption_loss(
     batch   (image, target, target_length), or `Captions`
     key     for dropout in the language model, drawn for each caption; None: nothing is dropped
     """
-    image, target, target_length = batch
+    image, target, target_length = cast("tuple[PyTree[Array], Array, Array]", batch)
 
     def logits(image: Any, fed: Array, key: PRNGKeyArray | None) -> Array:
         return model.logits(image, fed, engine=engine, key=key)

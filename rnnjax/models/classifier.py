@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import Length
+from ..arrays import AnyArray, IntegerLike, Length, PyTree
 from ..cell import AbstractCell
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..named import named
@@ -64,7 +65,7 @@ class Classifier(eqx.Module):
         self,
         xs: PyTree[Array],
         *,
-        length: Any = None,
+        length: Checked[IntegerLike | None] = None,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> Array:
@@ -74,9 +75,9 @@ class Classifier(eqx.Module):
 
 
 def classifier_loss(
-    model: Any,
+    model: Callable[..., Array],
     carry: PyTree,
-    batch: Any,
+    batch: Checked[tuple[PyTree[AnyArray], PyTree[AnyArray], AnyArray | None]],
     key: PRNGKeyArray | None,
     *,
     objective: Callable[[Array, Array], Array] = cross_entropy,
@@ -93,7 +94,13 @@ def classifier_loss(
     return objective(answers, targets).mean(), carry
 
 
-def run_batch(model: Any, xs: PyTree[Array], lengths: Any, key: PRNGKeyArray | None, engine: AbstractEngine) -> Array:
+def run_batch(
+    model: Callable[..., Array],
+    xs: PyTree[AnyArray],
+    lengths: AnyArray | None,
+    key: PRNGKeyArray | None,
+    engine: AbstractEngine,
+) -> Array:
     """`model` on every sequence of a batch, each with a key of its own."""
     B = jax.tree.leaves(xs)[0].shape[0]
     keys = None if key is None else jax.random.split(key, B)

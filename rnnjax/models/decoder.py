@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import Shaped, State, widen
+from ..arrays import PyTree, Shaped, State, widen
 from ..cell import AbstractCell
 from ..compiled import compiled
 from ..engine import AbstractEngine

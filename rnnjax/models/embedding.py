@@ -1,13 +1,12 @@
 """The first and the last layer of a model of tokens: an embedding, and the logits of the vocabulary."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import carry_dtype, leading, look_up
+from ..arrays import AnyArray, DType, carry_dtype, leading, look_up
+from ..checked import Checked
 from .tokens import check_tokens
 
 
@@ -19,7 +18,7 @@ class Embedding(eqx.Module):
 
     weight: Float[Array, "V E"]
 
-    def __init__(self, vocabulary_size: int, size: int, *, key: PRNGKeyArray, dtype: Any = jnp.float32):
+    def __init__(self, vocabulary_size: int, size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32):
         """Draw W, normal with a variance of 1 / E. `vocabulary_size` and `size` are V and E."""
         check.sizes(vocabulary_size=vocabulary_size, size=size)
         check.dtype(dtype)
@@ -31,12 +30,14 @@ class Embedding(eqx.Module):
         return self.weight.shape[0]
 
     def __call__(
-        self, tokens: Any, *, name: str = "tokens", valid: Bool[Array, " T"] | None = None
+        self, tokens: Checked[AnyArray], *, name: str = "tokens", valid: Bool[Array, " T"] | None = None
     ) -> Float[Array, "T E"]:
         """The vectors of the tokens [T] of one sequence; arguments as `check` takes them."""
         return self.rows(self.check(tokens, name=name, valid=valid))
 
-    def check(self, tokens: Any, *, name: str = "tokens", valid: Bool[Array, " T"] | None = None) -> Int[Array, " T"]:
+    def check(
+        self, tokens: Checked[AnyArray], *, name: str = "tokens", valid: Bool[Array, " T"] | None = None
+    ) -> Int[Array, " T"]:
         """`tokens` [T], all of them of the vocabulary. Where not `valid` they may be anything, and become 0.
 
         name    what the tokens are, for the error message
@@ -57,7 +58,7 @@ class OutputLayer(eqx.Module):
     weight: Float[Array, "V O"] | None
     bias: Float[Array, " V"]
 
-    def __init__(self, classes: int, size: int, *, key: PRNGKeyArray, dtype: Any = jnp.float32, tied: bool = False):
+    def __init__(self, classes: int, size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32, tied: bool = False):
         """Draw V, normal with a variance of 1 / O; b is zero. `classes` and `size` are V and O."""
         check.sizes(classes=classes, size=size)
         self.weight = None if tied else initialise.normal(key, (classes, size), dtype)

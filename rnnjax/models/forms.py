@@ -1,6 +1,6 @@
 """Whether an encoder, a bridge and a decoder fit together, by their forms alone."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from jaxtyping import Array
@@ -51,7 +51,7 @@ def embedded_form(decoder: AbstractDecoder, encoded: Encoded) -> jax.ShapeDtypeS
 
 
 def features_form(
-    decoder: AbstractDecoder, bridge: Any, encoded: Encoded, embedded: jax.ShapeDtypeStruct
+    decoder: AbstractDecoder, bridge: Callable[[State], State], encoded: Encoded, embedded: jax.ShapeDtypeStruct
 ) -> jax.ShapeDtypeStruct:
     """The form of the features of the next token, after a check that the bridge fits."""
     state, expected = jax.eval_shape(bridge, encoded.last), jax.eval_shape(decoder.recurrence.initial)

@@ -1,7 +1,7 @@
 """Language models: embedding, network, softmax; and sampling from them."""
 
 from functools import partial
-from typing import Any
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from .. import check, random
-from ..arrays import State
+from ..arrays import AnyArray, State
 from ..cell import AbstractCell
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..network import AbstractNetwork
@@ -108,7 +109,12 @@ class LanguageModel(eqx.Module):
 
 
 def language_loss(
-    model: LanguageModel, state: State, batch: Any, key: PRNGKeyArray | None, *, engine: AbstractEngine = Auto()
+    model: LanguageModel,
+    state: State,
+    batch: Checked[tuple[AnyArray, AnyArray, AnyArray]],
+    key: PRNGKeyArray | None,
+    *,
+    engine: AbstractEngine = Auto(),
 ) -> tuple[Float[Array, ""], State]:
     """Mean cross-entropy of the next token in nats, and the states after the chunk: a loss for `fit`.
 
@@ -116,7 +122,7 @@ def language_loss(
     state     B states, a leading axis on each leaf; see `batch_of_states`
     key       for dropout in the network, drawn anew for each of the B streams; None: nothing is dropped
     """
-    inputs, targets, resets = batch
+    inputs, targets, resets = cast("tuple[Array, Array, Array]", batch)
     keys = None if key is None else jax.random.split(key, inputs.shape[0])
 
     def one(state: State, tokens: Array, resets: Array, key: PRNGKeyArray | None) -> tuple[State, Array]:

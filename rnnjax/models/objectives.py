@@ -3,6 +3,7 @@
 A target that is no class makes the loss NaN, at which `fit` stops; `check_labels` says it before.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
-from ..arrays import carry_dtype
+from ..arrays import AnyArray, carry_dtype
+from ..checked import Checked
 from ..marks import mark_touched
 from .tokens import integers
 
@@ -54,7 +56,7 @@ def _check_shape(name: str, targets: Any, expected: tuple[int, ...]) -> None:
         )
 
 
-def check_labels(labels: Any, classes: int) -> None:
+def check_labels(labels: Checked[AnyArray | Sequence[int]], classes: int) -> None:
     """Raise unless all `labels`, which are known, are integers from 0 to `classes` - 1."""
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):

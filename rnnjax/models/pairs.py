@@ -1,9 +1,11 @@
 """Batches of pairs, a source and a target, and the loss on them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..arrays import AnyArray, PyTree
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from .seq2seq import Seq2Seq
@@ -16,21 +18,21 @@ class Pairs(NamedTuple):
     Lengths count both of these. Padding never affects the loss.
     """
 
-    source: Any  # [B, S]
-    source_length: Any  # [B]
-    target: Any  # [B, T + 1]
-    target_length: Any  # [B]
+    source: AnyArray  # [B, S]
+    source_length: AnyArray  # [B]
+    target: AnyArray  # [B, T + 1]
+    target_length: AnyArray  # [B]
 
 
 def seq2seq_loss(
     model: Seq2Seq,
-    carry: Any,
-    batch: Any,
+    carry: PyTree,
+    batch: Checked[tuple[AnyArray, AnyArray, AnyArray, AnyArray]],
     key: PRNGKeyArray | None,
     *,
-    teacher_forcing: Any = 1.0,
+    teacher_forcing: Checked[float | Array] = 1.0,
     engine: AbstractEngine = Auto(),
-) -> tuple[Float[Array, ""], Any]:
+) -> tuple[Float[Array, ""], PyTree]:
     """Mean cross-entropy of the next token in nats, over all valid tokens of the batch, and `carry` as it was.
 
     A loss for `fit`. The input is a target without its last token, the labels are all but the first.
@@ -39,7 +41,7 @@ def seq2seq_loss(
     key               for dropout and for `teacher_forcing`, drawn for each sequence; None: nothing is random
     teacher_forcing   as in `Seq2Seq.logits`; a schedule by the step may live in the carry of a loss around this one
     """
-    source, source_length, target, target_length = batch
+    source, source_length, target, target_length = cast("tuple[Array, Array, Array, Array]", batch)
 
     def logits(source: tuple[Array, Array], fed: Array, key: PRNGKeyArray | None) -> Array:
         tokens, length = source

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Length, carry_dtype, largest, shift
+from ..arrays import DType, Length, carry_dtype, largest, shift
 from ..marks import blank, counted
 
 
@@ -64,7 +64,7 @@ class AttentionPooling(eqx.Module):
     bias: Float[Array, " A"]
     score: Float[Array, " A"]
 
-    def __init__(self, size: int, attention_size: int, *, key: PRNGKeyArray, dtype=jnp.float32):
+    def __init__(self, size: int, attention_size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32):
         """`size` is the number of features of an output, `attention_size` that of the layer that scores it."""
         check.sizes(size=size, attention_size=attention_size)
         keys = random.split(key, 2)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, carry_dtype
+from ..arrays import IntegerLike, State, carry_dtype
 from ..check import alike, show
+from ..checked import Checked
 from .tokens import check_token
 
 Step = Callable[[State, Array], tuple[State, Array, Array | None]]
@@ -55,7 +56,9 @@ class Search(NamedTuple):
     found: Hypothesis
 
 
-def greedy(step: Step, state: State, *, start: Any, end: Any, max_length: Any) -> Hypothesis:
+def greedy(
+    step: Step, state: State, *, start: Checked[IntegerLike], end: Checked[IntegerLike], max_length: Checked[int]
+) -> Hypothesis:
     """Take the most probable token at each step, after `start`, until `end` or `max_length` tokens.
 
     step, state   the model and its state before `start`; see the head of this file
@@ -73,7 +76,14 @@ def greedy(step: Step, state: State, *, start: Any, end: Any, max_length: Any) -
 
 
 def sample_sequence(
-    step: Step, state: State, *, start: Any, end: Any, max_length: Any, key: PRNGKeyArray, temperature: Any = 1.0
+    step: Step,
+    state: State,
+    *,
+    start: Checked[IntegerLike],
+    end: Checked[IntegerLike],
+    max_length: Checked[int],
+    key: PRNGKeyArray,
+    temperature: Checked[float | Array] = 1.0,
 ) -> Hypothesis:
     """Draw each token from the model's distribution after the tokens before it; else as `greedy`.
 
@@ -107,7 +117,7 @@ def until_ended(grow: Callable[[Search], Search], search: Search, max_length: in
     return jax.lax.while_loop(lambda search: (search.t < max_length) & ~search.ended.all(), grow, search)
 
 
-def begin(step: Step, state: State, start: Any, end: Any, max_length: int) -> Search:
+def begin(step: Step, state: State, start: Checked[IntegerLike], end: Checked[IntegerLike], max_length: int) -> Search:
     """Before the first token."""
     token = jnp.asarray(start, int)
     _, logits, alignment = jax.eval_shape(step, state, token)
@@ -118,7 +128,9 @@ def begin(step: Step, state: State, start: Any, end: Any, max_length: int) -> Se
     return Search(jnp.zeros((), int), jax.tree.map(jnp.asarray, state), token, jnp.zeros((), bool), found)
 
 
-def extend(search: Search, state: State, token: Array, score: Array, alignment: Array | None, end: Any) -> Search:
+def extend(
+    search: Search, state: State, token: Array, score: Array, alignment: Array | None, end: Checked[IntegerLike]
+) -> Search:
     """One hypothesis that has not ended, one token longer."""
     found, t = search.found, search.t
     alignments = None if found.alignments is None else found.alignments.at[t].set(alignment)
@@ -131,7 +143,9 @@ def log_softmax(logits: Array) -> Array:
     return jax.nn.log_softmax(logits.astype(carry_dtype(logits.dtype)), axis=-1)
 
 
-def check_search(step: Step, state: State, start: Any, end: Any, max_length: Any) -> tuple[int, int | None]:
+def check_search(
+    step: Step, state: State, start: Checked[IntegerLike], end: Checked[IntegerLike], max_length: Checked[int]
+) -> tuple[int, int | None]:
     """The sizes of the vocabulary and of the alignments, if the arguments of a search are what they should be."""
     check.sizes(max_length=max_length)
     answer = jax.eval_shape(step, state, jnp.zeros((), int))

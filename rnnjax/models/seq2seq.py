@@ -6,11 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .. import check, random
-from ..arrays import State, widen
+from ..arrays import AnyArray, IntegerLike, PyTree, State, widen
 from ..cell import AbstractCell
+from ..checked import Checked
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
@@ -53,7 +54,7 @@ class Seq2Seq(eqx.Module):
         decoder: AbstractDecoder,
         *,
         key: PRNGKeyArray,
-        bridge: Any = None,
+        bridge: Checked[Callable[[State], State] | None] = None,
         dropout: float = 0.0,
     ):
         """Draw embeddings and output weights, of the sizes and the dtype of what takes and gives them.
@@ -81,10 +82,10 @@ class Seq2Seq(eqx.Module):
 
     def encode(
         self,
-        source: Any,
+        source: Checked[AnyArray],
         *,
-        length: Any = None,
-        mask: Any = None,
+        length: Checked[IntegerLike | None] = None,
+        mask: Checked[AnyArray | None] = None,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[PyTree[Array], State, Array]:
@@ -109,12 +110,12 @@ class Seq2Seq(eqx.Module):
 
     def logits(
         self,
-        source: Any,
-        target: Any,
+        source: Checked[AnyArray],
+        target: Checked[AnyArray],
         *,
-        length: Any = None,
-        mask: Any = None,
-        teacher_forcing: Any = 1.0,
+        length: Checked[IntegerLike | None] = None,
+        mask: Checked[AnyArray | None] = None,
+        teacher_forcing: Checked[float | Array] = 1.0,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
@@ -146,7 +147,12 @@ class Seq2Seq(eqx.Module):
         return self._step(memory, state, token, key=key)
 
     def decoding(
-        self, source: Any, *, length: Any = None, mask: Any = None, engine: AbstractEngine = Auto()
+        self,
+        source: Checked[AnyArray],
+        *,
+        length: Checked[IntegerLike | None] = None,
+        mask: Checked[AnyArray | None] = None,
+        engine: AbstractEngine = Auto(),
     ) -> Decoding:
         """The arguments of `greedy`, `sample_sequence` and `beam_search`, for `source`. Arguments as in `encode`."""
         memory, state, visible = self.encode(source, length=length, mask=mask, engine=engine)

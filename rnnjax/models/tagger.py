@@ -1,16 +1,16 @@
 """Many-to-many: an answer at every step, such as tags, the next value, or the notes that sound next."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import State, widen
+from ..arrays import AnyArray, IntegerLike, PyTree, State, widen
 from ..cell import AbstractCell
+from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..marks import blank, counted, fill
@@ -35,7 +35,7 @@ class Tagger(eqx.Module):
         self,
         xs: PyTree[Array],
         *,
-        length: Any = None,
+        length: Checked[IntegerLike | None] = None,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> Array:
@@ -47,7 +47,7 @@ class Tagger(eqx.Module):
         state: State | None,
         xs: PyTree[Array],
         *,
-        length: Any = None,
+        length: Checked[IntegerLike | None] = None,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Array]:
@@ -71,7 +71,7 @@ def total_steps(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float
 def tagger_loss(
     model: Tagger,
     carry: PyTree,
-    batch: Any,
+    batch: Checked[tuple[PyTree[AnyArray], PyTree[AnyArray], AnyArray | None]],
     key: PRNGKeyArray | None,
     *,
     objective: Callable[[Array, Array], Array] = cross_entropy,

@@ -6,14 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..arrays import PyTree
 from ..marks import counted
 from .tokens import check_tokens
 
 
 def target_loss(
-    logits: Callable[[Any, Array, PRNGKeyArray | None], Array],
+    logits: Callable[[PyTree[Array], Array, PRNGKeyArray | None], Array],
     sources: PyTree[Array],
     target: Array,
     target_length: Array,

@@ -1,20 +1,21 @@
 """Tokens: integers that stand for rows of an embedding."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
+from ..arrays import AnyArray, IntegerLike
 from ..check import show
+from ..checked import Checked
 
 REMEDY = "Give unknown words a token of their own, or the model a larger vocabulary"
 
 
-def integers(name: str, values: Any) -> Int[Array, "..."]:
+def integers(name: str, values: Checked[ArrayLike]) -> Int[Array, "..."]:
     """`values` as integers of JAX's default width: in the eight bits they may come in, a bound of 256 would be 0."""
     known = isinstance(values, jax.Array | np.ndarray | np.generic | int)
     if not known or not jnp.issubdtype(jnp.result_type(values), jnp.integer):
@@ -23,7 +24,7 @@ def integers(name: str, values: Any) -> Int[Array, "..."]:
 
 
 def check_tokens(
-    name: str, tokens: Any, vocabulary_size: int, valid: Bool[Array, " T"] | None = None
+    name: str, tokens: Checked[AnyArray], vocabulary_size: int, valid: Bool[Array, " T"] | None = None
 ) -> Int[Array, " T"]:
     """`tokens` as integers [T], with zeros where not `valid`, whatever stands there.
 
@@ -44,7 +45,7 @@ def check_tokens(
     return tokens
 
 
-def check_token(name: str, token: Any, vocabulary_size: int) -> None:
+def check_token(name: str, token: Checked[IntegerLike], vocabulary_size: int) -> None:
     """Raise unless `token` is one of the vocabulary, as far as it is known."""
     if isinstance(token, Tracer):
         return

@@ -1,13 +1,12 @@
 """Classifiers of trees: embedding, tree cell, softmax at every node."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .. import check, random
+from ..arrays import PyTree
 from ..trees.cell import AbstractTreeCell
 from ..trees.pack import Trees
 from ..trees.recurse import recurse
@@ -53,8 +52,8 @@ class TreeClassifier(eqx.Module):
 
 
 def tree_loss(
-    model: TreeClassifier, carry: Any, trees: Trees, key: PRNGKeyArray | None
-) -> tuple[Float[Array, ""], Any]:
+    model: TreeClassifier, carry: PyTree, trees: Trees, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], PyTree]:
     """Mean cross-entropy of the nodes that have a label, in nats, and the carry as it was: a loss for `fit`.
 
     trees   packed with the model's vocabulary and number of classes; the classes of one tree may all be missing.

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..named import named
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll

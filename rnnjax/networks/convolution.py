@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Inputs, carry_dtype, shift
+from ..arrays import DType, Inputs, carry_dtype, shift
 from ..network import AbstractNetwork, Options
 from .window import Window, look_back
 
@@ -58,7 +58,7 @@ class CausalConvolution(AbstractConvolution):
         key: PRNGKeyArray,
         bias: bool = True,
         input_initialiser: initialise.Initialiser = initialise.glorot,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights, [window * I, O] by `input_initialiser`; the bias is zero. `window` is 1 or more steps."""
         check.sizes(input_size=input_size, output_size=output_size, window=window)

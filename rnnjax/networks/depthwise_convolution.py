@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Inputs, carry_dtype, cast
+from ..arrays import DType, Inputs, carry_dtype, cast
 from .convolution import AbstractConvolution
 
 
@@ -28,7 +28,7 @@ class DepthwiseConvolution(AbstractConvolution):
         key: PRNGKeyArray,
         bias: bool = True,
         input_initialiser: initialise.Initialiser = initialise.lecun,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights: `input_initialiser` draws [window, I], of fan `window`; the bias is zero."""
         check.sizes(input_size=input_size, window=window)

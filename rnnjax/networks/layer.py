@@ -1,16 +1,11 @@
 """A layer: a cell or a network within a larger network."""
 
-from typing import TypeAlias
-
 import jax
-from jaxtyping import PyTree
 
 from .. import check
-from ..cell import AbstractCell
-from ..network import AbstractNetwork
+from ..arrays import PyTree
+from ..network import Layer
 from ..unroll import unroll
-
-Layer: TypeAlias = AbstractCell | AbstractNetwork
 
 
 def check_layer(name: str, layer: object) -> None:

@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Inputs, Units, UnitsOverTime, carry_dtype
+from ..arrays import Bias, DType, Inputs, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden, affine, initial_or_zeros, learnable_zeros
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
@@ -53,7 +53,7 @@ class QRNN(AbstractNetwork):
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. `window` is 1 or more steps; the initialiser draws [window * I, H]; else as in `LSTM`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, window=window)

@@ -9,7 +9,7 @@ from jax.nn import log_sigmoid, sigmoid, softplus
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
+from ..arrays import Bias, DType, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
 from ..cell import Hidden, initial_or_zeros, learnable_zeros, recur
 from ..cells.linear_recurrence import LinearRecurrence
 from ..network import AbstractNetwork, Options
@@ -52,7 +52,7 @@ class RGLRU(AbstractNetwork):
         bias: bool = True,
         learn_initial: bool = False,
         gate_initialiser: initialise.Initialiser = initialise.lecun,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights: biases are zero, and Lambda is such that a at r = 1 is uniform from 0.9 to 0.999.
 
@@ -118,7 +118,7 @@ def log_softplus(n: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(small, n, jnp.log(softplus(jnp.where(small, 0.0, n))))
 
 
-def draw_decay(key: PRNGKeyArray, hidden_size: int, dtype) -> Float[Array, " H"]:
+def draw_decay(key: PRNGKeyArray, hidden_size: int, dtype: DType) -> Float[Array, " H"]:
     """Lambda, where exp(-8 softplus(Lambda)) is uniform from 0.9 to 0.999."""
     kept = random.uniform(key, (hidden_size,), jnp.float32, 0.9, 0.999)
     xp = random.numpy_for(kept)

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .. import check
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .layer import Layer, check_fit, check_layer, output_type

@@ -6,9 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .. import check
+from ..arrays import DType, PyTree, Sizes
+from ..checked import Checked
 from ..named import named
 from ..network import AbstractNetwork, Options
 
@@ -37,7 +39,9 @@ class TimeDistributed(AbstractNetwork):
     input_shape: tuple[int, ...] = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
 
-    def __init__(self, function: Callable[..., Any], input_shape: Any, *, dtype=jnp.float32):
+    def __init__(
+        self, function: Checked[Callable[[Array], PyTree[Array]]], input_shape: Sizes, *, dtype: DType = jnp.float32
+    ):
         """`input_shape` and `dtype` are of the input of one step, to check sequences by.
 
         A tuple of sizes, () for a scalar; an integer I is the vector of shape (I,).

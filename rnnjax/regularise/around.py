@@ -1,12 +1,13 @@
 """What all regularisers around one layer share: they take what it takes, and start where it starts."""
 
+from types import UnionType
 from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import describe
 from ..network import AbstractNetwork
 
@@ -31,7 +32,7 @@ class AbstractAround(AbstractNetwork):
         return self.layer.hidden(state)
 
 
-def check_kind(layer: object, expected: Any, means: str) -> None:
+def check_kind(layer: object, expected: type | UnionType, means: str) -> None:
     """Raise unless `layer` is what the regulariser can change."""
     if not isinstance(layer, expected):
         raise TypeError(

@@ -1,13 +1,12 @@
 """A cell, each step of which is changed by what is drawn for it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..arrays import State, States
+from ..arrays import PyTree, State, States
 from ..cell import AbstractCell, describe
 from ..network import Options
 from ..unroll import unroll
@@ -32,13 +31,13 @@ class MaskedCell(AbstractCell):
     def initial(self) -> State:
         return self.regulariser.initial()
 
-    def project(self, xs: tuple[PyTree[Array], Any]) -> tuple[PyTree[Array], Any]:
+    def project(self, xs: tuple[PyTree[Array], PyTree[Array]]) -> tuple[PyTree[Array], PyTree[Array]]:
         return self.regulariser.layer.project(xs[0]), xs[1]
 
-    def step(self, state: State, u: tuple[PyTree[Array], Any]) -> State:
+    def step(self, state: State, u: tuple[PyTree[Array], PyTree[Array]]) -> State:
         return self.change(self.regulariser, state, *u)
 
-    def readout(self, states: States, xs: tuple[PyTree[Array], Any]) -> PyTree[Array]:
+    def readout(self, states: States, xs: tuple[PyTree[Array], PyTree[Array]]) -> PyTree[Array]:
         return self.regulariser.layer.readout(states, xs[0])
 
 

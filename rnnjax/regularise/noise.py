@@ -5,11 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from .. import check
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import AbstractCell
+from ..checked import Checked
 from ..network import Options
 from ..unroll import unroll
 from .around import AbstractAround, check_kind
@@ -28,7 +29,7 @@ class NoisyStates(AbstractAround):
     layer: AbstractCell
     deviation: float = eqx.field(static=True)
 
-    def __init__(self, layer: Any, deviation: Any):
+    def __init__(self, layer: Checked[AbstractCell], deviation: Checked[float]):
         """`deviation` is the standard deviation, 0 or more."""
         check_kind(layer, AbstractCell, "a cell")
         self.layer = layer
@@ -46,7 +47,7 @@ class NoisyStates(AbstractAround):
         return jax.tree.map(jnp.add, self.layer.step(state, u), noise)
 
 
-def add_noise(tree: PyTree, deviation: Any, *, key: PRNGKeyArray) -> PyTree:
+def add_noise(tree: PyTree, deviation: Checked[float], *, key: PRNGKeyArray) -> PyTree:
     """`tree` with normal noise of standard deviation `deviation` on every floating or complex array in it.
 
     Of inputs (Sietsma & Dow 1991), or of a whole model: weight noise (Graves 2011, "Practical variational inference

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from ..arrays import Length, carry_dtype
+from ..arrays import Length, PyTree, carry_dtype
 from ..marks import blank
 
 

@@ -1,15 +1,15 @@
 """Recurrent dropout: what is written to the memory is dropped, never what is kept in it."""
 
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from .. import check
-from ..arrays import Gates, State, UnitGates, cast
+from ..arrays import Gates, PyTree, State, UnitGates, cast
 from ..cell import AbstractCandidateCell, AbstractGatedCell, recur
+from ..checked import Checked
 from ..network import Options
 from ..unroll import unroll
 from .around import AbstractAround, check_inherits, check_kind
@@ -30,7 +30,7 @@ class RecurrentDropout(AbstractAround):
     layer: AbstractCandidateCell
     rate: float = eqx.field(static=True)
 
-    def __init__(self, layer: Any, rate: Any):
+    def __init__(self, layer: Checked[AbstractCandidateCell], rate: Checked[float]):
         """The rate is the probability of dropping, 0 <= rate < 1."""
         check_kind(layer, AbstractCandidateCell, "an AbstractCandidateCell, such as LSTM or GRU")
         check_inherits(layer, AbstractCandidateCell, "pointwise")

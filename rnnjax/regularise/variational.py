@@ -5,12 +5,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from .. import check
-from ..arrays import Gates, State
+from ..arrays import Gates, PyTree, State
 from ..cell import AbstractCell, AbstractGatedCell, recur
-from ..network import AbstractNetwork, Options
+from ..checked import Checked
+from ..network import AbstractNetwork, Layer, Options
 from ..unroll import unroll
 from .around import AbstractAround, check_inherits, check_kind
 from .masked import run_masked
@@ -36,11 +37,11 @@ class VariationalDropout(AbstractAround):
 
     def __init__(
         self,
-        layer: Any,
+        layer: Checked[Layer],
         *,
-        inputs: Any = 0.0,
-        recurrent: Any = 0.0,
-        outputs: Any = 0.0,
+        inputs: Checked[float] = 0.0,
+        recurrent: Checked[float] = 0.0,
+        outputs: Checked[float] = 0.0,
     ):
         """The rates are probabilities of dropping, 0 <= rate < 1."""
         check_kind(layer, AbstractCell | AbstractNetwork, "a cell or a network")

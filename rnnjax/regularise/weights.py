@@ -1,6 +1,6 @@
 """Dropout of weights, ahead of the run: a function from a model to a model."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -8,10 +8,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
 from ..cell import AbstractGatedCell
+from ..checked import Checked
 from .masks import keep, scale
 
+Model = TypeVar("Model")
 
-def drop_weights(model: Any, rate: Any, *, key: PRNGKeyArray) -> Any:
+
+def drop_weights(model: Model, rate: Checked[float], *, key: PRNGKeyArray) -> Model:
     """`model` with each entry of the recurrent weights R of its gated cells dropped with probability `rate`.
 
     The rest is scaled by 1 / (1 - rate). This is the weight drop of Merity et al. 2018 (AWD-LSTM, arXiv:1708.02182),
@@ -34,7 +37,7 @@ def drop_weights(model: Any, rate: Any, *, key: PRNGKeyArray) -> Any:
     return jax.tree.unflatten(structure, dropped)
 
 
-def drop_embedding(embedding: Any, rate: Any, *, key: PRNGKeyArray) -> Float[Array, "V E"]:
+def drop_embedding(embedding: Checked[Array], rate: Checked[float], *, key: PRNGKeyArray) -> Float[Array, "V E"]:
     """`embedding` with each word dropped with probability `rate`, wherever it stands; the rest scaled.
 
     Gal & Ghahramani 2016, arXiv:1512.05287, as Merity et al. 2018 use it: whole rows are dropped, not entries.

@@ -7,11 +7,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .. import check
-from ..arrays import State
+from ..arrays import PyTree, State
 from ..cell import AbstractCell
+from ..checked import Checked
 from ..network import Options
 from ..unroll import unroll
 from .around import AbstractAround, check_kind
@@ -34,7 +35,7 @@ class Zoneout(AbstractAround):
     layer: AbstractCell
     rates: PyTree[float] = eqx.field(static=True)
 
-    def __init__(self, layer: Any, rates: Any):
+    def __init__(self, layer: Checked[AbstractCell], rates: Checked[float | PyTree[float]]):
         """`rates` is one probability, 0 <= rate < 1, or one for each field of the state.
 
         The paper's best for an LSTM is `LSTMState(h=0.05, c=0.5)` on characters, and half of both on words.

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+
+from ..arrays import PyTree
 
 
 def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable[[int], PyTree[np.ndarray]]:

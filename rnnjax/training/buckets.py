@@ -1,10 +1,13 @@
 """Batches of examples of like length, so that little of a batch is padding and few shapes are compiled."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array
 
 from ..check import show
+from ..checked import Checked
 
 
 class Buckets:
@@ -20,7 +23,14 @@ class Buckets:
 
     per_epoch: int
 
-    def __init__(self, lengths: Any, size: Any, bounds: Any, *, seed: int):
+    def __init__(
+        self,
+        lengths: Checked[Sequence[int] | np.ndarray | Array],
+        size: Checked[int],
+        bounds: Checked[Sequence[int] | np.ndarray | Array],
+        *,
+        seed: int,
+    ):
         """`lengths`: of each example. `bounds`: lengths to pad to, from short to long; the last holds all examples.
 
         Raises ValueError for bounds that do not rise, that do not hold the longest example, or between which there are

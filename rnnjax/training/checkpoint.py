@@ -16,7 +16,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+from ..arrays import PyTree
 
 FORMAT = "rnnjax checkpoint 1"
 

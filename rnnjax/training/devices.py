@@ -10,8 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
 
+from ..arrays import PyTree
 from ..check import show
 
 
@@ -21,7 +21,7 @@ class AbstractDevices(abc.ABC):
     writes: bool = True  # whether this process writes the files of the run
 
     @abc.abstractmethod
-    def over_batch(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
+    def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """`gradient(weights, carry, batch, key) -> ((loss, carry), gradient)` of a whole batch; or None by gradient."""
 
     @abc.abstractmethod
@@ -44,7 +44,7 @@ class AbstractDevices(abc.ABC):
 class OneDevice(AbstractDevices):
     """All where JAX puts it."""
 
-    def over_batch(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
+    def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return gradient
 
     def share(self, name: str, tree: PyTree) -> PyTree:
@@ -90,7 +90,7 @@ class DataParallel(AbstractDevices):
         self.everywhere = NamedSharding(self.mesh, P())
         self.everything = jax.jit(lambda tree: tree, out_shardings=self.everywhere)
 
-    def over_batch(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
+    def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def of_part(weights: PyTree, carry: PyTree, batch: PyTree, key: Any) -> Any:
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
             (value, carry), slope = gradient(weights, carry, batch, key)

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from ..arrays import PyTree
 from .devices import AbstractDevices
 from .run import Log, Metrics, Run
 

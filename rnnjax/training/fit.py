@@ -5,35 +5,38 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, SupportsFloat, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from .. import check
+from ..arrays import PyTree
+from ..checked import Checked
 from ..gradients.estimator import AbstractEstimator
 from .devices import AbstractDevices, DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
 from .objective import AbstractObjective, Batches, Loss, StepLoss, choose_objective
 from .run import Log, Metrics, Run
 
+Model = TypeVar("Model")
 Optimiser = optax.GradientTransformation | optax.MultiSteps
 
 
-class Fitted(NamedTuple):
+class Fitted(NamedTuple, Generic[Model]):
     """The trained model (the best by validation, where there was one; else the last), the carry, the steps taken."""
 
-    model: Any
+    model: Model
     carry: PyTree
     steps: int
 
 
 def fit(
-    model: Any,
+    model: Model,
     loss: Loss | StepLoss,
     batches: Batches,
     optimiser: Optimiser,
@@ -42,14 +45,14 @@ def fit(
     key: PRNGKeyArray,
     gradient: AbstractEstimator | None = None,
     carry: PyTree = None,
-    validate: Callable[[Any], Any] | None = None,
+    validate: Checked[Callable[[Model], SupportsFloat] | None] = None,
     every: int = 100,
     patience: int | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     mesh: Mesh | None = None,
-) -> Fitted:
+) -> Checked[Fitted[Model]]:  # a generic NamedTuple, of which a checker at run time knows nothing
     """Take `steps` steps of `optimiser` down `loss`.
 
     model       any pytree; its floating-point arrays are trained

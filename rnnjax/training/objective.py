@@ -10,15 +10,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
-from ..arrays import select
+from ..arrays import PyTree, select
 from ..cell import describe
 from ..check import alike, show
+from ..checked import Checked
 from ..gradients.estimator import AbstractEstimator
 from ..gradients.estimator import Loss as StepLoss
 
-Loss = Callable[[Any, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
+Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
 Batches = Callable[[int], PyTree]
 
 BEFORE_THE_FIRST = np.uint32(2**32 - 1)  # no step has this number, so no step draws from the same key
@@ -31,7 +32,7 @@ class AbstractObjective(abc.ABC):
     value: Callable[..., tuple[Array, PyTree]] | None = None
 
     @abc.abstractmethod
-    def begin(self, model: Any, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
+    def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
         """The carry before the first step, from the one that the user gave."""
 
     @abc.abstractmethod
@@ -47,7 +48,7 @@ class Differentiated(AbstractObjective):
     def __init__(self, loss: Loss):
         self.loss = loss
 
-    def begin(self, model: Any, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
+    def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
         del model, batches, key
         return jax.tree.map(jnp.asarray, carry)
 
@@ -85,7 +86,7 @@ class Estimated(AbstractObjective):
         self.loss = loss
         self.estimator = estimator
 
-    def begin(self, model: Any, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
+    def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
         cell = model[0]
         if carry is None:
             batch = batches(0)
@@ -123,7 +124,9 @@ class Estimated(AbstractObjective):
         return (value, estimates.memory), gradient
 
 
-def choose_objective(model: Any, loss: Any, gradient: Any) -> AbstractObjective:
+def choose_objective(
+    model: PyTree, loss: Checked[Callable[..., PyTree]], gradient: Checked[AbstractEstimator | None]
+) -> AbstractObjective:
     """The objective that these arguments of `fit` ask for. Raises where they do not fit each other."""
     if gradient is None:
         hint = "Pass gradient=, such as BPTT(), for a loss of one step, (head, y, target) -> scalar"

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from ..arrays import PyTree
 from .checkpoint import load, save, write_atomically
 from .devices import AbstractDevices
 

@@ -11,9 +11,9 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
-from ..arrays import Bias, GatesOverTime, Inputs, InputWeight, State, States, by_gate, carry_dtype
+from ..arrays import Bias, GatesOverTime, Inputs, InputWeight, PyTree, State, States, by_gate, carry_dtype
 from ..cell import affine
 
 

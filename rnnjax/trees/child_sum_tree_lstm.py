@@ -8,7 +8,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units, by_gate
+from ..arrays import Bias, DType, Gates, InputWeight, Units, by_gate
 from ..cells.lstm import LSTMState
 from .cell import AbstractAffineTreeCell, product
 
@@ -49,7 +49,7 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)

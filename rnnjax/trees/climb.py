@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int
 
-from ..arrays import States
+from ..arrays import PyTree, States
 from .cell import AbstractTreeCell
 from .pack import Trees
 

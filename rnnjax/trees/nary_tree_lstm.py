@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, by_gate
+from ..arrays import Bias, DType, Gates, InputWeight, by_gate
 from ..cells.lstm import LSTMState
 from .cell import AbstractAffineTreeCell, product
 from .child_sum_tree_lstm import ChildGates, join
@@ -42,7 +42,7 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.orthogonal,
         bias_initialiser: initialise.Initialiser = initialise.forget(1.0),
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `LSTM`; `arity` is the number of children a node can have."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)
@@ -72,7 +72,7 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
 
 
 def draw_places(
-    initialiser: initialise.Initialiser, key: PRNGKeyArray, arity: int, gates: str, hidden_size: int, dtype
+    initialiser: initialise.Initialiser, key: PRNGKeyArray, arity: int, gates: str, hidden_size: int, dtype: DType
 ) -> Float[Array, "KH RH"]:
     """R, which meets the states of all children one after the other; one draw for each child and gate."""
     draw = lambda key: initialise.input_weight(initialiser, key, hidden_size, gates, hidden_size, dtype)  # noqa: E731

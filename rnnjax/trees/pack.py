@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from .. import check
+from ..checked import Checked
 from . import validate
 from .schedule import schedule
 from .tree import Tree
@@ -45,7 +46,7 @@ class Trees(eqx.Module):
 
 
 def pack_trees(
-    trees: Any,
+    trees: Checked[Sequence[Tree]],
     *,
     vocabulary_size: int,
     classes: int | None = None,

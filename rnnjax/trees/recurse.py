@@ -5,17 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
-from ..arrays import States, look_up, select
+from ..arrays import PyTree, States, look_up, select
 from ..cell import describe
+from ..checked import Checked
 from ..compiled import compiled
 from .cell import AbstractTreeCell
 from .climb import climb
 from .pack import Trees
 
 
-def recurse(cell: Any, trees: Any, table: Any) -> States:
+def recurse(cell: Checked[AbstractTreeCell], trees: Checked[Trees], table: Checked[Array]) -> States:
     """The state of every node: `states = recurse(cell, trees, table)`, in slots as `pack_trees` laid them out.
 
     cell    an `AbstractTreeCell`

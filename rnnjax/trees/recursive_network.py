@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units
+from ..arrays import Bias, DType, Gates, InputWeight, Units
 from ..cell import Hidden
 from ..named import named
 from .cell import AbstractAffineTreeCell, product
@@ -44,7 +44,7 @@ class RecursiveNetwork(AbstractAffineTreeCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights. Arguments as in `NaryTreeLSTM` and `Elman`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, Gates, InputWeight, Units
+from ..arrays import Bias, DType, Gates, InputWeight, Units
 from ..cell import Hidden
 from .cell import AbstractAffineTreeCell, product
 from .nary_tree_lstm import draw_places
@@ -40,7 +40,7 @@ class RNTN(AbstractAffineTreeCell):
         input_initialiser: initialise.Initialiser = initialise.glorot,
         recurrent_initialiser: initialise.Initialiser = initialise.glorot,
         bias_initialiser: initialise.Initialiser = initialise.zeros,
-        dtype=jnp.float32,
+        dtype: DType = jnp.float32,
     ):
         """Draw the weights, V uniform within 1 / (2 K H). Arguments as in `NaryTreeLSTM`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, arity=arity)

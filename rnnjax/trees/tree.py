@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..checked import Checked
+
 
 class Tree(NamedTuple):
     """A rooted tree whose nodes are numbered from 0, in any order; `pack_trees` checks that it is one.
@@ -18,7 +20,7 @@ class Tree(NamedTuple):
     labels: Sequence[int | None] | None = None
 
 
-def parse_tree(text: Any, token: Callable[[str], int]) -> Tree:
+def parse_tree(text: Checked[str], token: Callable[[str], int]) -> Tree:
     """The tree of an s-expression with a label at every node and a word at every leaf, `(3 (2 very) (4 good))`.
 
     token    the number of a word, such as a dictionary's `__getitem__`

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checked import Checked
 from .tree import Tree
 
 
@@ -16,7 +17,7 @@ class Rooted(NamedTuple):
     depths: list[int]
 
 
-def rooted(tree: Any, number: int, arity: int) -> Rooted:
+def rooted(tree: Checked[Tree], number: int, arity: int) -> Rooted:
     """Tree `number` of a batch, if it is one of at most `arity` children a node."""
     if not isinstance(tree, Tree):
         raise TypeError(
@@ -95,7 +96,7 @@ def _depths(children: Sequence[Any], roots: list[int], number: int) -> list[int]
     return depths
 
 
-def numbers(name: str, values: Sequence[Any], size: int, number: int) -> list[int]:
+def numbers(name: str, values: Checked[Sequence[int | None]], size: int, number: int) -> list[int]:
     """Tokens or labels of tree `number`, from 0 to `size` - 1, with -1 for None."""
     for node, value in enumerate(values):
         if value is None:

@@ -11,6 +11,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[2] / "rnnjax"
 FLOORS = (
+    ("checked",),
     ("arrays", "compiled", "named", "refusal"),
     ("check",),
     ("random",),

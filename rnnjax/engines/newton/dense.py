@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State
+from ...arrays import PyTree, State
 from . import time
 from .blocks import Blocks, Vectors
 from .jacobian import AbstractJacobian
@@ -50,5 +50,7 @@ class Dense(AbstractJacobian):
 
         return problem.over_time(one, befores)
 
-    def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
+    def propagate(
+        self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: str | None
+    ) -> Vectors:
         return time.recurrence(self.evaluate(problem, befores)[1], moved, start, axis)

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State, by_gate, by_head
+from ...arrays import PyTree, State, by_gate, by_head
 from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
 from . import time
 from .blocks import Blocks, Vectors
@@ -52,7 +52,9 @@ class Diagonal(AbstractJacobian):
 
         return problem.over_time(one, befores)
 
-    def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
+    def propagate(
+        self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: str | None
+    ) -> Vectors:
         if isinstance(problem.cell, AbstractDiagonalCell):
             return time.recurrence(self.evaluate(problem, befores)[1], moved, start, axis)
 
@@ -69,7 +71,7 @@ class Diagonal(AbstractJacobian):
         return jax.lax.scan(advance, start, (befores, moved, problem.us, problem.marks))[1]
 
 
-def own_past(cell: AbstractCell) -> tuple[Any, bool]:
+def own_past(cell: AbstractCell) -> tuple[Callable[[State, PyTree], State], bool]:
     """The step of `cell`, without what its units see of each other where that is known; and whether it was."""
     if isinstance(cell, AbstractDiagonalCell):
         return cell.step, True

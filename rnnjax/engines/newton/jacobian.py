@@ -2,12 +2,13 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State
+from ...arrays import PyTree, State
+from ...marks import StepMarks
 from .blocks import Blocks, Vectors
 from .problem import Problem
 
@@ -38,9 +39,13 @@ class AbstractJacobian(eqx.Module):
         """The states after each step from `befores`, and the derivatives of them."""
 
     @abc.abstractmethod
-    def propagate(self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: Any) -> Vectors:
+    def propagate(
+        self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: str | None
+    ) -> Vectors:
         """The exact tangents t_t = J_t t_{t-1} + moved_t of the trajectory, from t_0 = `start`; J at `befores`."""
 
-    def flat(self, problem: Problem, step: Any, u: PyTree[Array], marks: Any) -> Callable[[Vectors], Vectors]:
+    def flat(
+        self, problem: Problem, step: Callable[[State, PyTree], State], u: PyTree[Array], marks: StepMarks
+    ) -> Callable[[Vectors], Vectors]:
         """One step as a function from [K, n] to [K, n]."""
         return lambda x: self.pack(problem.step(step, self.unpack(x, problem.start), u, marks))

@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
 
 from ... import check
-from ...arrays import Shaped, State
+from ...arrays import DType, IntegerLike, PyTree, Shaped, State
 from ...cell import AbstractCell, AbstractLinearCell, describe
+from ...checked import Checked
 from ...engine import AbstractEngine, Plan, plan_or_raise, refuse_symbolic
 from ...marks import Marks, counted, fill
 from ...refusal import Refusal
@@ -90,7 +91,15 @@ class Newton(AbstractEngine):
         tolerance = epsilon**0.8 if self.tolerance is None else self.tolerance
         return NewtonPlan(Settings(self.jacobian, self.iterations, tolerance, self.damping, axis), self.fall_back)
 
-    def solve(self, cell: Any, state: State | None, xs: Any, *, length: Any = None, resets: Any = None) -> Solution:
+    def solve(
+        self,
+        cell: Checked[AbstractCell],
+        state: State | None,
+        xs: Checked[PyTree[ArrayLike]],
+        *,
+        length: Checked[IntegerLike | None] = None,
+        resets: Checked[ArrayLike | None] = None,
+    ) -> Solution:
         """The states over time, the iterations they took, the last residual, and whether it is within the tolerance.
 
         Arguments as of `unroll`; nothing is raised at run time, and nothing falls back. Raises ValueError where
@@ -123,6 +132,6 @@ def _misfit(cell: AbstractCell, state: State) -> str | None:
     return None
 
 
-def _kind(dtype: Any) -> Any:
+def _kind(dtype: DType) -> Any:
     """Real or complex; None for what is no number with a derivative."""
     return next((kind for kind in (jnp.floating, jnp.complexfloating) if jnp.issubdtype(dtype, kind)), None)

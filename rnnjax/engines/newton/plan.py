@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
-from ...arrays import State, States, select
+from ...arrays import PyTree, State, States, select
 from ...cell import AbstractCell, describe
 from ...engine import Plan
 from ...marks import Marks, quarantine

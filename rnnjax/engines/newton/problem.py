@@ -1,11 +1,12 @@
 """The equations that `Newton` solves: every state is one step after the one before it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State
+from ...arrays import PyTree, State
 from ...cell import AbstractCell
 from ...engine import marked_step
 from ...marks import StepMarks
@@ -20,10 +21,10 @@ class Problem(NamedTuple):
     initial: State  # where resets lead
     marks: StepMarks
 
-    def step(self, step: Any, before: State, u: PyTree[Array], marks: StepMarks) -> State:
+    def step(self, step: Callable[[State, PyTree], State], before: State, u: PyTree[Array], marks: StepMarks) -> State:
         """The state after one step under its marks, by `step`: the cell's own, or one that stands for it."""
         return marked_step(step, self.initial, before, (u, marks))[0]
 
-    def over_time(self, function: Any, *rows: PyTree[Array]) -> Any:
+    def over_time(self, function: Callable[..., PyTree], *rows: PyTree[Array]) -> PyTree:
         """`function` of the rows, inputs and marks of each step, all steps at once."""
         return jax.vmap(function)(*rows, self.us, self.marks)

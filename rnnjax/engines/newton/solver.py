@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
-from ...arrays import select
+from ...arrays import PyTree, select
 from ...cell import describe
 from . import time
 from .blocks import Blocks, Vectors

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, PyTree
+from jaxtyping import Array, Float, Inexact
 
+from ...arrays import PyTree
 from ...kernels.linear_scan.primitive import linear_scan
 from ...kernels.linear_scan.sharded import scan_part
 from .blocks import Blocks, Vectors, apply, hold, multiply

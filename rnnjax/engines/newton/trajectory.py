@@ -6,9 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ...arrays import State, States, select
+from ...arrays import PyTree, State, States, select
 from ...engine import marked_step
 from .problem import Problem
 from .solver import Settings, Solution, befores, solve

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ..pallas import output, pallas, tpu
+from ..pallas import Interpret, output, pallas, tpu
 from .numbers import Number, References, advance, join, split
 
 ROWS, LANES = 8, 128  # of a tile
@@ -22,7 +22,7 @@ def scan(
     *,
     reverse: bool,
     late: bool,
-    interpret: Any = False,
+    interpret: Interpret = False,
 ) -> Inexact[Array, "B T H"]:
     """All states; A is B, or 1 for all alike."""
     B, T, H = b.shape

@@ -1,5 +1,6 @@
 """How an axis that `jax.vmap` maps is folded into the S or the B of a kernel's operands, and out of its results."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jaxtyping import Array
 
-from .contract import Weights
+from .contract import Form, Weights
 
 
 class Fold(NamedTuple):
@@ -43,7 +44,9 @@ def _insert(shape: tuple[int, ...], place: int, size: int) -> tuple[int, ...]:
     return *shape[:place], size, *shape[place:]
 
 
-def batch(primitive: Primitive, operands: Any, axes: Any, *, form: Any, **static: Any) -> tuple[list[Array], list[int]]:
+def batch(
+    primitive: Primitive, operands: Sequence[Array], axes: Sequence[int | None], *, form: Form, **static: Any
+) -> tuple[list[Array], list[int]]:
     """The batching rule of every primitive of `recurrence`.
 
     If all members of the mapped axis share their weights, and one summed gradient of these is enough, the axis becomes
@@ -63,7 +66,7 @@ def batch(primitive: Primitive, operands: Any, axes: Any, *, form: Any, **static
     return [leaf for leaf, _ in results], [axis for _, axis in results]
 
 
-def _numbers(form: Any) -> tuple[set[int], int]:
+def _numbers(form: Form) -> tuple[set[int], int]:
     """Which operands have no axis B, those within `Weights`; and which is xs."""
     numbered = jax.tree.unflatten(form, range(form.num_leaves))
     nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, Weights))

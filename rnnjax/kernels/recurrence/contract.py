@@ -7,7 +7,7 @@ F  fields of a state                         C  vectors [H] that are kept of a s
 
 import abc
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ...arrays import carry_dtype
 from ...cell import AbstractGatedCell
 from ...refusal import Refusal
+
+Form: TypeAlias = Any  # the structure of a primitive's operands, a PyTreeDef: no type that checkers know
 
 
 class Pointwise(eqx.Module):

@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .contract import KernelPlan, NeedsGradient, Primals, Sequences
+from ...arrays import DType, PyTree
+from .contract import Form, KernelPlan, NeedsGradient, Primals, Sequences
 from .reference import ReferencePlan
 
 KernelPlans = tuple[tuple[str, KernelPlan], ...]  # by platform, as JAX names it
 
 
 def forward(
-    *leaves: Array, form: Any, plan: KernelPlan, residual_size: int, used_outputs: tuple[bool, ...]
+    *leaves: Array, form: Form, plan: KernelPlan, residual_size: int, used_outputs: tuple[bool, ...]
 ) -> list[Array]:
     """`(primals, marks)` to a trajectory."""
     primals, marks = jax.tree.unflatten(form, leaves)
@@ -26,14 +27,14 @@ def forward(
     return jax.tree.leaves(plan.forward(primals.weights, sequences, residual_size, used_outputs))
 
 
-def backward(*leaves: Array, form: Any, plan: KernelPlan, needs_gradient: NeedsGradient) -> list[Array]:
+def backward(*leaves: Array, form: Form, plan: KernelPlan, needs_gradient: NeedsGradient) -> list[Array]:
     """`(primals, marks, trajectory, dstates, dlast)` to the cotangents that are needed."""
     primals, marks, trajectory, dstates, dlast = jax.tree.unflatten(form, leaves)
     sequences = Sequences.of(primals, marks)
     return jax.tree.leaves(plan.backward(primals.weights, sequences, trajectory, dstates, dlast, needs_gradient))
 
 
-def tangent(*leaves: Array, form: Any, plan: KernelPlan) -> list[Array]:
+def tangent(*leaves: Array, form: Form, plan: KernelPlan) -> list[Array]:
     """`(primals, marks, trajectory, tangents)` to those of the states and of the last one, by the reference."""
     reference = ReferencePlan(plan.pointwise)
     primals, marks, _, tangents = jax.tree.unflatten(form, leaves)
@@ -55,7 +56,7 @@ def _alike(primal: Array, moving: Array | None) -> tuple[Array, Array | None]:
     return jnp.broadcast_to(primal, shape), jnp.broadcast_to(moving, shape)
 
 
-def jvp(function: Callable[..., PyTree], primals: Sequence[Array], tangents: Sequence[Any]) -> PyTree:
+def jvp(function: Callable[..., PyTree], primals: Sequence[Array], tangents: Sequence[PyTree]) -> PyTree:
     """The tangent of `function`; an input without one is a constant."""
     moving = [number for number, tangent in enumerate(tangents) if present(tangent) is not None]
 
@@ -68,7 +69,7 @@ def jvp(function: Callable[..., PyTree], primals: Sequence[Array], tangents: Seq
     return jax.jvp(of_moving, [primals[number] for number in moving], [tangents[number] for number in moving])[1]
 
 
-def present(tangent: Any) -> Any:
+def present(tangent: PyTree) -> PyTree:
     """A tangent or cotangent; None where it is zero."""
     return None if isinstance(tangent, ad.Zero) else tangent
 
@@ -77,7 +78,7 @@ def present(tangent: Any) -> Any:
 
 
 def forward_types(
-    *leaves: Any, form: Any, residual_size: int, used_outputs: tuple[bool, ...], **static: Any
+    *leaves: Any, form: Form, residual_size: int, used_outputs: tuple[bool, ...], **static: Any
 ) -> list[Any]:
     del static
     weights, xs, state = jax.tree.unflatten(form, leaves)[0]
@@ -87,13 +88,13 @@ def forward_types(
     return [*(states for _ in range(sum(used_outputs))), _like(state, state.shape, state.dtype), residuals]
 
 
-def tangent_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
+def tangent_types(*leaves: Any, form: Form, **static: Any) -> list[Any]:
     del static
     trajectory = jax.tree.unflatten(form, leaves)[2]
     return [*trajectory.states, trajectory.last]
 
 
-def backward_types(*leaves: Any, form: Any, needs_gradient: NeedsGradient, **static: Any) -> list[Any]:
+def backward_types(*leaves: Any, form: Form, needs_gradient: NeedsGradient, **static: Any) -> list[Any]:
     del static
     weights, xs, state = jax.tree.unflatten(form, leaves)[0]
     dweights = [_like(weight, (state.shape[0], *weight.shape[1:]), state.dtype) for weight in weights]
@@ -101,5 +102,5 @@ def backward_types(*leaves: Any, form: Any, needs_gradient: NeedsGradient, **sta
     return [kind for kind, is_needed in zip(types, Primals(*needs_gradient).flat(), strict=True) if is_needed]
 
 
-def _like(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def _like(aval: Any, shape: tuple[int, ...], dtype: DType) -> Any:
     return aval.update(shape=shape, dtype=dtype, weak_type=False)

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from ...arrays import PyTree
 from ..varying import vary_alike
 from . import functions
 from .batching import batch

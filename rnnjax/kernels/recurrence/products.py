@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
-from ...arrays import cast, select
+from ...arrays import PyTree, cast, select
 from ...cell import affine, recur
 from .contract import Cotangents, NeedsGradient, Sequences, Weights, carried
 from .pointwise.step import Step

@@ -5,9 +5,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from ...arrays import select
+from ...arrays import PyTree, select
 from ...refusal import Refusal
 from . import products
 from .contract import (

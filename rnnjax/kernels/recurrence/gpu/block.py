@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...pallas import output, pallas, triton
+from ...pallas import Interpret, output, pallas, triton
 from ..contract import Pointwise, Sequences, Weights
 from ..pointwise.step import Step
 from . import block_body, coordinates
@@ -65,7 +65,11 @@ class Block(AbstractStrategy):
         return Tile(rows, self.units)
 
     def forward(
-        self, problem: Problem, us: Float[Array, "S B T G H"], used_outputs: tuple[bool, ...], interpret: Any
+        self,
+        problem: Problem,
+        us: Float[Array, "S B T G H"],
+        used_outputs: tuple[bool, ...],
+        interpret: Interpret,
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
         state = problem.sequences.state
         last = output(state.shape, state.dtype)
@@ -83,7 +87,7 @@ class Block(AbstractStrategy):
         before: Float[Array, "S B T F H"],
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"],
-        interpret: Any,
+        interpret: Interpret,
     ) -> Loop:
         unit_parameters, state = len(problem.step.dunit_parameters), output(dlast.shape, dlast.dtype)
         dunit_parameters = state.update(shape=(*dlast.shape[:2], max(unit_parameters, 1), dlast.shape[3]))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ...pallas import Reference
 from ..pointwise.step import Step
 from .coordinates import (
     BackwardOperands,
@@ -21,7 +22,7 @@ from .coordinates import (
 )
 
 
-def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *written: Any) -> None:
+def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *written: Reference) -> None:
     """All steps onward."""
     write = ForwardResults(*written)
     _, batch, steps, gates, _ = read.us.shape
@@ -58,7 +59,7 @@ def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *writ
         coordinates.write_state(write.last, field, array)
 
 
-def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *written: Any) -> None:
+def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *written: Reference) -> None:
     """All steps in reverse."""
     marked = shared.resets is not None
     write = BackwardResults(written[0], written[1], written[2] if marked else None, written[-1])

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ...pallas import output
+from ...pallas import Interpret, output
 from ..contract import Pointwise, Sequences, Weights
 from ..pointwise.step import Step
 from . import cluster_backward, cluster_forward
@@ -65,7 +65,11 @@ class Cluster(AbstractStrategy):
         )
 
     def forward(
-        self, problem: Problem, us: Float[Array, "S B T G H"], used_outputs: tuple[bool, ...], interpret: Any
+        self,
+        problem: Problem,
+        us: Float[Array, "S B T G H"],
+        used_outputs: tuple[bool, ...],
+        interpret: Interpret,
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
         weights, sequences, tiling = problem.weights, problem.sequences, self._cut(self.forward_ring, problem)
         resets, state, after = _resets(sequences), sequences.state, None
@@ -98,7 +102,7 @@ class Cluster(AbstractStrategy):
         before: Float[Array, "S B T F H"],
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"],
-        interpret: Any,
+        interpret: Interpret,
     ) -> Loop:
         weights, sequences, tiling = problem.weights, problem.sequences, self._cut(self.backward_ring, problem)
         filled = partial(fill, batch=tiling.batch)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...pallas import layout, load, mosaic_gpu, pallas
+from ...pallas import Interpret, layout, load, mosaic_gpu, pallas
 from ..pointwise.step import Step
 from .exchange import ClusterExchange
 from .tiling import ROWS, Ring, Tiling, WarpGroup, chosen, launch, of_rows, quotient, remainder
@@ -69,7 +69,7 @@ def backward(
     step: Step,
     name: str,
     exchange: ClusterExchange,
-    interpret: Any,
+    interpret: Interpret,
     operands: Operands,
     results: Results,
 ) -> Results:

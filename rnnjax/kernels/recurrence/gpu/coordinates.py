@@ -4,12 +4,12 @@ Arrays lie batch first, and are not copied. Rows and units beyond the last are c
 their rows of R are zero, and so are the cotangents that reach them.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...pallas import pallas, triton
+from ...pallas import Reference, pallas, triton
 
 
 class Tile(NamedTuple):
@@ -22,43 +22,43 @@ class Tile(NamedTuple):
 class Shared(NamedTuple):
     """References to what all sequences of a group share, and to the marks, where there are any."""
 
-    R: Any  # [_ N D G D]
-    unit_parameters: Any  # [_ K H]
-    initial: Any  # [_ F H]
-    length: Any  # [S B] int32
-    resets: Any  # [S B T] int32
+    R: Reference  # [_ N D G D]
+    unit_parameters: Reference  # [_ K H]
+    initial: Reference  # [_ F H]
+    length: Reference  # [S B] int32
+    resets: Reference  # [S B T] int32
 
 
 class ForwardOperands(NamedTuple):
     """References to what the forward half reads beside that."""
 
-    us: Any  # [S B T G H]
-    state: Any  # [S B F H]
+    us: Reference  # [S B T G H]
+    state: Reference  # [S B F H]
 
 
 class ForwardResults(NamedTuple):
     """References to what it writes."""
 
-    states: tuple[Any, ...]  # [S B T H] each, None where nobody looks
-    last: Any  # [S B F H]
+    states: tuple[Reference | None, ...]  # [S B T H] each, None where nobody looks
+    last: Reference  # [S B F H]
 
 
 class BackwardOperands(NamedTuple):
     """References to what the backward half reads beside what is shared."""
 
-    pre_activations: Any  # [S B T C H]
-    previous_states: Any  # [S B T F H]
-    dstates: tuple[Any, ...]  # [S B T H] each, None where it is zero
-    dlast: Any  # [S B F H]
+    pre_activations: Reference  # [S B T C H]
+    previous_states: Reference  # [S B T F H]
+    dstates: tuple[Reference | None, ...]  # [S B T H] each, None where it is zero
+    dlast: Reference  # [S B F H]
 
 
 class BackwardResults(NamedTuple):
     """References to what it writes; `dinitial` is None where there are no resets."""
 
-    dpre_activations: Any  # [S B T C H]
-    dunit_parameters: Any  # [S B K H]
-    dinitial: Any  # [S B F H]
-    dstate: Any  # [S B F H]
+    dpre_activations: Reference  # [S B T C H]
+    dunit_parameters: Reference  # [S B K H]
+    dinitial: Reference  # [S B F H]
+    dstate: Reference  # [S B F H]
 
 
 class BlockCoordinates:
@@ -79,19 +79,19 @@ class BlockCoordinates:
         self.length = None if shared.length is None else triton.load(shared.length.at[self.group, self.rows])
         self.written = rows[:, None], (self.head * size + units)[None, :]  # no clone shares the place of another
 
-    def own(self, weight: Any) -> Array | int:
+    def own(self, weight: Reference) -> Array | int:
         """The place of this group in an array that may be shared by all."""
         return 0 if weight.shape[0] == 1 else self.group
 
-    def state(self, array: Any, field: int) -> Array:
+    def state(self, array: Reference, field: int) -> Array:
         """A field [rows, units] of an array [S B F H]."""
         return triton.load(array.at[self.group, self.row, field, self.unit])
 
-    def timed(self, array: Any, t: Array, pre_activation: int) -> Array:
+    def timed(self, array: Reference, t: Array, pre_activation: int) -> Array:
         """A pre_activation [rows, units] of an array [S B T C H]."""
         return triton.load(array.at[self.group, self.row, t, pre_activation, self.unit])
 
-    def states(self, array: Any, t: Array) -> Array:
+    def states(self, array: Reference, t: Array) -> Array:
         """What an array [S B T H] holds of one step, zero of clones."""
         return self.of_real(triton.load(array.at[self.group, self.row, t, self.unit]))
 
@@ -99,7 +99,7 @@ class BlockCoordinates:
         """`array` with zeros for clones."""
         return array if self.mask is None else jnp.where(self.mask, array, 0.0)
 
-    def vectors(self, array: Any, count: int) -> list[Array]:
+    def vectors(self, array: Reference, count: int) -> list[Array]:
         """Vectors of an array [_ K H], the same in all rows."""
         group, shape = self.own(array), (self.tile.rows, self.tile.units)
         return [jnp.broadcast_to(triton.load(array.at[group, row, self.unit]), shape) for row in range(count)]
@@ -127,16 +127,16 @@ class BlockCoordinates:
         flags = (triton.load(self.shared.resets.at[self.group, self.rows, t]) != 0)[:, None]
         return flags if active is None else flags & active
 
-    def write_timed(self, array: Any, t: Array, pre_activation: int | None, value: Array) -> None:
+    def write_timed(self, array: Reference, t: Array, pre_activation: int | None, value: Array) -> None:
         """Into an array [S B T C H], or [S B T H] where there are no pre_activations."""
         row, unit = self.written
         at = (self.group, row, t, unit) if pre_activation is None else (self.group, row, t, pre_activation, unit)
         self._write(array.at[at], value)
 
-    def write_state(self, array: Any, field: int, value: Array) -> None:
+    def write_state(self, array: Reference, field: int, value: Array) -> None:
         """Into an array [S B F H]."""
         row, unit = self.written
         self._write(array.at[self.group, row, field, unit], value)
 
-    def _write(self, reference: Any, value: Array) -> None:
+    def _write(self, reference: Reference, value: Array) -> None:
         triton.store(reference, value.astype(reference.dtype), mask=self.mask)

@@ -4,9 +4,7 @@ Each step has a place of its own there, so nothing is overwritten that another b
 the store of a block's own part, `collect` precedes the loads of all parts; other work fits between the two.
 """
 
-from typing import Any
-
-from ...pallas import assembly, mosaic_gpu
+from ...pallas import Reference, assembly, mosaic_gpu
 
 
 class ClusterExchange:
@@ -18,14 +16,14 @@ class ClusterExchange:
     def __init__(self, fences: bool):
         self.fences = fences
 
-    def publish(self, barrier: Any) -> None:
+    def publish(self, barrier: Reference) -> None:
         """Wait until all stores of this block are there, and say so."""
         mosaic_gpu.wait_smem_to_gmem(0)
         if self.fences:  # the arrival by itself would be a release within this block only
             assembly("fence.acq_rel.cluster;")
         mosaic_gpu.barrier_arrive(barrier)
 
-    def collect(self, barrier: Any) -> None:
+    def collect(self, barrier: Reference) -> None:
         """Wait until all blocks have published as often as this one."""
         mosaic_gpu.barrier_wait(barrier)
         if self.fences:  # the wait is an acquire within this block only, and what follows are asynchronous copies

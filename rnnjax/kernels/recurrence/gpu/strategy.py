@@ -1,10 +1,11 @@
 """The noun *strategy*: a way to spread a recurrence over a GPU."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
+from ...pallas import Interpret
 from ..contract import Sequences, Weights
 from ..pointwise.step import Step
 
@@ -32,7 +33,11 @@ class AbstractStrategy(abc.ABC):
 
     @abc.abstractmethod
     def forward(
-        self, problem: Problem, us: Float[Array, "S B T G H"], used_outputs: tuple[bool, ...], interpret: Any
+        self,
+        problem: Problem,
+        us: Float[Array, "S B T G H"],
+        used_outputs: tuple[bool, ...],
+        interpret: Interpret,
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
         """The states of the fields that are used, and the last state."""
 
@@ -44,6 +49,6 @@ class AbstractStrategy(abc.ABC):
         before: Float[Array, "S B T F H"],
         dstates: tuple[Float[Array, "S B T H"] | None, ...],
         dlast: Float[Array, "S B F H"],
-        interpret: Any,
+        interpret: Interpret,
     ) -> Loop:
         """What the loop leaves, of the pre-activations and the states that the steps saw."""

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ...pallas import accumulator, layout, load, mosaic_gpu, pallas, transposed
+from ....arrays import DType, PyTree
+from ...pallas import Interpret, Reference, accumulator, layout, load, mosaic_gpu, pallas, transposed
 from ..pointwise.step import Step
 from .exchange import ClusterExchange
 
@@ -118,7 +119,7 @@ def coordinates_of(tiling: Tiling) -> BlockCoordinates:
     )
 
 
-def own(array: Any, group: Array) -> Array:
+def own(array: Reference, group: Array) -> Array:
     """The place of a group in an array that may be shared by all."""
     return jnp.int32(0) if array.shape[0] == 1 else group
 
@@ -127,13 +128,13 @@ def chosen(condition: Array, one: list[Array], other: list[Array]) -> list[Array
     return [jnp.where(condition, *pair) for pair in zip(one, other, strict=True)]
 
 
-def column(reference: Any) -> Float[Array, "rows width"]:
+def column(reference: Reference) -> Float[Array, "rows width"]:
     """A vector [width] in global memory, the same for all rows."""
     vector = load(reference, layout().reduce(0), optimized=False)
     return jax.lax.broadcast_in_dim(vector, (ROWS, vector.shape[0]), (1,))
 
 
-def of_rows(reference: Any, width: int) -> Int[Array, "rows width"]:
+def of_rows(reference: Reference, width: int) -> Int[Array, "rows width"]:
     """A vector [rows] in global memory, the same for all units."""
     return jax.lax.broadcast_in_dim(load(reference, layout().reduce(1), optimized=False), (ROWS, width), (0,))
 
@@ -141,19 +142,21 @@ def of_rows(reference: Any, width: int) -> Int[Array, "rows width"]:
 class Ring(NamedTuple):
     """References to the operand's slots in shared memory, and the barriers that say when one is there."""
 
-    operand: Any  # [slots, ROWS, chunk]
-    ready: Any  # [slots]
+    operand: Reference  # [slots, ROWS, chunk]
+    ready: Reference  # [slots]
     chunks: int
 
     def product(
-        self, resident_part: Any, fetch: Callable[[Any, Any], None], columns: int, dtype: Any
+        self, resident_part: Reference, fetch: Callable[[int | Array, int | Array], None], columns: int, dtype: DType
     ) -> Float[Array, "rows n"]:
         """operand @ resident_part^T; `fetch(k, slot)` loads a chunk; `resident_part` is [chunks, columns, chunk]."""
         return pallas.run_scoped(
             lambda sums: self._accumulate(sums, resident_part, fetch), accumulator((ROWS, columns), dtype)
         )
 
-    def _accumulate(self, sums: Any, resident_part: Any, fetch: Callable[[Any, Any], None]) -> Array:
+    def _accumulate(
+        self, sums: Any, resident_part: Reference, fetch: Callable[[int | Array, int | Array], None]
+    ) -> Array:
         slots = self.operand.shape[0]
 
         def one(k: Any) -> None:
@@ -175,7 +178,7 @@ class Ring(NamedTuple):
         return sums[...]
 
 
-def when(condition: Any, act: Callable[[], None]) -> None:
+def when(condition: bool | Array, act: Callable[[], None]) -> None:
     """`act` if the condition holds, which may be known already."""
     if isinstance(condition, bool):
         if condition:
@@ -184,12 +187,12 @@ def when(condition: Any, act: Callable[[], None]) -> None:
         pallas.when(condition)(act)
 
 
-def remainder(k: Any, count: int) -> Any:
+def remainder(k: int | Array, count: int) -> int | Array:
     """`k` modulo `count`, of a number that may be known already."""
     return k % count if isinstance(k, int) else jax.lax.rem(k, jnp.int32(count))
 
 
-def quotient(k: Any, count: int) -> Any:
+def quotient(k: int | Array, count: int) -> int | Array:
     """`k` divided by `count`, likewise."""
     return k // count if isinstance(k, int) else jax.lax.div(k, jnp.int32(count))
 
@@ -198,7 +201,14 @@ class WarpGroup(abc.ABC):
     """What one block does; a half says how it runs."""
 
     def __init__(
-        self, tiling: Tiling, step: Step, exchange: ClusterExchange, read: Any, write: Any, scratch: Any, barrier: Any
+        self,
+        tiling: Tiling,
+        step: Step,
+        exchange: ClusterExchange,
+        read: Any,
+        write: Any,
+        scratch: Any,
+        barrier: Reference,
     ):
         self.tiling, self.step, self.exchange = tiling, step, exchange
         self.read, self.write, self.scratch = read, write, scratch
@@ -216,7 +226,7 @@ class WarpGroup(abc.ABC):
             source = self.read.R.at[group, self.coordinates.head, self.coordinates.block, k]
             mosaic_gpu.copy_gmem_to_smem(source, self.scratch.resident_part.at[k], self.scratch.resident.at[0])
 
-    def vectors(self, array: Any) -> list[Array]:
+    def vectors(self, array: Reference) -> list[Array]:
         """The rows of an array [_ K H]; none of one that is not there."""
         if array is None:
             return []
@@ -230,13 +240,13 @@ def launch(
     step: Step,
     name: str,
     exchange: ClusterExchange,
-    interpret: Any,
-    operands: Any,
-    results: Any,
-    scratch: Any,
-) -> Any:
+    interpret: Interpret,
+    operands: PyTree,
+    results: PyTree,
+    scratch: PyTree,
+) -> PyTree:
     """Run the kernel of a half; `results` and `scratch` hold types."""
-    emulated = {"interpret": interpret} if interpret else {}
+    emulated: dict[str, Any] = {"interpret": interpret} if interpret else {}
     form = jax.tree.structure((operands, results, scratch))
 
     def body(*references: Any) -> None:

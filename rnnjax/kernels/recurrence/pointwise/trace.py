@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from ....arrays import DType, PyTree
 from .expressions import Graph
 from .primitives import CALLS, ELEMENTWISE, INDEXED, MOVES, REDUCTIONS, TranslationError
 
@@ -18,7 +19,7 @@ NOWHERE = -1  # the number of no node
 # values that no input can change: the indices of a gather, the key of a random number.
 
 
-def trace(graph: Graph, function: Callable[..., Any], inputs: dict[str, int]) -> dict[str, list[int]]:
+def trace(graph: Graph, function: Callable[..., PyTree], inputs: dict[str, int]) -> dict[str, list[int]]:
     """The nodes of what `function` returns, a dict of vectors.
 
     inputs   the names of its arguments, and how many rows each has; an entry is the input `(name, row)`
@@ -38,7 +39,7 @@ def trace(graph: Graph, function: Callable[..., Any], inputs: dict[str, int]) ->
     return {name: nodes.tolist() for name, nodes in zip(sorted(returned), outputs, strict=True)}
 
 
-def _jaxpr_of(function: Callable[..., Any], inputs: dict[str, int], dtype: Any) -> tuple[Any, Any]:
+def _jaxpr_of(function: Callable[..., Any], inputs: dict[str, int], dtype: DType) -> tuple[Any, Any]:
     """The jaxpr of `function`, and the shapes of what it returns."""
     shapes = {name: jax.ShapeDtypeStruct((count,), dtype) for name, count in inputs.items()}
     try:

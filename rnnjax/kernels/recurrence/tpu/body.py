@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...pallas import pallas
+from ...pallas import Reference, pallas
 from ..pointwise.step import Step
 
 TIME = 3  # the axis of the grid
 
 
-def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Any) -> None:
+def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Reference) -> None:
     """Steps onward; `used_outputs` says of which fields the states are written, `marked` whether there are resets."""
     us, R, unit_parameters, initial, state, length, resets, *states, last, carry = blocks
     _start((carry, state))
@@ -44,7 +44,7 @@ def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Any
     last[...] = carry[...]
 
 
-def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Any) -> None:
+def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Reference) -> None:
     """Steps in reverse; `given` says of which fields there are cotangents, `marked` whether there are resets."""
     pre_activations, previous_states, *dgiven = blocks[: 2 + sum(given)]
     R, unit_parameters, dlast, length, resets, dpre_activations, dunit_parameters, dinitial, dstate, carry = blocks[

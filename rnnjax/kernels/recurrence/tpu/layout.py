@@ -5,12 +5,13 @@ tiles    [sequences, units] last; sequences and units are padded by clones of th
          have zero rows in R: so they hold what a real one holds, and nobody sees them
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ....arrays import DType, Shaped
 from ...pallas import output, pallas
 from ..contract import Sequences, Weights
 
@@ -109,16 +110,16 @@ class Layout(NamedTuple):
 
     # The block of each kind that a step of the grid sees; `time` says which block of time comes then.
 
-    def timed_block(self, array: Any, backward: bool) -> "pallas.BlockSpec":
+    def timed_block(self, array: Shaped, backward: bool) -> "pallas.BlockSpec":
         last = self.grid[3] - 1
         shape = None, None, self.block, array.shape[3], self.rows, self.padded[2]
         return pallas.BlockSpec(shape, lambda s, n, b, t: (s, n, last - t if backward else t, 0, b, 0))
 
-    def state_block(self, array: Any) -> "pallas.BlockSpec":
+    def state_block(self, array: Shaped) -> "pallas.BlockSpec":
         shape = None, None, array.shape[2], self.rows, self.padded[2]
         return pallas.BlockSpec(shape, lambda s, n, b, _t: (s, n, 0, b, 0))
 
-    def shared_block(self, array: Any) -> "pallas.BlockSpec":
+    def shared_block(self, array: Shaped) -> "pallas.BlockSpec":
         alone = array.shape[0] == 1
         shape, once = (None, None, *array.shape[2:]), pallas.Buffered(1)  # it stays: no second buffer is filled ahead
         return pallas.BlockSpec(shape, lambda s, n, _b, _t: (0 if alone else s, n, 0, 0, 0), pipeline_mode=once)
@@ -130,11 +131,11 @@ class Layout(NamedTuple):
         last = self.grid[3] - 1
         return pallas.BlockSpec((None, None, self.rows, 1), lambda s, _n, b, t: (s, last - t if backward else t, b, 0))
 
-    def timed_type(self, pre_activations: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    def timed_type(self, pre_activations: int, dtype: DType) -> jax.ShapeDtypeStruct:
         sequences, steps, units = self.padded
         return output((self.groups, self.heads, steps, pre_activations, sequences, units), dtype)
 
-    def state_type(self, fields: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    def state_type(self, fields: int, dtype: DType) -> jax.ShapeDtypeStruct:
         sequences, _, units = self.padded
         return output((self.groups, self.heads, fields, sequences, units), dtype)
 

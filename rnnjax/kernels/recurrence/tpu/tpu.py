@@ -10,8 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from ....arrays import PyTree
 from ....refusal import Refusal
 from ...pallas import pallas, tpu
 from .. import products
