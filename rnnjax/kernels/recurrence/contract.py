@@ -82,8 +82,8 @@ class Primals(NamedTuple):
     """The arrays to differentiate with respect to; or of each its tangent, a flag, or the number of its operand."""
 
     weights: Weights
-    xs: Float[Array, "S B T I"]
-    state: Float[Array, "S B F H"]
+    xs: Any  # [S B T I]
+    state: Any  # [S B F H]
 
     def flat(self) -> tuple[Any, ...]:
         """One by one, absent ones too."""
