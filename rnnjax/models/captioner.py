@@ -43,7 +43,7 @@ class Captioner(eqx.Module):
     bridge: Callable[[PyTree[Array]], State]
     language: LanguageModel
 
-    def initial(self, image: PyTree[Array]) -> State:
+    def initial(self, image: Checked[PyTree[AnyArray]]) -> State:
         """The language model's state before the first token.
 
         Features that are not finite are a ValueError where they are known, and where they are traced an error when
@@ -55,7 +55,7 @@ class Captioner(eqx.Module):
 
     def logits(
         self,
-        image: PyTree[Array],
+        image: Checked[PyTree[AnyArray]],
         target: Checked[AnyArray],
         *,
         engine: AbstractEngine = Auto(),
@@ -70,7 +70,7 @@ class Captioner(eqx.Module):
         tokens = self.language.embedding.check(target, name="target")
         return self.language.logits(self.initial(image), tokens, engine=engine, key=key)[1]
 
-    def decoding(self, image: PyTree[Array]) -> Decoding:
+    def decoding(self, image: Checked[PyTree[AnyArray]]) -> Decoding:
         """The arguments of `greedy`, `sample_sequence` and `beam_search`, for `image`. Nothing is aligned."""
         return self.language.decoding(self.initial(image))
 
@@ -82,7 +82,7 @@ class Captions(NamedTuple):
     its image is encoded all the same.
     """
 
-    image: PyTree[Array]  # [B, ...]
+    image: PyTree[AnyArray]  # [B, ...]
     target: AnyArray  # [B, T + 1]
     target_length: AnyArray  # [B]
 
