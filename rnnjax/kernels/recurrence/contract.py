@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ...arrays import carry_dtype
+from ...arrays import PyTree, carry_dtype
 from ...cell import AbstractGatedCell
 from ...refusal import Refusal
 
@@ -90,7 +90,7 @@ class Primals(NamedTuple):
         return *self.weights, self.xs, self.state
 
     @classmethod
-    def of(cls, flat: Iterable[Any]) -> "Primals":
+    def of(cls, flat: Iterable[PyTree]) -> "Primals":
         """The inverse of `flat`."""
         *weights, xs, state = flat
         return cls(Weights(*weights), xs, state)
