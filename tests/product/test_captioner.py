@@ -295,7 +295,7 @@ def made_from(state: Any) -> dict[str, Callable]:
 
 BAD = changed(IMAGES[0], (1, 2), np.nan), changed(IMAGES[0], (0, 0), -np.inf)
 MISUSES = {
-    "nan": (lambda: say(BAD[0], encoder=jnp.asarray), ValueError, ["image", "finite", "encoder's weights"]),
+    "nan": (lambda: say(BAD[0], encoder=jnp.asarray), ValueError, ["image", "finite", "weights of the encoder"]),
     "infinity": (lambda: say(BAD[1], encoder=jnp.asarray), ValueError, ["image", "finite"]),
     "features": (lambda: by_form(say, encoder=jnp.ravel), ValueError, ["encoded", "10 numbers in all", "f64[6]"]),
     "batch": (lambda: by_form(say, IMAGES, encoder=jnp.ravel), ValueError, ["encoded", "f64[48]", "vmap"]),
