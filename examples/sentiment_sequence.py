@@ -17,9 +17,9 @@ import jax
 import numpy as np
 import optax
 from common.classification import accuracy
-from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
+from common.command_line import command_line, main
 from common.training import fit
-from common.treebank import CLASSES, Task, read_task
+from common.treebank import OPTIONS, Task, read_task
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -47,13 +47,7 @@ class Reader(eqx.Module):
         return self.classifier(self.embedding[tokens], **options)
 
 
-parse = command_line(
-    __doc__,
-    choice("--task", CLASSES, "fine"),
-    epochs_option(10),
-    SEED,
-    LOSSES,
-)
+parse = command_line(__doc__, *OPTIONS)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
+from common.command_line import command_line, main
 from common.training import fit
-from common.treebank import CLASSES, Task, read_task
+from common.treebank import OPTIONS, Task, read_task
 from jaxtyping import Array
 
 import rnnjax
@@ -31,13 +31,7 @@ LEARNING_RATE, EMBEDDING_RATE, WEIGHT_DECAY, DROPOUT = 0.05, 0.1, 1e-4, 0.5
 BLANK = rnnjax.trees.Tree([[]], [None])  # what fills the last batch
 
 
-parse = command_line(
-    __doc__,
-    choice("--task", CLASSES, "fine"),
-    epochs_option(10),
-    SEED,
-    LOSSES,
-)
+parse = command_line(__doc__, *OPTIONS)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

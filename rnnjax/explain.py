@@ -57,7 +57,7 @@ def explain(
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell of what was explained: the path to it, empty for the whole; its name; its plan, or why there is none."""
+    """One cell, with its path in the network (empty for the network itself), its name, and its plan or refusal."""
 
     path: str
     name: str

@@ -1,4 +1,4 @@
-"""The bridge: from what was encoded to the first state of a decoder."""
+"""The bridge: maps the encoder's last state to the decoder's initial state."""
 
 from typing import Any
 

@@ -77,7 +77,7 @@ class Source:
 
 
 def _expressions(node: ast.AST) -> Iterator[ast.expr]:
-    """What is raised, a refusal that is built, or a reason that a method `refusal` returns."""
+    """The expressions of messages: of raised exceptions, of refusals, and of reasons that `refusal` returns."""
     match node:
         case ast.Raise(exc=ast.Call() as raised):
             yield raised

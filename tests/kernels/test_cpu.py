@@ -269,7 +269,7 @@ def of_every_operation() -> Callable[[np.ndarray], tuple[Array, list[Array]]]:
 
     Gate k is row k of these, and what is kept of it is operation k of rows k, k + 1 and k + 2, or of fewer of them.
     """
-    registers = 2 * GATES + 1  # of pre_activations, the state before, and the results
+    registers = 2 * GATES + 1  # of pre-activations, the state before, and the results
     numbers = np.arange(GATES)
     instructions = np.stack([numbers, GATES + 1 + numbers, *((numbers + place) % GATES for place in range(3))], 1)
     attributes = {
@@ -554,6 +554,12 @@ def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen,
     assert rnnjax.Auto((fused, rnnjax.Scan())).plan(cell, xs) == AutoPlan(ScanPlan(), (refusal,))
     with pytest.raises(ValueError, match="Fused has no kernel for GRU"):
         rnnjax.unroll(cell, None, xs, engine=fused)
+
+
+def test_a_library_whose_operations_are_in_another_order_is_refused(monkeypatch):
+    monkeypatch.setattr(library, "MEANINGS", dict(reversed(library.MEANINGS.items())))
+    reason = library.absence.__wrapped__()
+    assert reason is not None and reason.endswith("was built from another version of rnnjax. Install rnnjax again")
 
 
 SWITCHED_OFF = """

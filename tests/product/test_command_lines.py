@@ -18,7 +18,7 @@ REQUIRED = {"benchmarks.commits": ["HEAD"], "benchmarks.curves": ["long_memory",
 
 
 def parsed(monkeypatch, capsys, module, *words):
-    """The exit status and what is printed."""
+    """The exit status of a program, and its output."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *words])
     with pytest.raises(SystemExit) as ended:
         (module.parse if hasattr(module, "parse") else module.main)()

@@ -403,7 +403,7 @@ FUNCTIONS = [
 ]
 
 
-# What is expected, True or False or a positive integer, leaves nothing more to say.
+# Messages whose "expected True or False" or "expected a positive integer" needs no further advice.
 SELF_EXPLANATORY = {
     *("reverse_string", "fall_back", "pallas"),
     *("hidden_size_zero", "hidden_size_float", "hidden_size_bool", "input_size_negative", "heads_zero"),
@@ -416,7 +416,7 @@ CASES = INPUTS + STATES + MARKS + OPTIONS + ENGINES + CONSTRUCTION + LINEAR + CO
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(("call", "kind", "fragments"), CASES)
 def test_error_names_what_was_expected_and_what_came(call, kind, fragments, request):
-    """It says what to do as well, unless that is no more than what was expected."""
+    """The message also says what to do, unless it is in `SELF_EXPLANATORY`."""
     message = grid.assert_error(call, kind, fragments)
     assert instructs(message) != (request.node.callspec.id in SELF_EXPLANATORY), message
 

@@ -21,7 +21,7 @@ ARBITRARY = {  # files with arguments of which no more is known: any function, o
     "kernels/recurrence/batching",
     "kernels/recurrence/functions",
     "kernels/recurrence/gpu/device",
-    "kernels/recurrence/gpu/tiling",
+    "kernels/recurrence/gpu/warp_group",
     "models/attention",
     "named",
 }

@@ -39,9 +39,9 @@ struct BackwardPass : Pass<Stored> {
   bool run() {
     Carver sizes{nullptr};
     carve(sizes);
-    const Loan loan(crew, sizes.used);
-    if (!loan.memory) return false;
-    Carver carver{loan.memory};
+    const ScopedMemory scoped(crew, sizes.used);
+    if (!scoped.memory) return false;
+    Carver carver{scoped.memory};
     carve(carver);
     crew.run(crew.self, vector_groups * (layout.blocks + input_pieces()), panel_groups * 2 * weights_work(layout),
              [](void* self, int64_t index) { static_cast<BackwardPass*>(self)->pack(index); }, this);

@@ -9,8 +9,8 @@ namespace RNNJAX_TARGET {
 constexpr int64_t FIRST_RING_ROWS = 12;  // of the first section of a tile that several may share
 
 template <class Stored>
-struct BackwardJourney : Journey<Stored> {
-  using Base = Journey<Stored>;
+struct BackwardScan : TileScan<Stored> {
+  using Base = TileScan<Stored>;
   using typename Base::E;
   using A = Factor<Stored>;
   using Common = typename BackwardPass<Stored>::Common;
@@ -32,7 +32,7 @@ struct BackwardJourney : Journey<Stored> {
   E *carry = nullptr, *next = nullptr;  // the cotangents of the state after a step and before it, in turns
   int64_t filled = 0;                   // rows of the ring
 
-  BackwardJourney(const BackwardPass<Stored>& pass, const Rows& rows, int64_t index, Scratch& scratch, char* summed)
+  BackwardScan(const BackwardPass<Stored>& pass, const Rows& rows, int64_t index, Scratch& scratch, char* summed)
       : Base(pass, rows, index / pass.parts, pass.members > 1 ? pass.gangs + index : nullptr),
         pass(pass), scratch(scratch), sums(sums_at(pass, summed)) {}
   static Sums<E> sums_at(const BackwardPass<Stored>& pass, char* summed) {
@@ -182,7 +182,7 @@ struct BackwardJourney : Journey<Stored> {
     for (int64_t c = 0; c < shape.C; ++c) inputs[in++] = this->batch_of(scratch.residuals, c, blocks, 0);
     for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = this->batch_of(scratch.before, f, blocks, 0);
     for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = this->state_of(carry, f, block);
-    this->spread_unit_parameters(scratch.unit_parameters, block, blocks, inputs + in);
+    this->broadcast_unit_parameters(scratch.unit_parameters, block, blocks, inputs + in);
     for (int64_t c = 0; c < shape.C; ++c) outputs[out++] = this->batch_of(scratch.dpre_activations, c, blocks, 0);
     for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = this->state_of(next, f, block);
     for (int64_t k = 0; k < shape.K; ++k) outputs[out++] = this->batch_of(scratch.dunit_parameters, k, blocks, 0);
@@ -313,16 +313,16 @@ void BackwardPass<Stored>::lead(int64_t index) {
   Common(*this, sizes);
   Scratch(*this, sizes);
   const size_t own = sums_are_own() ? size_t(sums_size) : 0;
-  const Loan loan(crew, sizes.used + own);
-  if (!loan.memory) return this->give_up(index);
-  Carver carver{loan.memory};
+  const ScopedMemory scoped(crew, sizes.used + own);
+  if (!scoped.memory) return this->give_up(index);
+  Carver carver{scoped.memory};
   Common common(*this, carver);
   Scratch scratch(*this, carver);
-  char* summed = own ? loan.memory + sizes.used : sums + index * sums_size;
+  char* summed = own ? scoped.memory + sizes.used : sums + index * sums_size;
   memset(summed, 0, size_t(sums_size));
   for (int64_t number = index % parts; number < tiles.count; number += parts) {
     const Rows rows(problem, group, number, tiles);
-    if (rows.count) BackwardJourney<Stored>(*this, rows, index, scratch, summed).lead(&common);
+    if (rows.count) BackwardScan<Stored>(*this, rows, index, scratch, summed).lead(&common);
   }
   for (int64_t block = 0; own && block < layout.blocks; ++block)
     Finish<E>{layout, call, parts, group, block, summed}.run();
@@ -335,11 +335,11 @@ void BackwardPass<Stored>::follow(int64_t index) {
   if (rows.count == 0) return;
   Carver sizes{nullptr};
   Scratch(*this, sizes);
-  const Loan loan(crew, sizes.used);
-  if (!loan.memory) return;
-  Carver carver{loan.memory};
+  const ScopedMemory scoped(crew, sizes.used);
+  if (!scoped.memory) return;
+  Carver carver{scoped.memory};
   Scratch scratch(*this, carver);
-  BackwardJourney<Stored>(*this, rows, index, scratch, sums + index * sums_size).follow();
+  BackwardScan<Stored>(*this, rows, index, scratch, sums + index * sums_size).follow();
 }
 
 }  // namespace RNNJAX_TARGET

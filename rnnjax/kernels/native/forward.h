@@ -46,9 +46,9 @@ struct ForwardPass : Pass<Stored> {
   bool run() {
     Carver sizes{nullptr};
     carve(sizes);
-    const Loan loan(crew, sizes.used);
-    if (!loan.memory) return false;
-    Carver carver{loan.memory};
+    const ScopedMemory scoped(crew, sizes.used);
+    if (!scoped.memory) return false;
+    Carver carver{scoped.memory};
     carve(carver);
     crew.run(crew.self, vector_groups * layout.blocks, panel_groups * weights_work(layout),
              [](void* self, int64_t index) { static_cast<ForwardPass*>(self)->pack(index); }, this);

@@ -9,8 +9,8 @@ namespace RNNJAX_TARGET {
 constexpr int64_t SECTION_STEPS = 32, FIRST_ROWS = 12;  // of a section that is shared; while some have yet to join
 
 template <class Stored>
-struct ForwardJourney : Journey<Stored> {
-  using Base = Journey<Stored>;
+struct ForwardScan : TileScan<Stored> {
+  using Base = TileScan<Stored>;
   using typename Base::E;
   using A = Factor<Stored>;
   using Base::L;
@@ -28,7 +28,7 @@ struct ForwardJourney : Journey<Stored> {
   E *before = nullptr, *after = nullptr;
   int64_t us_row = 0;  // where the rows of this step begin in what was made ahead
 
-  ForwardJourney(const ForwardPass<Stored>& pass, const Rows& rows, int64_t group, Gang* gang,
+  ForwardScan(const ForwardPass<Stored>& pass, const Rows& rows, int64_t group, Gang* gang,
                  typename ForwardPass<Stored>::Scratch& scratch)
       : Base(pass, rows, group, gang), pass(pass), scratch(scratch) {}
 
@@ -196,7 +196,7 @@ struct ForwardJourney : Journey<Stored> {
     int64_t in = 0, out = 0;
     for (int64_t c = 0; c < shape.C; ++c) inputs[in++] = this->batch_of(scratch.pre_activations, c, blocks, 0);
     for (int64_t f = 0; f < shape.F; ++f) inputs[in++] = this->state_of(before, f, block);
-    this->spread_unit_parameters(scratch.unit_parameters, block, blocks, inputs + in);
+    this->broadcast_unit_parameters(scratch.unit_parameters, block, blocks, inputs + in);
     for (int64_t f = 0; f < shape.F; ++f) outputs[out++] = this->state_of(after, f, block);
     for (int64_t c = 0; c < shape.C; ++c) outputs[out++] = this->batch_of(scratch.residuals, c, blocks, 0);
     if (!pass.call.residuals) out = shape.F;
@@ -250,18 +250,18 @@ void ForwardPass<Stored>::tile(int64_t index) {
   Carver sizes{nullptr};
   Scratch(*this, rows.count, sizes);
   sizes.carve<E>(states);
-  const Loan loan(crew, sizes.used);
-  if (!loan.memory) {
+  const ScopedMemory scoped(crew, sizes.used);
+  if (!scoped.memory) {
     if (owner) this->give_up(number);
     return;
   }
-  Carver carver{loan.memory};
+  Carver carver{scoped.memory};
   Scratch scratch(*this, rows.count, carver);
-  ForwardJourney<Stored> journey(*this, rows, group, members > 1 ? this->gangs + number : nullptr, scratch);
-  if (!owner) return journey.follow();
+  ForwardScan<Stored> scan(*this, rows, group, members > 1 ? this->gangs + number : nullptr, scratch);
+  if (!owner) return scan.follow();
   E* zeros = carver.carve<E>(states);
   clear(zeros, states);
-  journey.lead(zeros);
+  scan.lead(zeros);
 }
 
 }  // namespace RNNJAX_TARGET

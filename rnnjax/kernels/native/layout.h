@@ -18,9 +18,9 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The most vectors of a panel that is multiplied by this many rows. A panel does not stay in the first-level cache: each
-// tile of rows reads it again. A core that multiplies two vectors in a cycle waits for that, so it takes fewer vectors and
-// more rows to a tile where this makes fewer tiles; 6 : 5 is how their times were measured to compare.
+// The largest number of vectors in a panel that is multiplied by this many rows. A panel does not fit in the first-level
+// cache, so every tile of rows reads it from the second level again. A core that multiplies two vectors in a cycle waits for
+// those reads. It takes tiles of 3 vectors and 8 rows in place of 4 and 6 if that saves more than a sixth of the tiles.
 inline int64_t panel_vectors(const Processor& processor, int64_t rows) {
   if (RNNJAX_BYTES < 64 || processor.products < 2) return MOST_VECTORS;
   return 5 * ceiling(rows, tallest(4)) > 6 * ceiling(rows, tallest(3)) ? 3 : 4;

@@ -57,15 +57,15 @@ struct Pass {
   int64_t state_size(int64_t rows) const { return shape.F * layout.blocks * rows * L; }
 };
 
-// Lends scratch from the crew for as long as it lives; `memory` is null where there is none.
-class Loan {
+// Scratch memory of the crew, given back at the end of the scope; `memory` is null if there was none left.
+class ScopedMemory {
  public:
-  Loan(const Crew& crew, size_t bytes) : memory(static_cast<char*>(crew.take(crew.self, bytes))), crew_(crew) {}
-  ~Loan() {
+  ScopedMemory(const Crew& crew, size_t bytes) : memory(static_cast<char*>(crew.take(crew.self, bytes))), crew_(crew) {}
+  ~ScopedMemory() {
     if (memory) crew_.give(crew_.self, memory);
   }
-  Loan(const Loan&) = delete;
-  Loan& operator=(const Loan&) = delete;
+  ScopedMemory(const ScopedMemory&) = delete;
+  ScopedMemory& operator=(const ScopedMemory&) = delete;
 
   char* const memory;
 
@@ -73,9 +73,9 @@ class Loan {
   const Crew& crew_;
 };
 
-// One tile on its way through time, as far as one member goes with it.
+// What one member does of the scan of a tile along time.
 template <class Stored>
-struct Journey {
+struct TileScan {
   using E = Computed<Stored>;
   static constexpr int L = Vector<E>::lanes;
   const Pass<Stored>& pass;
@@ -88,7 +88,7 @@ struct Journey {
   int64_t begin = 0, end = layout.blocks;  // the blocks of this member
   int64_t key = 0;                         // of the section
 
-  Journey(const Pass<Stored>& pass, const Rows& rows, int64_t group, Gang* gang)
+  TileScan(const Pass<Stored>& pass, const Rows& rows, int64_t group, Gang* gang)
       : pass(pass), rows(rows), group(group * (pass.vector_groups > 1)), gang(gang) {}
 
   // Goes through all steps in sections, as the owner: section(done) goes on from there and returns how many are done then.
@@ -131,7 +131,7 @@ struct Journey {
   }
 
   // The unit parameters of a batch of blocks, a row for each sequence, as inputs of a program.
-  void spread_unit_parameters(E* batch, int64_t block, int64_t blocks, E** inputs) const {
+  void broadcast_unit_parameters(E* batch, int64_t block, int64_t blocks, E** inputs) const {
     for (int64_t k = 0; k < shape.K; ++k) {
       inputs[k] = batch_of(batch, k, blocks, 0);
       for (int64_t u = 0; u < blocks; ++u)

@@ -79,7 +79,10 @@ class Weights(NamedTuple):
 
 
 class Primals(NamedTuple):
-    """The arrays to differentiate with respect to; or of each its tangent, a flag, or the number of its operand."""
+    """The arrays to differentiate with respect to.
+
+    The same tuple also holds, for each array, its tangent, whether its tangent is known, or its operand's number.
+    """
 
     weights: Weights
     xs: Any  # [S B T I]
@@ -113,7 +116,7 @@ class Sequences(NamedTuple):
 
     @classmethod
     def of(cls, primals: Primals, marks: SequenceMarks) -> "Sequences":
-        """Those of a call."""
+        """The sequences of a call of a primitive."""
         return cls(primals.xs, primals.state, *marks)
 
 
@@ -185,7 +188,7 @@ class KernelPlan(abc.ABC):
     ) -> Cotangents:
         """The transpose of the derivative of `forward`, at its own `trajectory`.
 
-        A cotangent that is None is zero; one of them at least is not. `needs_gradient` holds a bool for each result.
+        None stands for a cotangent of zero; at least one is given. `needs_gradient` says which results are computed.
         """
 
 

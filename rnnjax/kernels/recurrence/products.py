@@ -102,6 +102,14 @@ def by_gate(
     return chosen(step.by_input), chosen(step.by_state)
 
 
+def step_inputs(
+    step: Step, weights: Weights, sequences: Sequences, states: tuple[Float[Array, "S B T H"] | None, ...]
+) -> tuple[Float[Array, "S B T F H"], Float[Array, "S B T C H"]]:
+    """The previous states and the pre-activations of all steps of all groups."""
+    before = over_groups(previous_states, weights, sequences, states)
+    return before, over_groups(partial(pre_activations, step), weights, sequences, before[:, :, :, 0])
+
+
 class LoopCotangents(NamedTuple):
     """What the loop of the backward half leaves."""
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from ...pallas import Interpret, layout, load, mosaic_gpu, pallas
 from ..pointwise.step import Step
 from .exchange import ClusterExchange
-from .tiling import ROWS, Ring, Tiling, WarpGroup, chosen, launch, of_rows, quotient, remainder
+from .tiling import ROWS, Tiling
+from .warp_group import Ring, WarpGroup, chosen, launch, of_rows, quotient, remainder
 
 
 class Operands(NamedTuple):

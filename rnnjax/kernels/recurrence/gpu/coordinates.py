@@ -88,7 +88,7 @@ class BlockCoordinates:
         return triton.load(array.at[self.group, self.row, field, self.unit])
 
     def timed(self, array: Reference, t: Array, pre_activation: int) -> Array:
-        """A pre_activation [rows, units] of an array [S B T C H]."""
+        """A pre-activation [rows, units] of an array [S B T C H]."""
         return triton.load(array.at[self.group, self.row, t, pre_activation, self.unit])
 
     def states(self, array: Reference, t: Array) -> Array:
@@ -128,7 +128,7 @@ class BlockCoordinates:
         return flags if active is None else flags & active
 
     def write_timed(self, array: Reference, t: Array, pre_activation: int | None, value: Array) -> None:
-        """Into an array [S B T C H], or [S B T H] where there are no pre_activations."""
+        """Into an array [S B T C H], or [S B T H] where there are no pre-activations."""
         row, unit = self.written
         at = (self.group, row, t, unit) if pre_activation is None else (self.group, row, t, pre_activation, unit)
         self._write(array.at[at], value)

@@ -50,10 +50,7 @@ class GPUPlan(KernelPlan):
         if 0 in sequences.xs.shape[:3]:
             reference = ReferencePlan(self.pointwise)
             return reference.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
-        before = products.over_groups(products.previous_states, weights, sequences, trajectory.states)
-        pre_activations = products.over_groups(
-            partial(products.pre_activations, self.step), weights, sequences, before[:, :, :, 0]
-        )
+        before, pre_activations = products.step_inputs(self.step, weights, sequences, trajectory.states)
         dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
         problem = self._problem(weights, sequences)
         results = self.strategy.backward(problem, pre_activations, before, dstates, dlast, self.interpret)

@@ -144,10 +144,7 @@ class TPUPlan(KernelPlan):
             return reference.backward(weights, sequences, trajectory, dstates, dlast, needs_gradient)
         xs_dtype, step, unit_parameters = sequences.xs.dtype, self.step, self.pointwise.unit_parameters.num_leaves
         weights, sequences = _stored((weights, sequences))
-        before = products.over_groups(products.previous_states, weights, sequences, trajectory.states)
-        pre_activations = products.over_groups(
-            partial(products.pre_activations, step), weights, sequences, before[:, :, :, 0]
-        )
+        before, pre_activations = products.step_inputs(step, weights, sequences, trajectory.states)
         given = tuple(each is not None for each in dstates)
         dgiven = [each[:, :, :, None] for each in dstates if each is not None]
         dlast = jnp.zeros_like(sequences.state) if dlast is None else dlast
