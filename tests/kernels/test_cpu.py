@@ -559,7 +559,8 @@ def test_without_the_library_fused_refuses_and_auto_goes_on(monkeypatch, chosen,
 def test_a_library_whose_operations_are_in_another_order_is_refused(monkeypatch):
     monkeypatch.setattr(library, "MEANINGS", dict(reversed(library.MEANINGS.items())))
     reason = library.absence.__wrapped__()
-    assert reason is not None and reason.endswith("was built from another version of rnnjax. Install rnnjax again")
+    assert reason is not None
+    assert reason.endswith("was built from another version of rnnjax. Install rnnjax again")
 
 
 SWITCHED_OFF = """
