@@ -46,7 +46,7 @@ def linear(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
 def cnn_rnn_mlp(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
     """By a convolution over three rows, an LSTM over what it finds, and a perceptron on the last state."""
     keys = jax.random.split(key, 3)
-    convolution = rnnjax.CausalConvolution(width, CHANNELS, window=WINDOW, key=keys[0])
+    convolution = rnnjax.networks.CausalConvolution(width, CHANNELS, window=WINDOW, key=keys[0])
     rectify, recurrence = rnnjax.TimeDistributed(jax.nn.relu, CHANNELS), rnnjax.LSTM(CHANNELS, UNITS, key=keys[1])
     head = eqx.nn.MLP(UNITS, CLASSES, UNITS, 1, key=keys[2])
     return rnnjax.models.Classifier(rnnjax.Stack([convolution, rectify, recurrence]), head)

@@ -50,7 +50,7 @@ NETWORKS: dict[str, Callable[[PRNGKeyArray], rnnjax.AbstractNetwork]] = {
     "gru": partial(recurrent, rnnjax.GRU),
     "lstm": partial(recurrent, rnnjax.LSTM),
     "linear_rnn": partial(recurrent, rnnjax.LinearRNN),
-    "autoregression": lambda key: rnnjax.CausalConvolution(1, 1, window=LAGS, key=key),
+    "autoregression": lambda key: rnnjax.networks.CausalConvolution(1, 1, window=LAGS, key=key),
     "linear": lambda key: rnnjax.TimeDistributed(eqx.nn.Linear(1, 1, key=key), 1),
 }
 

@@ -57,7 +57,7 @@ def block(name: str, width: int, key: PRNGKeyArray) -> rnnjax.AbstractNetwork:
     up, down = eqx.nn.Linear(width, 4 * width, key=keys[3]), eqx.nn.Linear(4 * width, width, key=keys[4])
     return rnnjax.Stack(
         [
-            beside(width, rnnjax.DepthwiseConvolution(width, window=WINDOW, key=keys[0])),
+            beside(width, rnnjax.networks.DepthwiseConvolution(width, window=WINDOW, key=keys[0])),
             beside(width, cell, layer(wide, narrow)),
             beside(width, layer(width, up, jax.nn.gelu, down)),
         ]

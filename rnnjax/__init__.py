@@ -54,8 +54,6 @@ from .networks.bidirectional import Bidirectional as Bidirectional
 from .networks.bidirectional import Reversed as Reversed
 from .networks.connected import residual as residual
 from .networks.connected import skip as skip
-from .networks.convolution import CausalConvolution as CausalConvolution
-from .networks.depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
 from .networks.qrnn import QRNN as QRNN
 from .networks.rg_lru import RGLRU as RGLRU
 from .networks.stack import Stack as Stack

@@ -37,7 +37,7 @@ class Classifier(eqx.Module):
 
     A convolution for what is near, a recurrence for what is far, and a perceptron to decide:
 
-        convolution = CausalConvolution(28, 32, window=3, key=a)
+        convolution = networks.CausalConvolution(28, 32, window=3, key=a)
         network = Stack([convolution, TimeDistributed(jax.nn.relu, 32), GRU(32, 64, key=b)])
         Classifier(network, eqx.nn.MLP(64, 10, 64, 1, key=c))
 

@@ -83,8 +83,10 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     ),
     "conv_lstm": lambda inputs, dtype: of_frames(rnnjax.ConvLSTM, inputs, dtype, peepholes=True),
     "conv_gru": lambda inputs, dtype: of_frames(rnnjax.ConvGRU, inputs, dtype),
-    "convolution": lambda inputs, dtype: rnnjax.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
-    "depthwise_convolution": lambda inputs, dtype: rnnjax.DepthwiseConvolution(inputs, window=4, key=KEY, dtype=dtype),
+    "convolution": lambda inputs, dtype: rnnjax.networks.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
+    "depthwise_convolution": lambda inputs, dtype: rnnjax.networks.DepthwiseConvolution(
+        inputs, window=4, key=KEY, dtype=dtype
+    ),
     "qrnn": lambda inputs, dtype: rnnjax.QRNN(
         inputs, H, key=KEY, window=3, input_gate=True, learn_initial=True, dtype=dtype
     ),

@@ -228,12 +228,14 @@ def convolved(weight: Any, inputs: np.ndarray, x: Vector) -> np.ndarray:
     return sum(np.tensordot(past, W, 1) for past, W in zip([x, *inputs[::-1]], float64(weight), strict=True))
 
 
-def convolution(network: rnnjax.CausalConvolution, state: State, x: Vector) -> tuple[State, Vector]:
+def convolution(network: rnnjax.networks.CausalConvolution, state: State, x: Vector) -> tuple[State, Vector]:
     (inputs,) = state
     return (shifted(inputs, x),), with_bias(network, convolved(network.weight, inputs, x))
 
 
-def depthwise_convolution(network: rnnjax.DepthwiseConvolution, state: State, x: Vector) -> tuple[State, Vector]:
+def depthwise_convolution(
+    network: rnnjax.networks.DepthwiseConvolution, state: State, x: Vector
+) -> tuple[State, Vector]:
     (inputs,) = state
     y = sum(past * w for past, w in zip([x, *inputs[::-1]], float64(network.weight), strict=True))
     return (shifted(inputs, x),), with_bias(network, y)
@@ -275,8 +277,8 @@ READERS: dict[type, Callable[[Any, State, Vector], tuple[State, Vector]]] = {  #
     rnnjax.LRU: lru,
     rnnjax.S5: s5,
     rnnjax.SRU: sru,
-    rnnjax.CausalConvolution: convolution,
-    rnnjax.DepthwiseConvolution: depthwise_convolution,
+    rnnjax.networks.CausalConvolution: convolution,
+    rnnjax.networks.DepthwiseConvolution: depthwise_convolution,
     rnnjax.QRNN: qrnn,
     rnnjax.RGLRU: rg_lru,
 }

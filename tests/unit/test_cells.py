@@ -74,9 +74,11 @@ VARIANTS = lstm_variants() | {
     "s5_no_skip": partial(rnnjax.S5, output_size=P, skip=False, blocks=2),
 }
 NETWORKS = {
-    "convolution": partial(rnnjax.CausalConvolution, window=3),
-    "convolution_no_bias": partial(rnnjax.CausalConvolution, window=1, bias=False),
-    "depthwise_convolution": lambda inputs, _, **options: rnnjax.DepthwiseConvolution(inputs, window=4, **options),
+    "convolution": partial(rnnjax.networks.CausalConvolution, window=3),
+    "convolution_no_bias": partial(rnnjax.networks.CausalConvolution, window=1, bias=False),
+    "depthwise_convolution": lambda inputs, _, **options: rnnjax.networks.DepthwiseConvolution(
+        inputs, window=4, **options
+    ),
     "qrnn": rnnjax.QRNN,
     "qrnn_f": partial(rnnjax.QRNN, window=1, output_gate=False),
     "qrnn_ifo": partial(rnnjax.QRNN, window=3, input_gate=True),

@@ -58,7 +58,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "deep": lambda: Stack(
         [rnnjax.skip(built("bidirectional")), rnnjax.Reversed(GRU(2 * H + I, H, key=key()))],
     ),
-    "convolution": lambda: rnnjax.CausalConvolution(I, H, window=3, key=key()),
+    "convolution": lambda: rnnjax.networks.CausalConvolution(I, H, window=3, key=key()),
     "qrnn": lambda: rnnjax.QRNN(I, H, key=key()),
     "rg_lru": lambda: rnnjax.RGLRU(I, key=key()),
 }
@@ -164,9 +164,17 @@ OPTIONS = [
 FLAGGED = [
     *(rnnjax.LSTM, rnnjax.GRU, rnnjax.Elman, rnnjax.ProjectedLSTM, rnnjax.ResetBeforeGRU, rnnjax.LEM, rnnjax.MinGRU),
     *(rnnjax.IndRNN, rnnjax.DiagonalGRU, rnnjax.DiagonalLSTM, rnnjax.MinLSTM, rnnjax.LinearRNN, rnnjax.SRU),
-    *(rnnjax.LRU, rnnjax.S5, rnnjax.ConvLSTM, rnnjax.ConvGRU, rnnjax.QRNN, rnnjax.RGLRU, rnnjax.CausalConvolution),
     *(
-        rnnjax.DepthwiseConvolution,
+        rnnjax.LRU,
+        rnnjax.S5,
+        rnnjax.ConvLSTM,
+        rnnjax.ConvGRU,
+        rnnjax.QRNN,
+        rnnjax.RGLRU,
+        rnnjax.networks.CausalConvolution,
+    ),
+    *(
+        rnnjax.networks.DepthwiseConvolution,
         rnnjax.models.LanguageModel,
         rnnjax.trees.ChildSumTreeLSTM,
         rnnjax.trees.NaryTreeLSTM,
@@ -291,7 +299,7 @@ CONSTRUCTION = [
 ]
 
 make_lru, make_s5 = keyed(rnnjax.LRU), keyed(rnnjax.S5)
-make_convolution, make_rg_lru = keyed(rnnjax.CausalConvolution), keyed(rnnjax.RGLRU)
+make_convolution, make_rg_lru = keyed(rnnjax.networks.CausalConvolution), keyed(rnnjax.RGLRU)
 LINEAR = [
     pytest.param(partial(make_lru, I, 0), ValueError, ["hidden_size", "positive", "0"], id="lru_size"),
     pytest.param(partial(make_lru, I, H, r_min=0.9, r_max=0.5), ValueError, ["r_min", "r_max=0.5", "0.9"], id="ring"),
@@ -324,7 +332,10 @@ LINEAR = [
     ),
     pytest.param(partial(make_convolution, 0, H, window=2), ValueError, ["input_size", "0"], id="convolution_inputs"),
     pytest.param(
-        partial(keyed(rnnjax.DepthwiseConvolution), I, window=-1), ValueError, ["window", "-1"], id="depthwise_window"
+        partial(keyed(rnnjax.networks.DepthwiseConvolution), I, window=-1),
+        ValueError,
+        ["window", "-1"],
+        id="depthwise_window",
     ),
     pytest.param(partial(keyed(rnnjax.QRNN), I, H, window=0), ValueError, ["window", "0"], id="qrnn_window"),
     pytest.param(partial(make_rg_lru, H, heads=3), ValueError, ["heads", "hidden_size=8", "3"], id="rg_lru_heads"),

@@ -431,7 +431,7 @@ def test_rg_lru_never_has_an_infinite_gradient(dtype):
 
 
 def test_a_dense_convolution_is_one_product():
-    network = rnnjax.CausalConvolution(I, H, window=4, key=key())
+    network = rnnjax.networks.CausalConvolution(I, H, window=4, key=key())
     lowered = str(jax.make_jaxpr(lambda xs: unroll(network, None, xs))(inputs(T, F32)))
     assert lowered.count("dot_general") == 1
     assert "conv_general" not in lowered
@@ -443,7 +443,7 @@ RESETS = (), (0,), (3, 5, 11)
 @lru_cache
 def by_window(window: int) -> tuple[Any, Any]:
     """Value and gradient by inputs and state under each of the resets: of the whole, and piece by piece."""
-    network = rnnjax.CausalConvolution(I, H, window=window, key=key(), dtype=F64)
+    network = rnnjax.networks.CausalConvolution(I, H, window=window, key=key(), dtype=F64)
     state = np.random.default_rng(6).standard_normal((window - 1, I))
     state = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(network.initial)), [state])
 

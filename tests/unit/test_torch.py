@@ -165,7 +165,11 @@ def test_equals_torch(name, directions, layers, ragged):
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
 def test_convolution_equals_torch(depthwise, window):
     """torch's conv1d, which counts its weights from the oldest input on, padded on the left alone."""
-    make = partial(rnnjax.DepthwiseConvolution, I) if depthwise else partial(rnnjax.CausalConvolution, I, H)
+    make = (
+        partial(rnnjax.networks.DepthwiseConvolution, I)
+        if depthwise
+        else partial(rnnjax.networks.CausalConvolution, I, H)
+    )
     network = draw(make(window=window, key=jax.random.key(0), dtype=jnp.float64), seed=1)
     state = draw(jax.eval_shape(network.initial), seed=2)
     xs = draw(jax.ShapeDtypeStruct((I,), "float64"), T, seed=3)
