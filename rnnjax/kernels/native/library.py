@@ -11,8 +11,8 @@ import jax
 from ..recurrence.pointwise.operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
-ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan")
-INTERFACE = 4  # the version of the interface between Python and C++, as in interface.h
+ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan", "rnnjax_prepared")
+INTERFACE = 5  # the version of the interface between Python and C++, as in interface.h
 
 
 @cache

@@ -18,12 +18,15 @@ from ..contract import (
     KernelPlan,
     NeedsGradient,
     Pointwise,
+    PreparedPlan,
+    PreparedWeights,
     Sequences,
     Trajectory,
     Weights,
     carried,
 )
-from .code import Code
+from .call import attributes, in_store, sequence_operands
+from .prepared import PreparedCPUPlan
 from .program import Program, translate
 
 LIMITS = {"gates": 32, "fields": 16, "unit parameters": 64, "registers": 512}  # of the tables of the compiled code
@@ -42,7 +45,8 @@ class CPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, forward and backward, on all cores.
 
     A tile of sequences goes through all of time on one core, or, where there are fewer tiles than cores, on several
-    that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call; products,
+    that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call (or by
+    `rnnjax.prepare`, ahead of all calls, for a forward half that multiplies few rows); products,
     elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are. Weights
     and inputs of bfloat16 are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32;
     where the processor multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded for theirs,
@@ -60,10 +64,24 @@ class CPU(AbstractKernel):
             )
 
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
+        dtype = carried(weights)
+        program = self._program(pointwise, dtype)
+        if isinstance(program, Refusal):
+            return program
+        return CPUPlan(pointwise, dtype, self.max_instruction_set, program)
+
+    def plan_prepared(self, pointwise: Pointwise, weights: PreparedWeights) -> PreparedPlan | Refusal:
+        dtype, stored = np.dtype(weights.b.dtype), np.dtype(weights.W.dtype)
+        program = self._program(pointwise, dtype)
+        if isinstance(program, Refusal):
+            return program
+        return PreparedCPUPlan(pointwise, dtype, stored, self.max_instruction_set, program)
+
+    def _program(self, pointwise: Pointwise, dtype: np.dtype) -> Program | Refusal:
+        """The program of a cell whose states are in `dtype`, if the compiled code can run it."""
         missing = library.absence()
         if missing is not None:
             return Refusal(f"The CPU kernel is not here: {missing}.")
-        dtype = carried(weights)
         program = translate(pointwise, dtype)
         if isinstance(program, Refusal):
             return Refusal(f"The CPU kernel has no program for it: {program}.")
@@ -76,7 +94,7 @@ class CPU(AbstractKernel):
         for name, most in LIMITS.items():
             if sizes[name] > most:
                 return Refusal(f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}.")
-        return CPUPlan(pointwise, dtype, self.max_instruction_set, program)
+        return program
 
 
 @dataclass(frozen=True)
@@ -104,9 +122,9 @@ class CPUPlan(KernelPlan):
         over_time = [jax.ShapeDtypeStruct((S, B, T, H) if used else (0,), self.dtype) for used in used_outputs]
         last = jax.ShapeDtypeStruct((S, B, F, H), self.dtype)
         residuals = jax.ShapeDtypeStruct((S, B, T, self.residual_size, H) if residual_size else (0,), self.dtype)
-        operands = *_sequences(sequences), *_stored(weights)
+        operands = *sequence_operands(sequences), *map(in_store, weights)
         call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, residuals])
-        *results, last, residuals = call(*operands, **self._attributes(self.program.forward))
+        *results, last, residuals = call(*operands, **attributes(self.program, self.program.forward, self.max_instruction_set))
         states = tuple(leaf if used else None for leaf, used in zip(results, used_outputs, strict=True))
         if not residual_size:
             return Trajectory(states, last, jnp.zeros((S, B, T, 0, H), self.dtype))
@@ -124,8 +142,8 @@ class CPUPlan(KernelPlan):
     ) -> Cotangents:
         absent = jnp.zeros(0, self.dtype)
         operands = (
-            *_sequences(sequences),
-            *_stored(weights),
+            *sequence_operands(sequences),
+            *map(in_store, weights),
             trajectory.residuals[:, :, :, : self.residual_size],
             absent if dlast is None else dlast,
             *trajectory.states,
@@ -135,39 +153,9 @@ class CPUPlan(KernelPlan):
         groups = sequences.xs.shape[:1]
         shapes = sequences.xs.shape, *(groups + leaf.shape[1:] for leaf in weights), sequences.state.shape
         sizes = [shape if is_needed else (0,) for is_needed, shape in zip(needed, shapes, strict=True)]
-        dtypes = _in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
+        dtypes = in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
         call = jax.ffi.ffi_call("rnnjax_backward", list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
-        results = call(*operands, **self._attributes(self.program.backward))
+        results = call(*operands, **attributes(self.program, self.program.backward, self.max_instruction_set))
         cotangents: list[Any] = [leaf if is_needed else None for is_needed, leaf in zip(needed, results, strict=True)]
         dxs, *dweights, dstate = cotangents
         return Cotangents(Weights(*dweights), None if dxs is None else dxs.astype(sequences.xs.dtype), dstate)
-
-    def _attributes(self, code: Code) -> dict[str, Any]:
-        pre_activations = [
-            (pre_activation.gate, pre_activation.input, pre_activation.recurrent)
-            for pre_activation in self.program.pre_activations
-        ]
-        return {
-            "instructions": np.asarray(code.instructions, np.int32).ravel(),
-            "outputs": np.asarray(code.outputs, np.int32),
-            "pre_activations": np.asarray(pre_activations, np.int32).ravel(),
-            "constants": np.asarray(code.constants, np.float64),
-            "registers": np.int32(code.registers),
-            "max_instruction_set": np.int32(self.max_instruction_set),
-        }
-
-
-def _in_store(array: Array) -> Array:
-    """An array of a dtype that the compiled code reads."""
-    return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
-
-
-def _stored(weights: Weights) -> Weights:
-    return Weights(*map(_in_store, weights))
-
-
-def _sequences(sequences: Sequences) -> list[Array]:
-    """What each sequence has for itself; an array without elements stands for none."""
-    length = jnp.zeros(0, jnp.int32) if sequences.length is None else sequences.length
-    resets = jnp.zeros(0, bool) if sequences.resets is None else sequences.resets
-    return [_in_store(sequences.xs), sequences.state, length, resets]
