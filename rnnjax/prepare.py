@@ -15,7 +15,7 @@ from .kernels.recurrence.prepared.cell import PreparedCell
 
 Network = TypeVar("Network", bound=eqx.Module)
 
-NARROW = jnp.bfloat16, jnp.int8
+PROTOCOL = "input_type", "initial", "readout", "hidden"  # methods that a prepared cell has for all cells
 
 
 @overload
@@ -32,14 +32,14 @@ def prepare(cell: Checked[eqx.Module], weights: Checked[Any] = None) -> Any:
         prepared = rnnjax.prepare(model, jnp.int8)
         state, ys = jax.jit(rnnjax.unroll)(prepared, state, xs)  # T = 1, or longer
 
-    cell      a gated cell, or a network or model, in which each gated cell that `Fused` can run is prepared. All else in
-              it is left as it is: `explain` tells which cells are `Prepared...`
+    cell      a gated cell; or a network or model, in which each gated cell that `Fused` can run is prepared. The other
+              cells stay as they are: `explain` names those that are prepared `Prepared...`
     weights   how W and R are stored; None: as they are. `jnp.bfloat16` halves the memory that a step of a float32 cell
               reads. `jnp.int8` quarters it: a column w is stored as round(w / s) with s = max |w| / 127, so that each
               weight is off by at most s / 2. Inputs, states and sums stay in the dtype of the state
 
     The result takes and returns the same states, and `unroll`, `jit`, `vmap` and `explain` take it as they take `cell`.
-    It is a pytree of arrays in one layout for all machines. It has no gradient: differentiate `cell` itself.
+    It is a pytree of arrays in one layout for all machines. It has no gradient: take the gradient of `cell` itself.
     float16 is stored as float32. Prepare an ensemble by `eqx.filter_vmap(prepare)`.
 
     Raises a TypeError for what is no cell and no network, and a ValueError where there is no cell that can be prepared,
@@ -51,13 +51,13 @@ def prepare(cell: Checked[eqx.Module], weights: Checked[Any] = None) -> Any:
     if isinstance(cell, AbstractCell):
         reason = _unpreparable(cell)
         if reason is not None:
-            raise ValueError(f"cell: expected a gated cell that can be prepared, got {reason}. Run it as it is")
+            raise ValueError(f"cell: expected a gated cell that can be prepared, got {reason}. Use the cell as it is")
         return _prepared(cell, stored)
     cells = [node for node in jax.tree.leaves(cell, is_leaf=_is_cell) if _is_cell(node)]
     reasons = dict.fromkeys(map(_unpreparable, cells))
     if None not in reasons:
         found = "; ".join(map(str, reasons)) or "no cell at all"
-        raise ValueError(f"cell: expected a network with a gated cell, got {found}. Run it as it is")
+        raise ValueError(f"cell: expected a network with a gated cell, got {found}. Use the network as it is")
     leave = lambda node: not _is_cell(node) or _unpreparable(node) is not None  # noqa: E731
     return jax.tree.map(lambda node: node if leave(node) else _prepared(node, stored), cell, is_leaf=_is_cell)
 
@@ -65,9 +65,9 @@ def prepare(cell: Checked[eqx.Module], weights: Checked[Any] = None) -> Any:
 def _dtype(weights: Any) -> np.dtype | None:
     if weights is None:
         return None
-    for narrow in NARROW:
-        if weights is narrow or (isinstance(weights, str | np.dtype | type) and weights == jnp.dtype(narrow)):
-            return jnp.dtype(narrow)
+    for narrow in map(jnp.dtype, (jnp.bfloat16, jnp.int8)):
+        if narrow == weights:
+            return narrow
     raise ValueError(
         f"weights: expected None, jnp.bfloat16 or jnp.int8, got {weights!r}. Pass None to store them as they are"
     )
@@ -95,6 +95,3 @@ def _unpreparable(cell: AbstractCell) -> str | None:
         own = [name for name in PROTOCOL if getattr(type(cell), name) is not getattr(AbstractAffineCell, name)]
         reason = f"`{own[0]}` is its own" if own else None
     return None if reason is None else f"{name}, and {reason}"
-
-
-PROTOCOL = "input_type", "initial", "readout", "hidden"  # methods that a prepared cell has for all cells

@@ -107,7 +107,7 @@ class FusedPlan(Plan):
     """The plan of each platform's kernel, by the platform as JAX names it, and why other kernels have none."""
 
     pointwise: Pointwise
-    kernels: tuple[tuple[str, Any], ...]
+    kernels: tuple[tuple[str, Any], ...]  # a `KernelPlan`, or a `PreparedPlan`, of each
     refusals: tuple[Refusal, ...] = ()
 
     def __str__(self) -> str:

@@ -131,6 +131,9 @@ typedef bool (*PreparedCode)(const Prepared&, const Crew&);
 struct PreparedKernel {
   PreparedCode full, bfloat16, int8;
 };
+struct PreparedKernels {
+  PreparedKernel float32, float64;
+};
 
 // h_t = a_t h_{t-1} + b_t; late: h_t = a_{t-1} h_{t-1} + b_t. Where `a` is exactly zero, what was before is forgotten.
 struct LinearScan {
@@ -151,7 +154,7 @@ struct LinearScans {
 struct Target {
   Kernel float32, float64, bfloat16;
   LinearScans linear_scan;
-  PreparedKernel prepared_float32, prepared_float64;
+  const PreparedKernels* prepared;
 };
 
 }  // namespace rnnjax

@@ -6,7 +6,7 @@ namespace rnnjax {
 static PreparedCode code_of(ffi::DataType computed, ffi::DataType stored, const Target& target) {
   const bool single = computed == ffi::DataType::F32;
   if (!single && computed != ffi::DataType::F64) return nullptr;
-  const PreparedKernel& kernel = single ? target.prepared_float32 : target.prepared_float64;
+  const PreparedKernel& kernel = single ? target.prepared->float32 : target.prepared->float64;
   if (stored == computed) return kernel.full;
   return stored == ffi::DataType::BF16 ? kernel.bfloat16 : stored == ffi::DataType::S8 ? kernel.int8 : nullptr;
 }

@@ -14,7 +14,8 @@ constexpr int64_t PREPARED_BYTES = 80;      // of weights that a core reads in a
 
 // All steps of all groups are stages, one after the other; the first stage of a group loads its states. A stage is cut into
 // tickets, each a few blocks of units, which are handed out in order from one counter. So a thread that comes late takes
-// part from where the others are, and none waits for one that does not come.
+// part from where the others are, and none waits for one that does not come. Every other step goes through the blocks from
+// the last to the first: where the weights are larger than a cache, it still holds those that were read last.
 template <class Stored, class E>
 struct PreparedPass {
   static constexpr int64_t L = Vector<E>::lanes, U = PREPARED_UNITS, PARTS = U / L;
@@ -28,12 +29,15 @@ struct PreparedPass {
   E *states = nullptr, *pre_activations = nullptr, *unit_parameters = nullptr, *us = nullptr;
   Carver scratch = {};  // of the members
   int64_t next = 0, done = 0;
+  static inline int64_t all_steps = 0;  // of all calls
+  int64_t steps_before;
 
   PreparedPass(const Prepared& call, const Crew& crew) : call(call), crew(crew) {
     const int64_t step = shape.B * H * shape.G * (shape.I + shape.D);
     members = most(1, least(least(crew.threads, blocks), step / PREPARED_SHARE));
     ticket_blocks = most(1, least(8, blocks / (members > 1 ? 8 * members : 1)));
     tickets = ceiling(blocks, ticket_blocks);
+    steps_before = __atomic_fetch_add(&all_steps, shape.T, __ATOMIC_RELAXED);
     for (int c = 0; c < shape.C; ++c) {
       const PreActivation& pre_activation = call.problem.pre_activations[c];
       if (pre_activation.input) input_of[pre_activation.gate] = c;
@@ -94,8 +98,9 @@ struct PreparedPass {
       const int64_t ticket = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED), stage = ticket / tickets;
       if (stage >= shape.S * (shape.T + 1)) return;
       for (int spins = 0; __atomic_load_n(&done, __ATOMIC_ACQUIRE) < stage * tickets;) relax(spins);
-      const int64_t first = ticket % tickets * ticket_blocks, last = least(first + ticket_blocks, blocks);
-      Step(*this, mine, stage / (shape.T + 1), stage % (shape.T + 1) - 1, first, last).run();
+      const int64_t t = stage % (shape.T + 1) - 1, place = ticket % tickets;
+      const int64_t first = ((steps_before + t) & 1 ? tickets - 1 - place : place) * ticket_blocks;
+      Step(*this, mine, stage / (shape.T + 1), t, first, least(first + ticket_blocks, blocks)).run();
       __atomic_fetch_add(&done, 1, __ATOMIC_RELEASE);
     }
   }

@@ -1,6 +1,10 @@
 // Products with prepared weights, which are widened where they are read: a few rows, so that memory is the limit.
 #pragma once
 
+#if RNNJAX_BYTES > 16
+#include <immintrin.h>
+#endif
+
 #include "interface.h"
 #include "vector.h"
 
@@ -16,13 +20,32 @@ inline V<double> widened(const Stored* from, double) {
 }
 inline V<double> widened(const double* from, double) { return load(from); }
 inline V<float> widened(const float* from, float) { return load(from); }
+#if RNNJAX_BYTES == 64  // GCC 12 converts several times slower by itself, and warns of some intrinsics without masks
+inline V<float> widened(const Bfloat16* from, float) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (V<float>)((M<float>)_mm512_maskz_cvtepu16_epi32(0xffff, halves) << 16);
+}
+inline V<float> widened(const int8_t* from, float) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return __builtin_convertvector((M<float>)_mm512_maskz_cvtepi8_epi32(0xffff, bytes), V<float>);
+}
+#elif RNNJAX_BYTES == 32
+inline V<float> widened(const Bfloat16* from, float) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return (V<float>)((M<float>)_mm256_cvtepu16_epi32(halves) << 16);
+}
+inline V<float> widened(const int8_t* from, float) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return __builtin_convertvector((M<float>)_mm256_cvtepi8_epi32(bytes), V<float>);
+}
+#else
 inline V<float> widened(const Bfloat16* from, float) { return load_part(from, Vector<float>::lanes); }
 inline V<float> widened(const int8_t* from, float) {
-  typedef int8_t Bytes __attribute__((vector_size(RNNJAX_BYTES / sizeof(float))));
-  Bytes bytes;
-  memcpy(&bytes, from, sizeof(bytes));
-  return __builtin_convertvector(__builtin_convertvector(bytes, M<float>), V<float>);
+  M<float> integers = {};
+  for (int lane = 0; lane < Vector<float>::lanes; ++lane) integers[lane] = from[lane];
+  return __builtin_convertvector(integers, V<float>);
 }
+#endif
 
 // Of one block, the sums over k < depth of rows[r][k] * panel[k][first + v], for ROWS rows and VECTORS vectors; a row of
 // the panel is `stride` numbers. Few sums are split in two or more, or each addition would wait for the one before.

@@ -2,7 +2,6 @@
 #include "backward_step.h"
 #include "forward_step.h"
 #include "linear_scan.h"
-#include "prepared_step.h"
 
 namespace rnnjax {
 namespace RNNJAX_TARGET {
@@ -18,23 +17,16 @@ bool backward(const Backward& call, const Crew& crew) {
 template <class Stored>
 constexpr Kernel kernel = {forward<Stored>, backward<Stored>};
 
-template <class Stored, class E>
-bool prepared(const Prepared& call, const Crew& crew) {
-  return PreparedPass<Stored, E>(call, crew).run();
-}
-template <class E>
-constexpr PreparedKernel prepared_kernel = {prepared<E, E>, prepared<Bfloat16, E>, prepared<int8_t, E>};
-
+extern const PreparedKernels prepared_kernels;  // in prepared_target.cpp
 extern const Target target;
 #if RNNJAX_PAIRS
-const Target target = {{}, {}, kernel<Bfloat16>, {}, {}, {}};  // the others are what they are without pairs
+const Target target = {{}, {}, kernel<Bfloat16>, {}, nullptr};  // the others are what they are without pairs
 #else
 const Target target = {kernel<float>,
                        kernel<double>,
                        kernel<Bfloat16>,
                        {linear_scan<float, 1>, linear_scan<double, 1>, linear_scan<float, 2>, linear_scan<double, 2>},
-                       prepared_kernel<float>,
-                       prepared_kernel<double>};
+                       &prepared_kernels};
 #endif
 
 }  // namespace RNNJAX_TARGET

@@ -24,7 +24,7 @@ from ..varying import vary_alike
 from . import functions
 from .batching import batch
 from .contract import NeedsGradient, Pointwise, Primals, SequenceMarks, Sequences, Trajectory, Weights
-from .functions import KernelPlans, present
+from .functions import KernelPlans, PreparedPlans, present
 from .reference import ReferencePlan
 
 
@@ -158,7 +158,7 @@ def _lower(
     context: Any,
     *operands: Any,
     pointwise: Pointwise,
-    plans: KernelPlans,
+    plans: KernelPlans | PreparedPlans,
     **static: Any,
 ) -> Any:
     """Lower `function` by the plan for `platform`, or by the reference: no kernel of another one is traced.

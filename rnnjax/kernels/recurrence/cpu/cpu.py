@@ -45,12 +45,12 @@ class CPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, forward and backward, on all cores.
 
     A tile of sequences goes through all of time on one core, or, where there are fewer tiles than cores, on several
-    that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call (or by
-    `rnnjax.prepare`, ahead of all calls, for a forward half that multiplies few rows); products,
+    that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call; products,
     elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are. Weights
     and inputs of bfloat16 are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32;
     where the processor multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded for theirs,
     too. float16 is made float32 first.
+    Weights that `rnnjax.prepare` has packed are read where they are, by code for few rows.
     `max_instruction_set` bounds the instructions used, for comparison.
     """
 
@@ -124,7 +124,9 @@ class CPUPlan(KernelPlan):
         residuals = jax.ShapeDtypeStruct((S, B, T, self.residual_size, H) if residual_size else (0,), self.dtype)
         operands = *sequence_operands(sequences), *map(in_store, weights)
         call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, residuals])
-        *results, last, residuals = call(*operands, **attributes(self.program, self.program.forward, self.max_instruction_set))
+        *results, last, residuals = call(
+            *operands, **attributes(self.program, self.program.forward, self.max_instruction_set)
+        )
         states = tuple(leaf if used else None for leaf, used in zip(results, used_outputs, strict=True))
         if not residual_size:
             return Trajectory(states, last, jnp.zeros((S, B, T, 0, H), self.dtype))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ....arrays import GatesOverTime, Gates, Inputs, State, States, Units, UnitsOverTime
+from ....arrays import Gates, GatesOverTime, Inputs, State, States, Units, UnitsOverTime
 from ....cell import AbstractCell, AbstractGatedCell, describe
 from ..contract import Pointwise, PreparedWeights
 from .packing import input_product, pack, state_product

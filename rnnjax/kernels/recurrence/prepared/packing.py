@@ -1,7 +1,7 @@
 """How the weights of a prepared cell are packed: in one layout for all machines, as they are or narrow.
 
-Units are in blocks of P = 16, each of one head; there are Q blocks, and the last one of a head is filled up with zeros. W
-is [Q, I, G, P] and R is [Q, D, G, P]: what a step needs for its block stands together, in the order in which it is read.
+Units are in Q blocks of P = 16, each of one head; the last block of a head is filled up with zeros. W is
+[Q, I, G, P], and R is [Q, D, G, P]: what a step needs for a block stands together, in the order in which it is read.
 """
 
 from functools import partial
@@ -22,8 +22,9 @@ LARGEST = 127  # of the integers of an int8 weight
 @partial(jax.jit, static_argnums=1)
 def pack(cell: AbstractGatedCell, stored: DType) -> PreparedWeights:
     """The weights of `cell`, its matrices in the dtype `stored`, without S."""
-    gates, carried, R = len(cell.gates), carry_dtype(cell.dtype), by_gate(by_head(cell.recurrent_weight), len(cell.gates))
-    heads, units = R.shape[0], R.shape[3]
+    gates, carried = len(cell.gates), carry_dtype(cell.dtype)
+    R = by_gate(by_head(cell.recurrent_weight), gates)
+    heads, _, _, units = R.shape
     W = by_gate(cell.input_weight, gates).reshape(-1, gates, heads, units).transpose(2, 0, 1, 3)
     (W, W_scale), (R, R_scale) = (_pack_matrix(matrix.astype(carried), stored) for matrix in (W, R))
     bias = jnp.zeros((gates, cell.hidden_size)) if cell.bias is None else by_gate(cell.bias, gates)
@@ -33,9 +34,7 @@ def pack(cell: AbstractGatedCell, stored: DType) -> PreparedWeights:
     return PreparedWeights(W, b, R, stacked, initial, W_scale, R_scale)
 
 
-def _pack_matrix(
-    matrix: Float[Array, "N K G D"], stored: DType
-) -> tuple[Shaped, Float[Array, "G H"] | None]:
+def _pack_matrix(matrix: Float[Array, "N K G D"], stored: DType) -> tuple[Shaped, Float[Array, "G H"] | None]:
     """The matrix in blocks, and the scales of its columns if it is stored as integers."""
     heads, depth, gates, units = matrix.shape
     scale = None
@@ -77,7 +76,7 @@ def _refuse_gradient(heads: int, units: int, primals: Any, tangents: Any) -> Non
 
 NO_GRADIENT = (
     "cell: expected one with a gradient, got a prepared cell, whose weights are packed for inference. "
-    "Differentiate the cell that rnnjax.prepare was given"
+    "Take the gradient of the cell that rnnjax.prepare was given"
 )
 
 

@@ -6,12 +6,11 @@ from jax.interpreters import ad, partial_eval
 
 from ...varying import vary_alike
 from .. import functions
-from ..contract import Pointwise, PreparedPlan, PreparedWeights, Primals, SequenceMarks, Sequences, Trajectory
+from ..contract import Pointwise, PreparedWeights, Primals, SequenceMarks, Sequences, Trajectory
+from ..functions import PreparedPlans
 from ..primitive import bind, forward_of_used, make_primitive, trajectory_of
 from .packing import NO_GRADIENT
 from .reference import PreparedReferencePlan
-
-PreparedPlans = tuple[tuple[str, PreparedPlan], ...]  # by platform, as JAX names it
 
 
 def run(pointwise: Pointwise, plans: PreparedPlans, weights: PreparedWeights, sequences: Sequences) -> Trajectory:
