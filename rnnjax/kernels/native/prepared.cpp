@@ -21,9 +21,10 @@ static Shared take_scale(Buffers& arguments, const char* name, const Shape& shap
 }
 
 // Sizes from xs, state, R and unit_parameters; then every argument.
-static std::string take_problem(Buffers& arguments, const Attributes& attributes, Prepared& call) {
+static std::string take_problem(Buffers& arguments, const Attributes& attributes, PreparedCode code, Prepared& call) {
   const auto& given = arguments.buffers;
   if (given.size() < 11) return "expected more arguments";
+  if (!code) return "expected states of float32 or float64, and weights of their dtype, bfloat16 or int8";
   const auto xs = given[0].dimensions(), state = given[1].dimensions(), R = given[6].dimensions();
   const auto unit_parameters = given[7].dimensions();
   if (xs.size() != 4 || state.size() != 4 || R.size() != 5 || unit_parameters.size() != 3) return "expected other ranks";
@@ -62,14 +63,13 @@ static ffi::Error prepared(ffi::ThreadPool pool, Buffers& from, Buffers& to, con
     from.computed = to.computed = from.buffers[1].element_type();
     from.stored = from.buffers[4].element_type();
   }
-  std::string fault = take_problem(from, attributes, call);
+  const PreparedCode code = code_of(from.computed, from.stored, target_of(attributes.max_instruction_set));
+  std::string fault = take_problem(from, attributes, code, call);
   const Shape& shape = call.problem.shape;
   const int64_t inputs = shape.C + shape.F + shape.K, H = shape.N * shape.D;
   if (fault.empty()) fault = fault_of(attributes, shape, inputs, shape.F + shape.C);
   RNNJAX_CHECK(fault.empty(), fault);
   call.problem.code = code_of(attributes, inputs);
-  const PreparedCode code = code_of(from.computed, from.stored, target_of(attributes.max_instruction_set));
-  RNNJAX_CHECK(code, "expected states of float32 or float64, and weights of their dtype, bfloat16 or int8");
   std::vector<void*> states;
   for (int64_t f = 0; f < shape.F; ++f) states.push_back(to.take("states", {shape.S, shape.B, shape.T, H}, true));
   call.states = states.data();
