@@ -41,7 +41,8 @@ class Fused(AbstractEngine):
     does not take the CPU kernel's calls unless told to: export with `Scan`.
 
     A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
-    than `min_steps`, or a cell of fewer units than `min_units`, is refused. By default none is.
+    than `min_steps`, or a cell of fewer units than `min_units`, is refused. By default none is. A cell that
+    `rnnjax.prepare` made is packed already, and is never refused for its size.
     """
 
     cpu: AbstractKernel | None = CPU()
