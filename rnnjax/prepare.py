@@ -77,7 +77,8 @@ def _is_cell(node: object) -> bool:
     return isinstance(node, AbstractCell)
 
 
-def _prepared(cell: AbstractGatedCell, stored: np.dtype | None) -> PreparedCell:
+def _prepared(cell: AbstractCell, stored: np.dtype | None) -> PreparedCell:
+    assert isinstance(cell, AbstractGatedCell)
     own = carry_dtype(cell.dtype) if cell.dtype == jnp.float16 else cell.dtype
     return PreparedCell(cell, np.dtype(own) if stored is None else stored)
 

@@ -145,7 +145,8 @@ def test_odd_sizes(units):
     """So many units and inputs; in the largest case the cores share each step."""
     xs = np.random.default_rng(units).normal(size=(1 + units % 7, 1 + units % 40, units)).astype("float32")
     cell = rnnjax.prepare(drawn(rnnjax.GRU(units, units, key=grid.KEY)), jnp.int8)
-    alike(*by_both(cell, xs), 1e-4)
+    got, expected = by_both(cell, xs)
+    alike(got, expected, 1e-4)
 
 
 def test_members_of_an_ensemble_have_weights_of_their_own():
@@ -153,7 +154,8 @@ def test_members_of_an_ensemble_have_weights_of_their_own():
     prepared = eqx.filter_vmap(rnnjax.prepare)(cells)
     xs = np.random.default_rng(0).normal(size=(2, T, 3))
     members = lambda cells, xs: eqx.filter_vmap(lambda cell: rnnjax.unroll(cell, None, xs))(cells)  # noqa: E731
-    alike(*(jax.vmap(partial(members, each))(xs) for each in (prepared, cells)), 1e-12)
+    got, expected = (jax.vmap(partial(members, each))(xs) for each in (prepared, cells))
+    alike(got, expected, 1e-12)
     with pytest.raises(ValueError, match=r"GRU with weights of several members, which `eqx.filter_vmap\(prepare\)`"):
         rnnjax.prepare(cells)
 
@@ -180,6 +182,7 @@ def test_a_step_reads_the_weights_where_they_are():
         return jax.lax.scan(lambda state, x: rnnjax.unroll(cell, state, x[None]), cell.initial(), xs)
 
     text = loop.lower(prepared, np.zeros((9, 64), np.float32)).compile().as_text()
+    assert text is not None
     assert len(re.findall('custom_call_target="rnnjax_prepared"', text)) == 1
     made = set(re.findall(r"= s8\[[\d,]+\]\S* ([\w-]+)\(", text))
     assert made <= {"parameter", "get-tuple-element", "bitcast"}, made
@@ -220,8 +223,8 @@ def test_a_column_of_zeros_stays_zero():
     cell = eqx.tree_at(
         lambda cell: cell.input_weight, drawn(rnnjax.Elman(3, 8, key=grid.KEY)), jnp.zeros((3, 8), "float32")
     )
-    ys = [rnnjax.unroll(each, None, ONE)[1] for each in (cell, rnnjax.prepare(cell, jnp.int8))]
-    alike(*ys, 1e-6)
+    expected, got = (rnnjax.unroll(each, None, ONE)[1] for each in (cell, rnnjax.prepare(cell, jnp.int8)))
+    alike(got, expected, 1e-6)
 
 
 # Networks
@@ -251,8 +254,8 @@ def test_each_gated_cell_of_a_network_is_prepared_and_the_others_stay():
         ("layers[3]", "Zoneout of PreparedGRU"),  # which runs as a plain cell
     ]
     xs = np.random.default_rng(0).normal(size=(T, 8)).astype("float32")
-    both = [jax.jit(rnnjax.unroll)(each, None, xs, length=5) for each in (built, prepared)]
-    alike(*both, 1e-6)
+    expected, got = (jax.jit(rnnjax.unroll)(each, None, xs, length=5) for each in (built, prepared))
+    alike(got, expected, 1e-6)
 
 
 def test_explain_names_the_kernel_and_the_dtype_of_the_weights():
@@ -263,6 +266,7 @@ def test_explain_names_the_kernel_and_the_dtype_of_the_weights():
 def test_another_kernel_refuses_prepared_weights():
     cell = rnnjax.prepare(rnnjax.GRU(3, 8, key=grid.KEY))
     plan = rnnjax.Fused(cuda=rnnjax.kernels.GPU()).plan(cell, jnp.asarray(ONE))
+    assert isinstance(plan, rnnjax.engines.Plan)
     assert plan.notes == ("The GPU kernel does not run prepared weights.",)
     alone = rnnjax.Fused(cpu=None, tpu=rnnjax.kernels.TPU()).plan(cell, jnp.asarray(ONE))
     assert isinstance(alone, rnnjax.engines.Refusal)

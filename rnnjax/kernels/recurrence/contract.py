@@ -99,7 +99,7 @@ class Primals(NamedTuple):
     The same tuple also holds, for each array, its tangent, whether its tangent is known, or its operand's number.
     """
 
-    weights: Weights
+    weights: Any  # `Weights`, or `PreparedWeights`, which have no derivative
     xs: Any  # [S B T I]
     state: Any  # [S B F H]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
-from ....arrays import DType, Shaped, by_gate, by_head, carry_dtype, cast, largest
+from ....arrays import DType, by_gate, by_head, carry_dtype, cast, largest
 from ....cell import AbstractGatedCell
 from ..contract import PreparedWeights
 
@@ -34,7 +34,9 @@ def pack(cell: AbstractGatedCell, stored: DType) -> PreparedWeights:
     return PreparedWeights(W, b, R, stacked, initial, W_scale, R_scale)
 
 
-def _pack_matrix(matrix: Float[Array, "N K G D"], stored: DType) -> tuple[Shaped, Float[Array, "G H"] | None]:
+def _pack_matrix(
+    matrix: Float[Array, "N K G D"], stored: DType
+) -> tuple[Num[Array, "Q K G P"], Float[Array, "G H"] | None]:
     """The matrix in blocks, and the scales of its columns if it is stored as integers."""
     heads, depth, gates, units = matrix.shape
     scale = None
@@ -57,7 +59,11 @@ def _scales(matrix: Float[Array, "N K G D"]) -> Float[Array, "N G D"]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def multiply(
-    matrix: Shaped, scale: Float[Array, "G H"] | None, rows: Float[Array, "T N K"], heads: int, units: int
+    matrix: Num[Array, "Q K G P"],
+    scale: Float[Array, "G H"] | None,
+    rows: Float[Array, "T N K"],
+    heads: int,
+    units: int,
 ) -> Float[Array, "T G H"]:
     """The product of a packed matrix with rows: those of each head, or, where N is 1, those of all `heads`."""
     blocks, depth, gates, _ = matrix.shape
@@ -69,7 +75,7 @@ def multiply(
 
 
 @multiply.defjvp
-def _refuse_gradient(heads: int, units: int, primals: Any, tangents: Any) -> None:
+def _refuse_gradient(heads: int, units: int, primals: Any, tangents: Any) -> tuple[Any, Any]:
     del heads, units, primals, tangents
     raise ValueError(NO_GRADIENT)
 
