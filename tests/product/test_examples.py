@@ -15,6 +15,7 @@ import language_model
 import laws
 import numpy as np
 import pytest
+import streaming
 from common import text
 from new_cell import UpdateGateRNN
 from new_engine import Doubled
@@ -200,3 +201,16 @@ def test_gradient_flow_trains_draws_and_reports(tmp_path, capsys, monkeypatch):
         assert before.gradient.shape == after.gradient.shape == (7,)
         assert after.error < before.error
     assert capsys.readouterr().out.count("training, error") == 8
+
+
+@pytest.mark.slow
+def test_streaming_writes_with_every_dtype_of_the_weights(capsys):
+    """So many characters each; the weights' dtype changes the bits of a character by little."""
+    corpus = text.Corpus(text.read_text(None)[:40_000])
+    model = language_model.build(language_model.Plan(None, "lstm", "auto", 1, corpus.vocabulary))
+    rows = streaming.compare(model, corpus, 20)
+    written = capsys.readouterr().out
+    assert list(rows) == list(streaming.STORED)
+    for name, row in rows.items():
+        assert len(written.partition(f"\n{name}: {streaming.PROMPT}")[2]) >= 20
+        assert abs(row.bits_per_character - rows["float32"].bits_per_character) < 0.01
