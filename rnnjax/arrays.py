@@ -60,6 +60,11 @@ State: TypeAlias = PyTree[Any]  # what the next step needs, nothing else
 States: TypeAlias = PyTree[Any]  # a state over time: a leading axis T on every leaf
 
 
+def count_steps(tree: PyTree[Shaped]) -> int:
+    """T of arrays over time."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
 def carry_dtype(dtype: DType) -> jnp.dtype:
     """The dtype a state is carried in: float32 for anything narrower, else `dtype` itself."""
     dtype = jnp.dtype(dtype)

@@ -229,6 +229,14 @@ def probability(name: str, value: object, of: str = DROPPING) -> float:
     return rate
 
 
+def nonnegative(name: str, value: object, means: str, of: str) -> float:
+    """`value` as a float. Raises unless it is finite and 0 or more."""
+    amount = number(name, value, means)
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"{name}: expected {means}, 0 or more and finite, got {value!r}. Pass 0 for no {of}")
+    return amount
+
+
 def _got(value: Any) -> str:
     """A value as a message shows it: an array by its dtype and shape, on one line."""
     return show(value) if eqx.is_array_like(value) and np.ndim(value) else repr(value)

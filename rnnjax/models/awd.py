@@ -1,6 +1,6 @@
 """AWD-LSTM: how Merity, Keskar & Socher regularise a language model."""
 
-from typing import Any, cast
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -54,7 +54,10 @@ def awd_loss(
     weight_dropout = check.probability("weight_dropout", weight_dropout)
     embedding_dropout = check.probability("embedding_dropout", embedding_dropout)
     output_dropout = check.probability("output_dropout", output_dropout)
-    alpha, beta = _strength("activation", activation), _strength("temporal", temporal)
+    alpha, beta = (
+        check.nonnegative(name, value, "the weight of a penalty", "penalty")
+        for name, value in (("activation", activation), ("temporal", temporal))
+    )
     keys = None
     if key is not None:
         weights_key, words_key, streams_key = jax.random.split(key, 3)
@@ -82,13 +85,3 @@ def _drop_words(model: LanguageModel, rate: float, key: PRNGKeyArray) -> Languag
     parts = lambda model: (model.embedding.weight, model.output.weight)  # noqa: E731
     dropped = drop_embedding(embedding, rate, key=key), embedding if weight is None else weight
     return eqx.tree_at(parts, model, dropped, is_leaf=lambda leaf: leaf is None)
-
-
-def _strength(name: str, value: Any) -> float:
-    """`value` as a float. Raises unless it can be the weight of a penalty."""
-    strength = check.number(name, value, "the weight of a penalty")
-    if not 0 <= strength < float("inf"):
-        raise ValueError(
-            f"{name}: expected the weight of a penalty, 0 or more and finite, got {value!r}. Pass 0 for no penalty"
-        )
-    return strength

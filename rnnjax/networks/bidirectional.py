@@ -11,7 +11,7 @@ from ..arrays import PyTree, State
 from ..named import named
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
-from .layer import Layer, check_fit, check_layer
+from .layer import AbstractWrapper, Layer, check_fit, check_layer
 from .merge import Directions, concatenate
 
 
@@ -55,7 +55,7 @@ class Bidirectional(AbstractNetwork):
         return Directions(forward, backward), options.over_time(self.merge, forward_ys, backward_ys)
 
 
-class Reversed(AbstractNetwork):
+class Reversed(AbstractWrapper):
     """A layer that runs from the end of the valid steps to their start, with outputs in time order.
 
     A reset at t starts a new sequence at t here as elsewhere: coming from the right, the layer is reset before it
@@ -64,18 +64,6 @@ class Reversed(AbstractNetwork):
     """
 
     layer: Layer
-
-    def __check_init__(self):
-        check_layer("layer", self.layer)
-
-    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
-        return self.layer.input_type()
-
-    def initial(self) -> State:
-        return self.layer.initial()
-
-    def hidden(self, state: State) -> Array | None:
-        return self.layer.hidden(state)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         ends = None if options.resets is None else jnp.roll(options.resets, -1).at[-1:].set(False)

@@ -1,11 +1,36 @@
 """A layer: a cell or a network within a larger network."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
+from jaxtyping import Array
 
 from .. import check
-from ..arrays import PyTree
-from ..network import Layer
+from ..arrays import PyTree, State
+from ..network import AbstractNetwork, Layer
 from ..unroll import unroll
+
+
+class AbstractWrapper(AbstractNetwork):
+    """A network of one layer, with the layer's inputs and states.
+
+    Subclass requirements: the field below, and `run`.
+    """
+
+    layer: eqx.AbstractVar[Any]
+
+    def __check_init__(self):
+        check_layer("layer", self.layer)
+
+    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
+        return self.layer.input_type()
+
+    def initial(self) -> State:
+        return self.layer.initial()
+
+    def hidden(self, state: State) -> Array | None:
+        return self.layer.hidden(state)
 
 
 def check_layer(name: str, layer: object) -> None:
