@@ -115,7 +115,7 @@ MUTATIONS = (
         "checkpointed_keeps_all",
         "rnnjax/engines/checkpointed.py",
         "jax.lax.scan(jax.checkpoint(partial(run_segment, self.segment))",
-        "jax.lax.scan(jax.jit(partial(run_segment, segment))",
+        "jax.lax.scan(jax.jit(partial(run_segment, self.segment))",
         "test_memory",
     ),
     Mutation(  # a reset leads to zero, and not to the initial state that was learned (a mark, too)
