@@ -15,7 +15,7 @@ from .engine import AbstractEngine, Plan, check_engine
 from .engines.auto import Auto
 from .engines.scan import Scan
 from .function import StepFunction
-from .network import AbstractNetwork, Layer
+from .network import Layer
 from .refusal import Refusal
 from .unroll import unroll
 
@@ -119,7 +119,7 @@ class Recorder(AbstractEngine):
 def _places(part: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The cells and networks in `part` with the paths to them, itself first."""
     yield path, part
-    is_inner = lambda node: node is not part and isinstance(node, AbstractCell | AbstractNetwork)  # noqa: E731
+    is_inner = lambda node: node is not part and isinstance(node, Layer)  # noqa: E731
     for keys, node in jax.tree_util.tree_flatten_with_path(part, is_leaf=is_inner)[0]:
         if is_inner(node):
             yield from _places(node, (path + jax.tree_util.keystr(keys)).removeprefix("."))

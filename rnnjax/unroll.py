@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
 from . import check
-from .arrays import IntegerLike, PyTree, State, select
+from .arrays import IntegerLike, PyTree, State, count_steps, select
 from .cell import AbstractCell, describe
 from .checked import Checked
 from .compiled import compiled
@@ -88,9 +88,8 @@ def unroll(
     """
     check_engine(engine)
     check.flags(reverse=reverse)
-    is_part = isinstance(cell, AbstractCell | AbstractNetwork)
-    xs = check.inputs(xs, cell.input_type(), describe(cell)) if is_part else check.sequence(xs)
-    T = jax.tree.leaves(xs)[0].shape[0]
+    xs = check.inputs(xs, cell.input_type(), describe(cell)) if isinstance(cell, Layer) else check.sequence(xs)
+    T = count_steps(xs)
     options = Options(check.length(length, T), check.resets(resets, T), engine, key)
     if isinstance(cell, AbstractNetwork):
         return _unroll(partial(_run_network, cell, state), describe(cell), xs, options, reverse)
@@ -111,7 +110,7 @@ def _unroll(
 ) -> tuple[State, PyTree[Array]]:
     """`run` of checked inputs in running order: safe values in ignored steps before it, zeros there after it."""
     length, resets = options.length, options.resets
-    T = jax.tree.leaves(xs)[0].shape[0]
+    T = count_steps(xs)
     xs = fill(xs, length, T)
     if resets is not None and length is not None:
         resets = resets & counted(length, T)
@@ -148,7 +147,7 @@ def _run(
     cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
 ) -> tuple[State, PyTree[Array]]:
     """Run one cell in running order. What is not finite is kept apart where a reset may end its influence."""
-    if jax.tree.leaves(xs)[0].shape[0] == 0:
+    if count_steps(xs) == 0:
         return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
     plan = plan_or_raise(engine, cell, xs)
     if marks.resets is None:

@@ -9,13 +9,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import flat
-from ..arrays import PyTree, State
+from ..arrays import PyTree, State, count_steps
 from ..cell import AbstractCell
 from ..checked import Checked
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from .trajectory import befores, check_lags, enter, steps, vector_step
+from .trajectory import befores, check_lags, enter, vector_step
 
 FINITE = "the Jacobian of a step is not finite: state, inputs or weights are NaN or have overflowed by then. Shorten xs"
 
@@ -62,7 +62,7 @@ def product_norms(
     arguments as in `jacobians`; `lags=None` goes back to the start. Infinite where a norm is too large for its dtype.
     """
     state, xs = enter(cell, state, xs)
-    T = steps(xs)
+    T = count_steps(xs)
     lags = check_lags(lags, T)
     us, states = cell.project(xs), befores(cell, state, xs, engine)
     recent = jax.tree.map(lambda leaf: leaf[T - lags :], (us, states))

@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import flat
-from ..arrays import DType, PyTree, State
+from ..arrays import DType, PyTree, State, count_steps
 from ..cell import AbstractCell
 from ..checked import Checked
 from ..compiled import compiled
 from .jacobian import FINITE
-from .trajectory import enter, steps, vector_step
+from .trajectory import enter, vector_step
 
 OVERFLOWN = f"{FINITE}, or pass a smaller every: columns grow or turn parallel between two orthogonalisations"
 
@@ -46,7 +46,7 @@ def lyapunov_exponents(
     No Jacobian is built: a step is pushed forward along `count` columns. Raises, at run time, if one is not finite.
     """
     state, xs = enter(cell, state, xs)
-    T, D = steps(xs), flat.pack(state).size
+    T, D = count_steps(xs), flat.pack(state).size
     count = D if count is None else count
     if not isinstance(count, int | np.integer) or not 1 <= count <= D:
         raise ValueError(
@@ -85,7 +85,7 @@ def _exponents(cell: Any, state: State, us: Any, columns: Array, skip: int, ever
     if skip:
         warm = jax.tree.map(lambda leaf: leaf[:skip, None], us)
         (state, columns), _ = jax.lax.scan(stretch, (state, columns), warm)
-    groups = (steps(us) - skip) // every
+    groups = (count_steps(us) - skip) // every
     counted = jax.tree.map(lambda leaf: leaf[skip : skip + groups * every].reshape(groups, every, *leaf.shape[1:]), us)
     _, logarithms = jax.lax.scan(stretch, (state, columns), counted)
     return jnp.sort(logarithms.mean(0) / every, descending=True)

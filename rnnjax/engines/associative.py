@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States, Units, UnitsOverTime, leading, select
+from ..arrays import PyTree, Shaped, State, States, Units, UnitsOverTime, count_steps, leading, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..check import flags, show
 from ..engine import AbstractEngine, Plan, refuse_symbolic
@@ -64,7 +64,7 @@ class Associative(AbstractEngine):
         symbolic = refuse_symbolic("Associative", cell, xs)
         if symbolic is not None:
             return symbolic
-        compiled = self.block is None and cpu.pays_for(jax.tree.leaves(xs)[0].shape[0])
+        compiled = self.block is None and cpu.pays_for(count_steps(xs))
         return AssociativePlan(self.block, self.pallas, axis, compiled)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..arrays import PyTree, Shaped, State, States, widen
+from ..arrays import PyTree, Shaped, State, States, count_steps, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
 from ..marks import Marks
@@ -38,7 +38,7 @@ class Checkpointed(AbstractEngine):
         symbolic = refuse_symbolic("Checkpointed", cell, xs)
         if symbolic is not None:
             return symbolic
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         return CheckpointedPlan(min(self.segment or math.isqrt(T - 1) + 1, T)).over_parts(axis)
 
 
@@ -52,7 +52,7 @@ class CheckpointedPlan(Plan):
         return f"Checkpointed: step by step, in segments of {self.segment} steps that the gradient computes again"
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         whole = T - T % self.segment
         inputs = xs, marks.over_time(T)
         wide, narrow = widen(cell)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States, by_gate, by_head, carry_dtype, cast
+from ..arrays import PyTree, Shaped, State, States, by_gate, by_head, carry_dtype, cast, count_steps
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.recurrence import primitive
@@ -70,7 +70,7 @@ class Fused(AbstractEngine):
         if reason is not None:
             return Refusal(f"Fused cannot run {describe(cell)}: {reason}. Use Scan().")
         assert isinstance(cell, AbstractGatedCell)
-        steps = jax.tree.leaves(xs)[0].shape[0]
+        steps = count_steps(xs)
         for name, size, unit in (("min_steps", steps, "steps"), ("min_units", cell.hidden_size, "units")):
             if size < getattr(self, name):
                 least = getattr(self, name)

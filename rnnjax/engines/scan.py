@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States
+from ..arrays import PyTree, Shaped, State, States, count_steps
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, steps_of
 from ..marks import Marks
@@ -45,6 +45,6 @@ class ScanPlan(Plan):
         return "Scan: step by step" + (f", {self.unroll} steps to a turn of the loop" if self.unroll > 1 else "")
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         inputs = cell.project(xs), marks.over_time(T)
         return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, inputs, unroll=self.unroll)

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States, widen
+from ..arrays import PyTree, Shaped, State, States, count_steps, widen
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan
 from ..marks import Marks
@@ -66,7 +66,7 @@ class Sharded(AbstractEngine):
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         if axis is not None:
             return Refusal(f"Sharded cannot run {describe(cell)} on a part of time, which it makes itself. Use Scan().")
-        steps = -(-jax.tree.leaves(xs)[0].shape[0] // self.mesh.shape[self.axis])
+        steps = -(-count_steps(xs) // self.mesh.shape[self.axis])
         part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape[1:]), leaf.dtype), xs)
         plan = self.engine.plan(cell, part, self.axis)
         if isinstance(plan, Refusal):
@@ -95,7 +95,7 @@ class ShardedPlan(Plan):
         return self.part.notes
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         spare = -T % self.mesh.shape[self.axis]
         if spare:
             length = jnp.asarray(T) if marks.length is None else marks.length
@@ -111,7 +111,7 @@ class ShardedPlan(Plan):
 
         def run_part(arrays: Any, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
             if marks.length is not None:
-                steps = jax.tree.leaves(xs)[0].shape[0]
+                steps = count_steps(xs)
                 first = jax.lax.axis_index(self.axis) * steps
                 marks = marks._replace(length=jnp.clip(marks.length - first, 0, steps))
             last, states = self.part.run(narrow(eqx.combine(arrays, static)), state, xs, marks)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ... import check
-from ...arrays import DType, IntegerLike, PyTree, Shaped, State
+from ...arrays import DType, IntegerLike, PyTree, Shaped, State, count_steps
 from ...cell import AbstractCell, AbstractLinearCell, describe
 from ...checked import Checked
 from ...engine import AbstractEngine, Plan, plan_or_raise, refuse_symbolic
@@ -84,7 +84,7 @@ class Newton(AbstractEngine):
         state = jax.eval_shape(cell.initial)
         reason = _misfit(cell, state)
         if reason is None:
-            reason = self.jacobian.refusal(state, jax.tree.leaves(xs)[0].shape[0], self.damping is not None)
+            reason = self.jacobian.refusal(state, count_steps(xs), self.damping is not None)
         if reason is not None:
             return Refusal(f"Newton cannot run {describe(cell)}: {reason}.")
         epsilon = float(jnp.finfo(jax.tree.leaves(state)[0].dtype).eps)
@@ -108,7 +108,7 @@ class Newton(AbstractEngine):
         if not isinstance(cell, AbstractCell):
             raise TypeError(f"cell: expected a cell, got {describe(cell)}. Solve for each cell of a network apart")
         xs = check.inputs(xs, cell.input_type(), describe(cell))
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         if T == 0:
             raise ValueError("xs: expected at least one step, got T=0. Pass a longer sequence")
         plan = plan_or_raise(self, cell, xs)

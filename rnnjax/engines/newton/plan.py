@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from ...arrays import PyTree, State, States, select
+from ...arrays import PyTree, State, States, count_steps, select
 from ...cell import AbstractCell, describe
 from ...engine import Plan
 from ...marks import Marks, quarantine
@@ -36,7 +36,7 @@ class NewtonPlan(Plan):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         if self.settings.axis is not None:
             return self._run(cell, state, xs, marks)
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
         safe = quarantine(xs, state, marks.length, resets, marks.initial)
         last, states = self._run(cell, safe.state, safe.xs, marks)
@@ -48,7 +48,7 @@ class NewtonPlan(Plan):
 
     def solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, *, fall_back: bool) -> Solution:
         """The solution, of which nothing is known to converge."""
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         problem = Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(T))
         return trajectory(problem, settings=self.settings, fall_back=fall_back)
 
