@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
+from .. import check
 from ..arrays import PyTree, Shaped, State, States, count_steps
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, steps_of
@@ -15,20 +16,17 @@ from ..refusal import Refusal
 
 
 class Scan(AbstractEngine):
-    """`jax.lax.scan`: any cell, compile time flat in T. The engine that the others are measured and tested against.
+    """`jax.lax.scan`: any cell; compile time does not grow with T. The baseline of the tests and the benchmarks.
 
-    The gradient keeps what every step computed: memory of about T times the gates. Where that is too much, take
-    `Checkpointed`. `unroll` steps are compiled into one turn of the loop.
+    For the gradient every step's intermediate results are stored: memory of about T times the gates. If that is too
+    much, use `Checkpointed`. `unroll` steps are compiled into one turn of the loop.
     """
 
     unroll: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
-        if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
-            raise ValueError(
-                f"unroll: expected a positive number of steps, got {self.unroll!r}. "
-                "Pass 1 for one step in each turn of the loop"
-            )
+        remedy = "Pass 1 for one step in each turn of the loop"
+        check.positive("unroll", self.unroll, "a positive number of steps", remedy)
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         del cell, xs

@@ -1,7 +1,7 @@
 """How a recurrence is divided among a cluster of blocks that share a head.
 
-A block owns `width` units of a head, all their gates, in a tile of sequences. Its part of R stays in its shared memory;
-at every step it needs the whole h (or all gate cotangents) of the tile, which it reads back chunk by chunk.
+A block computes all gates of `width` units of a head, for a tile of sequences. Its part of R stays in its shared
+memory; at every step it needs the whole h (or all gate cotangents) of the tile, which it reads chunk by chunk.
 """
 
 from typing import Any, NamedTuple

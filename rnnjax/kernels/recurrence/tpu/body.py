@@ -1,4 +1,4 @@
-"""What the TPU kernel does with one block of time: both halves, step by step, the states in a scratch of vector memory.
+"""The TPU kernel on one block of time: both halves, step by step, with the states in a scratch of vector memory.
 
 The blocks are references [steps, C, rows, units], [fields, rows, units] or [rows, 1]; `carry` is the scratch.
 """
@@ -18,7 +18,7 @@ TIME = 3  # the axis of the grid
 
 
 def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Reference) -> None:
-    """Steps onward; `used_outputs` says of which fields the states are written, `marked` whether there are resets."""
+    """The steps in order; the states of the fields in `used_outputs` are written; `marked`: there are resets."""
     us, R, unit_parameters, initial, state, length, resets, *states, last, carry = blocks
     _start((carry, state))
     first = pallas.program_id(TIME) * us.shape[0]
@@ -45,7 +45,7 @@ def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Ref
 
 
 def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Reference) -> None:
-    """Steps in reverse; `given` says of which fields there are cotangents, `marked` whether there are resets."""
+    """The steps in reverse; the fields in `given` have cotangents; `marked`: there are resets."""
     pre_activations, previous_states, *dgiven = blocks[: 2 + sum(given)]
     R, unit_parameters, dlast, length, resets, dpre_activations, dunit_parameters, dinitial, dstate, carry = blocks[
         2 + sum(given) :
@@ -95,7 +95,7 @@ def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Reference
 
 
 def _start(*pairs: tuple[Any, Any]) -> None:
-    """At the first block of time of these sequences, fill the first of each pair with the second, or with zeros."""
+    """At the first block of time, fill the first of each pair with the second, or with zeros."""
 
     @pallas.when(pallas.program_id(TIME) == 0)
     def _() -> None:
@@ -113,7 +113,7 @@ def _each(
 
 
 def _is_reset(resets: Any, t: Array) -> Array:
-    """Before which rows of a step the state is reset."""
+    """The rows whose state is reset before step `t`."""
     return ((resets[...] >> t) & 1) != 0
 
 
@@ -122,5 +122,5 @@ def _chosen(condition: Array, one: Sequence[Array], other: Sequence[Array]) -> l
 
 
 def _wide(vectors: Any, like: Array) -> list[Array]:
-    """Vectors of all rows, as the elementwise step asks for them."""
+    """Vectors, broadcast to all rows."""
     return [jnp.broadcast_to(vector, like.shape) for vector in list(vectors[...])]
