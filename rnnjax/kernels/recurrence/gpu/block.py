@@ -53,7 +53,7 @@ class Block(AbstractStrategy):
         )
 
     def tile(self, heads: int, sequences: int) -> Tile:
-        """Few sequences in a tile, so that many blocks share the work; more if there are more blocks than processors."""
+        """Few sequences in a tile, so that many blocks share the work; more if blocks outnumber the multiprocessors."""
         rows = NARROWEST
         while (
             rows < sequences
@@ -124,7 +124,7 @@ class Block(AbstractStrategy):
 
 
 def _shared(weights: Weights, sequences: Sequences) -> Shared:
-    """The arrays that all sequences share; a row of zeros if there are no unit parameters, since no array may be empty."""
+    """The arrays that all sequences share. No array may be empty: a row of zeros stands for no unit parameters."""
     unit_parameters = weights.unit_parameters
     unit_parameters = (
         unit_parameters

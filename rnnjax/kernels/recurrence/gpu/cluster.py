@@ -144,7 +144,7 @@ class _Sizes(NamedTuple):
     device: Device
 
     def width(self, units: int) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
-        """The most units of a block for a head of `units`, and chunk and slots of each half; None if it does not fit."""
+        """The most units of a block for a head of `units`, and chunk and slots of each half; None if none fits."""
         for width in (64, 48, 32, 16):
             if units % width == 0 and 2 <= units // width <= LARGEST and self.gates * width <= WIDEST:
                 rings = self.rings(units, width)

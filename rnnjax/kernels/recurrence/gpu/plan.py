@@ -1,4 +1,4 @@
-"""The plan of the GPU kernel for one cell: its strategy runs the loop over time; the large products are outside of it."""
+"""The plan of the GPU kernel: its strategy runs the loop over time, and the large products are outside of it."""
 
 from dataclasses import dataclass, field
 from functools import partial
