@@ -32,7 +32,7 @@ class Marks(NamedTuple):
 
     def over_time(self, T: int) -> StepMarks:
         """The marks of all steps, to be scanned together with the inputs."""
-        return StepMarks(None if self.length is None else ~counted(self.length, T), self.resets)
+        return StepMarks(None if self.length is None else ~valid_steps(self.length, T), self.resets)
 
 
 def valid_steps(length: Length, T: int) -> Flags:
@@ -44,7 +44,7 @@ def blank(tree: PyTree, length: Length | None, T: int) -> PyTree:
     """`tree` over time with zeros at ignored steps, which are those from `length` on."""
     if length is None:
         return tree
-    return select(counted(length, T), tree, jax.tree.map(jnp.zeros_like, tree))
+    return select(valid_steps(length, T), tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 def fill(tree: PyTree, length: Length | None, T: int) -> PyTree:
@@ -58,7 +58,7 @@ def fill(tree: PyTree, length: Length | None, T: int) -> PyTree:
     def leaf(values: Array) -> Array:
         first = jax.lax.stop_gradient(values[:1])
         safe = jnp.where(length > 0, first, jnp.zeros_like(first))
-        return select(counted(length, T), values, jnp.broadcast_to(safe, values.shape))
+        return select(valid_steps(length, T), values, jnp.broadcast_to(safe, values.shape))
 
     return jax.tree.map(leaf, tree)
 
@@ -92,7 +92,7 @@ def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: F
     bad_state = jnp.asarray([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state) if _inexact(leaf)]).any()
     steps = jnp.arange(T)
     last_reset = jax.lax.cummax(jnp.where(resets, steps, -1))
-    seen = bad if length is None else bad & counted(length, T)  # ignored steps have no effect
+    seen = bad if length is None else bad & valid_steps(length, T)  # ignored steps have no effect
     last_bad = jax.lax.cummax(jnp.where(seen, steps, jnp.where(bad_state, -1, -2)))
     touched = last_bad >= last_reset
     return Quarantine(

@@ -17,7 +17,7 @@ from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise
 from .engines.auto import Auto
 from .function import StepFunction, as_cell
-from .marks import Marks, blank, counted, fill, flip, mark_touched, quarantine
+from .marks import Marks, blank, fill, flip, mark_touched, quarantine, valid_steps
 from .network import AbstractNetwork, Layer, Options
 
 S = TypeVar("S")
@@ -113,7 +113,7 @@ def _unroll(
     T = count_steps(xs)
     xs = fill(xs, length, T)
     if resets is not None and length is not None:
-        resets = resets & counted(length, T)
+        resets = resets & valid_steps(length, T)
     if reverse:
         xs, resets = flip((xs, resets), length)
     with jax.named_scope(name):

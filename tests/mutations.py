@@ -62,7 +62,7 @@ MUTATIONS = (
     Mutation(  # a NaN in the first step, which fills the padding, spoils the last state past the reset that ends it
         "padding_counts_as_bad",
         "rnnjax/marks.py",
-        "seen = bad if length is None else bad & counted(length, T)",
+        "seen = bad if length is None else bad & valid_steps(length, T)",
         "seen = bad",
         "test_unroll and padding",
     ),

@@ -26,7 +26,7 @@ class S5(AbstractStateSpaceCell):
     in two parts, so that any optimiser is right. There is no bias, and no nonlinearity: put one between layers.
     """
 
-    counted = 2.0
+    multiplicity = 2.0
 
     input_weight: InputWeight
     output_weight: OutputWeight

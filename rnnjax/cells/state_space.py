@@ -15,7 +15,7 @@ OutputWeight = Float[Array, "PH O"]  # P = 2 parts
 
 
 class AbstractStateSpaceCell(AbstractLinearCell):
-    """A linear cell of complex units, read out by y_t = counted * Re(C h_t) + D x_t.
+    """A linear cell of complex units, read out by y_t = multiplicity * Re(C h_t) + D x_t.
 
     A complex weight is kept as a real one, its real part and then its imaginary part: B is [I, 2 H], C is [2 H, O], and
     a learned initial state is [2 H]. So every leaf is real, and any optimiser is right for it: the gradient that JAX
@@ -25,7 +25,7 @@ class AbstractStateSpaceCell(AbstractLinearCell):
     Subclass requirements: the fields below, and `coefficients`.
     """
 
-    counted: ClassVar[float] = 1.0  # how often a unit counts in y: twice where it stands for its conjugate, too
+    multiplicity: ClassVar[float] = 1.0  # of a unit in y: two if it stands for its complex conjugate, too
 
     input_weight: eqx.AbstractVar[InputWeight]  # B
     output_weight: eqx.AbstractVar[OutputWeight]  # C
@@ -47,7 +47,7 @@ class AbstractStateSpaceCell(AbstractLinearCell):
     def readout(self, states: Hidden, xs: Inputs) -> Float[Array, "T O"]:
         dtype, carried = self.output_weight.dtype, carry_dtype(self.output_weight.dtype)
         parts = jnp.concatenate([states.h.real, -states.h.imag], axis=-1).astype(dtype)
-        ys = self.counted * jnp.matmul(parts, self.output_weight, preferred_element_type=carried)
+        ys = self.multiplicity * jnp.matmul(parts, self.output_weight, preferred_element_type=carried)
         if self.skip is not None:
             ys = ys + self.skip.astype(carried)[None] * xs.astype(carried)
         return ys.astype(dtype)

@@ -86,8 +86,8 @@ def _exponents(cell: Any, state: State, us: Any, columns: Array, skip: int, ever
         warm = jax.tree.map(lambda leaf: leaf[:skip, None], us)
         (state, columns), _ = jax.lax.scan(stretch, (state, columns), warm)
     groups = (count_steps(us) - skip) // every
-    counted = jax.tree.map(lambda leaf: leaf[skip : skip + groups * every].reshape(groups, every, *leaf.shape[1:]), us)
-    _, logarithms = jax.lax.scan(stretch, (state, columns), counted)
+    measured = jax.tree.map(lambda leaf: leaf[skip : skip + groups * every].reshape(groups, every, *leaf.shape[1:]), us)
+    _, logarithms = jax.lax.scan(stretch, (state, columns), measured)
     return jnp.sort(logarithms.mean(0) / every, descending=True)
 
 

@@ -14,7 +14,7 @@ from ..checked import Checked
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..marks import counted
+from ..marks import valid_steps
 from ..named import named
 from ..network import Layer
 from ..unroll import unroll
@@ -100,7 +100,7 @@ class Seq2Seq(eqx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         S = len(source) if jnp.ndim(source) else 0
         length = check.length(length, S)
-        valid = jnp.ones(S, bool) if length is None else counted(length, S)
+        valid = jnp.ones(S, bool) if length is None else valid_steps(length, S)
         xs = self._drop(self.source_embedding(source, name="source", valid=valid), keys[0])
         last, ys = unroll(self.encoder, None, xs, length=length, engine=engine, key=keys[1])
         visible = valid if mask is None else valid & check_mask(mask, S)

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..arrays import PyTree
-from ..marks import counted
+from ..marks import valid_steps
 from .tokens import check_tokens
 
 
@@ -33,7 +33,7 @@ def target_loss(
     keys = None if key is None else jax.random.split(key, target.shape[0])
 
     def one(source: Any, target: Array, length: Array, key: PRNGKeyArray | None) -> tuple[Array, Array]:
-        valid = counted(length.astype(int), T + 1)[1:]  # from an unsigned length 1 could not be taken
+        valid = valid_steps(length.astype(int), T + 1)[1:]  # from an unsigned length 1 could not be taken
         fed, labels = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
         labels = check_tokens("target", labels, vocabulary_size)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits(source, fed, key), labels)

@@ -87,8 +87,8 @@ class RGLRU(AbstractNetwork):
         coefficients = options.over_time(self._coefficients, xs, first)
         recurrence = LinearRecurrence(Hidden(self.initial().h))
         after, ys = unroll(recurrence, Hidden(state.h), coefficients, **options._asdict())
-        taken = jnp.asarray(T if options.length is None else options.length) > 0
-        return RGLRUState(after.h, state.begun | taken), ys.astype(self.decay.dtype)
+        any_valid = jnp.asarray(T if options.length is None else options.length) > 0
+        return RGLRUState(after.h, state.begun | any_valid), ys.astype(self.decay.dtype)
 
     def _coefficients(self, xs: Inputs, first: Flags) -> tuple[UnitsOverTime, UnitsOverTime]:
         carried = carry_dtype(self.decay.dtype)

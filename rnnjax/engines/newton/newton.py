@@ -13,7 +13,7 @@ from ...arrays import DType, IntegerLike, PyTree, Shaped, State, count_steps
 from ...cell import AbstractCell, AbstractLinearCell, describe
 from ...checked import Checked
 from ...engine import AbstractEngine, Plan, plan_or_raise, refuse_symbolic
-from ...marks import Marks, counted, fill
+from ...marks import Marks, fill, valid_steps
 from ...refusal import Refusal
 from .dense import Dense
 from .jacobian import AbstractJacobian
@@ -115,7 +115,7 @@ class Newton(AbstractEngine):
         state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
         length, resets = check.length(length, T), check.resets(resets, T)
         if resets is not None and length is not None:
-            resets = resets & counted(length, T)
+            resets = resets & valid_steps(length, T)
         marks = Marks(length, resets, cell.initial())
         return plan.solve(cell, state, fill(xs, length, T), marks, fall_back=False)
 

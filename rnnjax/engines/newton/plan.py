@@ -42,9 +42,9 @@ class NewtonPlan(Plan):
         last, states = self._run(cell, safe.state, safe.xs, marks)
         if marks.length is None:
             return _spoil(safe.last_touched, last), _spoil(safe.touched, states)
-        taken = marks.length > 0
-        last = select(taken, _spoil(safe.last_touched & taken, last), state)
-        return last, _spoil(safe.touched & taken, states)
+        any_valid = marks.length > 0
+        last = select(any_valid, _spoil(safe.last_touched & any_valid, last), state)
+        return last, _spoil(safe.touched & any_valid, states)
 
     def solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, *, fall_back: bool) -> Solution:
         """The solution, of which nothing is known to converge."""

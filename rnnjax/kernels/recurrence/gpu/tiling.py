@@ -14,7 +14,7 @@ from ...pallas import pallas
 
 ROWS = 64  # sequences that a product in matrix units takes; a tile has at most as many
 NARROWEST = 16  # of a block's units
-WIDEST = 128  # of a block's units, all gates counted: with more, the sums would not stay in registers
+WIDEST = 128  # of a block's units, over all gates: with more, the sums would not stay in registers
 MOST_BARRIERS = 32  # of one kind, and so of slots
 SPARE = 1024  # bytes of shared memory for barriers and alignment
 
