@@ -1,4 +1,4 @@
-"""The engine `Unrolled`: a Python loop, every step a piece of the compiled program."""
+"""The engine `Unrolled`: a Python loop, where every step is a part of the compiled program."""
 
 from dataclasses import dataclass
 

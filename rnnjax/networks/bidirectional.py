@@ -44,7 +44,7 @@ class Bidirectional(AbstractNetwork):
         return Directions(self.forward.initial(), self.backward.initial())
 
     def hidden(self, state: Directions) -> Array | None:
-        """Those of both directions, side by side."""
+        """Those of both directions, concatenated."""
         forward, backward = self.forward.hidden(state.forward), self.backward.hidden(state.backward)
         return None if forward is None or backward is None else jnp.concatenate([forward, backward])
 
@@ -58,9 +58,9 @@ class Bidirectional(AbstractNetwork):
 class Reversed(AbstractWrapper):
     """A layer that runs from the end of the valid steps to their start, with outputs in time order.
 
-    A reset at t starts a new sequence at t here as elsewhere: coming from the right, the layer is reset before it
-    enters t - 1. (`unroll(..., reverse=True)` takes resets as they are, before step t in running order.) The layer
-    reads from the end, so a sequence fed in chunks is not the sequence fed whole.
+    As elsewhere, a reset at t starts a new sequence at t: since the layer runs from the end, it is reset before step
+    t - 1. (`unroll(..., reverse=True)` applies resets as they are, before step t in running order.) Since the layer
+    runs from the end, feeding a sequence in chunks does not give the same result as feeding it whole.
     """
 
     layer: Layer

@@ -25,12 +25,12 @@ class Connected(AbstractWrapper):
 
 
 def residual(layer: Layer) -> Connected:
-    """`ys = xs + layer(xs)`. Raises a ValueError where outputs are not of the type of the inputs."""
+    """`ys = xs + layer(xs)`. Raises a ValueError unless outputs have the shape and dtype of the inputs."""
     check_layer("layer", layer)
     check_fit("layer", layer.input_type(), output_type(layer))
     return Connected(layer, add)
 
 
 def skip(layer: Layer) -> Connected:
-    """`ys = [xs, layer(xs)]`: the layers above see the inputs too (Graves 2013, arXiv:1308.0850)."""
+    """`ys = [xs, layer(xs)]`: the layers above get the inputs, too (Graves 2013, arXiv:1308.0850)."""
     return Connected(layer, concatenate)

@@ -43,7 +43,7 @@ def check_layer(name: str, layer: object) -> None:
 
 
 def check_fit(name: str, expected: PyTree[jax.ShapeDtypeStruct], got: PyTree[jax.ShapeDtypeStruct]) -> None:
-    """Raise unless a layer takes the inputs that it is fed."""
+    """Raise unless a layer takes inputs of the given type."""
     if expected != got:
         raise ValueError(
             f"{name}: expected inputs {check.show(expected)} at each step, got {check.show(got)}. "

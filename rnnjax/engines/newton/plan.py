@@ -1,4 +1,4 @@
-"""How `Newton` runs one cell: the trajectory as a solution, and NaN where there is none to be solved for."""
+"""The plan of `Newton` for one cell: all states as a solution, and NaN from the first value that is not finite."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class NewtonPlan(Plan):
         return last, _spoil(safe.touched & any_valid, states)
 
     def solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, *, fall_back: bool) -> Solution:
-        """The solution, of which nothing is known to converge."""
+        """The solution, which may not have converged."""
         T = count_steps(xs)
         problem = Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(T))
         return trajectory(problem, settings=self.settings, fall_back=fall_back)
@@ -58,7 +58,7 @@ class NewtonPlan(Plan):
         return jax.tree.map(lambda leaf: leaf[-1], states), states
 
     def _insist(self, cell: AbstractCell, solution: Solution) -> States:
-        """The states, once they are known to be a solution."""
+        """The states. Raises at run time unless they have converged."""
         remedies = "raise `iterations`" if self.settings.damping else "pass damping=0.1, raise `iterations`"
         return eqx.error_if(
             solution.states,
@@ -70,7 +70,7 @@ class NewtonPlan(Plan):
 
 
 def _spoil(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree` with NaN where `touched`, in its gradient, too: a product passes it on, which a choice would not."""
+    """`tree` with NaN where `touched`, in its gradient, too: a product with NaN does both, and `where` would not."""
 
     def leaf(values: Array) -> Array:
         if jnp.iscomplexobj(values):
