@@ -48,7 +48,7 @@ def squared_error(ys: Float[Array, "... K"], targets: Float[Array, "... K"]) -> 
 
 
 def _check_shape(name: str, targets: Any, expected: tuple[int, ...]) -> None:
-    """Raise unless the shapes are equal: by broadcasting, [B] and [B, 1] would compare each answer with every target."""
+    """Raise unless the shapes are equal: broadcasting [B] and [B, 1] would compare each answer with every target."""
     if jnp.shape(targets) != expected:
         raise ValueError(
             f"{name}: expected {list(expected)}, by the answers, got {list(jnp.shape(targets))}. "
