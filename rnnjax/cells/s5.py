@@ -13,18 +13,18 @@ from .state_space import AbstractStateSpaceCell, OutputWeight, draw_skip, join, 
 
 
 class S5(AbstractStateSpaceCell):
-    """Smith, Warrington & Linderman 2023, arXiv:2208.04933; the system h' = Lambda h + B x, held between steps (ZOH).
+    """Smith, Warrington & Linderman 2023, arXiv:2208.04933; the system h' = Lambda h + B x, zero-order hold (ZOH).
 
         Lambda = -exp(log_decay) + i frequency           step = exp(log_step), for each unit
         h_t = a * h_{t-1} + (a - 1) / Lambda * (B x_t)        a = exp(Lambda step)
         y_t = 2 Re(C h_t) + D x_t
 
-    The P = hidden_size states are P/2 complex units and their conjugates. The conjugates are not computed: hence the
-    factor of 2 in y. Initially Lambda and its eigenvectors, in whose coordinates B and C are drawn, are those of
-    HiPPO-N, whose states are the coefficients of the past in Legendre polynomials. With `blocks` the initial system
-    consists of that many such systems of P / blocks states each. The logarithm keeps the decay positive; in the paper
-    it may become negative, or is clipped. All weights are real, B and C in two parts, so that any optimiser can be
-    used. There is no bias and no nonlinearity: put one between layers.
+    The P = hidden_size states are P/2 complex units and their conjugates, which are not computed: y has a factor of 2
+    in their place. Initially Lambda and its eigenvectors, in whose coordinates B and C are drawn, are those of HiPPO-N,
+    whose states are the coefficients of the past in Legendre polynomials. With `blocks` the initial system consists of
+    that many such systems of P / blocks states each. The logarithm keeps the decay positive; in the paper it may become
+    negative, or is clipped. All weights are real, B and C in two parts, so that any optimiser can be used. There is no
+    bias and no nonlinearity: put one between layers.
     """
 
     multiplicity = 2.0
@@ -131,6 +131,6 @@ def check_frequencies(frequencies: np.ndarray, dtype: DType) -> None:
     largest = float(jnp.finfo(dtype).max)
     if frequencies.max() > largest:
         raise ValueError(
-            f"dtype: expected one that holds frequencies up to {frequencies.max():.0f}, got {jnp.dtype(dtype)}, which "
-            f"ends at {largest:.0f}. Take bfloat16, or more blocks"
+            f"dtype: expected a range that includes frequencies up to {frequencies.max():.0f}, got {jnp.dtype(dtype)}, "
+            f"which ends at {largest:.0f}. Take bfloat16, or more blocks"
         )

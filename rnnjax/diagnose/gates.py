@@ -36,8 +36,7 @@ def gates(
     state, xs = enter(cell, state, xs)
     if not isinstance(cell, AbstractGatedCell):
         raise TypeError(
-            f"cell: expected an AbstractGatedCell, whose gates are known, got {describe(cell)}. "
-            "Pass a gated cell, such as LSTM or GRU"
+            f"cell: expected an AbstractGatedCell, got {describe(cell)}. Pass a gated cell, such as LSTM or GRU"
         )
 
     def one(inputs: Any) -> Float[Array, "K H"]:

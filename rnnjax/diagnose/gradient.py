@@ -77,7 +77,7 @@ def gradient_by_input(
     xs = check.sequence(xs)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(xs)):
         raise TypeError(
-            f"xs: expected floating arrays, by which to differentiate, got {check.show(xs)}. "
+            f"xs: expected floating arrays, since they are differentiated, got {check.show(xs)}. "
             "Embed tokens first, and pass the vectors"
         )
     if count_steps(xs) == 0:

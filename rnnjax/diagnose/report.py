@@ -108,8 +108,7 @@ def _share_clipped(update_norms: Any, clip: Any) -> float | None:
         )
     if not clip > 0:
         raise ValueError(
-            f"clip: expected the norm that updates were held to, above 0, got {clip}. "
-            "Pass the bound given to optax.clip_by_global_norm"
+            f"clip: expected the clipping norm, above 0, got {clip}. Pass the bound given to optax.clip_by_global_norm"
         )
     return float(np.mean(~(norms <= clip)))
 

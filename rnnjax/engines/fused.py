@@ -130,7 +130,7 @@ def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         return "it needs an AbstractGatedCell"
     for name in ("project", "step"):
         if getattr(type(cell), name) is not getattr(AbstractGatedCell, name):
-            return f"`{name}` is its own, and no kernel would call it"
+            return f"it overrides `{name}`, which kernels do not call"
     dtypes = {leaf.dtype.name for leaf in (cell.input_weight, cell.recurrent_weight, cell.bias) if leaf is not None}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         return f"its weights are {' and '.join(sorted(dtypes))}, and kernels take one of {', '.join(DTYPES)}"
@@ -141,9 +141,9 @@ def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
     if any(leaf.dtype != carry for leaf in state):
         return f"not all its states are {carry}"
     if not _is_hashable(Pointwise.of(cell)):
-        return "a static field of it cannot be hashed, as one that is an array"
+        return "one of its static fields, such as an array, cannot be hashed"
     if any(_explicit(leaf) for leaf in jax.tree.leaves(eqx.filter((cell, xs), eqx.is_array))):
-        return "its arrays are sharded by explicit axes of a mesh, which a kernel sees under jax.shard_map alone"
+        return "its arrays are sharded by explicit axes of a mesh, which kernels support under jax.shard_map only"
     return None
 
 

@@ -1,6 +1,6 @@
 """All imports of Pallas, and the differences between its versions that affect the kernels here.
 
-JAX 0.10  `pallas_call` on CUDA means Mosaic GPU unless `compiler_params` are those of Triton. `mosaic_gpu.load` wants
+JAX 0.10  `pallas_call` on CUDA means Mosaic GPU unless `compiler_params` are those of Triton. `mosaic_gpu.load` takes
           an index, `transpose_ref` transposes a reference, and Mosaic GPU has no emulator yet.
 JAX 0.11  `mosaic_gpu.InterpretGPUParams` emulates blocks, clusters and barriers on a CPU, and detects races. It keeps a
           thread of XLA's pool for each block that waits: with fewer threads than blocks it hangs.

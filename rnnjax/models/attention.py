@@ -153,7 +153,7 @@ def check_mask(mask: Checked[AnyArray], S: int) -> Bool[Array, " S"]:
 def _check_features(name: str, array: Array, size: int) -> None:
     if array.shape[-1] != size:
         raise ValueError(
-            f"{name}: expected {size} features, those its attention was made for, got {array.shape[-1]}. "
+            f"{name}: expected {size} features, the size that its attention was built with, got {array.shape[-1]}. "
             f"Build the score with {name}_size={array.shape[-1]}; Dot needs two equal sizes"
         )
 

@@ -41,7 +41,7 @@ class Bridge(eqx.Module):
         flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(encoded)])
         if flat.size != self.layers[0].in_features:
             raise ValueError(
-                f"encoded: expected {self.layers[0].in_features} numbers in all, as the bridge was made for, "
+                f"encoded: expected {self.layers[0].in_features} numbers in all, the input size of the bridge, "
                 f"got {check.show(encoded)}. Pass one example, and batch with jax.vmap"
             )
         arrays = [

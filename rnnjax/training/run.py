@@ -94,7 +94,7 @@ class Log:
             lock.acquire(blocking=False)
         except Timeout:
             raise FileExistsError(
-                f"folder: expected one that no living run writes to, got {self.folder}, which another run holds. "
+                f"folder: expected a folder that no other run writes to, got {self.folder}, which another run uses. "
                 "Wait for its end, or take another folder; nothing was overwritten"
             ) from None
         self.lock = lock

@@ -64,8 +64,8 @@ class NewtonPlan(Plan):
             solution.states,
             ~solution.converged,
             f"Newton did not solve {describe(cell)} within {self.settings.iterations} iterations: {remedies} or "
-            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve tells the residual; NaN in the weights has "
-            "none",
+            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve returns the residual, which is NaN if weights "
+            "are NaN",
         )
 
 

@@ -19,7 +19,7 @@ LANES = 128
 SUBLANES = 16  # of a tile of bfloat16; one of float32 has half as many
 STREAMED = 4 << 20  # bytes of vector memory for the blocks of time
 TEMPORARY = 48  # arrays [rows, units] of float32 that a step needs beside them, at most
-MOST_ROWS, MOST_STEPS = 256, 32  # of a tile, and of a block: one 32-bit word holds its resets
+MOST_ROWS, MOST_STEPS = 256, 32  # of a tile, and of a block: one 32-bit word has its resets
 
 
 class Layout(NamedTuple):
