@@ -64,7 +64,7 @@ class NewtonPlan(Plan):
             solution.states,
             ~solution.converged,
             f"Newton did not solve {describe(cell)} within {self.settings.iterations} iterations: {remedies} or "
-            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve returns the residual, which is NaN if weights "
+            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve returns the residual; it is NaN if weights "
             "are NaN",
         )
 
