@@ -1,4 +1,4 @@
-"""Four voices: which notes of a chorale sound next, by a recurrent network over piano rolls.
+"""Polyphonic music: the next notes of four-part chorales, by a recurrent network over piano rolls.
 
     RNNJAX_DATA=folder python examples/chorales.py --cell lstm
     python examples/chorales.py                              on rounds, made up here
@@ -29,7 +29,7 @@ PUBLISHED = {"lstm": "8.33 to 8.45", "gru": "8.20 to 8.43", "elman": "8.91"}  # 
 
 
 class Recipe(NamedTuple):
-    """A cell, and how it is trained: chosen by the pieces held out."""
+    """A cell and its hyperparameters, which were chosen on the validation pieces."""
 
     cell: Callable[..., rnnjax.AbstractCell]
     units: int
@@ -42,7 +42,7 @@ class Recipe(NamedTuple):
 
 
 def loud(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Ten times Glorot's weights: of 88 keys four sound, and units that hardly move are slow to learn."""
+    """Ten times Glorot's weights: only four of 88 inputs are 1, and units with small inputs learn slowly."""
     return 10 * rnnjax.initialise.glorot(key, shape, dtype)
 
 
@@ -104,25 +104,25 @@ loss = partial(rnnjax.models.tagger_loss, objective=rnnjax.models.binary_cross_e
 def dropping(
     model: rnnjax.models.Tagger, carry: None, batch: rnnjax.models.Sequences, key: PRNGKeyArray, *, recurrent: float
 ) -> tuple[Array, None]:
-    """The loss of a network that lacks some of its recurrent weights."""
+    """The loss with dropout of recurrent weights."""
     weights_key, pieces_key = jax.random.split(key)
     return loss(rnnjax.regularise.drop_weights(model, recurrent, key=weights_key), carry, batch, pieces_key)
 
 
 def optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    """Adam, whose rate falls to nothing over the steps, and weight decay."""
+    """Adam with weight decay, and a learning rate that decreases to zero."""
     schedule = optax.cosine_decay_schedule(recipe.learning_rate, steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=recipe.weight_decay))
 
 
 @eqx.filter_jit
 def evaluate(model: rnnjax.models.Tagger, pieces: rnnjax.models.Sequences) -> Array:
-    """The loss of all steps of some pieces, nothing dropped."""
+    """The loss of all steps of some pieces, without dropout."""
     return loss(model, None, pieces, None)[0]
 
 
 def read() -> tuple[str, list[rnnjax.models.Sequences]]:
-    """The name of the data; what to train on, to choose by, and to test on."""
+    """The name of the data; the training, validation and test sets."""
     path = data.find("poly_music/JSB_Chorales.mat", "rounds made up here stand in for chorales")
     if path is None:
         random = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def sing(random: np.random.Generator) -> np.ndarray:
 
 
 def pad(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
-    """What sounds at each step and what sounds at the next, as one batch."""
+    """The notes at each step and those at the next, as one batch."""
     lengths = np.array([len(roll) - 1 for roll in rolls])
     batch = np.zeros((len(rolls), lengths.max() + 1, KEYS), np.float32)
     for row, roll in zip(batch, rolls, strict=True):

@@ -4,10 +4,10 @@
     RNNJAX_DATA=folder python examples/mnist1d.py --shuffled        the forty places in another order, one for all
     python examples/mnist1d.py                                      on scikit-learn's digits, row by row
 
-Greydanus & Kobak 2020, arXiv:2011.14439, and the recipe of its notebook: weights as torch draws them, Adam, batches of
-100 in fixed order, a linear layer on the outputs of all steps. 5,110 weights, torch's 24 second biases, of gates that
-have one already, being none here. RNNJAX_DATA is a folder that holds
-mnist1d/mnist1d.npz, the arrays x, y, x_test and y_test of the data set in https://github.com/greydanus/mnist1d.
+Greydanus & Kobak 2020, arXiv:2011.14439, with the recipe of its notebook: weights as torch draws them, Adam, batches of
+100 in fixed order, and a linear layer on the outputs of all steps. There are 5,110 weights, without torch's 24 second
+biases of gates that already have one. RNNJAX_DATA is a folder with mnist1d/mnist1d.npz, the arrays x, y, x_test and
+y_test of the data set in https://github.com/greydanus/mnist1d.
 """
 
 import argparse

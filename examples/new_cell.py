@@ -1,9 +1,9 @@
 """Skeleton of a new cell: copy it, change the equation, and every engine runs it. The tests run this file.
 
-A gated cell is its `pointwise`: what happens unit by unit once `u = W x + b` and `v = R h` are known. The families, and
-what each asks for, are in rnnjax/cell.py; put the finished cell into rnnjax/cells/, export it from rnnjax/__init__.py,
-add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: the grid and the laws then hold
-it.
+A gated cell is defined by its `pointwise`: the computation of each unit, given `u = W x + b` and `v = R h`. The
+families, and what each requires, are in rnnjax/cell.py. Put the finished cell into rnnjax/cells/, export it from
+rnnjax/__init__.py, and add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: then the
+grid and the laws test it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
     initial_state: None
 
     def __init__(self, input_size: int, hidden_size: int, *, key: jax.Array, dtype=jnp.float32):
-        """Draw the weights, [I, 2 H] and [H, 2 H], gate by gate; the letters tell which gate keeps."""
+        """Draw the weights, [I, 2 H] and [H, 2 H], gate by gate; the letters say which gate keeps."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         keys = jax.random.split(key, 3)
         orthogonal, glorot = initialise.orthogonal, initialise.glorot

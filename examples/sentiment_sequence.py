@@ -4,8 +4,8 @@
     RNNJAX_DATA=folder python examples/sentiment_sequence.py --task binary    positive or negative, neutral left out
     python examples/sentiment_sequence.py                                     on Boolean expressions, operators first
 
-A bidirectional LSTM reads what the Tree-LSTM of `sentiment_trees.py` reads, on the same sentences; what it lacks is the
-parse, and the labels of all phrases but the whole. RNNJAX_DATA is as there.
+A bidirectional LSTM on the sentences of the Tree-LSTM in `sentiment_trees.py`, but without the parse trees, and without
+the labels of phrases other than the whole sentence. RNNJAX_DATA is as there.
 """
 
 import argparse

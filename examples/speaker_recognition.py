@@ -1,4 +1,4 @@
-"""Who speaks: nine men say two vowels, a sequence of twelve numbers for each, read by a bidirectional LSTM.
+"""Speaker recognition: nine men say two vowels, sequences of twelve features, read by a bidirectional LSTM.
 
     RNNJAX_DATA=folder python examples/speaker_recognition.py
     python examples/speaker_recognition.py                   on speakers made up here, each around a sound of his own
@@ -78,7 +78,7 @@ def read_file(path: Path) -> rnnjax.models.Sequences:
 
 
 def speak(random: np.random.Generator, sounds: np.ndarray, count: int) -> rnnjax.models.Sequences:
-    """Sequences that wander about the sounds of speakers drawn at random."""
+    """Random sequences around a random mean for each speaker."""
     labels, sequences = random.integers(SPEAKERS, size=count).tolist(), []
     for label in labels:
         x, steps = np.zeros(FEATURES), []

@@ -1,4 +1,4 @@
-"""German into English: a bidirectional GRU reads, a GRU with attention writes, and what it looked at is drawn.
+"""Translation of German into English: a bidirectional GRU reads, a GRU with attention writes; alignments are plotted.
 
     RNNJAX_DATA=folder python examples/translation.py --picture alignments.png
     python examples/translation.py --epochs 4                  on numbers in words, made up here

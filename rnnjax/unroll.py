@@ -10,14 +10,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
 from . import check
-from .arrays import IntegerLike, PyTree, State, select
+from .arrays import IntegerLike, PyTree, State, count_steps, select
 from .cell import AbstractCell, describe
 from .checked import Checked
 from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise
 from .engines.auto import Auto
 from .function import StepFunction, as_cell
-from .marks import Marks, blank, counted, fill, flip, mark_touched, quarantine
+from .marks import Marks, blank, fill, flip, mark_touched, quarantine, valid_steps
 from .network import AbstractNetwork, Layer, Options
 
 S = TypeVar("S")
@@ -67,30 +67,29 @@ def unroll(
     """Run `cell` along one sequence: `state, ys = unroll(cell, state, xs)`, as `jax.lax.scan` would.
 
     cell      a cell, a network (`rnnjax.networks`), or any function `(state, x) -> (state, y)`
-    state     the state before the first step; None: `cell.initial()`. A function has none of its own: give it one
-    xs        [T, I], one sequence, time first; `jax.vmap` makes it a batch
+    state     the state before the first step; None: `cell.initial()`. For a function it is required
+    xs        [T, I], one sequence, time first; use `jax.vmap` for a batch
     length    an integer: steps from `length` on are ignored, their outputs are zero, and the last state is the one
-              after step `length - 1`; 0 returns the initial state. A traced value is clamped to [0, T], a known one
+              after step `length - 1`; 0 returns the initial state. A traced value is clamped to [0, T]; a known value
               outside of it is an error
-    resets    [T] booleans: where true, the state goes back to `cell.initial()` before that step (for a function: to
+    resets    [T] booleans: where true, the state is set to `cell.initial()` before that step (for a function: to
               `state`), in the order in which the steps are run
-    reverse   run the valid part from its end to its start; outputs stay in time order
-    engine    how to run along time; `Auto()` takes the first of its candidates that can
-    key       randomness of a network that has some (dropout); None: nothing is dropped
+    reverse   run the valid steps from the last to the first; outputs stay in time order
+    engine    how to run along time; `Auto()` uses the first of its candidates that can run the cell
+    key       for networks with random parts, such as dropout; None: nothing is dropped
 
-    Returns the last state and the outputs, [T, ...]. What is ignored changes no value and no gradient, NaN or not:
-    steps from `length` on are replaced before the cell sees them. Where there are `resets`, an input that is not
-    finite, or a given state that is NaN, makes its step and those after it NaN and passes no gradient on, until the
-    next reset. (What overflows on finite inputs ends at the reset in value only; its gradient is NaN.)
+    Returns the last state and the outputs, [T, ...]. Ignored steps change no value and no gradient, even if they are
+    NaN: they are replaced before the cell runs. With `resets`, an input that is not finite, or a given state that is
+    NaN, makes its step and the steps after it NaN, up to the next reset, and passes on no gradient. (If finite inputs
+    overflow, the values after the next reset are right, but the gradient is NaN.)
 
-    Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes, sizes and an
+    Raises at trace time, naming the argument, the expected value and the given one: ValueError for shapes, sizes and an
     engine that refuses the cell (with its reasons), TypeError for types and dtypes.
     """
     check_engine(engine)
     check.flags(reverse=reverse)
-    is_part = isinstance(cell, AbstractCell | AbstractNetwork)
-    xs = check.inputs(xs, cell.input_type(), describe(cell)) if is_part else check.sequence(xs)
-    T = jax.tree.leaves(xs)[0].shape[0]
+    xs = check.inputs(xs, cell.input_type(), describe(cell)) if isinstance(cell, Layer) else check.sequence(xs)
+    T = count_steps(xs)
     options = Options(check.length(length, T), check.resets(resets, T), engine, key)
     if isinstance(cell, AbstractNetwork):
         return _unroll(partial(_run_network, cell, state), describe(cell), xs, options, reverse)
@@ -111,10 +110,10 @@ def _unroll(
 ) -> tuple[State, PyTree[Array]]:
     """`run` of checked inputs in running order: safe values in ignored steps before it, zeros there after it."""
     length, resets = options.length, options.resets
-    T = jax.tree.leaves(xs)[0].shape[0]
+    T = count_steps(xs)
     xs = fill(xs, length, T)
     if resets is not None and length is not None:
-        resets = resets & counted(length, T)
+        resets = resets & valid_steps(length, T)
     if reverse:
         xs, resets = flip((xs, resets), length)
     with jax.named_scope(name):
@@ -127,7 +126,7 @@ def _unroll(
 def _run_network(
     network: AbstractNetwork, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
-    """Run a network, which unrolls its parts."""
+    """Run a network, which unrolls its layers."""
     if state is None:
         state = network.initial()
     else:
@@ -138,7 +137,7 @@ def _run_network(
 def _run_cell(
     run: Callable[..., Any], cell: AbstractCell, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell by `run`, which is compiled `_run`."""
+    """Run one cell by `run`, which is `_run`, compiled."""
     initial = cell.initial()
     state = initial if state is None else check.state(state, initial, describe(cell))
     return run(cell, state, xs, Marks(options.length, options.resets, initial), options.engine)
@@ -147,8 +146,8 @@ def _run_cell(
 def _run(
     cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell in running order. What is not finite is kept apart where a reset may end its influence."""
-    if jax.tree.leaves(xs)[0].shape[0] == 0:
+    """Run one cell in running order. With resets, values that are not finite are replaced: see `quarantine`."""
+    if count_steps(xs) == 0:
         return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
     plan = plan_or_raise(engine, cell, xs)
     if marks.resets is None:

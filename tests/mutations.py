@@ -62,7 +62,7 @@ MUTATIONS = (
     Mutation(  # a NaN in the first step, which fills the padding, spoils the last state past the reset that ends it
         "padding_counts_as_bad",
         "rnnjax/marks.py",
-        "seen = bad if length is None else bad & counted(length, T)",
+        "seen = bad if length is None else bad & valid_steps(length, T)",
         "seen = bad",
         "test_unroll and padding",
     ),
@@ -115,7 +115,7 @@ MUTATIONS = (
         "checkpointed_keeps_all",
         "rnnjax/engines/checkpointed.py",
         "jax.lax.scan(jax.checkpoint(partial(run_segment, self.segment))",
-        "jax.lax.scan(jax.jit(partial(run_segment, segment))",
+        "jax.lax.scan(jax.jit(partial(run_segment, self.segment))",
         "test_memory",
     ),
     Mutation(  # a reset leads to zero, and not to the initial state that was learned (a mark, too)

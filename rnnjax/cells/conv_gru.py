@@ -1,4 +1,4 @@
-"""The gated recurrent unit over frames, its products convolutions, reset after the product."""
+"""The gated recurrent unit over frames, with convolutions as products, and the reset after the product."""
 
 from typing import ClassVar
 
@@ -20,10 +20,10 @@ class ConvGRU(AbstractConvolutionalCell):
         n    = tanh(W * x_t + b + r (R * h_{t-1} + d))
         h_t  = (1 - z) n + z h_{t-1}                         x: [I, *space]; h: [H, *space]
 
-    over lines, images or volumes, one size of frame for each cell. The reset comes *after* the convolution, as in
-    `GRU`, so that there is one to a step; the paper has it before, R * (r h), which is another function and takes a
-    second convolution that waits for r. `candidate_bias` is d. A kernel of one position is a `GRU` shared by all
-    positions. A plain cell, run by `Scan` and its kin, not fused.
+    over lines, images or volumes; all frames of a cell have one size. The reset is *after* the convolution, as in
+    `GRU`, so that there is one convolution in each step. In the paper it is before, R * (r h), which is a different
+    function and needs a second convolution that depends on r. `candidate_bias` is d. With a kernel of one position it
+    is a `GRU` shared by all positions. It is a plain cell: engines that run any cell run it, and `Fused` does not.
     """
 
     gates: ClassVar[str] = "rzn"

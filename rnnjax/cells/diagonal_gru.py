@@ -18,8 +18,8 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
         n    = tanh(W x_t + b + d * (r * h_{t-1}))
         h_t  = (1 - z) * n + z * h_{t-1}
 
-    with a vector d for each gate. Here z keeps, as in `GRU`; in the paper it writes. Units meet in the layer above:
-    stack two or more. `Newton(Diagonal())` solves all of time at once, exactly.
+    with a vector d for each gate. Here z keeps, as in `GRU`; in the paper it writes. Units are combined only in the
+    layer above: stack two or more. `Newton(Diagonal())` solves for all of time at once, with the exact Jacobian.
     """
 
     gates: ClassVar[str] = "rzn"

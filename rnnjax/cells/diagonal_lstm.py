@@ -21,7 +21,8 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
         h_t = o * tanh(c_t)
 
     with a vector d for each gate, and peepholes p. The Jacobian is a block of h and c for each unit:
-    `Newton(Diagonal())` solves all of time at once, exactly. Units meet in the layer above: stack two or more.
+    `Newton(Diagonal())` solves for all of time at once, with the exact Jacobian. Units are combined only in the layer
+    above: stack two or more.
     """
 
     state_type: ClassVar[type] = LSTMState

@@ -19,8 +19,8 @@ class Elman(AbstractGatedCell):
         h_t = activation(W x_t + R h_{t-1} + b)
 
     `activation` is any elementwise function: `jnp.tanh`, `jax.nn.relu` (with `initialise.identity` the IRNN), or
-    `rnnjax.cells.linear`, which gives the linear network `s_k = s_{k-1} w_rec + x_k w_x`. That one is linear with a
-    dense R, so `Associative` does not run it. With a `leak` the units integrate (Lukoševičius 2012, "A practical guide
+    `rnnjax.cells.linear`, which gives the linear network `s_k = s_{k-1} w_rec + x_k w_x`. Since its R is dense,
+    `Associative` does not run it. With a `leak` the units are leaky integrators (Lukoševičius 2012, "A practical guide
     to applying echo state networks"):
 
         h_t = (1 - leak) * h_{t-1} + leak * activation(W x_t + R h_{t-1} + b)
@@ -80,5 +80,5 @@ class Elman(AbstractGatedCell):
 
 
 def linear(n: Array) -> Array:
-    """The activation that changes nothing."""
+    """The identity as an activation."""
     return n

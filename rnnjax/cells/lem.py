@@ -1,4 +1,4 @@
-"""Long expressive memory: two states, each with a time step of its own."""
+"""Long expressive memory: two states, each with its own time step."""
 
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ from ..cell import AbstractAffineCell, learnable_zeros, recur
 
 
 class LEMState(NamedTuple):
-    """Hidden state, the y of the paper, and the memory behind it."""
+    """Hidden state, the y of the paper, and memory."""
 
     h: Units
     z: Units
@@ -27,9 +27,9 @@ class LEM(AbstractAffineCell):
         z_t  = (1 - d) * z_{t-1} + d * tanh(W x_t + R h_{t-1} + b)
         h_t  = (1 - e) * h_{t-1} + e * tanh(W x_t + C z_t + b)
 
-    In the order of W and b: d, e, the candidate of z, the candidate of h; R has the first three. h looks at the new z,
-    so that two products follow each other in the loop: a plain cell, run by `Scan` and its kin, not fused. Weights and
-    biases are drawn as in the paper's code, uniformly within 1/sqrt(H).
+    The gate order of W and b is d, e, the candidate of z, the candidate of h; R has the first three. h depends on the
+    new z, so that two products follow each other in the loop. So it is a plain cell: engines that run any cell run it,
+    and `Fused` does not. Weights and biases are drawn as in the paper's code, uniformly within 1/sqrt(H).
     """
 
     state_type: ClassVar[type] = LEMState
@@ -58,7 +58,7 @@ class LEM(AbstractAffineCell):
     ):
         """Draw the weights. Arguments as in `LSTM`; `time_step` is the largest that d and e can be, above 0.
 
-        To `bias_initialiser` d and e are two gates `i`, which write and keep the rest.
+        For `bias_initialiser`, d and e are two gates `i`, which write, and keep with 1 - i.
         """
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)

@@ -1,4 +1,4 @@
-"""The diagonal linear network: every unit fades at a rate of its own."""
+"""The diagonal linear network: every unit decays at its own rate."""
 
 from typing import ClassVar
 
@@ -15,9 +15,9 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
 
         h_t = a * h_{t-1} + W x_t + b
 
-    A bank of leaky integrators: `a` is a real weight, one for each unit, and the same at every step. Nothing holds it
-    within (-1, 1), where the memory fades, though it starts there; `LRU` is the cell that cannot leave. With a dense R
-    in place of `a` it is `Elman(activation=rnnjax.cells.linear)`.
+    A set of leaky integrators: `a` is a real weight, one for each unit, and the same at every step. It is drawn inside
+    (-1, 1), where the memory decays, but training may move it out; that of `LRU` stays inside. With a dense R in
+    place of `a` it is `Elman(activation=rnnjax.cells.linear)`.
     """
 
     gates: ClassVar[str] = "n"

@@ -15,8 +15,8 @@ class ProjectedLSTM(AbstractAffineCell):
 
         h_t = Q (o * tanh(c_t)),        h: [P], c: [H], usually P < H
 
-    so that R is [P, GH]. Two matrix products stand in the loop: a plain cell, run by `Scan` and its kin, not fused.
-    Peepholes, the coupled gate and the clipped cell are those of `LSTM`.
+    so that R is [P, GH]. There are two matrix products in the loop, so it is a plain cell: engines that run any cell
+    run it, and `Fused` does not. Peepholes, the coupled gate and the clipped cell are those of `LSTM`.
     """
 
     input_weight: InputWeight

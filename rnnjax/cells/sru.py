@@ -1,4 +1,4 @@
-"""The simple recurrent unit in its linear version: a light recurrence below a highway."""
+"""The simple recurrent unit in its linear version: a linear recurrence with a highway connection."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -33,15 +33,15 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         c_t  = f * c_{t-1} + (1 - f) * (W x_t)
         y_t  = r * activation(c_t) + (1 - r) * x_t
 
-    c is the state, under the name `h` that every linear cell's state has. Where I and H differ, the highway carries
-    W x_t in place of x_t. The later versions let the gates see v * c_{t-1}, which is not linear in the state any more:
-    this cell is not those, and does not take their weights.
+    c is the state; its field is named `h`, as in every linear cell. If I and H differ, the highway has W x_t in place
+    of x_t. In later versions the gates depend on v * c_{t-1}, so that they are not linear in the state: they are
+    different functions, with different weights.
     """
 
     gates: ClassVar[str] = "fg"
 
-    input_weight: InputWeight  # of f and of what is written, which make the state
-    output_weight: Float[Array, "I RX"]  # of r and, where I and H differ, of the highway x, which make the output
+    input_weight: InputWeight  # of f and the candidate g
+    output_weight: Float[Array, "I RX"]  # of r and, if I and H differ, of the highway x
     bias: Bias | None  # of f and r
     initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)

@@ -1,4 +1,4 @@
-"""Where the gradient goes: Jacobians, gradients by lag, Lyapunov exponents, a report, and their plots."""
+"""Diagnosis of training along time: Jacobians, gradients by lag, Lyapunov exponents, a report, and plots."""
 
 from .gates import gates as gates
 from .gates import stuck as stuck

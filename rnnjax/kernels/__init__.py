@@ -1,4 +1,4 @@
-"""Kernels: how fast a cell goes, platform by platform."""
+"""Kernels: compiled code for cells, platform by platform."""
 
 from .recurrence.contract import AbstractKernel as AbstractKernel
 from .recurrence.cpu.cpu import CPU as CPU

@@ -1,9 +1,9 @@
 """Whole models, each a small pure module over `unroll`, with one contract.
 
-Constructors   sizes first, then the parts from input to output; keys and options by name.
+Constructors   sizes first, then the layers from input to output; keys and options by name.
 Arguments      a state first where a sequence may continue, then the input, then the target; `length`, `mask`, `resets`,
                `engine` and `key` by name, in this order. Losses are `loss(model, carry, batch, key)`.
-Results        the state, the answer (logits, values), the alignments; a model leaves out what it does not have.
+Results        the state, the answer (logits, values), the alignments; a model without one of them omits it.
 Decoding       `model.decoding(...)` gives `step(state, token) -> (state, logits, alignment)` and the first state, for
                `greedy`, `sample_sequence` and `beam_search`.
 Tokens         outside the vocabulary are an error, under `jit` too: `Embedding`.

@@ -25,7 +25,7 @@ class Sequences(NamedTuple):
 
     xs: PyTree[Array]  # [B, T, ...]
     targets: PyTree[Array]  # [B, ...] or [B, T, ...]
-    lengths: Any = None  # [B]; None: all steps count
+    lengths: Any = None  # [B]; None: all steps are valid
 
 
 class Classifier(eqx.Module):

@@ -39,7 +39,7 @@ def seq2seq_loss(
 
     batch             (source, source_length, target, target_length), or `Pairs`
     key               for dropout and for `teacher_forcing`, drawn for each sequence; None: nothing is random
-    teacher_forcing   as in `Seq2Seq.logits`; a schedule by the step may live in the carry of a loss around this one
+    teacher_forcing   as in `Seq2Seq.logits`; for a schedule, wrap this loss in one that counts steps in its carry
     """
     source, source_length, target, target_length = cast("tuple[Array, Array, Array, Array]", batch)
 

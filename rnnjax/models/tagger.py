@@ -13,7 +13,7 @@ from ..cell import AbstractCell
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..marks import blank, counted, fill
+from ..marks import blank, fill, valid_steps
 from ..named import named
 from ..network import AbstractNetwork
 from ..unroll import unroll
@@ -84,7 +84,7 @@ def tagger_loss(
     key          for dropout in the network, drawn anew for each sequence; None: nothing is dropped
     over_steps   `average_steps` or `total_steps`, of losses that are zero where a step is not valid
 
-    Targets of steps that do not count may hold anything, NaN and labels that are no class included.
+    Targets of ignored steps may be anything, even NaN and labels outside of the classes.
     """
     xs, targets, lengths = batch
     answers = run_batch(model, xs, lengths, key, engine)
@@ -92,7 +92,7 @@ def tagger_loss(
     if lengths is None:
         valid = jnp.ones((B, T), bool)
     else:
-        valid = jax.vmap(lambda length: counted(length, T))(lengths)
+        valid = jax.vmap(lambda length: valid_steps(length, T))(lengths)
         targets = jax.vmap(lambda leaf, length: blank(leaf, length, T))(targets, lengths)
     losses = objective(answers, targets)
     return over_steps(jnp.where(valid, losses, jnp.zeros_like(losses)), valid), carry

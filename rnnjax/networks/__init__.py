@@ -1,4 +1,4 @@
-"""Networks of the literature: whatever looks at the inputs of earlier steps, which no cell does."""
+"""Networks of the literature: layers that use earlier inputs, and combinations of layers."""
 
 from ..network import AbstractNetwork as AbstractNetwork
 from ..network import Options as Options

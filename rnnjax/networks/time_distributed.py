@@ -1,4 +1,4 @@
-"""Any function of one step, at every step: what stands between recurrent layers."""
+"""Any function of one step, applied at every step: the layers between recurrent ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +28,11 @@ class TimeDistributed(AbstractNetwork):
 
         TimeDistributed(eqx.nn.Conv2d(1, 8, 3, key=key), (1, 28, 28))
 
-    It is called with the input alone: what wants a key or a state (`eqx.nn.Dropout`, `eqx.nn.BatchNorm`) is not for it;
-    `Stack(..., dropout=)` drops. In place of a step that is ignored it sees the first one; zeros, where there is none,
-    and where an input that is not finite is kept apart for the sake of `resets`. A layer that holds a function besides
-    its weights, as `eqx.nn.MLP` does its activation, wants `eqx.filter_grad` and `eqx.filter_jit` in place of
-    `jax.grad` and `jax.jit`, as everywhere in Equinox.
+    The function is called with the input alone. Layers that need a key or a state (`eqx.nn.Dropout`,
+    `eqx.nn.BatchNorm`) cannot be used; for dropout use `Stack(..., dropout=)`. At an ignored step the function gets the
+    input of the first step, or zeros if no step is valid. With `resets`, inputs that are not finite are replaced by
+    zeros before it is called. If a layer has a function as a field, such as the activation of `eqx.nn.MLP`, use
+    `eqx.filter_grad` and `eqx.filter_jit` in place of `jax.grad` and `jax.jit`, as everywhere in Equinox.
     """
 
     function: Callable[..., Any]
@@ -42,9 +42,9 @@ class TimeDistributed(AbstractNetwork):
     def __init__(
         self, function: Checked[Callable[[Array], PyTree[Array]]], input_shape: Sizes, *, dtype: DType = jnp.float32
     ):
-        """`input_shape` and `dtype` are of the input of one step, to check sequences by.
+        """`input_shape` and `dtype` are those of the input of one step; sequences are checked against them.
 
-        A tuple of sizes, () for a scalar; an integer I is the vector of shape (I,).
+        `input_shape` is a tuple of sizes, () for a scalar; an integer I stands for (I,).
         """
         if isinstance(function, type) or not callable(function):
             raise TypeError(
@@ -66,7 +66,7 @@ class TimeDistributed(AbstractNetwork):
 
 
 class Function(eqx.Module):
-    """A function without weights, which `jax.jit` and `jax.grad` need not see."""
+    """A function without weights, as a static field: `jax.jit` and `jax.grad` do not get it as a leaf."""
 
     function: Callable[..., Any] = eqx.field(static=True, converter=named)
 

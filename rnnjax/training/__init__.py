@@ -1,4 +1,4 @@
-"""Training: optax optimises, this room feeds it, watches it, and survives being killed."""
+"""Training: `fit` runs any optimiser of optax; batches, checkpoints and metrics."""
 
 from .batches import Chunk as Chunk
 from .batches import minibatches as minibatches

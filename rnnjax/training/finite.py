@@ -1,4 +1,4 @@
-"""What must be finite for a run of training to go on, and for anything of it to be kept."""
+"""Checks that losses, weights, carries and validation results are finite, before anything is saved."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def summarise(losses: list[Array | float], norms: list[Array | float]) -> Metric
 
 
 def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
-    """A loss that is not finite ends the run, before anything is written that came after it."""
+    """Raise if the loss is not finite, before any later results are written."""
     value = np.asarray(jax.device_get(loss))
     if not np.isfinite(value):
         raise FloatingPointError(
@@ -27,7 +27,7 @@ def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
 
 
 def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:
-    """What the last step made of weights and carry has met no loss yet: it must be seen before it is kept."""
+    """Raise if weights or carry are not finite: no loss has been computed from those of the last step yet."""
     remedies = {
         "weights": "Clip the gradient, lower the learning rate, or look at the gradient.",
         "carry": "Look at the batch, and at what the loss makes of it. If the carry is an estimator's memories, let "
@@ -42,7 +42,7 @@ def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:
 
 
 def check_judged(judged: float, step: int, log: Log | None) -> None:
-    """What cannot be compared would never be the best, nor wear out any patience."""
+    """Raise if the validation result is NaN: NaN compares false, so early stopping would never trigger."""
     if np.isnan(judged):
         raise FloatingPointError(
             f"validate: expected a number, got NaN after step {step}. "

@@ -33,7 +33,7 @@ class AbstractObjective(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
-        """The carry before the first step, from the one that the user gave."""
+        """The carry before the first step, from the user's `carry`."""
 
     @abc.abstractmethod
     def value_and_gradient(
@@ -103,7 +103,7 @@ class Estimated(AbstractObjective):
         return carry
 
     def _start(self, cell: Any, key: PRNGKeyArray, size: int) -> PyTree:
-        """The memories of `size` sequences that begin."""
+        """The initial memories of `size` sequences."""
         return jax.vmap(lambda key: self.estimator.start(cell, key=key))(jax.random.split(key, size))
 
     def value_and_gradient(
@@ -127,7 +127,7 @@ class Estimated(AbstractObjective):
 def choose_objective(
     model: PyTree, loss: Checked[Callable[..., PyTree]], gradient: Checked[AbstractEstimator | None]
 ) -> AbstractObjective:
-    """The objective that these arguments of `fit` ask for. Raises where they do not fit each other."""
+    """The objective for these arguments of `fit`. Raises if they do not fit each other."""
     if gradient is None:
         hint = "Pass gradient=, such as BPTT(), for a loss of one step, (head, y, target) -> scalar"
         _check_loss(loss, "(model, carry, batch, key) -> (scalar, carry)", 4, hint)
@@ -152,12 +152,12 @@ def choose_objective(
 
 
 def _check_loss(loss: Any, form: str, count: int, hint: str) -> None:
-    """Raise unless `loss` can be called with so many arguments."""
+    """Raise unless `loss` can be called with `count` arguments."""
     if not callable(loss):
         raise TypeError(f"loss: expected a function {form}, got {loss!r}. Write a function of these arguments")
     try:
         signature = inspect.signature(loss)
-    except (TypeError, ValueError):  # a function of another language may have none
+    except (TypeError, ValueError):  # functions written in C may have none
         return
     try:
         signature.bind(*range(count))

@@ -1,4 +1,4 @@
-"""A run of training: all it needs to go on, and the folder that holds it."""
+"""A run of training: the state that is checkpointed, and its folder."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ Metrics = dict[str, int | float]
 
 
 class Run(NamedTuple):
-    """All that a run needs to go on: what a checkpoint holds."""
+    """The state of a run, which is saved in a checkpoint."""
 
     weights: PyTree
     optimiser: PyTree
@@ -44,7 +44,7 @@ class Log:
             self.lock.release()
 
     def open(self, run: Run, resume: bool) -> Run:
-        """The run to go on with: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
+        """The run to continue: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
         if not resume and self.checkpoint.exists():
             raise FileExistsError(
                 f"folder: expected none with a run in it, got {self.folder}. "
@@ -54,7 +54,7 @@ class Log:
             self._take(resume)
         if resume:
             run = load(self.checkpoint, run)
-        self.devices.wait()  # all have looked before anything is written
+        self.devices.wait()  # all have read the folder before anything is written
         if self.devices.writes:
             if resume:
                 self._forget_after(int(run.step))
@@ -65,7 +65,7 @@ class Log:
         return run
 
     def write(self, run: Run, metrics: Metrics) -> None:
-        """The metrics first, so that a checkpoint never lacks the lines that led to it."""
+        """Write the metrics first, so that those of all steps before a checkpoint are there."""
         whole = self.devices.gather(run)
         if self.devices.writes:
             try:
@@ -82,7 +82,7 @@ class Log:
         self.devices.wait()
 
     def _take(self, resume: bool) -> None:
-        """The folder, until the run ends: two runs in one would mix their metrics and checkpoints."""
+        """Lock the folder until the run ends: two runs in one folder would mix their metrics and checkpoints."""
         from filelock import FileLock, Timeout  # by training alone: a checkout can be imported without it
 
         if not resume:
@@ -94,19 +94,19 @@ class Log:
             lock.acquire(blocking=False)
         except Timeout:
             raise FileExistsError(
-                f"folder: expected one that no living run writes to, got {self.folder}, which another run holds. "
+                f"folder: expected a folder that no other run writes to, got {self.folder}, which another run uses. "
                 "Wait for its end, or take another folder; nothing was overwritten"
             ) from None
         self.lock = lock
 
     def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that the killed run took after its last checkpoint; they will be taken again."""
+        """Drop the metrics of steps after the last checkpoint of the killed run; these steps are run again."""
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def read_metrics(path: str | Path) -> list[Metrics]:
-    """The lines of a `metrics.jsonl`; what is no line of metrics, as one that a kill cut short, is left out."""
+    """The lines of a `metrics.jsonl`; invalid lines, such as one that a kill truncated, are left out."""
     lines = Path(path).read_bytes().split(b"\n") if Path(path).exists() else []
     return list(filter(None, map(_metrics, lines)))
 

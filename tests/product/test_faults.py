@@ -70,7 +70,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
             progress=False,
         )
     train(tmp_path, steps=8, resume=True, validate=validate)
-    assert "another run holds" in found[0]
+    assert "another run uses" in found[0]
     assert "Pass resume=True" in found[1]
     assert steps(tmp_path) == [2, 4, 6, 8]
 

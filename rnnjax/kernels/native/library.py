@@ -1,4 +1,4 @@
-"""The compiled library of the CPU kernel: found where pip has put it, loaded once, its entry points named to JAX."""
+"""The compiled library of the CPU kernels: found where pip installed it, loaded once, and registered with JAX."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ INTERFACE = 4  # the version of the interface between Python and C++, as in inte
 
 @cache
 def absence() -> str | None:
-    """Why there is no library here; None once it is loaded."""
+    """Why the library cannot be used; None once it is loaded."""
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() == "off":
         return f"{VARIABLE}={chosen} has switched it off"
@@ -41,7 +41,7 @@ def absence() -> str | None:
 
 
 def installed() -> Path | None:
-    """Where pip puts the library: beside this file, unless the package is merely linked."""
+    """Where pip installs the library: beside this file, unless it is an editable installation."""
     beside = Path(__file__).with_name("librnnjax_cpu.so")
     if beside.is_file():
         return beside
