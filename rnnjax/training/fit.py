@@ -3,28 +3,26 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, SupportsFloat, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .. import check
 from ..arrays import PyTree
 from ..checked import Checked
 from ..gradients.estimator import AbstractEstimator
-from .devices import AbstractDevices, DataParallel, OneDevice
+from .devices import DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
-from .objective import AbstractObjective, Batches, Loss, StepLoss, choose_objective
+from .objective import Batches, Loss, StepLoss, choose_objective
 from .run import Log, Metrics, Run
+from .update import Optimiser, compile_update
 
 Model = TypeVar("Model")
-Optimiser = optax.GradientTransformation | optax.MultiSteps
 
 
 class Fitted(NamedTuple, Generic[Model]):
@@ -106,7 +104,7 @@ def fit(
         if log is not None:
             run = log.open(run, resume)
         run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
-        update = _compile(objective, optimiser, static, devices)
+        update = compile_update(objective, optimiser, static, devices)
         losses, norms, begun = [], [], time.perf_counter()
         with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
             for step in range(int(run.step), steps):
@@ -158,40 +156,6 @@ def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArr
     zero = jnp.zeros((), jnp.int32)
     infinity = jnp.asarray(jnp.inf, jnp.float32)
     return Run(weights, state, carry, zero, key, weights, infinity, zero)
-
-
-def _compile(objective: AbstractObjective, optimiser: Optimiser, static: PyTree, devices: AbstractDevices) -> Callable:
-    gradient_of_batch = devices.over_batch(partial(objective.value_and_gradient, static))
-    alone = objective.value
-    value_of_batch = alone and devices.over_batch(lambda *arguments: (alone(static, *arguments), None))
-    optimise = _with_extra_arguments(optimiser)
-
-    @jax.jit
-    def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
-        key = jax.random.fold_in(run.key, run.step)
-        rest = run.carry, batch, key
-        (value, carry), slope = gradient_of_batch(run.weights, *rest)
-        search = _line_search(value_of_batch, rest)
-        updates, state = optimise(slope, run.optimiser, run.weights, value=value, grad=slope, **search)
-        weights = optax.apply_updates(run.weights, updates)
-        moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
-        return moved, value, optax.tree.norm(slope)
-
-    return update
-
-
-def _line_search(value_of_batch: Callable | None, rest: tuple[PyTree, ...]) -> dict[str, Callable]:
-    """The argument that a line search needs: the loss of the same batch at other weights."""
-    if value_of_batch is None:
-        return {}
-    return {"value_fn": lambda weights: value_of_batch(weights, *rest)[0][0]}
-
-
-def _with_extra_arguments(optimiser: Optimiser) -> Callable[..., tuple[PyTree, PyTree]]:
-    """The optimiser's `update`, whether it looks at the loss (reduce on plateau, Polyak steps, L-BFGS) or not."""
-    if isinstance(optimiser, optax.MultiSteps):
-        return optimiser.update
-    return optax.with_extra_args_support(optimiser).update
 
 
 def _judge(run: Run, value: float) -> tuple[Run, float]:
