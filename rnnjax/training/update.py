@@ -17,23 +17,23 @@ Optimiser = optax.GradientTransformation | optax.MultiSteps
 
 def compile_update(
     objective: AbstractObjective, optimiser: Optimiser, static: PyTree, devices: AbstractDevices
-) -> Callable[[Run, PyTree], tuple[Run, Array, Array]]:
-    """`(run, batch) -> (run, loss, norm of the gradient)`, compiled."""
+) -> Callable[[Run, PyTree], tuple[Run, dict[str, Array]]]:
+    """`(run, batch) -> (run, measured)`, compiled: the loss, the norm of the gradient, and the metrics of the loss."""
     gradient_of_batch = devices.over_batch(partial(objective.value_and_gradient, static))
     alone = objective.value
     value_of_batch = alone and devices.over_batch(lambda *arguments: (alone(static, *arguments), None))
     optimise = _with_extra_arguments(optimiser)
 
     @jax.jit
-    def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
+    def update(run: Run, batch: PyTree) -> tuple[Run, dict[str, Array]]:
         key = jax.random.fold_in(run.key, run.step)
         rest = run.carry, batch, key
-        (value, carry), slope = gradient_of_batch(run.weights, *rest)
+        (measured, carry), slope = gradient_of_batch(run.weights, *rest)
         search = _line_search(value_of_batch, rest)
-        updates, state = optimise(slope, run.optimiser, run.weights, value=value, grad=slope, **search)
+        updates, state = optimise(slope, run.optimiser, run.weights, value=measured["loss"], grad=slope, **search)
         weights = optax.apply_updates(run.weights, updates)
         moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
-        return moved, value, optax.tree.norm(slope)
+        return moved, measured | {"gradient_norm": optax.tree.norm(slope)}
 
     return update
 
@@ -42,7 +42,7 @@ def _line_search(value_of_batch: Callable | None, rest: tuple[PyTree, ...]) -> d
     """The argument that a line search needs: the loss of the same batch at other weights."""
     if value_of_batch is None:
         return {}
-    return {"value_fn": lambda weights: value_of_batch(weights, *rest)[0][0]}
+    return {"value_fn": lambda weights: value_of_batch(weights, *rest)[0][0]["loss"]}
 
 
 def _with_extra_arguments(optimiser: Optimiser) -> Callable[..., tuple[PyTree, PyTree]]:
