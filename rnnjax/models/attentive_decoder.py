@@ -13,6 +13,7 @@ from ..arrays import State, by_gate, widen
 from ..cell import AbstractAffineCell, affine
 from ..compiled import compiled
 from ..engine import AbstractEngine
+from ..named import as_module
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
 from .decoder import AbstractDecoder, Encoded, Recurrence, hidden, one_step, output_type
 
@@ -30,7 +31,7 @@ class BahdanauDecoder(AbstractDecoder):
 
     recurrence: Recurrence
     score: AbstractScore
-    readout: Callable[[Array], Array] = eqx.nn.Identity()
+    readout: Callable[[Array], Array] = eqx.field(converter=as_module, default=eqx.nn.Identity())
 
     def fed_size(self, encoded: Encoded) -> int:
         return encoded.ys.shape[1]

@@ -16,7 +16,7 @@ from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..marks import counted
-from ..named import named
+from ..named import as_module
 from ..network import AbstractNetwork
 from ..unroll import unroll
 from .attention import check_mask
@@ -40,7 +40,7 @@ class Seq2Seq(eqx.Module):
 
     encoder: AbstractCell | AbstractNetwork
     decoder: AbstractDecoder
-    bridge: Callable[[State], State] = eqx.field(converter=named)
+    bridge: Callable[[State], State] = eqx.field(converter=as_module)
     source_embedding: Embedding  # [V, E]
     target_embedding: Embedding  # [W, D]
     output: OutputLayer  # [W, F]
