@@ -31,7 +31,7 @@ class Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `examine` saw. `str` is the report in words; it is healthy if there are no findings."""
+    """What `examine` saw. Its text, which a notebook shows, is the report in words; no findings: it is healthy."""
 
     name: str
     gradient: np.ndarray  # the norm of dL/ds_{T-k}, k = 0 to T
@@ -48,6 +48,9 @@ class Report(NamedTuple):
             share = "" if self.clipped is None else f"; clipped in {self.clipped:.0%} of the updates"
             return f"{self.name}: healthy over {T} steps; going back, the gradient changes by {rate:.3g} a step{share}"
         return "\n".join(f"{self.name}: {illness}, {seen}. Try: {remedy}" for illness, seen, remedy in self.findings)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def examine(

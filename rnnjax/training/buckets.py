@@ -14,7 +14,7 @@ class Buckets:
     """Which examples make the batch of a step, and the length to which they are to be padded: a function of the step.
 
         buckets = Buckets(lengths, 128, (12, 20, 40), seed=0)
-        batches = lambda step: pad(*buckets(step))                              # for `fit`, with a `pad` of yours
+        batches = lambda step: batch_of(*buckets(step))                         # for `fit`, with a function of yours
         steps = epochs * buckets.per_epoch
 
     An example goes into the bucket of the least bound that holds it. Each epoch shuffles every bucket, cuts it into
