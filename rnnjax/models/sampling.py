@@ -47,27 +47,28 @@ def sample(
         tokens = jax.vmap(draw)(prompts, lengths, jax.random.split(key, 2))  # [2, 20]
     """
     vocabulary_size = model.embedding.vocabulary_size
-    tokens = model.embedding.check(_as_array(prompt), name="prompt")
-    P = tokens.shape[0]
+    prompt = np.asarray(prompt, None if prompt else int) if isinstance(prompt, list | tuple) else prompt
+    is_known = not isinstance(prompt, Tracer)
+    tokens = model.embedding.check(_pad(prompt) if is_known else prompt, name="prompt")
+    P = len(prompt)
     if P == 0:
         raise ValueError(
             "prompt: expected at least one token, [P], got [0]. "
             "Pass the token that begins a sequence if there is no text to go on from"
         )
-    is_known = not isinstance(tokens, Tracer)
     length = check.length(P if length is None and is_known else length, P)
     _check_options(vocabulary_size, steps, temperature, top_k, top_p, end)
     if steps == 0:
         return jnp.zeros(0, int)
-    if is_known:
-        tokens = np.pad(np.asarray(tokens), (0, (1 << (P - 1).bit_length()) - P))
     end = None if end is None else jnp.asarray(end, int)
     return _sample(model, tokens, _at_least_one(length), steps, key, temperature, top_k, top_p, end)
 
 
-def _as_array(prompt: Any) -> Any:
-    """A list of tokens as an array."""
-    return np.asarray(prompt, int if len(prompt) == 0 else None) if isinstance(prompt, list | tuple) else prompt
+def _pad(prompt: Any) -> Any:
+    """A known prompt with zeros up to a power of two, before any operation is compiled for its length."""
+    if jnp.ndim(prompt) != 1 or not len(prompt) or not jnp.issubdtype(jnp.result_type(prompt), jnp.integer):
+        return prompt  # for the error that says so
+    return np.pad(np.asarray(prompt), (0, (1 << (len(prompt) - 1).bit_length()) - len(prompt)))
 
 
 def _at_least_one(length: Array | None) -> Array | None:
