@@ -49,9 +49,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = build(training.xs.shape[1:], jax.random.key(options.seed))
     model = train(model, training, options)
     share = rnnjax.training.accuracy(model, test)
-    print(
-        f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {rnnjax.diagnose.count(model):,} weights"
-    )
+    weights = rnnjax.diagnose.count(model)
+    print(f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {weights:,} weights")
     if name == "MNIST-1D":
         print("published: 89 to 91 %, shuffled 53 to 57 %")
     yield {"task": name, "seed": options.seed, "test": share, "weights": weights}

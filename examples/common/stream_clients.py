@@ -35,4 +35,5 @@ async def ask_all(port: int, clients: int, steps: int, prompt: str) -> list[dict
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(ask_all(*map(int, sys.argv[1:4]), sys.argv[4]))))
+    port, clients, steps, prompt = sys.argv[1:]
+    print(json.dumps(asyncio.run(ask_all(int(port), int(clients), int(steps), prompt))))

@@ -97,9 +97,9 @@ class LanguageModel(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T O"]]:
         """The state after `tokens`, and what the network puts out after each, which `classify` takes."""
-        T = len(tokens) if jnp.ndim(tokens) else 0
-        valid = None if length is None else counted(check.length(length, T), T)
-        xs = self.embedding(tokens, valid=valid)
+        T = next(iter(jnp.shape(tokens)), 0)
+        length = check.length(length, T)
+        xs = self.embedding(tokens, valid=None if length is None else counted(length, T))
         return unroll(self.network, state, xs, length=length, resets=resets, engine=engine, key=key)
 
     def classify(self, ys: Float[Array, "T O"]) -> Float[Array, "T V"]:

@@ -39,8 +39,9 @@ def accuracy(
     B = len(jax.tree.leaves(xs)[0])
     counts = np.zeros(2, int)
     for start in range(0, B, size):
-        part = jax.tree.map(lambda leaf, start=start: jnp.asarray(leaf[start : start + size]), (xs, targets, lengths))
-        counts += np.asarray(_count(model, *part, engine))
+        part = slice(start, start + size)
+        cut = lambda tree, part=part: jax.tree.map(lambda leaf: jnp.asarray(leaf[part]), tree)  # noqa: E731
+        counts += np.asarray(_count(model, cut(xs), cut(targets), cut(lengths), engine))
     right, total = counts.tolist()
     if total == 0:
         raise ValueError(f"batch: expected at least one target to count, got {show(targets)}. Pass more sequences")

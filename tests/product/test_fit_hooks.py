@@ -14,6 +14,7 @@ import pytest
 
 import rnnjax
 from rnnjax.training import read_metrics
+from rnnjax.training.source import source
 
 
 def pull(model: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any, dict[str, Any]]:
@@ -75,6 +76,14 @@ def test_metrics_are_written_and_reported_as_means_since_the_last_line(tmp_path)
         assert line["largest"] == pytest.approx(weights[end - 1].max(), rel=1e-12)
     best = min((weights[end - 1] for end in (2, 4, 5)), key=lambda each: np.sum(each**2))
     np.testing.assert_allclose(fitted.model, best, rtol=1e-12)
+
+
+def test_metrics_are_averaged_over_devices():
+    lines: list[Any] = []
+    train(report=lines.append, mesh=jax.make_mesh((1,), ("batch",)))
+    distances, above, _ = path()
+    assert [line["distance"] for line in lines][-1] == pytest.approx(distances[-1], rel=1e-12)
+    assert [line["above"] for line in lines][-1] == above[-1]
 
 
 def test_metrics_change_no_bit_of_the_run(tmp_path):
@@ -197,3 +206,20 @@ def test_batches_misused(batches, options, error, message, tmp_path, monkeypatch
     with pytest.raises(error, match=message):
         train(plain, batches, **options)
     assert not Path("never").exists()
+
+
+def test_a_batch_that_was_looked_at_before_the_first_step_is_not_lost():
+    """As that which tells an estimator how many sequences there are."""
+    supply = source(iter("abc"), False)
+    seen = [supply(0), supply(0), supply.ends(0), supply(1), supply.ends(1), supply(2), supply.ends(2)]
+    assert seen == ["a", "a", False, "b", False, "c", True]
+
+
+@pytest.mark.slow
+def test_a_loader_of_torch():
+    data = pytest.importorskip("torch.utils.data")
+    rows = data.TensorDataset(pytest.importorskip("torch").tensor(np.stack([noise(step) for step in range(4)])))
+    loader = data.DataLoader(rows, batch_size=2)
+    mean = lambda model, carry, batch, key: first(model, carry, [batch[0].mean(0)], key)  # noqa: E731
+    by_step = lambda step: [np.stack([noise(2 * (step % 2)), noise(2 * (step % 2) + 1)])]  # noqa: E731
+    np.testing.assert_array_equal(train(mean, loader).model, train(mean, by_step).model)
