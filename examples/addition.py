@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from common.command_line import LOSSES, SEED, command_line, epochs_option, main, option
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import Array
 
 import rnnjax
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )
     print(f"published, of the characters: {PUBLISHED[options.digits]} (Keras)")
     record = {"task": name, "seed": options.seed, "test": float(judged.characters), "answers": float(judged.answers)}
-    yield record | {"epochs": options.epochs, "weights": count_weights(fitted.model)}
+    yield record | {"epochs": options.epochs, "weights": rnnjax.diagnose.count(fitted.model)}
 
 
 def build(key: Array) -> rnnjax.models.Seq2Seq:

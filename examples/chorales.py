@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from common import data
 from common.command_line import LOSSES, SEED, choice, command_line, main, option
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "cell": options.cell,
         "seed": options.seed,
         "test": value,
-        "weights": count_weights(fitted.model),
+        "weights": rnnjax.diagnose.count(fitted.model),
     }
 
 
@@ -126,11 +126,11 @@ def read() -> tuple[str, list[rnnjax.models.Sequences]]:
     path = data.find("poly_music/JSB_Chorales.mat", "rounds made up here stand in for chorales")
     if path is None:
         random = np.random.default_rng(0)
-        return "rounds", [pad([sing(random) for _ in range(count)]) for count in (200, 50, 50)]
+        return "rounds", [as_sequences([sing(random) for _ in range(count)]) for count in (200, 50, 50)]
     from scipy.io import loadmat
 
     rolls = loadmat(path)
-    return "JSB chorales", [pad(list(rolls[f"{part}data"][0])) for part in ("train", "valid", "test")]
+    return "JSB chorales", [as_sequences(list(rolls[f"{part}data"][0])) for part in ("train", "valid", "test")]
 
 
 def sing(random: np.random.Generator) -> np.ndarray:
@@ -144,13 +144,10 @@ def sing(random: np.random.Generator) -> np.ndarray:
     return roll
 
 
-def pad(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
+def as_sequences(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
     """The notes at each step and those at the next, as one batch."""
-    lengths = np.array([len(roll) - 1 for roll in rolls])
-    batch = np.zeros((len(rolls), lengths.max() + 1, KEYS), np.float32)
-    for row, roll in zip(batch, rolls, strict=True):
-        row[: len(roll)] = roll
-    return rnnjax.models.Sequences(batch[:, :-1], batch[:, 1:], lengths)
+    xs, lengths = rnnjax.training.pad([roll.astype(np.float32) for roll in rolls])
+    return rnnjax.models.Sequences(xs[:, :-1], xs[:, 1:], lengths - 1)
 
 
 if __name__ == "__main__":

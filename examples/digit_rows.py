@@ -19,10 +19,9 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from common.classification import accuracy
 from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
 from common.digits import read_digits
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import PRNGKeyArray
 
 import rnnjax
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         key=keys[1],
         picture=options.picture,
     )
-    share, weights = accuracy(fitted.model, test), count_weights(fitted.model)
+    share, weights = rnnjax.training.accuracy(fitted.model, test), rnnjax.diagnose.count(fitted.model)
     print(f"{name}, {options.model}: {100 * share:.2f} % of {len(test.targets):,} test digits by {weights:,} weights")
     if name == "MNIST by rows":
         print("published, of an LSTM over rows that another has read pixel by pixel: 98.6 % (Keras, after 5 epochs)")

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
-from common.training import constant_then_linear, count_weights, fit
+from common.training import constant_then_linear, fit
 from jaxtyping import Array
 from scipy.integrate import solve_ivp
 
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     same = float(np.sqrt(np.mean((test.xs - test.targets) ** 2)))
     beside = f"; published: {PUBLISHED[options.cell]}" if options.cell in PUBLISHED else ""
     print(f"FitzHugh-Nagumo, {options.cell}: error {error:.5f}, root mean square; of the last value {same:.5f}{beside}")
-    weights = count_weights(fitted.model)
+    weights = rnnjax.diagnose.count(fitted.model)
     yield {"task": "FitzHugh-Nagumo", "cell": options.cell, "seed": options.seed, "test": error, "weights": weights}
 
 

@@ -28,7 +28,6 @@ import optax
 from common.command_line import SEED, choice, command_line, main, option, picture_option
 from common.pictures import save
 from common.series import SERIES, Levels, LogChanges, Series, naive, split
-from common.training import count_weights
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         print(f"published, 1 step ahead: {PUBLISHED[series.name]}")
     if options.picture is not None:
         draw(series, test, said, options)
-    record = {"task": series.name, "cell": options.cell, "seed": options.seed, "weights": count_weights(model)}
+    record = {"task": series.name, "cell": options.cell, "seed": options.seed, "weights": rnnjax.diagnose.count(model)}
     yield record | {
         "test": own[0],
         "persistence": errors["the last value"][0],

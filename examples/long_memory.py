@@ -20,7 +20,7 @@ import optax
 from common.blocks import gated_block, optimiser
 from common.command_line import SEED, command_line, main, minutes_option, option
 from common.memory_tasks import TASKS, Task
-from common.training import count_steps, count_weights, temporary_folder
+from common.training import count_steps, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -151,7 +151,7 @@ def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict
         "seed": seed,
         "engine": repr(model.engine),
         "B": B,
-        "weights": count_weights(begin),
+        "weights": rnnjax.diagnose.count(begin),
         "steps": steps,
         "ignorance": task.ignorance,
         "loss": curve[-1][1],

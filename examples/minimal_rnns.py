@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from common.command_line import FOLDER, RESUME, choice, command_line, main, minutes_option, option
 from common.text import SHAKESPEARE, read_corpus
-from common.training import count_steps, count_weights, temporary_folder
+from common.training import count_steps, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -139,7 +139,7 @@ def train(
     """Steps, validation loss and training loss in nats, and seconds since the run began or was resumed."""
     model, batches = build(options.cell, options.width, vocabulary), partial(draw, training, 0)
     steps = count_steps(model, loss, batches, options.minutes)
-    print(f"{count_weights(model)} weights; {steps} steps take about {options.minutes:g} minutes", flush=True)
+    print(f"{rnnjax.diagnose.count(model)} weights; {steps} steps take about {options.minutes:g} minutes", flush=True)
     rule = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(LEARNING_RATE, weight_decay=DECAY))
     judge = eqx.filter_jit(lambda model, chunk: loss(model, None, chunk, None)[0])
     chunks = pieces(held_out)

@@ -20,10 +20,9 @@ import jax
 import numpy as np
 import optax
 from common import data
-from common.classification import accuracy
 from common.command_line import LOSSES, SEED, command_line, main, option, steps_option
 from common.digits import small_digits
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import Array
 
 import rnnjax
@@ -49,11 +48,12 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         training, test = (digits._replace(xs=digits.xs[:, order]) for digits in (training, test))
     model = build(training.xs.shape[1:], jax.random.key(options.seed))
     model = train(model, training, options)
-    share = accuracy(model, test)
-    print(f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {count_weights(model):,} weights")
+    share = rnnjax.training.accuracy(model, test)
+    weights = rnnjax.diagnose.count(model)
+    print(f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {weights:,} weights")
     if name == "MNIST-1D":
         print("published: 89 to 91 %, shuffled 53 to 57 %")
-    yield {"task": name, "seed": options.seed, "test": share, "weights": count_weights(model)}
+    yield {"task": name, "seed": options.seed, "test": share, "weights": weights}
 
 
 def build(shape: tuple[int, ...], key: Array) -> rnnjax.models.Classifier:

@@ -22,7 +22,7 @@ import optax
 from common.command_line import SEED, command_line, main, minutes_option, picture_option
 from common.digits import read_digits
 from common.pictures import save
-from common.training import count_steps, count_weights
+from common.training import count_steps
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
@@ -113,7 +113,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         network, steps = train(make(judged.shape[-1], jax.random.key(options.seed)), images, options)
         nats, frames, error = judge(network, judged)
         shown[model] = np.asarray(frames)
-        print(f"{model}, {count_weights(network)} weights, {steps} steps: error {error:.4f}, {nats:.4f} nats a pixel")
+        weights = rnnjax.diagnose.count(network)
+        print(f"{model}, {weights} weights, {steps} steps: error {error:.4f}, {nats:.4f} nats a pixel")
         record = {"task": f"moving {name}", "model": model, "seed": options.seed, "steps": steps}
         yield record | {"error": float(error), "nats": float(nats), "again": float(again)}
     if options.picture is not None:

@@ -19,7 +19,7 @@ import optax
 from common.blocks import gated_block, optimiser
 from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
 from common.digits import MNIST, Digits, read_digits
-from common.training import constant_then_linear, count_weights, draw, temporary_folder
+from common.training import constant_then_linear, draw, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if published:
         print(f"LEM of 128 units after epochs 1 to {len(published)} of B = 128 (Rusch et al. 2022, log): {published}")
     record = {"task": name, "model": options.model, "seed": options.seed, "B": recipe.B}
-    record |= {"weights": count_weights(reader)}
+    record |= {"weights": rnnjax.diagnose.count(reader)}
     yield record | {"curve": curve, "test": share, "published": published}
 
 

@@ -9,7 +9,7 @@ A cell takes one sequence; use `jax.vmap` for a batch.
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, NoReturn
 
 import equinox as eqx
 import jax
@@ -39,6 +39,8 @@ from .arrays import (
     shift,
     sole_vector,
 )
+
+RUN = "Write state, ys = rnnjax.unroll(cell, None, xs), and xs[None] for one step"
 
 
 class Hidden(NamedTuple):
@@ -78,6 +80,11 @@ class AbstractCell(eqx.Module):
     def hidden(self, state: State) -> Float[Array, " H"] | None:
         """The part of a state that attention and decoders read. By default its only array, if that is real."""
         return sole_vector(state)
+
+    def __call__(self, *arguments: object, **options: object) -> NoReturn:
+        """A cell is no function of its inputs: a TypeError says how it is run."""
+        del arguments, options
+        raise TypeError(f"cell: expected {describe(self)} to be run by unroll, got a call of it. {RUN}")
 
 
 class AbstractAffineCell(AbstractCell):

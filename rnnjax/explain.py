@@ -50,7 +50,7 @@ def explain(
         xs = check.sequence(xs)
     if any(leaf.shape[:1] == (0,) for leaf in jax.tree.leaves(xs)):
         raise ValueError("xs: expected at least one step, got T=0, which runs no engine. Pass a longer sequence")
-    record = Record(tuple(_places(cell, "")))
+    record = Record(tuple(places(cell, "")))
     jax.eval_shape(lambda xs: unroll(cell, state, xs, engine=Recorder(engine, record)), xs)
     return Explanation(tuple(dict.fromkeys(record.cells)))
 
@@ -116,10 +116,10 @@ class Recorder(AbstractEngine):
         return Recorder(self.engine, self.record, self.record.path_of(network, self.path))
 
 
-def _places(part: Any, path: str) -> Iterator[tuple[str, Any]]:
+def places(part: PyTree, path: str = "") -> Iterator[tuple[str, Any]]:
     """The cells and networks in `part` with the paths to them, itself first."""
     yield path, part
     is_inner = lambda node: node is not part and isinstance(node, Layer)  # noqa: E731
     for keys, node in jax.tree_util.tree_flatten_with_path(part, is_leaf=is_inner)[0]:
         if is_inner(node):
-            yield from _places(node, (path + jax.tree_util.keystr(keys)).removeprefix("."))
+            yield from places(node, (path + jax.tree_util.keystr(keys)).removeprefix("."))

@@ -223,7 +223,7 @@ MUTATIONS = (
     # Training
     Mutation(  # every step of training drops the same units
         "fit_one_key_for_all_steps",
-        "rnnjax/training/fit.py",
+        "rnnjax/training/update.py",
         "key = jax.random.fold_in(run.key, run.step)",
         "key = run.key",
         "test_training",

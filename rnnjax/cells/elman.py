@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, RecurrentWeight, UnitGates
 from ..cell import AbstractGatedCell, Hidden, learnable_zeros
+from ..hints import OF_LAYERS, instead
 from ..named import named
 
 
@@ -35,6 +36,7 @@ class Elman(AbstractGatedCell):
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
     leak: float | None = eqx.field(static=True)
 
+    @instead(OF_LAYERS)
     def __init__(
         self,
         input_size: int,

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, Hidden, learnable_zeros, unchanged
+from ..hints import OF_LAYERS, instead
 
 
 class GRU(AbstractCandidateCell):
@@ -31,6 +32,7 @@ class GRU(AbstractCandidateCell):
     candidate_bias: Units | None
     initial_state: Hidden | None
 
+    @instead(OF_LAYERS)
     def __init__(
         self,
         input_size: int,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
+from ..hints import OF_LAYERS, instead
 
 
 class LSTMState(NamedTuple):
@@ -52,6 +53,7 @@ class LSTM(AbstractCandidateCell):
     coupled: bool = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
 
+    @instead(OF_LAYERS)
     def __init__(
         self,
         input_size: int,

@@ -1,4 +1,7 @@
-"""Diagnosis of training along time: Jacobians, gradients by lag, Lyapunov exponents, a report, and plots."""
+"""Diagnosis of models and of training along time: a summary, Jacobians, gradients by lag, a report, and plots."""
+
+from importlib import import_module
+from types import ModuleType
 
 from .gates import gates as gates
 from .gates import stuck as stuck
@@ -11,3 +14,13 @@ from .lyapunov import lyapunov_exponents as lyapunov_exponents
 from .report import Finding as Finding
 from .report import Report as Report
 from .report import examine as examine
+from .summary import Summary as Summary
+from .summary import count as count
+from .summary import summary as summary
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`plot`, imported when it is first used: it needs matplotlib, which the library itself does not."""
+    if name != "plot":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.plot")

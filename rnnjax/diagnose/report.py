@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The result of `examine`. `str` is the report in words; the cell is healthy if there are no findings."""
+    """The result of `examine`. Its text, which a notebook shows, is the report in words; without findings: healthy."""
 
     name: str
     gradient: np.ndarray  # the norm of dL/ds_{T-k}, k = 0 to T
@@ -47,6 +47,9 @@ class Report(NamedTuple):
             share = "" if self.clipped is None else f"; clipped in {self.clipped:.0%} of the updates"
             return f"{self.name}: healthy over {T} steps; going back, the gradient changes by {rate:.3g} a step{share}"
         return "\n".join(f"{self.name}: {illness}, {seen}. Try: {remedy}" for illness, seen, remedy in self.findings)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def examine(

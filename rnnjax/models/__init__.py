@@ -35,7 +35,6 @@ from .embedding import OutputLayer as OutputLayer
 from .language import LanguageModel as LanguageModel
 from .language import batch_of_states as batch_of_states
 from .language import language_loss as language_loss
-from .language import sample as sample
 from .objectives import binary_cross_entropy as binary_cross_entropy
 from .objectives import check_labels as check_labels
 from .objectives import cross_entropy as cross_entropy
@@ -48,6 +47,7 @@ from .pooling import flatten as flatten
 from .pooling import last as last
 from .pooling import maximum as maximum
 from .pooling import mean as mean
+from .sampling import sample as sample
 from .search import Decoding as Decoding
 from .search import Hypothesis as Hypothesis
 from .search import greedy as greedy

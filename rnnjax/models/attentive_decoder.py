@@ -13,6 +13,7 @@ from ..arrays import State, by_gate, widen
 from ..cell import AbstractAffineCell, affine
 from ..compiled import compiled
 from ..engine import AbstractEngine
+from ..named import as_module
 from ..network import Layer
 from ..networks.layer import output_type
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
@@ -32,7 +33,7 @@ class BahdanauDecoder(AbstractDecoder):
 
     recurrence: Layer
     score: AbstractScore
-    readout: Callable[[Array], Array] = eqx.nn.Identity()
+    readout: Callable[[Array], Array] = eqx.field(converter=as_module, default=eqx.nn.Identity())
 
     def fed_size(self, encoded: Encoded) -> int:
         return encoded.ys.shape[1]

@@ -1,6 +1,5 @@
 """AWD-LSTM: the regularised language model of Merity, Keskar & Socher."""
 
-from typing import cast
 
 import equinox as eqx
 import jax
@@ -14,6 +13,7 @@ from ..engines.auto import Auto
 from ..regularise.masks import drop
 from ..regularise.penalties import activation_penalty, temporal_activation_penalty
 from ..regularise.weights import drop_embedding, drop_weights
+from .batches import CHUNK, batch_parts
 from .language import LanguageModel
 from .objectives import cross_entropy
 
@@ -50,7 +50,7 @@ def awd_loss(
     Averaging the weights belongs to the optimiser, and chunks of random length to the batches. Evaluate the model by
     `language_loss`, without a key.
     """
-    inputs, targets, resets = cast("tuple[Array, Array, Array]", batch)
+    inputs, targets, resets = batch_parts(batch, CHUNK, inputs=2, targets=2, resets=2)
     weight_dropout = check.probability("weight_dropout", weight_dropout)
     embedding_dropout = check.probability("embedding_dropout", embedding_dropout)
     output_dropout = check.probability("output_dropout", output_dropout)

@@ -1,7 +1,7 @@
 """One-to-many: a caption of an image, token by token."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,8 @@ from ..arrays import AnyArray, PyTree, State
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..named import named
+from ..named import as_module
+from .batches import batch_parts
 from .bridge import check_bridge
 from .language import LanguageModel
 from .search import Decoding
@@ -39,8 +40,8 @@ class Captioner(eqx.Module):
     everywhere: `jax.vmap` makes a batch.
     """
 
-    encoder: Callable[[Any], PyTree[Array]] = eqx.field(converter=named)
-    bridge: Callable[[PyTree[Array]], State]
+    encoder: Callable[[Any], PyTree[Array]] = eqx.field(converter=as_module)
+    bridge: Callable[[PyTree[Array]], State] = eqx.field(converter=as_module)
     language: LanguageModel
 
     def initial(self, image: Checked[PyTree[AnyArray]]) -> State:
@@ -102,7 +103,9 @@ def caption_loss(
     batch   (image, target, target_length), or `Captions`
     key     for dropout in the language model, drawn for each caption; None: nothing is dropped
     """
-    image, target, target_length = cast("tuple[PyTree[Array], Array, Array]", batch)
+    image, target, target_length = batch_parts(
+        batch, "Captions(image, target, target_length)", image=None, target=2, target_length=1
+    )
 
     def logits(image: Any, fed: Array, key: PRNGKeyArray | None) -> Array:
         return model.logits(image, fed, engine=engine, key=key)

@@ -15,7 +15,7 @@ from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..marks import valid_steps
-from ..named import named
+from ..named import as_module
 from ..network import Layer
 from ..unroll import unroll
 from .attention import check_mask
@@ -39,7 +39,7 @@ class Seq2Seq(eqx.Module):
 
     encoder: Layer
     decoder: AbstractDecoder
-    bridge: Callable[[State], State] = eqx.field(converter=named)
+    bridge: Callable[[State], State] = eqx.field(converter=as_module)
     source_embedding: Embedding  # [V, E]
     target_embedding: Embedding  # [W, D]
     output: OutputLayer  # [W, F]

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import AnyArray, IntegerLike, PyTree, State, widen
+from ..arrays import IntegerLike, PyTree, State, widen
 from ..cell import AbstractCell
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..marks import blank, fill, valid_steps
-from ..named import named
+from ..named import as_module
 from ..network import AbstractNetwork
 from ..unroll import unroll
+from .batches import Batch, sequences
 from .classifier import run_batch
 from .objectives import cross_entropy
 
@@ -29,7 +30,7 @@ class Tagger(eqx.Module):
     """
 
     network: AbstractCell | AbstractNetwork
-    head: Callable[[Array], Array] = eqx.field(converter=named)
+    head: Callable[[Array], Array] = eqx.field(converter=as_module)
 
     def __call__(
         self,
@@ -71,7 +72,7 @@ def total_steps(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float
 def tagger_loss(
     model: Tagger,
     carry: PyTree,
-    batch: Checked[tuple[PyTree[AnyArray], PyTree[AnyArray], AnyArray | None]],
+    batch: Checked[Batch],
     key: PRNGKeyArray | None,
     *,
     objective: Callable[[Array, Array], Array] = cross_entropy,
@@ -80,13 +81,13 @@ def tagger_loss(
 ) -> tuple[Float[Array, ""], PyTree]:
     """`objective(answer, target)` over the valid steps of a batch, and the carry: a loss for `fit`.
 
-    batch        `Sequences`, or any `(xs, targets, lengths)`: targets are [B, T, ...]
+    batch        `Sequences`, `(xs, targets, lengths)`, or `(xs, targets)` if all steps count: targets are [B, T, ...]
     key          for dropout in the network, drawn anew for each sequence; None: nothing is dropped
     over_steps   `average_steps` or `total_steps`, of losses that are zero where a step is not valid
 
     Targets of ignored steps may be anything, even NaN and labels outside of the classes.
     """
-    xs, targets, lengths = batch
+    xs, targets, lengths = sequences(batch)
     answers = run_batch(model, xs, lengths, key, engine)
     B, T = answers.shape[:2]
     if lengths is None:

@@ -9,6 +9,7 @@ from .connected import residual as residual
 from .connected import skip as skip
 from .convolution import CausalConvolution as CausalConvolution
 from .depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
+from .layers import layers as layers
 from .merge import Directions as Directions
 from .merge import add as add
 from .merge import average as average

@@ -11,8 +11,8 @@ from jaxtyping import Array
 from .. import check
 from ..arrays import DType, PyTree, Sizes
 from ..checked import Checked
-from ..named import named
-from ..network import AbstractNetwork, Options
+from ..named import as_module
+from ..network import AbstractNetwork, Layer, Options
 
 
 class TimeDistributed(AbstractNetwork):
@@ -46,12 +46,12 @@ class TimeDistributed(AbstractNetwork):
 
         `input_shape` is a tuple of sizes, () for a scalar; an integer I stands for (I,).
         """
-        if isinstance(function, type) or not callable(function):
+        if isinstance(function, type | Layer) or not callable(function):
             raise TypeError(
                 f"function: expected a function of the input of one step, or a layer, got {function!r}. "
                 "Build the layer first, as in eqx.nn.Linear(3, 4, key=key)"
             )
-        self.function = Function(function) if jax.tree_util.all_leaves([function]) else function
+        self.function = as_module(function)
         self.input_shape = check.shape("input_shape", input_shape)
         self.dtype = jnp.dtype(dtype)
 
@@ -63,12 +63,3 @@ class TimeDistributed(AbstractNetwork):
 
     def run(self, state: tuple[()], xs: Array, options: Options) -> tuple[tuple[()], PyTree[Array]]:
         return state, options.over_time(jax.vmap(self.function), xs)
-
-
-class Function(eqx.Module):
-    """A function without weights, as a static field: `jax.jit` and `jax.grad` do not get it as a leaf."""
-
-    function: Callable[..., Any] = eqx.field(static=True, converter=named)
-
-    def __call__(self, x: Array) -> PyTree[Array]:
-        return self.function(x)

@@ -14,7 +14,7 @@ class Buckets:
     """The examples in the batch of a step, and the length to pad them to, as a function of the step.
 
         buckets = Buckets(lengths, 128, (12, 20, 40), seed=0)
-        batches = lambda step: pad(*buckets(step))                              # for `fit`, with a `pad` of yours
+        batches = lambda step: batch_of(*buckets(step))                         # for `fit`, with a function of yours
         steps = epochs * buckets.per_epoch
 
     An example belongs to the bucket of the smallest bound that is not below its length. Each epoch shuffles every

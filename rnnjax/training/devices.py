@@ -22,7 +22,7 @@ class AbstractDevices(abc.ABC):
 
     @abc.abstractmethod
     def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """`gradient(weights, carry, batch, key) -> ((loss, carry), gradient)` of a whole batch; or None by gradient."""
+        """`gradient(weights, carry, batch, key) -> ((measured, carry), gradient)` of a whole batch, or None by it."""
 
     @abc.abstractmethod
     def share(self, name: str, tree: PyTree) -> PyTree:
@@ -93,9 +93,9 @@ class DataParallel(AbstractDevices):
     def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def of_part(weights: PyTree, carry: PyTree, batch: PyTree, key: Any) -> Any:
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
-            (value, carry), slope = gradient(weights, carry, batch, key)
-            value, slope = jax.lax.pmean((value, slope), self.axis)
-            return (value, carry), slope
+            (measured, carry), slope = gradient(weights, carry, batch, key)
+            measured, slope = jax.lax.pmean((measured, slope), self.axis)
+            return (measured, carry), slope
 
         parts = P(self.axis)
         # Losses do not have to state which of their arrays vary from device to device.

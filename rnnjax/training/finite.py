@@ -1,5 +1,7 @@
 """Checks that losses, weights, carries and validation results are finite, before anything is saved."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +12,16 @@ from .devices import AbstractDevices
 from .run import Log, Metrics, Run
 
 
-def summarise(losses: list[Array | float], norms: list[Array | float]) -> Metrics:
-    """Means since the last report."""
-    means = (np.mean(np.asarray(jax.device_get(values), np.float64)) for values in (losses, norms))
-    return dict(zip(("loss", "gradient_norm"), map(float, means), strict=True))
+def summarise(measured: Sequence[Mapping[str, Array | float]]) -> Metrics:
+    """Means since the last report: of the loss, of the norm of the gradient, of the metrics of the loss."""
+    names = ["loss", "gradient_norm", *(name for name in measured[0] if name not in ("loss", "gradient_norm"))]
+    known = jax.device_get(measured)
+    return {name: float(np.mean(np.asarray([each[name] for each in known], np.float64))) for name in names}
 
 
-def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
+def check_loss(measured: Mapping[str, Array | float], step: int, log: Log | None) -> None:
     """Raise if the loss is not finite, before any later results are written."""
-    value = np.asarray(jax.device_get(loss))
+    value = np.asarray(jax.device_get(measured["loss"]))
     if not np.isfinite(value):
         raise FloatingPointError(
             f"loss: expected a finite value, got {value} of `batches({step})`. "
@@ -57,4 +60,7 @@ def _is_finite(tree: PyTree) -> Array:
 
 
 def _kept(log: Log | None) -> str:
-    return "" if log is None else f" The last good weights are in {log.checkpoint}."
+    if log is None:
+        return ""
+    path = str(log.checkpoint)
+    return f" The last good weights are in {path}. Call rnnjax.load({path!r}, model) to have the model back."

@@ -1,6 +1,7 @@
 """A run of training: the state that is checkpointed, and its folder."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from .checkpoint import load, save, write_atomically
 from .devices import AbstractDevices
 
 Metrics = dict[str, int | float]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -46,23 +49,39 @@ class Log:
     def open(self, run: Run, resume: bool) -> Run:
         """The run to continue: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
         if not resume and self.checkpoint.exists():
+            path = str(self.checkpoint)
             raise FileExistsError(
                 f"folder: expected none with a run in it, got {self.folder}. "
-                "Pass resume=True to go on with that run, or another folder; nothing was overwritten"
+                "Pass resume=True to go on with that run, or another folder; nothing was overwritten. "
+                f"Call rnnjax.load({path!r}, model) to have its model"
             )
         if self.devices.writes:
-            self._take(resume)
-        if resume:
+            self._take()
+        resumed = resume and self._holds_a_run()
+        if resumed:
             run = load(self.checkpoint, run)
         self.devices.wait()  # all have read the folder before anything is written
         if self.devices.writes:
-            if resume:
+            if resumed:
                 self._forget_after(int(run.step))
             else:
                 write_atomically(self.metrics, b"")
                 save(self.checkpoint, run)
         self.devices.wait()
         return run
+
+    def _holds_a_run(self) -> bool:
+        """Whether there is a checkpoint. Raises if metrics say that there was one, which is now lost."""
+        if self.checkpoint.exists():
+            return True
+        if read_metrics(self.metrics):
+            raise FileNotFoundError(
+                f"resume: expected a checkpoint beside the metrics in {self.folder}, found none. "
+                "Copy it back, or pass another folder; nothing was overwritten"
+            )
+        if self.devices.writes:
+            LOGGER.warning("resume: %s holds no run yet, so this one begins at step 0", self.folder)
+        return False
 
     def write(self, run: Run, metrics: Metrics) -> None:
         """Write the metrics first, so that those of all steps before a checkpoint are there."""
@@ -77,18 +96,15 @@ class Log:
                     error.errno,
                     f"{error.strerror}, while step {int(whole.step)} was written to {self.folder}. The weights of the "
                     f"checkpoint before are in {self.checkpoint}, if it is still there. Call fit(..., resume=True) "
-                    "to go on from it",
+                    f"to go on from it, or rnnjax.load({str(self.checkpoint)!r}, model) to have its model",
                 ) from error
         self.devices.wait()
 
-    def _take(self, resume: bool) -> None:
+    def _take(self) -> None:
         """Lock the folder until the run ends: two runs in one folder would mix their metrics and checkpoints."""
         from filelock import FileLock, Timeout  # by training alone: a checkout can be imported without it
 
-        if not resume:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        elif not self.folder.is_dir():
-            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(blocking=False)

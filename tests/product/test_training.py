@@ -494,10 +494,19 @@ def test_another_run_is_not_resumed(optimiser, size, difference, straight):
     assert contents(straight.folder) == before
 
 
-def test_a_run_that_never_was_is_not_resumed(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file at .*checkpoint, found none"):
-        train(folder=tmp_path / "none", resume=True)
-    assert not (tmp_path / "none").exists()
+def test_a_run_that_never_was_begins_when_resumed(straight, tmp_path, caplog):
+    train(folder=tmp_path / "none", resume=True, **OPTIONS)
+    assert_same_run(tmp_path / "none", straight.folder)
+    assert "none holds no run yet, so this one begins at step 0" in caplog.text
+
+
+def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(straight, tmp_path):
+    folder = straight.copy(tmp_path / "lost")
+    (folder / "checkpoint").unlink()
+    before = contents(folder)
+    with pytest.raises(FileNotFoundError, match=r"^resume: expected a checkpoint beside the metrics .*Copy it back"):
+        train(folder=folder, resume=True, **OPTIONS)
+    assert contents(folder) == before
 
 
 def test_metrics_say_what_happened(tmp_path):

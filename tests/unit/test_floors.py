@@ -12,7 +12,7 @@ import pytest
 HOUSE = Path(__file__).parents[2] / "rnnjax"
 FLOORS = (
     ("checked",),
-    ("arrays", "compiled", "named", "refusal"),
+    ("arrays", "compiled", "hints", "named", "refusal"),
     ("check",),
     ("random",),
     ("initialise",),
