@@ -241,7 +241,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         server = Server(model, vocabulary, options.streams)
         return await measure(server, options) if options.port is None else await serve(server, options.port) or []
 
-    yield from asyncio.run(start())
+    with suppress(KeyboardInterrupt):  # ends a server on --port
+        yield from asyncio.run(start())
 
 
 if __name__ == "__main__":

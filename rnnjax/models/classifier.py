@@ -44,6 +44,9 @@ class Classifier(eqx.Module):
 
     What the answer means is up to the loss: logits of K classes, of which one is right (`cross_entropy`), K answers of
     yes or no (`binary_cross_entropy`), or a value (`squared_error`).
+
+    `jax.jit`, `jax.grad` and optax take it as they take cells: functions without weights are no leaves of it. A layer
+    that holds a function beside its weights, as `eqx.nn.MLP` does, wants `eqx.filter_jit` and `eqx.filter_grad`.
     """
 
     network: AbstractCell | AbstractNetwork
