@@ -145,7 +145,7 @@ def sing(random: np.random.Generator) -> np.ndarray:
 
 
 def pad(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
-    """The notes at each step and those at the next, as one batch."""
+    """What sounds at each step and what sounds at the next, as one batch."""
     lengths = np.array([len(roll) - 1 for roll in rolls])
     batch = np.zeros((len(rolls), lengths.max() + 1, KEYS), np.float32)
     for row, roll in zip(batch, rolls, strict=True):

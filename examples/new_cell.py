@@ -1,9 +1,9 @@
 """Skeleton of a new cell: copy it, change the equation, and every engine runs it. The tests run this file.
 
-A gated cell is defined by its `pointwise`: the computation of each unit, given `u = W x + b` and `v = R h`. The
-families, and what each requires, are in rnnjax/cell.py. Put the finished cell into rnnjax/cells/, export it from
-rnnjax/__init__.py, and add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: then the
-grid and the laws test it.
+A gated cell is its `pointwise`: what happens unit by unit once `u = W x + b` and `v = R h` are known. The families, and
+what each asks for, are in rnnjax/cell.py; put the finished cell into rnnjax/cells/, export it from rnnjax/__init__.py,
+add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: the grid and the laws then hold
+it.
 """
 
 import argparse

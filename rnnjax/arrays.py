@@ -114,7 +114,7 @@ def by_head(weight: RecurrentWeight) -> Float[Array, "N D GD"]:
 
 
 def look_up(table: Float[Array, "V ..."], rows: Int[Array, "..."]) -> Float[Array, "..."]:
-    """The rows of `table` at these indices; the cotangents of each row are summed in float32 or wider."""
+    """The rows of `table` at these indices; the cotangents that meet in one row are summed in float32 or wider."""
     return table.astype(carry_dtype(table.dtype))[rows].astype(table.dtype)
 
 

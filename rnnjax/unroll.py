@@ -72,18 +72,18 @@ def unroll(
     length    an integer: steps from `length` on are ignored, their outputs are zero, and the last state is the one
               after step `length - 1`; 0 returns the initial state. A traced value is clamped to [0, T]; a known value
               outside of it is an error
-    resets    [T] booleans: where true, the state is set to `cell.initial()` before that step (for a function: to
+    resets    [T] booleans: where true, the state goes back to `cell.initial()` before that step (for a function: to
               `state`), in the order in which the steps are run
     reverse   run the valid steps from the last to the first; outputs stay in time order
     engine    how to run along time; `Auto()` uses the first of its candidates that can run the cell
     key       for networks with random parts, such as dropout; None: nothing is dropped
 
-    Returns the last state and the outputs, [T, ...]. Ignored steps change no value and no gradient, even if they are
-    NaN: they are replaced before the cell runs. With `resets`, an input that is not finite, or a given state that is
-    NaN, makes its step and the steps after it NaN, up to the next reset, and passes on no gradient. (If finite inputs
-    overflow, the values after the next reset are right, but the gradient is NaN.)
+    Returns the last state and the outputs, [T, ...]. What is ignored changes no value and no gradient, NaN or not:
+    steps from `length` on are replaced before the cell sees them. Where there are `resets`, an input that is not
+    finite, or a given state that is NaN, makes its step and those after it NaN and passes no gradient on, until the
+    next reset. (What overflows on finite inputs ends at the reset in value only; its gradient is NaN.)
 
-    Raises at trace time, naming the argument, the expected value and the given one: ValueError for shapes, sizes and an
+    Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes, sizes and an
     engine that refuses the cell (with its reasons), TypeError for types and dtypes.
     """
     check_engine(engine)
@@ -137,7 +137,7 @@ def _run_network(
 def _run_cell(
     run: Callable[..., Any], cell: AbstractCell, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell by `run`, which is `_run`, compiled."""
+    """Run one cell by `run`, which is compiled `_run`."""
     initial = cell.initial()
     state = initial if state is None else check.state(state, initial, describe(cell))
     return run(cell, state, xs, Marks(options.length, options.resets, initial), options.engine)

@@ -18,9 +18,8 @@ class ResetBeforeGRU(AbstractAffineCell):
         n    = tanh(W x_t + b + C (r * h_{t-1}))
         h_t  = (1 - z) * n + z * h_{t-1}
 
-    The product with C depends on r, so two products follow each other in the loop, and it is a plain cell: engines that
-    run any cell run it, and `Fused` does not. If speed matters use `GRU`; the two are different functions and do not
-    share weights.
+    The product with C waits for r, so two products follow each other in the loop: a plain cell, run by `Scan` and its
+    kin, not fused. Where speed matters take `GRU`; the two are different functions and do not share weights.
     """
 
     gates: ClassVar[str] = "rzn"

@@ -1,4 +1,4 @@
-"""Diagnosis of training along time: Jacobians, gradients by lag, Lyapunov exponents, a report, and plots."""
+"""Where the gradient goes: Jacobians, gradients by lag, Lyapunov exponents, a report, and their plots."""
 
 from .gates import gates as gates
 from .gates import stuck as stuck

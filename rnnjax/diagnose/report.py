@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The result of `examine`. `str` is the report in words; the cell is healthy if there are no findings."""
+    """What `examine` saw. `str` is the report in words; it is healthy if there are no findings."""
 
     name: str
     gradient: np.ndarray  # the norm of dL/ds_{T-k}, k = 0 to T

@@ -35,7 +35,7 @@ class Associative(AbstractEngine):
 
     The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
     `jax.export` does not take the CPU kernel's calls unless told to: export with a `block`. It needs an
-    `AbstractLinearCell`; a nonlinear cell has to run step by step.
+    `AbstractLinearCell`; a nonlinear one has to go step by step.
 
     If |a| may exceed one, the product of many steps can overflow. Then blocks and parts that run at once (with a
     `block`, under `Sharded`, on GPUs and TPUs) may give NaN where a state of zero would stay zero step by step: use

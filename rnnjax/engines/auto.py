@@ -18,8 +18,8 @@ class Auto(AbstractEngine):
     """The first candidate that does not refuse the cell. You can pass other candidates, in another order.
 
     The choice is made when a program is traced. The platform is not known then, and one program may be lowered for
-    several platforms, so the choice is the same for all. On GPUs and TPUs `Associative` and `Fused` are plain JAX by
-    default. To run the experimental kernels, pass `Auto((Associative(pallas=True), Fused(cuda=GPU()), Scan()))`.
+    several, so the choice is the same for all. On GPUs and TPUs `Associative` and `Fused` are plain JAX by default. To
+    run the experimental kernels, pass `Auto((Associative(pallas=True), Fused(cuda=GPU()), Scan()))`.
 
     `python -m benchmarks.fused_against_scan` measures the sizes from which Fused pays off. Associative has no such
     bound: if its kernel would not pay off, it runs step by step. On a CPU it is still slower than Scan by some

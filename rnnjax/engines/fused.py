@@ -34,10 +34,10 @@ class Fused(AbstractEngine):
     `explain` shows the plan of each kernel. The engine refuses a cell that all its kernels refuse, so that
     `Fused()` refuses every cell where the library of the CPU kernel was not built.
 
-    Under `jax.vmap` the whole batch is one call, and so is its gradient. It needs an `AbstractGatedCell`, whose one
-    product inside the loop is `R h`. Forward mode and second derivatives are computed by the reference, which is
-    slower. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export` does not take the CPU
-    kernel's calls unless told to: export with `Scan`.
+    `jax.vmap` hands the whole batch to one call, and its gradient is one call too. It needs an `AbstractGatedCell`,
+    whose one product inside the loop is `R h`. Forward mode and derivatives of the second order are right but not fast:
+    they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export`
+    does not take the CPU kernel's calls unless told to: export with `Scan`.
 
     A kernel packs the weights once per call, which does not pay off for short sequences and few units: the engine
     refuses sequences of fewer than `min_steps` steps and cells of fewer than `min_units` units. By default it refuses
@@ -76,7 +76,7 @@ class Fused(AbstractEngine):
         return self._plan_kernels(cell, axis)
 
     def _plan_kernels(self, cell: AbstractGatedCell, axis: str | None) -> Plan | Refusal:
-        """The plans of the kernels, for a cell that fits; a refusal if there are kernels and all of them refuse."""
+        """The plans of the kernels of a cell that fits; a refusal where there are kernels, and all of them refuse."""
         pointwise, weights = Pointwise.of(cell), _weight_types(cell)
         answers = [(platform, kernel.plan(pointwise, weights)) for platform, kernel in self._kernels()]
         plans = tuple((platform, plan) for platform, plan in answers if isinstance(plan, KernelPlan))
@@ -125,7 +125,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-    """Why no kernel can run `cell` on `xs`, on any platform."""
+    """Why no kernel can run `cell` on `xs`, be the platform what it may."""
     if not isinstance(cell, AbstractGatedCell):
         return "it needs an AbstractGatedCell"
     for name in ("project", "step"):

@@ -13,7 +13,7 @@ from .tokens import check_tokens
 class Embedding(eqx.Module):
     """A vector for each token of a vocabulary: x_t = W[token_t].
 
-    Tokens outside the vocabulary are an error: a ValueError if they are known, and under `jit` an error at run time.
+    Tokens outside the vocabulary are an error: a ValueError where they are known, and under `jit` an error when run.
     """
 
     weight: Float[Array, "V E"]

@@ -34,7 +34,7 @@ class Decoding(NamedTuple):
 class Hypothesis(NamedTuple):
     """The sequence of tokens that a search found, or several, on a leading axis.
 
-    tokens       [L], `end` after the first `end`
+    tokens       [L], `end` from where it has ended on
     length       the number of tokens up to and including the first `end`; L if there is none
     score        the logarithm of their probability, with the penalties of the search
     alignments   [L, S], zeros from `length` on; None for a model without attention

@@ -28,7 +28,7 @@ def check_tokens(
 ) -> Int[Array, " T"]:
     """`tokens` as integers [T], with zeros at ignored steps.
 
-    A valid token outside the vocabulary is a ValueError if it is known, and an error at run time if it is traced.
+    A token that is not in the vocabulary is a ValueError where it is known, and where it is traced an error when run.
     """
     tokens = integers(name, tokens)
     if tokens.ndim != 1:

@@ -17,15 +17,15 @@ from .layer import Layer, check_fit, check_layer, output_type
 class Stack(AbstractNetwork):
     """Layers, where each gets the outputs of the one below; any cells and networks, of any sizes.
 
-    The state is the tuple of the layers' states. With a `key`, `unroll` drops outputs between layers with probability
-    `dropout`, with a new mask at every step, and scales the others by 1 / (1 - dropout); never after the last layer.
+    The state is the tuple of the layers' states. With a `key`, `unroll` drops each output between layers with
+    probability `dropout` and scales the rest by 1 / (1 - dropout), afresh at every step; never after the last layer.
     """
 
     layers: tuple[Layer, ...]
     dropout: float = eqx.field(static=True)
 
     def __init__(self, layers: Sequence[Layer], *, dropout: float = 0.0):
-        """Raises a ValueError that names the first layer whose input type is not the output type of the one below."""
+        """Raises a ValueError that names the layer whose input is not what the one below puts out."""
         layers = tuple(layers)
         if not layers:
             raise ValueError(

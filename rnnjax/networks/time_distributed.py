@@ -66,7 +66,7 @@ class TimeDistributed(AbstractNetwork):
 
 
 class Function(eqx.Module):
-    """A function without weights, as a static field: `jax.jit` and `jax.grad` do not get it as a leaf."""
+    """A function without weights, which `jax.jit` and `jax.grad` need not see."""
 
     function: Callable[..., Any] = eqx.field(static=True, converter=named)
 

@@ -1,4 +1,4 @@
-"""Checks that losses, weights, carries and validation results are finite, before anything is saved."""
+"""What must be finite for a run of training to go on, and for anything of it to be kept."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def summarise(losses: list[Array | float], norms: list[Array | float]) -> Metric
 
 
 def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
-    """Raise if the loss is not finite, before any later results are written."""
+    """A loss that is not finite ends the run, before anything is written that came after it."""
     value = np.asarray(jax.device_get(loss))
     if not np.isfinite(value):
         raise FloatingPointError(

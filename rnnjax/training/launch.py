@@ -1,9 +1,9 @@
 """Several processes on this machine as one job: `python -m rnnjax.training.launch --processes 2 script.py arguments`.
 
-Every process runs the same script, after it has joined JAX's distributed runtime: `jax.devices()` are those of all
-processes, `jax.process_index()` is the process' number, and a mesh over all devices makes `fit` data parallel. On CPUs
-arrays are sent by gloo; each process uses the GPU with its number. The output of process 0 is shown as it is, that of
-the others with their numbers before each line.
+Every process runs the same script, and has joined JAX's distributed runtime when it begins: `jax.devices()` are those
+of all processes, `jax.process_index()` tells them apart, and a mesh over all devices makes `fit` data parallel. On CPUs
+arrays travel by gloo; of the machine's GPUs each process takes the one of its number. What process 0 prints is shown as
+it is, what the others print with their numbers before it.
 
 If a process fails or is killed, the job ends: the others are stopped, its number and its end are printed on stderr, and
 the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`.

@@ -33,7 +33,7 @@ class AbstractObjective(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
-        """The carry before the first step, from the user's `carry`."""
+        """The carry before the first step, from the one that the user gave."""
 
     @abc.abstractmethod
     def value_and_gradient(

@@ -44,7 +44,7 @@ class Log:
             self.lock.release()
 
     def open(self, run: Run, resume: bool) -> Run:
-        """The run to continue: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
+        """The run to go on with: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
         if not resume and self.checkpoint.exists():
             raise FileExistsError(
                 f"folder: expected none with a run in it, got {self.folder}. "
@@ -82,7 +82,7 @@ class Log:
         self.devices.wait()
 
     def _take(self, resume: bool) -> None:
-        """Lock the folder until the run ends: two runs in one folder would mix their metrics and checkpoints."""
+        """The folder, until the run ends: two runs in one would mix their metrics and checkpoints."""
         from filelock import FileLock, Timeout  # by training alone: a checkout can be imported without it
 
         if not resume:

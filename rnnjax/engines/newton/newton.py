@@ -44,8 +44,8 @@ class Newton(AbstractEngine):
     `jax.vmap` each row stops at its own solution, and once no more than a quarter of the rows is left, only those are
     computed.
 
-    From the first non-finite input on, or if the given state is NaN, all states and their gradients are NaN, in all
-    units. (Step by step, a gate could still close and hide it.)
+    What is not finite is no trajectory to be solved for: from such an input on, or a state to begin with that is NaN,
+    the states are NaN by decree, in all units, and so is the gradient. Step by step a gate may close on infinity.
     """
 
     jacobian: AbstractJacobian = Dense()

@@ -133,7 +133,7 @@ def _compiled(*operands: Array, **static: Any) -> Array:
 
 
 def _lower(platform: str | None, context: Any, *operands: Any, block: int | None, pallas: bool, **static: Any) -> Any:
-    """Lower the kernel of `platform` if it has one for this call, or else plain JAX. No other kernel is traced."""
+    """Lower the kernel of `platform` if it has one for this call, or else plain JAX: no other one is traced."""
     rows = context.avals_in[1]
     scan = None if block is not None else _kernel(platform, rows, pallas)
     if scan is None:

@@ -67,7 +67,7 @@ def batch(
 
 
 def _numbers(form: Form) -> tuple[set[int], int]:
-    """The numbers of the operands without an axis B, which are those in `Weights`; and the number of xs."""
+    """Which operands have no axis B, those within `Weights`; and which is xs."""
     numbered = jax.tree.unflatten(form, range(form.num_leaves))
     nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, Weights))
     weights = {number for node in nodes if isinstance(node, Weights) for number in jax.tree.leaves(node)}

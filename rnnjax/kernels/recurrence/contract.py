@@ -149,11 +149,10 @@ class KernelPlan(abc.ABC):
 
         u_t = W x_t + b        v_t = R h_{t-1}        state_t = pointwise(unit_parameters, u_t, v_t, state_{t-1})
 
-    Subclass requirements: a frozen dataclass with the field below, and these properties.
-    - Both halves trace `pointwise` (and `jax.vjp` of it), so that a new cell needs no new kernel.
-    - Weights and inputs have one dtype; states, their cotangents and all sums are in its `carry_dtype`.
-    - `length` and `resets` are applied inside the kernel, so that ignored steps cost little.
-    - `<tangent(t), c> == <t, backward(c)>`.
+    Subclass requirements: a frozen dataclass with the field below; both halves trace it (and `jax.vjp` of it), so
+    that a new cell needs no new kernel; weights and inputs are of one dtype, all that belongs to a state is in its
+    `carry_dtype`, and so are sums; `length` and `resets` are honoured inside, so that a ragged batch pays for its valid
+    steps alone; and `<tangent(t), c> == <t, backward(c)>`.
     """
 
     pointwise: Pointwise

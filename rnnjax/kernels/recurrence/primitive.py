@@ -105,7 +105,7 @@ def _jvp_by_reference(
 
 
 def _forward_of_used(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
-    """A rule of `dce_rules`: `equation` without the states that are not used, half of what an LSTM would write."""
+    """`equation` without the states that are not used, as `dce_rules` asks: half of what an LSTM would write."""
     equation = others[-1]  # JAX 0.12 puts before it which inputs are alive
     if not any(used):
         return [False] * len(equation.invars), None
@@ -155,7 +155,7 @@ def _lower(
 ) -> Any:
     """Lower `function` by the plan for `platform`, or by the reference. No kernel of another platform is traced.
 
-    All operands vary over the same axes of a `jax.shard_map`, which are hidden from the kernels.
+    Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know.
     """
     nothing = jax.sharding.ManualAxisType()
     plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])

@@ -41,12 +41,13 @@ class InstructionSet(IntEnum):
 class CPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, forward and backward, on all cores.
 
-    One core runs all steps of a tile of sequences; if there are fewer tiles than cores, several cores share its hidden
-    units. The gates stay in the first-level cache, and weights are packed once per call. Products, elementwise steps
-    and weight gradients are all computed inside. Arithmetic is in float32 or float64. Weights and inputs of bfloat16
-    are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32; where the processor
-    multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded to bfloat16 for their products,
-    too. float16 is converted to float32 first. `max_instruction_set` limits the instructions used, for comparisons.
+    A tile of sequences goes through all of time on one core, or, where there are fewer tiles than cores, on several
+    that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call; products,
+    elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are. Weights
+    and inputs of bfloat16 are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32;
+    where the processor multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded for theirs,
+    too. float16 is made float32 first.
+    `max_instruction_set` bounds the instructions used, for comparison.
     """
 
     max_instruction_set: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512_BF16)
@@ -157,7 +158,7 @@ class CPUPlan(KernelPlan):
 
 
 def _in_store(array: Array) -> Array:
-    """`array` in a dtype that the compiled code reads."""
+    """An array of a dtype that the compiled code reads."""
     return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
 
 
@@ -166,7 +167,7 @@ def _stored(weights: Weights) -> Weights:
 
 
 def _sequences(sequences: Sequences) -> list[Array]:
-    """The operands of each sequence; an empty array stands for None."""
+    """What each sequence has for itself; an array without elements stands for none."""
     length = jnp.zeros(0, jnp.int32) if sequences.length is None else sequences.length
     resets = jnp.zeros(0, bool) if sequences.resets is None else sequences.resets
     return [_in_store(sequences.xs), sequences.state, length, resets]
