@@ -70,7 +70,8 @@ class TruncatedBPTT(AbstractBackward):
 
         def run(memory: Begun, window: Any, size: int = self.every) -> Estimate:
             first = window * self.every
-            return self._window(loss, weights, memory, *cut((xs, targets), first, size), _key(key, window))
+            of_window, sought = cut((xs, targets), first, size)
+            return self._window(loss, weights, memory, of_window, sought, _key(key, window))
 
         estimate = accumulate(run, memory, count)
         return plus(estimate, run(estimate.memory, count, rest)) if rest else estimate
