@@ -1,5 +1,8 @@
-"""Where the gradient goes: Jacobians, gradients by lag, Lyapunov exponents, a report, and their plots."""
+"""Where the gradient goes: Jacobians, lags, Lyapunov exponents, a report, plots; and whether a cell obeys the laws."""
 
+from .cell_report import CellReport as CellReport
+from .cell_report import Verdict as Verdict
+from .cell_report import check_cell as check_cell
 from .gates import gates as gates
 from .gates import stuck as stuck
 from .gradient import gradient_by_input as gradient_by_input
