@@ -5,6 +5,8 @@ of all processes, `jax.process_index()` tells them apart, and a mesh over all de
 arrays travel by gloo; of the machine's GPUs each process takes the one of its number. What process 0 prints is shown as
 it is, what the others print with their numbers before it.
 
+It needs a POSIX system, such as Linux or macOS.
+
 The first process that fails, or is killed, ends the job: the others are stopped, which of them it was and how it ended
 is said on stderr, and the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`.
 """
@@ -37,6 +39,8 @@ def main() -> None:
     parser.add_argument("script", help="what each of them runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
     options = parser.parse_args()
+    if os.name != "posix":
+        parser.error("expected a POSIX system, such as Linux or macOS. Start the processes by another launcher here")
     if options.processes < 1:
         parser.error(f"--processes: expected 1 or more, got {options.processes}")
     if not Path(options.script).is_file():
