@@ -3,7 +3,7 @@
 A gated cell is defined by its `pointwise`: the computation of each unit, given `u = W x + b` and `v = R h`. The
 families, and what each requires, are in rnnjax/cell.py. Put the finished cell into rnnjax/cells/, export it from
 rnnjax/__init__.py, and add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: then the
-grid and the laws test it.
+grid and the laws test it. Until then `rnnjax.diagnose.check_cell` does.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
 
 
 def main() -> None:
-    """Run it by two engines, and differentiate it."""
+    """Run it by three engines, differentiate it, and hold it to the laws."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cell = UpdateGateRNN(3, 8, key=jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (100, 3))
@@ -58,6 +58,7 @@ def main() -> None:
         value, gradient = jax.value_and_grad(loss)(cell)
         print(f"{type(engine).__name__:<14} loss {value:.5f}   |dR| {jnp.linalg.norm(gradient.recurrent_weight):.5f}")
     print(rnnjax.explain(cell, xs))
+    print(rnnjax.diagnose.check_cell(cell))
 
 
 if __name__ == "__main__":

@@ -126,26 +126,28 @@ def length(length: object, T: int) -> Length | None:
     return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # cast first: T may be too large for the dtype of `length`
 
 
-def resets(resets: object, T: int) -> Flags | None:
-    """`resets` as booleans [T]."""
-    if resets is None:
+STEPS = {"resets": "True marks a step to reset before", "mask": "False marks a step to leave out"}
+
+
+def steps(name: str, flags: object, T: int) -> Flags | None:
+    """`flags`, the argument of this name in `STEPS`, as booleans [T]."""
+    if flags is None:
         return None
-    if not isinstance(resets, (jax.Array, np.ndarray)):
+    if not isinstance(flags, (jax.Array, np.ndarray)):
         raise TypeError(
-            f"resets: expected booleans [T={T}], got {type(resets).__name__}. "
-            "Write jnp.asarray(resets), one flag for each step"
+            f"{name}: expected booleans [T={T}], got {type(flags).__name__}. "
+            f"Write jnp.asarray({name}), one flag for each step"
         )
-    if resets.dtype != np.bool_:
+    if flags.dtype != np.bool_:
         raise TypeError(
-            f"resets: expected booleans [T={T}], got {resets.dtype}. "
-            "Write resets.astype(bool); True marks a step to reset before"
+            f"{name}: expected booleans [T={T}], got {flags.dtype}. Write {name}.astype(bool); {STEPS[name]}"
         )
-    if resets.shape != (T,):
+    if flags.shape != (T,):
         raise ValueError(
-            f"resets: expected shape [{T}], one flag per step of xs, got {list(resets.shape)}. "
-            f"Cut or pad it to {T} steps, and map over a batch of resets with jax.vmap"
+            f"{name}: expected shape [{T}], one flag per step of xs, got {list(flags.shape)}. "
+            f"Cut or pad it to {T} steps, and map over a batch of {name} with jax.vmap"
         )
-    return jnp.asarray(resets)
+    return jnp.asarray(flags)
 
 
 def show(tree: object) -> str:

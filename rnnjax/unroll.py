@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
 from . import check
-from .arrays import IntegerLike, PyTree, State, count_steps, select
+from .arrays import Flags, IntegerLike, PyTree, State, count_steps, select
 from .cell import AbstractCell, describe
 from .checked import Checked
 from .compiled import compiled
@@ -18,11 +18,13 @@ from .engine import AbstractEngine, check_engine, plan_or_raise
 from .engines.auto import Auto
 from .function import StepFunction, as_cell
 from .marks import Marks, blank, fill, flip, mark_touched, quarantine, valid_steps
+from .mask import Packing
 from .network import AbstractNetwork, Layer, Options
 
 S = TypeVar("S")
 X = TypeVar("X")
 Y = TypeVar("Y")
+Run: TypeAlias = Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]]
 
 
 @overload
@@ -32,6 +34,7 @@ def unroll(
     xs: PyTree[ArrayLike],
     *,
     length: IntegerLike | None = None,
+    mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     reverse: bool = False,
     engine: AbstractEngine = Auto(),
@@ -46,6 +49,7 @@ def unroll(
     xs: X,
     *,
     length: IntegerLike | None = None,
+    mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     reverse: bool = False,
     engine: AbstractEngine = Auto(),
@@ -59,6 +63,7 @@ def unroll(
     xs: Checked[PyTree[ArrayLike]],
     *,
     length: Checked[IntegerLike | None] = None,
+    mask: Checked[ArrayLike | None] = None,
     resets: Checked[ArrayLike | None] = None,
     reverse: bool = False,
     engine: Checked[AbstractEngine] = Auto(),
@@ -72,16 +77,20 @@ def unroll(
     length    an integer: steps from `length` on are ignored, their outputs are zero, and the last state is the one
               after step `length - 1`; 0 returns the initial state. A traced value is clamped to [0, T]; a known value
               outside of it is an error
+    mask      [T] booleans: a step where it is false leaves the state unchanged, and its output is zero. Left padding is
+              `mask=jnp.arange(T) >= padding`. With `length` too, a step must be valid by both. A reset at a masked step
+              comes before the valid step that runs next, and layers that read a window of steps skip the masked ones
     resets    [T] booleans: where true, the state is set to `cell.initial()` before that step (for a function: to
               `state`), in the order in which the steps are run
     reverse   run the valid steps from the last to the first; outputs stay in time order
     engine    how to run along time; `Auto()` uses the first of its candidates that can run the cell
     key       for networks with random parts, such as dropout; None: nothing is dropped
 
-    Returns the last state and the outputs, [T, ...]. Ignored steps change no value and no gradient, even if they are
-    NaN: they are replaced before the cell runs. With `resets`, an input that is not finite, or a given state that is
-    NaN, makes its step and the steps after it NaN, up to the next reset, and passes on no gradient. (If finite inputs
-    overflow, the values after the next reset are right, but the gradient is NaN.)
+    Returns the last state and the outputs, [T, ...]. Ignored steps, which are those from `length` on and masked ones,
+    change no value and no gradient, even if they are NaN: they are replaced before the cell runs. With `resets`, an
+    input that is not finite, or a given state that is NaN, makes its step and the steps after it NaN, up to the next
+    reset, and passes on no gradient. (If finite inputs overflow, the values after the next reset are right, but the
+    gradient is NaN.)
 
     Raises at trace time, naming the argument, the expected value and the given one: ValueError for shapes, sizes and an
     engine that refuses the cell (with its reasons), TypeError for types and dtypes.
@@ -90,23 +99,33 @@ def unroll(
     check.flags(reverse=reverse)
     xs = check.inputs(xs, cell.input_type(), describe(cell)) if isinstance(cell, Layer) else check.sequence(xs)
     T = count_steps(xs)
-    options = Options(check.length(length, T), check.resets(resets, T), engine, key)
+    options = Options(check.length(length, T), check.steps("resets", resets, T), engine, key)
+    valid = check.steps("mask", mask, T)
     if isinstance(cell, AbstractNetwork):
-        return _unroll(partial(_run_network, cell, state), describe(cell), xs, options, reverse)
+        return _unroll(partial(_run_network, cell, state), describe(cell), xs, options, valid, reverse)
     if isinstance(cell, AbstractCell):
-        return _unroll(partial(_run_cell, _COMPILED, cell, state), describe(cell), xs, options, reverse)
+        return _unroll(partial(_run_cell, _COMPILED, cell, state), describe(cell), xs, options, valid, reverse)
     function = as_cell(cell, state, xs, _run)
     run = partial(_run_cell, function.run, function, None)
-    last, ys = _unroll(run, describe(function), xs, options, reverse)
+    last, ys = _unroll(run, describe(function), xs, options, valid, reverse)
     return last.state, ys
 
 
 def _unroll(
-    run: Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]],
-    name: str,
-    xs: PyTree[Array],
-    options: Options,
-    reverse: bool,
+    run: Run, name: str, xs: PyTree[Array], options: Options, mask: Flags | None, reverse: bool
+) -> tuple[State, PyTree[Array]]:
+    """`run` of checked inputs, the valid steps of a mask brought together before it and spread after it."""
+    if mask is None:
+        return _unroll_packed(run, name, xs, options, reverse)
+    packing = Packing.of(mask, options.length)
+    resets = None if options.resets is None else packing.resets(options.resets, reverse)
+    packed = options._replace(length=packing.length, resets=resets)
+    last, ys = _unroll_packed(run, name, packing.pack(xs), packed, reverse)
+    return last, packing.spread(ys)
+
+
+def _unroll_packed(
+    run: Run, name: str, xs: PyTree[Array], options: Options, reverse: bool
 ) -> tuple[State, PyTree[Array]]:
     """`run` of checked inputs in running order: safe values in ignored steps before it, zeros there after it."""
     length, resets = options.length, options.resets

@@ -364,7 +364,7 @@ def test(copy: Path, likely: str, settings: dict[str, str], options: argparse.Na
 
 def build(copy: Path, folder: str, settings: dict[str, str], options: argparse.Namespace) -> str:
     """Build the CPU kernel of the copy, as .ci/sanitize does; what went wrong, if something did."""
-    configure = ["cmake", "-S", SOURCE, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
+    configure = ["cmake", "-S", SOURCE, "-B", folder]
     for command in (configure, ["cmake", "--build", folder, "--parallel"]):
         status, said = run(command, copy, settings, 60 * options.minutes)
         if status != 0:

@@ -1,8 +1,11 @@
-"""Diagnosis of models and of training along time: a summary, Jacobians, gradients by lag, a report, and plots."""
+"""Diagnosis of models, of cells and of training along time: a summary, laws, Jacobians, gradients by lag, plots."""
 
 from importlib import import_module
 from types import ModuleType
 
+from .cell_report import CellReport as CellReport
+from .cell_report import Verdict as Verdict
+from .cell_report import check_cell as check_cell
 from .gates import gates as gates
 from .gates import stuck as stuck
 from .gradient import gradient_by_input as gradient_by_input

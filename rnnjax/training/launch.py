@@ -6,7 +6,8 @@ arrays are sent by gloo; each process uses the GPU with its number. The output o
 the others with their numbers before each line.
 
 If a process fails or is killed, the job ends: the others are stopped, its number and its end are printed on stderr, and
-the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`.
+the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`. It needs a POSIX
+system, such as Linux or macOS.
 """
 
 import argparse
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("script", help="what each of them runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
     options = parser.parse_args()
+    if os.name != "posix":
+        parser.error("expected a POSIX system, such as Linux or macOS. Start the processes by another launcher here")
     if options.processes < 1:
         parser.error(f"--processes: expected 1 or more, got {options.processes}")
     if not Path(options.script).is_file():

@@ -17,7 +17,7 @@ FLOORS = (
     ("random",),
     ("initialise",),
     ("cell", "flat", "marks"),
-    ("engine", "function"),
+    ("engine", "function", "mask"),
     ("cells/*", "kernels/*", "network"),
     ("engines/*",),
     ("engines/auto",),

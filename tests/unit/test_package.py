@@ -11,6 +11,7 @@ import pytest
 import rnnjax
 
 ROOT = Path(__file__).parents[2]
+NATIVE = "rnnjax/kernels/native"
 
 
 def found(pattern: str, file: str) -> str:
@@ -45,7 +46,9 @@ def test_one_version():
 def test_one_licence():
     assert found(r"^\s+(Apache License)\n\s+Version 2\.0", "LICENSE")
     assert found(r"^license: (\S+)$", "CITATION.cff") == project()["license"] == "Apache-2.0"
-    assert project()["license-files"] == ["LICENSE"]
+    assert project()["license-files"] == ["LICENSE", "NOTICE"]
+    assert (ROOT / NATIVE / "third_party" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert NATIVE in (ROOT / "NOTICE").read_text(encoding="utf-8")
 
 
 def test_the_links_of_the_contributors_page_lead_to_files():

@@ -113,7 +113,7 @@ class Newton(AbstractEngine):
         plan = plan_or_raise(self, cell, xs)
         assert isinstance(plan, NewtonPlan)
         state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
-        length, resets = check.length(length, T), check.resets(resets, T)
+        length, resets = check.length(length, T), check.steps("resets", resets, T)
         if resets is not None and length is not None:
             resets = resets & valid_steps(length, T)
         marks = Marks(length, resets, cell.initial())

@@ -12,6 +12,10 @@ from ..recurrence.pointwise.operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
 ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan")
+NOT_BUILT = (  # a plain `pip install` would take the wheel without the library again, from the index or pip's cache
+    "it was not built when rnnjax was installed. Install GCC or Clang, then run `pip install --force-reinstall "
+    "--no-deps --no-cache-dir --no-binary rnnjax rnnjax`, or `pip install .` in a checkout"
+)
 INTERFACE = 4  # the version of the interface between Python and C++, as in interface.h
 
 
@@ -25,7 +29,7 @@ def absence() -> str | None:
     if chosen and not Path(chosen).is_file():
         return f"{VARIABLE}: expected `off` or the path of a library, got {chosen}, which is no file"
     if path is None or not path.is_file():
-        return "it was not built when rnnjax was installed. Install rnnjax by pip where there is GCC or Clang"
+        return NOT_BUILT
     try:
         library = ctypes.CDLL(os.fspath(path))
         interface = library.rnnjax_interface()
