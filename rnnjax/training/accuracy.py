@@ -17,6 +17,7 @@ from ..engines.auto import Auto
 from ..marks import valid_steps
 from ..models.batches import Batch, sequences
 from ..models.classifier import run_batch
+from ..models.tokens import integers
 
 
 def accuracy(
@@ -32,7 +33,7 @@ def accuracy(
     size     how many sequences are run at once
 
     An answer with a NaN in it counts as wrong. Raises ValueError for targets that are not shaped like the answers, and
-    where there is none to count.
+    where there is none to count; TypeError for targets that are not integers.
     """
     check.sizes(size=size)
     xs, targets, lengths = sequences(batch)
@@ -63,7 +64,7 @@ def _count(
             f"targets: expected {list(answers.shape[:-1])}, a class for each of the answers {list(answers.shape)}, "
             f"got {list(targets.shape)}. Pass one integer for each answer"
         )
-    right = (answers.argmax(-1) == targets.astype(int)) & ~jnp.isnan(answers).any(-1)
+    right = (answers.argmax(-1) == integers("targets", targets)) & ~jnp.isnan(answers).any(-1)
     valid = jnp.ones(targets.shape, bool)
     if targets.ndim == 2 and lengths is not None:
         valid = jax.vmap(lambda length: valid_steps(length, targets.shape[1]))(lengths)

@@ -33,12 +33,7 @@ def of_loss(metrics: Checked[Mapping[str, Array]]) -> dict[str, Array]:
             f"loss: expected its metrics to be scalars, got {show({name: numbers[name] for name in others})}. "
             "Return their means"
         )
-    return {name: _floating(number) for name, number in numbers.items()}
-
-
-def _floating(number: Array) -> Array:
-    """Counts and shares alike: the mean of integers over devices would be an integer."""
-    return number if jnp.issubdtype(number.dtype, jnp.floating) else number.astype(float)
+    return numbers
 
 
 def of_validation(answer: Checked[Answer], line: Metrics) -> Metrics:

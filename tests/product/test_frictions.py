@@ -233,6 +233,8 @@ def test_accuracy_is_the_share_of_right_answers(size):
 def test_accuracy_misused():
     with pytest.raises(ValueError, match=r"^targets: expected \[2\], a class for each .* got \[2, 1\]\. Pass"):
         accuracy(Says(), (np.zeros((2, 3)), np.zeros((2, 1), int)))
+    with pytest.raises(TypeError, match=r"^targets: expected integers, got f64\[2\]\. Write"):
+        accuracy(Says(), (np.zeros((2, 3)), np.zeros(2)))
     with pytest.raises(ValueError, match=r"^batch: expected at least one target to count, got .*\. Pass"):
         accuracy(Says(), (np.zeros((0, 3)), np.zeros(0, int)))
 
