@@ -39,8 +39,10 @@ from .arrays import (
     shift,
     sole_vector,
 )
+from .exporting import exportable
 
 
+@exportable
 class Hidden(NamedTuple):
     """The state of a cell that carries one vector."""
 

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
+from ..exporting import exportable
 
 
+@exportable
 class LSTMState(NamedTuple):
     """Hidden and cell state."""
 

@@ -13,7 +13,9 @@ from ..arrays import AnyArray, PyTree, State
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..exporting import exportable
 from ..named import named
+from ..runtime_error import error_where
 from .bridge import check_bridge
 from .language import LanguageModel
 from .search import Decoding
@@ -75,6 +77,7 @@ class Captioner(eqx.Module):
         return self.language.decoding(self.initial(image))
 
 
+@exportable
 class Captions(NamedTuple):
     """A batch of images, and their padded captions: each begins with its start token, and ends with its end token.
 
@@ -117,7 +120,7 @@ def _check_features(features: PyTree[Array]) -> PyTree[Array]:
     leaves = [leaf for leaf in jax.tree.leaves(features) if eqx.is_inexact_array(leaf)]
     finite = jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]).all()
     if isinstance(finite, Tracer):
-        return eqx.error_if(features, ~finite, message)
+        return error_where(features, ~finite, message)
     if not finite:
         raise ValueError(message)
     return features

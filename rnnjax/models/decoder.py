@@ -18,6 +18,7 @@ from ..cell import AbstractCell
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.unrolled import Unrolled
+from ..exporting import exportable
 from ..named import named
 from ..network import AbstractNetwork
 from ..unroll import unroll
@@ -25,6 +26,7 @@ from ..unroll import unroll
 Recurrence = AbstractCell | AbstractNetwork
 
 
+@exportable
 class Encoded(NamedTuple):
     """The results of an encoder: its last state, the hidden part of it, outputs [S, M], and a mask [S] for attention.
 

@@ -18,7 +18,7 @@ from ..network import AbstractNetwork
 from ..unroll import unroll
 from .embedding import Embedding, OutputLayer
 from .objectives import cross_entropy
-from .search import Decoding
+from .search import Decoding, known_token
 
 
 class LanguageModel(eqx.Module):
@@ -151,6 +151,8 @@ def sample(
 
     temperature   divides the logits: below 1 the likely becomes likelier; 0 takes the likeliest
     top_k         draws from the k likeliest tokens only
+
+    Tokens are -1 from where the logits are NaN, as after weights that are NaN.
     """
     vocabulary_size = model.embedding.vocabulary_size
     prompt = model.embedding.check(prompt, name="prompt")
@@ -194,8 +196,8 @@ def _sample(
 
 def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | None) -> Array:
     if temperature == 0:
-        return jnp.argmax(logits)
+        return known_token(logits, jnp.argmax(logits))
     if top_k is None:
-        return jax.random.categorical(key, logits / temperature)
-    logits, tokens = jax.lax.top_k(logits, top_k)  # k of them even where some are equally likely
-    return tokens[jax.random.categorical(key, logits / temperature)]
+        return known_token(logits, jax.random.categorical(key, logits / temperature))
+    likely, tokens = jax.lax.top_k(logits, top_k)  # k of them even where some are equally likely
+    return known_token(logits, tokens[jax.random.categorical(key, likely / temperature)])

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..arrays import PyTree
+from ..exporting import exportable
 
 
+@exportable
 class Directions(NamedTuple):
     """One thing for each direction of a `Bidirectional`: layers, states, or outputs of the merge `pair`."""
 

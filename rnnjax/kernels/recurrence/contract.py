@@ -162,6 +162,11 @@ class KernelPlan(abc.ABC):
         """C, how many vectors [H] of every step `forward` saves for `backward`."""
         return 0
 
+    @property
+    def exported(self) -> bool:
+        """Whether a program that is lowered for `jax.export` holds its calls; if not, the reference's plain JAX."""
+        return True
+
     @abc.abstractmethod
     def __str__(self) -> str:
         """How it runs, in one line that begins with the name of the kernel."""
