@@ -33,7 +33,7 @@ class Associative(AbstractEngine):
     pallas   on CUDA and TPU, run the kernels written in Pallas. They are experimental: no device has measured them
 
     The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
-    `jax.export` does not take the CPU kernel's calls unless told to: export with a `block`. It needs an
+    In a program of `jax.export` it is plain JAX on CPUs, too, step by step; a symbolic T is refused. It needs an
     `AbstractLinearCell`; a nonlinear one has to go step by step.
 
     Where nothing holds |a| below one and the product of many overflows, parts of a sequence that are run at once (with

@@ -35,8 +35,8 @@ class Fused(AbstractEngine):
 
     `jax.vmap` hands the whole batch to one call, and its gradient is one call too. It needs an `AbstractGatedCell`,
     whose one product inside the loop is `R h`. Forward mode and derivatives of the second order are right but not fast:
-    they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export`
-    does not take the CPU kernel's calls unless told to: export with `Scan`.
+    they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`. In a
+    program of `jax.export` the CPU kernel is the reference, unless it is `CPU(exported=True)`; a symbolic T is refused.
 
     A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
     than `min_steps`, or a cell of fewer units than `min_units`, is refused. By default none is.

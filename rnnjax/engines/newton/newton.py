@@ -44,6 +44,8 @@ class Newton(AbstractEngine):
 
     What is not finite is no trajectory to be solved for: from such an input on, or a state to begin with that is NaN,
     the states are NaN by decree, in all units, and so is the gradient. Step by step a gate may close on infinity.
+
+    A program of `jax.export` cannot hold the error of what did not converge: pass `fall_back=True` there.
     """
 
     jacobian: AbstractJacobian = Dense()
