@@ -21,8 +21,8 @@ class Auto(AbstractEngine):
     several, so the choice is the same for all. On GPUs and TPUs `Associative` and `Fused` are plain JAX by default. To
     run the experimental kernels, pass `Auto((Associative(pallas=True), Fused(cuda=GPU()), Scan()))`.
 
-    A program of `jax.export` holds plain JAX alone, and so runs without rnnjax. If its T is a symbol, the plan is `Scan`'s;
-    if it is a number, the plan is the one that runs here, and kernels are lowered as the same steps in plain JAX.
+    A program of `jax.export` holds plain JAX alone, and so runs without rnnjax. If its T is a symbol, the plan is that
+    of `Scan`; if it is a number, the plan is the one that runs here, with plain JAX in place of the CPU kernels.
 
     `python -m benchmarks.fused_against_scan` measures from which sizes on Fused pays. Associative has no such bound:
     where its kernel would not pay, it goes step by step. On a CPU it still is behind Scan by some microseconds where

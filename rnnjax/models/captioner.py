@@ -49,7 +49,8 @@ class Captioner(eqx.Module):
         """The language model's state before the first token.
 
         Features that are not finite are a ValueError where they are known, and where they are traced an error when
-        run, or NaN in a program of `jax.export`; what the bridge makes, if it is no state of the language model, is a ValueError.
+        run, or NaN in a program of `jax.export`; what the bridge makes, if it is no state of the language model, is a
+        ValueError.
         """
         state = self.bridge(_check_features(self.encoder(image)))
         check_bridge(state, jax.eval_shape(self.language.initial), "the language model")

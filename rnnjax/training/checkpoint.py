@@ -54,9 +54,10 @@ def save(path: str | Path, tree: PyTree) -> None:
     """
     from safetensors import numpy  # by training alone: a checkout can be imported without it
 
-    model = describe(tree)._asdict()
+    description = describe(tree)
     arrays = {name: _store(name, leaf) for name, leaf in named_leaves(tree).items() if is_array(leaf)}
-    entry = {"format": FORMAT, "sha256": _digest(model, (array.tobytes() for array in arrays.values())), **model}
+    digest = _digest(description, (array.tobytes() for array in arrays.values()))
+    entry = {"format": FORMAT, "sha256": digest, **description._asdict()}
     write_atomically(path, numpy.save(arrays, {ENTRY: json.dumps(entry)}))
 
 
@@ -126,7 +127,7 @@ def _store(name: str, leaf: Any) -> np.ndarray:
     """An array as the file has it."""
     array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
     if np.iscomplexobj(array):
-        array = np.stack([array.real, array.imag], -1)
+        array = np.stack([np.real(array), np.imag(array)], -1)
     if array.dtype.name not in DTYPES:
         raise TypeError(
             f"tree: expected arrays of {', '.join(DTYPES)}, complex64 or complex128, got {form(leaf)} at {name}. "
@@ -141,7 +142,7 @@ def _restore(path: Path, name: str, stored: Stored, like: Any) -> Any:
     dtype = np.dtype(bits.dtype).newbyteorder("=")
     one = np.empty((*bits.shape, 0), dtype)
     is_complex = np.iscomplexobj(one)
-    if (stored.dtype, stored.shape) != (one.real.dtype.name, (*bits.shape, 2) if is_complex else bits.shape):
+    if (stored.dtype, stored.shape) != (np.real(one).dtype.name, (*bits.shape, 2) if is_complex else bits.shape):
         raise CheckpointError(
             f"checkpoint: {path} is damaged: {name} is described as {form(like)}, and is not stored as such. "
             "Copy the file again, or load an earlier one"
@@ -187,12 +188,12 @@ def _read(path: Path) -> tuple[dict[str, Stored], Description]:
     found = {
         name: Stored(names.get(each["dtype"], ""), tuple(each["shape"]), bytes(each["data"])) for name, each in tensors
     }
-    model = {name: entry.get(name) for name in Description._fields}
-    if entry.get("format") != FORMAT or not _is_description(model):
+    description = _description(entry)
+    if description is None:
         raise _unreadable(path)
-    description = Description(**model)
-    if found.keys() != description.arrays.keys() or entry.get("sha256") != _digest(
-        model, (found[name].data for name in description.arrays)
+    is_complete = found.keys() == description.arrays.keys()
+    if not is_complete or entry.get("sha256") != _digest(
+        description, (found[name].data for name in description.arrays)
     ):
         raise CheckpointError(
             f"checkpoint: {path} is cut short or damaged: its {len(content)} bytes are not those saved. "
@@ -215,15 +216,20 @@ def _unreadable(path: Path) -> CheckpointError:
     )
 
 
-def _is_description(model: dict[str, Any]) -> bool:
-    texts = model["classes"], model["static"], model["arrays"]
-    if not isinstance(model["tree"], str) or not all(isinstance(each, dict) for each in (*texts, model["values"])):
-        return False
-    return all(isinstance(text, str) for each in texts for text in each.values())
+def _description(entry: dict[str, Any]) -> Description | None:
+    """The description in an entry of the metadata; None if it is not one that `save` wrote."""
+    tree, values = entry.get("tree"), entry.get("values")
+    texts = [part for part in map(entry.get, ("classes", "static", "arrays")) if isinstance(part, dict)]
+    if entry.get("format") != FORMAT or not isinstance(tree, str) or not isinstance(values, dict) or len(texts) != 3:
+        return None
+    if not all(isinstance(text, str) for part in texts for text in part.values()):
+        return None
+    classes, static, arrays = texts
+    return Description(tree, classes, static, arrays, values)
 
 
-def _digest(model: dict[str, Any], data: Iterable[bytes]) -> str:
-    digest = hashlib.sha256(json.dumps(model).encode())
+def _digest(description: Description, data: Iterable[bytes]) -> str:
+    digest = hashlib.sha256(json.dumps(description).encode())
     for each in data:
         digest.update(each)
     return digest.hexdigest()

@@ -187,6 +187,52 @@ def test_a_file_with_the_kernels_calls_runs_where_rnnjax_is_imported(tmp_path):
     grid.assert_close(answer(tmp_path, "fused"), [fused(True)(xs)])
 
 
+# Everything with sizes that are symbols
+
+PARTS = *grid.REPRESENTATIVES, "stack_of_bidirectional", "time_distributed", "conv_lstm", "convolution", *grid.POOLED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
+def test_every_kind_of_part_is_exported_for_any_size(name):
+    """With lengths and resets."""
+    part = grid.build(name)
+
+    def run(xs: jax.Array, length: jax.Array, resets: jax.Array) -> Any:
+        return unroll(part, None, xs, length=length, resets=resets)
+
+    batch, time = symbolic_shape("B, T")
+    forms = Shape((batch, time, grid.I), "float64"), Shape((batch,), "int64"), Shape((batch, time), bool)
+    arguments = grid.inputs(B, 12), np.array([12, 0, 5]), np.random.default_rng(0).random((B, 12)) < 0.2
+    mapped = jax.jit(jax.vmap(run))
+    grid.assert_close(export(mapped)(*forms).call(*arguments), mapped(*arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_it_comes")
+def test_sequence_to_sequence_is_exported_for_any_size():
+    """Loss and beam search, with attention. A target has at least two tokens, which `T + 1` says."""
+    keys, models = jax.random.split(grid.KEY, 5), rnnjax.models
+    encoder = Bidirectional(rnnjax.GRU(3, 4, key=keys[0]), rnnjax.GRU(3, 4, key=keys[1]))
+    decoder = models.BahdanauDecoder(rnnjax.GRU(3 + 8, 5, key=keys[2]), models.Additive(5, 8, size=6, key=keys[3]))
+    model = models.Seq2Seq(9, V, encoder, decoder, key=keys[4])
+
+    def search(source: jax.Array, length: jax.Array) -> Any:
+        step, state, _ = model.decoding(source, length=length)
+        return models.beam_search(step, state, width=2, start=1, end=0, max_length=6)
+
+    def both(*pairs: jax.Array) -> Any:
+        return models.seq2seq_loss(model, None, pairs, None)[0], jax.vmap(search)(*pairs[:2])
+
+    batch, steps, time = symbolic_shape("B, S, T + 1")
+    lengths = Shape((batch,), "int32")
+    forms = Shape((batch, steps), "int32"), lengths, Shape((batch, time), "int32"), lengths
+    draw = lambda most, *shape: np.random.default_rng(0).integers(0, most, shape, np.int32)  # noqa: E731
+    arguments = draw(9, 2, 5), np.array([5, 2], np.int32), draw(V, 2, 4), np.array([4, 3], np.int32)
+    found, expected = export(jax.jit(both))(*forms).call(*arguments), jax.jit(both)(*arguments)
+    grid.assert_close(found, expected, "float32")
+
+
 # States
 
 

@@ -149,23 +149,19 @@ class KernelPlan(abc.ABC):
 
         u_t = W x_t + b        v_t = R h_{t-1}        state_t = pointwise(unit_parameters, u_t, v_t, state_{t-1})
 
-    Subclass requirements: a frozen dataclass with the field below; both halves trace it (and `jax.vjp` of it), so
+    Subclass requirements: a frozen dataclass with the field `pointwise`; both halves trace it (and `jax.vjp` of it), so
     that a new cell needs no new kernel; weights and inputs are of one dtype, all that belongs to a state is in its
     `carry_dtype`, and so are sums; `length` and `resets` are honoured inside, so that a ragged batch pays for its valid
     steps alone; and `<tangent(t), c> == <t, backward(c)>`.
     """
 
     pointwise: Pointwise
+    exported: bool = True  # whether a program that is lowered for `jax.export` holds its calls; else the reference
 
     @property
     def residual_size(self) -> int:
         """C, how many vectors [H] of every step `forward` saves for `backward`."""
         return 0
-
-    @property
-    def exported(self) -> bool:
-        """Whether a program that is lowered for `jax.export` holds its calls; if not, the reference's plain JAX."""
-        return True
 
     @abc.abstractmethod
     def __str__(self) -> str:
