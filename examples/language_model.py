@@ -26,7 +26,7 @@ from common.text import Corpus, compressed_bits, entropy_bits, primed_bits, read
 from jaxtyping import PyTree
 
 import rnnjax
-from rnnjax.training.checkpoint import write_atomically
+from rnnjax.training.atomic import write_atomically
 from rnnjax.training.plot import draw_curve
 
 CELLS = {"lstm": rnnjax.LSTM, "gru": rnnjax.GRU, "elman": rnnjax.Elman, "mingru": rnnjax.MinGRU}

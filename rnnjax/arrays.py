@@ -114,8 +114,12 @@ def by_head(weight: RecurrentWeight) -> Float[Array, "N D GD"]:
 
 
 def look_up(table: Float[Array, "V ..."], rows: Int[Array, "..."]) -> Float[Array, "..."]:
-    """The rows of `table` at these indices; the cotangents of each row are summed in float32 or wider."""
-    return table.astype(carry_dtype(table.dtype))[rows].astype(table.dtype)
+    """The rows of `table` at these indices; the cotangents of each row are summed in float32 or wider.
+
+    An index outside of the table, such as a negative one, gives NaN.
+    """
+    wide = table.astype(carry_dtype(table.dtype))
+    return wide.at[rows].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(table.dtype)
 
 
 def sole_vector(state: State) -> Array | None:

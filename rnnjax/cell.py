@@ -39,10 +39,12 @@ from .arrays import (
     shift,
     sole_vector,
 )
+from .exporting import exportable
 
 RUN = "Write state, ys = rnnjax.unroll(cell, None, xs), and xs[None] for one step"
 
 
+@exportable
 class Hidden(NamedTuple):
     """The state of a cell that carries one vector."""
 

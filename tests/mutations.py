@@ -230,7 +230,7 @@ MUTATIONS = (
     ),
     Mutation(  # a kill while a checkpoint is written destroys the last good one
         "checkpoint_written_in_place",
-        "rnnjax/training/checkpoint.py",
+        "rnnjax/training/atomic.py",
         'partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")',
         "partial = path",
         "test_training",

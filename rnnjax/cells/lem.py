@@ -11,8 +11,10 @@ from jaxtyping import PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, Units
 from ..cell import AbstractAffineCell, learnable_zeros, recur
+from ..exporting import exportable
 
 
+@exportable
 class LEMState(NamedTuple):
     """Hidden state, the y of the paper, and memory."""
 

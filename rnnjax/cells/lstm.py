@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
+from ..exporting import exportable
 from ..hints import OF_LAYERS, instead
 
 
+@exportable
 class LSTMState(NamedTuple):
     """Hidden and cell state."""
 

@@ -34,7 +34,7 @@ class Associative(AbstractEngine):
     pallas   on CUDA and TPU, run the kernels written in Pallas. They are experimental: no device has measured them
 
     The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
-    `jax.export` does not take the CPU kernel's calls unless told to: export with a `block`. It needs an
+    In a program of `jax.export` it is plain JAX on CPUs, too, step by step; a symbolic T is refused. It needs an
     `AbstractLinearCell`; a nonlinear cell has to run step by step.
 
     If |a| may exceed one, the product of many steps can overflow. Then blocks and parts that run at once (with a

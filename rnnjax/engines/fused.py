@@ -36,8 +36,8 @@ class Fused(AbstractEngine):
 
     Under `jax.vmap` the whole batch is one call, and so is its gradient. It needs an `AbstractGatedCell`, whose one
     product inside the loop is `R h`. Forward mode and second derivatives are computed by the reference, which is
-    slower. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export` does not take the CPU
-    kernel's calls unless told to: export with `Scan`.
+    slower. A batch that is sharded over devices stays so under `jax.shard_map`. In a program of
+    `jax.export` the CPU kernel is the reference, unless it is `CPU(exported=True)`; a symbolic T is refused.
 
     A kernel packs the weights once per call, which does not pay off for short sequences and few units: the engine
     refuses sequences of fewer than `min_steps` steps and cells of fewer than `min_units` units. By default it refuses

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import AnyArray, DType, carry_dtype, select
 from ..checked import Checked
+from ..exporting import exportable
 
 
 class AbstractScore(eqx.Module):
@@ -89,6 +90,7 @@ class General(AbstractScore):
         return Dot()(query, keys)
 
 
+@exportable
 class Memory(NamedTuple):
     """The memory of an attention: values [S, M], zeros at ignored steps, their keys [S, K], and the valid steps [S]."""
 

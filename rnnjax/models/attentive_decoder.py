@@ -13,6 +13,7 @@ from ..arrays import State, by_gate, widen
 from ..cell import AbstractAffineCell, affine
 from ..compiled import compiled
 from ..engine import AbstractEngine
+from ..exporting import exportable
 from ..named import as_module
 from ..network import Layer
 from ..networks.layer import output_type
@@ -61,7 +62,7 @@ class BahdanauDecoder(AbstractDecoder):
         key: PRNGKeyArray | None,
     ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
         cell = self.recurrence
-        if not isinstance(cell, AbstractAffineCell) or 0 in (len(embedded), len(memory.mask)):
+        if not isinstance(cell, AbstractAffineCell) or 0 in (embedded.shape[0], memory.mask.shape[0]):
             return super().run(memory, state, embedded, engine=engine, key=key)
         state, features, alignments = _run_affine(cell, self.score, memory, state, embedded)
         return state, jax.vmap(self.readout)(features), alignments
@@ -95,6 +96,7 @@ def _run_affine(
     return state, jnp.concatenate([ys, contexts, embedded], axis=-1), alignments
 
 
+@exportable
 class InputFed(NamedTuple):
     """The state of a decoder with input feeding: that of its recurrence, and its last features."""
 

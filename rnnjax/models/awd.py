@@ -1,6 +1,5 @@
 """AWD-LSTM: the regularised language model of Merity, Keskar & Socher."""
 
-
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray

@@ -87,8 +87,9 @@ def _widen(step: Step, search: Search, end: Any) -> Search:
         grown = extend(before._replace(t=search.t), state, token, score, alignment, end)
         return select(before.ended, before, grown._replace(t=None))
 
-    tokens = tokens.astype(search.token.dtype)
-    return jax.vmap(one)(before, states, tokens, scores.reshape(-1)[places], alignments)._replace(t=search.t + 1)
+    scores = scores.reshape(-1)[places]
+    tokens = jnp.where(jnp.isnan(scores), -1, tokens).astype(search.token.dtype)
+    return jax.vmap(one)(before, states, tokens, scores, alignments)._replace(t=search.t + 1)
 
 
 def _check_beam(width: Any, vocabulary_size: int, coverage_penalty: Any, S: int | None) -> None:

@@ -13,7 +13,9 @@ from ..arrays import AnyArray, PyTree, State
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..exporting import exportable
 from ..named import as_module
+from ..runtime_error import error_where
 from .batches import batch_parts
 from .bridge import check_bridge
 from .language import LanguageModel
@@ -48,7 +50,8 @@ class Captioner(eqx.Module):
         """The language model's state before the first token.
 
         Features that are not finite are a ValueError where they are known, and where they are traced an error when
-        run; what the bridge makes, if it is no state of the language model, is a ValueError.
+        run, or NaN in a program of `jax.export`; what the bridge makes, if it is no state of the language model, is a
+        ValueError.
         """
         state = self.bridge(_check_features(self.encoder(image)))
         check_bridge(state, jax.eval_shape(self.language.initial), "the language model")
@@ -76,6 +79,7 @@ class Captioner(eqx.Module):
         return self.language.decoding(self.initial(image))
 
 
+@exportable
 class Captions(NamedTuple):
     """A batch of images, and their padded captions: each begins with its start token, and ends with its end token.
 
@@ -120,7 +124,7 @@ def _check_features(features: PyTree[Array]) -> PyTree[Array]:
     leaves = [leaf for leaf in jax.tree.leaves(features) if eqx.is_inexact_array(leaf)]
     finite = jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]).all()
     if isinstance(finite, Tracer):
-        return eqx.error_if(features, ~finite, message)
+        return error_where(features, ~finite, message)
     if not finite:
         raise ValueError(message)
     return features

@@ -13,6 +13,7 @@ from ..cell import AbstractCell
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..exporting import exportable
 from ..named import as_module
 from ..network import AbstractNetwork
 from ..unroll import unroll
@@ -21,6 +22,7 @@ from .objectives import cross_entropy
 from .pooling import last
 
 
+@exportable
 class Sequences(NamedTuple):
     """A batch of sequences and their targets: one for each sequence, or one for each step."""
 

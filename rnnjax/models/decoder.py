@@ -17,11 +17,13 @@ from ..arrays import PyTree, Shaped, State, widen
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.unrolled import Unrolled
+from ..exporting import exportable
 from ..named import named
 from ..network import Layer
 from ..unroll import unroll
 
 
+@exportable
 class Encoded(NamedTuple):
     """The results of an encoder: its last state, the hidden part of it, outputs [S, M], and a mask [S] for attention.
 

@@ -14,6 +14,9 @@ class Embedding(eqx.Module):
     """A vector for each token of a vocabulary: x_t = W[token_t].
 
     Tokens outside the vocabulary are an error: a ValueError if they are known, and under `jit` an error at run time.
+    In a program of `jax.export`, which cannot raise, their vectors are NaN. The error under `jit` is a call back to
+    Python, and JAX's persistent cache takes no program with one: with the environment variable EQX_ON_ERROR=nan, which
+    Equinox reads, it is NaN there as well, and the program is cached.
     """
 
     weight: Float[Array, "V E"]

@@ -8,11 +8,13 @@ from ..arrays import AnyArray, PyTree
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..exporting import exportable
 from .batches import batch_parts
 from .seq2seq import Seq2Seq
 from .targets import target_loss
 
 
+@exportable
 class Pairs(NamedTuple):
     """A padded batch of sources and targets; a target begins with its start token, and ends with its end token.
 

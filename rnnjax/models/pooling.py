@@ -27,7 +27,7 @@ def ends(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
     For outputs that are concatenated, of two layers of the same width.
     """
     forward, backward = jnp.split(blank(ys, length, ys.shape[0]), 2, axis=-1)
-    return jnp.concatenate([last(forward, length), backward[0] if len(ys) else last(backward, length)])
+    return jnp.concatenate([last(forward, length), backward[0] if ys.shape[0] != 0 else last(backward, length)])
 
 
 def mean(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:

@@ -13,8 +13,12 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from .. import check
 from ..arrays import AnyArray, IntegerLike, State
 from ..checked import Checked
+from ..runtime_error import error_where
 from .language import LanguageModel
+from .search import known_token
 from .tokens import check_token
+
+NO_TOKENS = "length: expected 1 or more tokens of the prompt, got 0. Pass the number of tokens that count"
 
 
 def sample(
@@ -61,7 +65,8 @@ def sample(
     if steps == 0:
         return jnp.zeros(0, int)
     end = None if end is None else jnp.asarray(end, int)
-    return _sample(model, tokens, _at_least_one(length), steps, key, temperature, top_k, top_p, end)
+    _check_length(length)
+    return _sample(model, tokens, length, steps, key, temperature, top_k, top_p, end)
 
 
 def _pad(prompt: Any) -> Any:
@@ -71,13 +76,9 @@ def _pad(prompt: Any) -> Any:
     return np.pad(np.asarray(prompt), (0, (1 << (len(prompt) - 1).bit_length()) - len(prompt)))
 
 
-def _at_least_one(length: Array | None) -> Array | None:
-    message = "length: expected 1 or more tokens of the prompt, got 0. Pass the number of tokens that count"
-    if isinstance(length, Tracer):
-        return eqx.error_if(length, length < 1, message)
-    if length is not None and length < 1:
-        raise ValueError(message)
-    return length
+def _check_length(length: Array | None) -> None:
+    if length is not None and not isinstance(length, Tracer) and length < 1:
+        raise ValueError(NO_TOKENS)
 
 
 def _check_options(vocabulary_size: int, steps: Any, temperature: Any, top_k: Any, top_p: Any, end: Any) -> None:
@@ -115,7 +116,7 @@ def _sample(
     draw = partial(_draw, temperature=temperature, top_k=top_k, top_p=top_p)
     keys = jax.random.split(key, steps)
     state, ys = model.outputs(model.initial(), prompt, length=length)
-    last = ys[-1:] if length is None else jax.lax.dynamic_slice_in_dim(ys, length - 1, 1)
+    last = ys[-1:] if length is None else _last_valid(ys, length)
     tokens = jnp.full(steps, 0 if end is None else end, int)
 
     def goes_on(carry: Any) -> Array:
@@ -132,14 +133,19 @@ def _sample(
     return jax.lax.while_loop(goes_on, step, begin)[-1]
 
 
+def _last_valid(ys: Array, length: Array) -> Array:
+    last = jax.lax.dynamic_slice_in_dim(ys, length - 1, 1)
+    return error_where(last, length < 1, NO_TOKENS)
+
+
 def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | None, top_p: float | None) -> Array:
     if temperature == 0:
-        return jnp.argmax(logits)
+        return known_token(logits, jnp.argmax(logits))
     if top_k is None and top_p is None:
-        return jax.random.categorical(key, logits / temperature)
-    logits, tokens = jax.lax.top_k(logits, top_k or logits.shape[0])  # k of them even where some are equally likely
-    logits = logits / temperature
+        return known_token(logits, jax.random.categorical(key, logits / temperature))
+    likely, tokens = jax.lax.top_k(logits, top_k or logits.shape[0])  # k of them even where some are equally likely
+    likely = likely / temperature
     if top_p is not None:
-        before = jnp.cumsum(jax.nn.softmax(logits)) - jax.nn.softmax(logits)  # of all that are likelier
-        logits = jnp.where((before < top_p) | (jnp.arange(len(before)) == 0), logits, -jnp.inf)
-    return tokens[jax.random.categorical(key, logits)]
+        before = jnp.cumsum(jax.nn.softmax(likely)) - jax.nn.softmax(likely)  # of all that are likelier
+        likely = jnp.where((before < top_p) | (jnp.arange(len(before)) == 0), likely, -jnp.inf)
+    return known_token(logits, tokens[jax.random.categorical(key, likely)])

@@ -17,6 +17,7 @@ from .. import check
 from ..arrays import IntegerLike, State, carry_dtype
 from ..check import alike, show
 from ..checked import Checked
+from ..exporting import exportable
 from .tokens import check_token
 
 Step = Callable[[State, Array], tuple[State, Array, Array | None]]
@@ -31,10 +32,11 @@ class Decoding(NamedTuple):
     mask: Array
 
 
+@exportable
 class Hypothesis(NamedTuple):
     """The sequence of tokens that a search found, or several, on a leading axis.
 
-    tokens       [L], `end` after the first `end`
+    tokens       [L], `end` after the first `end`; -1 where the logits are NaN
     length       the number of tokens up to and including the first `end`; L if there is none
     score        the logarithm of their probability, with the penalties of the search
     alignments   [L, S], zeros from `length` on; None for a model without attention
@@ -105,8 +107,9 @@ def _search(step: Step, state: State, start: Any, end: Any, max_length: Any, cho
     def grow(search: Search) -> Search:
         state, logits, alignment = step(search.state, search.token)
         log_probabilities = log_softmax(logits)
-        token = choose(logits, search.t).astype(search.token.dtype)
-        score = search.found.score + log_probabilities[token]
+        chosen = choose(logits, search.t)
+        score = search.found.score + log_probabilities[chosen]
+        token = known_token(logits, chosen).astype(search.token.dtype)
         return extend(search, state, token, score, alignment, end)
 
     return until_ended(grow, begin(step, state, start, end, max_length), max_length).found
@@ -136,6 +139,11 @@ def extend(
     alignments = None if found.alignments is None else found.alignments.at[t].set(alignment)
     grown = Hypothesis(found.tokens.at[t].set(token), found.length + 1, score, alignments)
     return Search(t + 1, state, token, token == end, grown)
+
+
+def known_token(logits: Array, token: Array) -> Array:
+    """The token chosen by these logits; -1 if they are NaN, of which the first, or any, would be the largest."""
+    return jnp.where(jnp.isnan(logits[token]), -1, token)
 
 
 def log_softmax(logits: Array) -> Array:

@@ -98,7 +98,7 @@ class Seq2Seq(eqx.Module):
         key       for dropout; None: nothing is dropped
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        S = len(source) if jnp.ndim(source) else 0
+        S = jnp.shape(source)[0] if jnp.ndim(source) else 0
         length = check.length(length, S)
         valid = jnp.ones(S, bool) if length is None else valid_steps(length, S)
         xs = self._drop(self.source_embedding(source, name="source", valid=valid), keys[0])

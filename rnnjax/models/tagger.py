@@ -105,7 +105,7 @@ def forecast(model: Tagger, xs: Float[Array, "T I"], steps: int, *, engine: Abst
 
     For a `Tagger` that was trained to say the next value, whose answers are like its inputs.
     """
-    if len(xs) == 0:
+    if xs.shape[0] == 0:
         raise ValueError("xs: expected at least one step to go on from, got none. Pass a longer sequence")
     state, ys = model.run(None, xs, engine=engine)
     if ys.shape[1:] != xs.shape[1:]:

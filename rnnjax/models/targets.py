@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..arrays import PyTree
 from ..marks import valid_steps
+from .objectives import cross_entropy
 from .tokens import check_tokens
 
 
@@ -36,7 +36,7 @@ def target_loss(
         valid = valid_steps(length.astype(int), T + 1)[1:]  # one dtype with the steps, even if unsigned
         fed, labels = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
         labels = check_tokens("target", labels, vocabulary_size)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits(source, fed, key), labels)
+        losses = cross_entropy(logits(source, fed, key), labels)
         return jnp.where(valid, losses, jnp.zeros_like(losses)).sum(), valid.sum()
 
     losses, counts = jax.vmap(one)(sources, target, target_length, keys)

@@ -1,6 +1,5 @@
 """Tokens: integers, each the index of a row of an embedding."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 from ..arrays import AnyArray, IntegerLike
 from ..check import show
 from ..checked import Checked
+from ..runtime_error import error_where
 
 REMEDY = "Give unknown words a token of their own, or the model a larger vocabulary"
 
@@ -29,6 +29,7 @@ def check_tokens(
     """`tokens` as integers [T], with zeros at ignored steps.
 
     A valid token outside the vocabulary is a ValueError if it is known, and an error at run time if it is traced.
+    A program of `jax.export` cannot raise one: there it becomes -1, whose row of an embedding is NaN.
     """
     tokens = integers(name, tokens)
     if tokens.ndim != 1:
@@ -39,7 +40,7 @@ def check_tokens(
         tokens = jnp.where(valid, tokens, jnp.zeros_like(tokens))
     outside = (tokens < 0) | (tokens >= vocabulary_size)
     if isinstance(outside, Tracer):
-        return eqx.error_if(tokens, outside.any(), f"{_expected(name, vocabulary_size)}, got one outside. {REMEDY}")
+        return error_where(tokens, outside, f"{_expected(name, vocabulary_size)}, got one outside. {REMEDY}")
     if outside.any():
         raise ValueError(f"{_expected(name, vocabulary_size)}, got {tokens[outside][0]}. {REMEDY}")
     return tokens

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..arrays import PyTree
+from ..exporting import exportable
 
 
+@exportable
 class Directions(NamedTuple):
     """A pair with one element for each direction of a `Bidirectional`: states, or outputs merged by `pair`."""
 

@@ -12,11 +12,13 @@ from .. import check, initialise, random
 from ..arrays import Bias, DType, Inputs, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden, affine, initial_or_zeros, learnable_zeros
 from ..cells.linear_recurrence import LinearRecurrence
+from ..exporting import exportable
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .window import Remembered, look_back
 
 
+@exportable
 class QRNNState(NamedTuple):
     """The inputs of the last `window - 1` steps, oldest first, and the state of the pooling."""
 

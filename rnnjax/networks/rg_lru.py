@@ -12,10 +12,12 @@ from .. import check, initialise, random
 from ..arrays import Bias, DType, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
 from ..cell import Hidden, initial_or_zeros, learnable_zeros, recur
 from ..cells.linear_recurrence import LinearRecurrence
+from ..exporting import exportable
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 
 
+@exportable
 class RGLRUState(NamedTuple):
     """The hidden state, and whether there has been a step since the start or the last reset."""
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ..arrays import Inputs, select
+from ..exporting import exportable
 from ..network import Options
 
 Remembered = Inexact[Array, "K I"]
 
 
+@exportable
 class Window(NamedTuple):
     """The state of a convolution: the inputs of the last `window - 1` steps, oldest first; zeros before the start.
 

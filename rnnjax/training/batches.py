@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..arrays import PyTree
+from ..exporting import exportable
 
 
 def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable[[int], PyTree[np.ndarray]]:
@@ -45,6 +46,7 @@ def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable
     return batch
 
 
+@exportable
 class Chunk(NamedTuple):
     """B streams for T steps: the inputs, the next elements as targets, and whether the streams begin here."""
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Array
 
 from ..arrays import PyTree
-from .checkpoint import load, save, write_atomically
+from .atomic import write_atomically
+from .checkpoint import load, save
 from .devices import AbstractDevices
 
 Metrics = dict[str, int | float]

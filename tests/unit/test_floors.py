@@ -11,9 +11,9 @@ import pytest
 
 HOUSE = Path(__file__).parents[2] / "rnnjax"
 FLOORS = (
-    ("checked",),
+    ("checked", "exporting"),
     ("arrays", "compiled", "hints", "named", "refusal"),
-    ("check",),
+    ("check", "runtime_error"),
     ("random",),
     ("initialise",),
     ("cell", "flat", "marks"),

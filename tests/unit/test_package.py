@@ -69,7 +69,7 @@ def backend(monkeypatch) -> Any:
     outer = ModuleType("scikit_build_core")
     outer.build = inner  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, outer.__name__, outer)
-    monkeypatch.syspath_prepend(str(ROOT / "build_backend"))
+    monkeypatch.syspath_prepend(str(ROOT / NATIVE / "backend"))
     monkeypatch.delitem(sys.modules, "optional_kernel", raising=False)
     monkeypatch.delenv("CXX", raising=False)
     return import_module("optional_kernel")

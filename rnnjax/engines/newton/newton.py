@@ -46,6 +46,8 @@ class Newton(AbstractEngine):
 
     From the first non-finite input on, or if the given state is NaN, all states and their gradients are NaN, in all
     units. (Step by step, a gate could still close and hide it.)
+
+    A program of `jax.export` cannot raise the error of what did not converge: pass `fall_back=True` there.
     """
 
     jacobian: AbstractJacobian = Dense()

@@ -42,5 +42,5 @@ def scan(
     max_instruction_set: InstructionSet = InstructionSet.AVX512_BF16,
 ) -> Inexact[Array, "B T H"]:
     """All states; A is B, or 1 for one `a` of all rows. `max_instruction_set` is there for comparisons."""
-    call = jax.ffi.ffi_call("rnnjax_linear_scan", jax.ShapeDtypeStruct(b.shape, b.dtype))
+    call = jax.ffi.ffi_call(library.custom_call("rnnjax_linear_scan"), jax.ShapeDtypeStruct(b.shape, b.dtype))
     return call(a, b, initial, reverse=reverse, late=late, max_instruction_set=np.int32(max_instruction_set))

@@ -18,6 +18,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact
 
 from ...arrays import Units, UnitsOverTime
+from ...exporting import is_for_export
 from ..varying import vary_alike
 from . import cpu, gpu, reference, tpu
 
@@ -133,9 +134,13 @@ def _compiled(*operands: Array, **static: Any) -> Array:
 
 
 def _lower(platform: str | None, context: Any, *operands: Any, block: int | None, pallas: bool, **static: Any) -> Any:
-    """Lower the kernel of `platform` if it has one for this call, or else plain JAX. No other kernel is traced."""
+    """Lower the kernel of `platform` if it has one for this call, or else plain JAX. No other kernel is traced.
+
+    A file of `jax.export` holds no call of the CPU kernel, but plain JAX.
+    """
     rows = context.avals_in[1]
-    scan = None if block is not None else _kernel(platform, rows, pallas)
+    plain = block is not None or (platform == "cpu" and is_for_export(context))
+    scan = None if plain else _kernel(platform, rows, pallas)
     if scan is None:
         scan = partial(reference.scan, block=block or _length(platform, rows.shape[1]))
     return mlir.lower_fun(partial(scan, **static), multiple_results=False)(context, *operands)

@@ -19,6 +19,14 @@ NOT_BUILT = (  # a plain `pip install` would take the wheel without the library 
 INTERFACE = 4  # the version of the interface between Python and C++, as in interface.h
 
 
+def custom_call(entry_point: str) -> str:
+    """The name that programs call an entry point by: an exported one never meets a library of another interface."""
+    return f"{entry_point}_v{INTERFACE}"
+
+
+CUSTOM_CALLS = tuple(map(custom_call, ENTRY_POINTS))  # what a program holds that runs by the library
+
+
 @cache
 def absence() -> str | None:
     """Why the library cannot be used; None once it is loaded."""
@@ -40,7 +48,7 @@ def absence() -> str | None:
     if interface != INTERFACE or operations != list(MEANINGS):
         return f"{path} was built from another version of rnnjax. Install rnnjax again"
     for name in ENTRY_POINTS:
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        jax.ffi.register_ffi_target(custom_call(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
 
 

@@ -157,6 +157,7 @@ class KernelPlan(abc.ABC):
     """
 
     pointwise: Pointwise
+    exported: bool = True  # whether a program that is lowered for `jax.export` holds its calls; else the reference
 
     @property
     def residual_size(self) -> int:

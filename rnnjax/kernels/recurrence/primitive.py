@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxtyping import Array
 
 from ...arrays import PyTree
+from ...exporting import is_for_export
 from ..varying import vary_alike
 from . import functions
 from .batching import batch
@@ -155,11 +156,13 @@ def _lower(
 ) -> Any:
     """Lower `function` by the plan for `platform`, or by the reference. No kernel of another platform is traced.
 
-    All operands vary over the same axes of a `jax.shard_map`, which are hidden from the kernels.
+    For `jax.export` the plan has to be one that exports. All operands vary over the same axes of a `jax.shard_map`,
+    which are hidden from the kernels.
     """
     nothing = jax.sharding.ManualAxisType()
     plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
-    plan = next((plan for name, plan in plans if name == platform), ReferencePlan(pointwise))
+    usable = (plan for name, plan in plans if name == platform and (plan.exported or not is_for_export(context)))
+    plan = next(usable, ReferencePlan(pointwise))
     return mlir.lower_fun(partial(function, plan=plan))(plain, *operands, **static)
 
 

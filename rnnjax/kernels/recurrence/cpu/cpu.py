@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ....check import flags
 from ....refusal import Refusal
 from ...native import library
 from ..contract import (
@@ -47,9 +48,17 @@ class CPU(AbstractKernel):
     are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32; where the processor
     multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded to bfloat16 for their products,
     too. float16 is converted to float32 first. `max_instruction_set` limits the instructions used, for comparisons.
+
+    A program of `jax.export` is plain JAX in place of the kernel, so that it runs without rnnjax. With `exported` it
+    holds the kernel's calls, which JAX lets through if they are named; it then runs only where this version of rnnjax
+    is imported:
+
+        checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in rnnjax.kernels.CUSTOM_CALLS]
+        jax.export.export(jax.jit(function), disabled_checks=checks)(xs)
     """
 
     max_instruction_set: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512_BF16)
+    exported: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         if not isinstance(self.max_instruction_set, InstructionSet):
@@ -57,6 +66,7 @@ class CPU(AbstractKernel):
                 f"max_instruction_set: expected an InstructionSet, got {self.max_instruction_set!r}. "
                 "Take one of them, such as InstructionSet.AVX2"
             )
+        flags(exported=self.exported)
 
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         missing = library.absence()
@@ -75,7 +85,7 @@ class CPU(AbstractKernel):
         for name, most in LIMITS.items():
             if sizes[name] > most:
                 return Refusal(f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}.")
-        return CPUPlan(pointwise, dtype, self.max_instruction_set, program)
+        return CPUPlan(pointwise, dtype, self.max_instruction_set, program, self.exported)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class CPUPlan(KernelPlan):
     dtype: np.dtype  # of states and sums
     max_instruction_set: InstructionSet
     program: Program = field(compare=False, repr=False)  # of `pointwise` in `dtype`
+    exported: bool = False
 
     @property
     def residual_size(self) -> int:
@@ -104,7 +115,7 @@ class CPUPlan(KernelPlan):
         last = jax.ShapeDtypeStruct((S, B, F, H), self.dtype)
         residuals = jax.ShapeDtypeStruct((S, B, T, self.residual_size, H) if residual_size else (0,), self.dtype)
         operands = *_sequences(sequences), *_stored(weights)
-        call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, residuals])
+        call = jax.ffi.ffi_call(library.custom_call("rnnjax_forward"), [*over_time, last, residuals])
         *results, last, residuals = call(*operands, **self._attributes(self.program.forward))
         states = tuple(leaf if used else None for leaf, used in zip(results, used_outputs, strict=True))
         if not residual_size:
@@ -135,7 +146,7 @@ class CPUPlan(KernelPlan):
         shapes = sequences.xs.shape, *(groups + leaf.shape[1:] for leaf in weights), sequences.state.shape
         sizes = [shape if is_needed else (0,) for is_needed, shape in zip(needed, shapes, strict=True)]
         dtypes = _in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
-        call = jax.ffi.ffi_call("rnnjax_backward", list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
+        call = jax.ffi.ffi_call(library.custom_call("rnnjax_backward"), list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
         results = call(*operands, **self._attributes(self.program.backward))
         cotangents: list[Any] = [leaf if is_needed else None for is_needed, leaf in zip(needed, results, strict=True)]
         dxs, *dweights, dstate = cotangents
