@@ -223,7 +223,7 @@ class Says(eqx.Module):
 @pytest.mark.parametrize("size", [2, 1000])
 def test_accuracy_is_the_share_of_right_answers(size):
     logits = np.array([[0.0, 1.0], [2.0, 1.0], [np.nan, 9.0], [0.0, 3.0], [1.0, 0.0]])
-    labels = np.array([1, 1, 1, 1, 0])
+    labels = np.array([1, 1, 0, 1, 0])
     assert accuracy(Says(), (logits, labels), size=size) == 3 / 5  # NaN is wrong
     tags, steps = np.array([[1, 0, 7], [0, 1, 1]]), np.stack([logits[[0, 1, 3]], logits[[4, 0, 0]]])
     assert accuracy(Says(), (steps, tags, np.array([2, 3])), size=size) == 1.0
