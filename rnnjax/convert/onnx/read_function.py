@@ -72,7 +72,8 @@ def _sum(steps: Steps, attributes: dict[str, Any], arrays: list[Any]) -> Steps |
     del attributes
     (bias,) = arrays
     layer: Layer | None = steps.layers[-1] if steps.layers else None
-    if not isinstance(layer, TimeDistributed) or not isinstance(layer.function, eqx.nn.Linear) or bias.ndim != 1:
+    fits = bias.shape == (steps.features,)
+    if not fits or not isinstance(layer, TimeDistributed) or not isinstance(layer.function, eqx.nn.Linear):
         return None
     linear = layer.function
     return None if linear.use_bias else steps.last_layer(_linear(np.asarray(linear.weight), bias))

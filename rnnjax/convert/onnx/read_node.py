@@ -6,7 +6,7 @@ import numpy as np
 
 from ...networks.merge import add, concatenate, multiply
 from .direction import GATES
-from .read_function import embedding, function_node
+from .read_function import ALONG_FEATURES, POINTWISE, embedding, function_node
 from .read_merge import directions_merged, doubled, halved, merged, parts
 from .read_operator import read_operator
 from .values import Bookkeeping, Constant, Given, Last, Steps, Value, Zeros, as_steps
@@ -26,7 +26,8 @@ PLUMBING = (
     "Expand",
 )
 MERGES = {"Add": add, "Mul": multiply, "Concat": concatenate}
-READS = ("MatMul", "LayerNormalization")  # what turns an input into a sequence
+READS = ("MatMul", "LayerNormalization", *POINTWISE, *ALONG_FEATURES)  # what turns an input into a sequence
+FLOATING = (1, 10, 11, 16)  # by the numbers of ONNX: a Cast to any other dtype changes values
 
 
 class Node:
@@ -58,7 +59,9 @@ class Node:
 
     def _of_steps(self, known: list[Value]) -> list[Value] | None:
         if self.operator in SAME:
-            return known[:1]
+            casts = self.operator == "Cast" and self.attributes["to"] not in FLOATING
+            training = self.operator == "Dropout" and len(known) > 2 and known[2] != Constant(np.array(False))
+            return None if casts or training else known[:1]
         if self.operator == "Where" and isinstance(known[0], Bookkeeping) and isinstance(known[1], Steps):
             zeros = isinstance(known[2], Constant) and not known[2].array.any()
             return [known[1]] if zeros else None
@@ -87,7 +90,7 @@ class Node:
             return [known[0]._replace(axes="".join(known[0].axes[axis] for axis in self.attributes["perm"]))]
         if self.operator in SAME and known:
             return known[:1]
-        if self.operator == "Where" and isinstance(known[1], Given):
+        if self.operator == "Where" and isinstance(known[0], Bookkeeping) and isinstance(known[1], Given):
             return [known[1]]
         if self.operator == "ConstantOfShape":
             value = self.attributes.get("value")

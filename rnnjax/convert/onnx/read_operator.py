@@ -13,7 +13,7 @@ from ...networks.merge import Directions
 from .activations import consume
 from .cell_of import cell_of
 from .direction import DEFAULTS, GATES, Direction
-from .values import Both, Constant, Given, Last, Steps, Value, Zeros, as_steps
+from .values import Both, Constant, Given, Last, Value, Zeros, as_steps
 
 NAMES = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
@@ -45,7 +45,7 @@ def read_operator(operator: str, attributes: dict[str, Any], inputs: list[Value 
         )
     cells = [cell_of(direction) for direction in _directions(node)]
     states = [_state(node, cell, number, batch_first) for number, cell in enumerate(cells)]
-    kept = [cell if state is None or len(state.h) > 1 else _learned(cell, state) for cell, state in zip(cells, states)]
+    kept = [_learned(cell, state) for cell, state in zip(cells, states, strict=True)]
     states = [None if state is None or len(state.h) == 1 else state for state in states]
     time, batch = (xs.axes[1], xs.axes[0]) if batch_first else (xs.axes[0], xs.axes[1])
     axes = f"{batch}{time}DF" if batch_first else f"{time}D{batch}F"
@@ -69,15 +69,17 @@ def _directions(node: Operator) -> list[Direction]:
     names = [each.name for each in DEFAULTS[node.operator] * D]
     given = attributes.get("activations", names)[: len(names)]
     activations = consume(given, attributes.get("activation_alpha", []), attributes.get("activation_beta", []))
-    size, rows = len(names) // D, len(GATES[node.operator]) * arrays["R"].shape[-1]
-    if len(given) != len(names) or arrays["W"].shape[:2] != (D, rows) or arrays["R"].shape[:2] != (D, rows):
+    size, H = len(names) // D, arrays["R"].shape[-1]
+    rows = len(GATES[node.operator]) * H
+    shapes = {"W": (D, rows, arrays["W"].shape[-1]), "R": (D, rows, H), "B": (D, 2 * rows), "P": (D, 3 * H)}
+    wrong = {word: list(arrays[word].shape) for word in shapes if word in arrays and arrays[word].shape != shapes[word]}
+    if wrong or len(given) != len(names):
         raise ValueError(
-            f"model: expected weights of {D} directions and {len(names)} activations in {node.operator}, got W "
-            f"{list(arrays['W'].shape)}, R {list(arrays['R'].shape)} and {given}. Check the file with onnx.checker"
+            f"model: expected weights of {D} x {rows} rows and {len(names)} activations in {node.operator}, "
+            f"got {wrong} and {given}. Check the file with onnx.checker"
         )
-    common = {
-        word: attributes[word] for word in ("clip", "input_forget", "linear_before_reset") if attributes.get(word)
-    }
+    words = "clip", "input_forget", "linear_before_reset"
+    common = {word: attributes[word] for word in words if attributes.get(word)}
     part = lambda word, number: arrays[word][number] if word in arrays else None  # noqa: E731
     return [
         Direction(
@@ -94,26 +96,35 @@ def _directions(node: Operator) -> list[Direction]:
 
 def _state(node: Operator, cell: Any, number: int, batch_first: bool) -> Any:
     """The initial state that the file holds for one direction, arrays [B, H]; None if it holds none."""
-    fields = dict(_initial(node, number, batch_first))
+    fields = dict(_initial(node, number, cell.hidden_size, batch_first))
     if not fields:
         return None
-    zeros = np.zeros_like(next(iter(fields.values())))
-    return cell.state_type(*(fields.get(name, zeros) for name in cell.state_type._fields))
+    like = np.broadcast_arrays(*fields.values())[0]
+    rows = {name: np.broadcast_to(array, like.shape) for name, array in fields.items()}
+    return cell.state_type(*(rows.get(name, np.zeros_like(like)) for name in cell.state_type._fields))
 
 
-def _initial(node: Operator, number: int, batch_first: bool) -> Iterator[tuple[str, np.ndarray]]:
+def _initial(node: Operator, number: int, units: int, batch_first: bool) -> Iterator[tuple[str, np.ndarray]]:
     for name in ("h", "c"):
         value = node.inputs.get(f"initial_{name}")
         if isinstance(value, Constant) and value.array.any():
-            yield name, value.array[:, number] if batch_first else value.array[number]
+            array = value.array.swapaxes(0, 1) if batch_first else value.array
+            if array.shape != (node.directions, array.shape[1], units):
+                raise ValueError(
+                    f"model: expected initial_{name} of {node.operator} as [D, B, H], got {list(value.array.shape)}. "
+                    "Check the file with onnx.checker"
+                )
+            yield name, array[number]
         elif not isinstance(value, Constant | Given | Zeros | None):
             raise ValueError(
-                f"model: expected initial_{name} of {node.operator} to be an input, a constant or left out, got {value}. "
+                f"model: expected initial_{name} of {node.operator} to be an input, a constant or none, got {value}. "
                 "Convert the parts of the model one by one, and pass the state of one to the other"
             )
 
 
 def _learned(cell: Any, state: Any) -> Any:
-    """The cell, which begins in a state that is the same for every sequence."""
+    """The cell, whose initial state is that of the file if it is one for all sequences."""
+    if state is None or len(state.h) > 1:
+        return cell
     rows = jax.tree.map(lambda rows: random.array(rows[0], rows.dtype), state)
     return eqx.tree_at(lambda cell: cell.initial_state, cell, rows, is_leaf=lambda leaf: leaf is None)

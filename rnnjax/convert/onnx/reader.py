@@ -56,6 +56,8 @@ def from_onnx(model: Checked[str | Path | Any]) -> Imported:
     a decoder that begins in the last state of an encoder; and an ImportError where `onnx` is missing.
     """
     onnx = onnx_package()
+    if isinstance(model, str | Path) and not Path(model).is_file():
+        raise FileNotFoundError(f"model: expected a file at {model}, found none. Pass the path of an ONNX file")
     proto = onnx.load(str(model)) if isinstance(model, str | Path) else model
     if not isinstance(proto, onnx.ModelProto):
         raise TypeError(f"model: expected a path or an onnx.ModelProto, got {model!r}. Pass the path of the file")
@@ -65,7 +67,7 @@ def from_onnx(model: Checked[str | Path | Any]) -> Imported:
     rows = {len(leaf) for leaf in jax.tree.leaves(state)}
     if len(rows) > 1:
         raise ValueError(
-            f"model: expected initial states of one batch, got batches of {sorted(rows)}. Give all nodes states of one size"
+            f"model: expected initial states of one batch, got batches of {sorted(rows)}. Give all nodes the same"
         )
     filled = None if state is None else _filled(network, state, rows.pop())
     return Imported(network, filled, None if lengths is None else jnp.asarray(lengths))
@@ -93,6 +95,11 @@ class Graph:
 
     def network(self) -> Steps:
         """The sequence that the graph puts out."""
+        if not self.lengths_of:
+            raise ValueError(
+                f"model: expected RNN, LSTM or GRU nodes, got {sorted({node.op_type for node in self.graph.node})}. "
+                "Pass a model that has some, outside of Loop, Scan and If"
+            )
         found = [self.values[output.name] for output in self.graph.output]
         wrong = [value for value in found if not isinstance(value, Steps | Last)]
         steps = [value for value in found if isinstance(value, Steps)] or [self.deepest] * (self.deepest is not None)
@@ -131,14 +138,14 @@ class Graph:
             found = Node(proto.op_type, attributes, inputs, len(proto.output)).read()
         if found is None:
             raise ValueError(
-                f"model: expected nodes of a network of RNN, LSTM and GRU, got {proto.op_type} ({proto.name or 'no name'}) "
+                f"model: expected nodes of a network of RNN, LSTM and GRU, got {proto.op_type} {proto.name} "
                 f"of {', '.join(proto.input)}. Cut it off, or rebuild that part with rnnjax"
             )
         self.values |= {name: value for name, value in zip(proto.output, found, strict=False) if name}
         if proto.op_type in GATES:
             self.lengths_of[proto.name or proto.output[0]] = inputs[4] if len(inputs) > 4 else None
             self.deepest = found[0] if isinstance(found[0], Steps) else None
-        if proto.op_type == "Where" and isinstance(found[0], Steps) and isinstance(inputs[0], Bookkeeping):
+        if proto.op_type == "Where" and isinstance(found[0], Steps | Given) and isinstance(inputs[0], Bookkeeping):
             self.masks.append(inputs[0])
 
     def _attribute(self, proto: Any) -> Any:
@@ -155,13 +162,9 @@ class Graph:
 
 def _plain(value: Any) -> Any:
     """A text; or a number, of the fewest digits that say which of float32 it is."""
-    return (
-        value.decode()
-        if isinstance(value, bytes)
-        else float(str(np.float32(value)))
-        if isinstance(value, float)
-        else value
-    )
+    if isinstance(value, bytes):
+        return value.decode()
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _filled(layer: Layer, state: Any, rows: int) -> State:

@@ -101,7 +101,7 @@ def _time_distributed(layer: TimeDistributed, context: Context, state: Names, xs
     form, output = layer.input_type(), output_type(layer)
     if len(form.shape) > 1 or len(output.shape) != 1:
         raise ValueError(
-            f"network: expected vectors, or an integer, at each step, got {list(form.shape)} to {list(output.shape)} in "
+            f"network: expected vectors, or an integer, at each step, got {list(form.shape)}, {list(output.shape)} in "
             f"{describe(layer)}. Use layers of vectors, or export with jax.export"
         )
     return state, write_function(layer.function, context, xs, form)

@@ -49,11 +49,11 @@ def to_onnx(
     hold anything. Names of states are those of their fields and layers: `state.h`, `state.1.forward.c`. The initial
     state of the network is not in a file that takes states: `network.initial()` gives it.
 
-    network   `Elman`, `LSTM`, `GRU` and `ResetBeforeGRU`, which become the nodes RNN, LSTM and GRU; any other gated cell
-              whose `pointwise` is made of operations that ONNX has, which becomes a node Scan; `Stack`, `Bidirectional`,
-              `Reversed`, `residual`, `skip`, regularised layers as they are without a key, and `TimeDistributed` of
-              `eqx.nn.Linear`, `LayerNorm`, `Embedding`, `MLP`, `Sequential` and elementwise functions. A `Tagger` or a
-              `LanguageModel` of these puts out its answers or logits.
+    network   `Elman`, `LSTM`, `GRU` and `ResetBeforeGRU`, which become the nodes RNN, LSTM and GRU; any other gated
+              cell whose `pointwise` is made of operations that ONNX has, which becomes a node Scan; `Stack`,
+              `Bidirectional`, `Reversed`, `residual`, `skip`, regularised layers as they are without a key, and
+              `TimeDistributed` of `eqx.nn.Linear`, `LayerNorm`, `Embedding`, `MLP`, `Sequential` and elementwise
+              functions. A `Tagger` or a `LanguageModel` of these puts out its answers or logits.
     lengths   False leaves them out: all steps count
     states    False leaves them out: every sequence begins in the network's initial state
 
