@@ -56,7 +56,8 @@ def _lstm(direction: Direction) -> Built:
     options = {"activation": candidate, "output_activation": output, "gate_activation": gate, "coupled": coupled}
     fields = _fields(direction, "igo" if coupled else "ifgo")
     if direction.P is not None:
-        i, f, o = np.split(reorder(direction.P, PEEPHOLES, "ifo"), 3)
+        vectors = np.split(reorder(direction.P, PEEPHOLES, "ifo"), 3)
+        i, f, o = (random.array(vector, vector.dtype) for vector in vectors)
         fields["peepholes"] = Peepholes(i, () if coupled else (f,), o)
     return Built(LSTM, options | {"peepholes": direction.P is not None}, fields)
 

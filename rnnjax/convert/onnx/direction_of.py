@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
+from ...arrays import AnyArray
 from ...cell import AbstractAffineCell, AbstractCell
 from ...cells.elman import Elman
 from ...cells.gru import GRU
@@ -79,7 +80,7 @@ def _named(
     return tuple(name for name in names if name is not None), {} if bound is None else {"clip": bound}
 
 
-def _weights(operator: str, cell: AbstractAffineCell, *recurrent: Array) -> tuple[np.ndarray, np.ndarray]:
+def _weights(operator: str, cell: AbstractAffineCell, *recurrent: AnyArray) -> tuple[np.ndarray, np.ndarray]:
     """W and R, the latter of one weight for all gates, or of several one after the other."""
     R = np.concatenate([dense(np.asarray(weight), cell.hidden_size) for weight in recurrent])
     W = np.asarray(cell.input_weight).T
@@ -96,7 +97,7 @@ def dense(weight: np.ndarray, units: int) -> np.ndarray:
     return dense.reshape(-1, units)
 
 
-def _biases(operator: str, cell: AbstractAffineCell, candidate_bias: Array | None = None) -> np.ndarray | None:
+def _biases(operator: str, cell: AbstractAffineCell, candidate_bias: AnyArray | None = None) -> np.ndarray | None:
     """What is added to the product with W, and, of the candidate alone, to that with R; None if nothing is."""
     if cell.bias is None and candidate_bias is None:
         return None

@@ -1,6 +1,6 @@
 """Nodes that act on every step by itself, as layers of Equinox or as functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,15 +18,15 @@ ALONG_FEATURES: dict[str, Callable[..., Any]] = {"Softmax": jax.nn.softmax, "Log
 THRESHOLD = Activation("ThresholdedRelu", (1.0,))
 
 
-def function_node(operator: str, attributes: dict[str, Any], steps: Steps, weights: list[Value | None]) -> Steps | None:
+def function_node(operator: str, attributes: dict[str, Any], steps: Steps, weights: Sequence[Value]) -> Steps | None:
     """The sequence after a node of one sequence and of constants; None for a node that is no layer here."""
     if operator in ALONG_FEATURES and attributes.get("axis", -1) in (-1, 2) and steps.axes[-1] == "F":
         return _each_step(steps, ALONG_FEATURES[operator], np.float32)
     if operator in POINTWISE and "D" not in steps.axes:
         return _each_step(steps, function_of(_activation(operator, attributes)), np.float32)
-    if "D" in steps.axes or steps.axes[-1] != "F" or not all(isinstance(each, Constant) for each in weights if each):
+    if "D" in steps.axes or steps.axes[-1] != "F" or not all(isinstance(each, Constant) for each in weights):
         return None
-    arrays = [each.array if isinstance(each, Constant) else None for each in weights]
+    arrays = [each.array for each in weights if isinstance(each, Constant)]
     known = {"MatMul": _product, "Add": _sum, "LayerNormalization": _layer_norm}
     return known[operator](steps, attributes, arrays) if operator in known else None
 

@@ -33,19 +33,20 @@ def merged(first: Steps, second: Steps, merge: Callable[..., Any]) -> Steps | No
     """Two sequences merged: both directions, or a layer and what it reads; None where they are neither."""
     if first.axes != second.axes or first.source != second.source:
         return None
+    nodes = first.nodes | second.nodes
     features = (first.features or 0) + (second.features or 0) if merge is concatenate else second.features
     prefix = first._replace(layers=first.layers[:-1], states=first.states[:-1])
     if first.layers and len(first.layers) == len(second.layers) and second.extends(prefix):
         found = _opposite(first.layers[-1], second.layers[-1], merge)
         states = first.states[-1], second.states[-1]
         state = Directions(*states) if any_state(states) else None
-        return None if found is None else prefix.then(found, state, features=features, time=first.time or second.time)
+        return None if found is None else prefix.then(found, state, features=features, time=first.time, nodes=nodes)
     if merge is add and first.extends(second):
         first, second = second, first
     if not second.extends(first) or len(second.layers) == len(first.layers):
         return None
     layer, state = sole(second.layers[len(first.layers) :], second.states[len(first.layers) :])
-    return first.then(Connected(layer, merge), state, features=features, time=second.time)
+    return first.then(Connected(layer, merge), state, features=features, time=second.time, nodes=nodes)
 
 
 def _opposite(first: Layer, second: Layer, merge: Callable[..., Any]) -> Layer | None:

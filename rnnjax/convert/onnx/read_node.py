@@ -1,5 +1,6 @@
 """Nodes one by one: what each makes of values of which this much is known."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,31 +34,32 @@ FLOATING = (1, 10, 11, 16)  # by the numbers of ONNX: a Cast to any other dtype 
 class Node:
     """A node with its attributes as Python has them, and its inputs as far as they are known."""
 
-    def __init__(self, operator: str, attributes: dict[str, Any], inputs: list[Value | None], outputs: int):
+    def __init__(self, name: str, operator: str, attributes: dict[str, Any], inputs: list[Value | None], outputs: int):
+        self.name = name
         self.operator = operator
         self.attributes = attributes
         self.inputs = inputs
         self.outputs = outputs
 
-    def read(self) -> list[Value] | None:
+    def read(self) -> Sequence[Value] | None:
         """The outputs; None for a node that has no counterpart."""
         known = [value for value in self.inputs if value is not None]
         if self.operator in GATES:
-            return read_operator(self.operator, self.attributes, self.inputs)
+            return read_operator(self.name, self.operator, self.attributes, self.inputs)
         if self.operator == "Shape":
             return [Bookkeeping()]
         if self.operator == "Gather" and isinstance(known[0], Constant) and isinstance(known[1], Given):
             return [embedding(known[0].array, known[1])] if len(known[1].axes or "") == 2 else None
         if any(isinstance(value, Steps) for value in known) or self._begins(known):
             return self._of_steps([as_steps(value) or value for value in known])
-        if any(isinstance(value, Last) for value in known):
-            return [Last()] * self.outputs if self.operator in PLUMBING else None
+        if last := [value.nodes for value in known if isinstance(value, Last)]:
+            return [Last(frozenset[str]().union(*last))] * self.outputs if self.operator in PLUMBING else None
         return self._of_inputs(known)
 
     def _begins(self, known: list[Value]) -> bool:
         return self.operator in READS and as_steps(known[0]) is not None
 
-    def _of_steps(self, known: list[Value]) -> list[Value] | None:
+    def _of_steps(self, known: list[Value]) -> Sequence[Value] | None:
         if self.operator in SAME:
             casts = self.operator == "Cast" and self.attributes["to"] not in FLOATING
             training = self.operator == "Dropout" and len(known) > 2 and known[2] != Constant(np.array(False))
@@ -78,13 +80,13 @@ class Node:
         found = function_node(self.operator, self.attributes, steps, weights) if isinstance(steps, Steps) else None
         return None if found is None else [found]
 
-    def _of_two(self, first: Any, second: Any) -> list[Value] | None:
+    def _of_two(self, first: Any, second: Any) -> Sequence[Value] | None:
         if self.operator not in MERGES or (self.operator == "Concat" and self.attributes.get("axis") not in (2, -1)):
             return None
         found = merged(first, second, MERGES[self.operator]) if first.axes[-1] == "F" else None
         return None if found is None else [found]
 
-    def _of_inputs(self, known: list[Value]) -> list[Value] | None:
+    def _of_inputs(self, known: list[Value]) -> Sequence[Value] | None:
         """What does not look at a sequence: shapes, lengths, states, and inputs whose axes are moved."""
         if self.operator == "Transpose" and isinstance(known[0], Given) and known[0].axes is not None:
             return [known[0]._replace(axes="".join(known[0].axes[axis] for axis in self.attributes["perm"]))]
@@ -106,7 +108,7 @@ class Node:
         return [Bookkeeping(sources.union(value.source for value in given))] * self.outputs
 
 
-def _rearranged(operator: str, attributes: dict[str, Any], steps: Steps, rest: list[Value]) -> list[Value] | None:
+def _rearranged(operator: str, attributes: dict[str, Any], steps: Steps, rest: list[Value]) -> Sequence[Value] | None:
     if operator == "Transpose":
         return [steps._replace(axes="".join(steps.axes[axis] for axis in attributes["perm"]))]
     numbers = rest[0].array.tolist() if rest and isinstance(rest[0], Constant) else attributes.get("axes", [])

@@ -31,7 +31,7 @@ class Operator(NamedTuple):
         return NAMES[self.attributes.get("direction", "forward")]
 
 
-def read_operator(operator: str, attributes: dict[str, Any], inputs: list[Value | None]) -> list[Value]:
+def read_operator(name: str, operator: str, attributes: dict[str, Any], inputs: list[Value | None]) -> list[Value]:
     """The outputs Y, Y_h and Y_c."""
     words = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
     given = {word: value for word, value in zip(words, inputs, strict=False) if value is not None}
@@ -54,7 +54,8 @@ def read_operator(operator: str, attributes: dict[str, Any], inputs: list[Value 
     else:
         layer = Reversed(kept[0]) if attributes.get("direction") == "reverse" else kept[0]
         (state,) = states
-    return [xs.then(layer, state, axes=axes, time=time, features=cells[0].hidden_size), Last(), Last()]
+    ys = xs.then(layer, state, axes=axes, time=time, features=cells[0].hidden_size, nodes=xs.nodes.union([name]))
+    return [ys, *[Last(frozenset([name]))] * 2]
 
 
 def _directions(node: Operator) -> list[Direction]:
@@ -86,7 +87,8 @@ def _directions(node: Operator) -> list[Direction]:
             node.operator,
             tuple(activations[number * size : (number + 1) * size]),
             common,
-            *(arrays[word][number] for word in "WR"),
+            arrays["W"][number],
+            arrays["R"][number],
             part("B", number),
             part("P", number),
         )

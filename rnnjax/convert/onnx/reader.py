@@ -82,7 +82,7 @@ class Graph:
         self.values: dict[str, Value] = {}
         self.lengths_of: dict[str, Value | None] = {}  # by the node
         self.masks: list[Bookkeeping] = []
-        self.deepest: Steps | None = None
+        self.deepest: list[Steps] = []  # what the last recurrent node puts out
         for tensor in graph.initializer:
             self.values[tensor.name] = Constant(onnx.numpy_helper.to_array(tensor))
         for given in graph.input:
@@ -102,8 +102,9 @@ class Graph:
             )
         found = [self.values[output.name] for output in self.graph.output]
         wrong = [value for value in found if not isinstance(value, Steps | Last)]
-        steps = [value for value in found if isinstance(value, Steps)] or [self.deepest] * (self.deepest is not None)
-        if wrong or not steps or not all(each.extends(steps[0]) and steps[0].extends(each) for each in steps):
+        steps = [value for value in found if isinstance(value, Steps)] or self.deepest
+        same = all(each.extends(steps[0]) and steps[0].extends(each) for each in steps)
+        if wrong or not same or not all(value.nodes <= steps[0].nodes for value in found if isinstance(value, Last)):
             raise ValueError(
                 "model: expected the outputs of one network of RNN, LSTM or GRU nodes, and its last states, got "
                 f"{[output.name for output in self.graph.output]}. Export the model with these outputs alone"
@@ -135,7 +136,7 @@ class Graph:
         if proto.op_type != "Expand" and all(isinstance(value, Constant) for value in known):
             found = self._computed(proto, [value.array for value in known if isinstance(value, Constant)])
         else:
-            found = Node(proto.op_type, attributes, inputs, len(proto.output)).read()
+            found = Node(proto.name or proto.output[0], proto.op_type, attributes, inputs, len(proto.output)).read()
         if found is None:
             raise ValueError(
                 f"model: expected nodes of a network of RNN, LSTM and GRU, got {proto.op_type} {proto.name} "
@@ -144,7 +145,7 @@ class Graph:
         self.values |= {name: value for name, value in zip(proto.output, found, strict=False) if name}
         if proto.op_type in GATES:
             self.lengths_of[proto.name or proto.output[0]] = inputs[4] if len(inputs) > 4 else None
-            self.deepest = found[0] if isinstance(found[0], Steps) else None
+            self.deepest = [value for value in found if isinstance(value, Steps)]
         if proto.op_type == "Where" and isinstance(found[0], Steps | Given) and isinstance(inputs[0], Bookkeeping):
             self.masks.append(inputs[0])
 

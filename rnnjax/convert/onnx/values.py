@@ -30,7 +30,9 @@ class Bookkeeping(NamedTuple):
 
 
 class Last(NamedTuple):
-    """A last state, or a part of one."""
+    """Last states of these nodes, or parts of them."""
+
+    nodes: frozenset[str]
 
 
 class Both(NamedTuple):
@@ -45,6 +47,7 @@ class Steps(NamedTuple):
 
     axes      one letter each: F for features, D for directions, and two of its own, of which one is `time`
     states    the initial state of each layer, arrays [B, H], or None where it is that of the layer
+    nodes     the recurrent nodes among them, by name
     """
 
     source: str
@@ -53,6 +56,7 @@ class Steps(NamedTuple):
     features: int | None
     layers: tuple[Any, ...] = ()
     states: tuple[Any, ...] = ()
+    nodes: frozenset[str] = frozenset()
 
     def then(self, layer: Any, state: Any = None, **changed: Any) -> "Steps":
         """What one layer more makes of it."""

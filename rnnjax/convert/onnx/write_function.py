@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ...arrays import AnyArray
 from ...cell import describe
 from ...kernels.recurrence.pointwise.expressions import Graph, Node
 from ...kernels.recurrence.pointwise.primitives import TranslationError
@@ -101,7 +102,7 @@ def _write_each_unit(activation: Any, context: Context, xs: str, form: jax.Shape
     return write_function(activation, context, xs, form)
 
 
-def write_affine(context: Context, xs: str, weight: np.ndarray, bias: Array | None) -> str:
+def write_affine(context: Context, xs: str, weight: np.ndarray, bias: AnyArray | None) -> str:
     """W x + b, W [O, I]."""
     product = context.graph.node("MatMul", xs, context.graph.constant(weight.T))
     return product if bias is None else context.graph.node("Add", product, context.graph.constant(bias))

@@ -1,5 +1,7 @@
 """A gated cell that ONNX has no node for, as its node Scan: the step, written out, and a loop around it."""
 
+from collections.abc import Hashable
+
 import jax
 import numpy as np
 
@@ -63,7 +65,7 @@ def _body(cell: AbstractGatedCell, step: Step, context: Context) -> object:
         (True, False): lambda u, _: u,
         (False, True): lambda _, v: v,
     }
-    named = {
+    named: dict[Hashable, str] = {
         ("pre_activations", row): sums[each.input, each.recurrent](us[each.gate], vs[each.gate])
         for row, each in enumerate(step.pre_activations)
     }

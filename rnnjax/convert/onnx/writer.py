@@ -9,10 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ... import check
-from ...arrays import PyTree
+from ...arrays import AnyArray, PyTree
 from ...cell import AbstractCell, describe
 from ...checked import Checked
 from ...models.language import LanguageModel
@@ -61,8 +60,8 @@ def to_onnx(
     ONNX cannot say, and an ImportError where `onnx` is missing; then no file is written, and one that was there stays.
     """
     check.flags(lengths=lengths, states=states)
-    onnx, model = onnx_package(), _model(network)
-    graph, dtype = Builder(onnx), _dtype(network)
+    onnx, dtype, model = onnx_package(), _dtype(network), _model(network)
+    graph = Builder(onnx)
     xs = graph.input("xs", model.form.dtype, ("batch", "time", *model.form.shape))
     batch, steps = graph.node("Split", graph.node("Shape", xs, end=2), axis=0, outputs=(".batch", ".time"))
     context = Context(graph, dtype, batch, _lengths(graph, steps) if lengths else None, states)
@@ -162,7 +161,7 @@ def _inputs(graph: Builder, like: PyTree[jax.ShapeDtypeStruct], dtype: np.dtype[
     return jax.tree_util.tree_map_with_path(named, like)
 
 
-def _constants(context: Context, initial: PyTree[Array]) -> Names:
+def _constants(context: Context, initial: PyTree[AnyArray]) -> Names:
     """The initial state as constants, without a name where it is zero."""
     rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], initial)
     return jax.tree.map(lambda row: context.spread(row) if row.any() else "", rows)
