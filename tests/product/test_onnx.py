@@ -116,7 +116,22 @@ CHANGED: dict[str, Callable[[], Any]] = {
     "tied_language_model": lambda: LanguageModel(TOKENS, cell(GRU, H), key=grid.KEY, tied=True),
 }
 NETWORKS = KEPT | CHANGED
-each_network = pytest.mark.parametrize("name", NETWORKS)
+QUICK = (  # a network for each way to be different; the others are slow
+    *(
+        "elman_relu",
+        "lstm_coupled",
+        "lstm_bound",
+        "gru",
+        "reset_before_gru",
+        "lstm_heads",
+        "deep",
+        "tokens",
+        "functions",
+    ),
+    *("bidirectional_added", "two_directions", "scan_clip", "scan_reversed", "tagger", "language_model"),
+)
+SLOW = tuple(name for name in NETWORKS if name not in QUICK)
+each_network = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 
 
 def draw(tree: Any, *leading: int, seed: int) -> Any:
@@ -158,9 +173,9 @@ def run_here(model: Any, state: Any, xs: jax.Array, length: jax.Array) -> tuple[
 
 
 @lru_cache
-def answers() -> dict[str, tuple[Any, Any]]:
-    """Last states and outputs of all networks, as one compiled program."""
-    arguments = {name: (network(name), *given(name)) for name in NETWORKS}
+def answers(names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """Last states and outputs of these networks, as one compiled program."""
+    arguments = {name: (network(name), *given(name)) for name in names}
 
     @eqx.filter_jit
     def every(arguments: Any) -> Any:
@@ -220,7 +235,7 @@ def assert_close(got: Any, expected: Any) -> None:
 @each_network
 def test_a_file_gives_what_unroll_gives(name, files):
     state, xs = given(name)
-    last, ys = answers()[name]
+    last, ys = answers(QUICK if name in QUICK else SLOW)[name]
     got = Session(files(name)).batch(state, xs, lengths_of(network(name)))
     assert_close(got, [ys, *jax.tree.leaves(last)])
 
@@ -320,7 +335,7 @@ def test_a_learned_initial_state_is_in_a_file_without_states(tmp_path):
 
 
 @pytest.mark.parametrize("name", KEPT)
-@pytest.mark.parametrize("lengths", [True, False])
+@pytest.mark.parametrize("lengths", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_from_onnx_gives_the_network_back(name, lengths, files):
     imported = from_onnx(files(name) if lengths else files(name, lengths=False))
     assert (imported.state, imported.lengths) == (None, None)
