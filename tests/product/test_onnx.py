@@ -20,7 +20,8 @@ from rnnjax import GRU, LSTM, Bidirectional, Elman, ResetBeforeGRU, Reversed, St
 from rnnjax.cells import LSTMState, clipped
 from rnnjax.convert import from_onnx, to_onnx
 from rnnjax.convert.onnx.activations import FORMS, Activation, activation_of, function_of, unclipped
-from rnnjax.models import LanguageModel, Tagger
+from rnnjax.models import Classifier, LanguageModel, Tagger
+from rnnjax.models import pooling as pools
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -112,6 +113,12 @@ CHANGED: dict[str, Callable[[], Any]] = {
     "tagger": lambda: Tagger(
         cell(LSTM), eqx.nn.Sequential([eqx.nn.MLP(H, 2, 6, 1, dtype=F32, key=grid.KEY), eqx.nn.Lambda(jnp.tanh)])
     ),
+    **{
+        f"classifier_{pooling.__name__}": partial(
+            lambda pooling: Classifier(both(GRU), linear(2 * H, 2).function, pooling=pooling), pooling
+        )
+        for pooling in (pools.last, pools.ends, pools.mean, pools.maximum)
+    },
     "language_model": lambda: LanguageModel(TOKENS, cell(GRU), key=grid.KEY),
     "tied_language_model": lambda: LanguageModel(TOKENS, cell(GRU, H), key=grid.KEY, tied=True),
 }
@@ -129,6 +136,7 @@ QUICK = (  # a network for each way to be different; the others are slow
         "functions",
     ),
     *("bidirectional_added", "two_directions", "scan_clip", "scan_reversed", "tagger", "language_model"),
+    *("classifier_last", "classifier_ends"),
 )
 SLOW = tuple(name for name in NETWORKS if name not in QUICK)
 each_network = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -151,7 +159,7 @@ def network(name: str) -> Any:
 
 def recurrent(model: Any) -> Any:
     """The part of a model that has a state."""
-    return model.network if isinstance(model, Tagger | LanguageModel) else model
+    return model.network if isinstance(model, Classifier | Tagger | LanguageModel) else model
 
 
 @lru_cache
@@ -167,6 +175,8 @@ def given(name: str) -> tuple[Any, np.ndarray]:
 def run_here(model: Any, state: Any, xs: jax.Array, length: jax.Array) -> tuple[Any, jax.Array]:
     if isinstance(model, LanguageModel):
         return model.logits(state, xs)
+    if isinstance(model, Classifier):
+        return (), model(xs, length=length)
     if isinstance(model, Tagger):
         return model.run(state, xs, length=length)
     return unroll(model, state, xs, length=length, engine=rnnjax.Scan())
@@ -221,7 +231,8 @@ class Session:
     def batch(self, state: Any, xs: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """The outputs, and the arrays of the last state, of a file of `to_onnx`."""
         names = [name for name in self.inputs if name.startswith("state")]
-        return self.run(xs=xs, lengths=lengths, **dict(zip(names, jax.tree.leaves(state), strict=True)))
+        given = jax.tree.leaves(state) if names else []
+        return self.run(xs=xs, lengths=lengths, **dict(zip(names, given, strict=True)))
 
 
 def assert_close(got: Any, expected: Any) -> None:
@@ -301,6 +312,13 @@ def test_a_length_beyond_the_sequence_is_its_end(name, files):
     session = Session(files(name))
     got = session.batch(state, xs, np.array([99, 3, -4, 1, 6], np.int32))
     assert_close(got, session.batch(state, xs, LENGTHS))
+
+
+@pytest.mark.parametrize("name", ["classifier_last", "classifier_mean", "classifier_maximum"])
+def test_a_classifier_of_all_steps_needs_no_lengths(name, files):
+    xs = given(name)[1]
+    (y,) = Session(files(name, lengths=False)).run(xs=xs)
+    assert_close([y], Session(files(name)).run(xs=xs, lengths=np.full(B, T, np.int32)))
 
 
 @pytest.mark.parametrize("name", ["lstm", "bidirectional", "deep", "scan_clip"])
@@ -700,6 +718,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "own_merge": (partial(both, merge=lambda a, b: a - b), ["lambda", "concatenate"]),
     "across_features": (lambda: Stack([TimeDistributed(lambda x: x[::-1], I), cell(GRU)]), ["elementwise"]),
     "size_in_function": (lambda: Stack([TimeDistributed(lambda x: x.cumsum(), I), cell(GRU)]), ["elementwise"]),
+    "pooling": (lambda: Classifier(cell(GRU), linear(H, 2).function, pooling=pools.flatten), ["flatten", "mean"]),
     "frames": (lambda: TimeDistributed(jnp.ravel, (2, 2)), ["f32[2,2]"]),
     "bfloat16": (partial(cell, GRU, dtype=jnp.bfloat16), ["float32", "bfloat16"]),
     "two_dtypes": (

@@ -36,7 +36,7 @@ class Builder:
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         """The name of an array, one for all that are equal."""
-        array = np.ascontiguousarray(np.asarray(value, dtype))
+        array = np.array(value, dtype, order="C")
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self.constants:
             name = f"{self.prefix}constant_{len(self.constants)}"

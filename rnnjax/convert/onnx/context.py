@@ -15,6 +15,7 @@ class Lengths(NamedTuple):
 
     steps: str  # int32 [B], from 1 to T: no runtime gives the initial state back after no step
     valid: str  # bool [T, B, 1]
+    final: str  # bool [T, B, 1]: the last valid step
     empty: str  # bool [B, 1]: of no step
 
 
@@ -27,6 +28,12 @@ class Context(NamedTuple):
     lengths: Lengths | None
     has_last: bool  # whether the last states are outputs
     reverse: bool = False
+
+    def valid(self, ys: str, otherwise: float = 0.0) -> str:
+        """The outputs, with another value where a step is not valid."""
+        if self.lengths is None:
+            return ys
+        return self.graph.node("Where", self.lengths.valid, ys, self.graph.constant(otherwise, self.dtype))
 
     def last(self, before: str, after: str, units: int) -> str:
         """The state after the last valid step, `before` where there was none."""

@@ -1,33 +1,30 @@
 """`to_onnx`: a network as a file of ONNX."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ... import check
 from ...arrays import AnyArray, PyTree
-from ...cell import AbstractCell, describe
+from ...cell import describe
 from ...checked import Checked
+from ...models.classifier import Classifier
 from ...models.language import LanguageModel
 from ...models.tagger import Tagger
-from ...network import AbstractNetwork, Layer
-from ...networks.layer import output_type
+from ...network import Layer
 from ...training.checkpoint import write_atomically
 from .builder import Builder
 from .context import Context, Lengths, Names
 from .package import onnx_package
-from .write_function import write_affine, write_function
-from .write_layer import write_layer
+from .write_model import model_of
 
 
 def to_onnx(
-    network: Checked[Layer | Tagger | LanguageModel],
+    network: Checked[Layer | Classifier | Tagger | LanguageModel],
     path: str | Path,
     *,
     lengths: bool = True,
@@ -52,7 +49,8 @@ def to_onnx(
               cell whose `pointwise` is made of operations that ONNX has, which becomes a node Scan; `Stack`,
               `Bidirectional`, `Reversed`, `residual`, `skip`, regularised layers as they are without a key, and
               `TimeDistributed` of `eqx.nn.Linear`, `LayerNorm`, `Embedding`, `MLP`, `Sequential` and elementwise
-              functions. A `Tagger` or a `LanguageModel` of these puts out its answers or logits.
+              functions. A `Tagger` or a `LanguageModel` of these puts out its answers or logits; a `Classifier`
+              with `last`, `ends`, `mean` or `maximum` its answer `y` [B, O], and has no states.
     lengths   False leaves them out: all steps count
     states    False leaves them out: every sequence begins in the network's initial state
 
@@ -60,76 +58,24 @@ def to_onnx(
     ONNX cannot say, and an ImportError where `onnx` is missing; then no file is written, and one that was there stays.
     """
     check.flags(lengths=lengths, states=states)
-    onnx, dtype, model = onnx_package(), _dtype(network), _model(network)
+    onnx, dtype, model = onnx_package(), _dtype(network), model_of(network)
     graph = Builder(onnx)
     xs = graph.input("xs", model.form.dtype, ("batch", "time", *model.form.shape))
     batch, steps = graph.node("Split", graph.node("Shape", xs, end=2), axis=0, outputs=(".batch", ".time"))
+    states = states and not model.is_whole
     context = Context(graph, dtype, batch, _lengths(graph, steps) if lengths else None, states)
     like = jax.eval_shape(model.network.initial)
     before = _inputs(graph, like, dtype) if states else _constants(context, model.network.initial())
     last, ys = model.write(context, before, _swap(graph, xs, len(model.form.shape)))
-    if context.lengths is not None:
-        ys = graph.node("Where", context.lengths.valid, ys, graph.constant(0, dtype))
-    graph.output("ys", _swap(graph, ys, 1), dtype, ("batch", "time", *model.output.shape))
+    if model.is_whole:
+        graph.output("y", ys, dtype, ("batch", *model.output.shape))
+    else:
+        graph.output("ys", _swap(graph, context.valid(ys), 1), dtype, ("batch", "time", *model.output.shape))
     if states:
         _outputs(graph, like, last, dtype)
     made = graph.model(describe(network))
     onnx.checker.check_model(made, full_check=True)
     write_atomically(path, made.SerializeToString())
-
-
-class Model(NamedTuple):
-    """What is written: the network that has a state, and all of it as nodes."""
-
-    network: Layer
-    form: jax.ShapeDtypeStruct  # of the input of one step
-    output: jax.ShapeDtypeStruct
-    write: Callable[[Context, Names, str], tuple[Names, str]]
-
-
-def _model(network: Layer | Tagger | LanguageModel) -> Model:
-    if isinstance(network, AbstractCell | AbstractNetwork):
-        return _checked(Model(network, network.input_type(), output_type(network), partial(write_layer, network)))
-    if type(network) is Tagger:
-        return _tagger(network)
-    if type(network) is LanguageModel:
-        return _language_model(network)
-    raise TypeError(
-        f"network: expected a cell, a network, a Tagger or a LanguageModel, got {network!r}. "
-        "Pass the network of another model, such as classifier.network"
-    )
-
-
-def _tagger(model: Tagger) -> Model:
-    inner = _model(model.network)
-
-    def write(context: Context, state: Names, xs: str) -> tuple[Names, str]:
-        last, ys = inner.write(context, state, xs)
-        return last, write_function(model.head, context, ys, inner.output)
-
-    return _checked(inner._replace(output=jax.eval_shape(model.head, inner.output), write=write))
-
-
-def _language_model(model: LanguageModel) -> Model:
-    inner, tokens = _model(model.network), jax.ShapeDtypeStruct((), jnp.int32)
-    weight = model.embedding.weight if model.output.weight is None else model.output.weight
-
-    def write(context: Context, state: Names, xs: str) -> tuple[Names, str]:
-        embedded = write_function(model.embedding, context, xs, tokens)
-        last, ys = inner.write(context, state, embedded)
-        return last, write_affine(context, ys, np.asarray(weight), model.output.bias)
-
-    return Model(inner.network, tokens, jax.ShapeDtypeStruct(weight.shape[:1], weight.dtype), write)
-
-
-def _checked(model: Model) -> Model:
-    for name, form, ranks in (("inputs", model.form, (0, 1)), ("outputs", model.output, (1,))):
-        if not isinstance(form, jax.ShapeDtypeStruct) or len(form.shape) not in ranks:
-            raise ValueError(
-                f"network: expected {name} that are one vector at each step, got {check.show(form)}. "
-                "Use layers of vectors, or export with jax.export"
-            )
-    return model
 
 
 def _dtype(network: Any) -> np.dtype[Any]:
@@ -152,8 +98,9 @@ def _lengths(graph: Builder, steps: str) -> Lengths:
     within = graph.node("Min", graph.node("Max", graph.input("lengths", np.int32, ("batch",)), zero), T)
     times = graph.node("Unsqueeze", graph.node("Range", zero, T, one), graph.integers(1, 2))
     valid = graph.node("Less", times, graph.node("Unsqueeze", within, graph.integers(0, 2)))
+    final = graph.node("Equal", graph.node("Add", times, one), graph.node("Unsqueeze", within, graph.integers(0, 2)))
     empty = graph.node("Unsqueeze", graph.node("Equal", within, zero), graph.integers(1))
-    return Lengths(graph.node("Max", within, one), valid, empty)
+    return Lengths(graph.node("Max", within, one), valid, final, empty)
 
 
 def _inputs(graph: Builder, like: PyTree[jax.ShapeDtypeStruct], dtype: np.dtype[Any]) -> Names:
