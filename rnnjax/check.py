@@ -206,6 +206,16 @@ def positive(name: str, value: object, means: str, remedy: str) -> None:
         raise ValueError(f"{name}: expected {means}, got {value!r}. {remedy}")
 
 
+def activations(**values: object) -> None:
+    """Raise unless every value is a function."""
+    for name, value in values.items():
+        if isinstance(value, type) or not callable(value):
+            raise TypeError(
+                f"{name}: expected a function of an array, unit by unit, got {value!r}. "
+                "Pass the function itself, such as jnp.tanh or jax.nn.relu"
+            )
+
+
 def count(name: str, value: object, least: int = 1) -> None:
     """Raise unless `value` is an integer of at least `least`."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):

@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, RecurrentWeight, UnitGates
 from ..cell import AbstractGatedCell, Hidden, learnable_zeros
+from ..checked import Checked
 from ..hints import OF_LAYERS, instead
 from ..named import named
 
@@ -43,7 +44,7 @@ class Elman(AbstractGatedCell):
         hidden_size: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable[[Array], Array] = jnp.tanh,
+        activation: Checked[Callable[[Array], Array]] = jnp.tanh,
         leak: float | None = None,
         heads: int = 1,
         bias: bool = True,
@@ -56,6 +57,7 @@ class Elman(AbstractGatedCell):
         """Draw the weights. Arguments as in `LSTM`, `activation`, and `leak`, above 0 and up to 1."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         check.flags(bias=bias, learn_initial=learn_initial)
+        check.activations(activation=activation)
         leak = None if leak is None else check.number("leak", leak)
         if leak is not None and not 0 < leak <= 1:
             raise ValueError(
