@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from . import check
 from .arrays import IntegerLike, PyTree, State, select
-from .cell import AbstractCell, describe
+from .cell import AbstractCell, check_weights, describe
 from .checked import Checked
 from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise
@@ -23,6 +23,7 @@ from .network import AbstractNetwork, Layer, Options
 S = TypeVar("S")
 X = TypeVar("X")
 Y = TypeVar("Y")
+R = TypeVar("R")
 
 
 @overload
@@ -83,13 +84,13 @@ def unroll(
     finite, or a given state that is NaN, makes its step and those after it NaN and passes no gradient on, until the
     next reset. (What overflows on finite inputs ends at the reset in value only; its gradient is NaN.)
 
-    Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes, sizes and an
-    engine that refuses the cell (with its reasons), TypeError for types and dtypes.
+    Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes (of weights, too),
+    sizes and an engine that refuses the cell (with its reasons), TypeError for types and dtypes.
     """
     check_engine(engine)
     check.flags(reverse=reverse)
     is_part = isinstance(cell, AbstractCell | AbstractNetwork)
-    xs = check.inputs(xs, cell.input_type(), describe(cell)) if is_part else check.sequence(xs)
+    xs = _or_name_weight(cell, _inputs, cell, xs) if is_part else check.sequence(xs)
     T = jax.tree.leaves(xs)[0].shape[0]
     options = Options(check.length(length, T), check.resets(resets, T), engine, key)
     if isinstance(cell, AbstractNetwork):
@@ -100,6 +101,30 @@ def unroll(
     run = partial(_run_cell, function.run, function, None)
     last, ys = _unroll(run, describe(function), xs, options, reverse)
     return last.state, ys
+
+
+def _inputs(cell: Layer, xs: PyTree[ArrayLike]) -> PyTree[Array]:
+    """`xs` as arrays over time that the cell or network takes."""
+    return check.inputs(xs, cell.input_type(), describe(cell))
+
+
+def _or_name_weight(cell: Layer, compute: Callable[..., R], *arguments: Any) -> R:
+    """`compute(*arguments)`; where that fails because of a weight of another shape, the error names the weight.
+
+    The shapes of inputs and states come from the weights.
+    """
+    try:
+        return compute(*arguments)
+    except (TypeError, ValueError):
+        _check_all_weights(cell)
+        raise
+
+
+def _check_all_weights(cell: Layer) -> None:
+    """Raise unless all weights of a cell, or of those of a network, have the shapes that their cells give for them."""
+    is_cell = lambda node: isinstance(node, AbstractCell)  # noqa: E731
+    for layer in filter(is_cell, jax.tree.leaves(cell, is_leaf=is_cell)):
+        check_weights(layer)
 
 
 def _unroll(
@@ -129,9 +154,10 @@ def _run_network(
 ) -> tuple[State, PyTree[Array]]:
     """Run a network, which unrolls its parts."""
     if state is None:
-        state = network.initial()
+        state = _or_name_weight(network, network.initial)
     else:
-        state = check.state(state, jax.eval_shape(network.initial), describe(network))
+        expected = jax.eval_shape(network.initial)
+        state = _or_name_weight(network, check.state, state, expected, describe(network))
     return network.run(state, xs, options._replace(engine=options.engine.within(network)))
 
 
@@ -139,15 +165,22 @@ def _run_cell(
     run: Callable[..., Any], cell: AbstractCell, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
     """Run one cell by `run`, which is compiled `_run`."""
-    initial = cell.initial()
-    state = initial if state is None else check.state(state, initial, describe(cell))
+    initial = _or_name_weight(cell, cell.initial)
+    if state is None:
+        state = initial
+    else:
+        state = _or_name_weight(cell, check.state, state, initial, describe(cell))
     return run(cell, state, xs, Marks(options.length, options.resets, initial), options.engine)
 
 
 def _run(
     cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell in running order. What is not finite is kept apart where a reset may end its influence."""
+    """Run one cell in running order. What is not finite is kept apart where a reset may end its influence.
+
+    Its weights are checked here: once for each program that is traced, and never where one is only run.
+    """
+    check_weights(cell)
     if jax.tree.leaves(xs)[0].shape[0] == 0:
         return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
     plan = plan_or_raise(engine, cell, xs)

@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight
-from ..cell import AbstractAffineCell, Hidden, learnable_zeros, recur
+from ..cell import AbstractAffineCell, Hidden, Shapes, learnable_zeros, recur, recurrent_shape
 
 
 class ResetBeforeGRU(AbstractAffineCell):
@@ -58,6 +58,14 @@ class ResetBeforeGRU(AbstractAffineCell):
         self.candidate_weight = recurrent(keys[2], "n")
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size = self.hidden_size
+        return super().weight_shapes | {
+            "recurrent_weight": recurrent_shape(self.recurrent_weight, hidden_size, 2),
+            "candidate_weight": recurrent_shape(self.candidate_weight, hidden_size, 1),
+        }
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u = u.astype(state.h.dtype)
