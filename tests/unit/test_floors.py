@@ -41,6 +41,7 @@ WITHIN = (
     "gradients/*",
     "diagnose/*",
     "training/*",
+    "convert/*",
 )  # rooms whose files may import each other; engines/auto stands above the engines
 NEVER = (  # though the way is down
     ("cells/*", "engine"),
