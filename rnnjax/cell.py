@@ -85,7 +85,7 @@ class AbstractCell(eqx.Module):
 
     @property
     def weight_shapes(self) -> Shapes:
-        """The shape of each weight, which `unroll` checks by name before any engine sees the cell. By default it checks none.
+        """The shape of each weight, which `unroll` checks by name before any engine sees the cell; by default of none.
 
         A field that is a pytree has one shape for all its arrays. The first entry is the one that says the sizes.
         """

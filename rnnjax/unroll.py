@@ -166,11 +166,10 @@ def _run_cell(
 ) -> tuple[State, PyTree[Array]]:
     """Run one cell by `run`, which is compiled `_run`."""
     initial = _or_name_weight(cell, cell.initial)
-    if state is None:
-        state = initial
-    else:
+    if state is not None:
         state = _or_name_weight(cell, check.state, state, initial, describe(cell))
-    return run(cell, state, xs, Marks(options.length, options.resets, initial), options.engine)
+    start = initial if state is None else state
+    return run(cell, start, xs, Marks(options.length, options.resets, initial), options.engine)
 
 
 def _run(

@@ -30,7 +30,7 @@ class Elman(AbstractGatedCell):
         recurrent_weight   R [H, H], or [N, D, D] of N heads with D = H / N units each
         bias               b [H], or None
         initial_state      h [H], or None
-    A product is x @ W, so W is the transpose of torch's. `rnnjax.convert` reads and writes the layouts of other libraries.
+    W is the transpose of torch's. `rnnjax.convert` reads and writes the layouts of other libraries.
     """
 
     gates: ClassVar[str] = "n"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..cell import describe
 from ..cells.elman import Elman
 from ..cells.gru import GRU
 from ..cells.lstm import LSTM
@@ -82,7 +83,7 @@ def _from_module(module: Any) -> Layer:
         given = getattr(module, name)
         if given is not expected:
             raise ValueError(
-                f"{name}: expected {expected.__name__}, got {given!r}. "
+                f"{name}: expected {expected.__name__}, got {describe(given)}. "
                 "Write the step as a cell of your own, as examples/new_cell.py does"
             )
     return _from_parameters(params, None)
@@ -91,10 +92,11 @@ def _from_module(module: Any) -> Layer:
 def _check_merge(merge: Callable[[Any, Any], Any]) -> None:
     """Raise unless this function concatenates the features of two outputs."""
     zero, one = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
-    merged = np.asarray(merge(zero, one))
+    with jax.ensure_compile_time_eval():
+        merged = np.asarray(merge(zero, one))
     if merged.shape != (1, 2) or merged.tolist() != [[0, 1]]:
         raise ValueError(
-            f"merge_fn: expected the concatenation of the features, got {merge!r}. "
+            f"merge_fn: expected the concatenation of the features, got {describe(merge)}. "
             "Pass the two directions one by one, and merge them by Bidirectional(..., merge=)"
         )
 

@@ -91,8 +91,8 @@ def _with_fields(make: Callable[..., Cell], weights: dict[str, Weight | None]) -
     """The cell that `make` would draw, with these weights in place of those drawn: nothing is drawn."""
     given = {name: weight for name, weight in weights.items() if weight is not None}
     make = partial(make, dtype=one_dtype(given))
-    cell = eqx.filter_eval_shape(lambda key: make(key=key), jax.eval_shape(jax.random.key, 0))
     placed = [None if weight is None else place(name, weight) for name, weight in weights.items()]
+    cell = eqx.filter_eval_shape(lambda key: make(key=key), jax.eval_shape(jax.random.key, 0))
     cell = eqx.tree_at(lambda cell: [getattr(cell, name) for name in weights], cell, placed)
     check_weights(cell)
     return cell

@@ -48,7 +48,7 @@ def added(path: str, leaf: Any) -> list[tuple[int, int]]:
 
 
 def misshapen(cell: rnnjax.AbstractCell, path: str) -> rnnjax.AbstractCell:
-    """`cell` with one more column in the array of this path, or one more row in `output_weight`, whose columns are free."""
+    """`cell` with one more column in the array of this path, or one more row in an `output_weight` of any width."""
     arrays = [np.pad(leaf, added(path, leaf)) if each == path else leaf for each, leaf in leaves(cell)]
     return jax.tree.unflatten(jax.tree.structure(cell), arrays)
 
@@ -118,6 +118,7 @@ def test_an_own_cell_is_held_to_its_family():
             return self.slopes
 
         def pointwise(self, parameters, u, v, state):
+            del state
             return rnnjax.Hidden(parameters * (u[0] + v[0]))
 
     def own(units: int) -> Own:
