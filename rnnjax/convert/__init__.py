@@ -8,11 +8,11 @@ from .equinox import from_equinox as from_equinox
 from .equinox import to_equinox as to_equinox
 from .haiku import from_haiku as from_haiku
 from .haiku import to_haiku as to_haiku
-from .keras import from_keras as from_keras
-from .keras import to_keras as to_keras
+from .keras_export import to_keras as to_keras
+from .keras_import import from_keras as from_keras
 from .linen import from_linen as from_linen
 from .linen import to_linen as to_linen
 from .nnx import from_nnx as from_nnx
 from .nnx import to_nnx as to_nnx
-from .torch import from_torch as from_torch
-from .torch import to_torch as to_torch
+from .torch_export import to_torch as to_torch
+from .torch_import import from_torch as from_torch

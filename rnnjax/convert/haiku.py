@@ -1,7 +1,6 @@
 """Weights of Haiku's `hk.VanillaRNN`, `hk.LSTM` and `hk.GRU`."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from jaxtyping import Array
 
@@ -17,7 +16,7 @@ TARGET = "Haiku"
 Parameters = dict[str, dict[str, Array]]
 
 
-def from_haiku(params: Checked[Mapping[str, Mapping[str, Any]]]) -> Elman | LSTM | ResetBeforeGRU:
+def from_haiku(params: Checked[Mapping[str, Mapping[str, object]]]) -> Elman | LSTM | ResetBeforeGRU:
     """The cell with the parameters of one module of Haiku, `{"lstm/linear": {"w": ..., "b": ...}}`.
 
     hk.VanillaRNN   an `Elman` of relu; its two biases are added

@@ -5,19 +5,20 @@ from typing import Any
 
 from jaxtyping import Array
 
+from ..arrays import PyTree
 from ..cells.elman import Elman
 from ..cells.lstm import LSTM
 from ..checked import Checked
 from ..network import Layer
 from ..networks.bidirectional import Bidirectional
-from .flax import both_directions, dense, has_directions, inner, known, no_activation, placed
+from .flax_parameters import both_directions, dense, has_directions, inner, known, no_activation, placed
 from .layout import absent, by_letter, join
 from .parts import biases_of, elman, gru, lstm, weights_of
 
 TARGET = "Flax linen"
 
 
-def from_linen(params: Checked[Mapping[str, Any]], *, activation: Callable[[Array], Array] | None = None) -> Layer:
+def from_linen(params: Checked[Mapping[str, PyTree]], *, activation: Callable[[Array], Array] | None = None) -> Layer:
     """The cell with the parameters of one of linen, `cell.init(...)`, with or without the entry "params" around them.
 
     SimpleCell                     an `Elman`: W is i, R is h. `activation` is its `activation_fn`: by default tanh

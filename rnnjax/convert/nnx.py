@@ -1,4 +1,5 @@
 """Weights of Flax nnx's cells: SimpleCell, LSTMCell, OptimizedLSTMCell and GRUCell."""
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..arrays import PyTree
 from ..cell import describe
 from ..cells.elman import Elman
 from ..cells.gru import GRU
@@ -15,7 +17,7 @@ from ..cells.lstm import LSTM
 from ..checked import Checked
 from ..network import Layer
 from ..networks.bidirectional import Bidirectional
-from .flax import both_directions, dense, has_directions, inner, known, no_activation
+from .flax_parameters import both_directions, dense, has_directions, inner, known, no_activation
 from .layout import Weight, absent, place
 from .linen import from_linen
 from .parts import elman, gru, lstm, number_of_gates, weights_of
@@ -28,7 +30,7 @@ KINDS = {1: "a SimpleCell", 3: "a GRUCell", 4: "an OptimizedLSTMCell"}
 
 
 def from_nnx(
-    source: Checked["nnx.Module | Mapping[str, Any]"], *, activation: Callable[[Array], Array] | None = None
+    source: Checked["nnx.Module | Mapping[str, PyTree]"], *, activation: Callable[[Array], Array] | None = None
 ) -> Layer:
     """The cell with the parameters of one of nnx.
 
@@ -129,8 +131,8 @@ def to_nnx(network: Layer) -> "nnx.Module":
     from flax import nnx
 
     if isinstance(network, Bidirectional):
-        forward, backward = (nnx.RNN(to_nnx(layer)) for layer in both_directions(network, TARGET))
-        return nnx.Bidirectional(forward, backward)
+        cells: list[Any] = [to_nnx(layer) for layer in both_directions(network, TARGET)]
+        return nnx.Bidirectional(*map(nnx.RNN, cells))
     cell = known(network, TARGET)
     if isinstance(cell, GRU) and cell.candidate_bias is not None:
         raise ValueError(

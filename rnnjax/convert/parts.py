@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ from ..cells.reset_before_gru import ResetBeforeGRU
 from .layout import Weight, absent, join, one_dtype, place, read, reorder
 
 Cell = TypeVar("Cell", bound=AbstractCell)
+Convertible: TypeAlias = Elman | LSTM | ProjectedLSTM | GRU | ResetBeforeGRU | ConvLSTM
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -106,7 +107,7 @@ class Weights(NamedTuple):
     b: Weight | None
 
 
-def weights_of(cell: Any) -> Weights:
+def weights_of(cell: Convertible) -> Weights:
     """The weights of one of our cells."""
     return Weights(read(cell.input_weight), read(cell.recurrent_weight), None if cell.bias is None else read(cell.bias))
 
@@ -140,9 +141,9 @@ def refuse(cell: object, target: str, expected: str) -> ValueError:
     return ValueError(f"network: expected {expected} for {target}, got {describe(cell)}. Use rnnjax itself to run it")
 
 
-def check_plain(cell: Any, target: str) -> None:
+def check_plain(cell: Convertible, target: str) -> None:
     """Raise where a cell has an option that no other library has: heads, a learned initial state, and those of LSTM."""
-    if getattr(cell.recurrent_weight, "ndim", 0) == 3 and not isinstance(cell, ConvLSTM):
+    if cell.recurrent_weight.ndim == 3 and not isinstance(cell, ConvLSTM):
         heads, *_ = cell.recurrent_weight.shape
         raise ValueError(
             f"recurrent_weight: expected one dense matrix [H, G H] for {target}, got {heads} heads. "

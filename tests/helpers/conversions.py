@@ -167,7 +167,7 @@ def keras(make: Callable[[Any], Any], dtype: str, shape: tuple[int, ...] = (I,))
 
     def apply(parameters: Any, state: Any, xs: Any) -> Any:
         before = states(state) if hasattr(layer, "cell") else [leaf[None] for leaf in jax.tree.leaves(state)]
-        with mock.patch("keras.src.backend.numpy.tanh", jnp.tanh):  # Keras on JAX rounds that of float64 to float32
+        with mock.patch("keras.src.backend.jax.numpy.tanh", jnp.tanh):  # Keras on JAX rounds that of float64 to float32
             answer, _ = layer.stateless_call(parameters, rest, frames(xs, 1)[None], initial_state=before)
         leaves = [leaf[0] for leaf in jax.tree.leaves(answer)]
         outputs = 2 if getattr(layer, "merge_mode", "") is None else 1
