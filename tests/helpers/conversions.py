@@ -211,8 +211,8 @@ def keras_cases() -> Iterator[Case]:
     yield case("GRU, reset after, no bias", lambda k, **o: k.GRU(H, use_bias=False, **o))
     yield case("GRU, reset before, no bias", lambda k, **o: k.GRU(H, use_bias=False, reset_after=False, **o))
     for merge in ("concat", "sum", "ave", "mul", None):
-        yield case(f"Bidirectional GRU, {merge}", lambda k, m=merge, **o: k.Bidirectional(k.GRU(H, **o), merge_mode=m))
-    yield case("Bidirectional LSTM", lambda k, **o: k.Bidirectional(k.LSTM(H, **o)))
+        yield case(f"Bidirectional GRU, {merge}", partial(bidirectional, "GRU", merge))
+    yield case("Bidirectional LSTM", partial(bidirectional, "LSTM", "concat"))
     yield case(
         "StackedRNNCells",
         lambda k, dtype, **o: k.RNN(
@@ -231,6 +231,11 @@ def keras_cases() -> Iterator[Case]:
     yield case("ConvLSTM1D", lambda k, **o: k.ConvLSTM1D(H, 3, padding="same", **o), (4, I))
     yield case("ConvLSTM2D", lambda k, **o: k.ConvLSTM2D(H, (3, 1), padding="same", use_bias=False, **o), (*SPACE, I))
     yield case("ConvLSTM2D", lambda k, **o: k.ConvLSTM2D(H, 3, padding="same", **o), (*SPACE, I))
+
+
+def bidirectional(kind: str, merge: str | None, layers: Any, **options: Any) -> Any:
+    """A `Bidirectional` of Keras, whose own dtype is that of its layers."""
+    return layers.Bidirectional(getattr(layers, kind)(H, **options), merge_mode=merge, dtype=options["dtype"])
 
 
 def cases() -> Iterator[Case]:
