@@ -8,8 +8,10 @@ A cell takes one sequence; use `jax.vmap` for a batch.
 """
 
 import abc
+import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, NoReturn
+from operator import attrgetter
+from typing import ClassVar, NamedTuple, NoReturn, TypeAlias
 
 import equinox as eqx
 import jax
@@ -42,6 +44,8 @@ from .arrays import (
 from .exporting import exportable
 
 RUN = "Write state, ys = rnnjax.unroll(cell, None, xs), and xs[None] for one step"
+
+Shapes: TypeAlias = dict[str, tuple[int, ...]]  # by the name of a field, or `field.field`
 
 
 @exportable
@@ -88,6 +92,14 @@ class AbstractCell(eqx.Module):
         del arguments, options
         raise TypeError(f"cell: expected {describe(self)} to be run by unroll, got a call of it. {RUN}")
 
+    @property
+    def weight_shapes(self) -> Shapes:
+        """The shape of each weight, which `unroll` checks by name before any engine sees the cell; by default of none.
+
+        A field that is a pytree has one shape for all its arrays. The first entry is the one that says the sizes.
+        """
+        return {}
+
 
 class AbstractAffineCell(AbstractCell):
     """A cell with `u_t = W x_t + b`, [G, H], whose output is the field `h` of its state.
@@ -113,7 +125,13 @@ class AbstractAffineCell(AbstractCell):
     @property
     def hidden_size(self) -> int:
         """H, the number of hidden units."""
-        return self.input_weight.shape[1] // len(self.gates)
+        return math.prod(self.input_weight.shape[1:]) // len(self.gates)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size, gates = self.hidden_size, len(self.gates)
+        matrix = *self.input_weight.shape[:1], gates * max(1, hidden_size)
+        return {"input_weight": matrix, "bias": matrix[1:], "initial_state": (hidden_size,)}
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.dtype)
@@ -150,6 +168,15 @@ class AbstractGatedCell(AbstractAffineCell):
     def unit_parameters(self) -> PyTree:
         """The vectors [H] among the cell's fields that `pointwise` needs beside u and v; None if it needs none."""
         return None
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes, parameters, hidden_size = super().weight_shapes, self.unit_parameters, self.hidden_size
+        shapes["recurrent_weight"] = recurrent_shape(self.recurrent_weight, hidden_size, len(self.gates))
+        if parameters is not None:
+            name = next((name for name, field in vars(self).items() if field is parameters), "unit_parameters")
+            shapes[name] = (hidden_size,)
+        return shapes
 
     @abc.abstractmethod
     def pointwise(self, parameters: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
@@ -231,6 +258,31 @@ def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
         "nd,ndge->gne", operand.reshape(heads, units), by_gate(weight, gates), preferred_element_type=h.dtype
     )
     return v.reshape(gates, heads * units)
+
+
+def recurrent_shape(weight: RecurrentWeight, hidden_size: int, gates: int) -> tuple[int, ...]:
+    """The shape that R must have: dense, or of as many heads as it is given with."""
+    heads = weight.shape[0] if weight.ndim == 3 and hidden_size % weight.shape[0] == 0 else 1
+    units = hidden_size // heads
+    return (units, gates * units) if weight.ndim != 3 else (heads, units, gates * units)
+
+
+def check_weights(cell: AbstractCell) -> None:
+    """Raise unless every weight has the shape that the cell gives for it."""
+    for name, expected in cell.weight_shapes.items():
+        field = attrgetter(name)(cell)
+        for leaf in (field,) if hasattr(field, "shape") else jax.tree.leaves(field):
+            if leaf.shape != expected:
+                raise ValueError(_other_shape(cell, name, expected, leaf.shape))
+
+
+def _other_shape(cell: AbstractCell, name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    source = next(iter(cell.weight_shapes))
+    given = "" if name == source else f" with {source} {list(getattr(cell, source).shape)}"
+    return (
+        f"{name}: expected {list(expected)} for {describe(cell)}{given}, got {list(got)}. "
+        "Reshape it to the layout in the cell's docstring, or use rnnjax.convert for the weights of another library"
+    )
 
 
 def initial_or_zeros(

@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from . import check
 from .arrays import Flags, IntegerLike, PyTree, State, count_steps, select
-from .cell import AbstractCell, describe
+from .cell import AbstractCell, check_weights, describe
 from .checked import Checked
 from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise
@@ -24,6 +24,7 @@ from .network import AbstractNetwork, Layer, Options
 S = TypeVar("S")
 X = TypeVar("X")
 Y = TypeVar("Y")
+R = TypeVar("R")
 Run: TypeAlias = Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]]
 
 
@@ -92,12 +93,12 @@ def unroll(
     reset, and passes on no gradient. (If finite inputs overflow, the values after the next reset are right, but the
     gradient is NaN.)
 
-    Raises at trace time, naming the argument, the expected value and the given one: ValueError for shapes, sizes and an
-    engine that refuses the cell (with its reasons), TypeError for types and dtypes.
+    Raises at trace time, naming the argument, the expected value and the given one: ValueError for shapes (of weights,
+    too), sizes and an engine that refuses the cell (with its reasons), TypeError for types and dtypes.
     """
     check_engine(engine)
     check.flags(reverse=reverse)
-    xs = check.inputs(xs, cell.input_type(), describe(cell)) if isinstance(cell, Layer) else check.sequence(xs)
+    xs = _or_name_weight(cell, _inputs, cell, xs) if isinstance(cell, Layer) else check.sequence(xs)
     T = count_steps(xs)
     options = Options(check.length(length, T), check.steps("resets", resets, T), engine, key)
     valid = check.steps("mask", mask, T)
@@ -109,6 +110,30 @@ def unroll(
     run = partial(_run_cell, function.run, function, None)
     last, ys = _unroll(run, describe(function), xs, options, valid, reverse)
     return last.state, ys
+
+
+def _inputs(cell: Layer, xs: PyTree[ArrayLike]) -> PyTree[Array]:
+    """`xs` as arrays over time that the cell or network takes."""
+    return check.inputs(xs, cell.input_type(), describe(cell))
+
+
+def _or_name_weight(cell: Layer, compute: Callable[..., R], *arguments: Any) -> R:
+    """`compute(*arguments)`; where that fails because of a weight of another shape, the error names the weight.
+
+    The shapes of inputs and states come from the weights.
+    """
+    try:
+        return compute(*arguments)
+    except (TypeError, ValueError):
+        _check_all_weights(cell)
+        raise
+
+
+def _check_all_weights(cell: Layer) -> None:
+    """Raise unless all weights of a cell, or of those of a network, have the shapes that their cells give for them."""
+    is_cell = lambda node: isinstance(node, AbstractCell)  # noqa: E731
+    for layer in filter(is_cell, jax.tree.leaves(cell, is_leaf=is_cell)):
+        check_weights(layer)
 
 
 def _unroll(
@@ -147,9 +172,10 @@ def _run_network(
 ) -> tuple[State, PyTree[Array]]:
     """Run a network, which unrolls its layers."""
     if state is None:
-        state = network.initial()
+        state = _or_name_weight(network, network.initial)
     else:
-        state = check.state(state, jax.eval_shape(network.initial), describe(network))
+        expected = jax.eval_shape(network.initial)
+        state = _or_name_weight(network, check.state, state, expected, describe(network))
     return network.run(state, xs, options._replace(engine=options.engine.within(network)))
 
 
@@ -157,15 +183,21 @@ def _run_cell(
     run: Callable[..., Any], cell: AbstractCell, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
     """Run one cell by `run`, which is `_run`, compiled."""
-    initial = cell.initial()
-    state = initial if state is None else check.state(state, initial, describe(cell))
-    return run(cell, state, xs, Marks(options.length, options.resets, initial), options.engine)
+    initial = _or_name_weight(cell, cell.initial)
+    if state is not None:
+        state = _or_name_weight(cell, check.state, state, initial, describe(cell))
+    start = initial if state is None else state
+    return run(cell, start, xs, Marks(options.length, options.resets, initial), options.engine)
 
 
 def _run(
     cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell in running order. With resets, values that are not finite are replaced: see `quarantine`."""
+    """Run one cell in running order. With resets, values that are not finite are replaced: see `quarantine`.
+
+    Its weights are checked here: once for each program that is traced, and never when it runs.
+    """
+    check_weights(cell)
     if count_steps(xs) == 0:
         return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
     plan = plan_or_raise(engine, cell, xs)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Sizes, Units, cast
-from ..cell import Hidden, learnable_zeros
+from ..cell import Hidden, Shapes, learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .gru import gate
 
@@ -64,6 +64,11 @@ class ConvGRU(AbstractConvolutionalCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.candidate_bias = initialise.bias(bias_initialiser, keys[3], "n", hidden_channels, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes = super().weight_shapes
+        return shapes | {"candidate_bias": shapes["initial_state"][:1]}
 
     def step(self, state: Hidden, u: GatedFrame) -> Hidden:
         carried = state.h.dtype

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Sizes, cast
-from ..cell import learnable_zeros
+from ..cell import Shapes, learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .lstm import LSTMState, Peepholes, gate
 
@@ -74,6 +74,11 @@ class ConvLSTM(AbstractConvolutionalCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.peepholes = draw_peepholes(keys[3], shape, dtype) if peepholes else None
         self.initial_state = learnable_zeros(learn_initial, LSTMState, shape, dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes = super().weight_shapes
+        return shapes | {"peepholes": shapes["initial_state"]}
 
     def step(self, state: LSTMState, u: GatedFrame) -> LSTMState:
         carried = state.h.dtype

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Sizes, State, States, shift
-from ..cell import AbstractCell, Hidden, initial_or_zeros
+from ..cell import AbstractCell, Hidden, Shapes, initial_or_zeros
 
 Kernel = Float[Array, "*kernel I GH"]
 Frames = Inexact[Array, "T I *space"]
@@ -45,6 +45,18 @@ class AbstractConvolutionalCell(AbstractCell):
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.input_weight.shape[-2], *self.space), self.input_weight.dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        *kernel, inputs, columns = self.input_weight.shape
+        hidden_size = max(1, columns // len(self.gates))
+        columns = hidden_size * len(self.gates)
+        return {
+            "input_weight": (*kernel[: len(self.space)], inputs, columns),
+            "recurrent_weight": (*kernel, hidden_size, columns),
+            "bias": (columns,),
+            "initial_state": (hidden_size, *self.space),
+        }
 
     def initial(self) -> State:
         shape = self.input_weight.shape[-1] // len(self.gates), *self.space

@@ -26,6 +26,13 @@ class Elman(AbstractGatedCell):
     to applying echo state networks"):
 
         h_t = (1 - leak) * h_{t-1} + leak * activation(W x_t + R h_{t-1} + b)
+
+    Shapes:
+        input_weight       W [I, H]
+        recurrent_weight   R [H, H], or [N, D, D] of N heads with D = H / N units each
+        bias               b [H], or None
+        initial_state      h [H], or None
+    W is the transpose of torch's. `rnnjax.convert` reads and writes the layouts of other libraries.
     """
 
     gates: ClassVar[str] = "n"

@@ -26,6 +26,14 @@ class GRU(AbstractCandidateCell):
     Gate order r, z, n; a z of one keeps the state. `candidate_bias` is d, inside the reset; r and z have no second
     bias, being sums. The form with the reset before the product is `ResetBeforeGRU`. `activation` and
     `gate_activation` are any elementwise functions in place of the tanh and the sigmoid.
+
+    Shapes; the columns are those of r, then of z and n:
+        input_weight       W [I, 3 H]
+        recurrent_weight   R [H, 3 H], or [N, D, 3 D] of N heads with D = H / N units each
+        bias               b [3 H], or None
+        candidate_bias     d [H], or None
+        initial_state      h [H], or None
+    `rnnjax.convert` reads and writes the layouts of other libraries.
     """
 
     gates: ClassVar[str] = "rzn"

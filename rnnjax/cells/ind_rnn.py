@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, Units
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, Shapes, learnable_zeros
 from ..named import named
 
 
@@ -59,6 +59,10 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        return super().weight_shapes | {"recurrent_weight": (self.hidden_size,)}
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         carried = state.h.dtype

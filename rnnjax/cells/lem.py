@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractAffineCell, learnable_zeros, recur
+from ..cell import AbstractAffineCell, Shapes, learnable_zeros, recur
 from ..exporting import exportable
 
 
@@ -82,6 +82,12 @@ class LEM(AbstractAffineCell):
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, LEMState, hidden_size, dtype)
         self.time_step = time_step
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size = self.hidden_size
+        recurrent = {"recurrent_weight": (hidden_size, 3 * hidden_size), "candidate_weight": (hidden_size, hidden_size)}
+        return super().weight_shapes | recurrent
 
     def step(self, state: LEMState, u: Gates) -> LEMState:
         u = u.astype(state.h.dtype)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, Shapes, learnable_zeros
 
 
 class LinearRNN(AbstractAffineCell, AbstractLinearCell):
@@ -50,6 +50,10 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
         self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
         self.decay = decay_initialiser(keys[2], (hidden_size,), dtype)
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        return super().weight_shapes | {"decay": (self.hidden_size,)}
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

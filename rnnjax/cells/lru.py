@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import DType, InputWeight, Units, carry_dtype
+from ..cell import Shapes
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_output, draw_skip, join, read_size
 
 
@@ -75,6 +76,11 @@ class LRU(AbstractStateSpaceCell):
         self.log_gamma = random.array(0.5 * xp.log(-xp.expm1(2 * log_radius)), dtype)
         self.skip = draw_skip(keys[4], input_size, skip, dtype)
         self.initial_state = random.zeros(2 * hidden_size, dtype) if learn_initial else None
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        units = {name: (self.input_weight.shape[-1] // 2,) for name in ("nu", "theta", "log_gamma")}
+        return super().weight_shapes | units
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

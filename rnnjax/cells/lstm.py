@@ -59,6 +59,14 @@ class LSTM(AbstractCandidateCell):
                     any elementwise functions in place of the tanh of g, the tanh of c_t, and the sigmoid; behind
                     `rnnjax.cells.clipped`, of pre-activations within a bound
     With an output projection there is a second matrix in the loop: that is `ProjectedLSTM`.
+
+    Shapes; the columns are those of i, then of f, g and o, or of i, g and o where the gates are coupled (G = 3, not 4):
+        input_weight       W [I, G H]
+        recurrent_weight   R [H, G H], or [N, D, G D] of N heads with D = H / N units each
+        bias               b [G H], or None
+        peepholes          p [H] of each gate but g, or None
+        initial_state      h [H] and c [H], or None
+    `rnnjax.convert` reads and writes the layouts of other libraries.
     """
 
     state_type: ClassVar[type] = LSTMState

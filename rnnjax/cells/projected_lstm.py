@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
-from ..cell import AbstractAffineCell, carried_copy, recur
+from ..cell import AbstractAffineCell, Shapes, carried_copy, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate, gate_names
 
 
@@ -66,6 +66,18 @@ class ProjectedLSTM(AbstractAffineCell):
     @property
     def gates(self) -> str:
         return gate_names(self.coupled)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes, hidden_size, projected_size = super().weight_shapes, self.hidden_size, self.recurrent_weight.shape[0]
+        del shapes["initial_state"]
+        if self.initial_state is not None:
+            shapes |= {"initial_state.h": (projected_size,), "initial_state.c": (hidden_size,)}
+        return shapes | {
+            "recurrent_weight": (projected_size, len(self.gates) * hidden_size),
+            "projection": (hidden_size, projected_size),
+            "peepholes": (hidden_size,),
+        }
 
     def initial(self) -> LSTMState:
         return self._zeros() if self.initial_state is None else carried_copy(self.initial_state, self.projection.dtype)

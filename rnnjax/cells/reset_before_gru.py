@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight
-from ..cell import AbstractAffineCell, Hidden, learnable_zeros, recur
+from ..cell import AbstractAffineCell, Hidden, Shapes, learnable_zeros, recur, recurrent_shape
 from ..checked import Checked
 from ..named import named
 
@@ -71,6 +71,14 @@ class ResetBeforeGRU(AbstractAffineCell):
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
         self.gate_activation = gate_activation
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size = self.hidden_size
+        return super().weight_shapes | {
+            "recurrent_weight": recurrent_shape(self.recurrent_weight, hidden_size, 2),
+            "candidate_weight": recurrent_shape(self.candidate_weight, hidden_size, 1),
+        }
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u = u.astype(state.h.dtype)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import DType, InputWeight, Units, carry_dtype
+from ..cell import Shapes
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_skip, join, read_size
 
 
@@ -83,6 +84,11 @@ class S5(AbstractStateSpaceCell):
         self.log_step = random.array(random.uniform(keys[2], (hidden_size // 2,), jnp.float32, *bounds), dtype)
         self.skip = draw_skip(keys[3], input_size, skip, dtype)
         self.initial_state = random.zeros(hidden_size, dtype) if learn_initial else None
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        units = {name: (self.input_weight.shape[-1] // 2,) for name in ("log_decay", "frequency", "log_step")}
+        return super().weight_shapes | units
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

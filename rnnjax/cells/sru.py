@@ -22,7 +22,7 @@ from ..arrays import (
     carry_dtype,
     shift,
 )
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, Shapes, affine, learnable_zeros
 from ..named import named
 
 
@@ -70,6 +70,12 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], "fr", hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        inputs, outputs = self.input_weight.shape[0], self.hidden_size
+        shape = inputs, outputs if inputs == outputs else 2 * outputs
+        return super().weight_shapes | {"output_weight": shape}
 
     def project(self, xs: Inputs) -> GatesOverTime:
         us = by_gate(affine(self.input_weight, None, xs), 2)

@@ -1,5 +1,6 @@
 """The base class of the complex linear cells: complex states, real inputs and outputs, and real weights."""
 
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -9,7 +10,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from .. import initialise, random
 from ..arrays import DType, Inputs, InputWeight, by_gate, carry_dtype
-from ..cell import AbstractLinearCell, Hidden, affine
+from ..cell import AbstractLinearCell, Hidden, Shapes, affine
 
 OutputWeight = Float[Array, "PH O"]  # P = 2 parts
 
@@ -33,6 +34,18 @@ class AbstractStateSpaceCell(AbstractLinearCell):
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        inputs, *columns = self.input_weight.shape
+        outputs = self.output_weight.shape[-1:] if self.skip is None else (inputs,)
+        parts = 2 * max(1, math.prod(columns) // 2)
+        return {
+            "input_weight": (inputs, parts),
+            "output_weight": (parts, *outputs),
+            "skip": (inputs,),
+            "initial_state": (parts,),
+        }
 
     def initial(self) -> Hidden:
         parts = self.initial_state

@@ -15,8 +15,7 @@ from ...kernels.recurrence.pointwise.expressions import Graph, Node
 from ...kernels.recurrence.pointwise.primitives import TranslationError
 from ...kernels.recurrence.pointwise.trace import trace
 from ...models.embedding import Embedding
-from ...named import Named
-from ...networks.time_distributed import Function
+from ...named import Function, Named
 from .activations import UNCHANGED, activation_of
 from .context import Context
 from .write_expression import write_expressions
