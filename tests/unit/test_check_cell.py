@@ -157,8 +157,6 @@ def test_what_is_no_cell_is_refused():
 
 
 SOUND = {
-    "plain": plain,
-    "gru": lambda: rnnjax.GRU(H, 4, key=grid.KEY),
     "lru": lambda: rnnjax.LRU(H, 4, key=grid.KEY),
     "diagonal_lstm": lambda: rnnjax.DiagonalLSTM(H, 4, key=grid.KEY, dtype=jnp.bfloat16),
     "of_the_example": lambda: new_cell.UpdateGateRNN(H, 4, key=grid.KEY),
