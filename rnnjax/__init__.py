@@ -59,6 +59,7 @@ from .networks.qrnn import QRNN as QRNN
 from .networks.rg_lru import RGLRU as RGLRU
 from .networks.stack import Stack as Stack
 from .networks.time_distributed import TimeDistributed as TimeDistributed
+from .prepare import prepare as prepare
 from .training.checkpoint import load as load
 from .training.checkpoint import save as save
 from .unroll import unroll as unroll

@@ -185,7 +185,7 @@ MUTATIONS = (
     ),
     Mutation(  # a program may read one register beyond the last: memory of somebody else
         "handler_off_by_one",
-        "rnnjax/kernels/native/handler.cpp",
+        "rnnjax/kernels/native/arguments.h",
         "code[k + operand] < 0 || code[k + operand] >= attributes.registers",
         "code[k + operand] < 0 || code[k + operand] > attributes.registers",
         "test_cpu and corrupt",

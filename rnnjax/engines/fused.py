@@ -13,14 +13,16 @@ from ..arrays import PyTree, Shaped, State, States, by_gate, by_head, carry_dtyp
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.recurrence import primitive
-from ..kernels.recurrence.contract import AbstractKernel, KernelPlan, Pointwise, Sequences, Weights
+from ..kernels.recurrence.contract import AbstractKernel, Pointwise, Sequences, Trajectory, Weights
 from ..kernels.recurrence.cpu.cpu import CPU
-from ..kernels.recurrence.functions import KernelPlans
+from ..kernels.recurrence.prepared import primitive as prepared_primitive
+from ..kernels.recurrence.prepared.cell import PreparedCell
 from ..marks import Marks
 from ..refusal import Refusal
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 EXAMPLES = {"cpu": "CPU()", "cuda": "GPU()", "tpu": "TPU()"}  # a kernel for each platform
+EXPLICIT = "its arrays are sharded by explicit axes of a mesh, which a kernel sees under jax.shard_map alone"
 DEVICES = {"cpu": "CPUs", "cuda": "GPUs", "tpu": "TPUs"}  # as a plan calls those without a kernel
 
 
@@ -41,7 +43,7 @@ class Fused(AbstractEngine):
 
     A kernel packs the weights once per call, which does not pay off for short sequences and few units: the engine
     refuses sequences of fewer than `min_steps` steps and cells of fewer than `min_units` units. By default it refuses
-    none of them.
+    none of them. A cell that `rnnjax.prepare` made is packed already, and is never refused for its size.
     """
 
     cpu: AbstractKernel | None = CPU()
@@ -64,7 +66,9 @@ class Fused(AbstractEngine):
         symbolic = refuse_symbolic("Fused", cell, xs)
         if symbolic is not None:
             return symbolic
-        reason = _misfit(cell, xs)
+        if isinstance(cell, PreparedCell):
+            return self._plan_prepared(cell, xs, axis)
+        reason = misfit(cell, xs)
         if reason is not None:
             return Refusal(f"Fused cannot run {describe(cell)}: {reason}. Use Scan().")
         assert isinstance(cell, AbstractGatedCell)
@@ -79,11 +83,16 @@ class Fused(AbstractEngine):
         """The plans of the kernels, for a cell that fits; a refusal if there are kernels and all of them refuse."""
         pointwise, weights = Pointwise.of(cell), _weight_types(cell)
         answers = [(platform, kernel.plan(pointwise, weights)) for platform, kernel in self._kernels()]
-        plans = tuple((platform, plan) for platform, plan in answers if isinstance(plan, KernelPlan))
-        refusals = tuple(refusal for _, refusal in answers if isinstance(refusal, Refusal))
-        if refusals and not plans:
-            return Refusal(f"Fused has no kernel for {describe(cell)}. {' '.join(map(str, refusals))} Use Scan().")
-        return FusedPlan(pointwise, plans, refusals).over_parts(axis)
+        return _plan_of(FusedPlan, cell, pointwise, answers, axis)
+
+    def _plan_prepared(self, cell: PreparedCell, xs: PyTree[Shaped], axis: str | None) -> Plan | Refusal:
+        """The plans of the kernels of a prepared cell, of however few steps and units: nothing is packed in a call."""
+        if _has_explicit(cell, xs):
+            return Refusal(f"Fused cannot run {describe(cell)}: {EXPLICIT}. Use Scan().")
+        answers = [
+            (platform, kernel.plan_prepared(cell.pointwise, cell.weights)) for platform, kernel in self._kernels()
+        ]
+        return _plan_of(PreparedFusedPlan, cell, cell.pointwise, answers, axis)
 
     def _kernels(self) -> tuple[tuple[str, AbstractKernel], ...]:
         """The kernels that are not None, with their platforms."""
@@ -96,7 +105,7 @@ class FusedPlan(Plan):
     """The plan of each platform's kernel, with JAX's name of the platform, and the refusals of the other kernels."""
 
     pointwise: Pointwise
-    kernels: KernelPlans
+    kernels: tuple[tuple[str, Any], ...]  # a `KernelPlan`, or a `PreparedPlan`, of each
     refusals: tuple[Refusal, ...] = ()
 
     def __str__(self) -> str:
@@ -110,13 +119,39 @@ class FusedPlan(Plan):
         return tuple(map(str, self.refusals))
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        assert isinstance(cell, AbstractGatedCell)
         length = None if marks.length is None else marks.length.astype(jnp.int32)
         sequence = Sequences(xs, jnp.stack(list(state)), length, marks.resets)
         one = jax.tree.map(lambda leaf: jax.lax.expand_dims(leaf, (0, 1)), sequence)  # a group of one sequence
-        trajectory = primitive.run(self.pointwise, self.kernels, _weights(cell, marks.initial), one)
+        trajectory = self._trajectory(cell, marks.initial, one)
         last, states = jax.tree.map(lambda leaf: jax.lax.squeeze(leaf, (0, 1)), (trajectory.last, trajectory.states))
-        return cell.state_type(*last), cell.state_type(*states)
+        return type(state)(*last), type(state)(*states)
+
+    def _trajectory(self, cell: AbstractCell, initial: State, sequences: Sequences) -> Trajectory:
+        assert isinstance(cell, AbstractGatedCell)
+        return primitive.run(self.pointwise, self.kernels, _weights(cell, initial), sequences)
+
+
+@dataclass(frozen=True)
+class PreparedFusedPlan(FusedPlan):
+    """The same of a cell whose weights are packed already."""
+
+    def _trajectory(self, cell: AbstractCell, initial: State, sequences: Sequences) -> Trajectory:
+        assert isinstance(cell, PreparedCell)
+        weights = cell.weights._replace(initial=jnp.stack(list(initial)))
+        one = jax.tree.map(lambda leaf: jax.lax.expand_dims(leaf, (0,)), weights)
+        sequences = sequences._replace(xs=sequences.xs.astype(weights.b.dtype))
+        return prepared_primitive.run(self.pointwise, self.kernels, one, sequences)
+
+
+def _plan_of(
+    kind: type[FusedPlan], cell: AbstractCell, pointwise: Pointwise, answers: list[tuple[str, Any]], axis: str | None
+) -> Plan | Refusal:
+    """The plan by what the kernels answered; a refusal where there are kernels, and all of them refuse."""
+    plans = tuple((platform, plan) for platform, plan in answers if not isinstance(plan, Refusal))
+    refusals = tuple(refusal for _, refusal in answers if isinstance(refusal, Refusal))
+    if refusals and not plans:
+        return Refusal(f"Fused has no kernel for {describe(cell)}. {' '.join(map(str, refusals))} Use Scan().")
+    return kind(pointwise, plans, refusals).over_parts(axis)
 
 
 def _listed(names: list[str]) -> str:
@@ -124,7 +159,7 @@ def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
+def misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
     """Why no kernel can run `cell` on `xs`, on any platform."""
     if not isinstance(cell, AbstractGatedCell):
         return "it needs an AbstractGatedCell"
@@ -142,9 +177,7 @@ def _misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
         return f"not all its states are {carry}"
     if not _is_hashable(Pointwise.of(cell)):
         return "one of its static fields, such as an array, cannot be hashed"
-    if any(_explicit(leaf) for leaf in jax.tree.leaves(eqx.filter((cell, xs), eqx.is_array))):
-        return "its arrays are sharded by explicit axes of a mesh, which kernels support under jax.shard_map only"
-    return None
+    return EXPLICIT if _has_explicit(cell, xs) else None
 
 
 def _is_hashable(pointwise: Pointwise) -> bool:
@@ -153,6 +186,10 @@ def _is_hashable(pointwise: Pointwise) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _has_explicit(cell: AbstractCell, xs: PyTree[Shaped]) -> bool:
+    return any(_explicit(leaf) for leaf in jax.tree.leaves(eqx.filter((cell, xs), eqx.is_array)))
 
 
 def _explicit(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ from rnnjax.kernels import InstructionSet
 from rnnjax.kernels.linear_scan import cpu as linear_scan
 from rnnjax.kernels.native import library
 from rnnjax.kernels.recurrence.cpu.program import Program, translate
+from rnnjax.kernels.recurrence.prepared.packing import PREPARED_UNITS as P
 
 
 class Call(NamedTuple):
@@ -50,6 +51,7 @@ def _one_number(call: Call) -> Array:
 
 S, B, T, I, G, H, F, K = 2, 3, 6, 2, 3, 5, 1, 1  # noqa: E741
 HALVES = ("forward", "backward")
+ENTRIES = (*HALVES, "prepared")  # those that run a program
 
 
 def zeros(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -66,7 +68,7 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
     assert library.absence() is None
     program = translate(pointwise_of("gru"), np.dtype("float64"))
     assert isinstance(program, Program)
-    code = getattr(program, half)
+    code = program.backward if half == "backward" else program.forward
     pre_activations = len(program.pre_activations)
     attributes = {
         "instructions": np.asarray(code.instructions, np.int32).ravel(),
@@ -83,7 +85,11 @@ def call_of(half: str, sizes: Sizes = FEW) -> Call:
         **zeros(W=(1, I, G, H), b=(1, G, H), R=(1, 1, H, G, H), unit_parameters=(1, K, H), initial=(1, F, H)),
     }
     states = zeros(states=(S, B, T, H))
-    if half == "forward":
+    if half == "prepared":
+        blocks = -(-H // P)
+        arguments |= zeros(W=(1, blocks, I, G, P), R=(1, blocks, H, G, P), W_scale=(1, G, H), R_scale=(1, G, H))
+        results = states | zeros(last=(S, B, F, H))
+    elif half == "forward":
         results = states | zeros(last=(S, B, F, H), residuals=(S, B, T, pre_activations, H))
     else:
         arguments |= (

@@ -53,7 +53,7 @@ def _of_linear_scan() -> dict[str, Call]:
 def fixed(call: Call) -> int:
     """How many registers a program may only read: its inputs and constants."""
     pre_activations = len(call.attributes["pre_activations"]) // 3
-    fields = F if call.target == "rnnjax_forward" else 2 * F
+    fields = 2 * F if call.target == "rnnjax_backward" else F
     return pre_activations + fields + K + len(call.attributes["constants"])
 
 
@@ -159,6 +159,13 @@ BLAMED = {
     ("of_other_dtype", "xs"): "the shape or dtype of state",
     **{("deeper", name): "other ranks" for name in ("xs", "state", "R", "unit_parameters")},
 }
+# Of prepared weights they are those of the state and of W.
+BLAMED_PREPARED = BLAMED | {
+    ("longer", "state"): "not of whole heads",
+    ("of_other_dtype", "xs"): "the shape or dtype of xs",
+    ("of_other_dtype", "state"): "expected states of float32 or float64, and weights of their dtype",
+    ("of_other_dtype", "W"): "expected states of float32 or float64, and weights of their dtype",
+}
 
 
 def _misfits(call: Call) -> dict[str, Call]:
@@ -199,8 +206,9 @@ def _missing(call: Call) -> dict[str, Call]:
 
 def _without_fields(call: Call, half: str) -> Call:
     call = resized(state=(S, B, 0, H), initial=(1, 0, H))(call)
-    outputs = call.attributes["outputs"][F:] if half == "forward" else np.delete(call.attributes["outputs"], -K - 1)
-    none = {"last": (S, B, 0, H), "dlast": (S, B, 0, H), "dinitial": (S, 0, H), "dstate": (S, B, 0, H)}
+    outputs = np.delete(call.attributes["outputs"], -K - 1 if half == "backward" else slice(0, F))
+    none = {} if half == "prepared" else {"last": (S, B, 0, H)}  # a call that has no results is none
+    none |= {"dlast": (S, B, 0, H), "dinitial": (S, 0, H), "dstate": (S, B, 0, H)}
     without = lambda arrays: {  # noqa: E731
         name: ShapeDtypeStruct(none.get(name, array.shape), array.dtype)
         for name, array in arrays.items()

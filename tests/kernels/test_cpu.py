@@ -23,8 +23,8 @@ import linear_scans
 import numpy as np
 import pytest
 import random_shapes
-from cpu_calls import HALVES
-from cpu_faults import BLAMED, CHANGES, CORRUPT, LINEAR_SCAN, NO_CODE
+from cpu_calls import ENTRIES
+from cpu_faults import BLAMED, BLAMED_PREPARED, CHANGES, CORRUPT, LINEAR_SCAN, NO_CODE
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, PyTree
 from random_shapes import FACTORS, TOGETHER, Case, Sizes, draw, draw_at
@@ -436,36 +436,50 @@ def fault(entry: str, name: str) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("entry", [*HALVES, "linear_scan"])
+@pytest.mark.parametrize("entry", [*ENTRIES, "linear_scan"])
 def test_a_call_in_order_is_no_error(entry):
     assert np.isfinite(cpu_faults.call(entry, cpu_faults.IN_ORDER)).all()
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("half", ENTRIES)
 @pytest.mark.parametrize("name", CORRUPT)
 def test_a_corrupt_program_is_an_error(name, half):
     assert CORRUPT[name][1] in fault(half, f"corrupt {name}")
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("half", ENTRIES)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_buffer_that_does_not_fit_is_an_error(change, half):
-    call = cpu_faults.call_of(half)
+    call, blamed = cpu_faults.call_of(half), BLAMED_PREPARED if half == "prepared" else BLAMED
     for name in call.arguments:
         message = fault(half, f"{change} argument {name}")
-        assert BLAMED.get((change, name), f"the shape or dtype of {name} ") in message
-        assert "other ranks" in message or re.search(r": expected \w+\[[\d,]*\], got \w+\[[\d,]*\]", message)
+        assert blamed.get((change, name), f"the shape or dtype of {name} ") in message
+        if "the shape or dtype of" in message:
+            assert re.search(r": expected \w+\[[\d,]*\], got \w+\[[\d,]*\]", message)
     for name in call.results:
         assert f"the shape or dtype of {name} " in fault(half, f"{change} result {name}")
 
 
 @pytest.mark.parametrize("dtype", NO_CODE)
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("half", ENTRIES)
 def test_a_dtype_that_there_is_no_code_for_is_an_error(half, dtype):
-    assert "expected float32, float64 or bfloat16" in fault(half, f"dtype {dtype}")
+    expected = (
+        "expected states of float32 or float64" if half == "prepared" else "expected float32, float64 or bfloat16"
+    )
+    assert expected in fault(half, f"dtype {dtype}")
 
 
-@pytest.mark.parametrize("half", HALVES)
+def test_integers_without_scales_are_an_error():
+    """Nor is a call without them an error where weights are stored as numbers."""
+    call = cpu_faults.call_of("prepared")
+    plain = call._replace(arguments=call.arguments | cpu_faults.zeros(W_scale=(0,), R_scale=(0,)))
+    assert np.isfinite(plain.run()[0]).all()
+    integers = {name: call.arguments[name].astype(np.int8) for name in ("W", "R")}
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="int8 weights have no scales"):
+        plain._replace(arguments=plain.arguments | integers).run()
+
+
+@pytest.mark.parametrize("half", ENTRIES)
 def test_missing_and_extra_buffers_are_an_error(half):
     for name in cpu_faults.names(half, "arguments"):
         assert re.search("expected (arguments|more arguments|a buffer for)", fault(half, name)), name
@@ -475,7 +489,7 @@ def test_missing_and_extra_buffers_are_an_error(half):
         assert "more buffers than expected" in fault(half, name), name
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("half", ENTRIES)
 def test_a_state_without_fields_is_an_error(half):
     """There would be no h for the recurrence."""
     assert "fields" in fault(half, "state without fields")

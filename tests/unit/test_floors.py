@@ -23,7 +23,7 @@ FLOORS = (
     ("engines/auto",),
     ("engines/__init__",),
     ("unroll",),
-    ("explain",),
+    ("explain", "prepare"),
     ("networks/*", "trees/*"),
     ("regularise/*",),
     ("models/*", "gradients/*", "diagnose/*"),

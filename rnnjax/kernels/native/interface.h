@@ -7,7 +7,7 @@
 namespace rnnjax {
 
 // Counted up with every change to what Python hands over: its arrays, its attributes, or the meaning of a number in them.
-constexpr int32_t INTERFACE = 4;
+constexpr int32_t INTERFACE = 5;
 
 struct Instruction {
   int32_t operation, destination, a, b, c;
@@ -83,6 +83,17 @@ struct Forward {
   void* residuals;           // [S B T C H], or null
 };
 
+// Prepared weights: W and R as [blocks][rows][G][PREPARED_UNITS], a block for as many units of one head; zeros beyond the
+// head's last unit.
+constexpr int64_t PREPARED_UNITS = 16;
+
+struct Prepared {
+  Problem problem;
+  Shared W_scale, R_scale;  // [G H], of each column of W and R; null: one
+  void* const* states;      // F, each [S B T H] or null
+  void* last;               // [S B F H]
+};
+
 struct Backward {
   Problem problem;
   const void* const* states;
@@ -115,6 +126,15 @@ struct Kernel {
   bool (*backward)(const Backward&, const Crew&);
 };
 
+// The forward half on prepared weights, for one dtype of states, by the dtype of W and R: that of states, or a narrow one.
+typedef bool (*PreparedCode)(const Prepared&, const Crew&);
+struct PreparedKernel {
+  PreparedCode full, bfloat16, int8;
+};
+struct PreparedKernels {
+  PreparedKernel float32, float64;
+};
+
 // h_t = a_t h_{t-1} + b_t; late: h_t = a_{t-1} h_{t-1} + b_t. Where `a` is exactly zero, what was before is forgotten.
 struct LinearScan {
   int64_t B, T, H;
@@ -134,6 +154,7 @@ struct LinearScans {
 struct Target {
   Kernel float32, float64, bfloat16;
   LinearScans linear_scan;
+  const PreparedKernels* prepared;
 };
 
 }  // namespace rnnjax

@@ -17,14 +17,16 @@ bool backward(const Backward& call, const Crew& crew) {
 template <class Stored>
 constexpr Kernel kernel = {forward<Stored>, backward<Stored>};
 
+extern const PreparedKernels prepared_kernels;  // in prepared_target.cpp
 extern const Target target;
 #if RNNJAX_PAIRS
-const Target target = {{}, {}, kernel<Bfloat16>, {}};  // the others are what they are without pairs
+const Target target = {{}, {}, kernel<Bfloat16>, {}, nullptr};  // the others are what they are without pairs
 #else
 const Target target = {kernel<float>,
                        kernel<double>,
                        kernel<Bfloat16>,
-                       {linear_scan<float, 1>, linear_scan<double, 1>, linear_scan<float, 2>, linear_scan<double, 2>}};
+                       {linear_scan<float, 1>, linear_scan<double, 1>, linear_scan<float, 2>, linear_scan<double, 2>},
+                       &prepared_kernels};
 #endif
 
 }  // namespace RNNJAX_TARGET

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jaxtyping import Array
 
-from .contract import Form, Weights
+from .contract import Form, PreparedWeights, Weights
 
 
 class Fold(NamedTuple):
@@ -67,8 +67,9 @@ def batch(
 
 
 def _numbers(form: Form) -> tuple[set[int], int]:
-    """The numbers of the operands without an axis B, which are those in `Weights`; and the number of xs."""
+    """The numbers of the operands without an axis B, which are those of weights; and the number of xs."""
+    kinds = Weights | PreparedWeights
     numbered = jax.tree.unflatten(form, range(form.num_leaves))
-    nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, Weights))
-    weights = {number for node in nodes if isinstance(node, Weights) for number in jax.tree.leaves(node)}
+    nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, kinds))
+    weights = {number for node in nodes if isinstance(node, kinds) for number in jax.tree.leaves(node)}
     return weights, numbered[0].xs

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ...arrays import PyTree, carry_dtype
+from ...arrays import PyTree, Shaped, carry_dtype
 from ...cell import AbstractGatedCell
 from ...refusal import Refusal
 
@@ -76,6 +76,21 @@ class Weights(NamedTuple):
     R: Float[Array, "S N D G D"]
     unit_parameters: Float[Array, "S K H"]
     initial: Float[Array, "S F H"]  # the state after a reset
+
+
+class PreparedWeights(NamedTuple):
+    """`Weights` whose matrices are packed, and perhaps stored narrow. The other arrays are in the carry's dtype.
+
+    P is PREPARED_UNITS, and Q the number of blocks of P units, of one head each: see `prepared/packing.py`.
+    """
+
+    W: Shaped  # [S Q I G P], of the carry's dtype, bfloat16 or int8
+    b: Float[Array, "S G H"]
+    R: Shaped  # [S Q D G P]
+    unit_parameters: Float[Array, "S K H"]
+    initial: Float[Array, "S F H"]
+    W_scale: Float[Array, "S G H"] | None  # of the columns of W; None stands for one
+    R_scale: Float[Array, "S G H"] | None
 
 
 class Primals(NamedTuple):
@@ -194,15 +209,40 @@ class KernelPlan(abc.ABC):
         """
 
 
+class PreparedPlan(abc.ABC):
+    """How a kernel runs the forward half of one cell whose weights were packed ahead: hashable, as a `KernelPlan`.
+
+    Subclass requirements: a frozen dataclass with the field below. All is computed in the carry's dtype.
+    """
+
+    pointwise: Pointwise
+    exported: bool = True  # as of a `KernelPlan`
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """How it runs, in one line that begins with the name of the kernel."""
+
+    @abc.abstractmethod
+    def forward(
+        self, weights: PreparedWeights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
+    ) -> Trajectory:
+        """All states, as `KernelPlan.forward`; `residual_size` is zero."""
+
+
 class AbstractKernel(eqx.Module):
     """The recurrence of any `AbstractGatedCell` on one platform: projection, steps, and the gradients of both.
 
-    Subclass requirements: `plan`. Options live on the object.
+    Subclass requirements: `plan`, and `plan_prepared` where it runs prepared weights. Options live on the object.
     """
 
     @abc.abstractmethod
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         """How this kernel runs such a cell, or why it cannot. `weights` may be arrays or shapes alone."""
+
+    def plan_prepared(self, pointwise: Pointwise, weights: PreparedWeights) -> PreparedPlan | Refusal:
+        """How this kernel runs a cell whose weights were packed ahead, or why it cannot."""
+        del pointwise, weights
+        return Refusal(f"The {type(self).__name__} kernel does not run prepared weights.")
 
 
 def carried(weights: Weights) -> jnp.dtype:

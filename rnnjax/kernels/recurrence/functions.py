@@ -12,14 +12,19 @@ from jax.interpreters import ad
 from jaxtyping import Array
 
 from ...arrays import DType, PyTree
-from .contract import Form, KernelPlan, NeedsGradient, Primals, Sequences
+from .contract import Form, KernelPlan, NeedsGradient, PreparedPlan, Primals, Sequences
 from .reference import ReferencePlan
 
 KernelPlans = tuple[tuple[str, KernelPlan], ...]  # by platform, as JAX names it
+PreparedPlans = tuple[tuple[str, PreparedPlan], ...]
 
 
 def forward(
-    *leaves: Array, form: Form, plan: KernelPlan, residual_size: int, used_outputs: tuple[bool, ...]
+    *leaves: Array,
+    form: Form,
+    plan: KernelPlan | PreparedPlan,
+    residual_size: int,
+    used_outputs: tuple[bool, ...],
 ) -> list[Array]:
     """`(primals, marks)` to a trajectory."""
     primals, marks = jax.tree.unflatten(form, leaves)

@@ -25,7 +25,7 @@ from ..varying import vary_alike
 from . import functions
 from .batching import batch
 from .contract import NeedsGradient, Pointwise, Primals, SequenceMarks, Sequences, Trajectory, Weights
-from .functions import KernelPlans, present
+from .functions import KernelPlans, PreparedPlans, present
 from .reference import ReferencePlan
 
 
@@ -38,15 +38,17 @@ def run(pointwise: Pointwise, plans: KernelPlans, weights: Weights, sequences: S
     operands = vary_alike((Primals(weights, xs, state), SequenceMarks(*marks)))
     used_outputs = (True,) * pointwise.fields
     static: dict[str, Any] = {"pointwise": pointwise, "plans": plans}
-    return _trajectory(_bind(forward_p, operands, residual_size=0, used_outputs=used_outputs, **static))
+    return trajectory_of(bind(forward_p, operands, residual_size=0, used_outputs=used_outputs, **static))
 
 
-def _bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
+def bind(primitive: Primitive, operands: PyTree, **static: Any) -> list[Array]:
+    """The results of a primitive of operands in a tree."""
     leaves, form = jax.tree.flatten(operands)
     return primitive.bind(*leaves, form=form, **static)
 
 
-def _trajectory(outputs: list[Array]) -> Trajectory:
+def trajectory_of(outputs: list[Array]) -> Trajectory:
+    """All states, from the flat results of a forward half."""
     *states, last, residuals = outputs
     return Trajectory(tuple(states), last, residuals)
 
@@ -61,9 +63,9 @@ def _forward_jvp(
     operands = jax.tree.unflatten(form, primals)
     largest = max([residual_size, *(plan.residual_size for _, plan in static["plans"])])
     every = (True,) * len(used_outputs)
-    trajectory = _trajectory(_bind(forward_p, operands, residual_size=largest, used_outputs=every, **static))
+    trajectory = trajectory_of(bind(forward_p, operands, residual_size=largest, used_outputs=every, **static))
     moving, _ = jax.tree.unflatten(form, list(map(present, tangents)))
-    *state_tangents, last_tangent = _bind(tangent_p, (*operands, trajectory, moving), **static)
+    *state_tangents, last_tangent = bind(tangent_p, (*operands, trajectory, moving), **static)
     residuals = trajectory.residuals[:, :, :, :residual_size]
     # Residuals have no tangent: only `backward` reads them, and its derivative does not need theirs.
     no_tangent = ad.Zero(jax.typeof(residuals).to_tangent_aval())
@@ -80,7 +82,7 @@ def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) 
     if all(cotangent is None for cotangent in (*dstates, dlast)):
         answers = [None if aval is None else ad.Zero(aval) for aval in avals]
     else:
-        results = iter(_bind(backward_p, (*at, tuple(dstates), dlast), needs_gradient=needs_gradient, **static))
+        results = iter(bind(backward_p, (*at, tuple(dstates), dlast), needs_gradient=needs_gradient, **static))
         answers = [None if aval is None else _fit(next(results), aval) for aval in avals]
     return [*(None for _ in leaves[: -len(avals)]), *answers]
 
@@ -105,7 +107,7 @@ def _jvp_by_reference(
 # Unused outputs
 
 
-def _forward_of_used(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
+def forward_of_used(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
     """A rule of `dce_rules`: `equation` without the states that are not used, half of what an LSTM would write."""
     equation = others[-1]  # JAX 0.12 puts before it which inputs are alive
     if not any(used):
@@ -125,16 +127,21 @@ ALWAYS = True, True  # the last state, and the residuals
 # The primitives
 
 
-def _primitive(
-    name: str, function: Callable[..., list[Array]], types: Callable[..., list[Any]], *parameters: str
+def make_primitive(
+    name: str,
+    function: Callable[..., list[Array]],
+    types: Callable[..., list[Any]],
+    *parameters: str,
+    reference: Callable[[Pointwise], Any] = ReferencePlan,
 ) -> Primitive:
+    """A primitive that is `function` by the plan of the platform's kernel, or by the reference; and is batched."""
     primitive = Primitive(name)
     primitive.multiple_results = True
     compiled = jax.jit(primitive.bind, static_argnames=("form", "pointwise", "plans", *parameters))
     primitive.def_impl(partial(_compiled, compiled))
     primitive.def_abstract_eval(types)
     for platform in (None, *PLATFORMS):
-        mlir.register_lowering(primitive, partial(_lower, function, platform), platform=platform)
+        mlir.register_lowering(primitive, partial(_lower, function, reference, platform), platform=platform)
     batching.primitive_batchers[primitive] = partial(batch, primitive)
     return primitive
 
@@ -147,11 +154,12 @@ def _compiled(run: Callable[..., list[Array]], *operands: Array, **static: Any) 
 
 def _lower(
     function: Callable[..., list[Array]],
+    reference: Callable[[Pointwise], Any],
     platform: str | None,
     context: Any,
     *operands: Any,
     pointwise: Pointwise,
-    plans: KernelPlans,
+    plans: KernelPlans | PreparedPlans,
     **static: Any,
 ) -> Any:
     """Lower `function` by the plan for `platform`, or by the reference. No kernel of another platform is traced.
@@ -162,18 +170,18 @@ def _lower(
     nothing = jax.sharding.ManualAxisType()
     plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
     usable = (plan for name, plan in plans if name == platform and (plan.exported or not is_for_export(context)))
-    plan = next(usable, ReferencePlan(pointwise))
+    plan = next(usable, reference(pointwise))
     return mlir.lower_fun(partial(function, plan=plan))(plain, *operands, **static)
 
 
 PLATFORMS = "cpu", "cuda", "tpu"  # those with kernels; any other runs the reference
 
-forward_p = _primitive("recurrence", functions.forward, functions.forward_types, "residual_size", "used_outputs")
-tangent_p = _primitive("recurrence_tangent", functions.tangent, functions.tangent_types)
-backward_p = _primitive("recurrence_backward", functions.backward, functions.backward_types, "needs_gradient")
+forward_p = make_primitive("recurrence", functions.forward, functions.forward_types, "residual_size", "used_outputs")
+tangent_p = make_primitive("recurrence_tangent", functions.tangent, functions.tangent_types)
+backward_p = make_primitive("recurrence_backward", functions.backward, functions.backward_types, "needs_gradient")
 
 ad.primitive_jvps[forward_p] = _forward_jvp
-partial_eval.dce_rules[forward_p] = _forward_of_used
+partial_eval.dce_rules[forward_p] = forward_of_used
 ad.primitive_jvps[tangent_p] = partial(_jvp_by_reference, tangent_p, functions.tangent)
 ad.primitive_jvps[backward_p] = partial(_jvp_by_reference, backward_p, functions.backward)
 ad.primitive_transposes[tangent_p] = _tangent_transpose

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 from ...arrays import PyTree, cast, select
 from ...cell import affine, recur
 from ...marks import StepMarks
-from .contract import Cotangents, NeedsGradient, Sequences, Weights, carried
+from .contract import Cotangents, NeedsGradient, PreparedWeights, Sequences, Weights, carried
 from .pointwise.step import Step
 
 
-def over_groups(function: Callable[..., PyTree], weights: Weights, *arrays: PyTree) -> PyTree:
+def over_groups(function: Callable[..., PyTree], weights: Weights | PreparedWeights, *arrays: PyTree) -> PyTree:
     """`function` of the weights and the arrays of each group; a weight that leads with 1 belongs to all of them."""
     shared = jax.tree.map(lambda leaf: leaf.shape[0] == 1, weights)
     own = jax.tree.map(lambda leaf, one: leaf[0] if one else leaf, weights, shared)

@@ -1,7 +1,9 @@
 """The reference kernel: both halves in plain JAX. Oracle, fallback on any platform, and the file to read first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,15 @@ from .contract import (
     KernelPlan,
     NeedsGradient,
     Pointwise,
+    PreparedWeights,
     Sequences,
     Trajectory,
     Weights,
     carried,
 )
 from .products import LoopCotangents
+
+W = TypeVar("W", Weights, PreparedWeights)
 
 
 class Reference(AbstractKernel):
@@ -45,7 +50,7 @@ class ReferencePlan(KernelPlan):
     def forward(
         self, weights: Weights, sequences: Sequences, residual_size: int, used_outputs: tuple[bool, ...]
     ) -> Trajectory:
-        batch = jax.vmap(partial(_run, self.pointwise), (None, 0))
+        batch = jax.vmap(partial(run, self.pointwise, products.projection, _recurrent), (None, 0))
         last, states = products.over_groups(batch, weights, sequences)
         residuals = jnp.zeros((*states[0].shape[:3], residual_size, states[0].shape[3]), carried(weights))
         used = tuple(leaf if is_used else None for leaf, is_used in zip(states, used_outputs, strict=True))
@@ -65,21 +70,29 @@ class ReferencePlan(KernelPlan):
         return products.over_groups(group, weights, sequences, trajectory.states, dstates, dlast)
 
 
-def _run(
-    pointwise: Pointwise, weights: Weights, sequence: Sequences
+def run(
+    pointwise: Pointwise,
+    projection: Callable[[W, Float[Array, "T I"]], Float[Array, "T G H"]],
+    recurrent: Callable[[W, Float[Array, " H"]], Float[Array, "G H"]],
+    weights: W,
+    sequence: Sequences,
 ) -> tuple[Float[Array, "F H"], tuple[Float[Array, "T H"], ...]]:
-    """The last state of one sequence, and all states, field by field."""
+    """The last state of one sequence, and all states, field by field, by the two products with the weights."""
 
     def step(before: Array, inputs: tuple[Array, StepMarks]) -> tuple[Array, tuple[Array, ...]]:
         u, marks = inputs
         safe = products.safe(marks, weights.initial, before)
-        after = pointwise(weights.unit_parameters, u, products.recurrent(weights.R, safe[0]), safe)
+        after = pointwise(weights.unit_parameters, u, recurrent(weights, safe[0]), safe)
         if marks.ignored is not None:
             after = select(marks.ignored, before, after)
         return after, tuple(after)
 
-    us = products.projection(weights, sequence.xs).astype(sequence.state.dtype)
+    us = projection(weights, sequence.xs).astype(sequence.state.dtype)
     return jax.lax.scan(step, sequence.state, (us, products.marks(sequence)))
+
+
+def _recurrent(weights: Weights, h: Float[Array, " H"]) -> Float[Array, "G H"]:
+    return products.recurrent(weights.R, h)
 
 
 def _pull_group(

@@ -19,12 +19,15 @@ from ..contract import (
     KernelPlan,
     NeedsGradient,
     Pointwise,
+    PreparedPlan,
+    PreparedWeights,
     Sequences,
     Trajectory,
     Weights,
     carried,
 )
-from .code import Code
+from .call import attributes, in_store, sequence_operands
+from .prepared import PreparedCPUPlan
 from .program import Program, translate
 
 LIMITS = {"gates": 32, "fields": 16, "unit parameters": 64, "registers": 512}  # of the tables of the compiled code
@@ -47,7 +50,8 @@ class CPU(AbstractKernel):
     and weight gradients are all computed inside. Arithmetic is in float32 or float64. Weights and inputs of bfloat16
     are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32; where the processor
     multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded to bfloat16 for their products,
-    too. float16 is converted to float32 first. `max_instruction_set` limits the instructions used, for comparisons.
+    too. float16 is converted to float32 first. Weights that `rnnjax.prepare` has packed are read where they are, by
+    code for few rows. `max_instruction_set` limits the instructions used, for comparisons.
 
     A program of `jax.export` is plain JAX in place of the kernel, so that it runs without rnnjax. With `exported` it
     holds the kernel's calls, which JAX lets through if they are named; it then runs only where this version of rnnjax
@@ -69,10 +73,24 @@ class CPU(AbstractKernel):
         flags(exported=self.exported)
 
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
+        dtype = carried(weights)
+        program = self._program(pointwise, dtype)
+        if isinstance(program, Refusal):
+            return program
+        return CPUPlan(pointwise, dtype, self.max_instruction_set, program, self.exported)
+
+    def plan_prepared(self, pointwise: Pointwise, weights: PreparedWeights) -> PreparedPlan | Refusal:
+        dtype, stored = np.dtype(weights.b.dtype), np.dtype(weights.W.dtype)
+        program = self._program(pointwise, dtype)
+        if isinstance(program, Refusal):
+            return program
+        return PreparedCPUPlan(pointwise, dtype, stored, self.max_instruction_set, program, self.exported)
+
+    def _program(self, pointwise: Pointwise, dtype: np.dtype) -> Program | Refusal:
+        """The program of a cell whose states are in `dtype`, if the compiled code can run it."""
         missing = library.absence()
         if missing is not None:
             return Refusal(f"The CPU kernel is not here: {missing}.")
-        dtype = carried(weights)
         program = translate(pointwise, dtype)
         if isinstance(program, Refusal):
             return Refusal(f"The CPU kernel has no program for it: {program}.")
@@ -85,7 +103,7 @@ class CPU(AbstractKernel):
         for name, most in LIMITS.items():
             if sizes[name] > most:
                 return Refusal(f"The CPU kernel takes at most {most} {name}, and the cell has {sizes[name]}.")
-        return CPUPlan(pointwise, dtype, self.max_instruction_set, program, self.exported)
+        return program
 
 
 @dataclass(frozen=True)
@@ -114,9 +132,11 @@ class CPUPlan(KernelPlan):
         over_time = [jax.ShapeDtypeStruct((S, B, T, H) if used else (0,), self.dtype) for used in used_outputs]
         last = jax.ShapeDtypeStruct((S, B, F, H), self.dtype)
         residuals = jax.ShapeDtypeStruct((S, B, T, self.residual_size, H) if residual_size else (0,), self.dtype)
-        operands = *_sequences(sequences), *_stored(weights)
+        operands = *sequence_operands(sequences), *map(in_store, weights)
         call = jax.ffi.ffi_call(library.custom_call("rnnjax_forward"), [*over_time, last, residuals])
-        *results, last, residuals = call(*operands, **self._attributes(self.program.forward))
+        *results, last, residuals = call(
+            *operands, **attributes(self.program, self.program.forward, self.max_instruction_set)
+        )
         states = tuple(leaf if used else None for leaf, used in zip(results, used_outputs, strict=True))
         if not residual_size:
             return Trajectory(states, last, jnp.zeros((S, B, T, 0, H), self.dtype))
@@ -134,8 +154,8 @@ class CPUPlan(KernelPlan):
     ) -> Cotangents:
         absent = jnp.zeros(0, self.dtype)
         operands = (
-            *_sequences(sequences),
-            *_stored(weights),
+            *sequence_operands(sequences),
+            *map(in_store, weights),
             trajectory.residuals[:, :, :, : self.residual_size],
             absent if dlast is None else dlast,
             *trajectory.states,
@@ -145,39 +165,9 @@ class CPUPlan(KernelPlan):
         groups = sequences.xs.shape[:1]
         shapes = sequences.xs.shape, *(groups + leaf.shape[1:] for leaf in weights), sequences.state.shape
         sizes = [shape if is_needed else (0,) for is_needed, shape in zip(needed, shapes, strict=True)]
-        dtypes = _in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
+        dtypes = in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
         call = jax.ffi.ffi_call(library.custom_call("rnnjax_backward"), list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
-        results = call(*operands, **self._attributes(self.program.backward))
+        results = call(*operands, **attributes(self.program, self.program.backward, self.max_instruction_set))
         cotangents: list[Any] = [leaf if is_needed else None for is_needed, leaf in zip(needed, results, strict=True)]
         dxs, *dweights, dstate = cotangents
         return Cotangents(Weights(*dweights), None if dxs is None else dxs.astype(sequences.xs.dtype), dstate)
-
-    def _attributes(self, code: Code) -> dict[str, Any]:
-        pre_activations = [
-            (pre_activation.gate, pre_activation.input, pre_activation.recurrent)
-            for pre_activation in self.program.pre_activations
-        ]
-        return {
-            "instructions": np.asarray(code.instructions, np.int32).ravel(),
-            "outputs": np.asarray(code.outputs, np.int32),
-            "pre_activations": np.asarray(pre_activations, np.int32).ravel(),
-            "constants": np.asarray(code.constants, np.float64),
-            "registers": np.int32(code.registers),
-            "max_instruction_set": np.int32(self.max_instruction_set),
-        }
-
-
-def _in_store(array: Array) -> Array:
-    """`array` in a dtype that the compiled code reads."""
-    return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
-
-
-def _stored(weights: Weights) -> Weights:
-    return Weights(*map(_in_store, weights))
-
-
-def _sequences(sequences: Sequences) -> list[Array]:
-    """The operands of each sequence; an empty array stands for None."""
-    length = jnp.zeros(0, jnp.int32) if sequences.length is None else sequences.length
-    resets = jnp.zeros(0, bool) if sequences.resets is None else sequences.resets
-    return [_in_store(sequences.xs), sequences.state, length, resets]

@@ -1,0 +1,1 @@
+"""Cells whose weights are packed ahead of all calls, to be run and not trained."""
