@@ -1,8 +1,9 @@
 """Export by `jax.export`: which tuples its files can name, and whether a program is being lowered for such a file."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
+from jax.interpreters import mlir
 
 NamedTupleType = TypeVar("NamedTupleType", bound=type)
 
@@ -15,7 +16,7 @@ def exportable(kind: NamedTupleType) -> NamedTupleType:
     return jax.export.register_namedtuple_serialization(kind, serialized_name=f"rnnjax.{kind.__name__}")
 
 
-def is_for_export(context: Any) -> bool:
+def is_for_export(context: mlir.LoweringRuleContext) -> bool:
     """Whether a lowering rule, of this context, runs for `jax.export`.
 
     Such a program outlives its process, so it can hold neither calls back to Python nor, unless the user answers for

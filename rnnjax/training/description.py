@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import PyTree
+from ..arrays import PyTree, Shaped
+from ..checked import Checked
 
 SOLE = "array"  # the name of a leaf that is all of the tree
 VALUES = (bool, int, float, str)
@@ -81,17 +82,17 @@ def describe(tree: PyTree) -> Description:
     return Description(_class(tree), classes, static, arrays, values)
 
 
-def is_array(leaf: Any) -> bool:
+def is_array(leaf: object) -> bool:
     """Whether it is an array, or the form of one as `eqx.filter_eval_shape` gives it."""
     return eqx.is_array(leaf) or isinstance(leaf, np.generic | jax.ShapeDtypeStruct)
 
 
-def is_key(leaf: Any) -> bool:
+def is_key(leaf: Checked[Shaped]) -> bool:
     """Whether it is an array of keys of `jax.random`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def form(leaf: Any) -> str:
+def form(leaf: Checked[Shaped]) -> str:
     """Dtype and shape, as in float32[3,4]."""
     return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
 
