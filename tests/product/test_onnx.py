@@ -352,6 +352,20 @@ def test_a_learned_initial_state_is_in_a_file_without_states(tmp_path):
 # And back
 
 
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_a_module_of_torch_arrives_in_onnxruntime(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    module = getattr(torch.nn, kind)(I, H, num_layers=2, bidirectional=True, batch_first=True)
+    xs, lengths = np.random.default_rng(4).standard_normal((B, T, I)).astype(np.float32), np.array([7, 3, 2, 1, 6])
+    pack = partial(torch.nn.utils.rnn.pack_padded_sequence, batch_first=True, enforce_sorted=False)
+    unpack = partial(torch.nn.utils.rnn.pad_packed_sequence, batch_first=True, total_length=T)
+    with torch.no_grad():
+        expected = unpack(module(pack(torch.from_numpy(xs), torch.from_numpy(lengths)))[0])[0].numpy()
+    to_onnx(rnnjax.convert.from_torch(module), tmp_path / "model.onnx", states=False)
+    got = Session(tmp_path / "model.onnx").run(xs=xs, lengths=lengths.astype(np.int32))[0]
+    assert_close([got], [expected])
+
+
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("lengths", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_from_onnx_gives_the_network_back(name, lengths, files):
