@@ -1,4 +1,4 @@
-"""rnnjax against the same layer in torch, ONNX Runtime, Flax, Equinox, Keras and plain JAX; needs `.[peers]`."""
+"""rnnjax against the same layer in torch, ONNX Runtime, Flax, Equinox, Keras and plain JAX; needs the group `peers`."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -84,7 +84,7 @@ def installed_layers() -> tuple[list[AbstractLayer], dict[str, None]]:
     for package, module, name in PEERS:
         if package not in missing:
             layers.append(getattr(import_module(f"benchmarks.layers.{module}"), name)())
-    return layers, dict.fromkeys(f"{package} is not installed: pip install -e '.[peers]'" for package in missing)
+    return layers, dict.fromkeys(f"{package} is not installed: pip install --group peers" for package in missing)
 
 
 def compare(case: Case, direction: str, layers: Sequence[AbstractLayer], seconds: float) -> list[Record]:

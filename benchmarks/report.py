@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from common.command_line import option
 
-from rnnjax.training.checkpoint import write_atomically
+from rnnjax.training.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]  # where `python -m benchmarks.NAME` is called
 

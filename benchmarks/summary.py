@@ -1,11 +1,11 @@
-"""What the records of `peers.py` come to: how much faster than torch and than a scan, and how near to the peak."""
+"""A summary of the records of `peers.py`: speed relative to torch and to a scan, and relative to the peak."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.measure import Record
 
-LARGE_BATCH, LARGE_STATE = 16, 128  # from where on the peak is within reach
+LARGE_BATCH, LARGE_STATE = 16, 128  # sizes from which the peak can be reached
 
 HEAD = (
     f"{'cell':<6}{'direction':<10}{'engine':<8}{'shapes':>7}{'torch / ours':>18}{'better scan / ours':>22}"

@@ -1,4 +1,4 @@
-"""Calls of several libraries in one process, timed in turn, each once the one before has truly come to rest."""
+"""Calls of several libraries in one process, timed in turn, each after the threads of the one before are idle."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def warm_up(call: Callable[[], Any]) -> None:
 
 
 def milliseconds_of(call: Callable[[], Any]) -> float:
-    """How long one call takes, until all of its results are there."""
+    """The time of one call, until all of its results are available."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return 1e3 * (time.perf_counter() - start)

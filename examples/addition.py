@@ -3,8 +3,9 @@
     python examples/addition.py
     python examples/addition.py --digits 2 --epochs 55
 
-Sequence to sequence by the last state alone (Sutskever et al. 2014, arXiv:1409.3215), as in Keras' `addition_rnn`: 128
-units each, 50,000 sums of two numbers of up to three digits, read backwards, of which one in ten is held out.
+Sequence to sequence with the encoder's last state alone (Sutskever et al. 2014, arXiv:1409.3215), as in Keras'
+`addition_rnn`: 128 units each, and 50,000 sums of two numbers of up to three digits, read backwards; a tenth of them is
+the test set.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from common.command_line import LOSSES, SEED, command_line, epochs_option, main, option
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import Array
 
 import rnnjax
@@ -30,7 +31,7 @@ PUBLISHED = {2: "99 after 55 epochs", 3: "99 after 100 epochs", 4: "99 after 20 
 
 
 class Judged(NamedTuple):
-    """The shares of characters and of whole answers that are right."""
+    """The accuracy over characters and over whole answers."""
 
     characters: float
     answers: float
@@ -73,11 +74,11 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )
     print(f"published, of the characters: {PUBLISHED[options.digits]} (Keras)")
     record = {"task": name, "seed": options.seed, "test": float(judged.characters), "answers": float(judged.answers)}
-    yield record | {"epochs": options.epochs, "weights": count_weights(fitted.model)}
+    yield record | {"epochs": options.epochs, "weights": rnnjax.diagnose.count(fitted.model)}
 
 
 def build(key: Array) -> rnnjax.models.Seq2Seq:
-    """One LSTM hands its state to another; every step sees it, too."""
+    """The last state of one LSTM is the initial state of another, and part of its input at every step."""
     keys = jax.random.split(key, 3)
     size = len(CHARACTERS)
     encoder = rnnjax.LSTM(size, UNITS, key=keys[0])
@@ -86,7 +87,7 @@ def build(key: Array) -> rnnjax.models.Seq2Seq:
 
 
 def draw(digits: int, count: int) -> rnnjax.models.Pairs:
-    """Different sums in any order, the same whatever the seed of a network: the question backwards, and the answer."""
+    """Different sums in random order, independent of the network's seed: the question backwards, and the answer."""
     random = np.random.default_rng(0)
     asked: dict[tuple[int, int], None] = {}
     while len(asked) < count:
@@ -108,7 +109,7 @@ def encode(text: str) -> list[int]:
 
 @eqx.filter_jit
 def answer(model: rnnjax.models.Seq2Seq, source: Array, longest: int) -> rnnjax.models.Hypothesis:
-    """What the model says of each sum, each character after those it has said itself."""
+    """The model's greedy answer to each sum."""
 
     def one(source: Array) -> rnnjax.models.Hypothesis:
         step, state, _ = model.decoding(source)
@@ -118,7 +119,7 @@ def answer(model: rnnjax.models.Seq2Seq, source: Array, longest: int) -> rnnjax.
 
 
 def judge(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs) -> Judged:
-    """How much of the answers is right, the character that ends them included, what pads them not."""
+    """The accuracy of the answers, including the end character, without padding."""
     asked = pairs.target[:, 1:]
     said = np.asarray(answer(model, jnp.asarray(pairs.source), asked.shape[1]).tokens)
     valid = np.arange(asked.shape[1]) < pairs.target_length[:, None] - 1
@@ -127,7 +128,7 @@ def judge(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs) -> Judged:
 
 
 def show(model: rnnjax.models.Seq2Seq, pairs: rnnjax.models.Pairs, digits: int) -> None:
-    """Five sums and what is said of them."""
+    """Five sums and the model's answers."""
     few = rnnjax.models.Pairs(*(leaf[:5] for leaf in pairs))
     said = np.asarray(answer(model, jnp.asarray(few.source), digits + 2).tokens)
     for source, target, tokens in zip(few.source, few.target, said, strict=True):

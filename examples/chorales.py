@@ -1,4 +1,4 @@
-"""Four voices: which notes of a chorale sound next, by a recurrent network over piano rolls.
+"""Polyphonic music: the next notes of four-part chorales, by a recurrent network over piano rolls.
 
     RNNJAX_DATA=folder python examples/chorales.py --cell lstm
     python examples/chorales.py                              on rounds, made up here
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from common import data
 from common.command_line import LOSSES, SEED, choice, command_line, main, option
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -29,7 +29,7 @@ PUBLISHED = {"lstm": "8.33 to 8.45", "gru": "8.20 to 8.43", "elman": "8.91"}  # 
 
 
 class Recipe(NamedTuple):
-    """A cell, and how it is trained: chosen by the pieces held out."""
+    """A cell and its hyperparameters, which were chosen on the validation pieces."""
 
     cell: Callable[..., rnnjax.AbstractCell]
     units: int
@@ -42,7 +42,7 @@ class Recipe(NamedTuple):
 
 
 def loud(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Ten times Glorot's weights: of 88 keys four sound, and units that hardly move are slow to learn."""
+    """Ten times Glorot's weights: only four of 88 inputs are 1, and units with small inputs learn slowly."""
     return 10 * rnnjax.initialise.glorot(key, shape, dtype)
 
 
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "cell": options.cell,
         "seed": options.seed,
         "test": value,
-        "weights": count_weights(fitted.model),
+        "weights": rnnjax.diagnose.count(fitted.model),
     }
 
 
@@ -104,33 +104,33 @@ loss = partial(rnnjax.models.tagger_loss, objective=rnnjax.models.binary_cross_e
 def dropping(
     model: rnnjax.models.Tagger, carry: None, batch: rnnjax.models.Sequences, key: PRNGKeyArray, *, recurrent: float
 ) -> tuple[Array, None]:
-    """The loss of a network that lacks some of its recurrent weights."""
+    """The loss with dropout of recurrent weights."""
     weights_key, pieces_key = jax.random.split(key)
     return loss(rnnjax.regularise.drop_weights(model, recurrent, key=weights_key), carry, batch, pieces_key)
 
 
 def optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    """Adam, whose rate falls to nothing over the steps, and weight decay."""
+    """Adam with weight decay, and a learning rate that decreases to zero."""
     schedule = optax.cosine_decay_schedule(recipe.learning_rate, steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=recipe.weight_decay))
 
 
 @eqx.filter_jit
 def evaluate(model: rnnjax.models.Tagger, pieces: rnnjax.models.Sequences) -> Array:
-    """The loss of all steps of some pieces, nothing dropped."""
+    """The loss of all steps of some pieces, without dropout."""
     return loss(model, None, pieces, None)[0]
 
 
 def read() -> tuple[str, list[rnnjax.models.Sequences]]:
-    """The name of the data; what to train on, to choose by, and to test on."""
+    """The name of the data; the training, validation and test sets."""
     path = data.find("poly_music/JSB_Chorales.mat", "rounds made up here stand in for chorales")
     if path is None:
         random = np.random.default_rng(0)
-        return "rounds", [pad([sing(random) for _ in range(count)]) for count in (200, 50, 50)]
+        return "rounds", [as_sequences([sing(random) for _ in range(count)]) for count in (200, 50, 50)]
     from scipy.io import loadmat
 
     rolls = loadmat(path)
-    return "JSB chorales", [pad(list(rolls[f"{part}data"][0])) for part in ("train", "valid", "test")]
+    return "JSB chorales", [as_sequences(list(rolls[f"{part}data"][0])) for part in ("train", "valid", "test")]
 
 
 def sing(random: np.random.Generator) -> np.ndarray:
@@ -144,13 +144,10 @@ def sing(random: np.random.Generator) -> np.ndarray:
     return roll
 
 
-def pad(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
-    """What sounds at each step and what sounds at the next, as one batch."""
-    lengths = np.array([len(roll) - 1 for roll in rolls])
-    batch = np.zeros((len(rolls), lengths.max() + 1, KEYS), np.float32)
-    for row, roll in zip(batch, rolls, strict=True):
-        row[: len(roll)] = roll
-    return rnnjax.models.Sequences(batch[:, :-1], batch[:, 1:], lengths)
+def as_sequences(rolls: Sequence[np.ndarray]) -> rnnjax.models.Sequences:
+    """The notes at each step and those at the next, as one batch."""
+    xs, lengths = rnnjax.training.pad([roll.astype(np.float32) for roll in rolls])
+    return rnnjax.models.Sequences(xs[:, :-1], xs[:, 1:], lengths - 1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Data parallel training: each batch over all devices, be they of this process or of several.
+"""Data parallel training: each batch is spread over all devices, of this process or of several.
 
     python examples/data_parallel.py --devices 8
     python -m rnnjax.training.launch --processes 2 examples/data_parallel.py --folder runs/added [--resume]
 
-The adding problem: two numbers of a sequence are marked, and their sum is to be told at its end.
+The adding problem: two numbers of a sequence are marked, and the network has to output their sum at the end.
 """
 
 import argparse
@@ -22,7 +22,7 @@ B, T, H = 64, 30, 32
 
 
 class Adder(eqx.Module):
-    """A GRU that tells one number, once it has read all."""
+    """A GRU with one output, at the last step."""
 
     cell: rnnjax.GRU
     weight: Array
@@ -59,7 +59,7 @@ parse = command_line(
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train over all devices, and say what came of it."""
+    """Train over all devices, and print the result."""
     jax.config.update("jax_num_cpu_devices", options.devices)
 
     model = Adder(rnnjax.GRU(2, H, key=jax.random.key(0)), jnp.zeros(H))

@@ -1,11 +1,11 @@
-"""Digits captioned: one to three of them side by side, "three seven", by a convolution and an LSTM that says the words.
+"""Captions of images of one to three digits, such as "three seven", by a convolution and an LSTM that writes the words.
 
     python examples/digit_captions.py --picture runs/digit_captions.png
     RNNJAX_DATA=folder python examples/digit_captions.py --steps 3000
 
-The images are made of scikit-learn's digits, 8 x 8, or of MNIST's: RNNJAX_DATA is as in pixel_digits.py. Those to test
-on are made of digits never seen in training. One image in three, or so, shows three digits, and a caption is right when
-all of it is: every word, and the end.
+The images consist of scikit-learn's digits, 8 x 8, or of MNIST's: RNNJAX_DATA is as in pixel_digits.py. Test images
+consist of other digits than training images. About a third of the images have three digits. A caption is correct if
+every word and the end are.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def compose(random: np.random.Generator, digits: Digits, count: int) -> rnnjax.models.Captions:
-    """Images of digits drawn at random, from left to right, black where there are no more of them."""
+    """Images of random digits, from left to right, black after the last one."""
     counts = random.integers(1, MOST, count, endpoint=True)
     shown = np.arange(MOST) < counts[:, None]
     drawn = random.integers(len(digits.labels), size=(count, MOST))
@@ -101,7 +101,7 @@ def convolutions(shape: tuple[int, ...], key: PRNGKeyArray) -> eqx.nn.Sequential
 
 @eqx.filter_jit
 def caption(model: rnnjax.models.Captioner, images: Array) -> tuple[Array, Array]:
-    """What is said of each image, greedily and by a beam, [images, MOST + 1] each."""
+    """The captions of each image, by greedy search and by beam search, [images, MOST + 1] each."""
 
     def one(image: Array) -> tuple[Array, Array]:
         step, state, _ = model.decoding(image)

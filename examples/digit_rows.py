@@ -1,14 +1,14 @@
-"""Digits row by row: an image as a sequence of its rows, and what a recurrence adds to a layer for each of them.
+"""Images of digits as sequences of rows: what a recurrence adds to a layer that is applied to each row.
 
     RNNJAX_DATA=folder python examples/digit_rows.py --model lstm
     RNNJAX_DATA=folder python examples/digit_rows.py --model linear
     RNNJAX_DATA=folder python examples/digit_rows.py --model cnn_rnn_mlp
     python examples/digit_rows.py --epochs 40                           on scikit-learn's digits of 8 x 8 pixels
 
-`linear` is one linear layer, the same for every row, and the mean of what it says: it sees all pixels, but not which
-row comes first, nor any two rows together. `lstm` reads the rows one after the other, and its last state says the
-digit. `cnn_rnn_mlp` has a convolution for what is near, a recurrence for what is far, and a perceptron to decide.
-RNNJAX_DATA is a folder that holds MNIST as `pixel_digits.py` says.
+`linear` is one linear layer, the same for every row, and the mean of its outputs: it uses all pixels, but neither the
+order of the rows nor any combination of them. `lstm` reads the rows one after the other, and its last state is
+classified. `cnn_rnn_mlp` is a convolution over neighbouring rows, a recurrence, and a perceptron. RNNJAX_DATA is a
+folder with MNIST, as in `pixel_digits.py`.
 """
 
 import argparse
@@ -19,10 +19,9 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from common.classification import accuracy
 from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
 from common.digits import read_digits
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import PRNGKeyArray
 
 import rnnjax
@@ -38,13 +37,13 @@ def lstm(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
 
 
 def linear(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
-    """By the mean of what a linear layer says of each row: no recurrence."""
+    """A digit by the mean of a linear layer over its rows, without recurrence."""
     layer = rnnjax.TimeDistributed(eqx.nn.Linear(width, CLASSES, key=key), width)
     return rnnjax.models.Classifier(layer, jax.nn.identity, pooling=rnnjax.models.mean)
 
 
 def cnn_rnn_mlp(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
-    """By a convolution over three rows, an LSTM over what it finds, and a perceptron on the last state."""
+    """A digit by a convolution over three rows, an LSTM over its outputs, and a perceptron on the last state."""
     keys = jax.random.split(key, 3)
     convolution = rnnjax.networks.CausalConvolution(width, CHANNELS, window=WINDOW, key=keys[0])
     rectify, recurrence = rnnjax.TimeDistributed(jax.nn.relu, CHANNELS), rnnjax.LSTM(CHANNELS, UNITS, key=keys[1])
@@ -69,7 +68,7 @@ parse = command_line(
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The record of a classifier after so many epochs; the test digits choose nothing."""
+    """The record of a classifier after a fixed number of epochs; nothing is chosen on the test digits."""
     *sets, name = read_digits()
     name = f"{name.removeprefix('sequential ')} by rows"
     training, test = (rows(digits.xs, digits.labels) for digits in sets)
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         key=keys[1],
         picture=options.picture,
     )
-    share, weights = accuracy(fitted.model, test), count_weights(fitted.model)
+    share, weights = rnnjax.training.accuracy(fitted.model, test), rnnjax.diagnose.count(fitted.model)
     print(f"{name}, {options.model}: {100 * share:.2f} % of {len(test.targets):,} test digits by {weights:,} weights")
     if name == "MNIST by rows":
         print("published, of an LSTM over rows that another has read pixel by pixel: 98.6 % (Keras, after 5 epochs)")

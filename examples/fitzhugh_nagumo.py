@@ -1,8 +1,9 @@
-"""A neuron that fires: the next of a thousand values of the FitzHugh-Nagumo system, by LEM and by an LSTM.
+"""A spiking neuron: predict each next value of the FitzHugh-Nagumo system, by LEM and by an LSTM.
 
     python examples/fitzhugh_nagumo.py --cell lem
 
-Fast and slow at once: what long expressive memory was made for (Rusch et al. 2022, arXiv:2110.04744, section 5).
+The system has a fast and a slow variable, for which long expressive memory is designed (Rusch et al. 2022,
+arXiv:2110.04744, section 5).
 
     v' = v - v^3 / 3 - w + 0.5,        w' = (v + 0.7 - 0.8 w) / 50,        v_0 in [-1, 1] at random, w_0 = 0
 """
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import optax
 from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
-from common.training import constant_then_linear, count_weights, fit
+from common.training import constant_then_linear, fit
 from jaxtyping import Array
 from scipy.integrate import solve_ivp
 
@@ -40,7 +41,7 @@ parse = command_line(
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The record of a network, the best by the trajectories held out."""
+    """The record of the network with the best validation error."""
     training, held_out, test = read(COUNTS)
     keys = jax.random.split(jax.random.key(options.seed), 3)
     cell = CELLS[options.cell](1, UNITS, key=keys[0])
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     same = float(np.sqrt(np.mean((test.xs - test.targets) ** 2)))
     beside = f"; published: {PUBLISHED[options.cell]}" if options.cell in PUBLISHED else ""
     print(f"FitzHugh-Nagumo, {options.cell}: error {error:.5f}, root mean square; of the last value {same:.5f}{beside}")
-    weights = count_weights(fitted.model)
+    weights = rnnjax.diagnose.count(fitted.model)
     yield {"task": "FitzHugh-Nagumo", "cell": options.cell, "seed": options.seed, "test": error, "weights": weights}
 
 
@@ -76,7 +77,7 @@ def root_mean_square(model: rnnjax.models.Tagger, trajectories: rnnjax.models.Se
 
 @lru_cache
 def read(counts: tuple[int, ...]) -> list[rnnjax.models.Sequences]:
-    """Sets of trajectories, each value and the next; the same whatever the seed of a network."""
+    """Sets of trajectories, each value and the next; independent of the network's seed."""
     random = np.random.default_rng(0)
     sets = [np.stack([simulate(2 * random.random() - 1) for _ in range(count)]) for count in counts]
     return [rnnjax.models.Sequences(values[:, :-1, None], values[:, 1:, None]) for values in sets]

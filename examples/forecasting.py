@@ -1,19 +1,19 @@
-"""What comes next: monthly sunspots, airline passengers, a share; by a recurrent network, beside what learns nothing.
+"""Forecasts of monthly sunspots, airline passengers or a share price, by a recurrent network and by simple baselines.
 
     RNNJAX_DATA=folder python examples/forecasting.py --series sunspots --cell gru --picture runs/sunspots.png
     RNNJAX_DATA=folder python examples/forecasting.py --series airline --cell autoregression
     python examples/forecasting.py                                  on a share's price, which comes with matplotlib
 
-The first two thirds of a series are learned from, but for the last fifth of them, by which the weights are chosen. The
-last third is forecast, 1 to 12 steps ahead, from the steps before and nothing else; scales, too, are those of the part
-that is learned from. Sunspots are read as they are, and a network says by how much the next will differ; of passengers
-and shares it reads and says changes of the logarithm. Beside a recurrent network stand a linear layer of the last step
-(`linear`) and of the last 24 (`autoregression`).
+The first two thirds of a series are for training; the last fifth of these is the validation set. The last third is
+forecast, 1 to 12 steps ahead, from the steps before; scales are computed on the training set, too. The input is the
+number of sunspots, or the change of the logarithm of passengers or prices; the output is the change to the next step.
+The recurrent network is compared with a linear layer of the last step (`linear`) and of the last 24
+(`autoregression`).
 
-The last value, or the last year, again is what all have to beat, and often they do not.
+The baselines are the last value, and the value a year before. Often no network is better than these.
 
-RNNJAX_DATA is a folder that holds sunspots_airline/monthly-sunspots.csv and sunspots_airline/airline-passengers.csv,
-from https://github.com/jbrownlee/Datasets.
+RNNJAX_DATA is a folder with sunspots_airline/monthly-sunspots.csv and sunspots_airline/airline-passengers.csv, from
+https://github.com/jbrownlee/Datasets.
 """
 
 import argparse
@@ -28,7 +28,6 @@ import optax
 from common.command_line import SEED, choice, command_line, main, option, picture_option
 from common.pictures import save
 from common.series import SERIES, Levels, LogChanges, Series, naive, split
-from common.training import count_weights
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
@@ -40,7 +39,7 @@ PUBLISHED = {"airline-passengers": "47.53, of an LSTM, in nearly these months (B
 
 
 def recurrent(cell: Callable[..., rnnjax.AbstractCell], key: PRNGKeyArray) -> rnnjax.AbstractNetwork:
-    """A cell, and a linear layer on what it puts out."""
+    """A cell, and a linear layer on its outputs."""
     keys = jax.random.split(key)
     answer = rnnjax.TimeDistributed(eqx.nn.Linear(UNITS, 1, key=keys[1]), UNITS)
     return rnnjax.Stack([cell(1, UNITS, key=keys[0]), answer])
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         print(f"published, 1 step ahead: {PUBLISHED[series.name]}")
     if options.picture is not None:
         draw(series, test, said, options)
-    record = {"task": series.name, "cell": options.cell, "seed": options.seed, "weights": count_weights(model)}
+    record = {"task": series.name, "cell": options.cell, "seed": options.seed, "weights": rnnjax.diagnose.count(model)}
     yield record | {
         "test": own[0],
         "persistence": errors["the last value"][0],
@@ -136,7 +135,7 @@ def forecast(model: rnnjax.models.Tagger, windows: Any, ahead: int) -> Array:
 
 
 def misses(series: Series, part: range, said: np.ndarray, step: int) -> np.ndarray:
-    """By how much forecasts miss what came: column 0 of them the next step, column 1 the one after..."""
+    """The errors of the forecasts: column 0 for the next step, column 1 for the one after, and so on."""
     return said[: len(part) - step, step] - series.values[part.start + step : part.stop]
 
 
@@ -146,13 +145,13 @@ def error(series: Series, part: range, said: np.ndarray) -> list[float]:
 
 
 def compare(series: Series, part: range, said: np.ndarray, rival: np.ndarray) -> float:
-    """By how many standard errors the squared error, a step ahead, is below the rival's (Diebold & Mariano 1995)."""
+    """The difference of the squared errors one step ahead, in standard errors (Diebold & Mariano 1995)."""
     gains = misses(series, part, rival, 0) ** 2 - misses(series, part, said, 0) ** 2
     return float(gains.mean()) / max(float(gains.std()) / len(gains) ** 0.5, np.finfo(float).tiny)
 
 
 def verdict(cell: str, gain: float) -> str:
-    """What so many standard errors say of a network."""
+    """The difference in words."""
     if gain > 2:
         return f"{cell} is better, one step ahead, by {gain:.1f} standard errors"
     return f"{cell} is {'WORSE' if gain < -2 else 'NO BETTER'}, one step ahead: {gain:+.1f} standard errors"

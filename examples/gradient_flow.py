@@ -1,9 +1,10 @@
-"""How far back does it learn? Four cells on the adding problem, before and after training: one figure, and a report.
+"""How far back gradients reach: four cells on the adding problem, before and after training; a figure and a report.
 
     python examples/gradient_flow.py
     python examples/gradient_flow.py --length 200 --steps 3000 --picture flow.png
 
-The gradient of the squared error at the end, by the state so many steps before it, as a share of that by the last one.
+The figure shows the norm of the gradient of the squared error at the end by earlier states, relative to that by the
+last state.
 """
 
 import argparse
@@ -49,7 +50,7 @@ CELLS = {
 
 
 class Flow(NamedTuple):
-    """What is seen of one network: the gradient by lag in the mean of many sequences, the error, the report on one."""
+    """The results for one network: the mean gradient by lag of many sequences, the error, and the report on one."""
 
     gradient: np.ndarray
     error: float
@@ -65,7 +66,7 @@ parse = command_line(
 
 
 def run(options: argparse.Namespace) -> dict[str, tuple[Flow, Flow]]:
-    """Train each cell; print the reports, draw the figure, and return what was seen before and after."""
+    """Train each cell; print the reports, draw the figure, and return the results before and after training."""
     T, seen = options.length, {}
     for name, make in CELLS.items():
         drawn = Adder(make(T), rnnjax.initialise.lecun(KEY, (UNITS, 1), jnp.float32))

@@ -26,7 +26,7 @@ from common.text import Corpus, compressed_bits, entropy_bits, primed_bits, read
 from jaxtyping import PyTree
 
 import rnnjax
-from rnnjax.training.checkpoint import write_atomically
+from rnnjax.training.atomic import write_atomically
 from rnnjax.training.plot import draw_curve
 
 CELLS = {"lstm": rnnjax.LSTM, "gru": rnnjax.GRU, "elman": rnnjax.Elman, "mingru": rnnjax.MinGRU}
@@ -100,7 +100,7 @@ def begin(arguments: argparse.Namespace, folder: Path) -> None:
 def resume(folder: Path) -> None:
     """The run in `folder` from its last checkpoint, or from the start if it has none yet."""
     plan = read_plan(folder)
-    train(plan, Corpus(read_text(plan.text), plan.vocabulary), folder, resume=(folder / "checkpoint").exists())
+    train(plan, Corpus(read_text(plan.text), plan.vocabulary), folder, resume=True)
 
 
 def train(plan: Plan, corpus: Corpus, folder: Path, *, resume: bool) -> None:

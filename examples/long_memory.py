@@ -1,11 +1,11 @@
-"""Memory over thousands of steps: linear cells, parallel in time, against LSTMs, by the clock.
+"""Memory over thousands of steps: linear cells, parallel in time, compared with LSTMs in the same training time.
 
     python examples/long_memory.py --minutes 10
     python examples/long_memory.py --task adding --lengths 5000 --models min_gru lstm
 
-Each model trains for the minutes given, as drawn from one seed, on the tasks of `memory_tasks`. The LSTMs come in the
-width of the linear cells' layers, and in four times that; with their biases drawn for memories of up to T steps (Tallec
-& Ollivier 2018, arXiv:1804.11188); by `Scan` and by `Fused`.
+Each model trains for the same number of minutes, from one seed, on the tasks of `memory_tasks`. The LSTMs have the
+width of the linear cells' layers, or four times that; their biases are drawn for memories of up to T steps (Tallec &
+Ollivier 2018, arXiv:1804.11188); they run by `Scan` and by `Fused`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import optax
 from common.blocks import gated_block, optimiser
 from common.command_line import SEED, command_line, main, minutes_option, option
 from common.memory_tasks import TASKS, Task
-from common.training import count_steps, count_weights, temporary_folder
+from common.training import count_steps, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -32,12 +32,12 @@ Layers = list[rnnjax.AbstractCell | rnnjax.AbstractNetwork]
 
 
 def lru(T: int, keys: PRNGKeyArray) -> Layers:
-    """Units that forget within T / 10 to 10 T steps."""
+    """Units with memories of T / 10 to 10 T steps."""
     return deep(lambda key: rnnjax.LRU(WIDTH, UNITS, r_min=1 - 10 / T, r_max=1 - 0.1 / T, key=key), keys)
 
 
 def min_gru(T: int, keys: PRNGKeyArray) -> Layers:
-    """Gates that keep for up to T steps to begin with."""
+    """Gates whose initial memory is up to T steps."""
     bias = rnnjax.initialise.chrono(T)
     return deep(lambda key: rnnjax.MinGRU(WIDTH, WIDTH, bias_initialiser=bias, key=key), keys)
 
@@ -58,7 +58,7 @@ def wide_lstm(T: int, keys: PRNGKeyArray) -> Layers:
 
 
 def elman(T: int, keys: PRNGKeyArray) -> Layers:
-    """Without gates: whatever T is, its gradient is gone long before."""
+    """Without gates: for any T here its gradient vanishes."""
     del T
     return [rnnjax.Elman(WIDTH, WIDTH, key=keys[0])]
 
@@ -151,7 +151,7 @@ def train(name: str, T: int, model_name: str, minutes: float, seed: int) -> dict
         "seed": seed,
         "engine": repr(model.engine),
         "B": B,
-        "weights": count_weights(begin),
+        "weights": rnnjax.diagnose.count(begin),
         "steps": steps,
         "ignorance": task.ignorance,
         "loss": curve[-1][1],

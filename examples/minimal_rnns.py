@@ -3,14 +3,14 @@
     RNNJAX_DATA=folder python examples/minimal_rnns.py --minutes 60
     python examples/minimal_rnns.py --cell min_lstm --width 128 --minutes 5
 
-RNNJAX_DATA is a folder that holds tinyshakespeare/input.txt, which is
+RNNJAX_DATA is a folder with tinyshakespeare/input.txt, which is
 https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. Without it the manual that
-comes with Python stands in. Nine tenths are trained on, and the loss of the last tenth is shown beside the published
-one: 1.548 nats a character for minGRU after 575 steps, 1.555 for minLSTM after 625.
+comes with Python is used. Nine tenths are for training. The loss of the last tenth is shown beside the published one:
+1.548 nats per character for minGRU after 575 steps, 1.555 for minLSTM after 625.
 
-The paper's are the sizes of batch, pieces and layers, the dropout, the clipping, the rate and the order of the layers
-of a block. The normalisation before each, the depthwise convolution, the tied output, and the decay of the weights are
-chosen here.
+The sizes of batch, sequences and layers, the dropout, the clipping, the learning rate and the order of the layers of a
+block are those of the paper. The normalisation before each layer, the depthwise convolution, the tied output and the
+weight decay are chosen here.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from common.command_line import FOLDER, RESUME, choice, command_line, main, minutes_option, option
 from common.text import SHAKESPEARE, read_corpus
-from common.training import count_steps, count_weights, temporary_folder
+from common.training import count_steps, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -43,7 +43,7 @@ def layer(size: int, *functions: Any) -> Any:
 
 
 def beside(width: int, *parts: Any) -> rnnjax.AbstractNetwork:
-    """Parts with a normalisation before and dropout after them, around which the input goes, too."""
+    """Layers with a normalisation before, dropout after, and a residual connection around each."""
     inner = rnnjax.Stack([rnnjax.TimeDistributed(eqx.nn.RMSNorm(width), width), *parts])
     return rnnjax.residual(rnnjax.Stack([inner, layer(width, jax.nn.identity)], dropout=DROPOUT))
 
@@ -73,14 +73,14 @@ def build(name: str, width: int, vocabulary: int) -> rnnjax.models.LanguageModel
 
 
 def draw(tokens: np.ndarray, seed: int, step: int) -> rnnjax.training.Chunk:
-    """B pieces from anywhere, each from a fresh state."""
+    """B pieces from random positions, each from the initial state."""
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - T - 1, B)
     where = starts[:, None] + np.arange(T)
     return rnnjax.training.Chunk(tokens[where], tokens[where + 1], np.zeros((B, T), bool))
 
 
 def pieces(tokens: np.ndarray) -> list[rnnjax.training.Chunk]:
-    """All of a text, but what does not fill a piece at its very end, in batches of up to B pieces."""
+    """A text without an incomplete last piece, in batches of up to B pieces."""
     whole = (len(tokens) - 1) // T * T
     rows = tokens[:whole].reshape(-1, T), tokens[1 : whole + 1].reshape(-1, T)
     batches = [[part[at : at + B] for part in rows] for at in range(0, len(rows[0]), B)]
@@ -136,10 +136,10 @@ parse = command_line(
 def train(
     options: argparse.Namespace, vocabulary: int, training: np.ndarray, held_out: np.ndarray, folder: Path
 ) -> list[tuple[float, ...]]:
-    """Steps, nats on what was held out, nats while training, and seconds since the run began or went on."""
+    """Steps, validation loss and training loss in nats, and seconds since the run began or was resumed."""
     model, batches = build(options.cell, options.width, vocabulary), partial(draw, training, 0)
     steps = count_steps(model, loss, batches, options.minutes)
-    print(f"{count_weights(model)} weights; {steps} steps take about {options.minutes:g} minutes", flush=True)
+    print(f"{rnnjax.diagnose.count(model)} weights; {steps} steps take about {options.minutes:g} minutes", flush=True)
     rule = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(LEARNING_RATE, weight_decay=DECAY))
     judge = eqx.filter_jit(lambda model, chunk: loss(model, None, chunk, None)[0])
     chunks = pieces(held_out)

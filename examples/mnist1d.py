@@ -4,10 +4,10 @@
     RNNJAX_DATA=folder python examples/mnist1d.py --shuffled        the forty places in another order, one for all
     python examples/mnist1d.py                                      on scikit-learn's digits, row by row
 
-Greydanus & Kobak 2020, arXiv:2011.14439, and the recipe of its notebook: weights as torch draws them, Adam, batches of
-100 in fixed order, a linear layer on the outputs of all steps. 5,110 weights, torch's 24 second biases, of gates that
-have one already, being none here. RNNJAX_DATA is a folder that holds
-mnist1d/mnist1d.npz, the arrays x, y, x_test and y_test of the data set in https://github.com/greydanus/mnist1d.
+Greydanus & Kobak 2020, arXiv:2011.14439, with the recipe of its notebook: weights as torch draws them, Adam, batches of
+100 in fixed order, and a linear layer on the outputs of all steps. There are 5,110 weights, without torch's 24 second
+biases of gates that already have one. RNNJAX_DATA is a folder with mnist1d/mnist1d.npz, the arrays x, y, x_test and
+y_test of the data set in https://github.com/greydanus/mnist1d.
 """
 
 import argparse
@@ -20,10 +20,9 @@ import jax
 import numpy as np
 import optax
 from common import data
-from common.classification import accuracy
 from common.command_line import LOSSES, SEED, command_line, main, option, steps_option
 from common.digits import small_digits
-from common.training import count_weights, fit
+from common.training import fit
 from jaxtyping import Array
 
 import rnnjax
@@ -49,11 +48,12 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         training, test = (digits._replace(xs=digits.xs[:, order]) for digits in (training, test))
     model = build(training.xs.shape[1:], jax.random.key(options.seed))
     model = train(model, training, options)
-    share = accuracy(model, test)
-    print(f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {count_weights(model):,} weights")
+    share = rnnjax.training.accuracy(model, test)
+    weights = rnnjax.diagnose.count(model)
+    print(f"{name}: {100 * share:.2f} % of {len(test.targets):,} test digits by {weights:,} weights")
     if name == "MNIST-1D":
         print("published: 89 to 91 %, shuffled 53 to 57 %")
-    yield {"task": name, "seed": options.seed, "test": share, "weights": count_weights(model)}
+    yield {"task": name, "seed": options.seed, "test": share, "weights": weights}
 
 
 def build(shape: tuple[int, ...], key: Array) -> rnnjax.models.Classifier:

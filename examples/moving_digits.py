@@ -1,12 +1,12 @@
-"""Video: two digits move in a frame and bounce off its walls. What is the next frame?
+"""Video prediction: two digits move in a frame and bounce off its walls; predict the next frame.
 
     python examples/moving_digits.py --minutes 4 --picture runs/moving_digits.png
     RNNJAX_DATA=folder python examples/moving_digits.py --minutes 200
 
-Moving MNIST (Srivastava et al. 2015, arXiv:1502.04681). scikit-learn's digits of 8 x 8 pixels move in 16 x 16 of them;
-where RNNJAX_DATA holds MNIST, as `pixel_digits.py` says, those of 28 x 28 move in 64 x 64. A ConvLSTM is compared with
-two predictors that have no memory: the last frame again, and convolutions of the last frame. A frame alone does not say
-which way the digits move.
+Moving MNIST (Srivastava et al. 2015, arXiv:1502.04681). scikit-learn's digits of 8 x 8 pixels move in frames of
+16 x 16; if RNNJAX_DATA has MNIST, as in `pixel_digits.py`, digits of 28 x 28 move in frames of 64 x 64. A ConvLSTM is
+compared with two predictors without memory: the last frame, and convolutions of the last frame. The directions of the
+digits cannot be determined from one frame.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import optax
 from common.command_line import SEED, command_line, main, minutes_option, picture_option
 from common.digits import read_digits
 from common.pictures import save
-from common.training import count_steps, count_weights
+from common.training import count_steps
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
@@ -73,7 +73,7 @@ def videos(generator: np.random.Generator, images: np.ndarray, count: int) -> np
 
 
 def path(generator: np.random.Generator, room: int, speed: float) -> np.ndarray:
-    """Where a digit is at every step, [T, 2] from 0 to `room`: straight on, and back where it meets a wall."""
+    """The position of a digit at every step, [T, 2] from 0 to `room`: it moves straight and is reflected at walls."""
     angle = generator.uniform(0, 2 * np.pi)
     velocity = speed * np.asarray([np.sin(angle), np.cos(angle)])
     unbounded = generator.uniform(0, room, 2) + np.arange(T)[:, None] * velocity
@@ -86,7 +86,7 @@ def predict(network: rnnjax.AbstractNetwork, video: Array) -> Array:
 
 
 def loss(network: rnnjax.AbstractNetwork, carry: None, batch: Array, key: Any) -> tuple[Array, None]:
-    """Cross-entropy, nats a pixel: grey levels are taken for probabilities, as in the literature."""
+    """Cross-entropy in nats per pixel: grey levels are used as probabilities, as in the literature."""
     del key
     logits = jax.vmap(lambda video: predict(network, video))(batch)
     return optax.sigmoid_binary_cross_entropy(logits, batch[:, SEEN:]).mean(), carry
@@ -113,7 +113,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         network, steps = train(make(judged.shape[-1], jax.random.key(options.seed)), images, options)
         nats, frames, error = judge(network, judged)
         shown[model] = np.asarray(frames)
-        print(f"{model}, {count_weights(network)} weights, {steps} steps: error {error:.4f}, {nats:.4f} nats a pixel")
+        weights = rnnjax.diagnose.count(network)
+        print(f"{model}, {weights} weights, {steps} steps: error {error:.4f}, {nats:.4f} nats a pixel")
         record = {"task": f"moving {name}", "model": model, "seed": options.seed, "steps": steps}
         yield record | {"error": float(error), "nats": float(nats), "again": float(again)}
     if options.picture is not None:
@@ -121,7 +122,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def train(network: rnnjax.AbstractNetwork, images: np.ndarray, options: argparse.Namespace) -> tuple[Any, int]:
-    """The network after its share of the minutes, and how many steps that were; no video is seen twice."""
+    """The network after its share of the minutes, and the number of steps; no video is used twice."""
     batches = lambda step: videos(np.random.default_rng((options.seed, 1, step)), images, B)  # noqa: E731
     steps = count_steps(network, loss, batches, options.minutes / len(MODELS))
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
@@ -137,7 +138,7 @@ def judge(network: rnnjax.AbstractNetwork, judged: Array) -> tuple[Array, Array,
 
 
 def draw(truth: np.ndarray, shown: dict[str, np.ndarray], picture: Path) -> None:
-    """A row of frames as they came, and below it a row of each model's predictions of them."""
+    """A row of the true frames, and below it a row of each model's predictions."""
     rows = {"what came": truth} | shown
     figure = Figure(figsize=(len(truth), 1.2 * len(rows)), layout="constrained")
     axes: Any = figure.subplots(len(rows), len(truth))

@@ -1,9 +1,9 @@
 """Skeleton of a new cell: copy it, change the equation, and every engine runs it. The tests run this file.
 
-A gated cell is its `pointwise`: what happens unit by unit once `u = W x + b` and `v = R h` are known. The families, and
-what each asks for, are in rnnjax/cell.py; put the finished cell into rnnjax/cells/, export it from rnnjax/__init__.py,
-add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: the grid and the laws then hold
-it.
+A gated cell is defined by its `pointwise`: the computation of each unit, given `u = W x + b` and `v = R h`. The
+families, and what each requires, are in rnnjax/cell.py. Put the finished cell into rnnjax/cells/, export it from
+rnnjax/__init__.py, and add it to CELLS in tests/helpers/grid.py and its NumPy step to tests/helpers/oracle.py: then the
+grid and the laws test it. Until then `rnnjax.diagnose.check_cell` does.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
     initial_state: None
 
     def __init__(self, input_size: int, hidden_size: int, *, key: jax.Array, dtype=jnp.float32):
-        """Draw the weights, [I, 2 H] and [H, 2 H], gate by gate; the letters tell which gate keeps."""
+        """Draw the weights, [I, 2 H] and [H, 2 H], gate by gate; the letters say which gate keeps."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         keys = jax.random.split(key, 3)
         orthogonal, glorot = initialise.orthogonal, initialise.glorot
@@ -49,7 +49,7 @@ class UpdateGateRNN(rnnjax.AbstractGatedCell):
 
 
 def main() -> None:
-    """Run it by two engines, and differentiate it."""
+    """Run it by three engines, differentiate it, and hold it to the laws."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cell = UpdateGateRNN(3, 8, key=jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (100, 3))
@@ -58,6 +58,7 @@ def main() -> None:
         value, gradient = jax.value_and_grad(loss)(cell)
         print(f"{type(engine).__name__:<14} loss {value:.5f}   |dR| {jnp.linalg.norm(gradient.recurrent_weight):.5f}")
     print(rnnjax.explain(cell, xs))
+    print(rnnjax.diagnose.check_cell(cell))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Skeleton of a new engine: copy it, change how it runs, and every cell runs on it. The tests run this file.
 
-An engine makes a plan for a cell, or says in a sentence why it cannot. A plan runs the cell, and says how in a line.
-Put the finished engine into rnnjax/engines/, export it from rnnjax/__init__.py, add it to ENGINES in
-tests/helpers/grid.py and in benchmarks/cases.py: the grid, the laws and the benchmark then hold it.
+An engine makes a plan for a cell, or says in a sentence why it cannot. A plan runs the cell, and says how in one line.
+Put the finished engine into rnnjax/engines/, export it from rnnjax/__init__.py, and add it to ENGINES in
+tests/helpers/grid.py and in benchmarks/cases.py: then the grid and the laws test it, and the benchmark measures it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import rnnjax
 
 
 class Doubled(rnnjax.AbstractEngine):
-    """Two steps to a turn of the loop, written out; the odd step of an odd T comes last. What `Scan(unroll=2)` does."""
+    """Two steps in each turn of the loop, as `Scan(unroll=2)` does; the last step of an odd T comes after the loop."""
 
     def plan(self, cell: rnnjax.AbstractCell, xs, axis: str | None = None):
         """It goes step by step, so it can run any cell. One that cannot returns `rnnjax.engines.Refusal(sentence)`."""

@@ -3,10 +3,10 @@
     python examples/next_word.py --recipe awd
     RNNJAX_DATA=folder python examples/next_word.py --recipe zaremba --steps 4000
 
-The text is the manual that comes with Python, or Tiny Shakespeare: RNNJAX_DATA is as in minimal_rnns.py. Words that
-are rare in training are all one word. Of every ten blocks eight are trained on, one chooses the step, and on one the
-perplexity is shown, beside those of counted words and of counted pairs (Kneser & Ney 1995). The recipes' rates are
-lower than the papers', for smaller networks and shorter training: in 2,000 steps on the manual all three end alike.
+The text is the manual that comes with Python, or Tiny Shakespeare: RNNJAX_DATA is as in minimal_rnns.py. All words that
+are rare in training are one word. Of every ten blocks eight are for training, one for validation and one for testing.
+The test perplexity is shown beside those of unigram and bigram counts (Kneser & Ney 1995). The dropout rates are lower
+than the papers', for smaller networks and shorter training: after 2,000 steps on the manual all three are equally good.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SAME = rnnjax.TimeDistributed(jax.nn.identity, SIZE)
 
 
 class Recipe(NamedTuple):
-    """What becomes of the cells, whether the output weights are the embedding, and the loss."""
+    """The regularisation of the cells, whether the output weights are tied to the embedding, and the loss."""
 
     network: Callable[[list[rnnjax.LSTM]], rnnjax.Stack]
     tied: bool
@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
 
 
 def zaremba(cells: list[rnnjax.LSTM]) -> rnnjax.Stack:
-    """Dropout wherever a value goes upwards, between layers that do nothing, too."""
+    """Dropout before, between and after the layers, by layers that do nothing at both ends."""
     return rnnjax.Stack([SAME, *cells, SAME], dropout=0.2)
 
 
@@ -135,7 +135,7 @@ def _judge(model: rnnjax.models.LanguageModel, chunk: rnnjax.training.Chunk) -> 
 
 
 def split(text: str) -> Words:
-    """Words, numbers and marks, in small letters; of a mark many times over, three."""
+    """Words, numbers and punctuation in lower case; a mark that is repeated is kept three times."""
     said = re.findall(r"[a-z_']+|\d+|[^\w\s]", re.sub(r"([^\w\s])\1{3,}", r"\1\1\1", text.lower()))
     blocks = np.array(said[: len(said) // (10 * BLOCK) * 10 * BLOCK], object).reshape(-1, 10, BLOCK)
     parts = [blocks[:, [0, 1, 2, 3, 5, 6, 7, 8]], blocks[:, 4], blocks[:, 9]]
@@ -146,7 +146,7 @@ def split(text: str) -> Words:
 
 
 def word_perplexity(words: Words) -> float:
-    """Of each word by itself, one added to every count."""
+    """The unigram perplexity, with one added to every count."""
     counts = np.bincount(words.training, minlength=len(words.vocabulary)) + 1
     return float(np.exp(-np.log(counts[words.test[1:]] / counts.sum()).mean()))
 
@@ -168,7 +168,7 @@ def pair_perplexity(words: Words, discount: float = 0.75) -> float:
 
 
 def write_on(model: rnnjax.models.LanguageModel, words: Words, seed: int) -> str:
-    """What the model says after the first words of the test."""
+    """The model's continuation of the first words of the test set."""
     prompt = words.test[:10]
     said = rnnjax.models.sample(model, jnp.asarray(prompt), 40, key=jax.random.key(seed), temperature=0.7)
     spell = lambda tokens: " ".join(words.vocabulary[token] for token in tokens)  # noqa: E731

@@ -4,8 +4,8 @@
     python examples/online_learning.py --estimators rtrl snap1 uoro bptt --delay 8 --steps 20000
     python examples/online_learning.py --estimators rtrl --steps 1000000 --folder runs/online [--resume]
 
-The weights move after every step of the stream (`--chunk 1`), and only the estimator's memory is kept of the past. That
-of RTRL holds the influence of all earlier steps, so it learns the delay. BPTT looks back over one chunk, and does not.
+The weights are updated after every step of the stream (`--chunk 1`), and only the estimator's memory is stored. That of
+RTRL includes the influence of all earlier steps, so it learns the delay. BPTT goes back over one chunk, and does not.
 """
 
 import argparse
@@ -39,7 +39,7 @@ ESTIMATORS: dict[str, rnnjax.gradients.AbstractEstimator] = {
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Numbers are in their range, and a run to be resumed has a folder."""
+    """Check the ranges of numbers, and that a run to be resumed has a folder."""
     for name, least in {"delay": 0, "chunk": 1, "steps": 1}.items():
         if getattr(options, name) < least:
             parser.error(f"--{name}: expected {least} or more, got {getattr(options, name)}")

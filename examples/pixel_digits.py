@@ -4,8 +4,8 @@
     RNNJAX_DATA=folder python examples/pixel_digits.py --model lem --epochs 8
     python examples/pixel_digits.py --epochs 30             on scikit-learn's digits, 64 steps each
 
-Sequential MNIST (Le et al. 2015, arXiv:1504.00941). RNNJAX_DATA is a folder that holds mnist/train-images-idx3-ubyte.gz
-and its three companions, from http://yann.lecun.com/exdb/mnist or a mirror of it. Without it, small images stand in.
+Sequential MNIST (Le et al. 2015, arXiv:1504.00941). RNNJAX_DATA is a folder with mnist/train-images-idx3-ubyte.gz and
+the three other files, from http://yann.lecun.com/exdb/mnist or a mirror of it. Without it, small images are used.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import optax
 from common.blocks import gated_block, optimiser
 from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
 from common.digits import MNIST, Digits, read_digits
-from common.training import constant_then_linear, count_weights, draw, temporary_folder
+from common.training import constant_then_linear, draw, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
@@ -31,7 +31,7 @@ PUBLISHED = [69.07, 84.2, 91.4, 94.8, 96.73, 96.83, 97.7, 97.93]  # per cent
 
 
 class Reader(eqx.Module):
-    """Blocks over the pixels; the mean over time of what they put out is classified."""
+    """Blocks over the pixels; the mean of their outputs over time is classified."""
 
     encoder: Array
     network: rnnjax.Stack
@@ -60,27 +60,27 @@ class Recipe(NamedTuple):
 
 
 def lem(T: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
-    """Time steps of at most 0.21, as the paper has them for 784 pixels; longer ones for fewer, up to 1."""
+    """Time steps of at most 0.21 for 784 pixels, as in the paper; longer ones for fewer pixels, up to 1."""
     return classify(rnnjax.LEM(1, WIDE, time_step=min(1.0, 0.21 * 784 / T), key=key), key)
 
 
 def lstm(T: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
-    """Gates that keep for up to T steps to begin with."""
+    """Gates whose initial memory is up to T steps."""
     return classify(rnnjax.LSTM(1, WIDE, bias_initialiser=rnnjax.initialise.chrono(T), key=key), key)
 
 
 def classify(cell: rnnjax.AbstractCell, key: PRNGKeyArray) -> rnnjax.models.Classifier:
-    """What is read off the state after the last pixel."""
+    """The class by the state after the last pixel."""
     return rnnjax.models.Classifier(cell, eqx.nn.Linear(WIDE, 10, key=jax.random.fold_in(key, 1)))
 
 
 def slow_adam(steps: int) -> optax.GradientTransformation:
-    """The learning rate of the LEM's paper, but for the last quarter of these steps."""
+    """The learning rate of the LEM's paper, reduced in the last quarter of these steps."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(constant_then_linear(1.8e-3, steps)))
 
 
 def adamw(steps: int) -> optax.GradientTransformation:
-    """A rate of its own for what turns and fades the units."""
+    """A separate learning rate for the weights that rotate and decay the units."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, min(500, steps // 10), steps)
     return optimiser(schedule, weight_decay=0.01)
 
@@ -97,19 +97,19 @@ def loss(reader: Any, carry: None, batch: Digits, key: Any) -> tuple[Array, None
 
 @eqx.filter_jit
 def count_right(reader: Any, batch: Digits) -> Array:
-    """How many of a batch are read right."""
+    """The number of correct answers in a batch."""
     return jnp.sum(jax.vmap(reader)(batch.xs).argmax(-1) == batch.labels)
 
 
 def accuracy(reader: Any, digits: Digits) -> float:
-    """The share of the digits that is read right."""
+    """The accuracy."""
     count = len(digits.labels)
     parts = [Digits(digits.xs[at : at + 100], digits.labels[at : at + 100]) for at in range(0, count, 100)]
     return sum(int(count_right(reader, part)) for part in parts) / count
 
 
 def hold_out(digits: Digits) -> tuple[Digits, Digits]:
-    """Those to train on, and those to choose the epoch by."""
+    """The training set and the validation set."""
     spared = min(HELD_OUT, len(digits.labels) // 10)
     return jax.tree.map(lambda leaf: leaf[spared:], digits), jax.tree.map(lambda leaf: leaf[:spared], digits)
 
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if published:
         print(f"LEM of 128 units after epochs 1 to {len(published)} of B = 128 (Rusch et al. 2022, log): {published}")
     record = {"task": name, "model": options.model, "seed": options.seed, "B": recipe.B}
-    record |= {"weights": count_weights(reader)}
+    record |= {"weights": rnnjax.diagnose.count(reader)}
     yield record | {"curve": curve, "test": share, "published": published}
 
 

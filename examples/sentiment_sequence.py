@@ -4,8 +4,8 @@
     RNNJAX_DATA=folder python examples/sentiment_sequence.py --task binary    positive or negative, neutral left out
     python examples/sentiment_sequence.py                                     on Boolean expressions, operators first
 
-A bidirectional LSTM reads what the Tree-LSTM of `sentiment_trees.py` reads, on the same sentences; what it lacks is the
-parse, and the labels of all phrases but the whole. RNNJAX_DATA is as there.
+A bidirectional LSTM on the sentences of the Tree-LSTM in `sentiment_trees.py`, but without the parse trees, and without
+the labels of phrases other than the whole sentence. RNNJAX_DATA is as there.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from common.classification import accuracy
 from common.command_line import command_line, main
 from common.training import fit
 from common.treebank import OPTIONS, Task, read_task
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     task = read_task(options.task)
     training, held_out, test = (read(trees) for trees in (task.training, task.held_out, task.test))
     model = train(task, training, held_out, options)
-    share = accuracy(model, test)
+    share = rnnjax.training.accuracy(model, test)
     print(f"{task.name}, as sequences: {100 * share:.2f} % of {len(test.targets):,} test sentences")
     if task.published is not None:
         print(f"published, bidirectional, with GloVe's vectors: {PUBLISHED[options.task]} %")
@@ -64,11 +63,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def read(trees: Sequence[rnnjax.trees.Tree]) -> rnnjax.models.Sequences:
     """The tokens of each tree in the order of its nodes, a node before its children, and the label of its root."""
-    sentences = [[token for token in tree.tokens if token is not None] for tree in trees]
-    lengths = np.array([len(sentence) for sentence in sentences])
-    tokens = np.zeros((len(sentences), max(lengths.max(), BOUNDS[-1])), np.int32)
-    for row, sentence in zip(tokens, sentences, strict=True):
-        row[: len(sentence)] = sentence
+    sentences = [np.array([token for token in tree.tokens if token is not None], np.int32) for tree in trees]
+    tokens, lengths = rnnjax.training.pad(sentences, length=max(BOUNDS[-1], *map(len, sentences)))
     return rnnjax.models.Sequences(tokens, np.array([(tree.labels or [])[0] for tree in trees]), lengths)
 
 
@@ -86,7 +82,7 @@ def train(
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
         steps=options.epochs * buckets.per_epoch,
         key=keys[1],
-        validate=lambda model: 1 - accuracy(model, held_out),
+        validate=lambda model: 1 - rnnjax.training.accuracy(model, held_out),
         every=buckets.per_epoch,
         picture=options.picture,
     ).model

@@ -1,8 +1,8 @@
-"""Sequence parallel: one long sequence, and what its gradient has to keep, over the devices of a mesh.
+"""Sequence parallel: one long sequence, and the memory of its gradient, spread over the devices of a mesh.
 
     python examples/sequence_parallel.py --devices 8
 
-`MinGRU` by `Associative`, all parts of time at once; `GRU` by `Fused`, the state handed from device to device.
+`MinGRU` by `Associative`, all parts of time at once; `GRU` by `Fused`, passing the state from device to device.
 """
 
 import argparse

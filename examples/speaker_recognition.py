@@ -1,4 +1,4 @@
-"""Who speaks: nine men say two vowels, a sequence of twelve numbers for each, read by a bidirectional LSTM.
+"""Speaker recognition: nine men say two vowels, sequences of twelve features, read by a bidirectional LSTM.
 
     RNNJAX_DATA=folder python examples/speaker_recognition.py
     python examples/speaker_recognition.py                   on speakers made up here, each around a sound of his own
@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import optax
 from common import data
-from common.classification import accuracy
 from common.command_line import LOSSES, SEED, command_line, epochs_option, main
 from common.training import fit
 
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         key=keys[3],
         picture=options.picture,
     )
-    share = accuracy(fitted.model, test)
+    share = rnnjax.training.accuracy(fitted.model, test)
     print(f"{name}: {100 * share:.2f} % of {len(test.targets)} test sequences")
     if name == "Japanese Vowels":
         print("published, of a bidirectional LSTM: 95.4 %")
@@ -74,11 +73,11 @@ def read_file(path: Path) -> rnnjax.models.Sequences:
     lines = path.read_text().partition("@data\n")[2].split()
     fields = [line.split(":") for line in lines]
     sequences = [np.array([feature.split(",") for feature in line[:-1]], np.float32).T for line in fields]
-    return pad(sequences, [int(line[-1]) - 1 for line in fields])
+    return as_sequences(sequences, [int(line[-1]) - 1 for line in fields])
 
 
 def speak(random: np.random.Generator, sounds: np.ndarray, count: int) -> rnnjax.models.Sequences:
-    """Sequences that wander about the sounds of speakers drawn at random."""
+    """Random sequences around a random mean for each speaker."""
     labels, sequences = random.integers(SPEAKERS, size=count).tolist(), []
     for label in labels:
         x, steps = np.zeros(FEATURES), []
@@ -86,16 +85,14 @@ def speak(random: np.random.Generator, sounds: np.ndarray, count: int) -> rnnjax
             x = 0.8 * x + 0.2 * sounds[label] + 0.5 * random.normal(size=FEATURES)
             steps.append(x)
         sequences.append(np.array(steps, np.float32))
-    return pad(sequences, labels)
+    return as_sequences(sequences, labels)
 
 
-def pad(sequences: Sequence[np.ndarray], labels: Sequence[int]) -> rnnjax.models.Sequences:
+def as_sequences(sequences: Sequence[np.ndarray], labels: Sequence[int]) -> rnnjax.models.Sequences:
     """A batch of T steps each."""
     rnnjax.models.check_labels(labels, SPEAKERS)
-    xs = np.zeros((len(sequences), T, FEATURES), np.float32)
-    for row, sequence in zip(xs, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return rnnjax.models.Sequences(xs, np.array(labels), np.array([len(sequence) for sequence in sequences]))
+    xs, lengths = rnnjax.training.pad(sequences, length=T)
+    return rnnjax.models.Sequences(xs, np.array(labels), lengths)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""German into English: a bidirectional GRU reads, a GRU with attention writes, and what it looked at is drawn.
+"""Translation of German into English: a bidirectional GRU reads, a GRU with attention writes; alignments are plotted.
 
     RNNJAX_DATA=folder python examples/translation.py --picture alignments.png
     python examples/translation.py --epochs 4                  on numbers in words, made up here
@@ -25,7 +25,6 @@ from common import data
 from common.command_line import SEED, command_line, epochs_option, main, option, picture_option
 from common.numbers_in_words import number_pairs
 from common.pictures import save
-from common.training import count_weights
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
@@ -99,7 +98,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.picture:
         draw(options.picture, model, languages, test)
     record = {"task": name, "seed": options.seed, "test": beam, "greedy": greedy, "perplexity": perplexity}
-    yield record | {"perplexity_of_own_words": free, "units": options.units, "weights": count_weights(model)}
+    yield record | {"perplexity_of_own_words": free, "units": options.units, "weights": rnnjax.diagnose.count(model)}
 
 
 def build(languages: Languages, units: int, key: Array) -> rnnjax.models.Seq2Seq:
@@ -233,19 +232,10 @@ def vocabulary(sentences: Sequence[Sequence[str]]) -> Vocabulary:
 def encode(languages: Languages, corpus: Corpus) -> rnnjax.models.Pairs:
     """All sentences as one padded batch; one that is too long for that is cut."""
     sides = [
-        pad([language.encode(sentence) for sentence in sentences])
+        rnnjax.training.pad([language.encode(sentence)[: BOUNDS[-1]] for sentence in sentences], value=END)
         for language, sentences in zip(languages, corpus, strict=True)
     ]
     return rnnjax.models.Pairs(*sides[0], *sides[1])
-
-
-def pad(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of the same number of steps each, and how many of them count."""
-    lengths = np.array([min(len(sentence), BOUNDS[-1]) for sentence in sentences])
-    tokens = np.full((len(sentences), lengths.max()), END)
-    for row, sentence, length in zip(tokens, sentences, lengths, strict=True):
-        row[:length] = sentence[:length]
-    return tokens, lengths
 
 
 def draw(path: Path, model: rnnjax.models.Seq2Seq, languages: Languages, test: Corpus) -> None:

@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from . import cells as cells
+from . import convert as convert
 from . import diagnose as diagnose
 from . import engines as engines
 from . import gradients as gradients
@@ -63,7 +64,10 @@ from .training.checkpoint import load as load
 from .training.checkpoint import save as save
 from .unroll import unroll as unroll
 
-NAMESPACES = cells, diagnose, engines, gradients, initialise, kernels, models, networks, regularise, training, trees
+NAMESPACES = (
+    *(cells, convert, diagnose, engines, gradients, initialise, kernels, models, networks, regularise, training),
+    trees,
+)
 
 absence()  # a program that another process has compiled finds the CPU kernel from the import on
 

@@ -4,11 +4,11 @@ Axes
     T  time, always first         B  batch (only where a kernel sees one)
     I  input features             H  hidden units
     G  gates, in the cell's order N  heads, D units each: N * D = H
-    GH, GD  the G * H, or G * D, columns of all gates, one gate after the other
+    GH, GD  the columns of all gates, one gate after the other: G * H or G * D of them
 
 Arrays
-    x  input        u  what a step gets from the input      h  hidden state   c  cell state
-    y  output       v  what a step gets from the state      a, b  linear coefficients
+    x  input        u  the input projected, W x + b         h  hidden state   c  cell state
+    y  output       v  the state multiplied by R, R h       a, b  linear coefficients
     W  weight of x [I, GH]          R  weight of h [H, GH], or [N, D, GD] with heads      b  bias [GH]
 A plural runs over time: `xs`, `us`, `states`, `ys`.
 """
@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from .checked import Checked
 
-if TYPE_CHECKING:  # jaxtyping's own is no type that a checker knows
+if TYPE_CHECKING:  # type checkers do not understand jaxtyping's own
     from typing_extensions import TypeAliasType, TypeVar
 
     Leaf = TypeVar("Leaf", default=Any)
@@ -38,7 +38,7 @@ Inputs = Inexact[Array, "T I"]
 Units = Inexact[Array, " H"]
 UnitsOverTime = Inexact[Array, "T H"]
 Gates = Float[Array, "G H"]
-Unit = Float[Array, ""]  # of one hidden unit, as `pointwise` sees it
+Unit = Float[Array, ""]  # of one hidden unit, in `pointwise`
 UnitGates = Float[Array, " G"]
 GatesOverTime = Float[Array, "T G H"]
 
@@ -50,18 +50,23 @@ Length = Int[Array, ""]
 Flags = Bool[Array, " T"]
 Index = Int[Array, " T"]
 
-Shaped = Array | jax.ShapeDtypeStruct  # what is asked of its form alone
-AnyArray: TypeAlias = Array | np.ndarray  # of JAX or of NumPy
+Shaped = Array | jax.ShapeDtypeStruct  # an array of which only shape and dtype are used
+AnyArray: TypeAlias = Array | np.ndarray  # JAX's or NumPy's
 IntegerLike: TypeAlias = int | np.integer[Any] | np.ndarray | Array  # one integer, traced or not
 DType: TypeAlias = Checked[DTypeLike]  # `jnp.float32`, "float32", ...
-Sizes: TypeAlias = Checked[int | tuple[int, ...]]  # of one axis, or of each
+Sizes: TypeAlias = Checked[int | tuple[int, ...]]  # of one axis, or of several
 
-State: TypeAlias = PyTree[Any]  # what the next step needs, nothing else
+State: TypeAlias = PyTree[Any]  # all that the next step needs
 States: TypeAlias = PyTree[Any]  # a state over time: a leading axis T on every leaf
 
 
+def count_steps(tree: PyTree[Shaped]) -> int:
+    """T of arrays over time."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
 def carry_dtype(dtype: DType) -> jnp.dtype:
-    """The dtype a state is carried in: float32 for anything narrower, else `dtype` itself."""
+    """The dtype of a state: float32 for any narrower dtype, else `dtype` itself."""
     dtype = jnp.dtype(dtype)
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
@@ -74,8 +79,9 @@ def cast(tree: PyTree, dtype: DType) -> PyTree:
 def widen(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """`tree` with its narrow floating arrays in float32, and the function that casts such a tree back.
 
-    The transpose of a loop sums the cotangent of each array that the loop closes over, step by step, in the array's own
-    dtype, and 8 bits soon add nothing more. So a loop closes over the wide tree, and casts it back inside.
+    The transpose of a loop sums the cotangent of each array that the loop closes over, step by step, in the array's
+    dtype, and with 8 bits of mantissa such a sum soon stops growing. So a loop closes over the wide tree, and casts it
+    back inside.
     """
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_narrow(leaf) else leaf, tree)
 
@@ -92,28 +98,32 @@ def shift(values: Array, bias: Array) -> Array:
 
 
 def leading(array: Array, rank: int) -> Array:
-    """`array` with axes of one in front, up to this rank: broadcasting by rank is an error where a user has it so."""
+    """`array` with axes of size one in front, up to this rank: users may make broadcasting by rank an error."""
     return jnp.expand_dims(array, tuple(range(rank - array.ndim)))
 
 
 def by_gate(array: Float[Array, "*leading GH"], gates: int) -> Float[Array, "*leading G H"]:
-    """The view of a weight, a bias or a product with one in which each gate has a row of its own."""
+    """A view of a weight, a bias or a pre-activation, in which each gate has a row of its own."""
     *leading, columns = array.shape
     return array.reshape(*leading, gates, columns // gates)
 
 
 def by_head(weight: RecurrentWeight) -> Float[Array, "N D GD"]:
-    """R as the blocks of its heads, of which a dense one has one."""
+    """R as the blocks of its heads; a dense R is one head."""
     return weight[None] if weight.ndim == 2 else weight
 
 
 def look_up(table: Float[Array, "V ..."], rows: Int[Array, "..."]) -> Float[Array, "..."]:
-    """The rows of `table` at these indices; the cotangents that meet in one row are summed in float32 or wider."""
-    return table.astype(carry_dtype(table.dtype))[rows].astype(table.dtype)
+    """The rows of `table` at these indices; the cotangents of each row are summed in float32 or wider.
+
+    An index outside of the table, such as a negative one, gives NaN.
+    """
+    wide = table.astype(carry_dtype(table.dtype))
+    return wide.at[rows].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(table.dtype)
 
 
 def sole_vector(state: State) -> Array | None:
-    """The only array of a state as a vector, if it has one array, of real numbers; else None."""
+    """The array of a state as a vector, if the state is one array of real numbers; else None."""
     leaves = jax.tree.leaves(state)
     if len(leaves) != 1 or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
         return None
@@ -121,9 +131,9 @@ def sole_vector(state: State) -> Array | None:
 
 
 def largest(values: Array) -> Array:
-    """The largest along the first axis, and NaN, in the gradient too, where there is one.
+    """The maximum along the first axis; NaN, in the gradient too, if there is one.
 
-    XLA's own maximum of an axis drops NaN on a CPU: `xla_cpu_enable_fast_min_max`.
+    XLA's own maximum along an axis ignores NaN on a CPU: `xla_cpu_enable_fast_min_max`.
     """
     poison = jnp.where(jnp.isnan(values).any(0), jnp.nan, 1.0).astype(values.dtype)
     return values.max(0) * poison

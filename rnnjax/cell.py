@@ -1,15 +1,17 @@
-"""The noun *cell*: what the recurrence is, as pure functions of arrays.
+"""The noun *cell*: a recurrence, as pure functions of arrays.
 
-    xs --project--> us --step, step, step--> states --readout--> ys              y_t may look at x_t, too
+    xs --project--> us --step, step, step--> states --readout--> ys              y_t may depend on x_t, too
 
-Four families, each a capability: any cell; the gated cells, which kernels can fuse; the diagonal cells, whose units
-do not see each other's past; and of these the linear ones, which can be run in parallel along time.
-A cell is one sequence's worth: `jax.vmap` batches it.
+Four families, each with more engines: any cell; the gated cells, which kernels can fuse; the diagonal cells, whose
+units do not depend on each other's past; and of these the linear ones, which can run in parallel along time.
+A cell takes one sequence; use `jax.vmap` for a batch.
 """
 
 import abc
+import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from operator import attrgetter
+from typing import ClassVar, NamedTuple, NoReturn, TypeAlias
 
 import equinox as eqx
 import jax
@@ -39,8 +41,14 @@ from .arrays import (
     shift,
     sole_vector,
 )
+from .exporting import exportable
+
+RUN = "Write state, ys = rnnjax.unroll(cell, None, xs), and xs[None] for one step"
+
+Shapes: TypeAlias = dict[str, tuple[int, ...]]  # by the name of a field, or `field.field`
 
 
+@exportable
 class Hidden(NamedTuple):
     """The state of a cell that carries one vector."""
 
@@ -48,11 +56,11 @@ class Hidden(NamedTuple):
 
 
 class AbstractCell(eqx.Module):
-    """Any recurrence. A subclass owns its weights and gives five pure methods.
+    """Any recurrence. A subclass has its weights as fields, and five pure methods.
 
-    `project` and `readout` see all of time at once and must treat each step by itself (what a step needs of
-    earlier ones belongs in the state), so that a sequence may be cut into chunks anywhere. Only `step` is sequential.
-    A state is a pytree whose arrays keep their shapes and dtypes from step to step, and is all the next step needs.
+    `project` and `readout` get all of time at once and must treat each step by itself, so that a sequence can be split
+    into chunks anywhere; anything that a step needs from earlier ones belongs in the state. Only `step` is sequential.
+    A state is a pytree whose arrays keep their shapes and dtypes from step to step: all that the next step needs.
     """
 
     @abc.abstractmethod
@@ -65,7 +73,7 @@ class AbstractCell(eqx.Module):
 
     @abc.abstractmethod
     def project(self, xs: PyTree[Array]) -> PyTree[Array]:
-        """`xs` over time to `us` over time: all of the work that needs no state."""
+        """`xs` over time to `us` over time: all computations that need no state."""
 
     @abc.abstractmethod
     def step(self, state: State, u: PyTree[Array]) -> State:
@@ -73,17 +81,30 @@ class AbstractCell(eqx.Module):
 
     @abc.abstractmethod
     def readout(self, states: States, xs: PyTree[Array]) -> PyTree[Array]:
-        """`states`, and the inputs that led to them, over time to the outputs `ys` over time."""
+        """`states` and inputs over time to the outputs `ys` over time."""
 
     def hidden(self, state: State) -> Float[Array, " H"] | None:
-        """The part of a state that attention and decoders read. By default the only array, if it is of real numbers."""
+        """The part of a state that attention and decoders read. By default its only array, if that is real."""
         return sole_vector(state)
+
+    def __call__(self, *arguments: object, **options: object) -> NoReturn:
+        """A cell is no function of its inputs: a TypeError says how it is run."""
+        del arguments, options
+        raise TypeError(f"cell: expected {describe(self)} to be run by unroll, got a call of it. {RUN}")
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        """The shape of each weight, which `unroll` checks by name before any engine sees the cell; by default of none.
+
+        A field that is a pytree has one shape for all its arrays. The first entry is the one that says the sizes.
+        """
+        return {}
 
 
 class AbstractAffineCell(AbstractCell):
-    """A cell that takes its input by `u_t = W x_t + b`, [G, H], and puts out the field `h` of its state.
+    """A cell with `u_t = W x_t + b`, [G, H], whose output is the field `h` of its state.
 
-    W is one matrix [I, GH] and b one vector [GH], in which the gates stand one after the other; `by_gate` shows each.
+    W is one matrix [I, GH] and b one vector [GH], with the gates one after the other; `by_gate` gives a view by gates.
 
     Subclass requirements: the fields below, `gates`, and `step`. A dtype below float32 is the dtype of weights, inputs
     and outputs; states stay in float32.
@@ -104,7 +125,13 @@ class AbstractAffineCell(AbstractCell):
     @property
     def hidden_size(self) -> int:
         """H, the number of hidden units."""
-        return self.input_weight.shape[1] // len(self.gates)
+        return math.prod(self.input_weight.shape[1:]) // len(self.gates)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size, gates = self.hidden_size, len(self.gates)
+        matrix = *self.input_weight.shape[:1], gates * max(1, hidden_size)
+        return {"input_weight": matrix, "bias": matrix[1:], "initial_state": (hidden_size,)}
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.dtype)
@@ -131,26 +158,35 @@ class AbstractGatedCell(AbstractAffineCell):
         state_t = pointwise(parameters, u_t, v_t, state_{t-1})     for each unit
 
     Subclass requirements: the fields below, and `pointwise`, which is a function of ONE unit: of scalars, and of the
-    cell's static fields alone (a kernel calls it on a cell stripped of its weights). The state is a NamedTuple whose
-    first field `h` is the one that recurs. The arithmetic of `pointwise` is float32 or wider.
+    cell's static fields alone (a kernel calls it on a cell without its weights). The state is a NamedTuple whose first
+    field, `h`, is multiplied by R. The arithmetic of `pointwise` is float32 or wider.
     """
 
     recurrent_weight: eqx.AbstractVar[RecurrentWeight]
 
     @property
     def unit_parameters(self) -> PyTree:
-        """The vectors [H] that `pointwise` needs beside u and v, fields of the cell; None where it needs none."""
+        """The vectors [H] among the cell's fields that `pointwise` needs beside u and v; None if it needs none."""
         return None
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes, parameters, hidden_size = super().weight_shapes, self.unit_parameters, self.hidden_size
+        shapes["recurrent_weight"] = recurrent_shape(self.recurrent_weight, hidden_size, len(self.gates))
+        if parameters is not None:
+            name = next((name for name, field in vars(self).items() if field is parameters), "unit_parameters")
+            shapes[name] = (hidden_size,)
+        return shapes
 
     @abc.abstractmethod
     def pointwise(self, parameters: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
         """The state of one unit after a step.
 
-        All arguments are those of this unit: its `unit_parameters` and its state as scalars, and u and v [G].
+        All arguments belong to this unit: its `unit_parameters` and its state are scalars, u and v are [G].
         """
 
     def advance(self, u: Gates, v: Gates, state: State) -> State:
-        """The state after a step, by what all units get from the input and from the state: `pointwise` of each."""
+        """The state after a step, from the u and v of all units: `pointwise`, mapped over the units."""
         carried = state.h.dtype
         return jax.vmap(self.pointwise, -1, -1)(cast(self.unit_parameters, carried), u.astype(carried), v, state)
 
@@ -159,31 +195,31 @@ class AbstractGatedCell(AbstractAffineCell):
 
 
 class AbstractCandidateCell(AbstractGatedCell):
-    """A gated cell that writes a candidate into a memory, and lets what it writes be seen apart from what it keeps.
+    """A gated cell that writes a candidate into a memory, and lets a regulariser change that candidate.
 
-    Subclass requirements: `write`, of which `pointwise` is the case that changes nothing.
+    Subclass requirements: `write`. `pointwise` is `write` with an unchanged candidate.
     """
 
     @abc.abstractmethod
     def write(
         self, parameters: PyTree[Unit], u: UnitGates, v: UnitGates, state: State, through: Callable[[Unit], Unit]
     ) -> State:
-        """As `pointwise`, where the candidate goes through `through` before it is written."""
+        """As `pointwise`, but `through` is applied to the candidate before it is written."""
 
     def pointwise(self, parameters: PyTree[Unit], u: UnitGates, v: UnitGates, state: State) -> State:
         return self.write(parameters, u, v, state, unchanged)
 
 
 class AbstractDiagonalCell(AbstractCell):
-    """A cell of which no unit sees another one's past: its Jacobian is diagonal, or a small block for each unit.
+    """A cell whose units do not depend on each other's past: its Jacobian is diagonal, or a small block for each unit.
 
     Subclass requirements: every field of the state is a vector of all units, and `step` is elementwise in them. Then
-    the Jacobian costs as many forward derivatives as the state has fields.
+    the Jacobian takes one forward derivative for each field of the state.
     """
 
 
 class AbstractLinearCell(AbstractDiagonalCell):
-    """A cell that is linear in its state, unit by unit, real or complex, so that time can be run in parallel.
+    """A cell that is linear in its state, unit by unit, real or complex, so that it can run in parallel along time.
 
         h_t = a_t * h_{t-1} + b_t,        (a_t, b_t) = coefficients(u_t)
 
@@ -194,7 +230,7 @@ class AbstractLinearCell(AbstractDiagonalCell):
 
     @abc.abstractmethod
     def coefficients(self, u: PyTree[Array]) -> tuple[Units, Units]:
-        """`(a, b)` of one step, in the dtype the state is carried in."""
+        """`(a, b)` of one step, in the dtype of the state."""
 
     def step(self, state: Hidden, u: PyTree[Array]) -> Hidden:
         a, b = self.coefficients(u)
@@ -202,7 +238,7 @@ class AbstractLinearCell(AbstractDiagonalCell):
 
 
 def unchanged(values: Array) -> Array:
-    """The candidate as it is."""
+    """The candidate itself."""
     return values
 
 
@@ -213,7 +249,7 @@ def affine(weight: InputWeight, bias: Bias | None, xs: Inputs) -> Float[Array, "
 
 
 def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
-    """`v = R h`, summed in the dtype of `h`. One head is a plain matrix product: XLA runs the batched one slower."""
+    """`v = R h`, summed in the dtype of `h`. One head is a plain matrix product, since XLA's batched one is slower."""
     operand = h.astype(weight.dtype)
     if weight.ndim == 2:
         return by_gate(jnp.matmul(operand, weight, preferred_element_type=h.dtype), gates)
@@ -224,19 +260,44 @@ def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
     return v.reshape(gates, heads * units)
 
 
+def recurrent_shape(weight: RecurrentWeight, hidden_size: int, gates: int) -> tuple[int, ...]:
+    """The shape that R must have: dense, or of as many heads as it is given with."""
+    heads = weight.shape[0] if weight.ndim == 3 and hidden_size % weight.shape[0] == 0 else 1
+    units = hidden_size // heads
+    return (units, gates * units) if weight.ndim != 3 else (heads, units, gates * units)
+
+
+def check_weights(cell: AbstractCell) -> None:
+    """Raise unless every weight has the shape that the cell gives for it."""
+    for name, expected in cell.weight_shapes.items():
+        field = attrgetter(name)(cell)
+        for leaf in (field,) if hasattr(field, "shape") else jax.tree.leaves(field):
+            if leaf.shape != expected:
+                raise ValueError(_other_shape(cell, name, expected, leaf.shape))
+
+
+def _other_shape(cell: AbstractCell, name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    source = next(iter(cell.weight_shapes))
+    given = "" if name == source else f" with {source} {list(getattr(cell, source).shape)}"
+    return (
+        f"{name}: expected {list(expected)} for {describe(cell)}{given}, got {list(got)}. "
+        "Reshape it to the layout in the cell's docstring, or use rnnjax.convert for the weights of another library"
+    )
+
+
 def initial_or_zeros(
     state_type: type, initial_state: State | None, shape: int | tuple[int, ...], dtype: DType
 ) -> State:
     """The initial state in the carry's dtype: the learned one, or zeros of `shape` in every field of `state_type`."""
     if initial_state is not None:
         return carried_copy(initial_state, dtype)
-    # An array for each field: one for all could not be donated. `jnp.zeros` would take thrice as long to trace.
+    # An array for each field, since a shared one could not be donated. `jnp.zeros` takes three times as long to trace.
     zero, sizes = np.zeros((), carry_dtype(dtype)), shape if isinstance(shape, tuple) else (shape,)
     return state_type(*(jax.lax.broadcast(zero, sizes) for _ in state_type._fields))
 
 
 def carried_copy(state: State, dtype: DType) -> State:
-    """A learned state in the carry's dtype, as arrays of their own: the cell and its state may both be donated."""
+    """A learned state in the carry's dtype, copied, so that both the cell and its state may be donated."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, carry_dtype(dtype)), state)
 
 
@@ -246,6 +307,6 @@ def learnable_zeros(learn: bool, state_type: type, shape: int | tuple[int, ...],
 
 
 def describe(cell: object) -> str:
-    """The name by which messages speak of a cell, a network or a function."""
-    name = getattr(cell, "__name__", None)  # Equinox gives modules with defaults one that is no string
+    """The name of a cell, a network or a function, for messages."""
+    name = getattr(cell, "__name__", None)  # that of an Equinox module with defaults is not a string
     return name if isinstance(name, str) else type(cell).__name__

@@ -29,7 +29,7 @@ def inputs(xs: object, expected: PyTree[jax.ShapeDtypeStruct], name: str) -> PyT
 
 
 def sequence(xs: object) -> PyTree[Array]:
-    """`xs` as arrays that lead with one and the same time axis."""
+    """`xs` as arrays whose first axis is time, of one length."""
     leaves = jax.tree.leaves(xs)
     if not leaves:
         raise TypeError(
@@ -99,7 +99,7 @@ def alike(tree: PyTree, expected: PyTree) -> bool:
 
 
 def length(length: object, T: int) -> Length | None:
-    """`length` as a scalar in [0, T]; one that is traced is clamped, one that is known must fit."""
+    """`length` as a scalar in [0, T]; a traced value is clamped, a known one must be in range."""
     if length is None:
         return None
     if isinstance(length, (bool, np.bool_)) or not isinstance(length, (int, np.integer, np.ndarray, jax.Array)):
@@ -121,31 +121,33 @@ def length(length: object, T: int) -> Length | None:
             f"length: expected a value from 0 to T={T}, got {int(length)}. "
             f"Pass how many of the {T} steps to run, or pad xs"
         )
-    if jnp.issubdtype(dtype, jnp.unsignedinteger):  # the cast would take the largest ones below zero
+    if jnp.issubdtype(dtype, jnp.unsignedinteger):  # the cast would make the largest ones negative
         length = jnp.minimum(length, min(jnp.iinfo(dtype).max, jnp.iinfo(jnp.int32).max))
-    return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # eight bits would not hold every T
+    return jnp.clip(jnp.asarray(length).astype(int), 0, T)  # cast first: T may be too large for the dtype of `length`
 
 
-def resets(resets: object, T: int) -> Flags | None:
-    """`resets` as booleans [T]."""
-    if resets is None:
+STEPS = {"resets": "True marks a step to reset before", "mask": "False marks a step to leave out"}
+
+
+def steps(name: str, flags: object, T: int) -> Flags | None:
+    """`flags`, the argument of this name in `STEPS`, as booleans [T]."""
+    if flags is None:
         return None
-    if not isinstance(resets, (jax.Array, np.ndarray)):
+    if not isinstance(flags, (jax.Array, np.ndarray)):
         raise TypeError(
-            f"resets: expected booleans [T={T}], got {type(resets).__name__}. "
-            "Write jnp.asarray(resets), one flag for each step"
+            f"{name}: expected booleans [T={T}], got {type(flags).__name__}. "
+            f"Write jnp.asarray({name}), one flag for each step"
         )
-    if resets.dtype != np.bool_:
+    if flags.dtype != np.bool_:
         raise TypeError(
-            f"resets: expected booleans [T={T}], got {resets.dtype}. "
-            "Write resets.astype(bool); True marks a step to reset before"
+            f"{name}: expected booleans [T={T}], got {flags.dtype}. Write {name}.astype(bool); {STEPS[name]}"
         )
-    if resets.shape != (T,):
+    if flags.shape != (T,):
         raise ValueError(
-            f"resets: expected shape [{T}], one flag per step of xs, got {list(resets.shape)}. "
-            f"Cut or pad it to {T} steps, and map over a batch of resets with jax.vmap"
+            f"{name}: expected shape [{T}], one flag per step of xs, got {list(flags.shape)}. "
+            f"Cut or pad it to {T} steps, and map over a batch of {name} with jax.vmap"
         )
-    return jnp.asarray(resets)
+    return jnp.asarray(flags)
 
 
 def show(tree: object) -> str:
@@ -168,7 +170,7 @@ def sizes(**values: Checked[int]) -> None:
 
 
 def shape(name: str, value: Sizes) -> tuple[int, ...]:
-    """`value` as a tuple, an integer being the size of one axis; raise unless all sizes are positive integers."""
+    """`value` as a tuple; an integer is the size of one axis. Raise unless all sizes are positive integers."""
     axes = value if isinstance(value, tuple) else (value,)
     if not all(map(_is_size, axes)):
         raise ValueError(
@@ -192,14 +194,30 @@ def dtype(value: DType) -> None:
 
 
 def flags(**values: object) -> None:
-    """Raise unless every value is True or False: the string "False" would count as true."""
+    """Raise unless every value is True or False: the string "False" is truthy."""
     for name, value in values.items():
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {_got(value)}")
 
 
+def positive(name: str, value: object, means: str, remedy: str) -> None:
+    """Raise unless `value` is a positive Python integer; `means` and `remedy` complete the message."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected {means}, got {value!r}. {remedy}")
+
+
+def activations(**values: object) -> None:
+    """Raise unless every value is a function."""
+    for name, value in values.items():
+        if isinstance(value, type) or not callable(value):
+            raise TypeError(
+                f"{name}: expected a function of an array, unit by unit, got {value!r}. "
+                "Pass the function itself, such as jnp.tanh or jax.nn.relu"
+            )
+
+
 def count(name: str, value: object, least: int = 1) -> None:
-    """Raise unless `value` is an integer from `least` on."""
+    """Raise unless `value` is an integer of at least `least`."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {_got(value)}")
     if value < least:
@@ -210,7 +228,7 @@ DROPPING = "dropping (to keep a share p of the values, pass 1 - p)"
 
 
 def number(name: str, value: object, means: str = "a number") -> float:
-    """`value` as a float, which widens no dtype as NumPy's scalars do. Raises unless it is known before tracing."""
+    """`value` as a float: unlike a scalar of NumPy, it widens no dtype. Raises unless it is known before tracing."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(
             f"{name}: expected {means}, a Python number known before tracing, got {_got(value)}. "
@@ -227,6 +245,14 @@ def probability(name: str, value: object, of: str = DROPPING) -> float:
             f"{name}: expected the probability of {of}, 0 <= p < 1, got {value!r}. Pass 0 to switch it off"
         )
     return rate
+
+
+def nonnegative(name: str, value: object, means: str, of: str) -> float:
+    """`value` as a float. Raises unless it is finite and 0 or more."""
+    amount = number(name, value, means)
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"{name}: expected {means}, 0 or more and finite, got {value!r}. Pass 0 for no {of}")
+    return amount
 
 
 def _got(value: Any) -> str:

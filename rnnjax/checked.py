@@ -1,4 +1,4 @@
-"""The annotation of an argument that the function checks itself, so that its own message is what a caller reads."""
+"""The annotation of an argument that the function checks itself, so that the caller gets the function's own message."""
 
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -11,7 +11,7 @@ else:
     class Checked:
         """`Checked[X]` is X for type checkers and readers, and `Any` at run time.
 
-        A checker of annotations at run time would raise first, with a message that does not say what to do.
+        A run-time checker of annotations would raise first, with a message that does not say what to do.
         """
 
         def __class_getitem__(cls, expected: object) -> Any:

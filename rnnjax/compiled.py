@@ -1,4 +1,4 @@
-"""Programs that are compiled once, outside of `jax.jit` too, where JAX compiles each loop anew at every call."""
+"""Programs that are compiled once even outside of `jax.jit`, where JAX would compile each loop again at every call."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -11,9 +11,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """`function` of pytrees, which returns arrays, as one program for each form of its arguments.
+    """`function`, of pytrees, compiled once for each combination of static arguments, shapes and dtypes.
 
-    Arrays are operands of the program, and everything else is static. Arguments that cannot be hashed run without one.
+    Arrays are operands of the program, and everything else is static. With static arguments that cannot be hashed,
+    `function` is called as it is.
     """
 
     @partial(jax.jit, static_argnums=0)
@@ -40,8 +41,4 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)
 
 
-class Array:
-    """Stands for an array among the static arguments."""
-
-
-ARRAY = Array()
+ARRAY = object()  # stands for an array among the static arguments

@@ -1,4 +1,4 @@
-"""The noun *engine*: how a cell is run along time."""
+"""The noun *engine*: a way to run a cell along time."""
 
 import abc
 from collections.abc import Callable
@@ -18,18 +18,17 @@ from .refusal import Refusal
 class Plan(abc.ABC):
     """How an engine runs one cell on sequences of one shape. `str(plan)` says so in one line.
 
-    A plan holds no arrays: it says how, and `run` is given the cell, the state and the inputs. It is hashable, so that
-    it can be a static argument of a compiled program; one with fields is a frozen dataclass.
+    A plan contains no arrays: `run` gets the cell, the state and the inputs. It is hashable, so that it can be a static
+    argument of a compiled program; a plan with fields is a frozen dataclass.
     """
 
     @abc.abstractmethod
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        """The last state, and all states over time; the same function whatever the engine, in value and in gradient.
+        """The last state, and all states over time. All engines give the same values and gradients.
 
         `cell` and `xs` are those that the plan was made for, or others of the same shapes. T >= 1, inputs are checked,
-        and ignored steps hold safe values; `marks` are to be honoured (`marked_step` does so for a plan that goes step
-        by step). Both results are given, so that a caller who uses the last state alone does not pay for the others:
-        XLA drops them.
+        and ignored steps have safe values. The plan has to apply `marks` (`marked_step` does so for a plan that runs
+        step by step). A caller who uses the last state alone does not pay for the other states: XLA removes them.
         """
 
     @abc.abstractmethod
@@ -39,8 +38,8 @@ class Plan(abc.ABC):
     def over_parts(self, axis: str | None) -> "Plan":
         """This plan for a part of time on each device of the mesh axis `axis`; None: for all of time, the plan itself.
 
-        The parts pass on a state, one device after the other (`Relay`). A plan that can pass on more than a state is
-        made for its axis by the engine instead.
+        The parts run one device after the other, and pass on the state (`Relay`). An engine whose parts can run at the
+        same time makes a plan for the axis itself.
         """
         return self if axis is None else Relay(self, axis)
 
@@ -51,18 +50,19 @@ class Plan(abc.ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What `explain` adds to the line, such as the reasons of the engines and kernels that were passed over."""
+        """Lines that `explain` adds, such as the reasons of the engines and kernels that were skipped."""
         return ()
 
 
 @dataclass(frozen=True)
 class Relay(Plan):
-    """Parts of time on the devices of a mesh axis, the state handed from device to device, inside a `shard_map`.
+    """Parts of time on the devices of a mesh axis; the state is passed from device to device, inside a `shard_map`.
 
-    `xs` and `marks` are of the part, `state` is the one before the whole. The results are the state after the part, and
-    the states of the part. While one device runs its part the others wait, so that it takes as long as on one device;
-    then all run their parts again from the states that came in. The gradient goes the same way back, and keeps of the
-    hand-off its states alone: memory is divided, time is not.
+    `xs` and `marks` are those of the part, `state` is the one before the whole sequence. The results are the state
+    after the part, and the states of the part. While one device runs its part the others wait, so it takes as long as
+    on one device; then all devices run their parts again from the states that they received. The gradient runs the same
+    way backwards, and stores only the states that were passed. So memory is divided by the number of devices, and time
+    is not.
     """
 
     plan: Plan
@@ -102,21 +102,20 @@ class AbstractEngine(eqx.Module):
 
     @abc.abstractmethod
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
-        """How to run `cell` on `xs`, or why this engine cannot and what can. `xs` may be arrays or shapes alone.
+        """How to run `cell` on `xs`, or why this engine cannot and which one can. `xs` may be arrays or shapes alone.
 
         `axis` is a mesh axis: then `xs` is one part of a sequence that is spread over its devices, and the plan runs
-        inside a `shard_map`. An engine whose parts need no more than the state before them returns
-        `plan.over_parts(axis)`.
+        inside a `shard_map`. An engine that runs one part after the other returns `plan.over_parts(axis)`.
         """
 
     def within(self, network: object) -> "AbstractEngine":
-        """The engine for the parts of `network`: this one. `explain` overrides it to know where a cell stands."""
+        """The engine for the layers of `network`: this one. `explain` overrides it to record the path of each cell."""
         del network
         return self
 
 
 def plan_or_raise(engine: AbstractEngine, cell: AbstractCell, xs: PyTree[Shaped]) -> Plan:
-    """The plan of `engine`; a ValueError with its reason where it refuses."""
+    """The plan of `engine`; a ValueError with its reason if it refuses."""
     plan = engine.plan(cell, xs)
     if isinstance(plan, Refusal):
         raise ValueError(f"engine: {plan}")
@@ -124,7 +123,7 @@ def plan_or_raise(engine: AbstractEngine, cell: AbstractCell, xs: PyTree[Shaped]
 
 
 def refuse_symbolic(engine: str, cell: AbstractCell, xs: PyTree[Shaped]) -> Refusal | None:
-    """Why an engine that needs to know T cannot run where `jax.export` keeps it a symbol; None if T is a number."""
+    """The refusal of an engine that needs T, if `jax.export` makes it a symbol; None if T is a number."""
     if all(isinstance(leaf.shape[0], int) for leaf in jax.tree.leaves(xs)):
         return None
     return Refusal(
@@ -133,7 +132,7 @@ def refuse_symbolic(engine: str, cell: AbstractCell, xs: PyTree[Shaped]) -> Refu
 
 
 def check_engine(engine: object) -> None:
-    """Raise unless `engine` is one."""
+    """Raise unless `engine` is an engine."""
     if isinstance(engine, type) and issubclass(engine, AbstractEngine):
         raise TypeError(f"engine: expected an engine, got the class {engine.__name__}. Write {engine.__name__}()")
     if not isinstance(engine, AbstractEngine):
@@ -143,7 +142,7 @@ def check_engine(engine: object) -> None:
 
 
 def steps_of(cell: AbstractCell) -> Callable[[State, PyTree], State]:
-    """`cell.step` for a loop: the gradient by narrow weights is summed over time in float32."""
+    """`cell.step` for a loop: the gradient of narrow weights is summed over time in float32."""
     wide, narrow = widen(cell)
     return lambda state, u: narrow(wide).step(state, u)
 
@@ -151,7 +150,7 @@ def steps_of(cell: AbstractCell) -> Callable[[State, PyTree], State]:
 def marked_step(
     step: Callable[[State, PyTree], State], initial: State, before: State, inputs: tuple[PyTree[Array], StepMarks]
 ) -> tuple[State, State]:
-    """One step, such as `cell.step`, under its marks, as a body for `lax.scan`: the new state, twice."""
+    """One step, such as `cell.step`, with its marks applied, as a body for `lax.scan`: the new state, twice."""
     u, marks = inputs
     if marks.reset is not None:
         before = select(marks.reset, initial, before)

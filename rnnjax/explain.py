@@ -1,4 +1,4 @@
-"""Which engine and which kernel run each cell of a network, and why not others."""
+"""`explain`: the engine and kernel that would run each cell of a network, and why others were skipped."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .engine import AbstractEngine, Plan, check_engine
 from .engines.auto import Auto
 from .engines.scan import Scan
 from .function import StepFunction
-from .network import AbstractNetwork, Layer
+from .network import Layer
 from .refusal import Refusal
 from .unroll import unroll
 
@@ -27,7 +27,7 @@ def explain(
     *,
     state: State | None = None,
 ) -> "Explanation":
-    """How `unroll(cell, state, xs, engine=engine)` would run: nothing is computed.
+    """How `unroll(cell, state, xs, engine=engine)` would run. Nothing is computed.
 
         >>> print(rnnjax.explain(rnnjax.Stack([LSTM(3, 32, key=key), MinGRU(32, 32, key=key)]), xs))
         layers[0], LSTM
@@ -36,21 +36,21 @@ def explain(
         layers[1], MinGRU
             Associative: CPU kernel; GPUs and TPUs by plain JAX, in blocks of about sqrt(T) steps
 
-    cell     a cell, a network, one of your own too, or a function `(state, x) -> (state, y)`
+    cell     a cell, a network (your own, too), or a function `(state, x) -> (state, y)`
     xs       [T, I], one sequence, time first, or its `jax.ShapeDtypeStruct`
     engine   as in `unroll`
-    state    as in `unroll`; None will do for all but a function
+    state    as in `unroll`; required for a function only
 
-    For each cell it gives the path to it in the network, the plan, and the reasons of the engines and kernels that were
-    passed over. A cell that a network makes for itself has the path of that network. Where the engine refuses a cell,
-    that is the answer; all other errors are those of `unroll`.
+    For each cell it gives the path in the network, the plan, and the reasons of the engines and kernels that were
+    skipped. A cell that a network creates when it runs has the path of that network. If the engine refuses a cell, the
+    refusal is part of the result; all other errors are those of `unroll`.
     """
     check_engine(engine)
     if not jax.tree.leaves(xs) or not all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(xs)):
         xs = check.sequence(xs)
     if any(leaf.shape[:1] == (0,) for leaf in jax.tree.leaves(xs)):
         raise ValueError("xs: expected at least one step, got T=0, which runs no engine. Pass a longer sequence")
-    record = Record(tuple(_places(cell, "")))
+    record = Record(tuple(places(cell, "")))
     jax.eval_shape(lambda xs: unroll(cell, state, xs, engine=Recorder(engine, record)), xs)
     return Explanation(tuple(dict.fromkeys(record.cells)))
 
@@ -71,7 +71,7 @@ class PlannedCell:
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """What `explain` answers: the cells in the order in which they run. Its text has a paragraph for each."""
+    """The result of `explain`: the cells in the order in which they run. Its text has a paragraph for each."""
 
     cells: tuple[PlannedCell, ...]
 
@@ -83,9 +83,9 @@ class Explanation:
 
 
 class Record:
-    """What a `Recorder` writes down, and the path to each cell and network.
+    """The plans that a `Recorder` records, and the path to each cell and network.
 
-    It has no hash, so that `unroll` runs the cell itself: a compiled program would run a copy, and plan only once.
+    It has no hash, so that `unroll` does not compile: a compiled program would run a copy of the cell, and plan once.
     """
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
@@ -95,13 +95,13 @@ class Record:
         self.cells: list[PlannedCell] = []
 
     def path_of(self, part: object, network: str) -> str:
-        """The path to a part of the network at the path `network`; what that network made for itself is at its path."""
+        """The path to a layer of the network at the path `network`; that path itself, if it is not found."""
         paths = [path for path, other in self.places if other is part]
         return next((path for path in paths if path.startswith(network)), paths[0] if paths else network)
 
 
 class Recorder(AbstractEngine):
-    """`engine`, with its plans written down. What then runs is `Scan`, of which only shapes are made."""
+    """`engine`, with its plans recorded. What runs is `Scan`, and only its shapes are computed."""
 
     engine: AbstractEngine
     record: Record
@@ -116,10 +116,10 @@ class Recorder(AbstractEngine):
         return Recorder(self.engine, self.record, self.record.path_of(network, self.path))
 
 
-def _places(part: Any, path: str) -> Iterator[tuple[str, Any]]:
+def places(part: PyTree, path: str = "") -> Iterator[tuple[str, Any]]:
     """The cells and networks in `part` with the paths to them, itself first."""
     yield path, part
-    is_inner = lambda node: node is not part and isinstance(node, AbstractCell | AbstractNetwork)  # noqa: E731
+    is_inner = lambda node: node is not part and isinstance(node, Layer)  # noqa: E731
     for keys, node in jax.tree_util.tree_flatten_with_path(part, is_leaf=is_inner)[0]:
         if is_inner(node):
-            yield from _places(node, (path + jax.tree_util.keystr(keys)).removeprefix("."))
+            yield from places(node, (path + jax.tree_util.keystr(keys)).removeprefix("."))

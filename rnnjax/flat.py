@@ -1,6 +1,6 @@
-"""A state as one real vector, or as its units' numbers: what Jacobians and influences are taken of.
+"""States packed into real vectors, or into rows over units, for Jacobians and influence matrices.
 
-What is neither floating nor complex in a state, such as a counter, is not differentiated by: it stays as it is.
+Fields of a state that are neither floating nor complex, such as a counter, are constants: they are not packed.
 """
 
 import jax
@@ -11,7 +11,7 @@ from .arrays import Shaped, State
 
 
 def is_inexact(leaf: Shaped) -> bool:
-    """Whether it is floating or complex."""
+    """Whether an array is floating or complex."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
@@ -32,7 +32,7 @@ def parts(state: State) -> list[Array]:
 
 
 def join(reals: list[Array], like: State) -> State:
-    """The inverse of `parts`: a state of the form of `like`, from which comes what is not floating."""
+    """The inverse of `parts`: a state like `like`, which provides the fields that are not floating."""
     rest, leaves = iter(reals), []
     for leaf in jax.tree.leaves(like):
         if not is_inexact(leaf):
@@ -46,12 +46,12 @@ def join(reals: list[Array], like: State) -> State:
 
 
 def pack(state: State) -> Float[Array, " D"]:
-    """All numbers of a state, one after the other."""
+    """All floating numbers of a state, concatenated."""
     return jnp.concatenate([part.reshape(-1) for part in parts(state)])
 
 
 def unpack(vector: Float[Array, " D"], like: State) -> State:
-    """The inverse of `pack`: a state of the form of `like`."""
+    """The inverse of `pack`: a state like `like`."""
     reals, start = [], 0
     for part in parts(like):
         reals.append(vector[start : start + part.size])
@@ -60,7 +60,7 @@ def unpack(vector: Float[Array, " D"], like: State) -> State:
 
 
 def pack_units(state: State) -> Float[Array, "F H"]:
-    """A state that is made of vectors of the same H units: a row for each real field, two for a complex one."""
+    """A state whose fields are vectors of the same H units: a row for each real field, two for a complex one."""
     return jnp.stack(parts(state))
 
 

@@ -26,12 +26,12 @@ class FunctionState(NamedTuple):
 
 
 class FunctionCell(AbstractCell):
-    """A function `(state, x) -> (state, y)` as a cell: its state keeps y until the readout."""
+    """A function `(state, x) -> (state, y)` as a cell: its state includes y, for the readout."""
 
     function: Callable[..., Any]  # the arrays it closes over are leaves of it
     start: FunctionState
     input: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
-    run: Callable[..., Any] = eqx.field(static=True)  # `unroll`'s way to run it, compiled for this function alone
+    run: Callable[..., Any] = eqx.field(static=True)  # runs it for `unroll`, compiled for this function alone
     __name__: str = eqx.field(static=True)
 
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -54,7 +54,7 @@ class FunctionCell(AbstractCell):
 def as_cell(
     function: Checked[StepFunction], state: State, xs: PyTree[Array], run: Callable[..., PyTree]
 ) -> FunctionCell:
-    """`function` as a cell that starts from `state` and is run by `run`, once it is seen to keep the state's form."""
+    """`function` as a cell that starts from `state` and is run by `run`. Raises unless it keeps the state's shapes."""
     if isinstance(function, type):
         raise TypeError(f"cell: expected a cell, got the class {function.__name__}. Write {function.__name__}(...)")
     if not callable(function):
@@ -94,10 +94,10 @@ def as_cell(
 
 
 class _Known(NamedTuple):
-    """The programs of one function, which live as long as it does."""
+    """The compiled programs of one function, which exist as long as it does."""
 
     run: Callable[..., Any]
-    forms: dict[str, Any]  # how it was traced, by the text of its program
+    forms: dict[str, Any]  # its traced forms, by the text of their programs
 
 
 _KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
@@ -108,10 +108,10 @@ def _trace(
 ) -> tuple[Any, Callable[..., Any]]:
     """`function` as a pytree of the arrays it closes over, and the compiled `run`.
 
-    It is traced at every call, since it may close over other arrays, or tracers, than at the call before. All else of
+    It is traced at every call, since it may close over different arrays, or tracers, than before. Everything else in
     the pytree is the same object from call to call, so that nothing is compiled again.
     """
-    # A new function each time: JAX keeps the traces of one that it knows, with the arrays of that time.
+    # A new function each time: JAX would reuse the trace of the same function, with its old arrays.
     traced: Any = eqx.filter_closure_convert(lambda *arguments: function(*arguments), state, x)
     arrays, form = eqx.partition(traced, eqx.is_array)
     try:

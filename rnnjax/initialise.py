@@ -1,13 +1,13 @@
-"""Initial weights. An initialiser draws the block of ONE gate and one head, so per-gate laws hold by construction.
+"""Initial weights. An initialiser draws the block of ONE gate and one head.
 
-The blocks of all gates then stand side by side in one matrix, W [I, GH] and R [H, GH], and in one vector, b [GH].
+The blocks of all gates are then concatenated into one matrix, W [I, GH] or R [H, GH], and into one vector, b [GH].
 
-An initialiser of weights is any `(key, shape, dtype) -> array` with `shape = [in, out]`, those of
-`jax.nn.initializers` included: an orthogonal one gives every gate an orthogonal block, a Glorot one counts the fan of
-one gate. Those below compile nothing where the key is known (see `rnnjax/random.py`); those of JAX are compiled
+An initialiser of weights is any `(key, shape, dtype) -> array` with `shape = [in, out]`, including those of
+`jax.nn.initializers`: with an orthogonal one the block of every gate is orthogonal, and a Glorot one uses the fan of
+one gate. The initialisers below compile nothing if the key is known (see `rnnjax/random.py`); those of JAX are compiled
 operation by operation, once for each shape. An initialiser of biases is any
-`(key, gates, hidden_size, dtype) -> [G, H]`, `gates` naming the gates in order by their letters: `i` writes, `f` and
-`z` keep (a cell that has `i` but not `f` keeps with `1 - i`).
+`(key, gates, hidden_size, dtype) -> [G, H]`, where `gates` has a letter for each gate in order: `i` writes, `f` and `z`
+keep (a cell with `i` but without `f` keeps with `1 - i`).
 """
 
 import math
@@ -30,8 +30,8 @@ def glorot(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32
 
 
 def lecun(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
-    """Normal, cut off at two standard deviations, with a variance of 1 / in (LeCun et al. 1998)."""
-    deviation = 0.87962566103423978  # of a standard normal distribution that is cut off so
+    """Normal, truncated at two standard deviations, with a variance of 1 / in (LeCun et al. 1998)."""
+    deviation = 0.87962566103423978  # of a standard normal distribution truncated at two standard deviations
     scale = math.prod(shape[:-1]) ** -0.5 / deviation
     return random.array(random.truncated_normal(key, shape, dtype) * scale, dtype)
 
@@ -42,12 +42,12 @@ def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.flo
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
-    """Normal with a variance of 1 / H, H being the last axis of `shape`: rows of a length of about one."""
+    """Normal with a variance of 1 / H, where H is the last axis of `shape`: rows have a norm of about one."""
     return random.array(random.normal(key, shape, dtype) * shape[-1] ** -0.5, dtype)
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
-    """Uniform within 1/sqrt(H), H being the last axis of `shape`: torch's for every weight and bias."""
+    """Uniform within 1/sqrt(H), where H is the last axis of `shape`, as torch draws every weight and bias."""
     bound = shape[-1] ** -0.5
     return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
 
@@ -77,7 +77,7 @@ def uniform_bias(key: PRNGKeyArray, gates: str, hidden_size: int, dtype: DType) 
 
 
 def forget(value: float = 1.0) -> Initialiser:
-    """Biases of zero, but `value` on the gate that keeps, stored where it can be seen and trained.
+    """Biases of zero, but `value` on the gate that keeps; it is part of the trained bias, not a hidden constant.
 
     Gers et al. 2000, "Learning to forget"; Jozefowicz et al. 2015.
     """
@@ -93,7 +93,7 @@ def forget(value: float = 1.0) -> Initialiser:
 def chrono(longest: int) -> Initialiser:
     """Biases for memories of up to `longest` steps: keep ~ log U(1, longest - 1), write = -keep.
 
-    Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", arXiv:1804.11188. For LSTM, GRU and their kin.
+    Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", arXiv:1804.11188. For gated cells.
     """
     if longest <= 2:
         raise ValueError(
@@ -111,7 +111,7 @@ def chrono(longest: int) -> Initialiser:
 def time_constants(shortest: float = 1.0, longest: float = 1000.0) -> Initialiser:
     """Factors a = exp(-1 / tau) in (0, 1), with time constants tau log-uniform in [shortest, longest] steps.
 
-    All stay below one in a dtype that cannot tell the longest from infinity: bfloat16 ends at tau of about 256 steps.
+    All factors are below one even if `dtype` rounds the longest to one: in bfloat16, tau is at most about 256 steps.
     """
     if not 0 < check.number("shortest", shortest) <= check.number("longest", longest) < np.inf:
         raise ValueError(
@@ -131,10 +131,11 @@ def time_constants(shortest: float = 1.0, longest: float = 1000.0) -> Initialise
 
 
 def hippo_normal(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [size / 2] and eigenvectors [size, size / 2] of HiPPO-N, those above the real axis of each pair.
+    """Eigenvalues [size / 2] and eigenvectors [size, size / 2] of HiPPO-N: of each pair, the one above the real axis.
 
-    The normal part of HiPPO-LegS, whose state holds the past in Legendre polynomials: -1/2 on the diagonal, and
-    beside it the antisymmetric -+ sqrt(n + 1/2) sqrt(k + 1/2) (Gu et al. 2022, arXiv:2206.11893). `size` is even.
+    HiPPO-N is the normal part of HiPPO-LegS, whose state has the coefficients of the past in Legendre polynomials: -1/2
+    on the diagonal, and the antisymmetric -+ sqrt(n + 1/2) sqrt(k + 1/2) beside it (Gu et al. 2022, arXiv:2206.11893).
+    `size` is even.
     """
     root = np.sqrt(np.arange(size) + 0.5)
     products = np.outer(root, root)
@@ -146,7 +147,7 @@ def hippo_normal(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _biases(gates: str, hidden_size: int, dtype: DType, *, keep, write) -> Gates:
     if "f" not in gates and "z" not in gates:
-        write = -keep  # the one gate there is keeps with 1 - i
+        write = -keep  # the only gate, i, keeps with 1 - i
     rows = {"f": keep, "z": keep, "i": write}
     xp, drawn = random.numpy_for(keep), carry_dtype(dtype)
     filled = [xp.broadcast_to(xp.asarray(rows.get(gate, 0.0), drawn), hidden_size) for gate in gates]
@@ -183,7 +184,7 @@ def bias(initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, dt
 
 
 def _per_gate(initialiser: Initialiser, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype: DType) -> Array:
-    """[in, gates * out]; drawn in float32 or wider, since decompositions know nothing narrower."""
+    """[in, gates * out]; drawn in float32 or wider, since matrix decompositions do not support narrower dtypes."""
     drawn, (inputs, units) = carry_dtype(dtype), shape
     blocks = random.each(key, gates, lambda key: initialiser(key, shape, drawn), axis=1)
     return random.array(blocks.reshape(inputs, gates * units), dtype)

@@ -1,8 +1,8 @@
-"""Which steps of a sequence count, and where its state starts afresh. Every array here is in running order.
+"""The marks of a sequence: which steps are valid, and before which the state is reset. All arrays are in running order.
 
-Ignored steps are ignored in the gradient too. A `where` after the fact is not enough: its zero cotangent still meets
-the derivative at the ignored value, and 0 * NaN is NaN. So whatever is ignored is replaced by a safe value *before*
-the cell sees it, and selected away after.
+A step is valid or ignored. Ignored steps are ignored in the gradient, too. A `where` after the computation is not
+enough: its zero cotangent is still multiplied by the derivative at the ignored value, and 0 * NaN is NaN. So ignored
+inputs are replaced by safe values *before* the cell runs, and ignored results are replaced after.
 """
 
 from collections.abc import Callable
@@ -17,40 +17,40 @@ from .compiled import compiled
 
 
 class StepMarks(NamedTuple):
-    """The marks of one step, or over time of all steps; None where no step has that mark."""
+    """The marks of one step, or of all steps over time; None if no step has that mark."""
 
     ignored: Flags | Bool[Array, ""] | None
     reset: Flags | Bool[Array, ""] | None
 
 
 class Marks(NamedTuple):
-    """What an engine honours: steps from `length` on leave the state alone; `resets` put it back to `initial` first."""
+    """The marks that an engine applies: steps from `length` on leave the state alone; `resets` set it to `initial`."""
 
     length: Length | None
     resets: Flags | None
     initial: State
 
     def over_time(self, T: int) -> StepMarks:
-        """The marks step by step, to be scanned along with the inputs."""
-        return StepMarks(None if self.length is None else ~counted(self.length, T), self.resets)
+        """The marks of all steps, to be scanned together with the inputs."""
+        return StepMarks(None if self.length is None else ~valid_steps(self.length, T), self.resets)
 
 
-def counted(length: Length, T: int) -> Flags:
-    """True at the steps before `length`."""
+def valid_steps(length: Length, T: int) -> Flags:
+    """True at valid steps, which are those before `length`."""
     return jnp.arange(T) < length
 
 
 def blank(tree: PyTree, length: Length | None, T: int) -> PyTree:
-    """`tree` over time with zeros from `length` on."""
+    """`tree` over time with zeros at ignored steps, which are those from `length` on."""
     if length is None:
         return tree
-    return select(counted(length, T), tree, jax.tree.map(jnp.zeros_like, tree))
+    return select(valid_steps(length, T), tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 def fill(tree: PyTree, length: Length | None, T: int) -> PyTree:
-    """`tree` over time with its first step, which is a valid one, in place of those from `length` on.
+    """`tree` over time with its first step in place of ignored ones; zeros if no step is valid.
 
-    No constant would do: zero is no safe input to a function that takes its logarithm. Zeros where no step is valid.
+    A constant is not always safe: a function may take the logarithm of its input.
     """
     if length is None or T == 0:
         return tree
@@ -58,7 +58,7 @@ def fill(tree: PyTree, length: Length | None, T: int) -> PyTree:
     def leaf(values: Array) -> Array:
         first = jax.lax.stop_gradient(values[:1])
         safe = jnp.where(length > 0, first, jnp.zeros_like(first))
-        return select(counted(length, T), values, jnp.broadcast_to(safe, values.shape))
+        return select(valid_steps(length, T), values, jnp.broadcast_to(safe, values.shape))
 
     return jax.tree.map(leaf, tree)
 
@@ -73,7 +73,7 @@ def flip(tree: PyTree, length: Length | None) -> PyTree:
 
 
 class Quarantine(NamedTuple):
-    """Safe inputs and state, and which steps (and the last state) were touched by what was not finite."""
+    """Safe inputs and state, and which steps (and whether the last state) depend on values that are not finite."""
 
     xs: PyTree[Array]
     state: State
@@ -82,17 +82,17 @@ class Quarantine(NamedTuple):
 
 
 def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: Flags, initial: State) -> Quarantine:
-    """Set aside inputs that are not finite and a state that is NaN, up to the reset that ends their influence.
+    """Replace inputs that are not finite, and a state that is NaN, by safe values, up to the next reset.
 
-    What comes before a reset cannot reach what comes after, but a NaN before it would reach the weights' gradient.
-    So steps between a bad value and the next reset run on safe values here, and `mark_touched` shows them as NaN after.
+    Steps before a reset do not change the states after it, but NaN there would make the weights' gradient NaN. So the
+    steps from a bad value to the next reset run on safe values, and `mark_touched` makes their results NaN afterwards.
     """
     T = resets.shape[0]
     bad = ~_finite(xs)
     bad_state = jnp.asarray([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state) if _inexact(leaf)]).any()
     steps = jnp.arange(T)
     last_reset = jax.lax.cummax(jnp.where(resets, steps, -1))
-    seen = bad if length is None else bad & counted(length, T)  # what fills the padding touches nothing
+    seen = bad if length is None else bad & valid_steps(length, T)  # ignored steps have no effect
     last_bad = jax.lax.cummax(jnp.where(seen, steps, jnp.where(bad_state, -1, -2)))
     touched = last_bad >= last_reset
     return Quarantine(
@@ -103,15 +103,15 @@ def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: F
     )
 
 
-@compiled  # for a debugger of NaN, which looks at what comes out of each program: these may be selected away
+@compiled  # `jax_debug_nans` checks the results of each program, and these NaN may be replaced later
 def mark_touched(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree` with NaN where `touched`, in the leaves that can hold one."""
+    """`tree` with NaN where `touched`, in its floating and complex leaves."""
     invalid = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if _inexact(leaf) else leaf, tree)
     return select(touched, invalid, tree)
 
 
 def isolate(function: Callable[..., PyTree[Array]], *arguments: PyTree[Array]) -> PyTree[Array]:
-    """`function` of arrays over time; a step at which they are not finite gives NaN and passes no gradient on."""
+    """`function` of arrays over time. A step whose arguments are not finite gives NaN and passes on no gradient."""
     bad = ~_finite(arguments)
     return mark_touched(bad, function(*select(bad, jax.tree.map(jnp.zeros_like, arguments), arguments)))
 
@@ -121,7 +121,7 @@ def _inexact(leaf: Array) -> bool:
 
 
 def _finite(tree: PyTree[Array]) -> Bool[Array, "..."]:
-    """At which steps all is finite."""
+    """The steps at which all values are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if _inexact(leaf)]
     reduced = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
     return jnp.stack(reduced).all(0) if reduced else jnp.asarray(True)

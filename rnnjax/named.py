@@ -10,6 +10,7 @@ from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
+import equinox as eqx
 import jax
 
 
@@ -51,6 +52,23 @@ def named(function: Any) -> Any:
     if isinstance(function, FunctionType | Named | type) or not callable(function):
         return function
     return Named(function) if jax.tree_util.all_leaves([function]) else function
+
+
+class Function(eqx.Module):
+    """A function without weights as a module without leaves, which `jax.jit`, `jax.grad` and optax need not see."""
+
+    function: Any = eqx.field(static=True, converter=named)
+
+    def __call__(self, *arguments: object, **options: object) -> Any:
+        return self.function(*arguments, **options)
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def as_module(function: Any) -> Any:
+    """`function` as a pytree of arrays alone: a layer with weights as it is, any other function as a `Function`."""
+    return Function(function) if callable(function) and jax.tree_util.all_leaves([function]) else function
 
 
 def _identity(function: Any) -> Any:

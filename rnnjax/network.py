@@ -1,21 +1,21 @@
-"""The abstract *network*: cells put together, unrolled by the same verb as one cell."""
+"""The noun *network*: cells combined, run by the same `unroll` as one cell."""
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .arrays import Flags, Length, PyTree, State, sole_vector
-from .cell import AbstractCell
+from .cell import RUN, AbstractCell, describe
 from .engine import AbstractEngine
 from .marks import isolate
 
 
 class Options(NamedTuple):
-    """What `unroll` was given beside cell, state and inputs, to be handed on to the layers of a network."""
+    """The options of `unroll`, which a network passes on to its layers."""
 
     length: Length | None
     resets: Flags | None
@@ -23,23 +23,23 @@ class Options(NamedTuple):
     key: PRNGKeyArray | None
 
     def split_key(self, number: int) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
-        """Two keys of its own for layer `number`; None where nothing is random."""
+        """Two keys for layer `number`; None if there is no key."""
         if self.key is None:
             return None, None
         first, second = jax.random.split(jax.random.fold_in(self.key, number))
         return first, second
 
     def over_time(self, function: Callable[..., PyTree[Array]], *arrays: PyTree[Array]) -> PyTree[Array]:
-        """`function` of arrays over time, step by step; no NaN that is to end at a reset passes by its gradient."""
+        """`function` of arrays over time, which treats each step by itself; with resets, see `isolate`."""
         return function(*arrays) if self.resets is None else isolate(function, *arrays)
 
 
 class AbstractNetwork(eqx.Module):
-    """Sequence in, sequence out, state in, state out.
+    """Sequence and state in, sequence and state out.
 
-    Subclass requirements: `input_type` and `initial` as for a cell; `run`, which calls `unroll` on its layers and hands
-    on what it was given, so that lengths, resets and engines mean the same at any depth. Inputs arrive checked, with
-    safe values in ignored steps, and already flipped if they were to run in reverse.
+    Subclass requirements: `input_type` and `initial` as for a cell; `run`, which calls `unroll` on its layers and
+    passes on its options, so that lengths, resets and engines mean the same at any depth. Its inputs are checked, have
+    safe values in ignored steps, and are already reversed if they are to run in reverse.
     """
 
     @abc.abstractmethod
@@ -55,8 +55,13 @@ class AbstractNetwork(eqx.Module):
         """The last state and the outputs over time."""
 
     def hidden(self, state: State) -> Float[Array, " H"] | None:
-        """The part of a state that attention and decoders read. By default the only array, if it is of real numbers."""
+        """The part of a state that attention and decoders read. By default its only array, if that is real."""
         return sole_vector(state)
+
+    def __call__(self, *arguments: object, **options: object) -> NoReturn:
+        """A network is run by `unroll`, too: a TypeError says how."""
+        del arguments, options
+        raise TypeError(f"network: expected {describe(self)} to be run by unroll, got a call of it. {RUN}")
 
 
 Layer: TypeAlias = AbstractCell | AbstractNetwork

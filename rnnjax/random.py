@@ -1,9 +1,8 @@
-"""Random numbers for initial weights: those of `jax.random`, computed by NumPy wherever the key is known.
+"""Random numbers for initial weights: those of `jax.random`, computed by NumPy if the key is known.
 
-Outside of `jax.jit` JAX compiles a program for each operation and each shape, a second or more for one cell. So these
-functions compute the same numbers without compiling: the same random bits, and from them the same distributions; what
-is rounded may differ in its last bits. Inside of a program that is traced, and with another generator than threefry,
-`jax.random` itself draws.
+Outside of `jax.jit` JAX compiles a program for each operation and each shape, which takes a second or more for one
+cell. These functions compute the same numbers without compiling: they use the same random bits, and results may differ
+in their last bits only. While a program is traced, and for generators other than threefry, `jax.random` is used.
 """
 
 import math
@@ -20,7 +19,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .arrays import DType, carry_dtype
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
-PIECE = 1 << 16  # as many counters at once as a processor's cache holds
+PIECE = 1 << 16  # counters that are computed at once, since they fit into a processor's cache
 LAYOUT = {"float32": (np.uint32, 32 - 23), "float64": (np.uint64, 64 - 52)}  # its bits, and those beyond the mantissa
 
 Words = tuple[np.uint32, np.uint32]  # a key
@@ -34,7 +33,7 @@ def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
     if words is None:
         return list(jax.random.split(key, count))
     data = np.stack(_threefry(words, count), axis=1)
-    with jax.ensure_compile_time_eval():  # what is known stays known where something else is traced
+    with jax.ensure_compile_time_eval():  # the keys stay known even while something else is traced
         rows = [jax.device_put(row) for row in data]
         return (
             [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows] if _is_typed(key) else rows
@@ -42,7 +41,7 @@ def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType, least: float = 0.0, most: float = 1.0) -> Drawn:
-    """Uniform in [least, most). Like all functions here: drawn in float32 or wider, whatever `dtype`."""
+    """Uniform in [least, most). Like all functions here, it draws in float32 or wider, whatever `dtype`."""
     dtype, words = _drawn(dtype), _words(key)
     if words is None:
         return jax.random.uniform(key, shape, dtype, least, most)
@@ -63,13 +62,13 @@ def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType) ->
     dtype, words = _drawn(dtype), _words(key)
     if words is None:
         return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
-    share = 0.9544997361036416  # of a normal distribution that is so
+    share = 0.9544997361036416  # of a normal distribution within two standard deviations
     inside = np.nextafter(dtype.type(2), dtype.type(0))
     return np.clip(_normal_quantile(_uniform(words, shape, dtype, -share, share)), -inside, inside)
 
 
 def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType) -> Drawn:
-    """A matrix of orthonormal rows or columns, uniform among all; leading axes are rows, too."""
+    """A matrix of orthonormal rows or columns, uniformly distributed; leading axes are rows, too."""
     rows, columns = math.prod(shape[:-1]), shape[-1]
     drawn = normal(key, (max(rows, columns), min(rows, columns)), dtype)
     xp = numpy_for(drawn)
@@ -79,26 +78,26 @@ def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType) -> Drawn
 
 
 def each(key: PRNGKeyArray, count: int, draw: Callable[[PRNGKeyArray], Array], axis: int = 0) -> Drawn:
-    """`count` draws with keys of their own, side by side along `axis`."""
+    """`count` draws with different keys, stacked along `axis`."""
     if _words(key) is None:
         return jax.vmap(draw, out_axes=axis)(jax.random.split(key, count))
     return stack([draw(one) for one in split(key, count)], axis)
 
 
 def stack(arrays: list[Drawn], axis: int = 0) -> Drawn:
-    """Arrays side by side along a new axis."""
+    """Arrays stacked along a new axis."""
     return numpy_for(*arrays).stack(arrays, axis)
 
 
 def array(values: Drawn, dtype: DType) -> Array:
-    """What was drawn as an array of JAX, in `dtype`."""
+    """Drawn values as an array of JAX, in `dtype`."""
     if isinstance(values, Tracer):
         return values.astype(dtype)
     return jax.device_put(np.asarray(values).astype(jax.dtypes.canonicalize_dtype(dtype)))  # jnp.asarray compiles
 
 
 def known(values: Array) -> Drawn:
-    """`values` for arithmetic that compiles nothing: in NumPy, unless they are traced."""
+    """`values` in NumPy, whose arithmetic compiles nothing, unless they are traced."""
     return values if isinstance(values, Tracer) else np.asarray(values)
 
 
@@ -108,7 +107,7 @@ def zeros(shape: int | tuple[int, ...], dtype: DType) -> Array:
 
 
 def numpy_for(*values: object) -> ModuleType:
-    """NumPy where all values are known, where some are traced JAX's."""
+    """NumPy if all values are known, `jax.numpy` if some are traced."""
     return jnp if any(isinstance(value, Tracer) for value in values) else np
 
 
@@ -121,11 +120,11 @@ def _is_typed(key: PRNGKeyArray) -> bool:
 
 
 def _words(key: PRNGKeyArray) -> Words | None:
-    """The two words of a threefry key that is known; None of any other, and where a program is traced.
+    """The two words of a threefry key that is known; None for any other key, and while a program is traced.
 
-    There the draw belongs into the program: its shape may be all that is asked for.
+    There the draw is part of the program, of which only the shape may be needed.
     """
-    config: Any = jax.config  # whose flags no type checker knows
+    config: Any = jax.config  # type checkers do not know its flags
     if not config.jax_threefry_partitionable:
         return None
     typed = key if _is_typed(key) else jax.random.wrap_key_data(key)
@@ -147,7 +146,7 @@ def _uniform(words: Words, shape: tuple[int, ...], dtype: np.dtype, least: float
 
 
 def _bits(words: Words, count: int, dtype: np.dtype) -> np.ndarray:
-    """`count` numbers of as many random bits as `dtype` has."""
+    """`count` random integers with as many bits as `dtype`."""
     first, second = _threefry(words, count)
     if dtype.itemsize == 4:
         return first ^ second
@@ -155,12 +154,12 @@ def _bits(words: Words, count: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _threefry(words: Words, count: int) -> Hashed:
-    """The two words that threefry2x32 makes of each of the counters 0, 1, ... (Salmon et al. 2011, of 20 rounds)."""
-    made = np.empty((2, count), np.uint32)
+    """The two words of threefry2x32 for each of the counters 0, 1, ... (Salmon et al. 2011, 20 rounds)."""
+    hashed = np.empty((2, count), np.uint32)
     for start in range(0, count, PIECE):
         counters = np.arange(start, min(start + PIECE, count), dtype=np.uint64)
-        made[:, start : start + PIECE] = _rounds(words, (counters >> np.uint64(32)).astype(np.uint32), counters)
-    return made[0], made[1]
+        hashed[:, start : start + PIECE] = _rounds(words, (counters >> np.uint64(32)).astype(np.uint32), counters)
+    return hashed[0], hashed[1]
 
 
 def _rounds(words: Words, high: np.ndarray, counters: np.ndarray) -> Hashed:
@@ -176,7 +175,7 @@ def _rounds(words: Words, high: np.ndarray, counters: np.ndarray) -> Hashed:
 
 
 def _normal_quantile(symmetric: np.ndarray) -> np.ndarray:
-    """Numbers uniform in (-1, 1) to standard normal ones."""
-    from scipy.special import erfinv  # an import of 0.1 s that only drawing needs
+    """Standard normal numbers from numbers that are uniform in (-1, 1)."""
+    from scipy.special import erfinv  # takes 0.1 s, and only drawing needs it
 
     return (erfinv(symmetric) * np.sqrt(2.0).astype(symmetric.dtype)).astype(symmetric.dtype)

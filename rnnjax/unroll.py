@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,22 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
 from . import check
-from .arrays import IntegerLike, PyTree, State, select
-from .cell import AbstractCell, describe
+from .arrays import Flags, IntegerLike, PyTree, State, count_steps, select
+from .cell import AbstractCell, check_weights, describe
 from .checked import Checked
 from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise
 from .engines.auto import Auto
 from .function import StepFunction, as_cell
-from .marks import Marks, blank, counted, fill, flip, mark_touched, quarantine
+from .marks import Marks, blank, fill, flip, mark_touched, quarantine, valid_steps
+from .mask import Packing
 from .network import AbstractNetwork, Layer, Options
 
 S = TypeVar("S")
 X = TypeVar("X")
 Y = TypeVar("Y")
+R = TypeVar("R")
+Run: TypeAlias = Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]]
 
 
 @overload
@@ -32,6 +35,7 @@ def unroll(
     xs: PyTree[ArrayLike],
     *,
     length: IntegerLike | None = None,
+    mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     reverse: bool = False,
     engine: AbstractEngine = Auto(),
@@ -46,6 +50,7 @@ def unroll(
     xs: X,
     *,
     length: IntegerLike | None = None,
+    mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     reverse: bool = False,
     engine: AbstractEngine = Auto(),
@@ -59,6 +64,7 @@ def unroll(
     xs: Checked[PyTree[ArrayLike]],
     *,
     length: Checked[IntegerLike | None] = None,
+    mask: Checked[ArrayLike | None] = None,
     resets: Checked[ArrayLike | None] = None,
     reverse: bool = False,
     engine: Checked[AbstractEngine] = Auto(),
@@ -67,54 +73,91 @@ def unroll(
     """Run `cell` along one sequence: `state, ys = unroll(cell, state, xs)`, as `jax.lax.scan` would.
 
     cell      a cell, a network (`rnnjax.networks`), or any function `(state, x) -> (state, y)`
-    state     the state before the first step; None: `cell.initial()`. A function has none of its own: give it one
-    xs        [T, I], one sequence, time first; `jax.vmap` makes it a batch
+    state     the state before the first step; None: `cell.initial()`. For a function it is required
+    xs        [T, I], one sequence, time first; use `jax.vmap` for a batch
     length    an integer: steps from `length` on are ignored, their outputs are zero, and the last state is the one
-              after step `length - 1`; 0 returns the initial state. A traced value is clamped to [0, T], a known one
+              after step `length - 1`; 0 returns the initial state. A traced value is clamped to [0, T]; a known value
               outside of it is an error
-    resets    [T] booleans: where true, the state goes back to `cell.initial()` before that step (for a function: to
+    mask      [T] booleans: a step where it is false leaves the state unchanged, and its output is zero. Left padding is
+              `mask=jnp.arange(T) >= padding`. With `length` too, a step must be valid by both. A reset at a masked step
+              comes before the valid step that runs next, and layers that read a window of steps skip the masked ones
+    resets    [T] booleans: where true, the state is set to `cell.initial()` before that step (for a function: to
               `state`), in the order in which the steps are run
-    reverse   run the valid part from its end to its start; outputs stay in time order
-    engine    how to run along time; `Auto()` takes the first of its candidates that can
-    key       randomness of a network that has some (dropout); None: nothing is dropped
+    reverse   run the valid steps from the last to the first; outputs stay in time order
+    engine    how to run along time; `Auto()` uses the first of its candidates that can run the cell
+    key       for networks with random parts, such as dropout; None: nothing is dropped
 
-    Returns the last state and the outputs, [T, ...]. What is ignored changes no value and no gradient, NaN or not:
-    steps from `length` on are replaced before the cell sees them. Where there are `resets`, an input that is not
-    finite, or a given state that is NaN, makes its step and those after it NaN and passes no gradient on, until the
-    next reset. (What overflows on finite inputs ends at the reset in value only; its gradient is NaN.)
+    Returns the last state and the outputs, [T, ...]. Ignored steps, which are those from `length` on and masked ones,
+    change no value and no gradient, even if they are NaN: they are replaced before the cell runs. With `resets`, an
+    input that is not finite, or a given state that is NaN, makes its step and the steps after it NaN, up to the next
+    reset, and passes on no gradient. (If finite inputs overflow, the values after the next reset are right, but the
+    gradient is NaN.)
 
-    Raises at trace time, naming the argument, what was expected and what came: ValueError for shapes, sizes and an
-    engine that refuses the cell (with its reasons), TypeError for types and dtypes.
+    Raises at trace time, naming the argument, the expected value and the given one: ValueError for shapes (of weights,
+    too), sizes and an engine that refuses the cell (with its reasons), TypeError for types and dtypes.
     """
     check_engine(engine)
     check.flags(reverse=reverse)
-    is_part = isinstance(cell, AbstractCell | AbstractNetwork)
-    xs = check.inputs(xs, cell.input_type(), describe(cell)) if is_part else check.sequence(xs)
-    T = jax.tree.leaves(xs)[0].shape[0]
-    options = Options(check.length(length, T), check.resets(resets, T), engine, key)
+    xs = _or_name_weight(cell, _inputs, cell, xs) if isinstance(cell, Layer) else check.sequence(xs)
+    T = count_steps(xs)
+    options = Options(check.length(length, T), check.steps("resets", resets, T), engine, key)
+    valid = check.steps("mask", mask, T)
     if isinstance(cell, AbstractNetwork):
-        return _unroll(partial(_run_network, cell, state), describe(cell), xs, options, reverse)
+        return _unroll(partial(_run_network, cell, state), describe(cell), xs, options, valid, reverse)
     if isinstance(cell, AbstractCell):
-        return _unroll(partial(_run_cell, _COMPILED, cell, state), describe(cell), xs, options, reverse)
+        return _unroll(partial(_run_cell, _COMPILED, cell, state), describe(cell), xs, options, valid, reverse)
     function = as_cell(cell, state, xs, _run)
     run = partial(_run_cell, function.run, function, None)
-    last, ys = _unroll(run, describe(function), xs, options, reverse)
+    last, ys = _unroll(run, describe(function), xs, options, valid, reverse)
     return last.state, ys
 
 
+def _inputs(cell: Layer, xs: PyTree[ArrayLike]) -> PyTree[Array]:
+    """`xs` as arrays over time that the cell or network takes."""
+    return check.inputs(xs, cell.input_type(), describe(cell))
+
+
+def _or_name_weight(cell: Layer, compute: Callable[..., R], *arguments: Any) -> R:
+    """`compute(*arguments)`; where that fails because of a weight of another shape, the error names the weight.
+
+    The shapes of inputs and states come from the weights.
+    """
+    try:
+        return compute(*arguments)
+    except (TypeError, ValueError):
+        _check_all_weights(cell)
+        raise
+
+
+def _check_all_weights(cell: Layer) -> None:
+    """Raise unless all weights of a cell, or of those of a network, have the shapes that their cells give for them."""
+    is_cell = lambda node: isinstance(node, AbstractCell)  # noqa: E731
+    for layer in filter(is_cell, jax.tree.leaves(cell, is_leaf=is_cell)):
+        check_weights(layer)
+
+
 def _unroll(
-    run: Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]],
-    name: str,
-    xs: PyTree[Array],
-    options: Options,
-    reverse: bool,
+    run: Run, name: str, xs: PyTree[Array], options: Options, mask: Flags | None, reverse: bool
+) -> tuple[State, PyTree[Array]]:
+    """`run` of checked inputs, the valid steps of a mask brought together before it and spread after it."""
+    if mask is None:
+        return _unroll_packed(run, name, xs, options, reverse)
+    packing = Packing.of(mask, options.length)
+    resets = None if options.resets is None else packing.resets(options.resets, reverse)
+    packed = options._replace(length=packing.length, resets=resets)
+    last, ys = _unroll_packed(run, name, packing.pack(xs), packed, reverse)
+    return last, packing.spread(ys)
+
+
+def _unroll_packed(
+    run: Run, name: str, xs: PyTree[Array], options: Options, reverse: bool
 ) -> tuple[State, PyTree[Array]]:
     """`run` of checked inputs in running order: safe values in ignored steps before it, zeros there after it."""
     length, resets = options.length, options.resets
-    T = jax.tree.leaves(xs)[0].shape[0]
+    T = count_steps(xs)
     xs = fill(xs, length, T)
     if resets is not None and length is not None:
-        resets = resets & counted(length, T)
+        resets = resets & valid_steps(length, T)
     if reverse:
         xs, resets = flip((xs, resets), length)
     with jax.named_scope(name):
@@ -127,28 +170,35 @@ def _unroll(
 def _run_network(
     network: AbstractNetwork, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
-    """Run a network, which unrolls its parts."""
+    """Run a network, which unrolls its layers."""
     if state is None:
-        state = network.initial()
+        state = _or_name_weight(network, network.initial)
     else:
-        state = check.state(state, jax.eval_shape(network.initial), describe(network))
+        expected = jax.eval_shape(network.initial)
+        state = _or_name_weight(network, check.state, state, expected, describe(network))
     return network.run(state, xs, options._replace(engine=options.engine.within(network)))
 
 
 def _run_cell(
     run: Callable[..., Any], cell: AbstractCell, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell by `run`, which is compiled `_run`."""
-    initial = cell.initial()
-    state = initial if state is None else check.state(state, initial, describe(cell))
-    return run(cell, state, xs, Marks(options.length, options.resets, initial), options.engine)
+    """Run one cell by `run`, which is `_run`, compiled."""
+    initial = _or_name_weight(cell, cell.initial)
+    if state is not None:
+        state = _or_name_weight(cell, check.state, state, initial, describe(cell))
+    start = initial if state is None else state
+    return run(cell, start, xs, Marks(options.length, options.resets, initial), options.engine)
 
 
 def _run(
     cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell in running order. What is not finite is kept apart where a reset may end its influence."""
-    if jax.tree.leaves(xs)[0].shape[0] == 0:
+    """Run one cell in running order. With resets, values that are not finite are replaced: see `quarantine`.
+
+    Its weights are checked here: once for each program that is traced, and never when it runs.
+    """
+    check_weights(cell)
+    if count_steps(xs) == 0:
         return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
     plan = plan_or_raise(engine, cell, xs)
     if marks.resets is None:

@@ -62,7 +62,7 @@ MUTATIONS = (
     Mutation(  # a NaN in the first step, which fills the padding, spoils the last state past the reset that ends it
         "padding_counts_as_bad",
         "rnnjax/marks.py",
-        "seen = bad if length is None else bad & counted(length, T)",
+        "seen = bad if length is None else bad & valid_steps(length, T)",
         "seen = bad",
         "test_unroll and padding",
     ),
@@ -115,7 +115,7 @@ MUTATIONS = (
         "checkpointed_keeps_all",
         "rnnjax/engines/checkpointed.py",
         "jax.lax.scan(jax.checkpoint(partial(run_segment, self.segment))",
-        "jax.lax.scan(jax.jit(partial(run_segment, segment))",
+        "jax.lax.scan(jax.jit(partial(run_segment, self.segment))",
         "test_memory",
     ),
     Mutation(  # a reset leads to zero, and not to the initial state that was learned (a mark, too)
@@ -223,14 +223,14 @@ MUTATIONS = (
     # Training
     Mutation(  # every step of training drops the same units
         "fit_one_key_for_all_steps",
-        "rnnjax/training/fit.py",
+        "rnnjax/training/update.py",
         "key = jax.random.fold_in(run.key, run.step)",
         "key = run.key",
         "test_training",
     ),
     Mutation(  # a kill while a checkpoint is written destroys the last good one
         "checkpoint_written_in_place",
-        "rnnjax/training/checkpoint.py",
+        "rnnjax/training/atomic.py",
         'partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")',
         "partial = path",
         "test_training",
@@ -364,7 +364,7 @@ def test(copy: Path, likely: str, settings: dict[str, str], options: argparse.Na
 
 def build(copy: Path, folder: str, settings: dict[str, str], options: argparse.Namespace) -> str:
     """Build the CPU kernel of the copy, as .ci/sanitize does; what went wrong, if something did."""
-    configure = ["cmake", "-S", SOURCE, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
+    configure = ["cmake", "-S", SOURCE, "-B", folder]
     for command in (configure, ["cmake", "--build", folder, "--parallel"]):
         status, said = run(command, copy, settings, 60 * options.minutes)
         if status != 0:

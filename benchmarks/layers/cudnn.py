@@ -1,4 +1,4 @@
-"""`jax.experimental.rnn`: cuDNN's LSTM, as JAX binds it."""
+"""`jax.experimental.rnn`: JAX's binding of cuDNN's LSTM."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ class CuDNN(AbstractJaxLayer):
 
     def pure(self, case: Case, state: tuple[jax.Array, ...]) -> Pure:
         sizes = case.I, case.H, 1  # layers
-        lstm: Any = rnn.lstm  # its annotation says less than it gives
+        lstm: Any = rnn.lstm  # its annotation has fewer results than it returns
         weights = rnn.init_lstm_weight(jax.random.key(0), *sizes, bidirectional=False)
         lengths = jax.numpy.full(case.B, case.T, jax.numpy.int32)
 

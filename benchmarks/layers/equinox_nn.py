@@ -1,4 +1,4 @@
-"""Equinox: a scan over one of its cells, as its documentation writes it, and `vmap`."""
+"""Equinox: a scan over one of its cells, as in its documentation, and `vmap`."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from benchmarks.layers.layer import AbstractJaxLayer, Pure
 
 
 class Equinox(AbstractJaxLayer):
-    """Cells of one sequence and of one step: the loop and the batch are the user's to write."""
+    """Cells of one step of one sequence: the user writes the loop and the batch."""
 
     peer = "equinox"
     package = "equinox"

@@ -12,7 +12,7 @@ from benchmarks.layers.layer import AbstractJaxLayer, Pure
 
 
 class Flax(AbstractJaxLayer):
-    """Of its two LSTM cells the one that makes all gates in one product."""
+    """Of its two LSTM cells, the one with one product for all gates."""
 
     peer = "flax"
     package = "flax"

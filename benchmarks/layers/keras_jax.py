@@ -15,7 +15,7 @@ from benchmarks.layers.layer import AbstractJaxLayer, Pure
 
 
 class Keras(AbstractJaxLayer):
-    """The layers as they come, except that they return every output and the last state."""
+    """The layers with their default options, but returning all outputs and the last state."""
 
     peer = "keras"
     package = "keras"

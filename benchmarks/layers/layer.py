@@ -30,7 +30,7 @@ class Work(NamedTuple):
 
 
 def draw_work(case: Case, direction: str) -> Work:
-    """Random inputs, initial state and cotangent; in float32, for a layer to make them what it takes."""
+    """Random inputs, initial state and cotangent, in float32; a layer converts them to what it takes."""
     random = np.random.default_rng(0)
     shapes = [(case.B, case.T, case.I), (case.B, case.T, case.H)] + [(case.B, case.H)] * (1 + (case.cell == "LSTM"))
     xs, cotangent, *state = (random.standard_normal(shape, dtype=np.float32) for shape in shapes)
@@ -48,7 +48,7 @@ def operations(case: Case, direction: str) -> int:
 
 
 class AbstractLayer(abc.ABC):
-    """A library's layers. A subclass says what they are called, and makes one ready to be called."""
+    """A library's layers. A subclass names them, and prepares one to be called."""
 
     peer: ClassVar[str | None]  # the library's name; None for rnnjax
     package: ClassVar[str]  # whose version is recorded
@@ -57,7 +57,7 @@ class AbstractLayer(abc.ABC):
 
     @abc.abstractmethod
     def names(self) -> Mapping[str, str]:
-        """What the library calls its layer, by our name of the cell; a cell that it lacks is not there."""
+        """The library's name of its layer, by our name of the cell; cells that it does not have are missing."""
 
     @abc.abstractmethod
     def prepare(self, work: Work) -> Contestant:
@@ -87,11 +87,11 @@ class Pure(NamedTuple):
 
 
 class AbstractJaxLayer(AbstractLayer):
-    """A layer of a library on top of JAX: a pure function, that is differentiated and compiled here."""
+    """A layer of a library on top of JAX: a pure function, which is differentiated and compiled here."""
 
     @abc.abstractmethod
     def pure(self, case: Case, state: tuple[jax.Array, ...]) -> Pure:
-        """The layer as a function of all that is differentiated by; `state` as in `Work`."""
+        """The layer as a function of all arrays to differentiate by; `state` as in `Work`."""
 
     def prepare(self, work: Work) -> Contestant:
         function, weights, state = self.pure(work.case, tuple(map(jnp.asarray, work.state)))

@@ -1,4 +1,4 @@
-"""Training with a picture of its losses; how many steps fill some minutes; a schedule; the number of weights."""
+"""Training with a picture of its losses; how many steps fill some minutes; a schedule."""
 
 import shutil
 import tempfile
@@ -59,8 +59,3 @@ def constant_then_linear(learning_rate: float, steps: int) -> optax.Schedule:
     quarter = steps // 4
     parts = optax.constant_schedule(learning_rate), optax.linear_schedule(learning_rate, 0.0, quarter)
     return optax.join_schedules(parts, [steps - quarter])
-
-
-def count_weights(model: Any) -> int:
-    """How many numbers are trained."""
-    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))

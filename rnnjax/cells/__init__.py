@@ -7,6 +7,7 @@ from ..cell import AbstractDiagonalCell as AbstractDiagonalCell
 from ..cell import AbstractGatedCell as AbstractGatedCell
 from ..cell import AbstractLinearCell as AbstractLinearCell
 from ..cell import Hidden as Hidden
+from .clipped import clipped as clipped
 from .conv_gru import ConvGRU as ConvGRU
 from .conv_lstm import ConvLSTM as ConvLSTM
 from .diagonal_gru import DiagonalGRU as DiagonalGRU

@@ -1,4 +1,4 @@
-"""The gated recurrent unit over frames, its products convolutions, reset after the product."""
+"""The gated recurrent unit over frames, with convolutions as products, and the reset after the product."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Sizes, Units, cast
-from ..cell import Hidden, learnable_zeros
+from ..cell import Hidden, Shapes, learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .gru import gate
 
@@ -20,10 +20,10 @@ class ConvGRU(AbstractConvolutionalCell):
         n    = tanh(W * x_t + b + r (R * h_{t-1} + d))
         h_t  = (1 - z) n + z h_{t-1}                         x: [I, *space]; h: [H, *space]
 
-    over lines, images or volumes, one size of frame for each cell. The reset comes *after* the convolution, as in
-    `GRU`, so that there is one to a step; the paper has it before, R * (r h), which is another function and takes a
-    second convolution that waits for r. `candidate_bias` is d. A kernel of one position is a `GRU` shared by all
-    positions. A plain cell, run by `Scan` and its kin, not fused.
+    over lines, images or volumes; all frames of a cell have one size. The reset is *after* the convolution, as in
+    `GRU`, so that there is one convolution in each step. In the paper it is before, R * (r h), which is a different
+    function and needs a second convolution that depends on r. `candidate_bias` is d. With a kernel of one position it
+    is a `GRU` shared by all positions. It is a plain cell: engines that run any cell run it, and `Fused` does not.
     """
 
     gates: ClassVar[str] = "rzn"
@@ -64,6 +64,11 @@ class ConvGRU(AbstractConvolutionalCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.candidate_bias = initialise.bias(bias_initialiser, keys[3], "n", hidden_channels, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes = super().weight_shapes
+        return shapes | {"candidate_bias": shapes["initial_state"][:1]}
 
     def step(self, state: Hidden, u: GatedFrame) -> Hidden:
         carried = state.h.dtype

@@ -1,4 +1,4 @@
-"""Long short-term memory over frames, its products convolutions."""
+"""Long short-term memory over frames, with convolutions as products."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Sizes, cast
-from ..cell import learnable_zeros
+from ..cell import Shapes, learnable_zeros
 from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
 from .lstm import LSTMState, Peepholes, gate
 
@@ -20,11 +20,12 @@ class ConvLSTM(AbstractConvolutionalCell):
         c_t = f c_{t-1} + i g
         h_t = o tanh(c_t)                                    x: [I, *space]; h, c: [H, *space]
 
-    over lines, images or volumes, one size of frame for each cell. With `peepholes` i and f see p c_{t-1} and o sees
-    p c_t, each p a weight for every unit and position, [H, *space], as in the paper. A kernel of one position is an
-    `LSTM` shared by all positions. The product in the loop is a convolution: a plain cell, run by `Scan` and its kin,
-    not fused. `skip` and `Bidirectional` concatenate along the last axis, which is one of space here: give the latter
-    `merge=lambda first, second: jnp.concatenate([first, second], 1)`, or `add`.
+    over lines, images or volumes; all frames of a cell have one size. With `peepholes`, p c_{t-1} is added to i and f
+    and p c_t to o, where each p has a weight for every unit and position, [H, *space], as in the paper. With a kernel
+    of one position it is an `LSTM` shared by all positions. Since the product in the loop is a convolution, it is a
+    plain cell: engines that run any cell run it, and `Fused` does not. `skip` and `Bidirectional` concatenate along the
+    last axis, which is one of space here: pass `merge=lambda first, second: jnp.concatenate([first, second], 1)`, or
+    `add`, to `Bidirectional`.
     """
 
     state_type: ClassVar[type] = LSTMState
@@ -73,6 +74,11 @@ class ConvLSTM(AbstractConvolutionalCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.peepholes = draw_peepholes(keys[3], shape, dtype) if peepholes else None
         self.initial_state = learnable_zeros(learn_initial, LSTMState, shape, dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes = super().weight_shapes
+        return shapes | {"peepholes": shapes["initial_state"]}
 
     def step(self, state: LSTMState, u: GatedFrame) -> LSTMState:
         carried = state.h.dtype

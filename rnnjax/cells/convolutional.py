@@ -1,4 +1,4 @@
-"""What the convolutional cells share: frames as inputs, a frame of units as the state, convolutions as products."""
+"""The base class of the convolutional cells: frames as inputs and states, convolutions as products."""
 
 import math
 from functools import partial
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Sizes, State, States, shift
-from ..cell import AbstractCell, Hidden, initial_or_zeros
+from ..cell import AbstractCell, Hidden, Shapes, initial_or_zeros
 
 Kernel = Float[Array, "*kernel I GH"]
 Frames = Inexact[Array, "T I *space"]
@@ -20,15 +20,15 @@ GatedFrame = Float[Array, "G H *space"]
 
 
 class AbstractConvolutionalCell(AbstractCell):
-    """A cell of frames, [I, *space] in and [H, *space] as the state, that looks at them by convolutions.
+    """A cell of frames, with inputs [I, *space] and states [H, *space], whose products are convolutions.
 
         u_t = W * x_t + b                                  u, v: [G, H, *space]
         v_t = R * h_{t-1}
 
-    `*` is what neural networks call a convolution, y[p] = sum over k of W[k] x[p + k], k counted from the middle of an
-    odd kernel. Around the frame there are zeros, so that it keeps its size.
+    `*` is the convolution of neural networks, y[p] = sum over k of W[k] x[p + k], where k is relative to the middle of
+    an odd kernel. Frames are padded with zeros, so that they keep their size.
 
-    W and R are kernels [*kernel, in, GH] and b is a vector [GH], in which the gates stand one after the other.
+    W and R are kernels [*kernel, in, GH] and b is a vector [GH], with the gates one after the other.
 
     Subclass requirements: the fields below, `gates`, and `step`. Weights are drawn gate by gate as [kernel positions *
     in, H]. A dtype below float32 is the dtype of weights, inputs and outputs; states stay in float32.
@@ -45,6 +45,18 @@ class AbstractConvolutionalCell(AbstractCell):
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.input_weight.shape[-2], *self.space), self.input_weight.dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        *kernel, inputs, columns = self.input_weight.shape
+        hidden_size = max(1, columns // len(self.gates))
+        columns = hidden_size * len(self.gates)
+        return {
+            "input_weight": (*kernel[: len(self.space)], inputs, columns),
+            "recurrent_weight": (*kernel, hidden_size, columns),
+            "bias": (columns,),
+            "initial_state": (hidden_size, *self.space),
+        }
 
     def initial(self) -> State:
         shape = self.input_weight.shape[-1] // len(self.gates), *self.space
@@ -64,12 +76,12 @@ class AbstractConvolutionalCell(AbstractCell):
         return states.h.astype(self.input_weight.dtype)
 
     def hidden(self, state: State) -> Array:
-        """h of all places, as one vector."""
+        """h of all positions, as one vector."""
         return jnp.ravel(state.h)
 
 
 def convolve_all(weight: Kernel, xs: Frames) -> Float[Array, "T GH *space"]:
-    """`W * x` for all of time, which is the batch of one convolution."""
+    """`W * x` for all of time, which is the batch axis of one convolution."""
     axes = weight.ndim - 2
     frame = tuple(range(axes + 2))
     layout = jax.lax.ConvDimensionNumbers(frame, (axes + 1, axes, *range(axes)), frame)
@@ -78,17 +90,17 @@ def convolve_all(weight: Kernel, xs: Frames) -> Float[Array, "T GH *space"]:
 
 @partial(jax.checkpoint, prevent_cse=False)
 def convolve(weight: Kernel, h: Float[Array, "I *space"]) -> Float[Array, "GH *space"]:
-    """`v = R * h`, summed in the dtype of `h`, as one matrix product with what each position sees.
+    """`v = R * h`, summed in the dtype of `h`, as one matrix product with the patches around all positions.
 
-    XLA's convolution, inside a loop on a CPU, takes several times as long. What the positions see is as many times `h`
-    as the kernel has entries: it is made again for the gradient rather than kept at every step.
+    XLA's convolution, inside a loop on a CPU, takes several times as long. The patches are as many times `h` as the
+    kernel has entries, so they are recomputed for the gradient rather than stored at every step.
     """
     *kernel, _, columns = weight.shape
     space = h.shape[1:]
     padded = jnp.pad(h.astype(weight.dtype), [(0, 0), *((size // 2, size // 2) for size in kernel)])
     corners = np.ndindex(*kernel)
-    seen = [padded[:, *(slice(at, at + size) for at, size in zip(corner, space, strict=True))] for corner in corners]
-    patches = jnp.stack(seen).reshape(-1, math.prod(space))
+    shifted = [padded[:, *(slice(at, at + size) for at, size in zip(corner, space, strict=True))] for corner in corners]
+    patches = jnp.stack(shifted).reshape(-1, math.prod(space))
     matrix = weight.reshape(-1, columns).T
     return jnp.matmul(matrix, patches, preferred_element_type=h.dtype).reshape(columns, *space)
 
@@ -108,13 +120,13 @@ def draw_kernel(
     units: int,
     dtype: DType,
 ) -> Kernel:
-    """[*kernel, in, GH], one draw a gate; its fan-in is all that one position sees."""
+    """[*kernel, in, GH], one draw for each gate; its fan-in is that of a position, over the whole kernel."""
     flat = initialise.input_weight(initialiser, key, math.prod(kernel) * inputs, gates, units, dtype)
     return random.array(random.known(flat).reshape(*kernel, inputs, len(gates) * units), dtype)
 
 
 def check_frame(space: Sizes, kernel_size: Sizes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Both as tuples, a size for each axis of space; raise unless they fit each other and kernels have a middle."""
+    """Both as tuples, a size for each axis of space; raise unless they fit each other and kernel sizes are odd."""
     space = check.shape("space", space)
     if not space:
         raise ValueError(

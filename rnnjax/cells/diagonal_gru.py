@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, by_gate
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, Shapes, learnable_zeros
 
 
 class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
@@ -18,8 +18,8 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
         n    = tanh(W x_t + b + d * (r * h_{t-1}))
         h_t  = (1 - z) * n + z * h_{t-1}
 
-    with a vector d for each gate. Here z keeps, as in `GRU`; in the paper it writes. Units meet in the layer above:
-    stack two or more. `Newton(Diagonal())` solves all of time at once, exactly.
+    with a vector d for each gate. Here z keeps, as in `GRU`; in the paper it writes. Units are combined only in the
+    layer above: stack two or more. `Newton(Diagonal())` solves for all of time at once, with the exact Jacobian.
     """
 
     gates: ClassVar[str] = "rzn"
@@ -54,6 +54,10 @@ class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        return super().weight_shapes | {"recurrent_weight": (3 * self.hidden_size,)}
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u, d = u.astype(state.h.dtype), by_gate(self.recurrent_weight.astype(state.h.dtype), 3)

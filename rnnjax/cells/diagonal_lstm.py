@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, by_gate
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Shapes, learnable_zeros
 from .lstm import LSTMState
 
 
@@ -21,7 +21,8 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
         h_t = o * tanh(c_t)
 
     with a vector d for each gate, and peepholes p. The Jacobian is a block of h and c for each unit:
-    `Newton(Diagonal())` solves all of time at once, exactly. Units meet in the layer above: stack two or more.
+    `Newton(Diagonal())` solves for all of time at once, with the exact Jacobian. Units are combined only in the layer
+    above: stack two or more.
     """
 
     state_type: ClassVar[type] = LSTMState
@@ -59,6 +60,11 @@ class DiagonalLSTM(AbstractAffineCell, AbstractDiagonalCell):
         self.peepholes = initialise.diagonal_weight(recurrent_initialiser, keys[2], "fo", hidden_size, dtype)
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, LSTMState, hidden_size, dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size = self.hidden_size
+        return super().weight_shapes | {"recurrent_weight": (3 * hidden_size,), "peepholes": (2 * hidden_size,)}
 
     def step(self, state: LSTMState, u: Gates) -> LSTMState:
         carried = state.h.dtype

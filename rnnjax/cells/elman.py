@@ -10,6 +10,8 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, RecurrentWeight, UnitGates
 from ..cell import AbstractGatedCell, Hidden, learnable_zeros
+from ..checked import Checked
+from ..hints import OF_LAYERS, instead
 from ..named import named
 
 
@@ -19,11 +21,18 @@ class Elman(AbstractGatedCell):
         h_t = activation(W x_t + R h_{t-1} + b)
 
     `activation` is any elementwise function: `jnp.tanh`, `jax.nn.relu` (with `initialise.identity` the IRNN), or
-    `rnnjax.cells.linear`, which gives the linear network `s_k = s_{k-1} w_rec + x_k w_x`. That one is linear with a
-    dense R, so `Associative` does not run it. With a `leak` the units integrate (Lukoševičius 2012, "A practical guide
+    `rnnjax.cells.linear`, which gives the linear network `s_k = s_{k-1} w_rec + x_k w_x`. Since its R is dense,
+    `Associative` does not run it. With a `leak` the units are leaky integrators (Lukoševičius 2012, "A practical guide
     to applying echo state networks"):
 
         h_t = (1 - leak) * h_{t-1} + leak * activation(W x_t + R h_{t-1} + b)
+
+    Shapes:
+        input_weight       W [I, H]
+        recurrent_weight   R [H, H], or [N, D, D] of N heads with D = H / N units each
+        bias               b [H], or None
+        initial_state      h [H], or None
+    W is the transpose of torch's. `rnnjax.convert` reads and writes the layouts of other libraries.
     """
 
     gates: ClassVar[str] = "n"
@@ -35,13 +44,14 @@ class Elman(AbstractGatedCell):
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
     leak: float | None = eqx.field(static=True)
 
+    @instead(OF_LAYERS)
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable[[Array], Array] = jnp.tanh,
+        activation: Checked[Callable[[Array], Array]] = jnp.tanh,
         leak: float | None = None,
         heads: int = 1,
         bias: bool = True,
@@ -54,6 +64,7 @@ class Elman(AbstractGatedCell):
         """Draw the weights. Arguments as in `LSTM`, `activation`, and `leak`, above 0 and up to 1."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         check.flags(bias=bias, learn_initial=learn_initial)
+        check.activations(activation=activation)
         leak = None if leak is None else check.number("leak", leak)
         if leak is not None and not 0 < leak <= 1:
             raise ValueError(
@@ -80,5 +91,5 @@ class Elman(AbstractGatedCell):
 
 
 def linear(n: Array) -> Array:
-    """The activation that changes nothing."""
+    """The identity as an activation."""
     return n

@@ -1,4 +1,4 @@
-"""The independently recurrent network: each unit sees its own past alone."""
+"""The independently recurrent network: each unit depends on its own past alone."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, Units
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, Shapes, learnable_zeros
 from ..named import named
 
 
@@ -19,9 +19,9 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
 
         h_t = activation(W x_t + r * h_{t-1} + b)
 
-    Units meet in the layer above: stack two or more. What a unit keeps over T steps is r^T, so that the paper holds
-    |r| <= 2^(1/T); `initialise.interval(0.0, 2 ** (1 / T))` draws it so. `Newton(Diagonal())` solves all of time at
-    once, exactly.
+    Units are combined only in the layer above: stack two or more. Over T steps a state is multiplied by r^T, so the
+    paper bounds |r| <= 2^(1/T); `initialise.interval(0.0, 2 ** (1 / T))` draws it within these bounds.
+    `Newton(Diagonal())` solves for all of time at once, with the exact Jacobian.
     """
 
     gates: ClassVar[str] = "n"
@@ -59,6 +59,10 @@ class IndRNN(AbstractAffineCell, AbstractDiagonalCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        return super().weight_shapes | {"recurrent_weight": (self.hidden_size,)}
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         carried = state.h.dtype

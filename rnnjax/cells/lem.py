@@ -1,4 +1,4 @@
-"""Long expressive memory: two states, each with a time step of its own."""
+"""Long expressive memory: two states, each with its own time step."""
 
 from typing import ClassVar, NamedTuple
 
@@ -10,11 +10,13 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractAffineCell, learnable_zeros, recur
+from ..cell import AbstractAffineCell, Shapes, learnable_zeros, recur
+from ..exporting import exportable
 
 
+@exportable
 class LEMState(NamedTuple):
-    """Hidden state, the y of the paper, and the memory behind it."""
+    """Hidden state, the y of the paper, and memory."""
 
     h: Units
     z: Units
@@ -27,9 +29,9 @@ class LEM(AbstractAffineCell):
         z_t  = (1 - d) * z_{t-1} + d * tanh(W x_t + R h_{t-1} + b)
         h_t  = (1 - e) * h_{t-1} + e * tanh(W x_t + C z_t + b)
 
-    In the order of W and b: d, e, the candidate of z, the candidate of h; R has the first three. h looks at the new z,
-    so that two products follow each other in the loop: a plain cell, run by `Scan` and its kin, not fused. Weights and
-    biases are drawn as in the paper's code, uniformly within 1/sqrt(H).
+    The gate order of W and b is d, e, the candidate of z, the candidate of h; R has the first three. h depends on the
+    new z, so that two products follow each other in the loop. So it is a plain cell: engines that run any cell run it,
+    and `Fused` does not. Weights and biases are drawn as in the paper's code, uniformly within 1/sqrt(H).
     """
 
     state_type: ClassVar[type] = LEMState
@@ -58,7 +60,7 @@ class LEM(AbstractAffineCell):
     ):
         """Draw the weights. Arguments as in `LSTM`; `time_step` is the largest that d and e can be, above 0.
 
-        To `bias_initialiser` d and e are two gates `i`, which write and keep the rest.
+        For `bias_initialiser`, d and e are two gates `i`, which write, and keep with 1 - i.
         """
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
@@ -80,6 +82,12 @@ class LEM(AbstractAffineCell):
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, LEMState, hidden_size, dtype)
         self.time_step = time_step
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size = self.hidden_size
+        recurrent = {"recurrent_weight": (hidden_size, 3 * hidden_size), "candidate_weight": (hidden_size, hidden_size)}
+        return super().weight_shapes | recurrent
 
     def step(self, state: LEMState, u: Gates) -> LEMState:
         u = u.astype(state.h.dtype)

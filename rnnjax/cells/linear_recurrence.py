@@ -1,4 +1,4 @@
-"""The bare linear recurrence, whose coefficients are its inputs."""
+"""The linear recurrence without weights: its coefficients are its inputs."""
 
 import equinox as eqx
 import jax
@@ -9,11 +9,10 @@ from ..cell import AbstractLinearCell, Hidden, carried_copy
 
 
 class LinearRecurrence(AbstractLinearCell):
-    """h_t = a_t * h_{t-1} + b_t, of inputs (a, b), each [T, H]: what is left of a linear cell without its weights.
+    """h_t = a_t * h_{t-1} + b_t, of inputs (a, b), each [T, H]: a linear cell without weights.
 
-    For networks that make the coefficients themselves, out of inputs of several steps or with states of their own.
-    `initial_state` is in size and dtype like one step of `a` and of `b`, real or complex. Any `a` is taken
-    as it is, and none is held below one.
+    For networks that compute the coefficients themselves, from inputs of several steps or with other states.
+    `initial_state` has the size and dtype of one step of `a` and of `b`, real or complex. `a` is not bounded.
     """
 
     initial_state: Hidden

@@ -1,4 +1,4 @@
-"""The diagonal linear network: every unit fades at a rate of its own."""
+"""The diagonal linear network: every unit decays at its own rate."""
 
 from typing import ClassVar
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, Shapes, learnable_zeros
 
 
 class LinearRNN(AbstractAffineCell, AbstractLinearCell):
@@ -15,9 +15,9 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
 
         h_t = a * h_{t-1} + W x_t + b
 
-    A bank of leaky integrators: `a` is a real weight, one for each unit, and the same at every step. Nothing holds it
-    within (-1, 1), where the memory fades, though it starts there; `LRU` is the cell that cannot leave. With a dense R
-    in place of `a` it is `Elman(activation=rnnjax.cells.linear)`.
+    A set of leaky integrators: `a` is a real weight, one for each unit, and the same at every step. It is drawn inside
+    (-1, 1), where the memory decays, but training may move it out; that of `LRU` stays inside. With a dense R in
+    place of `a` it is `Elman(activation=rnnjax.cells.linear)`.
     """
 
     gates: ClassVar[str] = "n"
@@ -50,6 +50,10 @@ class LinearRNN(AbstractAffineCell, AbstractLinearCell):
         self.bias = initialise.bias(bias_initialiser, keys[1], self.gates, hidden_size, dtype) if bias else None
         self.decay = decay_initialiser(keys[2], (hidden_size,), dtype)
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        return super().weight_shapes | {"decay": (self.hidden_size,)}
 
     def coefficients(self, u: Gates) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)

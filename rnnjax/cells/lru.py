@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import DType, InputWeight, Units, carry_dtype
+from ..cell import Shapes
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_output, draw_skip, join, read_size
 
 
@@ -17,12 +18,12 @@ class LRU(AbstractStateSpaceCell):
         h_t = lambda * h_{t-1} + exp(log_gamma) * (B x_t)        lambda = exp(-exp(nu) + i exp(theta))
         y_t = Re(C h_t) + D x_t
 
-    H complex units, of which none grows, whatever the weights: |lambda| <= 1. At first lambda lies uniformly on the
-    ring between r_min and r_max, at angles up to max_phase, and gamma = sqrt(1 - |lambda|^2), so that the state neither
-    grows nor fades with the memory; it is a weight of its own from then on. B and C are kept as real and imaginary
-    parts: every weight is real, and any optimiser is right. There is no bias, and no nonlinearity: put one between
-    layers. T steps multiply an angle, and what is wrong with it, by T: over long sequences train theta, and nu and
-    log_gamma with it, at a lower rate than the rest.
+    H complex units; the recurrence is stable for any weights, since |lambda| <= 1. Initially lambda is uniform on the
+    ring between r_min and r_max, at angles up to max_phase, and gamma = sqrt(1 - |lambda|^2), so that the size of the
+    state does not depend on |lambda|; gamma is then trained as a weight of its own. B and C are stored as real and
+    imaginary parts: every weight is real, so that any optimiser can be used. There is no bias and no nonlinearity: put
+    one between layers. Over T steps an angle, and any error in it, is multiplied by T: for long sequences train theta,
+    nu and log_gamma at a lower rate than the other weights.
     """
 
     input_weight: InputWeight
@@ -53,8 +54,8 @@ class LRU(AbstractStateSpaceCell):
 
         output_size     O, the size of y; None: I
         skip            whether there is a D; it is a vector, so that O must be I
-        r_min, r_max    the ring of lambda: 0 <= r_min <= r_max <= 1. Long sequences want r_min near 1
-        max_phase       the largest angle of lambda, in radians. Long sequences want it small
+        r_min, r_max    the ring of lambda: 0 <= r_min <= r_max <= 1. For long sequences, use r_min near 1
+        max_phase       the largest angle of lambda, in radians. For long sequences, use a small one
         *_initialiser   of each part of B (then divided by sqrt 2, as |B|^2 has two parts) and of C
         The other arguments are as in `LSTM`.
         """
@@ -76,6 +77,11 @@ class LRU(AbstractStateSpaceCell):
         self.skip = draw_skip(keys[4], input_size, skip, dtype)
         self.initial_state = random.zeros(2 * hidden_size, dtype) if learn_initial else None
 
+    @property
+    def weight_shapes(self) -> Shapes:
+        units = {name: (self.input_weight.shape[-1] // 2,) for name in ("nu", "theta", "log_gamma")}
+        return super().weight_shapes | units
+
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)
         polar = jax.lax.complex(-jnp.exp(self.nu.astype(carried)), jnp.exp(self.theta.astype(carried)))
@@ -83,14 +89,14 @@ class LRU(AbstractStateSpaceCell):
 
 
 def draw_log_radius(key: PRNGKeyArray, hidden_size: int, r_min: float, r_max: float) -> random.Drawn:
-    """log |lambda|, uniform in the area of the ring, but off 0 and 1, where nu would be infinite."""
+    """log |lambda|, uniform in the area of the ring, but not 0 or 1, where nu would be infinite."""
     share = random.uniform(key, (hidden_size,), jnp.float32)
     xp, squared = random.numpy_for(share), r_min**2 + share * (r_max**2 - r_min**2)
     return 0.5 * xp.log(xp.clip(squared, 1e-12, 1 - 1e-7))
 
 
 def check_ring(r_min: float, r_max: float, max_phase: float) -> None:
-    """Raise unless there is such a ring inside the unit circle."""
+    """Raise unless the ring is inside the unit circle."""
     for name, value in (("r_min", r_min), ("r_max", r_max), ("max_phase", max_phase)):
         check.number(name, value)
     if not 0 <= r_min <= r_max <= 1:

@@ -11,8 +11,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
 from ..cell import AbstractCandidateCell, learnable_zeros, unchanged
+from ..checked import Checked
+from ..exporting import exportable
+from ..hints import OF_LAYERS, instead
+from ..named import named
 
 
+@exportable
 class LSTMState(NamedTuple):
     """Hidden and cell state."""
 
@@ -28,6 +33,17 @@ class Peepholes(NamedTuple):
     o: Units
 
 
+class Activations(NamedTuple):
+    """The functions of an LSTM: of its gates i, f, o, of its candidate g, and of c_t in its output h_t."""
+
+    gate: Callable[[Array], Array] = sigmoid
+    candidate: Callable[[Array], Array] = jnp.tanh
+    output: Callable[[Array], Array] = jnp.tanh
+
+
+DEFAULT = Activations()
+
+
 class LSTM(AbstractCandidateCell):
     """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o, as in torch.
 
@@ -39,7 +55,18 @@ class LSTM(AbstractCandidateCell):
         peepholes   i and f see p * c_{t-1}, o sees p * c_t (Gers et al. 2002, JMLR 3:115)
         coupled     f = 1 - i, three gates i, g, o (CIFG; Greff et al. 2015, arXiv:1503.04069)
         clip        c_t is held within [-clip, clip] (Sak et al. 2014, arXiv:1402.1128)
+        activation, output_activation, gate_activation
+                    any elementwise functions in place of the tanh of g, the tanh of c_t, and the sigmoid; behind
+                    `rnnjax.cells.clipped`, of pre-activations within a bound
     With an output projection there is a second matrix in the loop: that is `ProjectedLSTM`.
+
+    Shapes; the columns are those of i, then of f, g and o, or of i, g and o where the gates are coupled (G = 3, not 4):
+        input_weight       W [I, G H]
+        recurrent_weight   R [H, G H], or [N, D, G D] of N heads with D = H / N units each
+        bias               b [G H], or None
+        peepholes          p [H] of each gate but g, or None
+        initial_state      h [H] and c [H], or None
+    `rnnjax.convert` reads and writes the layouts of other libraries.
     """
 
     state_type: ClassVar[type] = LSTMState
@@ -51,7 +78,11 @@ class LSTM(AbstractCandidateCell):
     initial_state: LSTMState | None
     coupled: bool = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
+    output_activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
+    gate_activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
+    @instead(OF_LAYERS)
     def __init__(
         self,
         input_size: int,
@@ -61,6 +92,9 @@ class LSTM(AbstractCandidateCell):
         peepholes: bool = False,
         coupled: bool = False,
         clip: float | None = None,
+        activation: Checked[Callable[[Array], Array]] = jnp.tanh,
+        output_activation: Checked[Callable[[Array], Array] | None] = None,
+        gate_activation: Checked[Callable[[Array], Array]] = sigmoid,
         heads: int = 1,
         bias: bool = True,
         learn_initial: bool = False,
@@ -72,6 +106,7 @@ class LSTM(AbstractCandidateCell):
         """Draw the weights.
 
         input_size, hidden_size   I and H
+        output_activation         None: `activation`, of which the default is tanh
         heads                     R is block-diagonal with this many blocks; it must divide H
         bias                      whether there is a b
         learn_initial             whether the initial state is a weight (of zeros, to be trained) or the constant zero
@@ -81,6 +116,8 @@ class LSTM(AbstractCandidateCell):
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         check.flags(peepholes=peepholes, coupled=coupled, bias=bias, learn_initial=learn_initial)
         check_clip(clip)
+        output_activation = activation if output_activation is None else output_activation
+        check.activations(activation=activation, output_activation=output_activation, gate_activation=gate_activation)
         self.coupled, keys = coupled, random.split(key, 4)
         self.input_weight = initialise.input_weight(
             input_initialiser, keys[0], input_size, self.gates, hidden_size, dtype
@@ -92,6 +129,9 @@ class LSTM(AbstractCandidateCell):
         self.peepholes = draw_peepholes(keys[3], hidden_size, coupled, dtype) if peepholes else None
         self.initial_state = learnable_zeros(learn_initial, LSTMState, hidden_size, dtype)
         self.clip = clip
+        self.activation = activation
+        self.output_activation = output_activation
+        self.gate_activation = gate_activation
 
     @property
     def gates(self) -> str:
@@ -109,7 +149,8 @@ class LSTM(AbstractCandidateCell):
         state: LSTMState,
         through: Callable[[Unit], Unit],
     ) -> LSTMState:
-        return gate(parameters, u + v, state.c, self.clip, through)
+        activations = Activations(self.gate_activation, self.activation, self.output_activation)
+        return gate(parameters, u + v, state.c, self.clip, activations, through)
 
 
 def gate(
@@ -117,6 +158,7 @@ def gate(
     gates: Float[Array, "G *units"],
     c: Float[Array, "*units"],
     clip: float | None,
+    activations: Activations = DEFAULT,
     through: Callable[[Array], Array] = unchanged,
 ) -> LSTMState:
     """The elementwise half of every LSTM here: `gates` before their nonlinearities, three of them if coupled."""
@@ -124,14 +166,14 @@ def gate(
     if peepholes is not None:
         i = i + peepholes.i * c
         f = [forget + peephole * c for forget, peephole in zip(f, peepholes.f, strict=True)]
-    i = sigmoid(i)
-    keep = sigmoid(f[0]) if f else 1 - i
-    c = keep * c + i * through(jnp.tanh(g))
+    i = activations.gate(i)
+    keep = activations.gate(f[0]) if f else 1 - i
+    c = keep * c + i * through(activations.candidate(g))
     if clip is not None:
         c = jnp.clip(c, -clip, clip)
     if peepholes is not None:
         o = o + peepholes.o * c
-    return LSTMState(sigmoid(o) * jnp.tanh(c), c)
+    return LSTMState(activations.gate(o) * activations.output(c), c)
 
 
 def gate_names(coupled: bool) -> str:

@@ -21,14 +21,15 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
         i   = sigmoid(W x_t + b)         g = activation(W x_t + b)
         h_t = (1 - i) * h_{t-1} + i * g
 
-    Gate order i, g; `i` is the paper's z, which writes (the z of `GRU` keeps). No gate sees the state, so `Associative`
-    runs time in parallel; the price is that one layer alone cannot count or compare. Stack two or more.
+    Gate order i, g; `i` is the paper's z, which writes (the z of `GRU` keeps). No gate depends on the state, so
+    `Associative` runs it in parallel along time; on the other hand, one layer alone cannot count or compare. Stack two
+    or more.
 
-    `activation` is `linear`, the candidate as it is, or `positive`, the paper's (both in `rnnjax.cells`), with which h
-    stays positive from a start that is not negative, or any other. The paper goes over to logarithms there because it
-    takes sums of log(1 - i) over time, and differences of their exponentials. There is no need of that here: steps are
-    composed as maps h -> a h + b, by products of factors in (0, 1) and by sums, which neither overflow nor divide.
-    What is left to guard is the gate that keeps, which is sigmoid(-(W x + b)) rather than a difference from one.
+    `activation` is `linear`, the identity; `positive`, the paper's, with which h stays positive if it starts so (both
+    are in `rnnjax.cells`); or any other. With `positive` the paper computes with logarithms, since it takes sums of
+    log(1 - i) over time, and differences of their exponentials. That is not needed here: steps are composed as maps
+    h -> a h + b, by products of factors in (0, 1) and by sums, which neither overflow nor divide. Only the gate that
+    keeps needs care: it is sigmoid(-(W x + b)) rather than a difference from one.
     """
 
     gates: ClassVar[str] = "ig"
@@ -51,7 +52,7 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
         bias_initialiser: initialise.Initialiser = initialise.zeros,
         dtype: DType = jnp.float32,
     ):
-        """Draw the weights. Arguments as in `LSTM`, and `activation`; there is no R and nothing that is of it."""
+        """Draw the weights. Arguments as in `LSTM`, and `activation`; there is no R, and no arguments of R."""
         check.sizes(input_size=input_size, hidden_size=hidden_size)
         check.flags(bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 2)
@@ -69,5 +70,5 @@ class MinGRU(AbstractAffineCell, AbstractLinearCell):
 
 
 def positive(n: Array) -> Array:
-    """The activation that is always positive: n + 1/2 from zero on, sigmoid(n) below; smooth enough to be trained."""
+    """An activation that is always positive: n + 1/2 for n >= 0, sigmoid(n) below, with a continuous value."""
     return jnp.where(n >= 0, n + 0.5, sigmoid(n))

@@ -21,9 +21,9 @@ class MinLSTM(AbstractAffineCell, AbstractLinearCell):
         i, f = sigmoid(W x_t + b)         g = activation(W x_t + b)
         h_t  = f / (f + i) * h_{t-1} + i / (f + i) * g
 
-    Gate order i, f, g. The two factors add up to one; they are sigmoids of log f - log i, each exact by itself, so that
-    two gates that are both shut share as any other two do, where a quotient would be 0 / 0. For `activation`, and for
-    why the recurrence needs no logarithms, see `MinGRU`; as there, stack two or more.
+    Gate order i, f, g. The two factors add up to one. They are computed as sigmoids of log f - log i, which is exact
+    even if both gates are close to zero, where the quotients would be 0 / 0. For `activation`, and for why the
+    recurrence needs no logarithms, see `MinGRU`; as there, stack two or more.
     """
 
     gates: ClassVar[str] = "ifg"

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
-from ..cell import AbstractAffineCell, carried_copy, recur
+from ..cell import AbstractAffineCell, Shapes, carried_copy, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate, gate_names
 
 
@@ -15,8 +15,8 @@ class ProjectedLSTM(AbstractAffineCell):
 
         h_t = Q (o * tanh(c_t)),        h: [P], c: [H], usually P < H
 
-    so that R is [P, GH]. Two matrix products stand in the loop: a plain cell, run by `Scan` and its kin, not fused.
-    Peepholes, the coupled gate and the clipped cell are those of `LSTM`.
+    so that R is [P, GH]. There are two matrix products in the loop, so it is a plain cell: engines that run any cell
+    run it, and `Fused` does not. Peepholes, the coupled gate and the clipped cell are those of `LSTM`.
     """
 
     input_weight: InputWeight
@@ -66,6 +66,18 @@ class ProjectedLSTM(AbstractAffineCell):
     @property
     def gates(self) -> str:
         return gate_names(self.coupled)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        shapes, hidden_size, projected_size = super().weight_shapes, self.hidden_size, self.recurrent_weight.shape[0]
+        del shapes["initial_state"]
+        if self.initial_state is not None:
+            shapes |= {"initial_state.h": (projected_size,), "initial_state.c": (hidden_size,)}
+        return shapes | {
+            "recurrent_weight": (projected_size, len(self.gates) * hidden_size),
+            "projection": (hidden_size, projected_size),
+            "peepholes": (hidden_size,),
+        }
 
     def initial(self) -> LSTMState:
         return self._zeros() if self.initial_state is None else carried_copy(self.initial_state, self.projection.dtype)

@@ -1,14 +1,18 @@
 """The gated recurrent unit of the paper, reset before the product."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax.nn import sigmoid
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight
-from ..cell import AbstractAffineCell, Hidden, learnable_zeros, recur
+from ..cell import AbstractAffineCell, Hidden, Shapes, learnable_zeros, recur, recurrent_shape
+from ..checked import Checked
+from ..named import named
 
 
 class ResetBeforeGRU(AbstractAffineCell):
@@ -18,8 +22,10 @@ class ResetBeforeGRU(AbstractAffineCell):
         n    = tanh(W x_t + b + C (r * h_{t-1}))
         h_t  = (1 - z) * n + z * h_{t-1}
 
-    The product with C waits for r, so two products follow each other in the loop: a plain cell, run by `Scan` and its
-    kin, not fused. Where speed matters take `GRU`; the two are different functions and do not share weights.
+    The product with C depends on r, so two products follow each other in the loop, and it is a plain cell: engines that
+    run any cell run it, and `Fused` does not. If speed matters use `GRU`; the two are different functions and do not
+    share weights.
+    `activation` and `gate_activation` are any elementwise functions in place of the tanh and the sigmoid.
     """
 
     gates: ClassVar[str] = "rzn"
@@ -29,6 +35,8 @@ class ResetBeforeGRU(AbstractAffineCell):
     candidate_weight: RecurrentWeight  # C, of n
     bias: Bias | None
     initial_state: Hidden | None
+    activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
+    gate_activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
 
     def __init__(
         self,
@@ -36,6 +44,8 @@ class ResetBeforeGRU(AbstractAffineCell):
         hidden_size: int,
         *,
         key: PRNGKeyArray,
+        activation: Checked[Callable[[Array], Array]] = jnp.tanh,
+        gate_activation: Checked[Callable[[Array], Array]] = sigmoid,
         heads: int = 1,
         bias: bool = True,
         learn_initial: bool = False,
@@ -47,6 +57,7 @@ class ResetBeforeGRU(AbstractAffineCell):
         """Draw the weights. Arguments as in `LSTM`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, heads=heads)
         check.flags(bias=bias, learn_initial=learn_initial)
+        check.activations(activation=activation, gate_activation=gate_activation)
         keys = random.split(key, 4)
         recurrent = lambda key, gates: initialise.recurrent_weight(  # noqa: E731
             recurrent_initialiser, key, gates, hidden_size, heads, dtype
@@ -58,9 +69,19 @@ class ResetBeforeGRU(AbstractAffineCell):
         self.candidate_weight = recurrent(keys[2], "n")
         self.bias = initialise.bias(bias_initialiser, keys[3], self.gates, hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
+        self.activation = activation
+        self.gate_activation = gate_activation
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        hidden_size = self.hidden_size
+        return super().weight_shapes | {
+            "recurrent_weight": recurrent_shape(self.recurrent_weight, hidden_size, 2),
+            "candidate_weight": recurrent_shape(self.candidate_weight, hidden_size, 1),
+        }
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         u = u.astype(state.h.dtype)
-        r, z = sigmoid(u[:2] + recur(self.recurrent_weight, state.h, 2))
-        n = jnp.tanh(u[2] + recur(self.candidate_weight, r * state.h, 1)[0])
+        r, z = self.gate_activation(u[:2] + recur(self.recurrent_weight, state.h, 2))
+        n = self.activation(u[2] + recur(self.candidate_weight, r * state.h, 1)[0])
         return Hidden((1 - z) * n + z * state.h)

@@ -9,24 +9,26 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import DType, InputWeight, Units, carry_dtype
+from ..cell import Shapes
 from .state_space import AbstractStateSpaceCell, OutputWeight, draw_skip, join, read_size
 
 
 class S5(AbstractStateSpaceCell):
-    """Smith, Warrington & Linderman 2023, arXiv:2208.04933; the system h' = Lambda h + B x, held between steps (ZOH).
+    """Smith, Warrington & Linderman 2023, arXiv:2208.04933; the system h' = Lambda h + B x, zero-order hold (ZOH).
 
         Lambda = -exp(log_decay) + i frequency           step = exp(log_step), for each unit
         h_t = a * h_{t-1} + (a - 1) / Lambda * (B x_t)        a = exp(Lambda step)
         y_t = 2 Re(C h_t) + D x_t
 
-    The P = hidden_size states are P/2 complex units and their conjugates, which are left out and counted twice instead.
-    At first Lambda and its eigenvectors, in which B and C are drawn, are those of HiPPO-N, whose states are the
-    coefficients of the past in Legendre polynomials; `blocks` of P / blocks states each are such systems side by side.
-    The logarithm keeps the decay positive, which the paper leaves to luck or clipping. All weights are real, B and C
-    in two parts, so that any optimiser is right. There is no bias, and no nonlinearity: put one between layers.
+    The P = hidden_size states are P/2 complex units and their conjugates, which are not computed: y has a factor of 2
+    in their place. Initially Lambda and its eigenvectors, in whose coordinates B and C are drawn, are those of HiPPO-N,
+    whose states are the coefficients of the past in Legendre polynomials. With `blocks` the initial system consists of
+    that many such systems of P / blocks states each. The logarithm keeps the decay positive; in the paper it may become
+    negative, or is clipped. All weights are real, B and C in two parts, so that any optimiser can be used. There is no
+    bias and no nonlinearity: put one between layers.
     """
 
-    counted = 2.0
+    multiplicity = 2.0
 
     input_weight: InputWeight
     output_weight: OutputWeight
@@ -58,8 +60,8 @@ class S5(AbstractStateSpaceCell):
         blocks          of the initial system; each has an even number of states
         output_size     O, the size of y; None: I
         skip            whether there is a D; it is a vector, so that O must be I
-        *_step          bounds of the steps, in units of the system's time, drawn log-uniformly between them
-        *_initialiser   of B and C before they are seen in the eigenvectors
+        *_step          bounds of the steps, in units of the system's time; they are log-uniform between them
+        *_initialiser   of B and C before the change to the coordinates of the eigenvectors
         The other arguments are as in `LSTM`.
         """
         output_size = read_size(input_size, output_size, skip)
@@ -74,14 +76,19 @@ class S5(AbstractStateSpaceCell):
         drawn = carry_dtype(dtype)
         B = random.known(input_initialiser(keys[0], (input_size, hidden_size), drawn)).T
         C = random.known(output_initialiser(keys[1], (hidden_size, output_size), drawn))
-        self.input_weight = random.array(seen_in(vectors.conj(), B).T, dtype)
-        self.output_weight = random.array(seen_in(vectors, C), dtype)
+        self.input_weight = random.array(in_coordinates(vectors.conj(), B).T, dtype)
+        self.output_weight = random.array(in_coordinates(vectors, C), dtype)
         self.log_decay = random.array(np.tile(np.log(-np.real(values)), blocks), dtype)
         self.frequency = random.array(np.tile(np.imag(values), blocks), dtype)
         bounds = math.log(shortest_step), math.log(longest_step)
         self.log_step = random.array(random.uniform(keys[2], (hidden_size // 2,), jnp.float32, *bounds), dtype)
         self.skip = draw_skip(keys[3], input_size, skip, dtype)
         self.initial_state = random.zeros(hidden_size, dtype) if learn_initial else None
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        units = {name: (self.input_weight.shape[-1] // 2,) for name in ("log_decay", "frequency", "log_step")}
+        return super().weight_shapes | units
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:
         carried = carry_dtype(u.dtype)
@@ -92,7 +99,7 @@ class S5(AbstractStateSpaceCell):
         return jnp.exp(turned), jnp.expm1(turned) / rate * join(u)
 
 
-def seen_in(vectors: np.ndarray, matrix: random.Drawn) -> random.Drawn:
+def in_coordinates(vectors: np.ndarray, matrix: random.Drawn) -> random.Drawn:
     """The rows of `matrix`, block by block of states, in the coordinates of `vectors`, [P / blocks, units]: [P, _].
 
     The real parts of all coordinates come first, and then the imaginary parts.
@@ -104,7 +111,7 @@ def seen_in(vectors: np.ndarray, matrix: random.Drawn) -> random.Drawn:
 
 
 def check_blocks(hidden_size: int, blocks: int) -> None:
-    """Raise unless the states fall into blocks of pairs."""
+    """Raise unless the states can be divided into blocks of pairs."""
     if hidden_size % (2 * blocks):
         raise ValueError(
             f"hidden_size: expected a multiple of 2 * blocks = {2 * blocks}, since states come in conjugate pairs, "
@@ -126,10 +133,10 @@ def check_steps(shortest_step: float, longest_step: float) -> None:
 
 
 def check_frequencies(frequencies: np.ndarray, dtype: DType) -> None:
-    """Raise where `dtype` cannot hold the frequencies, which grow with the square of a block's size."""
+    """Raise if the frequencies, which grow with the square of a block's size, overflow in `dtype`."""
     largest = float(jnp.finfo(dtype).max)
     if frequencies.max() > largest:
         raise ValueError(
-            f"dtype: expected one that holds frequencies up to {frequencies.max():.0f}, got {jnp.dtype(dtype)}, which "
-            f"ends at {largest:.0f}. Take bfloat16, or more blocks"
+            f"dtype: expected a range that includes frequencies up to {frequencies.max():.0f}, got {jnp.dtype(dtype)}, "
+            f"which ends at {largest:.0f}. Take bfloat16, or more blocks"
         )

@@ -1,4 +1,4 @@
-"""The simple recurrent unit in its linear version: a light recurrence below a highway."""
+"""The simple recurrent unit in its linear version: a linear recurrence with a highway connection."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -22,7 +22,7 @@ from ..arrays import (
     carry_dtype,
     shift,
 )
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, affine, learnable_zeros
+from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, Shapes, affine, learnable_zeros
 from ..named import named
 
 
@@ -33,15 +33,15 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         c_t  = f * c_{t-1} + (1 - f) * (W x_t)
         y_t  = r * activation(c_t) + (1 - r) * x_t
 
-    c is the state, under the name `h` that every linear cell's state has. Where I and H differ, the highway carries
-    W x_t in place of x_t. The later versions let the gates see v * c_{t-1}, which is not linear in the state any more:
-    this cell is not those, and does not take their weights.
+    c is the state; its field is named `h`, as in every linear cell. If I and H differ, the highway has W x_t in place
+    of x_t. In later versions the gates depend on v * c_{t-1}, so that they are not linear in the state: they are
+    different functions, with different weights.
     """
 
     gates: ClassVar[str] = "fg"
 
-    input_weight: InputWeight  # of f and of what is written, which make the state
-    output_weight: Float[Array, "I RX"]  # of r and, where I and H differ, of the highway x, which make the output
+    input_weight: InputWeight  # of f and the candidate g
+    output_weight: Float[Array, "I RX"]  # of r and, if I and H differ, of the highway x
     bias: Bias | None  # of f and r
     initial_state: Hidden | None
     activation: Callable[[Array], Array] = eqx.field(static=True, converter=named)
@@ -70,6 +70,12 @@ class SRU(AbstractAffineCell, AbstractLinearCell):
         self.bias = initialise.bias(bias_initialiser, keys[2], "fr", hidden_size, dtype) if bias else None
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size, dtype)
         self.activation = activation
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        inputs, outputs = self.input_weight.shape[0], self.hidden_size
+        shape = inputs, outputs if inputs == outputs else 2 * outputs
+        return super().weight_shapes | {"output_weight": shape}
 
     def project(self, xs: Inputs) -> GatesOverTime:
         us = by_gate(affine(self.input_weight, None, xs), 2)

@@ -1,5 +1,6 @@
-"""What the complex linear cells share: a complex state between two real sequences, and weights that are all real."""
+"""The base class of the complex linear cells: complex states, real inputs and outputs, and real weights."""
 
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -9,23 +10,22 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from .. import initialise, random
 from ..arrays import DType, Inputs, InputWeight, by_gate, carry_dtype
-from ..cell import AbstractLinearCell, Hidden, affine
+from ..cell import AbstractLinearCell, Hidden, Shapes, affine
 
 OutputWeight = Float[Array, "PH O"]  # P = 2 parts
 
 
 class AbstractStateSpaceCell(AbstractLinearCell):
-    """A linear cell of complex units, read out by y_t = counted * Re(C h_t) + D x_t.
+    """A linear cell of complex units, read out by y_t = multiplicity * Re(C h_t) + D x_t.
 
-    A complex weight is kept as a real one, its real part and then its imaginary part: B is [I, 2 H], C is [2 H, O], and
-    a learned initial state is [2 H]. So every leaf is real, and any optimiser is right for it: the gradient that JAX
-    has by a complex number is the conjugate of the direction of descent. The state is complex, of the carry's
-    precision.
+    A complex weight is stored as a real array, the real part and then the imaginary part: B is [I, 2 H], C is [2 H, O],
+    and a learned initial state is [2 H]. So every leaf is real, and any optimiser can be used: JAX's gradient by a
+    complex number is the conjugate of the direction of ascent. The state is complex, in the carry's precision.
 
     Subclass requirements: the fields below, and `coefficients`.
     """
 
-    counted: ClassVar[float] = 1.0  # how often a unit counts in y: twice where it stands for its conjugate, too
+    multiplicity: ClassVar[float] = 1.0  # of a unit in y: two if it stands for its complex conjugate, too
 
     input_weight: eqx.AbstractVar[InputWeight]  # B
     output_weight: eqx.AbstractVar[OutputWeight]  # C
@@ -34,6 +34,18 @@ class AbstractStateSpaceCell(AbstractLinearCell):
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        inputs, *columns = self.input_weight.shape
+        outputs = self.output_weight.shape[-1:] if self.skip is None else (inputs,)
+        parts = 2 * max(1, math.prod(columns) // 2)
+        return {
+            "input_weight": (inputs, parts),
+            "output_weight": (parts, *outputs),
+            "skip": (inputs,),
+            "initial_state": (parts,),
+        }
 
     def initial(self) -> Hidden:
         parts = self.initial_state
@@ -47,20 +59,20 @@ class AbstractStateSpaceCell(AbstractLinearCell):
     def readout(self, states: Hidden, xs: Inputs) -> Float[Array, "T O"]:
         dtype, carried = self.output_weight.dtype, carry_dtype(self.output_weight.dtype)
         parts = jnp.concatenate([states.h.real, -states.h.imag], axis=-1).astype(dtype)
-        ys = self.counted * jnp.matmul(parts, self.output_weight, preferred_element_type=carried)
+        ys = self.multiplicity * jnp.matmul(parts, self.output_weight, preferred_element_type=carried)
         if self.skip is not None:
             ys = ys + self.skip.astype(carried)[None] * xs.astype(carried)
         return ys.astype(dtype)
 
 
 def join(parts: Float[Array, "2 ..."]) -> Complex[Array, "..."]:
-    """The complex numbers of these real and imaginary parts, in complex64 or wider."""
+    """The complex numbers with these real and imaginary parts, in complex64 or wider."""
     real, imaginary = parts.astype(carry_dtype(parts.dtype))
     return jax.lax.complex(real, imaginary)
 
 
 def read_size(input_size: int, output_size: int | None, skip: bool) -> int:
-    """O, once it is seen to fit the skip connection."""
+    """O. Raises unless it fits the skip connection."""
     size = input_size if output_size is None else output_size
     if skip and size != input_size:
         raise ValueError(
@@ -71,7 +83,7 @@ def read_size(input_size: int, output_size: int | None, skip: bool) -> int:
 
 
 def draw_skip(key: PRNGKeyArray, input_size: int, skip: bool, dtype: DType) -> Float[Array, " I"] | None:
-    """D, standard normal, as both papers' code draws it."""
+    """D, standard normal, as in the code of both papers."""
     return random.array(random.normal(key, (input_size,), dtype), dtype) if skip else None
 
 

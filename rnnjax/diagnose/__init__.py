@@ -1,5 +1,11 @@
-"""Where the gradient goes: Jacobians, gradients by lag, Lyapunov exponents, a report, and their plots."""
+"""Diagnosis of models, of cells and of training along time: a summary, laws, Jacobians, gradients by lag, plots."""
 
+from importlib import import_module
+from types import ModuleType
+
+from .cell_report import CellReport as CellReport
+from .cell_report import Verdict as Verdict
+from .cell_report import check_cell as check_cell
 from .gates import gates as gates
 from .gates import stuck as stuck
 from .gradient import gradient_by_input as gradient_by_input
@@ -11,3 +17,13 @@ from .lyapunov import lyapunov_exponents as lyapunov_exponents
 from .report import Finding as Finding
 from .report import Report as Report
 from .report import examine as examine
+from .summary import Summary as Summary
+from .summary import count as count
+from .summary import summary as summary
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`plot`, imported when it is first used: it needs matplotlib, which the library itself does not."""
+    if name != "plot":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.plot")

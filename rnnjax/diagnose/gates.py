@@ -1,4 +1,4 @@
-"""What gates do over time, and which units are stuck."""
+"""The values of gates over time, and units that are stuck."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +16,8 @@ from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from .trajectory import befores, enter
 
-SMALL = 0.01  # of what a unit's inputs do to it at rest: what moves nothing
-CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")  # what calls a program once, as it is
+SMALL = 0.01  # times the largest derivative at rest: below, a unit is stuck
+CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")  # primitives that call a program once
 
 
 def gates(
@@ -29,15 +29,14 @@ def gates(
 ) -> Float[Array, "T K H"]:
     """The K sigmoids of a gated cell at every step, in the order in which its `pointwise` takes them.
 
-    Of `LSTM` these are i, f, o; of `GRU` z, r. They are found in the traced `pointwise`, of any `AbstractGatedCell`;
-    one without a sigmoid is refused. The sigmoid within an activation, such as `jax.nn.silu`, is one of them.
-    Arguments as in `jacobians`.
+    For `LSTM` these are i, f, o; for `GRU` z, r. They are found in the traced `pointwise` of any `AbstractGatedCell`,
+    including sigmoids inside of an activation, such as `jax.nn.silu`. A cell without a sigmoid is an error. Arguments
+    as in `jacobians`.
     """
     state, xs = enter(cell, state, xs)
     if not isinstance(cell, AbstractGatedCell):
         raise TypeError(
-            f"cell: expected an AbstractGatedCell, whose gates are known, got {describe(cell)}. "
-            "Pass a gated cell, such as LSTM or GRU"
+            f"cell: expected an AbstractGatedCell, got {describe(cell)}. Pass a gated cell, such as LSTM or GRU"
         )
 
     def one(inputs: Any) -> Float[Array, "K H"]:
@@ -60,12 +59,11 @@ def stuck(
     *,
     engine: Checked[AbstractEngine] = Auto(),
 ) -> Float[Array, "T H"] | None:
-    """1 where a unit cannot be moved: no input u_g of any of its gates does a hundredth of what some u_g does at rest.
+    """1 where a unit is stuck: the largest |ds/du_g| over its gates g is below a hundredth of its value at rest.
 
-    That is of what |ds/du| is at its largest, and at rest is in the initial state with x = 0. Saturated units, whose
-    nonlinearities are all at their ends, and dead ones of `jax.nn.relu`; slow units are not stuck. None for a cell in
-    which a unit's inputs cannot be told apart: it takes an `AbstractGatedCell` or an `AbstractDiagonalCell`, the last
-    axis of whose u counts the units. Arguments as in `jacobians`.
+    At rest means in the initial state with x = 0. Saturated units and dead units of `jax.nn.relu` are stuck; slow units
+    are not. The result is None unless the cell is an `AbstractGatedCell` or an `AbstractDiagonalCell` and the last axis
+    of u is that of the units. Arguments as in `jacobians`.
     """
     state, xs = enter(cell, state, xs)
     us = cell.project(xs)
@@ -82,7 +80,7 @@ def stuck(
 
     resting = cell.project(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:1]), xs))[0], cell.initial()
     moving = jax.vmap(steepest)((us, befores(cell, state, xs, engine)))
-    return (~(moving > SMALL * steepest(resting))).astype(moving.dtype)  # NaN moves nothing, either
+    return (~(moving > SMALL * steepest(resting))).astype(moving.dtype)  # where it is NaN a unit is stuck, too
 
 
 def _sigmoids(function: Callable[..., Any], *arguments: Any) -> list[Array]:
@@ -93,7 +91,7 @@ def _sigmoids(function: Callable[..., Any], *arguments: Any) -> list[Array]:
 
 
 def _evaluate(program: ClosedJaxpr, arguments: list[Array], found: list[Array]) -> list[Array]:
-    """Run a program, through what it calls, and add its sigmoids to those `found`."""
+    """Run a program, including the programs that it calls, and add its sigmoids to `found`."""
     values = dict(zip(program.jaxpr.invars, arguments, strict=True))
     values |= dict(zip(program.jaxpr.constvars, program.consts, strict=True))
     read = lambda variable: variable.val if isinstance(variable, Literal) else values[variable]  # noqa: E731

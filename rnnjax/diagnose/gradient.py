@@ -1,6 +1,7 @@
-"""How far back a loss learns: the norm of its gradient, lag by lag."""
+"""How far back the gradient of a loss reaches: its norm, lag by lag."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -10,17 +11,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import check, flat
-from ..arrays import PyTree, State, States
+from ..arrays import PyTree, State, States, count_steps
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..checked import Checked
-from ..diagnose.loss import SequenceLoss
 from ..engine import AbstractEngine, check_engine
 from ..engines.auto import Auto
 from ..flat import is_inexact
 from ..network import Layer
 from ..refusal import Refusal
 from ..unroll import unroll
-from .trajectory import check_lags, enter, steps
+from .trajectory import check_lags, enter
+
+SequenceLoss: TypeAlias = Checked[Callable[[State, PyTree[Array]], Array]]  # (last, ys), as `unroll` returns -> scalar
 
 
 def gradient_by_lag(
@@ -37,14 +39,14 @@ def gradient_by_lag(
     loss              `(last, ys) -> scalar`, on what `unroll` returns
     cell, state, xs   as in `rnnjax.unroll`
     lags              at most T; None: T
-    engine            any that runs a plain cell, or for a linear cell also `Associative`. What a state did is measured
-                      by a disturbance of zero added to it at every step, which leaves a kernel nothing to trace
+    engine            any that runs a plain cell, or for a linear cell also `Associative`. The gradient is that by a
+                      disturbance of zero, added to the state after every step, so no kernel can run the cell
 
-    One pass backward: of states it keeps what that pass keeps, of Jacobians nothing. Fast decay is vanishing, growth is
-    exploding; `examine` says so. NaN where states or loss are, and from where a gradient has overflowed.
+    It takes one backward pass and its memory, and builds no Jacobians. Fast decay is vanishing, growth is exploding;
+    `examine` reports both. NaN where states or loss are NaN, and at all lags from an overflow on.
     """
     state, xs = enter(cell, state, xs)
-    T = steps(xs)
+    T = count_steps(xs)
     lags = check_lags(lags, T)
     disturbed = DisturbedLinearCell(cell=cell) if isinstance(cell, AbstractLinearCell) else DisturbedCell(cell)
     floating, others = eqx.partition(state, eqx.is_inexact_array)
@@ -67,7 +69,7 @@ def gradient_by_input(
     *,
     engine: Checked[AbstractEngine] = Auto(),
 ) -> Float[Array, " T"]:
-    """The norm of dL/dx_{T-k} for every lag k from 0 to T - 1: what each input still does to the loss.
+    """The norm of dL/dx_{T-k} for every lag k from 0 to T - 1: the influence of each input on the loss.
 
     Arguments as in `gradient_by_lag`, but `layer` may be any cell or network, or a function with its state, and the
     engine any that runs it; `xs` must be floating.
@@ -75,17 +77,17 @@ def gradient_by_input(
     xs = check.sequence(xs)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(xs)):
         raise TypeError(
-            f"xs: expected floating arrays, by which to differentiate, got {check.show(xs)}. "
+            f"xs: expected floating arrays, since they are differentiated, got {check.show(xs)}. "
             "Embed tokens first, and pass the vectors"
         )
-    if steps(xs) == 0:
+    if count_steps(xs) == 0:
         raise ValueError("xs: expected at least one step, got none. Pass a longer sequence")
     gradient = jax.grad(lambda xs: judge(loss, *unroll(layer, state, xs, engine=engine)))(xs)
     return _norms(gradient)[::-1]
 
 
 class DisturbedCell(AbstractCell):
-    """A cell whose inputs are pairs (x, d), d being added to the state after the step."""
+    """A cell whose inputs are pairs (x, d), where d is added to the state after the step."""
 
     cell: AbstractCell
 
@@ -108,7 +110,7 @@ class DisturbedCell(AbstractCell):
 
 
 class DisturbedLinearCell(DisturbedCell, AbstractLinearCell):
-    """The same of a linear cell, which it leaves linear."""
+    """`DisturbedCell` for linear cells: it is linear, too."""
 
     cell: AbstractLinearCell
     initial_state: None = None
@@ -119,7 +121,7 @@ class DisturbedLinearCell(DisturbedCell, AbstractLinearCell):
 
 
 def _insist(engine: Any, disturbed: DisturbedCell, inputs: Any) -> None:
-    """Raise where the engine refuses what is disturbed, whatever it says of the cell itself."""
+    """Raise where the engine refuses the disturbed cell."""
     check_engine(engine)
     refusal = engine.plan(disturbed, inputs)
     if isinstance(refusal, Refusal):
@@ -139,7 +141,7 @@ def check_loss(loss: object) -> None:
 
 
 def judge(loss: SequenceLoss, last: State, ys: PyTree[Array]) -> Float[Array, ""]:
-    """The loss, once it is seen to be a scalar that looks at what it was given."""
+    """The loss. Raises unless it is a real scalar that depends on its arguments."""
     check_loss(loss)
     program, out = jax.make_jaxpr(loss, return_shape=True)(last, ys)
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
@@ -161,7 +163,7 @@ def judge(loss: SequenceLoss, last: State, ys: PyTree[Array]) -> Float[Array, ""
 
 
 def _norms(tree: PyTree[Array]) -> Float[Array, " T"]:
-    """The norm over all that a step has, step by step; of shares of the largest, whose squares do not overflow."""
+    """The norm over all numbers of each step, divided by the largest first so that squares do not overflow."""
     sizes = jnp.concatenate([jnp.abs(part).reshape(len(part), -1) for part in flat.parts(tree)], 1)
     largest = sizes.max(1, keepdims=True)
     scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))

@@ -9,13 +9,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import flat
-from ..arrays import PyTree, State
+from ..arrays import PyTree, State, count_steps
 from ..cell import AbstractCell
 from ..checked import Checked
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from .trajectory import befores, check_lags, enter, steps, vector_step
+from .trajectory import befores, check_lags, enter, vector_step
 
 FINITE = "the Jacobian of a step is not finite: state, inputs or weights are NaN or have overflowed by then. Shorten xs"
 
@@ -27,12 +27,12 @@ def jacobians(
     *,
     engine: Checked[AbstractEngine] = Auto(),
 ) -> Float[Array, "T D D"]:
-    """J_t = ds_t/ds_{t-1} at every step, D being all numbers of a state; a complex one counts as two.
+    """J_t = ds_t/ds_{t-1} at every step, where D is the number of all real numbers of a state, two for a complex one.
 
-    cell, state, xs   as in `rnnjax.unroll`; the fields of a state follow each other, (h, c) of an LSTM
-    engine            that which runs the states; the Jacobians are of `cell.step` itself
+    cell, state, xs   as in `rnnjax.unroll`; the fields of a state are concatenated, (h, c) for an LSTM
+    engine            computes the states; the Jacobians are those of `cell.step`
 
-    T D^2 numbers: `singular_values` and `product_norms` keep but one Jacobian at a time.
+    These are T D^2 numbers: `singular_values` and `product_norms` store only one Jacobian at a time.
     """
     return _along(_itself, cell, state, xs, engine)
 
@@ -58,11 +58,11 @@ def product_norms(
 ) -> Float[Array, " K"]:
     """The largest singular value of ds_T/ds_{T-k} = J_T J_{T-1} ... J_{T-k+1}, for every lag k from 0 to `lags`.
 
-    The most that a gradient at the end can grow, or the least that it must shrink, on its way k steps back. Other
+    It is an upper bound of the factor by which the norm of a gradient at the end changes over k steps back. Other
     arguments as in `jacobians`; `lags=None` goes back to the start. Infinite where a norm is too large for its dtype.
     """
     state, xs = enter(cell, state, xs)
-    T = steps(xs)
+    T = count_steps(xs)
     lags = check_lags(lags, T)
     us, states = cell.project(xs), befores(cell, state, xs, engine)
     recent = jax.tree.map(lambda leaf: leaf[T - lags :], (us, states))
@@ -86,7 +86,7 @@ def _norms_backward(cell: Any, vector: Float[Array, " D"], recent: Any) -> Float
 
 
 def _along(function: Any, cell: Any, state: Any, xs: Any, engine: Any) -> Array:
-    """`function` of the Jacobian of each step, one after the other."""
+    """`function` of the Jacobian of each step, one step after the other."""
     state, xs = enter(cell, state, xs)
     return _map_jacobians(function, cell, (cell.project(xs), befores(cell, state, xs, engine)))
 

@@ -1,4 +1,4 @@
-"""Lyapunov exponents: how fast neighbouring states part, or meet."""
+"""Lyapunov exponents: how fast neighbouring states diverge or converge."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import flat
-from ..arrays import DType, PyTree, State
+from ..arrays import DType, PyTree, State, count_steps
 from ..cell import AbstractCell
 from ..checked import Checked
 from ..compiled import compiled
 from .jacobian import FINITE
-from .trajectory import enter, steps, vector_step
+from .trajectory import enter, vector_step
 
 OVERFLOWN = f"{FINITE}, or pass a smaller every: columns grow or turn parallel between two orthogonalisations"
 
@@ -33,20 +33,20 @@ def lyapunov_exponents(
 
         Z_t = J_t Q_{t-1},        Q_t R_t = Z_t,        lambda_i = mean_t log |R_t[i, i]|
 
-    Benettin et al. 1980 (Meccanica 15:9); of recurrent networks Engelken, Wolf & Abbott 2020, arXiv:2006.02427, and
-    Vogt et al. 2022, arXiv:2006.14123. A largest exponent above zero is chaos, and gradients that explode; below zero,
-    states forget where they started, and gradients vanish at that rate.
+    Benettin et al. 1980 (Meccanica 15:9); for recurrent networks Engelken, Wolf & Abbott 2020, arXiv:2006.02427, and
+    Vogt et al. 2022, arXiv:2006.14123. If the largest exponent is above zero, the network is chaotic and gradients
+    explode; if it is below zero, states become independent of the initial state, and gradients vanish at that rate.
 
-    cell, state, xs   as in `rnnjax.unroll`; zeros in xs make an autonomous system of it
-    count             how many, at most the D numbers of a state (a complex one counts as two); None: all
-    skip              so many steps first, without which Q and the state are not yet where they will stay
-    every             orthogonalises every so many steps. More is faster; too many, and the columns of Z become
-                      parallel, overflow or fade to zero
+    cell, state, xs   as in `rnnjax.unroll`; with zeros as xs it is an autonomous system
+    count             the number of exponents, at most D, the real numbers of a state (two for a complex one); None: D
+    skip              steps to run before, until Q and the state have converged
+    every             orthogonalise after this many steps. A large number is faster; with too large a number the columns
+                      of Z become parallel, overflow or decay to zero
 
-    No Jacobian is built: a step is pushed forward along `count` columns. Raises, at run time, if one is not finite.
+    No Jacobian is built: each step is differentiated along `count` columns. Raises, at run time, if one is not finite.
     """
     state, xs = enter(cell, state, xs)
-    T, D = steps(xs), flat.pack(state).size
+    T, D = count_steps(xs), flat.pack(state).size
     count = D if count is None else count
     if not isinstance(count, int | np.integer) or not 1 <= count <= D:
         raise ValueError(
@@ -69,7 +69,7 @@ def lyapunov_exponents(
 
 @compiled
 def _exponents(cell: Any, state: State, us: Any, columns: Array, skip: int, every: int) -> Float[Array, " K"]:
-    """The growth of the columns along `us`, orthogonalised every so many steps."""
+    """The growth of the columns along `us`, orthogonalised after every `every` steps."""
 
     def push(carry: tuple[State, Array], u: Any) -> tuple[tuple[State, Array], None]:
         before, columns = carry
@@ -85,14 +85,14 @@ def _exponents(cell: Any, state: State, us: Any, columns: Array, skip: int, ever
     if skip:
         warm = jax.tree.map(lambda leaf: leaf[:skip, None], us)
         (state, columns), _ = jax.lax.scan(stretch, (state, columns), warm)
-    groups = (steps(us) - skip) // every
-    counted = jax.tree.map(lambda leaf: leaf[skip : skip + groups * every].reshape(groups, every, *leaf.shape[1:]), us)
-    _, logarithms = jax.lax.scan(stretch, (state, columns), counted)
+    groups = (count_steps(us) - skip) // every
+    measured = jax.tree.map(lambda leaf: leaf[skip : skip + groups * every].reshape(groups, every, *leaf.shape[1:]), us)
+    _, logarithms = jax.lax.scan(stretch, (state, columns), measured)
     return jnp.sort(logarithms.mean(0) / every, descending=True)
 
 
 def _frame(count: int, D: int, dtype: DType) -> Float[Array, "K D"]:
-    """Orthonormal rows to begin with. All D may be the axes; fewer must not, along which a diagonal cell stays."""
+    """Initial orthonormal rows. Fewer than D are random: along the axes, those of a diagonal cell would not change."""
     if count == D:
         return jnp.eye(D, dtype=dtype)
     return jnp.linalg.qr(jax.random.normal(jax.random.key(0), (D, count), dtype))[0].T

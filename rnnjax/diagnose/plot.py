@@ -1,4 +1,4 @@
-"""Pictures of where the gradient goes. Needs matplotlib, which the library itself does not."""
+"""Plots of the diagnosis. They need matplotlib, which the library itself does not."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def draw_spectrum(axes: Axes, singular_values: Checked[ArrayLike]) -> None:
 
 
 def draw_gradient_by_lag(axes: Axes, gradients: Checked[Mapping[str, ArrayLike]]) -> None:
-    """Norms of the gradient by lag, [lags + 1], one curve for each name, as shares of the gradient at lag 0."""
+    """Norms of the gradient by lag, [lags + 1], one curve for each name, relative to the gradient at lag 0."""
     if not isinstance(gradients, Mapping):
         raise TypeError(
             f"gradients: expected a name for each curve, {{name: norms}}, got {type(gradients).__name__}. "
@@ -41,7 +41,7 @@ def draw_gradient_by_lag(axes: Axes, gradients: Checked[Mapping[str, ArrayLike]]
 
 
 def draw_gates(axes: Any, gates: Checked[ArrayLike], names: Sequence[str]) -> None:
-    """Gates over time, [T, K, H], units upwards, one picture for each of the K `names`; dark is shut, light is open."""
+    """Gates over time, [T, K, H], one image for each of the K `names`, units upwards; dark is closed, light is open."""
     values, axes = _over_time("gates", gates, 3), np.ravel(axes)
     if not len(axes) == len(names) == values.shape[1]:
         raise ValueError(
@@ -77,7 +77,7 @@ def draw_alignment(
 
 
 def _positive(curve: np.ndarray) -> np.ndarray:
-    """What is zero has no logarithm: there the curve ends."""
+    """The curve with NaN in place of zeros, which a logarithmic axis cannot show."""
     return np.where(curve > 0, curve, np.nan)
 
 

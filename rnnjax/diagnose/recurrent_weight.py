@@ -1,4 +1,4 @@
-"""The recurrent weight, where it is the only way from a state to the next: what its size says of gradients."""
+"""The norm of the recurrent weight, for cells whose next state depends on the state through R alone."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from ..checked import Checked
 
 
 def norm_of_the_only_way(cell: Checked[AbstractCell]) -> float | None:
-    """The largest singular value of R, of all heads; None where there are other ways from a state to the next."""
+    """The largest singular value of R, over all heads; None if the state has an influence other than through R."""
     if not isinstance(cell, AbstractGatedCell) or _uses_state(cell):
         return None
     by_head_and_gate = by_gate(by_head(cell.recurrent_weight.astype(carry_dtype(cell.dtype))), len(cell.gates))
@@ -20,7 +20,7 @@ def norm_of_the_only_way(cell: Checked[AbstractCell]) -> float | None:
 
 
 def _uses_state(cell: AbstractGatedCell) -> bool:
-    """Whether `pointwise` looks at the state itself, and not by way of v = R h alone."""
+    """Whether `pointwise` uses the state itself, and not v = R h alone."""
     state = cell.initial()
     gates = jnp.zeros((len(cell.gates), *state.h.shape), state.h.dtype)
     program = jax.make_jaxpr(partial(cell.advance, gates, gates))(state).jaxpr

@@ -1,4 +1,4 @@
-"""The report: what ails a network that learns along time, in words, and what to try."""
+"""The report: problems of training along time, in words, and remedies to try."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,19 +11,18 @@ from jax.typing import ArrayLike
 from ..arrays import PyTree, State
 from ..cell import AbstractCell, describe
 from ..checked import Checked
-from ..diagnose.loss import SequenceLoss
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from .gates import stuck
-from .gradient import check_loss, gradient_by_lag
+from .gradient import SequenceLoss, check_loss, gradient_by_lag
 from .recurrent_weight import norm_of_the_only_way
 
-FAINT, HUGE = 1e-3, 1e3  # of the gradient at the end: what has vanished, what has exploded
-MANY = 0.5  # of all units and steps, or of all updates
+FAINT, HUGE = 1e-3, 1e3  # times the gradient at the end: below, it has vanished; above, it has exploded
+MANY = 0.5  # share of all units and steps, or of all updates
 
 
 class Finding(NamedTuple):
-    """One illness: its name, what was seen, what to try."""
+    """One problem: its name, the observation, and what to try."""
 
     illness: str
     seen: str
@@ -31,14 +30,14 @@ class Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `examine` saw. `str` is the report in words; it is healthy if there are no findings."""
+    """The result of `examine`. Its text, which a notebook shows, is the report in words; without findings: healthy."""
 
     name: str
     gradient: np.ndarray  # the norm of dL/ds_{T-k}, k = 0 to T
     vanishing_after: int | None  # the first lag at which a thousandth is left
     exploding_after: int | None  # the first lag at which it is a thousandfold
-    stuck: float | None  # the share of units and steps that nothing can move
-    clipped: float | None  # the share of updates
+    stuck: float | None  # the share of units and steps at which no input can change the state
+    clipped: float | None  # the share of clipped updates
     findings: tuple[Finding, ...]
 
     def __str__(self) -> str:
@@ -48,6 +47,9 @@ class Report(NamedTuple):
             share = "" if self.clipped is None else f"; clipped in {self.clipped:.0%} of the updates"
             return f"{self.name}: healthy over {T} steps; going back, the gradient changes by {rate:.3g} a step{share}"
         return "\n".join(f"{self.name}: {illness}, {seen}. Try: {remedy}" for illness, seen, remedy in self.findings)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def examine(
@@ -60,17 +62,18 @@ def examine(
     clip: float | None = None,
     engine: Checked[AbstractEngine] = Auto(),
 ) -> Report:
-    """Run forward and back along one sequence, and say what is wrong, if anything is.
+    """Run forward and backward along one sequence, and report what is wrong, if anything is.
 
-    loss              `(last, ys) -> scalar`. What of it depends on the end counts, on the last state and the last
-                      output: how far back it reaches is what is asked. Losses on earlier steps would hide it
+    loss              `(last, ys) -> scalar`. Only its derivative by the last state and the last output is used, since
+                      the report is about how far back the gradient reaches from the end
     cell, state, xs   as in `rnnjax.unroll`
     update_norms      the norm of the gradient at each update of a training run, if there was one
-    clip              the norm to which `optax.clip_by_global_norm` held these
+    clip              the maximal norm, as given to `optax.clip_by_global_norm`
 
-    Illnesses: vanishing (a thousandth of the gradient is left before the start is reached), exploding (a
-    thousandfold), saturated (at more than half of all steps a unit's inputs cannot move it), clipped (more than half of
-    the updates), silent (no gradient at the end), not finite. Not for jit: it answers in words.
+    Problems: vanishing (less than a thousandth of the gradient is left before the first step), exploding (it grows more
+    than a thousandfold), saturated (at more than half of all units and steps no input can change the state), clipped
+    (more than half of the updates), silent (no gradient at the end), not finite. It cannot be jitted: the result is
+    text.
     """
     clipped = _share_clipped(update_norms, clip)
     gradient = np.asarray(gradient_by_lag(_on_the_end(loss), cell, state, xs, engine=engine))
@@ -88,7 +91,7 @@ def examine(
 
 
 def _on_the_end(loss: Any) -> Any:
-    """The same loss, by which no output but the last is differentiated."""
+    """The same loss, of whose outputs only the last is differentiated."""
     check_loss(loss)
     cut = lambda leaf: jnp.concatenate([jax.lax.stop_gradient(leaf[:-1]), leaf[-1:]])  # noqa: E731
     return lambda last, ys: loss(last, jax.tree.map(cut, ys))
@@ -108,14 +111,13 @@ def _share_clipped(update_norms: Any, clip: Any) -> float | None:
         )
     if not clip > 0:
         raise ValueError(
-            f"clip: expected the norm that updates were held to, above 0, got {clip}. "
-            "Pass the bound given to optax.clip_by_global_norm"
+            f"clip: expected the clipping norm, above 0, got {clip}. Pass the bound given to optax.clip_by_global_norm"
         )
     return float(np.mean(~(norms <= clip)))
 
 
 def _findings(report: Report, norm: float | None) -> Iterator[Finding]:
-    """What a report's numbers mean; `norm` is the largest singular value of R, where that is the only way back."""
+    """The problems that the report's numbers show; `norm` is the largest singular value of R, if it is known."""
     T = len(report.gradient) - 1
     if not np.isfinite(report.gradient[0]):
         yield Finding("not finite", "the gradient at the very end is NaN or infinite", FINITE)

@@ -1,4 +1,4 @@
-"""The states that a cell goes through, and its steps as functions of vectors."""
+"""The states of a cell over time, and its steps as functions of vectors."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import check, flat
-from ..arrays import PyTree, State, States
+from ..arrays import PyTree, State, States, count_steps
 from ..cell import AbstractCell, describe
 from ..checked import Checked
 from ..compiled import compiled
@@ -29,7 +29,7 @@ def enter(
             "Pass one of a network's cells, or use gradient_by_input, which takes networks too"
         )
     xs = check.inputs(xs, cell.input_type(), describe(cell))
-    if steps(xs) == 0:
+    if count_steps(xs) == 0:
         raise ValueError("xs: expected at least one step, got none. Pass a longer sequence")
     return cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell)), xs
 
@@ -45,11 +45,6 @@ def check_lags(lags: Checked[int | None], T: int) -> int:
     return int(lags)
 
 
-def steps(tree: PyTree[Array]) -> int:
-    """T of arrays over time."""
-    return jax.tree.leaves(tree)[0].shape[0]
-
-
 def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Checked[AbstractEngine]) -> States:
     """The state before each step, run by `engine`."""
     check_engine(engine)
@@ -63,5 +58,5 @@ def _befores(cell: AbstractCell, state: State, xs: PyTree[Array], plan: Plan) ->
 
 
 def vector_step(cell: AbstractCell, u: PyTree[Array], before: State) -> Step:
-    """The step with input `u` from the state `before`, as a function of the real vector that this state is."""
+    """The step with input `u` from the state `before`, as a function of that state packed into a real vector."""
     return lambda vector: flat.pack(cell.step(flat.unpack(vector, before), u))

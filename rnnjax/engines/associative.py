@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States, Units, UnitsOverTime, leading, select
+from ..arrays import PyTree, Shaped, State, States, Units, UnitsOverTime, count_steps, leading, select
 from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
-from ..check import flags, show
+from ..check import flags, positive, show
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.linear_scan import cpu
 from ..kernels.linear_scan.primitive import linear_scan
@@ -21,23 +21,24 @@ from ..refusal import Refusal
 
 
 class Associative(AbstractEngine):
-    """The steps of a linear cell as maps h -> a h + b, which can be composed in any order (Blelloch 1990).
+    """The steps of a linear cell as maps h -> a h + b, whose composition is associative (Blelloch 1990).
 
     On CPUs a kernel reads (a, b) and writes h, step by step within a sequence or a part of it. Elsewhere, and
-    everywhere if `block` is a number of steps, plain JAX cuts time into blocks, of about sqrt(T) steps or of `block`,
-    and all of them go step by step side by side: once for what each does to the state before it and, when these have
-    been composed in the same way, again for its states. T need not be a multiple. Work and memory are those of a loop,
-    and compile time is flat in T. Where the CPU kernel was not built, one block is all of time.
+    everywhere if `block` is a number of steps, plain JAX divides time into blocks, of about sqrt(T) steps or of
+    `block`. All blocks run side by side, step by step, twice: first to compute the map of each block as a whole and,
+    after these maps have been composed in the same way, to compute the states. T need not be a multiple. Work and
+    memory are those of a loop, and compile time does not grow with T. If the CPU kernel was not built, one block is all
+    of time.
 
-    block    the number of steps in a block of plain JAX; None: the kernel where there is one, else about sqrt(T) steps
+    block    the number of steps in a block of plain JAX; None: the kernel if there is one, else about sqrt(T) steps
     pallas   on CUDA and TPU, run the kernels written in Pallas. They are experimental: no device has measured them
 
     The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
-    `jax.export` does not take the CPU kernel's calls unless told to: export with a `block`. It needs an
-    `AbstractLinearCell`; a nonlinear one has to go step by step.
+    In a program of `jax.export` it is plain JAX on CPUs, too, step by step; a symbolic T is refused. It needs an
+    `AbstractLinearCell`; a nonlinear cell has to run step by step.
 
-    Where nothing holds |a| below one and the product of many overflows, parts of a sequence that are run at once (with
-    a `block`, under `Sharded`, on GPUs and TPUs) may end in NaN where a state that is zero would have stayed so: use
+    If |a| may exceed one, the product of many steps can overflow. Then blocks and parts that run at once (with a
+    `block`, under `Sharded`, on GPUs and TPUs) may give NaN where a state of zero would stay zero step by step: use
     `Scan`.
     """
 
@@ -45,16 +46,13 @@ class Associative(AbstractEngine):
     pallas: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        block = self.block
-        if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
-            raise ValueError(
-                f"block: expected a positive number of steps or None, got {block!r}. "
-                "Pass None to let the engine choose the size of a block"
-            )
+        if self.block is not None:
+            remedy = "Pass None to let the engine choose the size of a block"
+            positive("block", self.block, "a positive number of steps or None", remedy)
         flags(pallas=self.pallas)
-        if self.pallas and block is not None:
+        if self.pallas and self.block is not None:
             raise ValueError(
-                f"block: expected None with pallas=True, got {block!r}: blocks are plain JAX on every platform. "
+                f"block: expected None with pallas=True, got {self.block!r}: blocks are plain JAX on every platform. "
                 "Pass one of the two"
             )
 
@@ -64,7 +62,7 @@ class Associative(AbstractEngine):
         symbolic = refuse_symbolic("Associative", cell, xs)
         if symbolic is not None:
             return symbolic
-        compiled = self.block is None and cpu.pays_for(jax.tree.leaves(xs)[0].shape[0])
+        compiled = self.block is None and cpu.pays_for(count_steps(xs))
         return AssociativePlan(self.block, self.pallas, axis, compiled)
 
 
@@ -72,7 +70,7 @@ class Associative(AbstractEngine):
 class AssociativePlan(Plan):
     """The steps as maps h -> a h + b.
 
-    A part of time as a whole is such a map, too: the devices of `axis` exchange these, and none waits for another.
+    A part of time as a whole is such a map, too: the devices of `axis` exchange these maps and run at the same time.
     """
 
     block: int | None
@@ -109,13 +107,13 @@ def _maps(cell: AbstractCell, xs: PyTree[Array], marks: Marks) -> tuple[UnitsOve
     ignored, reset = marks.over_time(a.shape[0])
     if ignored is not None:
         a, b = select(ignored, (jnp.ones_like(a), jnp.zeros_like(b)), (a, b))
-    if reset is not None:  # where a is zero, what came before is forgotten
+    if reset is not None:  # where a is zero, the state before has no effect
         a, b = select(reset, (jnp.zeros_like(a), a * leading(marks.initial.h, a.ndim) + b), (a, b))
     return a, b
 
 
 def _coefficients(cell: AbstractLinearCell, like: Units, u: PyTree[Array]) -> tuple[Units, Units]:
-    """a and b of one step, each in the shape of the state: a cell may give one number for all its units."""
+    """a and b of one step, broadcast to the shape of the state: a cell may return one number for all its units."""
     a, b = map(jnp.asarray, cell.coefficients(u))
     shapes = (), (1,), like.shape
     with jax.numpy_dtype_promotion("standard"):

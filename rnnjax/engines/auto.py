@@ -1,4 +1,4 @@
-"""The engine `Auto`: the first of its candidates that can."""
+"""The engine `Auto`: the first of its candidates that can run the cell."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,18 @@ from .scan import Scan
 
 
 class Auto(AbstractEngine):
-    """The first candidate that does not refuse. The candidates, and their order, are the caller's to replace.
+    """The first candidate that does not refuse the cell. You can pass other candidates, in another order.
 
     The choice is made when a program is traced. The platform is not known then, and one program may be lowered for
-    several, so the choice is the same for all. On GPUs and TPUs `Associative` and `Fused` are plain JAX by default. To
-    run the experimental kernels, pass `Auto((Associative(pallas=True), Fused(cuda=GPU()), Scan()))`.
+    several platforms, so the choice is the same for all. On GPUs and TPUs `Associative` and `Fused` are plain JAX by
+    default. To run the experimental kernels, pass `Auto((Associative(pallas=True), Fused(cuda=GPU()), Scan()))`.
 
-    `python -m benchmarks.fused_against_scan` measures from which sizes on Fused pays. Associative has no such bound:
-    where its kernel would not pay, it goes step by step. On a CPU it still is behind Scan by some microseconds where
-    there are few numbers in all, and by up to a half where many sequences have one to three units.
+    A program of `jax.export` holds plain JAX alone, and so runs without rnnjax. If its T is a symbol, the plan is that
+    of `Scan`; if it is a number, the plan is the one that runs here, with plain JAX in place of the CPU kernels.
+
+    `python -m benchmarks.fused_against_scan` measures the sizes from which Fused pays off. Associative has no such
+    bound: if its kernel would not pay off, it runs step by step. On a CPU it is still slower than Scan by some
+    microseconds for very small arrays, and by up to a half for many sequences of one to three units.
     """
 
     candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(min_steps=32, min_units=16), Scan())
@@ -57,7 +60,7 @@ class Auto(AbstractEngine):
 
 @dataclass(frozen=True)
 class AutoPlan(Plan):
-    """The plan of the first candidate that has one, and why those before it have none."""
+    """The plan of the first candidate that does not refuse, and the refusals of those before it."""
 
     plan: Plan
     refusals: tuple[Refusal, ...]

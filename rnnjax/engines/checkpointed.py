@@ -1,4 +1,4 @@
-"""The engine `Checkpointed`: a scan that forgets, and computes again when the gradient asks."""
+"""The engine `Checkpointed`: a scan in segments, which the gradient computes a second time to save memory."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..arrays import PyTree, Shaped, State, States, widen
+from .. import check
+from ..arrays import PyTree, Shaped, State, States, count_steps, widen
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
 from ..marks import Marks
@@ -17,34 +18,32 @@ from ..refusal import Refusal
 
 
 class Checkpointed(AbstractEngine):
-    """`Scan` in segments, of which the gradient keeps only the states in between (Chen et al. 2016, arXiv:1604.06174).
+    """`Scan` in segments; the gradient stores only the states between them (Chen et al. 2016, arXiv:1604.06174).
 
-    Any cell. Memory of the gradient of a loss on the last state falls from T to about T / segment + segment steps, for
-    one more forward pass; the projection too is made segment by segment. `segment` is a number of steps, sqrt(T) where
-    None; T need not be a multiple. A loss on all outputs keeps those, as any engine must.
+    Any cell. For a loss on the last state, the memory of the gradient is that of about T / segment + segment steps
+    rather than T, at the cost of one more forward pass; the projection is computed segment by segment, too. `segment`
+    is a number of steps, by default sqrt(T); T need not be a multiple. A loss on all outputs needs the memory of all
+    outputs, as with any engine.
     """
 
     segment: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        segment = self.segment
-        if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
-            raise ValueError(
-                f"segment: expected a positive number of steps or None, got {segment!r}. "
-                "Pass None for segments of sqrt(T) steps"
-            )
+        if self.segment is not None:
+            remedy = "Pass None for segments of sqrt(T) steps"
+            check.positive("segment", self.segment, "a positive number of steps or None", remedy)
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         symbolic = refuse_symbolic("Checkpointed", cell, xs)
         if symbolic is not None:
             return symbolic
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         return CheckpointedPlan(min(self.segment or math.isqrt(T - 1) + 1, T)).over_parts(axis)
 
 
 @dataclass(frozen=True)
 class CheckpointedPlan(Plan):
-    """Segments of so many steps, the last one of what is left."""
+    """Segments of `segment` steps; the last one may be shorter."""
 
     segment: int
 
@@ -52,12 +51,12 @@ class CheckpointedPlan(Plan):
         return f"Checkpointed: step by step, in segments of {self.segment} steps that the gradient computes again"
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         whole = T - T % self.segment
         inputs = xs, marks.over_time(T)
         wide, narrow = widen(cell)
 
-        # Each segment slices what it needs out of the whole: to scan over folded inputs would copy all of them first.
+        # Each segment slices its steps out of the inputs: a scan over reshaped inputs would copy all of them first.
         def run_segment(steps: int, state: State, start: Int[Array, ""]) -> tuple[State, States]:
             part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, steps), inputs)
             cell = narrow(wide)

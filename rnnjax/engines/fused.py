@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States, by_gate, by_head, carry_dtype, cast
+from .. import check
+from ..arrays import PyTree, Shaped, State, States, by_gate, by_head, carry_dtype, cast, count_steps
 from ..cell import AbstractCell, AbstractGatedCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.recurrence import primitive
@@ -26,23 +27,23 @@ DEVICES = {"cpu": "CPUs", "cuda": "GPUs", "tpu": "TPUs"}  # as a plan calls thos
 
 
 class Fused(AbstractEngine):
-    """Projection, steps and gradients of a gated cell by the kernel of the platform that it runs on.
+    """A gated cell by the kernel of its platform, which computes projection, steps and gradients.
 
-    `cpu`, `cuda` and `tpu` are the kernels of the platforms. One program may be lowered for several platforms, for each
-    by its own kernel. By default only CPUs have one: the kernels of GPUs and TPUs are experimental, since no device has
+    `cpu`, `cuda` and `tpu` are the kernels of the platforms; a program may be lowered for several platforms, each with
+    its own kernel. By default only CPUs have one: the kernels of GPUs and TPUs are experimental, since no device has
     measured them yet. `Fused(cuda=GPU())` and `Fused(tpu=TPU())` run them. A platform that has no kernel, or whose
-    kernel refuses the cell, runs the reference: plain JAX, step by step, with the big products outside of the loop.
+    kernel refuses the cell, runs the reference: plain JAX, step by step, with the large products outside of the loop.
     `explain` shows the plan of each kernel. The engine refuses a cell that all its kernels refuse, so that
     `Fused()` refuses every cell where the library of the CPU kernel was not built.
 
-    `jax.vmap` hands the whole batch to one call, and its gradient is one call too. It needs an `AbstractGatedCell`,
-    whose one product inside the loop is `R h`. Forward mode and derivatives of the second order are right but not fast:
-    they go through the reference. A batch that is sharded over devices stays so under `jax.shard_map`. `jax.export`
-    does not take the CPU kernel's calls unless told to: export with `Scan`.
+    Under `jax.vmap` the whole batch is one call, and so is its gradient. It needs an `AbstractGatedCell`, whose one
+    product inside the loop is `R h`. Forward mode and second derivatives are computed by the reference, which is
+    slower. A batch that is sharded over devices stays so under `jax.shard_map`. In a program of
+    `jax.export` the CPU kernel is the reference, unless it is `CPU(exported=True)`; a symbolic T is refused.
 
-    A kernel packs the weights once in a call, which short sequences and few units do not pay for: one of fewer steps
-    than `min_steps`, or a cell of fewer units than `min_units`, is refused. By default none is. A cell that
-    `rnnjax.prepare` made is packed already, and is never refused for its size.
+    A kernel packs the weights once per call, which does not pay off for short sequences and few units: the engine
+    refuses sequences of fewer than `min_steps` steps and cells of fewer than `min_units` units. By default it refuses
+    none of them. A cell that `rnnjax.prepare` made is packed already, and is never refused for its size.
     """
 
     cpu: AbstractKernel | None = CPU()
@@ -58,12 +59,8 @@ class Fused(AbstractEngine):
                     f"{name}: expected a kernel, such as {EXAMPLES[name]}, or None, got {kernel!r}. "
                     "Pass None to run plain JAX there"
                 )
-        for name in ("min_steps", "min_units"):
-            bound = getattr(self, name)
-            if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
-                raise ValueError(
-                    f"{name}: expected an integer of at least 1, got {bound!r}. Pass 1 to set no lower bound"
-                )
+        for name, bound in (("min_steps", self.min_steps), ("min_units", self.min_units)):
+            check.positive(name, bound, "an integer of at least 1", "Pass 1 to set no lower bound")
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         symbolic = refuse_symbolic("Fused", cell, xs)
@@ -75,7 +72,7 @@ class Fused(AbstractEngine):
         if reason is not None:
             return Refusal(f"Fused cannot run {describe(cell)}: {reason}. Use Scan().")
         assert isinstance(cell, AbstractGatedCell)
-        steps = jax.tree.leaves(xs)[0].shape[0]
+        steps = count_steps(xs)
         for name, size, unit in (("min_steps", steps, "steps"), ("min_units", cell.hidden_size, "units")):
             if size < getattr(self, name):
                 least = getattr(self, name)
@@ -83,7 +80,7 @@ class Fused(AbstractEngine):
         return self._plan_kernels(cell, axis)
 
     def _plan_kernels(self, cell: AbstractGatedCell, axis: str | None) -> Plan | Refusal:
-        """The plans of the kernels of a cell that fits."""
+        """The plans of the kernels, for a cell that fits; a refusal if there are kernels and all of them refuse."""
         pointwise, weights = Pointwise.of(cell), _weight_types(cell)
         answers = [(platform, kernel.plan(pointwise, weights)) for platform, kernel in self._kernels()]
         return _plan_of(FusedPlan, cell, pointwise, answers, axis)
@@ -98,14 +95,14 @@ class Fused(AbstractEngine):
         return _plan_of(PreparedFusedPlan, cell, cell.pointwise, answers, axis)
 
     def _kernels(self) -> tuple[tuple[str, AbstractKernel], ...]:
-        """The kernels there are, by the platform that each is for."""
+        """The kernels that are not None, with their platforms."""
         kernels = ("cpu", self.cpu), ("cuda", self.cuda), ("tpu", self.tpu)
         return tuple((platform, kernel) for platform, kernel in kernels if kernel is not None)
 
 
 @dataclass(frozen=True)
 class FusedPlan(Plan):
-    """The plan of each platform's kernel, by the platform as JAX names it, and why other kernels have none."""
+    """The plan of each platform's kernel, with JAX's name of the platform, and the refusals of the other kernels."""
 
     pointwise: Pointwise
     kernels: tuple[tuple[str, Any], ...]  # a `KernelPlan`, or a `PreparedPlan`, of each
@@ -163,12 +160,12 @@ def _listed(names: list[str]) -> str:
 
 
 def misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
-    """Why no kernel can run `cell` on `xs`, be the platform what it may."""
+    """Why no kernel can run `cell` on `xs`, on any platform."""
     if not isinstance(cell, AbstractGatedCell):
         return "it needs an AbstractGatedCell"
     for name in ("project", "step"):
         if getattr(type(cell), name) is not getattr(AbstractGatedCell, name):
-            return f"`{name}` is its own, and no kernel would call it"
+            return f"it overrides `{name}`, which kernels do not call"
     dtypes = {leaf.dtype.name for leaf in (cell.input_weight, cell.recurrent_weight, cell.bias) if leaf is not None}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         return f"its weights are {' and '.join(sorted(dtypes))}, and kernels take one of {', '.join(DTYPES)}"
@@ -179,7 +176,7 @@ def misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
     if any(leaf.dtype != carry for leaf in state):
         return f"not all its states are {carry}"
     if not _is_hashable(Pointwise.of(cell)):
-        return "a static field of it cannot be hashed, as one that is an array"
+        return "one of its static fields, such as an array, cannot be hashed"
     return EXPLICIT if _has_explicit(cell, xs) else None
 
 
@@ -196,12 +193,12 @@ def _has_explicit(cell: AbstractCell, xs: PyTree[Shaped]) -> bool:
 
 
 def _explicit(leaf: Any) -> bool:
-    """Whether the type of an array says how it is sharded."""
+    """Whether an array is sharded by explicit axes of a mesh."""
     return jax.sharding.AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
 def _weight_types(cell: AbstractGatedCell) -> Weights:
-    """The shapes and dtypes of `_weights`, of a cell that fits."""
+    """The shapes and dtypes of `_weights`, for a cell that fits."""
     (inputs, _), gates, units, carried = (
         cell.input_weight.shape,
         len(cell.gates),
@@ -218,7 +215,7 @@ def _weight_types(cell: AbstractGatedCell) -> Weights:
 
 
 def _weights(cell: AbstractGatedCell, initial: State) -> Weights:
-    """The weights of `cell` for a group that is all there is."""
+    """The weights of `cell`, for one group."""
     gates, carried = len(cell.gates), carry_dtype(cell.dtype)
     bias = jnp.zeros(gates * cell.hidden_size, cell.dtype) if cell.bias is None else cell.bias
     W, b, R = (by_gate(leaf, gates) for leaf in (cell.input_weight, bias, by_head(cell.recurrent_weight)))

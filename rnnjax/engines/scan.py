@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States
+from .. import check
+from ..arrays import PyTree, Shaped, State, States, count_steps
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, steps_of
 from ..marks import Marks
@@ -15,20 +16,17 @@ from ..refusal import Refusal
 
 
 class Scan(AbstractEngine):
-    """`jax.lax.scan`: any cell, compile time flat in T. The engine that the others are measured and tested against.
+    """`jax.lax.scan`: any cell; compile time does not grow with T. The baseline of the tests and the benchmarks.
 
-    The gradient keeps what every step computed: memory of about T times the gates. Where that is too much, take
-    `Checkpointed`. `unroll` steps are compiled into one turn of the loop.
+    For the gradient every step's intermediate results are stored: memory of about T times the gates. If that is too
+    much, use `Checkpointed`. `unroll` steps are compiled into one turn of the loop.
     """
 
     unroll: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
-        if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
-            raise ValueError(
-                f"unroll: expected a positive number of steps, got {self.unroll!r}. "
-                "Pass 1 for one step in each turn of the loop"
-            )
+        remedy = "Pass 1 for one step in each turn of the loop"
+        check.positive("unroll", self.unroll, "a positive number of steps", remedy)
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         del cell, xs
@@ -45,6 +43,6 @@ class ScanPlan(Plan):
         return "Scan: step by step" + (f", {self.unroll} steps to a turn of the loop" if self.unroll > 1 else "")
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         inputs = cell.project(xs), marks.over_time(T)
         return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, inputs, unroll=self.unroll)

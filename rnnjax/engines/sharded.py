@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States, widen
+from ..arrays import PyTree, Shaped, State, States, count_steps, widen
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan
 from ..marks import Marks
@@ -18,17 +18,18 @@ from ..refusal import Refusal
 
 
 class Sharded(AbstractEngine):
-    """Sequence parallel: each device of the mesh axis `axis` holds and runs its part of time, by `engine`.
+    """Sequence parallel: each device of the mesh axis `axis` stores and runs its part of time, by `engine`.
 
-    For sequences that one device has no memory for: what is kept for the gradient is divided by the number of devices.
-    `Associative` runs all parts at once. The engines that go step by step hand the state from device to device, one
-    after the other: their time is not divided (see `Relay` in `rnnjax/engine.py`).
+    For sequences that do not fit into the memory of one device: the memory of the gradient is divided by the number of
+    devices. `Associative` runs all parts at once. The engines that run step by step pass the state from device to
+    device, one after the other: their time is not divided (see `Relay` in `rnnjax/engine.py`).
 
-    Give `xs` sharded along time, `jax.device_put(xs, jax.NamedSharding(mesh, jax.P(axis)))`, and call `unroll` under
-    `jax.jit`: the states, and the outputs made of them, stay on their devices. A T that the devices do not divide is
-    padded within; JAX itself shards no such array, so where memory is what matters pad it before, and give `length`.
-    `reverse` together with `length` moves the sequence by a number of steps that the compiler does not know: it gathers
-    all of time on each device. `vmap(..., spmd_axis_name=other)` spreads a batch over another axis of the same mesh.
+    Pass `xs` sharded along time, `jax.device_put(xs, jax.NamedSharding(mesh, jax.P(axis)))`, and call `unroll` under
+    `jax.jit`: the states, and the outputs computed from them, stay on their devices. If T is not a multiple of the
+    number of devices, the inputs are padded; JAX cannot shard such an array, so if memory matters, pad it yourself, and
+    pass `length`. `reverse` together with `length` shifts the sequence by a number of steps that the compiler does not
+    know: it gathers all of time on each device. `vmap(..., spmd_axis_name=other)` spreads a batch over another axis of
+    the same mesh.
     """
 
     engine: AbstractEngine
@@ -66,7 +67,7 @@ class Sharded(AbstractEngine):
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         if axis is not None:
             return Refusal(f"Sharded cannot run {describe(cell)} on a part of time, which it makes itself. Use Scan().")
-        steps = -(-jax.tree.leaves(xs)[0].shape[0] // self.mesh.shape[self.axis])
+        steps = -(-count_steps(xs) // self.mesh.shape[self.axis])
         part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape[1:]), leaf.dtype), xs)
         plan = self.engine.plan(cell, part, self.axis)
         if isinstance(plan, Refusal):
@@ -95,23 +96,23 @@ class ShardedPlan(Plan):
         return self.part.notes
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         spare = -T % self.mesh.shape[self.axis]
         if spare:
             length = jnp.asarray(T) if marks.length is None else marks.length
-            resets = None if marks.resets is None else jnp.pad(marks.resets, (0, spare))  # none in what is ignored
+            resets = None if marks.resets is None else jnp.pad(marks.resets, (0, spare))  # none in ignored steps
             marks = marks._replace(length=length, resets=resets)
         last, states = self._spread(cell, state, _pad(xs, spare), marks)
         return jax.tree.map(lambda leaf: leaf[-1], last), jax.tree.map(lambda leaf: leaf[:T], states)
 
     def _spread(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        """The state after each device's part, and all states. T is a multiple of the devices."""
+        """The state after each device's part, and all states. T is a multiple of the number of devices."""
         wide, narrow = widen(cell)
         arrays, static = eqx.partition(wide, eqx.is_array)
 
         def run_part(arrays: Any, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
             if marks.length is not None:
-                steps = jax.tree.leaves(xs)[0].shape[0]
+                steps = count_steps(xs)
                 first = jax.lax.axis_index(self.axis) * steps
                 marks = marks._replace(length=jnp.clip(marks.length - first, 0, steps))
             last, states = self.part.run(narrow(eqx.combine(arrays, static)), state, xs, marks)
@@ -123,21 +124,21 @@ class ShardedPlan(Plan):
         mesh, axes = self._place()
         parts = jax.shard_map(
             run_part, mesh=mesh, in_specs=in_specs, out_specs=spec, axis_names=axes, check_vma=False
-        )  # a cell is any function: it is not asked to say which of its arrays vary from device to device
+        )  # cells do not have to state which of their arrays vary from device to device
         return jax.jit(parts)(arrays, state, xs, marks)
 
     def _place(self) -> tuple[Mesh | AbstractMesh, set[str]]:
-        """The mesh, as seen from within a `shard_map` over others of its axes, and those of them that are left."""
+        """The mesh, which may be inside of a `shard_map` over some of its axes, and the names of its other axes."""
         around = jax.sharding.get_abstract_mesh()
         mesh = around if self.axis in around.axis_names else self.mesh
         return mesh, set(mesh.axis_names) - set(around.manual_axes)
 
 
 def _like(devices: int, axis: str) -> str:
-    """How to make a mesh of one axis."""
+    """Code that makes a mesh of one axis, for messages."""
     return f"jax.make_mesh(({devices},), ({axis!r},), axis_types=(jax.sharding.AxisType.Auto,))"
 
 
 def _pad(tree: PyTree[Array], steps: int) -> PyTree[Array]:
-    """`tree` over time with its last step, a safe one, repeated so many times."""
+    """`tree` over time with its last step, which is safe, repeated `steps` times."""
     return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, steps)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), tree)

@@ -1,4 +1,4 @@
-"""The engine `Unrolled`: a Python loop, every step a piece of the compiled program."""
+"""The engine `Unrolled`: a Python loop, where every step is a part of the compiled program."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..arrays import PyTree, Shaped, State, States
+from ..arrays import PyTree, Shaped, State, States, count_steps
 from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
 from ..marks import Marks
@@ -31,7 +31,7 @@ class UnrolledPlan(Plan):
         return "Unrolled: a Python loop, every step a piece of the program"
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         inputs = cell.project(xs), marks.over_time(T)
         step, states = steps_of(cell), []
         leaves, structure = jax.tree.flatten(inputs)

@@ -1,4 +1,4 @@
-"""How it learns: estimators of the gradient, backward through time and forward along it."""
+"""Estimators of the gradient: backward through time, and forward in time."""
 
 from .backward import BPTT as BPTT
 from .eligibility import EProp as EProp

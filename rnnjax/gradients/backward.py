@@ -8,30 +8,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import IntegerLike, PyTree, State, select
-from ..cell import AbstractCell, describe
+from ..arrays import IntegerLike, PyTree, State, count_steps, select
+from ..cell import describe
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..network import AbstractNetwork, Layer
+from ..network import Layer
 from ..unroll import unroll
 from .estimator import AbstractEstimator, Estimate, Loss, Weights, judge
 
 
 class Begun(NamedTuple):
-    """A state, and whether it is still the cell's own initial one, which may be learned."""
+    """A state, and whether it is still the cell's initial state, which may be learned."""
 
     state: State
     is_initial: Bool[Array, ""]
 
 
 class AbstractBackward(AbstractEstimator):
-    """Estimators that run forward by an engine, and back. Any cell or network."""
+    """Estimators that run forward and backward by an engine. Any cell or network."""
 
     engine: eqx.AbstractVar[AbstractEngine]
 
     def refusal(self, cell: object) -> str | None:
-        if isinstance(cell, AbstractCell | AbstractNetwork):
+        if isinstance(cell, Layer):
             return None
         return (
             f"{type(self).__name__} cannot train {describe(cell)}: it needs a cell or a network. "
@@ -55,9 +55,9 @@ class AbstractBackward(AbstractEstimator):
         key: PRNGKeyArray | None,
         judged: tuple[Any, Any] = (0, None),
     ) -> Estimate:
-        """Full BPTT of one window; of its losses count those of all targets, from the step `judged[0]` on.
+        """Full BPTT of one window, whose loss is the sum over the steps that have a target.
 
-        judged   the step of the window that the first target is of, and how many steps of the window count; None: all
+        judged   the step of the first target, and how many steps of the window are valid; None: all
         """
         trained, static = eqx.partition(weights, eqx.is_inexact_array)
         first, length = judged
@@ -66,7 +66,7 @@ class AbstractBackward(AbstractEstimator):
             cell, head = eqx.combine(trained, static)
             state = select(memory.is_initial, cell.initial(), memory.state)
             last, ys = unroll(cell, state, xs, length=length, engine=self.engine, key=key)
-            ys = cut(ys, first, steps(targets))
+            ys = cut(ys, first, count_steps(targets))
             return jax.vmap(lambda y, target: judge(loss, head, y, target))(ys, targets).sum(), last
 
         (value, last), gradient = jax.value_and_grad(total, has_aux=True)(trained)
@@ -76,7 +76,7 @@ class AbstractBackward(AbstractEstimator):
 class BPTT(AbstractBackward):
     """Backpropagation through time (Werbos 1990): the exact gradient of a chunk's losses by the weights.
 
-    What came before the chunk is a given state: no gradient goes there. Memory grows with the chunk; `engine` may be
+    No gradient passes to the steps before the chunk. Memory grows with the length of the chunk; `engine` may be
     `Checkpointed()`.
     """
 
@@ -88,13 +88,8 @@ class BPTT(AbstractBackward):
         return self._window(loss, weights, memory, xs, targets, key)
 
 
-def steps(tree: PyTree[Array]) -> int:
-    """T of arrays over time."""
-    return jax.tree.leaves(tree)[0].shape[0]
-
-
 def cut(tree: PyTree[Array], first: IntegerLike, size: int) -> PyTree[Array]:
     """`size` steps of arrays over time, from the step `first` on."""
-    if size == steps(tree):
+    if size == count_steps(tree):
         return tree
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), tree)

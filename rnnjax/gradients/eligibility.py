@@ -1,4 +1,4 @@
-"""Eligibility traces: what each weight did to the one unit it belongs to. SnAp-1 and e-prop."""
+"""Eligibility traces, one per weight, of its influence on its own unit: SnAp-1 and e-prop."""
 
 import abc
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from .estimator import add
 from .forward import AbstractForward, Trained, split, step
 
 Rows = Float[Array, "F H"]
-Traces = tuple[Trained, ...]  # for each of the F fields, what each weight did to that field of its unit
+Traces = tuple[Trained, ...]  # for each of the F fields, the influence of each weight on that field of its unit
 
 
 class AbstractEligibility(AbstractForward):
-    """Estimators that leave out what units see of each other's past.
+    """Estimators that neglect how units influence each other over time.
 
         e_t = D_t e_{t-1} + ds_t/dweights |_{s_{t-1}}
 
-    Every weight acts, within a step, on one unit alone: its last axis counts the units, once for each gate. So a trace
+    Within a step every weight acts on one unit alone: its last axis counts the units, once for each gate. So a trace
     has as many numbers as there are weights, times the F fields of a state, and D_t is a block F x F for each unit.
-    Memory and work are those of a step. Shapes are checked, no more: where a `project` of one's own mixes units (a
-    normalisation, a layer before W), what goes by way of other units is left out, too.
+    Memory and work are those of a step. Only shapes are checked: if a cell's `project` mixes units (a normalisation, a
+    layer before W), the influence through other units is neglected there, too.
 
     Subclass requirements: `_own_step`.
     """
 
     @abc.abstractmethod
     def _own_step(self, cell: AbstractCell, state: State, u: PyTree[Array]) -> State:
-        """A step whose derivative by `state` is of each unit by itself alone; its value does not matter."""
+        """A step whose derivative by `state` has no terms between units; its value is not used."""
 
     def refusal(self, cell: object) -> str | None:
         reason = super().refusal(cell)
@@ -78,10 +78,10 @@ class AbstractEligibility(AbstractForward):
 class SnAp1(AbstractEligibility):
     """Sparse n-step approximation, n = 1: Menick et al. 2021, arXiv:2006.07232.
 
-    RTRL's influence matrix, of which only those entries are kept that a weight reaches within one step. D_t is the
-    diagonal of J_t, what a unit does to itself by R included. Exact for an `AbstractDiagonalCell`, the linear cells
-    among them, whose `project` keeps units apart, as all here do; for an `AbstractGatedCell` biased, the less the
-    weaker R is beside its diagonal.
+    RTRL's influence matrix, of which only the entries that a weight reaches within one step are kept. D_t is the
+    diagonal of J_t, including a unit's influence on itself through R. It is exact for an `AbstractDiagonalCell`, which
+    the linear cells are, if `project` does not mix units. For an `AbstractGatedCell` it is biased; the bias is smaller
+    the weaker R is beside its diagonal.
     """
 
     needs: ClassVar[str] = "an AbstractDiagonalCell or an AbstractGatedCell"
@@ -96,10 +96,11 @@ class SnAp1(AbstractEligibility):
 class EProp(AbstractEligibility):
     """Eligibility propagation: Bellec et al. 2020, Nature Communications 11:3625. For gated cells.
 
-    As `SnAp1`, but for what goes by way of R, a unit's own past included: D_t is the derivative of `pointwise` by the
-    state, v = R h held. The learning signal is dL_t/dh_t through the head: by the head's own weights, symmetric e-prop;
-    by a `RandomFeedback` head, random e-prop, which for `Elman` with a `leak` is RFLO (random feedback local online
-    learning, Murray 2019, eLife 8:e43299): p_t = (1 - leak) p_{t-1} + leak activation'(n_t) h_{t-1}.
+    As `SnAp1`, but without any influence through R, not even of a unit on itself: D_t is the derivative of `pointwise`
+    by the state, with v = R h constant. The learning signal is dL_t/dh_t through the head: with the head's own weights
+    it is symmetric e-prop, with a `RandomFeedback` head random e-prop. For `Elman` with a `leak` the latter is RFLO
+    (random feedback local online learning, Murray 2019, eLife 8:e43299): p_t = (1 - leak) p_{t-1} + leak
+    activation'(n_t) h_{t-1}.
     """
 
     needs: ClassVar[str] = "an AbstractGatedCell"
@@ -114,7 +115,7 @@ class EProp(AbstractEligibility):
 
 
 def _acting(cell: AbstractCell) -> Trained:
-    """The weights that a step or the initial state depends on; None for those that only the outputs see."""
+    """The weights that a step or the initial state depends on; None for those that only the readout uses."""
     trained, static = split(cell)
     leaves, structure = jax.tree.flatten(trained)
     x = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cell.input_type())
@@ -139,14 +140,14 @@ def _is_by_unit(cell: AbstractCell, leaf: Array, units: int) -> bool:
 
 
 def _by_field(function: Callable[[Any], Rows], cell: AbstractCell) -> Traces:
-    """The derivative of each field, summed over units, by the weights: each weight has but one unit to act on."""
+    """The derivative of each field, summed over units, by the weights: each weight acts on one unit only."""
     acting = _acting(cell)
     rows, pull = jax.vjp(lambda acting: function(eqx.combine(acting, cell)), acting)
     return tuple(pull(jnp.zeros_like(rows).at[field].set(1))[0] for field in range(len(rows)))
 
 
 def _blocks(function: Callable[[Rows], Rows], rows: Rows) -> Float[Array, "F F H"]:
-    """The derivative of each field by each, of functions of the units by themselves."""
+    """The derivative of each field by each, of a function that does not mix units."""
     derivative = jax.linearize(function, rows)[1]
     fields = jnp.broadcast_to(jnp.eye(len(rows), dtype=rows.dtype)[..., None], (len(rows), *rows.shape))
     return jnp.moveaxis(jax.vmap(derivative)(fields), 0, 1)

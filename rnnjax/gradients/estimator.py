@@ -1,4 +1,4 @@
-"""The noun *estimator*: how the gradient of a loss at every step is had, or guessed."""
+"""The noun *estimator*: how the gradient of a per-step loss is computed or estimated."""
 
 import abc
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import PyTree, State, carry_dtype
+from ..arrays import PyTree, State, carry_dtype, count_steps
 from ..cell import describe
 from ..checked import Checked
 from ..network import Layer
@@ -21,37 +21,37 @@ Weights = tuple[PyTree, PyTree]  # (cell, head)
 
 
 class Estimate(NamedTuple):
-    """What an estimator says of one chunk."""
+    """The results of an estimator for one chunk."""
 
     loss: Float[Array, ""]  # the sum over its steps
-    gradient: Weights  # by every floating array of `(cell, head)`, None elsewhere: what optax takes
-    memory: PyTree  # to be handed to the next chunk
+    gradient: Weights  # by every floating array of `(cell, head)`, None elsewhere, as optax takes it
+    memory: PyTree  # to be passed to the estimate of the next chunk
 
 
 class AbstractEstimator(eqx.Module):
-    """A way to the gradient of sum_t loss(head, y_t, target_t) by the weights of a cell and of what reads it out.
+    """A way to compute the gradient of sum_t loss(head, y_t, target_t) by the weights of a cell and of its head.
 
         memory = estimator.start(cell)
         loss, gradient, memory = estimator.estimate(loss, (cell, head), memory, xs, targets)
 
-    A chunk is any number of steps: one for learning online, all of them for a whole sequence. `head` is any pytree,
-    None if the loss has no weights of its own. One sequence at a time: `jax.vmap` over memory, xs and targets makes a
-    batch, whose gradients are to be averaged.
+    A chunk has any number of steps: one for online learning, all of them for a whole sequence. `head` is any pytree,
+    None if the loss has no weights of its own. It takes one sequence at a time: use `jax.vmap` over memory, xs and
+    targets for a batch, and average the gradients.
 
-    Subclass requirements: `refusal`, `start`, and `_estimate`, which gets arguments that were checked.
+    Subclass requirements: `refusal`, `start`, and `_estimate`, whose arguments are checked.
     """
 
     @abc.abstractmethod
     def refusal(self, cell: object) -> str | None:
-        """Why this estimator cannot serve `cell`, and what can; None if it can."""
+        """Why this estimator cannot train `cell`, and which one can; None if it can."""
 
     @abc.abstractmethod
     def start(self, cell: Checked[Layer], state: State | None = None, *, key: PRNGKeyArray | None = None) -> PyTree:
-        """The memory before the first step of a sequence; each sequence begins with one of its own.
+        """The memory before the first step of a sequence; each sequence has its own.
 
-        state   None: `cell.initial()`, which learns if it is learned. An estimator that goes forward takes it as the
-                weights make it now
-        key     for an estimator that draws
+        state   None: `cell.initial()`, which is trained if it is learned. A forward estimator computes it from the
+                current weights
+        key     for an estimator that draws random numbers
         """
 
     @abc.abstractmethod
@@ -73,10 +73,10 @@ class AbstractEstimator(eqx.Module):
 
         loss      `(head, y, target) -> scalar`, of one step
         weights   `(cell, head)`
-        memory    of `start`, or of the estimate before
+        memory    from `start`, or from the estimate before
         xs        [T, ...], the inputs of the chunk, time first
-        targets   [T, ...], what the loss compares the outputs with; any pytree over time
-        key       for an estimator, or a network, that draws
+        targets   [T, ...], the third argument of the loss; any pytree over time
+        key       for an estimator, or a network, that draws random numbers
 
         Raises at trace time, naming the argument: ValueError for shapes and for an estimator that refuses the cell,
         TypeError for types.
@@ -89,7 +89,7 @@ class AbstractEstimator(eqx.Module):
             )
         self._insist(weights[0])
         xs = check.sequence(xs)
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(targets)}
         if lengths != {(T,)}:
             raise ValueError(
@@ -129,7 +129,7 @@ def _check_loss(loss: object) -> None:
 
 
 def judge(loss: Loss, head: PyTree, y: PyTree, target: PyTree) -> Float[Array, ""]:
-    """The loss of one step, once it is seen to be one."""
+    """The loss of one step. Raises unless it is a real scalar."""
     value = loss(head, y, target)
     if (
         not jax.tree_util.all_leaves([value])
@@ -144,9 +144,9 @@ def judge(loss: Loss, head: PyTree, y: PyTree, target: PyTree) -> Float[Array, "
 
 
 def accumulate(run: Callable[[PyTree, Any], Estimate], memory: PyTree, count: int) -> Estimate:
-    """The sum of `run(memory, index)` for every index below `count`, each from the memory the one before left.
+    """The sum of `run(memory, index)` for every index below `count`, each with the memory that the one before returned.
 
-    In float32 or wider: of thousands of steps, 16 bits would soon add nothing more.
+    Summed in float32 or wider: over thousands of steps, a sum in 16 bits stops growing.
     """
     shapes = jax.eval_shape(run, memory, 0)
     zeros = lambda leaf: jnp.zeros(leaf.shape, carry_dtype(leaf.dtype))  # noqa: E731
@@ -156,12 +156,12 @@ def accumulate(run: Callable[[PyTree, Any], Estimate], memory: PyTree, count: in
 
 
 def plus(total: Estimate, estimate: Estimate) -> Estimate:
-    """Both losses and gradients, in the dtypes of `total`, and the later memory."""
+    """The sums of losses and of gradients, in the dtypes of `total`, and the later memory."""
     sums = (total.loss, total.gradient), (estimate.loss, estimate.gradient)
     loss, gradient = jax.tree.map(lambda one, other: one + other.astype(one.dtype), *sums)
     return Estimate(loss, gradient, estimate.memory)
 
 
 def add(one: PyTree[Array], other: PyTree[Array]) -> PyTree[Array]:
-    """Both gradients in one."""
+    """The sum of two gradients."""
     return jax.tree.map(jnp.add, one, other)

@@ -1,4 +1,4 @@
-"""A linear head whose errors come back by fixed random weights."""
+"""A linear head whose gradient passes back through fixed random weights."""
 
 import equinox as eqx
 import jax
@@ -12,9 +12,9 @@ from ..arrays import DType
 class RandomFeedback(eqx.Module):
     """Feedback alignment: Lillicrap et al. 2016, Nature Communications 7:13276.
 
-        z = y W + b,         while what goes back to y is dz B^T, with B fixed and random, in place of dz W^T
+        z = y W + b,         and the gradient by y is dz B^T, with B fixed and random, in place of dz W^T
 
-    W and b are trained as ever. B is kept as the key it is drawn from, so that no optimiser moves it.
+    W and b are trained as usual. B is stored as the key it is drawn from, so that no optimiser changes it.
     """
 
     weight: Float[Array, "O Z"]
@@ -22,7 +22,7 @@ class RandomFeedback(eqx.Module):
     key: PRNGKeyArray
 
     def __init__(self, input_size: int, output_size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32):
-        """input_size is O, the size of the cell's output; output_size is Z. W and B are drawn alike, and apart."""
+        """input_size is O, the size of the cell's output; output_size is Z. W and B have the same distribution."""
         check.sizes(input_size=input_size, output_size=output_size)
         weight_key, self.key = jax.random.split(key)
         self.weight = initialise.glorot(weight_key, (input_size, output_size), dtype)

@@ -1,14 +1,15 @@
-"""Learning forward: what past weights did to the state is carried along, and nothing of the past is kept."""
+"""Forward estimators: they carry the derivative of the state by the weights, and store no past steps."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import check
-from ..arrays import PyTree, State, carry_dtype
+from .. import check, flat
+from ..arrays import PyTree, State, carry_dtype, count_steps
 from ..cell import AbstractCell, describe
 from ..checked import Checked
 from ..network import Layer
@@ -19,38 +20,39 @@ Trained = PyTree[Any]  # the floating arrays of a cell, None elsewhere
 
 
 class Traced(NamedTuple):
-    """A state, and the trace of what the weights of all steps so far did to it."""
+    """A state, and the trace of how the weights of all steps so far influence it."""
 
     state: State
     trace: Any
 
 
 class AbstractForward(AbstractEstimator):
-    """Estimators of one cell's gradient that go along with time: memory and work of a step do not grow with T.
+    """Estimators of one cell's gradient that run forward in time: memory and work per step do not grow with T.
 
-        gradient = sum_t  dL_t/ds_t . trace_t + (what L_t sees of the weights at t itself)
+        gradient = sum_t  dL_t/ds_t . trace_t + (the direct derivative of L_t by the weights, through the readout)
 
-    The trace stands for ds_t/dweights, with the weights of all steps up to t. If they change from chunk to chunk, as in
-    learning online, it is that of the weights as they were. States pass as real vectors.
+    The trace stands for ds_t/dweights, with the weights of all steps up to t. If the weights change from chunk to
+    chunk, as in online learning, each step's part of the trace is of the weights used at that step. States are packed
+    into real vectors.
 
-    Subclass requirements: `pack` and `unpack` of a state; `_begin`, `_advance`, `_pull`; `needs` and `_serves` if not
-    every cell will do.
+    Subclass requirements: `_begin`, `_advance`, `_pull`; `needs` and `_serves` if it does not take every cell; `pack`
+    and `unpack` if a state is not to be one vector.
     """
 
-    needs: ClassVar[str] = "any cell"  # what a cell must be
+    needs: ClassVar[str] = "any cell"  # the cells that it takes, for messages
 
     def _serves(self, cell: AbstractCell) -> bool:
         """Whether `cell` is what `needs` says."""
         del cell
         return True
 
-    @abc.abstractmethod
     def pack(self, state: State) -> Vector:
         """A state as the estimator sees it."""
+        return flat.pack(state)
 
-    @abc.abstractmethod
     def unpack(self, vector: Vector, like: State) -> State:
         """The inverse of `pack`."""
+        return flat.unpack(vector, like)
 
     @abc.abstractmethod
     def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Any:
@@ -62,7 +64,7 @@ class AbstractForward(AbstractEstimator):
 
     @abc.abstractmethod
     def _pull(self, cell: AbstractCell, trace: Any, cotangent: Vector) -> Trained:
-        """`cotangent . trace`: the share of the gradient that came by the state."""
+        """`cotangent . trace`: the part of the gradient that goes through the state."""
 
     def refusal(self, cell: object) -> str | None:
         name = type(self).__name__
@@ -86,13 +88,22 @@ class AbstractForward(AbstractEstimator):
         self, loss: Loss, weights: Weights, memory: Traced, xs: PyTree[Array], targets: PyTree[Array], key: Any
     ) -> Estimate:
         check.inputs(xs, weights[0].input_type(), describe(weights[0]))
-        T = jax.tree.leaves(xs)[0].shape[0]
 
         def one(memory: Traced, t: Any) -> Estimate:
             x, target = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), (xs, targets))
             return self._step(loss, weights, memory, x, target, None if key is None else jax.random.fold_in(key, t))
 
-        return accumulate(one, memory, T)
+        return accumulate(one, memory, count_steps(xs))
+
+    def _initial(self, cell: AbstractCell, start: State | None) -> Callable[[Trained], Vector]:
+        """The state before the first step by the trained weights, on which a given `start` does not depend."""
+        static = split(cell)[1]
+        return lambda trained: self.pack(eqx.combine(trained, static).initial() if start is None else start)
+
+    def _after(self, cell: AbstractCell, like: State, x: PyTree[Array]) -> Callable[[Trained, Vector], Vector]:
+        """The state after a step with input `x` by the trained weights and the state before, which is like `like`."""
+        static = split(cell)[1]
+        return lambda trained, before: self.pack(step(eqx.combine(trained, static), self.unpack(before, like), x))
 
     def _step(
         self, loss: Loss, weights: Weights, memory: Traced, x: PyTree[Array], target: PyTree[Array], key: Any

@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: the state is carried on, the gradient is cut."""
+"""Truncated backpropagation through time: the state is carried on, the gradient is truncated."""
 
 from typing import Any, NamedTuple
 
@@ -8,25 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from ..arrays import PyTree, select
+from ..arrays import PyTree, count_steps, select
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
 from ..unroll import unroll
-from .backward import AbstractBackward, Begun, cut, steps
+from .backward import AbstractBackward, Begun, cut
 from .estimator import Estimate, Loss, Weights, accumulate, plus
 
 
 class TruncatedBPTT(AbstractBackward):
-    """Truncated BPTT(k1, k2) of Williams & Peng 1990: the losses of every k1 steps, back through k2.
+    """Truncated BPTT(k1, k2) of Williams & Peng 1990: the losses of every k1 steps are propagated back k2 steps.
 
-    `every` is k1, `back` is k2 >= k1, k1 if not given. The state is carried over all boundaries. The losses of steps
-    from a multiple of k1 up to the next, or the end, reach back to the step k2 - k1 before the first of them: there
-    the gradient is cut. Windows begin at the start of what is given: they do not reach into the chunk before. With
-    k1 = k2 = T it is `BPTT`.
+    `every` is k1; `back` is k2 >= k1, by default k1. The state is carried over all boundaries. The losses of k1 steps,
+    from a multiple of k1 on, are propagated back to k2 - k1 steps before the first of them, where the gradient is
+    truncated. No gradient passes to the chunk before. With k1 = k2 = T it is `BPTT`.
 
     Memory is that of one window, whatever T. With k2 > k1 windows overlap, and every step is run k2 / k1 times, and
-    once more to carry the state; a network with dropout draws afresh each time, and one that looks ahead
+    once more to carry the state. A network with dropout draws a new mask each time, and one that looks ahead
     (`Bidirectional`) sees no further than its window.
     """
 
@@ -55,7 +54,7 @@ class TruncatedBPTT(AbstractBackward):
     def _estimate(
         self, loss: Loss, weights: Weights, memory: Begun, xs: PyTree[Array], targets: PyTree[Array], key: Any
     ) -> Estimate:
-        T = steps(xs)
+        T = count_steps(xs)
         if self.every > T:
             raise ValueError(f"every: expected at most the T={T} steps given, got {self.every}. Use BPTT()")
         if self.every == T:
@@ -66,8 +65,8 @@ class TruncatedBPTT(AbstractBackward):
     def _apart(
         self, loss: Loss, weights: Weights, memory: Begun, xs: PyTree[Array], targets: PyTree[Array], key: Any
     ) -> Estimate:
-        """Windows that follow each other, each from the state after the one before."""
-        count, rest = divmod(steps(xs), self.every)
+        """Windows that do not overlap, each from the state after the one before."""
+        count, rest = divmod(count_steps(xs), self.every)
 
         def run(memory: Begun, window: Any, size: int = self.every) -> Estimate:
             first = window * self.every
@@ -80,8 +79,8 @@ class TruncatedBPTT(AbstractBackward):
     def _overlapping(
         self, loss: Loss, weights: Weights, memory: Begun, xs: PyTree[Array], targets: PyTree[Array], key: Any
     ) -> Estimate:
-        """Windows that reach back before their losses; the state that is carried is the one each starts from."""
-        T, overlap = steps(xs), self.back - self.every
+        """Windows that begin before their first loss; the state before each window is carried."""
+        T, overlap = count_steps(xs), self.back - self.every
         count, rest = divmod(T, self.every)
 
         def begin(first: Any) -> Any:
@@ -107,7 +106,7 @@ class TruncatedBPTT(AbstractBackward):
 
 
 class _Reaching(NamedTuple):
-    """What overlapping windows carry: where the next one begins, and the state after the last one."""
+    """The memory of overlapping windows: the state before the next one, and the state after the last one."""
 
     begun: Begun
     last: Begun

@@ -1,46 +1,37 @@
-"""Unbiased online recurrent optimisation: the influence matrix as one random product of two vectors."""
+"""Unbiased online recurrent optimisation: the influence matrix, estimated by a random product of two vectors."""
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import flat
 from ..arrays import PyTree, State
 from ..cell import AbstractCell
-from .forward import AbstractForward, Trained, split, step
+from .forward import AbstractForward, Trained, split
 
 
 class Product(NamedTuple):
-    """The influence matrix, in the mean over draws, is `state` times `weights`."""
+    """Two vectors: the mean of `state` times `weights`, over the draws, is the influence matrix."""
 
     state: Float[Array, " D"]
     weights: Trained
 
 
 class UORO(AbstractForward):
-    """Tallec & Ollivier 2018, arXiv:1702.05043: RTRL's gradient in the mean, at the price of BPTT's.
+    """Tallec & Ollivier 2018, arXiv:1702.05043: an unbiased estimate of RTRL's gradient, at the cost of BPTT.
 
         a_t = p J_t a_{t-1} + q nu            w_t = w_{t-1} / p + nu . (ds_t/dweights) / q          nu = +-1 at random
 
-    The mean of a_t w_t over nu is RTRL's influence matrix, whatever p and q; these make both terms of a sum alike in
-    norm, which keeps the variance down. It is still large, and grows with the memory of the cell: low learning rates.
-    Needs a key for every chunk, and for `start`. Any cell, in float32 or wider.
+    The mean of a_t w_t over nu is RTRL's influence matrix for any p and q. They are chosen so that both terms of a sum
+    have the same norm, which lowers the variance. The variance is still large and grows with the memory of the cell:
+    use low learning rates. Needs a key for every chunk, and for `start`. Any cell, in float32 or wider.
     """
 
-    def pack(self, state: State) -> Float[Array, " D"]:
-        return flat.pack(state)
-
-    def unpack(self, vector: Float[Array, " D"], like: State) -> State:
-        return flat.unpack(vector, like)
-
     def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Product:
-        trained, static = split(cell)
-        initial = lambda trained: self.pack(eqx.combine(trained, static).initial() if start is None else start)  # noqa: E731
-        vector, pull = jax.vjp(initial, trained)
+        trained = split(cell)[0]
+        vector, pull = jax.vjp(self._initial(cell, start), trained)
         if start is not None:
             return Product(jnp.zeros_like(vector), jax.tree.map(jnp.zeros_like, trained))
         if key is None:
@@ -57,12 +48,7 @@ class UORO(AbstractForward):
             raise ValueError(
                 "key: expected a key for UORO, which draws signs at every step, got None. Pass a new key for each chunk"
             )
-        trained, static = split(cell)
-
-        def after(trained: Trained, vector: Float[Array, " D"]) -> Float[Array, " D"]:
-            return self.pack(step(eqx.combine(trained, static), self.unpack(vector, state), x))
-
-        vector = self.pack(state)
+        trained, after, vector = split(cell)[0], self._after(cell, state, x), self.pack(state)
         pushed = jax.jvp(lambda vector: after(trained, vector), (vector,), (trace.state,))[1]
         signs = jax.random.rademacher(key, vector.shape, vector.dtype)
         (pulled,) = jax.vjp(lambda trained: after(trained, vector), trained)[1](signs)
@@ -78,6 +64,6 @@ class UORO(AbstractForward):
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
-    """The root of the ratio of two norms, kept off zero and infinity: any value is unbiased."""
+    """The root of the ratio of two norms, neither zero nor infinite: the estimate is unbiased for any value."""
     tiny = jnp.finfo(numerator.dtype).eps ** 2
     return jnp.sqrt((numerator + tiny) / (denominator + tiny))

@@ -1,5 +1,6 @@
-"""Kernels: how fast a cell goes, platform by platform."""
+"""Kernels: compiled code for cells, platform by platform."""
 
+from .native.library import CUSTOM_CALLS as CUSTOM_CALLS
 from .recurrence.contract import AbstractKernel as AbstractKernel
 from .recurrence.cpu.cpu import CPU as CPU
 from .recurrence.cpu.cpu import InstructionSet as InstructionSet

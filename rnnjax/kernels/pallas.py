@@ -1,6 +1,6 @@
-"""The one door to Pallas: every import of it, and what its versions changed that kernels here must know.
+"""All imports of Pallas, and the differences between its versions that affect the kernels here.
 
-JAX 0.10  `pallas_call` on CUDA means Mosaic GPU unless `compiler_params` are those of Triton. `mosaic_gpu.load` wants
+JAX 0.10  `pallas_call` on CUDA means Mosaic GPU unless `compiler_params` are those of Triton. `mosaic_gpu.load` takes
           an index, `transpose_ref` transposes a reference, and Mosaic GPU has no emulator yet.
 JAX 0.11  `mosaic_gpu.InterpretGPUParams` emulates blocks, clusters and barriers on a CPU, and detects races. It keeps a
           thread of XLA's pool for each block that waits: with fewer threads than blocks it hangs.
@@ -10,8 +10,8 @@ JAX 0.12  `pallas_call` on CUDA means Triton again; Mosaic GPU is `mosaic_gpu.ke
 
 So every kernel here names its backend by its compiler parameters, and none relies on a default.
 
-Importing Pallas takes as long as importing half of JAX, and most programs lower no kernel of it. So what is named here
-is imported when it is first used.
+Importing Pallas takes as long as importing half of JAX, and most programs lower no kernel of it. So its modules are
+imported when they are first used.
 """
 
 import importlib
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class _Lazy:
-    """A module that is imported when one of its attributes is first asked for."""
+    """A module that is imported when one of its attributes is first used."""
 
     def __init__(self, name: str):
         self._name = name
@@ -63,12 +63,12 @@ Reference: TypeAlias = Any  # to memory of the device, for which Pallas has no p
 
 
 def output(shape: tuple[int, ...], dtype: DType) -> jax.ShapeDtypeStruct:
-    """An output of a `pallas_call`, which under `jax.shard_map` has to say what it varies over: nothing it knows of."""
+    """An output of a `pallas_call`; under `jax.shard_map` its type has to state the axes it varies over: none."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType())
 
 
 def load(reference: Reference, layout: Any, optimized: bool = True) -> Array:
-    """All of a reference to shared or global memory, by Mosaic GPU, in registers of that layout."""
+    """The array of a reference to shared or global memory, by Mosaic GPU, in registers of that layout."""
     index = () if _since_0_11() else ((),)
     return mosaic_gpu.load(reference, *index, layout=layout, optimized=optimized)
 
@@ -79,7 +79,7 @@ def transposed(reference: Reference) -> Reference:
 
 
 def layout() -> Any:
-    """How the registers of a warp group hold the sums of its matrix units."""
+    """The layout of the sums of a warp group's matrix units in its registers."""
     return mosaic_gpu.Layout.WGMMA
 
 

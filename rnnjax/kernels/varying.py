@@ -1,4 +1,4 @@
-"""What a primitive needs to know of `jax.shard_map`: the axes that its operands vary over."""
+"""`jax.shard_map` and our primitives: the axes that operands vary over."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from ..arrays import PyTree
 
 
 def vary_alike(operands: PyTree) -> PyTree:
-    """`operands`, all varying over the same axes of a `jax.shard_map`: what is shared is sent to every device.
+    """`operands`, all made to vary over the same axes of a `jax.shard_map`: shared ones are broadcast to every device.
 
-    The transpose of that is a sum over the devices, which makes one gradient of theirs.
+    The transpose of the broadcast sums the gradients of all devices.
     """
     axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(operands)))
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - _varying(leaf)), to="varying"), operands)

@@ -1,9 +1,9 @@
 """Whole models, each a small pure module over `unroll`, with one contract.
 
-Constructors   sizes first, then the parts from input to output; keys and options by name.
+Constructors   sizes first, then the layers from input to output; keys and options by name.
 Arguments      a state first where a sequence may continue, then the input, then the target; `length`, `mask`, `resets`,
                `engine` and `key` by name, in this order. Losses are `loss(model, carry, batch, key)`.
-Results        the state, the answer (logits, values), the alignments; a model leaves out what it does not have.
+Results        the state, the answer (logits, values), the alignments; a model without one of them omits it.
 Decoding       `model.decoding(...)` gives `step(state, token) -> (state, logits, alignment)` and the first state, for
                `greedy`, `sample_sequence` and `beam_search`.
 Tokens         outside the vocabulary are an error, under `jit` too: `Embedding`.
@@ -35,7 +35,6 @@ from .embedding import OutputLayer as OutputLayer
 from .language import LanguageModel as LanguageModel
 from .language import batch_of_states as batch_of_states
 from .language import language_loss as language_loss
-from .language import sample as sample
 from .objectives import binary_cross_entropy as binary_cross_entropy
 from .objectives import check_labels as check_labels
 from .objectives import cross_entropy as cross_entropy
@@ -48,6 +47,7 @@ from .pooling import flatten as flatten
 from .pooling import last as last
 from .pooling import maximum as maximum
 from .pooling import mean as mean
+from .sampling import sample as sample
 from .search import Decoding as Decoding
 from .search import Hypothesis as Hypothesis
 from .search import greedy as greedy

@@ -1,6 +1,6 @@
-"""Attention: scores of what is remembered against a query, and the mean of it that they weigh.
+"""Attention: scores of a memory against a query, and the mean of the memory with these weights.
 
-S steps are remembered, M features each; a query has Q features, and a key K.
+A memory has S steps of M features; a query has Q features, and a key K.
 """
 
 import abc
@@ -14,17 +14,18 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import AnyArray, DType, carry_dtype, select
 from ..checked import Checked
+from ..exporting import exportable
 
 
 class AbstractScore(eqx.Module):
-    """How well each step of a memory answers a query.
+    """The score of each step of a memory for a query.
 
-    Subclass requirements: `keys`, all of the work that needs no query, once for all queries; and the scores.
+    Subclass requirements: `keys`, all computations that need no query, done once for all queries; and `__call__`.
     """
 
     @abc.abstractmethod
     def keys(self, values: Float[Array, "S M"]) -> Float[Array, "S K"]:
-        """What the queries are compared with."""
+        """The keys, with which queries are compared."""
 
     @abc.abstractmethod
     def __call__(self, query: Float[Array, " Q"], keys: Float[Array, "S K"]) -> Float[Array, " S"]:
@@ -34,7 +35,7 @@ class AbstractScore(eqx.Module):
 class Additive(AbstractScore):
     """Bahdanau et al. 2015, arXiv:1409.0473: score(q, m) = v^T tanh(W q + U m).
 
-    Luong's *concat*, v^T tanh(W [q; m]), is the same function: its W is W and U side by side.
+    Luong's *concat*, v^T tanh(W [q; m]), is the same function: its W is W and U concatenated.
     """
 
     query_weight: Float[Array, "Q K"]
@@ -89,8 +90,9 @@ class General(AbstractScore):
         return Dot()(query, keys)
 
 
+@exportable
 class Memory(NamedTuple):
-    """What is attended to: values [S, M], zeros where not valid, their keys [S, K], and which steps are valid [S]."""
+    """The memory of an attention: values [S, M], zeros at ignored steps, their keys [S, K], and the valid steps [S]."""
 
     values: Array
     keys: Array
@@ -100,7 +102,7 @@ class Memory(NamedTuple):
 def remember(score: AbstractScore, values: Any, mask: Any) -> Memory:
     """The memory of `values`, [S, M], for any number of queries. Values are ignored where `mask`, [S], is false.
 
-    Raises ValueError and TypeError for values and a mask that do not fit, or that the score was not made for.
+    Raises ValueError and TypeError for values and a mask that do not fit each other or the score.
     """
     if jnp.ndim(values) != 2 or not jnp.issubdtype(jnp.result_type(values), jnp.floating):
         raise ValueError(
@@ -115,7 +117,7 @@ def remember(score: AbstractScore, values: Any, mask: Any) -> Memory:
 def align(score: AbstractScore, query: Checked[Array], memory: Memory) -> Float[Array, " S"]:
     """The weights of all steps: a softmax of the scores over the valid ones, zero elsewhere; float32 or wider.
 
-    They sum to one, or to zero where no step is valid.
+    They sum to one, or to zero if no step is valid.
     """
     scores = score(query, memory.keys)
     largest = jnp.max(scores, initial=jnp.finfo(scores.dtype).min, where=memory.mask)
@@ -127,16 +129,16 @@ def align(score: AbstractScore, query: Checked[Array], memory: Memory) -> Float[
 def attend(
     score: AbstractScore, query: Checked[Array], memory: Memory
 ) -> tuple[Float[Array, " M"], Float[Array, " S"]]:
-    """The context, which is the mean of the values by their weights, [M], and the weights, [S]; see `align`.
+    """The context, which is the weighted mean of the values, [M], and the weights, [S]; see `align`.
 
-    The softmax is taken over the valid steps alone, in float32 or wider. Where none is valid both are zeros.
+    The softmax is over the valid steps alone, in float32 or wider. If no step is valid both are zeros.
     """
     alignment = align(score, query, memory)
     return weigh(alignment, memory.values), alignment
 
 
 def weigh(alignments: Float[Array, "*T S"], values: Array) -> Array:
-    """The sums of `values`, [S, ...], by `alignments`, in the dtype of the values."""
+    """The sums of `values`, [S, ...], weighted by `alignments`, in the dtype of the values."""
     return jnp.tensordot(alignments.astype(values.dtype), values, 1)
 
 
@@ -153,7 +155,7 @@ def check_mask(mask: Checked[AnyArray], S: int) -> Bool[Array, " S"]:
 def _check_features(name: str, array: Array, size: int) -> None:
     if array.shape[-1] != size:
         raise ValueError(
-            f"{name}: expected {size} features, those its attention was made for, got {array.shape[-1]}. "
+            f"{name}: expected {size} features, the size that its attention was built with, got {array.shape[-1]}. "
             f"Build the score with {name}_size={array.shape[-1]}; Dot needs two equal sizes"
         )
 

@@ -13,24 +13,28 @@ from ..arrays import State, by_gate, widen
 from ..cell import AbstractAffineCell, affine
 from ..compiled import compiled
 from ..engine import AbstractEngine
+from ..exporting import exportable
+from ..named import as_module
+from ..network import Layer
+from ..networks.layer import output_type
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
-from .decoder import AbstractDecoder, Encoded, Recurrence, hidden, one_step, output_type
+from .decoder import AbstractDecoder, Encoded, hidden, one_step
 
 
 class BahdanauDecoder(AbstractDecoder):
-    """Bahdanau et al. 2015, arXiv:1409.0473: it attends by its state before the step.
+    """Bahdanau et al. 2015, arXiv:1409.0473: the query of the attention is the state before the step.
 
         c_t, a_t = attend(score, h_{t-1}, memory)
         h_t = recurrence(h_{t-1}, [e_t; c_t])              features_t = readout([y_t; c_t; e_t])
 
-    h_{t-1} is the recurrence's `hidden`: that of the topmost layer, of a stack. `readout`, a function of one vector, is
-    the paper's deep output, say `eqx.nn.MLP`; none by default. All features meet all words of the vocabulary: few of
-    them make a large one cheap.
+    h_{t-1} is the recurrence's `hidden`: for a stack, that of the topmost layer. `readout`, a function of one vector
+    such as `eqx.nn.MLP`, is the paper's deep output; there is none by default. The output layer multiplies all features
+    by all words of the vocabulary: for a large vocabulary, let `readout` return few features.
     """
 
-    recurrence: Recurrence
+    recurrence: Layer
     score: AbstractScore
-    readout: Callable[[Array], Array] = eqx.nn.Identity()
+    readout: Callable[[Array], Array] = eqx.field(converter=as_module, default=eqx.nn.Identity())
 
     def fed_size(self, encoded: Encoded) -> int:
         return encoded.ys.shape[1]
@@ -58,7 +62,7 @@ class BahdanauDecoder(AbstractDecoder):
         key: PRNGKeyArray | None,
     ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
         cell = self.recurrence
-        if not isinstance(cell, AbstractAffineCell) or 0 in (len(embedded), len(memory.mask)):
+        if not isinstance(cell, AbstractAffineCell) or 0 in (embedded.shape[0], memory.mask.shape[0]):
             return super().run(memory, state, embedded, engine=engine, key=key)
         state, features, alignments = _run_affine(cell, self.score, memory, state, embedded)
         return state, jax.vmap(self.readout)(features), alignments
@@ -68,9 +72,10 @@ class BahdanauDecoder(AbstractDecoder):
 def _run_affine(
     cell: AbstractAffineCell, score: AbstractScore, memory: Memory, state: State, embedded: Float[Array, "T E"]
 ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"]]:
-    """The run of a cell whose `u = W [e; c] + b` is linear in the context, and so in the values that make it.
+    """`run` for a cell whose `u = W [e; c] + b` is linear in the context, and so in the values that are averaged.
 
-    W e is one product for all tokens, and W c = sum_s a_s W m_s, of W m_s made once: no W is left inside the loop.
+    W e is one product for all tokens, and W c = sum_s a_s W m_s, where each W m_s is computed once: there is no product
+    with W inside the loop.
     """
     size = embedded.shape[-1]
     of_embedded = affine(cell.input_weight[:size], cell.bias, embedded)
@@ -91,15 +96,16 @@ def _run_affine(
     return state, jnp.concatenate([ys, contexts, embedded], axis=-1), alignments
 
 
+@exportable
 class InputFed(NamedTuple):
-    """The state of a decoder that is fed its last features: that of its recurrence, and these."""
+    """The state of a decoder with input feeding: that of its recurrence, and its last features."""
 
     recurrence: State
     attentional: Array
 
 
 class LuongDecoder(AbstractDecoder):
-    """Luong et al. 2015, arXiv:1508.04025, with input feeding: it attends by its output after the step.
+    """Luong et al. 2015, arXiv:1508.04025, with input feeding: the query of the attention is the output of the step.
 
         h_t = recurrence(h_{t-1}, [e_t; a_{t-1}])
         c_t = attend(score, y_t, memory)
@@ -108,20 +114,20 @@ class LuongDecoder(AbstractDecoder):
     a, the attentional vector of A features, is zero before the first step.
     """
 
-    recurrence: Recurrence
+    recurrence: Layer
     score: AbstractScore
     attentional_weight: Float[Array, "M_plus_O A"]
 
     def __init__(
         self,
-        recurrence: Recurrence,
+        recurrence: Layer,
         score: AbstractScore,
         *,
         memory_size: int,
         attentional_size: int,
         key: PRNGKeyArray,
     ):
-        """Draw W. `memory_size` is M, of the encoder's outputs, and `attentional_size` is A."""
+        """Draw W. `memory_size` is M, the size of the encoder's outputs, and `attentional_size` is A."""
         check.sizes(memory_size=memory_size, attentional_size=attentional_size)
         output = output_type(recurrence)
         shape = memory_size + output.shape[0], attentional_size

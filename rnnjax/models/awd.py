@@ -1,6 +1,4 @@
-"""AWD-LSTM: how Merity, Keskar & Socher regularise a language model."""
-
-from typing import Any, cast
+"""AWD-LSTM: the regularised language model of Merity, Keskar & Socher."""
 
 import equinox as eqx
 import jax
@@ -14,6 +12,7 @@ from ..engines.auto import Auto
 from ..regularise.masks import drop
 from ..regularise.penalties import activation_penalty, temporal_activation_penalty
 from ..regularise.weights import drop_embedding, drop_weights
+from .batches import CHUNK, batch_parts
 from .language import LanguageModel
 from .objectives import cross_entropy
 
@@ -36,25 +35,28 @@ def awd_loss(
         cross-entropy + activation mean (m * y)^2 + temporal mean (y_{t+1} - y_t)^2
 
     weight_dropout      the probability of dropping an entry of R, in every gated cell, once for the batch
-    embedding_dropout   of dropping a word of the input, once for the batch; its output weight stays, tied or not
+    embedding_dropout   of dropping a word of the input, once for the batch; output weights stay, even if tied
     output_dropout      of dropping an output y of the network, for all steps of a stream: the mask m
     activation          the weight of `activation_penalty`, of the outputs after dropout
     temporal            the weight of `temporal_activation_penalty`, of the outputs before dropout
-    key                 None: nothing is dropped, and the penalties stay
+    key                 None: nothing is dropped, but the penalties remain
 
-    What is dropped from embeddings and between layers is the network's:
+    Dropout of embedded words and between layers belongs to the network:
 
         VariationalDropout(LSTM(400, 1150, key=a), inputs=0.4, outputs=0.3)              # the first layer, and so on
         LanguageModel(10_000, Stack([first, second, LSTM(1150, 400, key=c)]), key=key, tied=True)
 
-    Averaging the weights is the optimiser's business, and chunks of random length that of the batches. Judge by
+    Averaging the weights belongs to the optimiser, and chunks of random length to the batches. Evaluate the model by
     `language_loss`, without a key.
     """
-    inputs, targets, resets = cast("tuple[Array, Array, Array]", batch)
+    inputs, targets, resets = batch_parts(batch, CHUNK, inputs=2, targets=2, resets=2)
     weight_dropout = check.probability("weight_dropout", weight_dropout)
     embedding_dropout = check.probability("embedding_dropout", embedding_dropout)
     output_dropout = check.probability("output_dropout", output_dropout)
-    alpha, beta = _strength("activation", activation), _strength("temporal", temporal)
+    alpha, beta = (
+        check.nonnegative(name, value, "the weight of a penalty", "penalty")
+        for name, value in (("activation", activation), ("temporal", temporal))
+    )
     keys = None
     if key is not None:
         weights_key, words_key, streams_key = jax.random.split(key, 3)
@@ -77,18 +79,8 @@ def awd_loss(
 
 
 def _drop_words(model: LanguageModel, rate: float, key: PRNGKeyArray) -> LanguageModel:
-    """`model` without some of the words it reads; tied weights are two arrays for the time being."""
+    """`model` with embedding dropout; tied weights become two arrays, so that output weights are not dropped."""
     embedding, weight = model.embedding.weight, model.output.weight
     parts = lambda model: (model.embedding.weight, model.output.weight)  # noqa: E731
     dropped = drop_embedding(embedding, rate, key=key), embedding if weight is None else weight
     return eqx.tree_at(parts, model, dropped, is_leaf=lambda leaf: leaf is None)
-
-
-def _strength(name: str, value: Any) -> float:
-    """`value` as a float. Raises unless it can be the weight of a penalty."""
-    strength = check.number(name, value, "the weight of a penalty")
-    if not 0 <= strength < float("inf"):
-        raise ValueError(
-            f"{name}: expected the weight of a penalty, 0 or more and finite, got {value!r}. Pass 0 for no penalty"
-        )
-    return strength

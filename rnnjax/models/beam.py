@@ -1,4 +1,4 @@
-"""Beam search: several hypotheses grown side by side, inside jit."""
+"""Beam search: several hypotheses extended together, inside jit."""
 
 from typing import Any
 
@@ -25,25 +25,25 @@ def beam_search(
     coverage_penalty: Checked[float | Array] = 0.0,
     mask: Checked[AnyArray | None] = None,
 ) -> Hypothesis:
-    """The best of `width` hypotheses, which are grown side by side; else as `greedy`.
+    """The best of `width` hypotheses, which are extended together; otherwise as `greedy`.
 
-    At each step the likeliest continuations of those that have not ended are kept; one that has ended keeps its place,
-    so that the beam narrows, down to none (Bahdanau et al. 2015). Of all, ended or as long as they may be, the one of
-    the best score is returned (Wu et al. 2016, arXiv:1609.08144, eq. 14):
+    At each step the most likely continuations of unfinished hypotheses are kept. A finished one keeps its place in the
+    beam, so that the beam gets narrower until all are finished (Bahdanau et al. 2015). Of all hypotheses, finished or
+    of `max_length`, the one with the best score is returned (Wu et al. 2016, arXiv:1609.08144, eq. 14):
 
         log p / ((5 + n) / 6)^alpha + beta sum_s log(min(sum_t a_ts, 1))             n is the length, a the alignments
 
     width              from 1, which is `greedy`, to the vocabulary's size
     length_penalty     alpha: 0 prefers short hypotheses, 1 roughly the best probability per token
-    coverage_penalty   beta: what it costs to leave steps of the source without attention
-    mask               [S], which steps of the source count in it; None: all
+    coverage_penalty   beta: the penalty on steps of the source that get little attention
+    mask               [S], the valid steps of the source; None: all
     """
     vocabulary_size, S = check_search(step, state, start, end, max_length)
     _check_beam(width, vocabulary_size, coverage_penalty, S)
     mask = jnp.ones(S or 0, bool) if mask is None or S is None else check_mask(mask, S)
     one = begin(step, state, start, end, max_length)
     many: Search = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (width, *leaf.shape)), one)
-    only = jnp.where(jnp.arange(width) == 0, 0, -jnp.inf).astype(many.found.score.dtype)  # equal ones would tie
+    only = jnp.where(jnp.arange(width) == 0, 0, -jnp.inf).astype(many.found.score.dtype)  # all others are copies of it
     search = many._replace(t=one.t, found=many.found._replace(score=only))
     search = until_ended(lambda search: _widen(step, search, end), search, max_length)
     found = search.found
@@ -60,7 +60,7 @@ def penalised(
 ) -> Float[Array, " W"]:
     """The scores of hypotheses whose `score` is the logarithm of their probability; see `beam_search`.
 
-    Of what was never attended to the logarithm is that of the least positive number, not -inf.
+    For a step without any attention the logarithm is that of the smallest normal number, not -inf.
     """
     scores = found.score
     lengths = (5 + found.length.astype(scores.dtype)) / 6
@@ -72,11 +72,11 @@ def penalised(
 
 
 def _widen(step: Step, search: Search, end: Any) -> Search:
-    """All hypotheses of a beam one token further, each of them from the one it continues best."""
+    """The beam extended by one token: the most likely of all continuations."""
     states, logits, alignments = jax.vmap(step)(search.state, search.token)
     width, vocabulary_size = logits.shape
     scores = search.found.score[:, None] + log_softmax(logits)
-    # One that has ended has one continuation, itself, which comes before all others: it keeps its place.
+    # A finished hypothesis has one continuation, itself, which ranks before all others: it keeps its place.
     itself = jnp.where(jnp.arange(vocabulary_size) == end, jnp.inf, -jnp.inf).astype(scores.dtype)
     ranks = select(search.ended, jnp.broadcast_to(itself, scores.shape), scores)
     _, places = jax.lax.top_k(ranks.reshape(-1), width)
@@ -87,8 +87,9 @@ def _widen(step: Step, search: Search, end: Any) -> Search:
         grown = extend(before._replace(t=search.t), state, token, score, alignment, end)
         return select(before.ended, before, grown._replace(t=None))
 
-    tokens = tokens.astype(search.token.dtype)
-    return jax.vmap(one)(before, states, tokens, scores.reshape(-1)[places], alignments)._replace(t=search.t + 1)
+    scores = scores.reshape(-1)[places]
+    tokens = jnp.where(jnp.isnan(scores), -1, tokens).astype(search.token.dtype)
+    return jax.vmap(one)(before, states, tokens, scores, alignments)._replace(t=search.t + 1)
 
 
 def _check_beam(width: Any, vocabulary_size: int, coverage_penalty: Any, S: int | None) -> None:

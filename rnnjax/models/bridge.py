@@ -12,11 +12,11 @@ from ..arrays import PyTree, Shaped, State
 
 
 class Bridge(eqx.Module):
-    """A linear layer and a tanh for each array of the decoder's state, of all arrays encoded: tanh(W s + b).
+    """A linear layer and a tanh for each array of the decoder's state, of all encoded arrays: tanh(W s + b).
 
-    Any structure goes to any: an encoder's directions, stacks, h and c, or the features of an image. (Bahdanau et al.
-    2015 take the backward direction alone.) Where the two structures agree and the state is to be handed on as it is,
-    `eqx.nn.Identity()` is the bridge.
+    Both structures are arbitrary: directions, stacks, h and c of an encoder, or the features of an image. (Bahdanau et
+    al. 2015 use the backward direction alone.) If the two structures are equal and the state is to be passed on
+    unchanged, use `eqx.nn.Identity()`.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
@@ -24,10 +24,10 @@ class Bridge(eqx.Module):
     structure: Any = eqx.field(static=True)
 
     def __init__(self, encoded: PyTree[Shaped], state: State, *, key: PRNGKeyArray):
-        """Draw the weights, by the forms of what will be encoded and of the state to be made of it.
+        """Draw the weights, by the shapes and dtypes of the bridge's input and output.
 
-        encoded   arrays like those the bridge will be given, or their forms: `cell.initial()`, `jnp.zeros(64)`
-        state     a state like the decoder's, or its form: `cell.initial()`
+        encoded   arrays like the input, or their shapes: `cell.initial()`, `jnp.zeros(64)`
+        state     a state like the decoder's, or its shapes: `cell.initial()`
         """
         inputs, leaves = sum(leaf.size for leaf in real_arrays("encoded", encoded)), real_arrays("state", state)
         keys = jax.random.split(key, len(leaves))
@@ -41,18 +41,18 @@ class Bridge(eqx.Module):
         flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(encoded)])
         if flat.size != self.layers[0].in_features:
             raise ValueError(
-                f"encoded: expected {self.layers[0].in_features} numbers in all, as the bridge was made for, "
+                f"encoded: expected {self.layers[0].in_features} numbers in all, the input size of the bridge, "
                 f"got {check.show(encoded)}. Pass one example, and batch with jax.vmap"
             )
-        made = [
+        arrays = [
             jnp.tanh(layer(flat.astype(layer.weight.dtype))).reshape(shape)
             for layer, shape in zip(self.layers, self.shapes, strict=True)
         ]
-        return jax.tree.unflatten(self.structure, made)
+        return jax.tree.unflatten(self.structure, arrays)
 
 
 def check_bridge(state: State, expected: State, whose: str) -> None:
-    """Raise unless the state that a bridge returned, or its form, is like the expected one."""
+    """Raise unless the state that a bridge returned has the expected shapes and dtypes."""
     if not check.alike(state, expected):
         raise ValueError(
             f"bridge: expected a state like that of {whose}, {check.show(expected)}, got {check.show(state)}. "
@@ -61,7 +61,7 @@ def check_bridge(state: State, expected: State, whose: str) -> None:
 
 
 def real_arrays(name: str, state: PyTree[Shaped]) -> list[Shaped]:
-    """The arrays of a state, or their forms. Raises ValueError, under `name`, unless they are of real numbers."""
+    """The arrays of a state, or their shapes. Raises ValueError, with `name`, unless they are real."""
     leaves = jax.tree.leaves(state)
     if not leaves or any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise ValueError(

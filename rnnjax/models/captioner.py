@@ -1,7 +1,7 @@
 """One-to-many: a caption of an image, token by token."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,10 @@ from ..arrays import AnyArray, PyTree, State
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..named import named
+from ..exporting import exportable
+from ..named import as_module
+from ..runtime_error import error_where
+from .batches import batch_parts
 from .bridge import check_bridge
 from .language import LanguageModel
 from .search import Decoding
@@ -39,15 +42,16 @@ class Captioner(eqx.Module):
     everywhere: `jax.vmap` makes a batch.
     """
 
-    encoder: Callable[[Any], PyTree[Array]] = eqx.field(converter=named)
-    bridge: Callable[[PyTree[Array]], State]
+    encoder: Callable[[Any], PyTree[Array]] = eqx.field(converter=as_module)
+    bridge: Callable[[PyTree[Array]], State] = eqx.field(converter=as_module)
     language: LanguageModel
 
     def initial(self, image: Checked[PyTree[AnyArray]]) -> State:
         """The language model's state before the first token.
 
         Features that are not finite are a ValueError where they are known, and where they are traced an error when
-        run; what the bridge makes, if it is no state of the language model, is a ValueError.
+        run, or NaN in a program of `jax.export`; what the bridge makes, if it is no state of the language model, is a
+        ValueError.
         """
         state = self.bridge(_check_features(self.encoder(image)))
         check_bridge(state, jax.eval_shape(self.language.initial), "the language model")
@@ -75,6 +79,7 @@ class Captioner(eqx.Module):
         return self.language.decoding(self.initial(image))
 
 
+@exportable
 class Captions(NamedTuple):
     """A batch of images, and their padded captions: each begins with its start token, and ends with its end token.
 
@@ -102,7 +107,9 @@ def caption_loss(
     batch   (image, target, target_length), or `Captions`
     key     for dropout in the language model, drawn for each caption; None: nothing is dropped
     """
-    image, target, target_length = cast("tuple[PyTree[Array], Array, Array]", batch)
+    image, target, target_length = batch_parts(
+        batch, "Captions(image, target, target_length)", image=None, target=2, target_length=1
+    )
 
     def logits(image: Any, fed: Array, key: PRNGKeyArray | None) -> Array:
         return model.logits(image, fed, engine=engine, key=key)
@@ -117,7 +124,7 @@ def _check_features(features: PyTree[Array]) -> PyTree[Array]:
     leaves = [leaf for leaf in jax.tree.leaves(features) if eqx.is_inexact_array(leaf)]
     finite = jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]).all()
     if isinstance(finite, Tracer):
-        return eqx.error_if(features, ~finite, message)
+        return error_where(features, ~finite, message)
     if not finite:
         raise ValueError(message)
     return features

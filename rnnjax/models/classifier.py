@@ -13,19 +13,22 @@ from ..cell import AbstractCell
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..named import named
+from ..exporting import exportable
+from ..named import as_module
 from ..network import AbstractNetwork
 from ..unroll import unroll
+from .batches import Batch, sequences
 from .objectives import cross_entropy
 from .pooling import last
 
 
+@exportable
 class Sequences(NamedTuple):
     """A batch of sequences and their targets: one for each sequence, or one for each step."""
 
     xs: PyTree[Array]  # [B, T, ...]
     targets: PyTree[Array]  # [B, ...] or [B, T, ...]
-    lengths: Any = None  # [B]; None: all steps count
+    lengths: Any = None  # [B]; None: all steps are valid
 
 
 class Classifier(eqx.Module):
@@ -43,11 +46,14 @@ class Classifier(eqx.Module):
 
     What the answer means is up to the loss: logits of K classes, of which one is right (`cross_entropy`), K answers of
     yes or no (`binary_cross_entropy`), or a value (`squared_error`).
+
+    `jax.jit`, `jax.grad` and optax take it as they take cells: functions without weights are no leaves of it. A layer
+    that holds a function beside its weights, as `eqx.nn.MLP` does, wants `eqx.filter_jit` and `eqx.filter_grad`.
     """
 
     network: AbstractCell | AbstractNetwork
-    head: Callable[[Array], Array] = eqx.field(converter=named)
-    pooling: Callable[[Array, Length | None], Array]
+    head: Callable[[Array], Array] = eqx.field(converter=as_module)
+    pooling: Callable[[Array, Length | None], Array] = eqx.field(converter=as_module)
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class Classifier(eqx.Module):
 def classifier_loss(
     model: Callable[..., Array],
     carry: PyTree,
-    batch: Checked[tuple[PyTree[AnyArray], PyTree[AnyArray], AnyArray | None]],
+    batch: Checked[Batch],
     key: PRNGKeyArray | None,
     *,
     objective: Callable[[Array, Array], Array] = cross_entropy,
@@ -86,10 +92,10 @@ def classifier_loss(
     """The mean of `objective(answer, target)` over a batch, and the carry: a loss for `fit`.
 
     model     a `Classifier`, or what is called like one, say with word vectors before it
-    batch     `Sequences`, or any `(xs, targets, lengths)`: targets lead with the batch
+    batch     `Sequences`, `(xs, targets, lengths)`, or `(xs, targets)` if all steps count: targets lead with the batch
     key       for dropout in the network, drawn anew for each sequence; None: nothing is dropped
     """
-    xs, targets, lengths = batch
+    xs, targets, lengths = sequences(batch)
     answers = run_batch(model, xs, lengths, key, engine)
     return objective(answers, targets).mean(), carry
 

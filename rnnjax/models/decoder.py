@@ -1,4 +1,4 @@
-"""Decoders: from what is remembered of the source, and the tokens so far, to the features of the next token.
+"""Decoders: the features of the next token, from the memory of the source and the tokens so far.
 
 S steps of the source, M features each; T target tokens, embedded in E features.
 """
@@ -14,17 +14,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
 from ..arrays import PyTree, Shaped, State, widen
-from ..cell import AbstractCell
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.unrolled import Unrolled
+from ..exporting import exportable
 from ..named import named
-from ..network import AbstractNetwork
+from ..network import Layer
 from ..unroll import unroll
 
-Recurrence = AbstractCell | AbstractNetwork
 
-
+@exportable
 class Encoded(NamedTuple):
     """The results of an encoder: its last state, the hidden part of it, outputs [S, M], and a mask [S] for attention.
 
@@ -38,33 +37,33 @@ class Encoded(NamedTuple):
 
 
 class AbstractDecoder(eqx.Module):
-    """One step at a time: what is remembered, a state and an embedded token give the features of the next token.
+    """One step at a time: the memory, a state and an embedded token give the features of the next token.
 
-    Subclass requirements: the field below, and five methods. `run` is teacher forcing, all tokens being known: by
-    default step after step, and better where more of it can be done for all of time at once.
+    Subclass requirements: the field below, and five methods. `run` is teacher forcing, where all tokens are known. Its
+    default calls `step` for one token after the other; override it if more can be done for all of time at once.
     """
 
-    recurrence: eqx.AbstractVar[Recurrence]
+    recurrence: eqx.AbstractVar[Layer]
 
     @abc.abstractmethod
     def fed_size(self, encoded: Encoded) -> int:
-        """How many features are fed to the recurrence beside the embedded token, by the form of what was encoded."""
+        """How many features are fed to the recurrence beside the embedded token, by the shapes of `encoded`."""
 
     @abc.abstractmethod
     def remember(self, encoded: Encoded) -> PyTree[Array]:
-        """The memory: all that is computed once for all steps."""
+        """The memory: everything that is computed once for all steps."""
 
     @abc.abstractmethod
     def initial(self, state: State) -> State:
-        """The decoder's state before the first token, of the recurrence's."""
+        """The decoder's state before the first token, from that of the recurrence."""
 
     @abc.abstractmethod
     def step(
         self, memory: PyTree[Array], state: State, embedded: Float[Array, " E"], *, key: PRNGKeyArray | None
     ) -> tuple[State, Float[Array, " F"], Float[Array, " S"] | None]:
-        """The state after one token, the features of the next, and the alignment, None where nothing is aligned.
+        """The state after one token, the features of the next, and the alignment, or None without attention.
 
-        `key` is of this step alone: what the recurrence drops, by a `VariationalDropout` too, is drawn anew each step.
+        `key` is of this step alone: the recurrence draws new dropout masks at each step, `VariationalDropout` too.
         """
 
     def run(
@@ -77,7 +76,7 @@ class AbstractDecoder(eqx.Module):
         key: PRNGKeyArray | None,
     ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
         """`step` along all embedded tokens: the last state, and features and alignments over time."""
-        del engine  # what is fed waits for the step before
+        del engine  # the input of a step depends on the step before
         return _run_steps(self, memory, state, embedded, key)
 
 
@@ -99,15 +98,15 @@ def _run_steps(
 
 
 class ContextDecoder(AbstractDecoder):
-    """Cho et al. 2014, arXiv:1406.1078: no attention; every step sees the context c, a summary of the source.
+    """Cho et al. 2014, arXiv:1406.1078: no attention; every step gets the context c, a summary of the source.
 
         h_t = recurrence(h_{t-1}, [e_t; c])        features_t = [y_t; c; e_t]
 
-    c is `summary(last state of the encoder)`; None, the default, takes the encoder's `hidden`. With all tokens known
-    nothing waits but the recurrence itself, which any engine runs, `Fused` included. There are no alignments.
+    c is `summary(last state of the encoder)`; None, the default, takes the encoder's `hidden`. If all tokens are known
+    only the recurrence is sequential, and any engine can run it, such as `Fused`. There are no alignments.
     """
 
-    recurrence: Recurrence
+    recurrence: Layer
     summary: Callable[[State], Array] | None = eqx.field(static=True, converter=named, default=None)
 
     def fed_size(self, encoded: Encoded) -> int:
@@ -146,7 +145,7 @@ class ContextDecoder(AbstractDecoder):
         return state, jnp.concatenate([ys, contexts, embedded], axis=-1), None
 
 
-def hidden(recurrence: Recurrence, state: State) -> Float[Array, " H"]:
+def hidden(recurrence: Layer, state: State) -> Float[Array, " H"]:
     """`recurrence.hidden(state)`. Raises ValueError if there is none."""
     h = recurrence.hidden(state)
     if h is None:
@@ -157,14 +156,7 @@ def hidden(recurrence: Recurrence, state: State) -> Float[Array, " H"]:
     return h
 
 
-def one_step(
-    recurrence: Recurrence, state: State, x: Array, key: PRNGKeyArray | None
-) -> tuple[State, Float[Array, " H"]]:
+def one_step(recurrence: Layer, state: State, x: Array, key: PRNGKeyArray | None) -> tuple[State, Float[Array, " H"]]:
     """The state and the output of a cell or a network after one input."""
     state, ys = unroll(recurrence, state, x[None], engine=Unrolled(), key=key)
     return state, ys[0]
-
-
-def output_type(recurrence: Recurrence) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the output of one step."""
-    return jax.eval_shape(lambda x: one_step(recurrence, recurrence.initial(), x, None)[1], recurrence.input_type())

@@ -13,7 +13,10 @@ from .tokens import check_tokens
 class Embedding(eqx.Module):
     """A vector for each token of a vocabulary: x_t = W[token_t].
 
-    Tokens outside the vocabulary are an error: a ValueError where they are known, and under `jit` an error when run.
+    Tokens outside the vocabulary are an error: a ValueError if they are known, and under `jit` an error at run time.
+    In a program of `jax.export`, which cannot raise, their vectors are NaN. The error under `jit` is a call back to
+    Python, and JAX's persistent cache takes no program with one: with the environment variable EQX_ON_ERROR=nan, which
+    Equinox reads, it is NaN there as well, and the program is cached.
     """
 
     weight: Float[Array, "V E"]
@@ -38,21 +41,21 @@ class Embedding(eqx.Module):
     def check(
         self, tokens: Checked[AnyArray], *, name: str = "tokens", valid: Bool[Array, " T"] | None = None
     ) -> Int[Array, " T"]:
-        """`tokens` [T], all of them of the vocabulary. Where not `valid` they may be anything, and become 0.
+        """`tokens` [T]. Raises if a valid one is outside the vocabulary; ignored tokens may be anything, and become 0.
 
         name    what the tokens are, for the error message
         """
         return check_tokens(name, tokens, self.vocabulary_size, valid)
 
     def rows(self, tokens: Int[Array, "..."]) -> Float[Array, "... E"]:
-        """The vectors of tokens that are checked already, or chosen from the vocabulary."""
+        """The vectors of tokens that are known to be in the vocabulary."""
         return look_up(self.weight, tokens)
 
 
 class OutputLayer(eqx.Module):
     """The logits of V tokens or classes: V y + b, in float32 or wider.
 
-    If it is tied (Press & Wolf 2017, arXiv:1608.05859), it has no weight of its own, and is given the embedding's.
+    If it is tied (Press & Wolf 2017, arXiv:1608.05859), it has no weight of its own, and gets the embedding's.
     """
 
     weight: Float[Array, "V O"] | None

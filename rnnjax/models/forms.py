@@ -1,4 +1,4 @@
-"""Whether an encoder, a bridge and a decoder fit together, by their forms alone."""
+"""Checks, by shapes and dtypes alone, that an encoder, a bridge and a decoder fit together."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,14 @@ from jaxtyping import Array
 
 from .. import check
 from ..arrays import State
-from ..cell import AbstractCell
-from ..network import AbstractNetwork
+from ..network import Layer
 from ..unroll import unroll
 from .bridge import check_bridge
 from .decoder import AbstractDecoder, Encoded
 
 
-def encoded_form(encoder: AbstractCell | AbstractNetwork) -> Encoded:
-    """The form of what an encoder makes of a source of one step."""
+def encoded_form(encoder: Layer) -> Encoded:
+    """The shapes and dtypes of an encoder's results for a source of one step."""
     step = encoder.input_type()
     if jax.tree.structure(step) != jax.tree.structure(0) or len(step.shape) != 1:
         raise ValueError(
@@ -33,7 +32,7 @@ def encoded_form(encoder: AbstractCell | AbstractNetwork) -> Encoded:
 
 
 def embedded_form(decoder: AbstractDecoder, encoded: Encoded) -> jax.ShapeDtypeStruct:
-    """The form of an embedded target token: what the recurrence takes in beside what the decoder feeds it."""
+    """Shape and dtype of an embedded target token: the recurrence's input less the features that the decoder feeds."""
     (taken,), dtype = decoder.recurrence.input_type().shape, decoder.recurrence.input_type().dtype
     fed = decoder.fed_size(encoded)
     if taken <= fed:
@@ -53,7 +52,7 @@ def embedded_form(decoder: AbstractDecoder, encoded: Encoded) -> jax.ShapeDtypeS
 def features_form(
     decoder: AbstractDecoder, bridge: Callable[[State], State], encoded: Encoded, embedded: jax.ShapeDtypeStruct
 ) -> jax.ShapeDtypeStruct:
-    """The form of the features of the next token, after a check that the bridge fits."""
+    """Shape and dtype of the features of the next token. Raises unless the bridge fits."""
     state, expected = jax.eval_shape(bridge, encoded.last), jax.eval_shape(decoder.recurrence.initial)
     check_bridge(state, expected, "the decoder's recurrence")
 

@@ -1,21 +1,22 @@
-"""Language models: embedding, network, softmax; and sampling from them."""
+"""Language models: embedding, network, softmax."""
 
 from functools import partial
-from typing import cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .. import check, random
-from ..arrays import AnyArray, State
+from ..arrays import AnyArray, IntegerLike, State
 from ..cell import AbstractCell
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..marks import valid_steps
 from ..network import AbstractNetwork
 from ..unroll import unroll
+from .batches import CHUNK, batch_parts
 from .embedding import Embedding, OutputLayer
 from .objectives import cross_entropy
 from .search import Decoding
@@ -73,12 +74,16 @@ class LanguageModel(eqx.Module):
         state: State,
         tokens: Integer[Array, " T"],
         *,
+        length: Checked[IntegerLike | None] = None,
         resets: Bool[Array, " T"] | None = None,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T V"]]:
-        """The state after `tokens`, and after each of them the logits of the next, in float32 or wider."""
-        state, ys = self.outputs(state, tokens, resets=resets, engine=engine, key=key)
+        """The state after `tokens`, and after each of them the logits of the next, in float32 or wider.
+
+        `length`, `resets`, `engine` and `key` are as in `unroll`. What stands from `length` on may be anything.
+        """
+        state, ys = self.outputs(state, tokens, length=length, resets=resets, engine=engine, key=key)
         return state, self.classify(ys)
 
     def outputs(
@@ -86,17 +91,33 @@ class LanguageModel(eqx.Module):
         state: State,
         tokens: Integer[Array, " T"],
         *,
+        length: Checked[IntegerLike | None] = None,
         resets: Bool[Array, " T"] | None = None,
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[State, Float[Array, "T O"]]:
         """The state after `tokens`, and what the network puts out after each, which `classify` takes."""
-        xs = self.embedding(tokens)
-        return unroll(self.network, state, xs, resets=resets, engine=engine, key=key)
+        T = next(iter(jnp.shape(tokens)), 0)
+        length = check.length(length, T)
+        xs = self.embedding(tokens, valid=None if length is None else valid_steps(length, T))
+        return unroll(self.network, state, xs, length=length, resets=resets, engine=engine, key=key)
 
     def classify(self, ys: Float[Array, "T O"]) -> Float[Array, "T V"]:
         """The logits by the network's outputs, in float32 or wider."""
         return self.output(ys, tied=self.embedding.weight)
+
+    def step(self, state: State, token: Checked[IntegerLike]) -> tuple[State, Float[Array, " V"]]:
+        """The state after one token, and the logits of the next, in float32 or wider: for serving.
+
+        Many users at once, each with a state of their own, are one batch:
+
+            states, logits = jax.jit(jax.vmap(model.step))(states, tokens)  # [B, ...], [B] to [B, ...], [B, V]
+
+        `models.batch_of_states` makes the first states. `jax.jit` of a function that closes over the model, as here,
+        dispatches faster than one that takes it as an argument.
+        """
+        state, logits = self.logits(state, jnp.asarray(token)[None])
+        return state, logits[0]
 
     def decoding(self, state: State | None = None) -> Decoding:
         """The arguments of `greedy`, `sample_sequence` and `beam_search`. Nothing is aligned."""
@@ -122,7 +143,7 @@ def language_loss(
     state     B states, a leading axis on each leaf; see `batch_of_states`
     key       for dropout in the network, drawn anew for each of the B streams; None: nothing is dropped
     """
-    inputs, targets, resets = cast("tuple[Array, Array, Array]", batch)
+    inputs, targets, resets = batch_parts(batch, CHUNK, inputs=2, targets=2, resets=2)
     keys = None if key is None else jax.random.split(key, inputs.shape[0])
 
     def one(state: State, tokens: Array, resets: Array, key: PRNGKeyArray | None) -> tuple[State, Array]:
@@ -136,66 +157,3 @@ def language_loss(
 def batch_of_states(model: LanguageModel, size: int) -> State:
     """`size` initial states."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), model.initial())
-
-
-def sample(
-    model: LanguageModel,
-    prompt: Integer[Array, " P"],
-    steps: int,
-    *,
-    key: PRNGKeyArray,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-) -> Int[Array, " steps"]:
-    """`steps` tokens that follow `prompt`, drawn one by one, the state carried from each to the next; jitted.
-
-    temperature   divides the logits: below 1 the likely becomes likelier; 0 takes the likeliest
-    top_k         draws from the k likeliest tokens only
-    """
-    vocabulary_size = model.embedding.vocabulary_size
-    prompt = model.embedding.check(prompt, name="prompt")
-    if prompt.shape[0] == 0:
-        raise ValueError(
-            "prompt: expected at least one token, [P], got [0]. "
-            "Pass the token that begins a sequence if there is no text to go on from"
-        )
-    if not check.number("temperature", temperature) >= 0:
-        raise ValueError(
-            f"temperature: expected 0 or more, got {temperature}. "
-            "Pass 0 for the most likely token at each step, and 1 for the model's own distribution"
-        )
-    check.count("steps", steps, least=0)
-    if top_k is not None:
-        check.count("top_k", top_k)
-    if top_k is not None and not top_k <= vocabulary_size:
-        raise ValueError(
-            f"top_k: expected from 1 to the vocabulary's {vocabulary_size}, got {top_k}. "
-            "Pass None to draw from all tokens"
-        )
-    return _sample(model, prompt, steps, key, temperature, top_k)
-
-
-@eqx.filter_jit
-def _sample(
-    model: LanguageModel, prompt: Array, steps: int, key: PRNGKeyArray, temperature: float, top_k: int | None
-) -> Array:
-    def step(carry: tuple[State, Array], key: PRNGKeyArray) -> tuple[tuple[State, Array], Array]:
-        state, logits = carry
-        token = draw(key, logits)
-        state, logits, _ = next_step(state, token)
-        return (state, logits), token
-
-    draw = partial(_draw, temperature=temperature, top_k=top_k)
-    next_step = model.decoding().step
-    state, logits = model.logits(model.initial(), prompt)
-    _, tokens = jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, steps))
-    return tokens.astype(int)
-
-
-def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | None) -> Array:
-    if temperature == 0:
-        return jnp.argmax(logits)
-    if top_k is None:
-        return jax.random.categorical(key, logits / temperature)
-    logits, tokens = jax.lax.top_k(logits, top_k)  # k of them even where some are equally likely
-    return tokens[jax.random.categorical(key, logits / temperature)]

@@ -1,6 +1,6 @@
 """Objectives: the loss of one output against its target, over any leading axes; in float32 or wider.
 
-A target that is no class makes the loss NaN, at which `fit` stops; `check_labels` says it before.
+A label outside 0..K-1 makes the loss NaN, at which `fit` stops; `check_labels` finds it before training.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def cross_entropy(logits: Float[Array, "... K"], labels: Integer[ArrayLike, "...
 def binary_cross_entropy(
     logits: Float[Array, "... K"], targets: Float[Array, "... K"] | Bool[Array, "... K"]
 ) -> Float[Array, "..."]:
-    """-sum over K of t log sigmoid(logit) + (1 - t) log(1 - sigmoid(logit)) in nats: K answers, each yes or no."""
+    """-sum over K of t log sigmoid(logit) + (1 - t) log(1 - sigmoid(logit)) in nats: K binary classes."""
     _check_shape("targets", targets, logits.shape)
     logits = logits.astype(carry_dtype(logits.dtype))
     targets = targets.astype(logits.dtype)
@@ -48,7 +48,7 @@ def squared_error(ys: Float[Array, "... K"], targets: Float[Array, "... K"]) -> 
 
 
 def _check_shape(name: str, targets: Any, expected: tuple[int, ...]) -> None:
-    """Shapes that NumPy would make fit, [B] to [B, 1] say, would be the loss of each answer against every target."""
+    """Raise unless the shapes are equal: broadcasting [B] and [B, 1] would compare each answer with every target."""
     if jnp.shape(targets) != expected:
         raise ValueError(
             f"{name}: expected {list(expected)}, by the answers, got {list(jnp.shape(targets))}. "
@@ -57,7 +57,7 @@ def _check_shape(name: str, targets: Any, expected: tuple[int, ...]) -> None:
 
 
 def check_labels(labels: Checked[AnyArray | Sequence[int]], classes: int) -> None:
-    """Raise unless all `labels`, which are known, are integers from 0 to `classes` - 1."""
+    """Raise unless all `labels` are integers from 0 to `classes` - 1. They must be known, not traced."""
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels: expected integers, got {labels.dtype}. Write labels.astype(int)")

@@ -1,6 +1,6 @@
 """Batches of pairs, a source and a target, and the loss on them."""
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -8,10 +8,13 @@ from ..arrays import AnyArray, PyTree
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..exporting import exportable
+from .batches import batch_parts
 from .seq2seq import Seq2Seq
 from .targets import target_loss
 
 
+@exportable
 class Pairs(NamedTuple):
     """A padded batch of sources and targets; a target begins with its start token, and ends with its end token.
 
@@ -39,9 +42,16 @@ def seq2seq_loss(
 
     batch             (source, source_length, target, target_length), or `Pairs`
     key               for dropout and for `teacher_forcing`, drawn for each sequence; None: nothing is random
-    teacher_forcing   as in `Seq2Seq.logits`; a schedule by the step may live in the carry of a loss around this one
+    teacher_forcing   as in `Seq2Seq.logits`; for a schedule, wrap this loss in one that counts steps in its carry
     """
-    source, source_length, target, target_length = cast("tuple[Array, Array, Array, Array]", batch)
+    source, source_length, target, target_length = batch_parts(
+        batch,
+        "Pairs(source, source_length, target, target_length)",
+        source=2,
+        source_length=1,
+        target=2,
+        target_length=1,
+    )
 
     def logits(source: tuple[Array, Array], fed: Array, key: PRNGKeyArray | None) -> Array:
         tokens, length = source

@@ -1,6 +1,6 @@
-"""Pooling: the outputs of all steps to one vector, `pooling(ys, length)`; steps from `length` on do not count.
+"""Pooling: the outputs of all steps to one vector, `pooling(ys, length)`; steps from `length` on are ignored.
 
-Where no step counts the pooled vector is zero. What is ignored, NaN or not, changes no value and no gradient.
+If no step is valid the pooled vector is zero. Ignored steps change no value and no gradient, even if they are NaN.
 """
 
 import equinox as eqx
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import DType, Length, carry_dtype, largest, shift
-from ..marks import blank, counted
+from ..marks import blank, valid_steps
 
 
 def last(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
-    """The last step's. Of a `Bidirectional` that is little of what its backward layer has read: see `ends`."""
+    """The output of the last valid step. The backward layer of a `Bidirectional` begins there: see `ends`."""
     T = ys.shape[0]
     if length is None:
         return ys[-1] if T else jnp.zeros(ys.shape[1:], ys.dtype)
@@ -22,40 +22,40 @@ def last(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
 
 
 def ends(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
-    """What each direction of a `Bidirectional` says when it has read all: first half of the last, second of the first.
+    """The final output of each direction of a `Bidirectional`: first half of the last step, second half of the first.
 
-    For outputs that were concatenated, of two parts of the same width.
+    For outputs that are concatenated, of two layers of the same width.
     """
     forward, backward = jnp.split(blank(ys, length, ys.shape[0]), 2, axis=-1)
-    return jnp.concatenate([last(forward, length), backward[0] if len(ys) else last(backward, length)])
+    return jnp.concatenate([last(forward, length), backward[0] if ys.shape[0] != 0 else last(backward, length)])
 
 
 def mean(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
-    """The mean over steps."""
+    """The mean over the valid steps."""
     total = blank(ys, length, ys.shape[0]).sum(0, dtype=carry_dtype(ys.dtype))
     steps = jnp.asarray(ys.shape[0] if length is None else length)
     return (total / jnp.maximum(steps, 1).astype(total.dtype)).astype(ys.dtype)
 
 
 def maximum(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
-    """The largest of each feature over the steps (Collobert & Weston 2008)."""
+    """The maximum of each feature over the valid steps (Collobert & Weston 2008)."""
     T = ys.shape[0]
     if T == 0:
         return jnp.zeros(ys.shape[1:], ys.dtype)
     if length is None:
         return largest(ys)
-    counts = counted(length, T)[:, None]
-    top = largest(jnp.where(counts, ys, jnp.full_like(ys, -jnp.inf)))
+    valid = valid_steps(length, T)[:, None]
+    top = largest(jnp.where(valid, ys, jnp.full_like(ys, -jnp.inf)))
     return jnp.where(length > 0, top, jnp.zeros_like(top))
 
 
 def flatten(ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " T*O"]:
-    """All steps side by side: for sequences of one and the same T, each step of which has weights of its own."""
+    """All steps, concatenated: for sequences of one length T, where each step has its own weights in the head."""
     return blank(ys, length, ys.shape[0]).reshape(-1)
 
 
 class AttentionPooling(eqx.Module):
-    """A mean that looks: Yang et al. 2016, "Hierarchical attention networks", NAACL.
+    """A weighted mean: Yang et al. 2016, "Hierarchical attention networks", NAACL.
 
     a_t = softmax over t of v . tanh(W y_t + b)                 pooled = sum over t of a_t y_t
     """
@@ -65,7 +65,7 @@ class AttentionPooling(eqx.Module):
     score: Float[Array, " A"]
 
     def __init__(self, size: int, attention_size: int, *, key: PRNGKeyArray, dtype: DType = jnp.float32):
-        """`size` is the number of features of an output, `attention_size` that of the layer that scores it."""
+        """`size` is the number of features of an output, `attention_size` that of the hidden layer of the score."""
         check.sizes(size=size, attention_size=attention_size)
         keys = random.split(key, 2)
         self.weight = initialise.lecun(keys[0], (size, attention_size), dtype)
@@ -73,11 +73,11 @@ class AttentionPooling(eqx.Module):
         self.score = initialise.uniform(keys[1], (attention_size,), dtype)
 
     def alignment(self, ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " T"]:
-        """a_t, in float32 or wider: they sum to 1, and are 0 where a step does not count."""
+        """a_t, in float32 or wider: they sum to 1, and are 0 at ignored steps."""
         T = ys.shape[0]
         ys = blank(ys, length, T)
         scores = (jnp.tanh(shift(ys @ self.weight, self.bias)) @ self.score).astype(carry_dtype(ys.dtype))
-        return jax.nn.softmax(scores, where=None if length is None else counted(length, T))
+        return jax.nn.softmax(scores, where=None if length is None else valid_steps(length, T))
 
     def __call__(self, ys: Float[Array, "T O"], length: Length | None) -> Float[Array, " O"]:
         weights = self.alignment(ys, length).astype(ys.dtype)

@@ -1,8 +1,8 @@
-"""Search: the tokens that a model would say, one after the other, inside jit: the likeliest, or drawn.
+"""Decoding of one sequence, token by token, inside jit: greedy, or sampled.
 
 A model is `step(state, token) -> (state, logits, alignment)`: the state after a token, the logits [V] of the next, and
-the weights [S] of attention, or None. The method `decoding` of a model returns such a step; any other function of this
-form will do.
+the weights [S] of attention, or None. The method `decoding` of a model returns such a step; you can pass any other
+function of this form.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from .. import check
 from ..arrays import IntegerLike, State, carry_dtype
 from ..check import alike, show
 from ..checked import Checked
+from ..exporting import exportable
 from .tokens import check_token
 
 Step = Callable[[State, Array], tuple[State, Array, Array | None]]
@@ -24,20 +25,21 @@ Choose = Callable[[Array, Array], Array]
 
 
 class Decoding(NamedTuple):
-    """What a search wants: `step(state, token) -> (state, logits [V], alignment [S])`, the state, and the mask [S]."""
+    """The arguments of a search: `step(state, token) -> (state, logits [V], alignment [S])`, state, and mask [S]."""
 
     step: Step
     state: State
     mask: Array
 
 
+@exportable
 class Hypothesis(NamedTuple):
-    """A sequence of tokens that a search came to, or several, on a leading axis.
+    """The sequence of tokens that a search found, or several, on a leading axis.
 
-    tokens       [L], `end` from where it has ended on
+    tokens       [L], `end` after the first `end`; -1 where the logits are NaN
     length       the number of tokens up to and including the first `end`; L if there is none
-    score        the logarithm of their probability, with the penalties that the search was given
-    alignments   [L, S], zeros from `length` on; None where the model aligns nothing
+    score        the logarithm of their probability, with the penalties of the search
+    alignments   [L, S], zeros from `length` on; None for a model without attention
     """
 
     tokens: Array
@@ -47,7 +49,7 @@ class Hypothesis(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A search under way: hypotheses, the model's state, and the tokens to go on from."""
+    """The state of a search: hypotheses, the model's state, and the last token of each."""
 
     t: Array
     state: State
@@ -61,18 +63,18 @@ def greedy(
 ) -> Hypothesis:
     """Take the most probable token at each step, after `start`, until `end` or `max_length` tokens.
 
-    step, state   the model and its state before `start`; see the head of this file
+    step, state   the model and its state before `start`; see the docstring of this file
     start, end    tokens; `start` is not among those returned
-    max_length    L, known before tracing; fewer steps are run where the sequence (all of them, under `vmap`) has ended
+    max_length    L, known before tracing; the search stops when the sequence (all of them, under `vmap`) has ended
 
-    Raises ValueError and TypeError for tokens outside of the vocabulary, and for what is no length.
+    Raises ValueError and TypeError for tokens outside of the vocabulary, and unless `max_length` is a positive integer.
     """
 
     def choose(logits: Array, t: Array) -> Array:
         del t
         return jnp.argmax(logits)
 
-    return _say(step, state, start, end, max_length, choose)
+    return _search(step, state, start, end, max_length, choose)
 
 
 def sample_sequence(
@@ -85,9 +87,9 @@ def sample_sequence(
     key: PRNGKeyArray,
     temperature: Checked[float | Array] = 1.0,
 ) -> Hypothesis:
-    """Draw each token from the model's distribution after the tokens before it; else as `greedy`.
+    """Draw each token from the model's distribution, given the tokens before it; otherwise as `greedy`.
 
-    temperature   divides the logits: below 1 the likely becomes likelier. The score is of temperature 1
+    temperature   divides the logits: below 1, likely tokens become more likely. The score is that of temperature 1
     """
     if not eqx.is_array(temperature) and not check.number("temperature", temperature) > 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature!r}. Use `greedy` for the limit at 0")
@@ -95,30 +97,31 @@ def sample_sequence(
     def choose(logits: Array, t: Array) -> Array:
         return jax.random.categorical(jax.random.fold_in(key, t), logits / jnp.asarray(temperature, logits.dtype))
 
-    return _say(step, state, start, end, max_length, choose)
+    return _search(step, state, start, end, max_length, choose)
 
 
-def _say(step: Step, state: State, start: Any, end: Any, max_length: Any, choose: Choose) -> Hypothesis:
+def _search(step: Step, state: State, start: Any, end: Any, max_length: Any, choose: Choose) -> Hypothesis:
     """One sequence, each token chosen from the logits."""
     check_search(step, state, start, end, max_length)
 
     def grow(search: Search) -> Search:
         state, logits, alignment = step(search.state, search.token)
         log_probabilities = log_softmax(logits)
-        token = choose(logits, search.t).astype(search.token.dtype)
-        score = search.found.score + log_probabilities[token]
+        chosen = choose(logits, search.t)
+        score = search.found.score + log_probabilities[chosen]
+        token = known_token(logits, chosen).astype(search.token.dtype)
         return extend(search, state, token, score, alignment, end)
 
     return until_ended(grow, begin(step, state, start, end, max_length), max_length).found
 
 
 def until_ended(grow: Callable[[Search], Search], search: Search, max_length: int) -> Search:
-    """Grow what is under way until all of it has ended, or is as long as it may be."""
+    """Extend the hypotheses until all have ended, or have `max_length` tokens."""
     return jax.lax.while_loop(lambda search: (search.t < max_length) & ~search.ended.all(), grow, search)
 
 
 def begin(step: Step, state: State, start: Checked[IntegerLike], end: Checked[IntegerLike], max_length: int) -> Search:
-    """Before the first token."""
+    """The search before the first token."""
     token = jnp.asarray(start, int)
     _, logits, alignment = jax.eval_shape(step, state, token)
     alignments = None if alignment is None else jnp.zeros((max_length, *alignment.shape), alignment.dtype)
@@ -131,11 +134,16 @@ def begin(step: Step, state: State, start: Checked[IntegerLike], end: Checked[In
 def extend(
     search: Search, state: State, token: Array, score: Array, alignment: Array | None, end: Checked[IntegerLike]
 ) -> Search:
-    """One hypothesis that has not ended, one token longer."""
+    """The search extended by one token, for a hypothesis that has not ended."""
     found, t = search.found, search.t
     alignments = None if found.alignments is None else found.alignments.at[t].set(alignment)
     grown = Hypothesis(found.tokens.at[t].set(token), found.length + 1, score, alignments)
     return Search(t + 1, state, token, token == end, grown)
+
+
+def known_token(logits: Array, token: Array) -> Array:
+    """The token chosen by these logits; -1 if they are NaN, of which the first, or any, would be the largest."""
+    return jnp.where(jnp.isnan(logits[token]), -1, token)
 
 
 def log_softmax(logits: Array) -> Array:
@@ -146,7 +154,7 @@ def log_softmax(logits: Array) -> Array:
 def check_search(
     step: Step, state: State, start: Checked[IntegerLike], end: Checked[IntegerLike], max_length: Checked[int]
 ) -> tuple[int, int | None]:
-    """The sizes of the vocabulary and of the alignments, if the arguments of a search are what they should be."""
+    """The sizes of the vocabulary and of the alignments. Raises for wrong arguments of a search."""
     check.sizes(max_length=max_length)
     answer = jax.eval_shape(step, state, jnp.zeros((), int))
     if not (isinstance(answer, tuple) and len(answer) == 3) or getattr(answer[1], "ndim", None) != 1:

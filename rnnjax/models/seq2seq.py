@@ -1,4 +1,4 @@
-"""Sequence to sequence: an encoder reads the source, a decoder says the target."""
+"""Sequence to sequence: an encoder reads the source, a decoder generates the target."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,13 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .. import check, random
 from ..arrays import AnyArray, IntegerLike, PyTree, State, widen
-from ..cell import AbstractCell
 from ..checked import Checked
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..marks import counted
-from ..named import named
-from ..network import AbstractNetwork
+from ..marks import valid_steps
+from ..named import as_module
+from ..network import Layer
 from ..unroll import unroll
 from .attention import check_mask
 from .bridge import Bridge
@@ -28,19 +27,19 @@ from .search import Decoding
 
 
 class Seq2Seq(eqx.Module):
-    """The distribution of the next target token, of the source and the target so far.
+    """The distribution of the next target token, given the source and the target so far.
 
         last, ys = encoder(source_embedding(source))                     memory = decoder.remember(last, ys)
         s_t, f_t, a_t = decoder.step(memory, s_{t-1}, target_embedding(token_t))            s_0 = bridge(last)
         logits_t = output(f_t)
 
     Sutskever et al. 2014 (arXiv:1409.3215) and Cho et al. 2014 with a `ContextDecoder`, Bahdanau et al. 2015 and Luong
-    et al. 2015 with the decoders of these names. One sequence is meant everywhere: `jax.vmap` makes a batch.
+    et al. 2015 with the decoders of these names. Every method takes one sequence: use `jax.vmap` for a batch.
     """
 
-    encoder: AbstractCell | AbstractNetwork
+    encoder: Layer
     decoder: AbstractDecoder
-    bridge: Callable[[State], State] = eqx.field(converter=named)
+    bridge: Callable[[State], State] = eqx.field(converter=as_module)
     source_embedding: Embedding  # [V, E]
     target_embedding: Embedding  # [W, D]
     output: OutputLayer  # [W, F]
@@ -50,17 +49,17 @@ class Seq2Seq(eqx.Module):
         self,
         source_vocabulary_size: int,
         target_vocabulary_size: int,
-        encoder: AbstractCell | AbstractNetwork,
+        encoder: Layer,
         decoder: AbstractDecoder,
         *,
         key: PRNGKeyArray,
         bridge: Checked[Callable[[State], State] | None] = None,
         dropout: float = 0.0,
     ):
-        """Draw embeddings and output weights, of the sizes and the dtype of what takes and gives them.
+        """Draw embeddings and output weights, with the sizes and dtypes of the encoder and the decoder.
 
-        bridge    from the encoder's last state to the first of the decoder's recurrence; None: a `Bridge` is drawn
-        dropout   the probability of dropping a feature of an embedded token, of either language, where there is a key
+        bridge    from the encoder's last state to the initial state of the decoder's recurrence; None: draws a `Bridge`
+        dropout   the probability of dropping a feature of an embedded token, in source and target, if there is a key
 
         Raises ValueError for parts that do not fit together.
         """
@@ -89,19 +88,19 @@ class Seq2Seq(eqx.Module):
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[PyTree[Array], State, Array]:
-        """The decoder's memory of `source`, its initial state, and which steps may be attended to, [S].
+        """The decoder's memory of `source`, its initial state, and the mask of the attention, [S].
 
         source    [S], the tokens of one sequence
-        length    as in `unroll`: tokens from there on are ignored, whatever they are. Of a length of 0 attention sees
-                  nothing, and gives a context of zeros; the encoder's last state is its initial one
-        mask      [S] booleans: false where attention may not look. The encoder reads those steps all the same
+        length    as in `unroll`: tokens from there on are ignored, whatever they are. With a length of 0 the context is
+                  zero, and the encoder's last state is its initial one
+        mask      [S] booleans: false where the attention has a weight of zero. The encoder still reads those steps
         engine    how the encoder runs along time
         key       for dropout; None: nothing is dropped
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        S = len(source) if jnp.ndim(source) else 0
+        S = jnp.shape(source)[0] if jnp.ndim(source) else 0
         length = check.length(length, S)
-        valid = jnp.ones(S, bool) if length is None else counted(length, S)
+        valid = jnp.ones(S, bool) if length is None else valid_steps(length, S)
         xs = self._drop(self.source_embedding(source, name="source", valid=valid), keys[0])
         last, ys = unroll(self.encoder, None, xs, length=length, engine=engine, key=keys[1])
         visible = valid if mask is None else valid & check_mask(mask, S)
@@ -119,13 +118,13 @@ class Seq2Seq(eqx.Module):
         engine: AbstractEngine = Auto(),
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
-        """The logits of the token after each of `target`, in float32 or wider, and what each was aligned with.
+        """The logits of the token after each of `target`, in float32 or wider, and the alignments.
 
         source, length, mask, engine, key   as in `encode`; a `ContextDecoder` runs by the engine, too
-        target             [T], what the decoder is fed, from the token that starts a target on
-        teacher_forcing    the probability, step by step, of feeding the token of `target`; otherwise the one that was
-                           likeliest after those fed before is fed: scheduled sampling (Bengio et al. 2015,
-                           arXiv:1506.03099), by argmax, through which no gradient passes. Wants a `key`; may be traced
+        target             [T], the tokens fed to the decoder, beginning with the start token
+        teacher_forcing    at each step, the probability of feeding the token of `target`; otherwise the model's most
+                           likely token is fed: scheduled sampling (Bengio et al. 2015, arXiv:1506.03099), by argmax,
+                           through which no gradient passes. Needs a `key` unless it is 0 or 1; may be traced
 
         Alignments are [T, S], zeros where masked; None for a decoder without attention.
         """
@@ -161,7 +160,7 @@ class Seq2Seq(eqx.Module):
     def _step(
         self, memory: PyTree[Array], state: State, token: Integer[Array, ""], *, key: PRNGKeyArray | None = None
     ) -> tuple[State, Float[Array, " W"], Float[Array, " S"] | None]:
-        """`step`, of a token that is checked already, or chosen from the vocabulary."""
+        """`step`, for a token that is known to be in the vocabulary."""
         keys = (None, None) if key is None else jax.random.split(key)
         embedded = self._drop(self.target_embedding.rows(token), keys[0])
         state, features, alignment = self.decoder.step(memory, state, embedded, key=keys[1])
@@ -170,7 +169,7 @@ class Seq2Seq(eqx.Module):
     def _scheduled(
         self, memory: PyTree[Array], state: State, tokens: Array, teacher_forcing: Any, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
-        """Step by step, since each input may depend on the output before."""
+        """`logits` with scheduled sampling, step by step, since each input may depend on the output before."""
         T = tokens.shape[0]
         coin, dropping = (None, None) if key is None else jax.random.split(key)
         forced = jnp.zeros(T, bool) if coin is None else jax.random.bernoulli(coin, teacher_forcing, (T,))
@@ -185,7 +184,7 @@ class Seq2Seq(eqx.Module):
 def _run_scheduled(
     model: Seq2Seq, memory: PyTree[Array], state: State, inputs: tuple[Array, Array, Array | None]
 ) -> tuple[Float[Array, "T W"], Float[Array, "T S"] | None]:
-    """Along (tokens, whether they are forced, keys): the logits and the alignments."""
+    """The logits and the alignments; `inputs` are the tokens, whether each is forced, and the keys."""
     wide, narrow = widen((model, memory))
 
     def one(carry: tuple[State, Array], inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Any, Any]:
@@ -195,7 +194,7 @@ def _run_scheduled(
         state, logits, alignment = model._step(memory, state, fed, key=key)
         return (state, jnp.argmax(logits).astype(int)), (logits, alignment)
 
-    predicted = jnp.zeros((), inputs[0].dtype)  # nothing, before the first step, which is always forced
+    predicted = jnp.zeros((), inputs[0].dtype)  # not used: the first step is always forced
     return jax.lax.scan(one, (state, predicted), inputs)[1]
 
 

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check
-from ..arrays import AnyArray, IntegerLike, PyTree, State, widen
+from ..arrays import IntegerLike, PyTree, State, widen
 from ..cell import AbstractCell
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
-from ..marks import blank, counted, fill
-from ..named import named
+from ..marks import blank, fill, valid_steps
+from ..named import as_module
 from ..network import AbstractNetwork
 from ..unroll import unroll
+from .batches import Batch, sequences
 from .classifier import run_batch
 from .objectives import cross_entropy
 
@@ -29,7 +30,7 @@ class Tagger(eqx.Module):
     """
 
     network: AbstractCell | AbstractNetwork
-    head: Callable[[Array], Array] = eqx.field(converter=named)
+    head: Callable[[Array], Array] = eqx.field(converter=as_module)
 
     def __call__(
         self,
@@ -71,7 +72,7 @@ def total_steps(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float
 def tagger_loss(
     model: Tagger,
     carry: PyTree,
-    batch: Checked[tuple[PyTree[AnyArray], PyTree[AnyArray], AnyArray | None]],
+    batch: Checked[Batch],
     key: PRNGKeyArray | None,
     *,
     objective: Callable[[Array, Array], Array] = cross_entropy,
@@ -80,19 +81,19 @@ def tagger_loss(
 ) -> tuple[Float[Array, ""], PyTree]:
     """`objective(answer, target)` over the valid steps of a batch, and the carry: a loss for `fit`.
 
-    batch        `Sequences`, or any `(xs, targets, lengths)`: targets are [B, T, ...]
+    batch        `Sequences`, `(xs, targets, lengths)`, or `(xs, targets)` if all steps count: targets are [B, T, ...]
     key          for dropout in the network, drawn anew for each sequence; None: nothing is dropped
     over_steps   `average_steps` or `total_steps`, of losses that are zero where a step is not valid
 
-    Targets of steps that do not count may hold anything, NaN and labels that are no class included.
+    Targets of ignored steps may be anything, even NaN and labels outside of the classes.
     """
-    xs, targets, lengths = batch
+    xs, targets, lengths = sequences(batch)
     answers = run_batch(model, xs, lengths, key, engine)
     B, T = answers.shape[:2]
     if lengths is None:
         valid = jnp.ones((B, T), bool)
     else:
-        valid = jax.vmap(lambda length: counted(length, T))(lengths)
+        valid = jax.vmap(lambda length: valid_steps(length, T))(lengths)
         targets = jax.vmap(lambda leaf, length: blank(leaf, length, T))(targets, lengths)
     losses = objective(answers, targets)
     return over_steps(jnp.where(valid, losses, jnp.zeros_like(losses)), valid), carry
@@ -104,7 +105,7 @@ def forecast(model: Tagger, xs: Float[Array, "T I"], steps: int, *, engine: Abst
 
     For a `Tagger` that was trained to say the next value, whose answers are like its inputs.
     """
-    if len(xs) == 0:
+    if xs.shape[0] == 0:
         raise ValueError("xs: expected at least one step to go on from, got none. Pass a longer sequence")
     state, ys = model.run(None, xs, engine=engine)
     if ys.shape[1:] != xs.shape[1:]:

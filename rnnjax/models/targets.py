@@ -1,15 +1,15 @@
-"""Targets: padded tokens. The input of a model is all of them but the last, its labels are all but the first."""
+"""Losses on padded target tokens: the model's input is all tokens but the last, its labels are all but the first."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..arrays import PyTree
-from ..marks import counted
+from ..marks import valid_steps
+from .objectives import cross_entropy
 from .tokens import check_tokens
 
 
@@ -21,22 +21,22 @@ def target_loss(
     vocabulary_size: int,
     key: PRNGKeyArray | None,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the next token in nats, over all valid tokens of a batch; zero where there is none.
+    """Mean cross-entropy of the next token in nats, over all valid tokens of a batch; zero if there are none.
 
-    logits          `(source, tokens, key) -> [T, V]`: of one source, of the token after each of those fed
-    sources         any tree of arrays that lead with the batch
+    logits          `(source, tokens, key) -> [T, V]`: for one source, the logits of the token after each of `tokens`
+    sources         any pytree of arrays with the batch on the first axis
     target          [B, T + 1]; padding is replaced by token 0
-    target_length   [B], which counts the first token; a length of 0 or 1 adds nothing to the loss
-    key             split for the examples; None is handed on
+    target_length   [B], including the first token; a length of 0 or 1 adds nothing to the loss
+    key             split for the examples; None is passed on
     """
     T = target.shape[1] - 1
     keys = None if key is None else jax.random.split(key, target.shape[0])
 
     def one(source: Any, target: Array, length: Array, key: PRNGKeyArray | None) -> tuple[Array, Array]:
-        valid = counted(length.astype(int), T + 1)[1:]  # from an unsigned length 1 could not be taken
+        valid = valid_steps(length.astype(int), T + 1)[1:]  # one dtype with the steps, even if unsigned
         fed, labels = (jnp.where(valid, tokens, jnp.zeros_like(tokens)) for tokens in (target[:-1], target[1:]))
         labels = check_tokens("target", labels, vocabulary_size)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits(source, fed, key), labels)
+        losses = cross_entropy(logits(source, fed, key), labels)
         return jnp.where(valid, losses, jnp.zeros_like(losses)).sum(), valid.sum()
 
     losses, counts = jax.vmap(one)(sources, target, target_length, keys)

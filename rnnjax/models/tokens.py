@@ -1,6 +1,5 @@
-"""Tokens: integers that stand for rows of an embedding."""
+"""Tokens: integers, each the index of a row of an embedding."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +10,13 @@ from jaxtyping import Array, Bool, Int
 from ..arrays import AnyArray, IntegerLike
 from ..check import show
 from ..checked import Checked
+from ..runtime_error import error_where
 
 REMEDY = "Give unknown words a token of their own, or the model a larger vocabulary"
 
 
 def integers(name: str, values: Checked[ArrayLike]) -> Int[Array, "..."]:
-    """`values` as integers of JAX's default width: in the eight bits they may come in, a bound of 256 would be 0."""
+    """`values` as integers of JAX's default width, since in 8 bits a bound of 256 would overflow to 0."""
     known = isinstance(values, jax.Array | np.ndarray | np.generic | int)
     if not known or not jnp.issubdtype(jnp.result_type(values), jnp.integer):
         raise TypeError(f"{name}: expected integers, got {show(values)}. Write jnp.asarray({name}, int)")
@@ -26,9 +26,10 @@ def integers(name: str, values: Checked[ArrayLike]) -> Int[Array, "..."]:
 def check_tokens(
     name: str, tokens: Checked[AnyArray], vocabulary_size: int, valid: Bool[Array, " T"] | None = None
 ) -> Int[Array, " T"]:
-    """`tokens` as integers [T], with zeros where not `valid`, whatever stands there.
+    """`tokens` as integers [T], with zeros at ignored steps.
 
-    A token that is not in the vocabulary is a ValueError where it is known, and where it is traced an error when run.
+    A valid token outside the vocabulary is a ValueError if it is known, and an error at run time if it is traced.
+    A program of `jax.export` cannot raise one: there it becomes -1, whose row of an embedding is NaN.
     """
     tokens = integers(name, tokens)
     if tokens.ndim != 1:
@@ -39,14 +40,14 @@ def check_tokens(
         tokens = jnp.where(valid, tokens, jnp.zeros_like(tokens))
     outside = (tokens < 0) | (tokens >= vocabulary_size)
     if isinstance(outside, Tracer):
-        return eqx.error_if(tokens, outside.any(), f"{_expected(name, vocabulary_size)}, got one outside. {REMEDY}")
+        return error_where(tokens, outside, f"{_expected(name, vocabulary_size)}, got one outside. {REMEDY}")
     if outside.any():
         raise ValueError(f"{_expected(name, vocabulary_size)}, got {tokens[outside][0]}. {REMEDY}")
     return tokens
 
 
 def check_token(name: str, token: Checked[IntegerLike], vocabulary_size: int) -> None:
-    """Raise unless `token` is one of the vocabulary, as far as it is known."""
+    """Raise unless `token` is in the vocabulary; a traced one is not checked."""
     if isinstance(token, Tracer):
         return
     if isinstance(token, bool) or jnp.shape(token) or not jnp.issubdtype(jnp.result_type(token), jnp.integer):

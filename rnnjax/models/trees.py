@@ -1,4 +1,4 @@
-"""Classifiers of trees: embedding, tree cell, softmax at every node."""
+"""Classifiers of trees: an embedding, a tree cell, and a softmax at every node."""
 
 import equinox as eqx
 import jax
@@ -15,11 +15,11 @@ from .objectives import cross_entropy
 
 
 class TreeClassifier(eqx.Module):
-    """The class of every node of a tree, by the state of the node (Socher et al. 2013; Tai et al. 2015).
+    """The class of every node of a tree, from the node's state (Socher et al. 2013; Tai et al. 2015).
 
         states = recurse(cell, trees, embedding)        logits = output(dropout(h))
 
-    The cell's state is a NamedTuple with a field `h`, as all of rnnjax are.
+    The cell's state must be a NamedTuple with a field `h`, as it is for all cells of rnnjax.
     """
 
     embedding: Embedding  # [V, E]
@@ -36,7 +36,7 @@ class TreeClassifier(eqx.Module):
         key: PRNGKeyArray,
         dropout: float = 0.0,
     ):
-        """Draw embedding and output weights in the cell's dtype; `dropout` is the rate at which units of h are lost."""
+        """Draw embedding and output weights in the dtype of the cell; `dropout` is the rate for the units of h."""
         (input_size,), dtype = cell.input_type().shape, cell.input_type().dtype
         hidden_size = jax.eval_shape(cell.absent).h.shape[0]
         keys = random.split(key, 2)
@@ -56,8 +56,8 @@ def tree_loss(
 ) -> tuple[Float[Array, ""], PyTree]:
     """Mean cross-entropy of the nodes that have a label, in nats, and the carry as it was: a loss for `fit`.
 
-    trees   packed with the model's vocabulary and number of classes; the classes of one tree may all be missing.
-            A class that is none of the model's makes the loss NaN
+    trees   packed with the model's vocabulary and number of classes; a tree may have no labels at all.
+            A label outside of the model's classes makes the loss NaN
     key     for dropout; None: nothing is dropped
     """
     labelled = jnp.asarray(trees.labels) >= 0
@@ -67,9 +67,9 @@ def tree_loss(
 
 
 def count_right_roots(logits: Float[Array, "N C"], trees: Trees) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Of the roots that have a label: how many are classified right, and how many there are.
+    """The number of roots that are classified correctly, and the number of roots that have a label.
 
-    Counts add up over batches, as shares do not.
+    Unlike rates, counts can be added over batches.
     """
     labels = jnp.asarray(trees.labels)[trees.roots]
     right = logits[trees.roots].argmax(-1).astype(labels.dtype) == labels  # never where there is none, -1

@@ -1,4 +1,4 @@
-"""Networks of the literature: whatever looks at the inputs of earlier steps, which no cell does."""
+"""Networks of the literature: layers that use earlier inputs, and combinations of layers."""
 
 from ..network import AbstractNetwork as AbstractNetwork
 from ..network import Options as Options
@@ -9,6 +9,7 @@ from .connected import residual as residual
 from .connected import skip as skip
 from .convolution import CausalConvolution as CausalConvolution
 from .depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
+from .layers import layers as layers
 from .merge import Directions as Directions
 from .merge import add as add
 from .merge import average as average

@@ -11,7 +11,7 @@ from ..arrays import PyTree, State
 from ..named import named
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
-from .layer import Layer, check_fit, check_layer
+from .layer import AbstractWrapper, Layer, check_fit, check_layer
 from .merge import Directions, concatenate
 
 
@@ -44,7 +44,7 @@ class Bidirectional(AbstractNetwork):
         return Directions(self.forward.initial(), self.backward.initial())
 
     def hidden(self, state: Directions) -> Array | None:
-        """Those of both directions, side by side."""
+        """Those of both directions, concatenated."""
         forward, backward = self.forward.hidden(state.forward), self.backward.hidden(state.backward)
         return None if forward is None or backward is None else jnp.concatenate([forward, backward])
 
@@ -55,27 +55,15 @@ class Bidirectional(AbstractNetwork):
         return Directions(forward, backward), options.over_time(self.merge, forward_ys, backward_ys)
 
 
-class Reversed(AbstractNetwork):
+class Reversed(AbstractWrapper):
     """A layer that runs from the end of the valid steps to their start, with outputs in time order.
 
-    A reset at t starts a new sequence at t here as elsewhere: coming from the right, the layer is reset before it
-    enters t - 1. (`unroll(..., reverse=True)` takes resets as they are, before step t in running order.) The layer
-    reads from the end, so a sequence fed in chunks is not the sequence fed whole.
+    As elsewhere, a reset at t starts a new sequence at t: since the layer runs from the end, it is reset before step
+    t - 1. (`unroll(..., reverse=True)` applies resets as they are, before step t in running order.) Since the layer
+    runs from the end, feeding a sequence in chunks does not give the same result as feeding it whole.
     """
 
     layer: Layer
-
-    def __check_init__(self):
-        check_layer("layer", self.layer)
-
-    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
-        return self.layer.input_type()
-
-    def initial(self) -> State:
-        return self.layer.initial()
-
-    def hidden(self, state: State) -> Array | None:
-        return self.layer.hidden(state)
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         ends = None if options.resets is None else jnp.roll(options.resets, -1).at[-1:].set(False)

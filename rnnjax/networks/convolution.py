@@ -1,4 +1,4 @@
-"""The causal convolution along time, and what all such convolutions share."""
+"""The causal convolution along time, and the base class of all such convolutions."""
 
 import abc
 
@@ -14,17 +14,17 @@ from .window import Window, look_back
 
 
 class AbstractConvolution(AbstractNetwork):
-    """A map of the last few inputs, the same at every step; the state is the inputs it will still look at.
+    """A function of the last few inputs, the same at every step; the state is the inputs that later steps need.
 
     Subclass requirements: the fields below, and `combine`, which treats each step by itself.
     """
 
-    weight: eqx.AbstractVar[Float[Array, "W I ..."]]  # weight[age] is what meets x_{t - age}
+    weight: eqx.AbstractVar[Float[Array, "W I ..."]]  # weight[age] multiplies x_{t - age}
     bias: eqx.AbstractVar[Float[Array, " O"] | None]
 
     @abc.abstractmethod
     def combine(self, *windows: Inputs) -> Inexact[Array, "T O"]:
-        """The outputs, but for the bias, of x_t, x_{t-1}, ... over time."""
+        """The outputs without the bias, from x_t, x_{t-1}, ... over time."""
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.weight.shape[1:2], self.weight.dtype)
@@ -42,8 +42,8 @@ class AbstractConvolution(AbstractNetwork):
 class CausalConvolution(AbstractConvolution):
     """y_t = W_0 x_t + W_1 x_{t-1} + ... + b, over a window of `window` steps; the weight is [window, I, O].
 
-    Before the start, and before a reset, x is zero. One matrix product for all of time, by any engine; a sequence fed
-    in chunks, the last inputs handed on as the state, gives what it gives whole.
+    Before the start, and before a reset, x is zero. It is one matrix product for all of time, with any engine. Feeding
+    a sequence in chunks, passing the state along, gives the same result as feeding it whole.
     """
 
     weight: Float[Array, "W I O"]

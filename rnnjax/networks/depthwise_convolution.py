@@ -13,8 +13,8 @@ from .convolution import AbstractConvolution
 class DepthwiseConvolution(AbstractConvolution):
     """y_t = w_0 * x_t + w_1 * x_{t-1} + ... + b, feature by feature; the weight is [window, I].
 
-    The short convolution below the recurrence of Griffin, of the minimal cells' recipe and of xLSTM, where it is four
-    steps wide. As `CausalConvolution` in all else.
+    The short convolution before the recurrence in Griffin, in the minimal cells' recipe and in xLSTM, over four steps.
+    Otherwise as `CausalConvolution`.
     """
 
     weight: Float[Array, "W I"]

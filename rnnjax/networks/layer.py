@@ -1,11 +1,36 @@
 """A layer: a cell or a network within a larger network."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
+from jaxtyping import Array
 
 from .. import check
-from ..arrays import PyTree
-from ..network import Layer
+from ..arrays import PyTree, State
+from ..network import AbstractNetwork, Layer
 from ..unroll import unroll
+
+
+class AbstractWrapper(AbstractNetwork):
+    """A network of one layer, with the layer's inputs and states.
+
+    Subclass requirements: the field below, and `run`.
+    """
+
+    layer: eqx.AbstractVar[Any]
+
+    def __check_init__(self):
+        check_layer("layer", self.layer)
+
+    def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
+        return self.layer.input_type()
+
+    def initial(self) -> State:
+        return self.layer.initial()
+
+    def hidden(self, state: State) -> Array | None:
+        return self.layer.hidden(state)
 
 
 def check_layer(name: str, layer: object) -> None:
@@ -18,7 +43,7 @@ def check_layer(name: str, layer: object) -> None:
 
 
 def check_fit(name: str, expected: PyTree[jax.ShapeDtypeStruct], got: PyTree[jax.ShapeDtypeStruct]) -> None:
-    """Raise unless a layer takes the inputs that it is fed."""
+    """Raise unless a layer takes inputs of the given type."""
     if expected != got:
         raise ValueError(
             f"{name}: expected inputs {check.show(expected)} at each step, got {check.show(got)}. "

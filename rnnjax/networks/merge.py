@@ -6,17 +6,19 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..arrays import PyTree
+from ..exporting import exportable
 
 
+@exportable
 class Directions(NamedTuple):
-    """One thing for each direction of a `Bidirectional`: layers, states, or outputs of the merge `pair`."""
+    """A pair with one element for each direction of a `Bidirectional`: states, or outputs merged by `pair`."""
 
     forward: PyTree
     backward: PyTree
 
 
 def concatenate(first: Array, second: Array) -> Array:
-    """Both, along the features."""
+    """Both, concatenated along the features."""
     return jnp.concatenate([first, second], axis=-1)
 
 
@@ -36,5 +38,5 @@ def multiply(first: Array, second: Array) -> Array:
 
 
 def pair(first: Array, second: Array) -> Directions:
-    """Both, apart."""
+    """Both, as a pair."""
     return Directions(first, second)

@@ -1,4 +1,4 @@
-"""The quasi-recurrent network: gates of a few inputs, and a pooling of them along time."""
+"""The quasi-recurrent network: gates computed from a few inputs, and a pooling along time."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,15 @@ from .. import check, initialise, random
 from ..arrays import Bias, DType, Inputs, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden, affine, initial_or_zeros, learnable_zeros
 from ..cells.linear_recurrence import LinearRecurrence
+from ..exporting import exportable
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .window import Remembered, look_back
 
 
+@exportable
 class QRNNState(NamedTuple):
-    """The inputs of the last `window - 1` steps, oldest first, and what the pooling holds."""
+    """The inputs of the last `window - 1` steps, oldest first, and the state of the pooling."""
 
     inputs: Remembered
     c: Units
@@ -31,11 +33,11 @@ class QRNN(AbstractNetwork):
         c_t = f * c_{t-1} + (1 - f) * g      y_t = o * c_t
 
     Gate order i, f, g, o. That is the paper's fo-pooling. Without `output_gate` it is f-pooling, y = c; with
-    `input_gate` it is ifo-pooling, c = f c + i g. The gates are one matrix product for all of time and the pooling is a
-    linear cell, run by the engine given: `Associative`, or any that goes step by step.
+    `input_gate` it is ifo-pooling, c = f c + i g. The gates are one matrix product for all of time, and the pooling is
+    a linear cell, which the given engine runs: `Associative`, or any that runs step by step.
     """
 
-    input_weight: Float[Array, "W I GH"]  # input_weight[age] is what meets x_{t - age}
+    input_weight: Float[Array, "W I GH"]  # input_weight[age] multiplies x_{t - age}
     bias: Bias | None
     initial_state: Hidden | None  # of c
     gates: str = eqx.field(static=True)
@@ -55,7 +57,7 @@ class QRNN(AbstractNetwork):
         bias_initialiser: initialise.Initialiser = initialise.zeros,
         dtype: DType = jnp.float32,
     ):
-        """Draw the weights. `window` is 1 or more steps; the initialiser draws [window * I, H]; else as in `LSTM`."""
+        """Draw the weights. `window` is 1 or more steps; the initialiser draws [window * I, H]. Others as in `LSTM`."""
         check.sizes(input_size=input_size, hidden_size=hidden_size, window=window)
         check.flags(output_gate=output_gate, input_gate=input_gate, bias=bias, learn_initial=learn_initial)
         keys = random.split(key, 2)

@@ -12,12 +12,14 @@ from .. import check, initialise, random
 from ..arrays import Bias, DType, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
 from ..cell import Hidden, initial_or_zeros, learnable_zeros, recur
 from ..cells.linear_recurrence import LinearRecurrence
+from ..exporting import exportable
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 
 
+@exportable
 class RGLRUState(NamedTuple):
-    """The hidden state, and whether a step has been taken since the start or the last reset."""
+    """The hidden state, and whether there has been a step since the start or the last reset."""
 
     h: Units
     begun: Bool[Array, ""]
@@ -30,12 +32,13 @@ class RGLRU(AbstractNetwork):
         log a = -8 softplus(Lambda) * r
         h_t   = a * h_{t-1} + sqrt(1 - a^2) * (i * x_t)
 
-    Gate order r, i; h is as wide as x. The first step of a sequence, and the first after a reset, has nothing to mix x
-    with: there the root is one. So the state knows whether it has begun, and this is a network around a linear cell,
-    which the engine given runs.
+    Gate order r, i; h and x have the same size. At the first step of a sequence, and at the first after a reset, there
+    is no previous state, and the root is replaced by one. So the state includes whether the sequence has started, and
+    this is a network around a linear cell, which the given engine runs.
 
-    The root has an infinite slope at a = 1, which others clip. It is not needed: a comes near one only as r or softplus
-    does near zero, and by their logarithms the root's slope is finite, and is what is computed here.
+    The derivative of the root is infinite at a = 1, and other implementations clip it. Here a is close to one only if r
+    or the softplus is close to zero, and as a function of their logarithms the root has a finite derivative, which is
+    computed without clipping.
     """
 
     gate_weight: RecurrentWeight  # of r and i
@@ -56,8 +59,8 @@ class RGLRU(AbstractNetwork):
     ):
         """Draw the weights: biases are zero, and Lambda is such that a at r = 1 is uniform from 0.9 to 0.999.
 
-        hidden_size        I and H, which are one here
-        gate_initialiser   draws each gate's block of each head
+        hidden_size        both I and H
+        gate_initialiser   draws the block of each gate and head
         The other arguments are as in `LSTM`.
         """
         check.sizes(hidden_size=hidden_size, heads=heads)
@@ -87,8 +90,8 @@ class RGLRU(AbstractNetwork):
         coefficients = options.over_time(self._coefficients, xs, first)
         recurrence = LinearRecurrence(Hidden(self.initial().h))
         after, ys = unroll(recurrence, Hidden(state.h), coefficients, **options._asdict())
-        taken = jnp.asarray(T if options.length is None else options.length) > 0
-        return RGLRUState(after.h, state.begun | taken), ys.astype(self.decay.dtype)
+        any_valid = jnp.asarray(T if options.length is None else options.length) > 0
+        return RGLRUState(after.h, state.begun | any_valid), ys.astype(self.decay.dtype)
 
     def _coefficients(self, xs: Inputs, first: Flags) -> tuple[UnitsOverTime, UnitsOverTime]:
         carried = carry_dtype(self.decay.dtype)
@@ -104,7 +107,7 @@ class RGLRU(AbstractNetwork):
 
 
 def root_of_rest(log_rate: Float[Array, "..."]) -> Float[Array, "..."]:
-    """sqrt(1 - exp(-exp(log_rate))), as accurate, and its slope as finite, where that is the root of nearly nothing."""
+    """sqrt(1 - exp(-exp(log_rate))), accurate and with a finite derivative even where the root is close to zero."""
     small = log_rate < -12.0
     rate = jnp.exp(jnp.where(small, log_rate, 0.0))
     near = jnp.exp(0.5 * jnp.where(small, log_rate, 0.0)) * jnp.sqrt(1 - rate / 2 + rate**2 / 6)
@@ -113,7 +116,7 @@ def root_of_rest(log_rate: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def log_softplus(n: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log softplus(n), which tends to n where softplus would be lost."""
+    """log softplus(n), which tends to n where softplus would underflow."""
     small = n < -40.0
     return jnp.where(small, n, jnp.log(softplus(jnp.where(small, 0.0, n))))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Never
 
 import equinox as eqx
 import jax
@@ -9,23 +10,29 @@ from jaxtyping import Array
 
 from .. import check
 from ..arrays import PyTree, State
+from ..cell import describe
+from ..checked import Checked
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .layer import Layer, check_fit, check_layer, output_type
 
 
 class Stack(AbstractNetwork):
-    """Layers, each fed the outputs of the one below; any cells, any widths.
+    """Layers, where each gets the outputs of the one below; any cells and networks, of any sizes.
 
-    The state is the tuple of the layers' states. With a `key`, `unroll` drops each output between layers with
-    probability `dropout` and scales the rest by 1 / (1 - dropout), afresh at every step; never after the last layer.
+    The state is the tuple of the layers' states. With a `key`, `unroll` drops outputs between layers with probability
+    `dropout`, with a new mask at every step, and scales the others by 1 / (1 - dropout); never after the last layer.
+    `networks.layers` makes a stack of one cell in one call.
     """
 
     layers: tuple[Layer, ...]
     dropout: float = eqx.field(static=True)
 
-    def __init__(self, layers: Sequence[Layer], *, dropout: float = 0.0):
-        """Raises a ValueError that names the layer whose input is not what the one below puts out."""
+    def __init__(self, layers: Checked[Sequence[Layer]], *others: Checked[Never], dropout: float = 0.0):
+        """Raises a ValueError that names the first layer whose input type is not the output type of the one below."""
+        if others or isinstance(layers, Layer):
+            got = ", ".join(map(describe, (layers, *others)))
+            raise TypeError(f"layers: expected one list of cells and networks, got {got}. Write Stack([{got}])")
         layers = tuple(layers)
         if not layers:
             raise ValueError(
@@ -45,7 +52,7 @@ class Stack(AbstractNetwork):
         return tuple(layer.initial() for layer in self.layers)
 
     def hidden(self, state: tuple[State, ...]) -> Array | None:
-        """That of the topmost layer that has a state."""
+        """That of the topmost layer with a state."""
         stateful = [pair for pair in zip(self.layers, state, strict=True) if jax.tree.leaves(pair[1])]
         if not stateful:
             return None

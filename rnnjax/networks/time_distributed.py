@@ -1,4 +1,4 @@
-"""Any function of one step, at every step: what stands between recurrent layers."""
+"""Any function of one step, applied at every step: the layers between recurrent ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from jaxtyping import Array
 from .. import check
 from ..arrays import DType, PyTree, Sizes
 from ..checked import Checked
-from ..named import named
-from ..network import AbstractNetwork, Options
+from ..named import as_module
+from ..network import AbstractNetwork, Layer, Options
 
 
 class TimeDistributed(AbstractNetwork):
@@ -28,11 +28,11 @@ class TimeDistributed(AbstractNetwork):
 
         TimeDistributed(eqx.nn.Conv2d(1, 8, 3, key=key), (1, 28, 28))
 
-    It is called with the input alone: what wants a key or a state (`eqx.nn.Dropout`, `eqx.nn.BatchNorm`) is not for it;
-    `Stack(..., dropout=)` drops. In place of a step that is ignored it sees the first one; zeros, where there is none,
-    and where an input that is not finite is kept apart for the sake of `resets`. A layer that holds a function besides
-    its weights, as `eqx.nn.MLP` does its activation, wants `eqx.filter_grad` and `eqx.filter_jit` in place of
-    `jax.grad` and `jax.jit`, as everywhere in Equinox.
+    The function is called with the input alone. Layers that need a key or a state (`eqx.nn.Dropout`,
+    `eqx.nn.BatchNorm`) cannot be used; for dropout use `Stack(..., dropout=)`. At an ignored step the function gets the
+    input of the first step, or zeros if no step is valid. With `resets`, inputs that are not finite are replaced by
+    zeros before it is called. If a layer has a function as a field, such as the activation of `eqx.nn.MLP`, use
+    `eqx.filter_grad` and `eqx.filter_jit` in place of `jax.grad` and `jax.jit`, as everywhere in Equinox.
     """
 
     function: Callable[..., Any]
@@ -42,16 +42,16 @@ class TimeDistributed(AbstractNetwork):
     def __init__(
         self, function: Checked[Callable[[Array], PyTree[Array]]], input_shape: Sizes, *, dtype: DType = jnp.float32
     ):
-        """`input_shape` and `dtype` are of the input of one step, to check sequences by.
+        """`input_shape` and `dtype` are those of the input of one step; sequences are checked against them.
 
-        A tuple of sizes, () for a scalar; an integer I is the vector of shape (I,).
+        `input_shape` is a tuple of sizes, () for a scalar; an integer I stands for (I,).
         """
-        if isinstance(function, type) or not callable(function):
+        if isinstance(function, type | Layer) or not callable(function):
             raise TypeError(
                 f"function: expected a function of the input of one step, or a layer, got {function!r}. "
                 "Build the layer first, as in eqx.nn.Linear(3, 4, key=key)"
             )
-        self.function = Function(function) if jax.tree_util.all_leaves([function]) else function
+        self.function = as_module(function)
         self.input_shape = check.shape("input_shape", input_shape)
         self.dtype = jnp.dtype(dtype)
 
@@ -63,12 +63,3 @@ class TimeDistributed(AbstractNetwork):
 
     def run(self, state: tuple[()], xs: Array, options: Options) -> tuple[tuple[()], PyTree[Array]]:
         return state, options.over_time(jax.vmap(self.function), xs)
-
-
-class Function(eqx.Module):
-    """A function without weights, which `jax.jit` and `jax.grad` need not see."""
-
-    function: Callable[..., Any] = eqx.field(static=True, converter=named)
-
-    def __call__(self, x: Array) -> PyTree[Array]:
-        return self.function(x)

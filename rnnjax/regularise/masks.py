@@ -1,4 +1,4 @@
-"""Masks: which values are kept, and what is left of those that are not."""
+"""Dropout masks: drawing them and applying them."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ def keep(key: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool[Array, 
 
 
 def scale(mask: Bool[Array, "..."], rate: float, values: Array) -> Array:
-    """The values kept, divided by the probability of being kept so that their mean is as before; zero elsewhere."""
+    """`values` / (1 - rate) where `mask`, so that the mean does not change; zero elsewhere."""
     return jnp.where(mask, values / (1 - rate), jnp.zeros_like(values))
 
 
 def drop(name: str, key: PRNGKeyArray, rate: float, xs: PyTree[Array]) -> PyTree[Array]:
-    """`xs` over time under one mask for all its steps; what is dropped is not seen, NaN or not."""
+    """`xs` over time with one mask for all its steps; a dropped value is zero even if it was NaN."""
     if rate == 0:
         return xs
     leaves, structure = jax.tree.flatten(xs)

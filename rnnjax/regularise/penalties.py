@@ -1,4 +1,4 @@
-"""Penalties: what is added to a loss for large weights, large outputs or outputs that change fast."""
+"""Penalties, to be added to a loss: on large weights, large outputs, and outputs that change fast."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ def l1_penalty(weights: PyTree) -> Float[Array, ""]:
 def l2_penalty(weights: PyTree) -> Float[Array, ""]:
     """The sum of |w|^2 over all floating and complex arrays of `weights`.
 
-    Its gradient is 2 w: what `optax.adamw` calls weight decay is another thing, and is not scaled by Adam.
+    Its gradient, 2 w, is scaled by Adam as the rest of the loss is; the weight decay of `optax.adamw` is not.
     """
     return _total(leaf.real**2 + leaf.imag**2 for leaf in _leaves(weights))
 
@@ -28,7 +28,7 @@ def activation_penalty(ys: Float[Array, "T ..."], *, length: Length | int | None
     """The mean of y^2 over the valid steps (AR; Merity et al. 2017, arXiv:1708.01009). Zero where no step is valid.
 
     ys       outputs or states over time: of the last layer, after its dropout
-    length   steps from there on are ignored; under `vmap` each sequence counts alike, whatever its length
+    length   steps from there on are ignored; under `vmap` each sequence has the same weight, whatever its length
     """
     steps = _valid(ys, length)
     return _mean(blank(_wide(ys), steps, ys.shape[0]) ** 2, steps)
@@ -40,12 +40,10 @@ def temporal_activation_penalty(ys: Float[Array, "T ..."], *, length: Length | i
     ys       outputs or states over time: of the last layer, before its dropout
     length   steps from there on are ignored. Zero where there is no pair
 
-    Sequences packed into one are taken for one: the pair across a reset counts.
+    `resets` are not taken into account: the pair of steps on both sides of a reset counts, too.
     """
     steps = _valid(ys, length)
-    ys = blank(
-        _wide(ys), steps, ys.shape[0]
-    )  # before they are squared: what is ignored is to be so in the gradient, too
+    ys = blank(_wide(ys), steps, ys.shape[0])  # before the difference, so that NaN in padding reaches no gradient
     return _mean((ys[1:] - ys[:-1]) ** 2, jnp.maximum(steps - 1, 0))
 
 
@@ -54,7 +52,7 @@ def _leaves(weights: PyTree) -> list[Array]:
 
 
 def _wide(values: Array) -> Array:
-    """In float32 or wider: the square of 256 is too much for float16."""
+    """In float32 or wider: the square of 256 overflows in float16."""
     return values.astype(carry_dtype(values.dtype))
 
 
@@ -64,7 +62,7 @@ def _total(parts: Iterable[Array]) -> Float[Array, ""]:
 
 
 def _valid(ys: Array, length: Length | int | None) -> Length:
-    """How many steps count."""
+    """The number of valid steps."""
     T = ys.shape[0]
     return jnp.asarray(T) if length is None else jnp.clip(jnp.asarray(length), 0, T)
 

@@ -1,5 +1,6 @@
-"""Training: optax optimises, this room feeds it, watches it, and survives being killed."""
+"""Training: `fit` runs any optimiser of optax; batches, checkpoints and metrics."""
 
+from .accuracy import accuracy as accuracy
 from .batches import Chunk as Chunk
 from .batches import minibatches as minibatches
 from .batches import streams as streams
@@ -9,4 +10,5 @@ from .checkpoint import load as load
 from .checkpoint import save as save
 from .fit import Fitted as Fitted
 from .fit import fit as fit
+from .pad import pad as pad
 from .run import read_metrics as read_metrics

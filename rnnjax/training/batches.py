@@ -1,4 +1,4 @@
-"""Batches as functions of the step, so that a run can be resumed at any step without a past."""
+"""Batches as functions of the step, so that a run can be resumed at any step without any other state."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from ..arrays import PyTree
+from ..exporting import exportable
 
 
 def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable[[int], PyTree[np.ndarray]]:
-    """Shuffled minibatches of examples: each epoch is a permutation of its own, and drops what does not fill a batch.
+    """Shuffled minibatches of examples: each epoch is a new permutation, without an incomplete last batch.
 
-    arrays    any tree of arrays that lead with the same number of examples
+    arrays    any pytree of arrays with the same number of examples on the first axis
     """
     leaves = jax.tree.leaves(arrays)
     if not leaves:
@@ -45,8 +46,9 @@ def minibatches(arrays: PyTree[np.ndarray], size: int, *, seed: int) -> Callable
     return batch
 
 
+@exportable
 class Chunk(NamedTuple):
-    """B streams for T steps: what is read, what comes next, and whether the streams begin here."""
+    """B streams for T steps: the inputs, the next elements as targets, and whether the streams begin here."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -54,10 +56,10 @@ class Chunk(NamedTuple):
 
 
 def streams(sequence: np.ndarray, size: int, chunk: int) -> Callable[[int], Chunk]:
-    """Truncated BPTT's batches: `sequence` cut into `size` streams, read side by side in chunks of `chunk` steps.
+    """The batches of truncated BPTT: `sequence` is split into `size` streams, read in chunks of `chunk` steps.
 
-    The state after one chunk is the state before the next; `resets` is true on the first step of every epoch, where it
-    is not. Arrays are [B, T, ...]. Drops what does not fill the last chunk.
+    The state after one chunk is the state before the next, except at the first step of every epoch, where `resets` is
+    true. Arrays are [B, T, ...]. An incomplete last chunk is dropped.
     """
     if size < 1 or chunk < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Batches of examples of like length, so that little of a batch is padding and few shapes are compiled."""
+"""Batches of examples of similar length, so that there is little padding and few shapes are compiled."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +11,15 @@ from ..checked import Checked
 
 
 class Buckets:
-    """Which examples make the batch of a step, and the length to which they are to be padded: a function of the step.
+    """The examples in the batch of a step, and the length to pad them to, as a function of the step.
 
         buckets = Buckets(lengths, 128, (12, 20, 40), seed=0)
-        batches = lambda step: pad(*buckets(step))                              # for `fit`, with a `pad` of yours
+        batches = lambda step: batch_of(*buckets(step))                         # for `fit`, with a function of yours
         steps = epochs * buckets.per_epoch
 
-    An example goes into the bucket of the least bound that holds it. Each epoch shuffles every bucket, cuts it into
-    batches, drops what does not fill one, and shuffles the batches. One shape is compiled for each bound.
+    An example belongs to the bucket of the smallest bound that is not below its length. Each epoch shuffles every
+    bucket, divides it into batches without an incomplete last one, and shuffles the batches. One shape is compiled for
+    each bound.
     """
 
     per_epoch: int
@@ -31,10 +32,10 @@ class Buckets:
         *,
         seed: int,
     ):
-        """`lengths`: of each example. `bounds`: lengths to pad to, from short to long; the last holds all examples.
+        """`lengths`: of each example. `bounds`: the lengths to pad to, increasing; the last one is for all examples.
 
-        Raises ValueError for bounds that do not rise, that do not hold the longest example, or between which there are
-        some examples, but too few for a batch: these would never be seen.
+        Raises ValueError for bounds that do not increase, if the last bound is below the length of an example, and if a
+        bucket has too few examples for a batch, since these would never be used.
         """
         lengths, bounds = np.asarray(lengths), np.asarray(bounds)
         _check(lengths, size, bounds)

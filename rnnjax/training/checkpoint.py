@@ -1,16 +1,15 @@
-"""Checkpoints: arrays in one file that is either whole or not there.
+"""Files of models: arrays by name in the safetensors format, with a digest, in one file that is whole or not there.
 
-A file is a line of JSON, which names every array with its shape and dtype and carries the digest of all of it, and
-then the arrays' bytes one after the other. It is written beside its place, forced to disk, and moved into place at
-once, so that a kill at any moment leaves the last good one.
+https://github.com/huggingface/safetensors: a header of JSON, and the arrays' bytes. Nothing in it can be executed, and
+the package `safetensors` alone reads it. The entry `rnnjax` of its metadata, JSON again, holds the SHA-256 of all data
+and the `Description` of the tree.
 """
 
 import hashlib
 import json
-import os
-import secrets
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,140 +17,222 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..arrays import PyTree
+from .atomic import write_atomically
+from .description import SOLE, Description, describe, form, is_array, is_key, named_leaves
 
-FORMAT = "rnnjax checkpoint 1"
+ENTRY = "rnnjax"  # one entry, since safetensors writes several in an order that differs from process to process
+FORMAT = 2
+RUN = "rnnjax.training.run.Run"
+DTYPES = {  # as NumPy and as safetensors call them
+    **{"bool": "BOOL", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64"},
+    **{"uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64"},
+    **{"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"},
+}
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or that belongs to something else. Nothing has been changed."""
 
 
+class Stored(NamedTuple):
+    """An array as the file has it: dtype by its NumPy name, shape, and bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
 def save(path: str | Path, tree: PyTree) -> None:
-    """Write the arrays of `tree` to `path`, all or nothing."""
-    leaves = _named_arrays(tree)
-    payload = b"".join(np.asarray(leaf).tobytes() for leaf in leaves.values())
-    described = {name: _describe(leaf) for name, leaf in leaves.items()}
-    header = {"format": FORMAT, "arrays": described, "sha256": _digest(described, payload)}
-    write_atomically(path, json.dumps(header).encode() + b"\n" + payload)
+    """Write `tree`, a model or any tree of them, to `path`, all or nothing, in the safetensors format.
+
+    Arrays are named by their paths in the tree, such as `cell.input_weight`; complex ones are stored as real ones with
+    a last axis of two, and random keys as their bits. Numbers and text of Python that are leaves, as in
+    `{"model": model, "epoch": 3}`, are kept in the metadata; of functions and static fields it keeps names, by which
+    `load` finds that they differ. Folders that are missing are made.
+
+    Raises TypeError for any other leaf and for dtypes that the format lacks; ValueError where two leaves have one name.
+    """
+    from safetensors import numpy  # by training alone: a checkout can be imported without it
+
+    description = describe(tree)
+    arrays = {name: _store(name, leaf) for name, leaf in named_leaves(tree).items() if is_array(leaf)}
+    digest = _digest(description, (array.tobytes() for array in arrays.values()))
+    entry = {"format": FORMAT, "sha256": digest, **description._asdict()}
+    write_atomically(path, numpy.save(arrays, {ENTRY: json.dumps(entry)}))
 
 
 def load(path: str | Path, like: PyTree) -> PyTree:
-    """`like` with its arrays replaced by those of the file at `path`.
+    """`like` with its arrays, and the numbers and text among its leaves, replaced by those of the file at `path`.
+
+    like    a model built as the saved one was; or its shapes alone, `eqx.filter_eval_shape(build, ...)`, by which
+            nothing is drawn. Arrays of NumPy come back as such, all others as JAX's
+
+    `path` may also be the file `checkpoint` of a run of `fit`, and `like` its model: this gives the model that `fit`
+    would have returned after that checkpoint, which is the best by validation, or the last without any.
 
     Raises FileNotFoundError where there is no file, and CheckpointError where it is cut short, damaged, no checkpoint,
-    or holds other arrays than `like`: the message says which differ.
+    or of another model, with other arrays, static fields or functions: the message says which differ.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint: expected a file at {path}, found none. Pass the path that `save` wrote to"
-        )
-    line, _, payload = path.read_bytes().partition(b"\n")
-    header = _read_header(path, line)
-    if _digest(header["arrays"], payload) != header["sha256"]:
+    found, description = _read(path)
+    if description.tree == RUN and _is_no_run(like):
+        return _load_from_run(path, found, description, like)
+    return _fill(path, found, description, like)
+
+
+def _load_from_run(path: Path, found: dict[str, Stored], description: Description, like: PyTree) -> PyTree:
+    """The model of a run, of which the run holds the floating-point arrays; `like` has the rest."""
+    trained, rest = eqx.partition(like, lambda leaf: is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact))
+    missing = [name for name, leaf in named_leaves(rest).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if missing:
         raise CheckpointError(
-            f"checkpoint: {path} is cut short or damaged: its {len(payload)} bytes are not those saved. "
-            "Copy the file again, or load an earlier one"
+            f"checkpoint: {path} holds what its run trained, and {missing[0]} is not trained: expected its values in "
+            "`like`, got its shape. Pass the model as it was built"
         )
-    expected = {name: _describe(leaf) for name, leaf in _named_arrays(like).items()}
-    if expected != header["arrays"]:
+    best_loss = np.frombuffer(found["best_loss"].data, np.float32)[0]
+    place = "best" if np.isfinite(best_loss) else "weights"
+    prefix = f"{place}."
+    part = {name.removeprefix(prefix): each for name, each in found.items() if name.startswith(prefix)}
+    if place in found:  # the model is an array
+        part[SOLE] = found[place]
+    return eqx.combine(_fill(path, part, description.below(place), trained), rest)
+
+
+def _is_no_run(like: PyTree) -> bool:
+    return describe(like).tree != RUN
+
+
+def _fill(path: Path, found: dict[str, Stored], description: Description, like: PyTree) -> PyTree:
+    """`like` with its leaves from the file, if that is of the same model."""
+    expected, got = describe(like).flat(), description.flat()
+    if expected != got:
         raise CheckpointError(
-            f"checkpoint: {path} is of another model: {_differences(expected, header['arrays'])}. "
+            f"checkpoint: {path} is of another model: {_differences(expected, got)}. "
             "Pass `like` built as the model that was saved"
         )
-    if len(payload) != sum(leaf.nbytes for leaf in _named_arrays(like).values()):
+
+    def fill(name: str, leaf: Any) -> Any:
+        if is_array(leaf):
+            return _restore(path, name, found[name], leaf)
+        return description.values.get(name, leaf)
+
+    leaves = [fill(name, leaf) for name, leaf in named_leaves(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+# Arrays
+
+
+def _store(name: str, leaf: Any) -> np.ndarray:
+    """An array as the file has it."""
+    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
+    if np.iscomplexobj(array):
+        array = np.stack([np.real(array), np.imag(array)], -1)
+    if array.dtype.name not in DTYPES:
+        raise TypeError(
+            f"tree: expected arrays of {', '.join(DTYPES)}, complex64 or complex128, got {form(leaf)} at {name}. "
+            "Cast it to one of them"
+        )
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def _restore(path: Path, name: str, stored: Stored, like: Any) -> Any:
+    """An array of the file as what `like` is: NumPy's, JAX's, or keys of the same generator."""
+    bits = jax.eval_shape(jax.random.key_data, like) if is_key(like) else like
+    dtype = np.dtype(bits.dtype).newbyteorder("=")
+    one = np.empty((*bits.shape, 0), dtype)
+    is_complex = np.iscomplexobj(one)
+    if (stored.dtype, stored.shape) != (np.real(one).dtype.name, (*bits.shape, 2) if is_complex else bits.shape):
         raise CheckpointError(
-            f"checkpoint: {path} is damaged: its {len(payload)} bytes are not those of its arrays. "
+            f"checkpoint: {path} is damaged: {name} is described as {form(like)}, and is not stored as such. "
             "Copy the file again, or load an earlier one"
         )
-    arrays, rest = eqx.partition(like, eqx.is_array)
-    found = _read_arrays(header["arrays"], payload)
-    named = jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in expected])
-    return eqx.combine(jax.tree.map(_like, named, arrays), rest)
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that `path` holds the old content or the new, whatever happens in between."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")  # two may write at once
-    try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a new name to disk before anyone relies on it. Not every file system can, and the file itself is safe."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _named_arrays(tree: PyTree) -> dict[str, jax.Array]:
-    leaves = jax.tree.leaves_with_path(eqx.filter(tree, eqx.is_array))
-    return {jax.tree_util.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in leaves}
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _like(array: np.ndarray, like: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """`array` as what it was: NumPy's, JAX's, or a key of the same generator."""
+    array = np.frombuffer(stored.data, dtype).reshape(bits.shape)
+    if isinstance(like, np.generic):
+        return array[()]
     if isinstance(like, np.ndarray):
         return array.copy()
-    return (
-        jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
-        if _is_key(like)
-        else jnp.asarray(array)
+    restored = jnp.asarray(array)
+    if restored.dtype != dtype:
+        raise CheckpointError(
+            f"checkpoint: {name} in {path} is {form(like)}, which JAX would cut to {restored.dtype}. "
+            'Call jax.config.update("jax_enable_x64", True) before'
+        )
+    return _wrap(restored, like) if is_key(like) else restored
+
+
+def _wrap(bits: jax.Array, like: Any) -> jax.Array:
+    """Keys of these bits, of the generator of `like`."""
+    generators: list[Any] = []
+    jax.eval_shape(lambda keys: generators.append(jax.random.key_impl(keys)), like)
+    return jax.random.wrap_key_data(bits, impl=generators[0])
+
+
+# Files
+
+
+def _read(path: Path) -> tuple[dict[str, Stored], Description]:
+    """All arrays of the file, and the description, once they are known to be those that were saved."""
+    from safetensors import SafetensorError, deserialize
+
+    if not path.is_file():
+        what = f"a folder. Pass {path / 'checkpoint'}, or the path" if path.is_dir() else "none. Pass the path"
+        raise FileNotFoundError(f"checkpoint: expected a file at {path}, found {what} that `save` wrote to")
+    content = path.read_bytes()
+    try:
+        tensors = deserialize(content)
+        entry = _entry(content)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise _unreadable(path) from error
+    names = {code: name for name, code in DTYPES.items()}
+    found = {
+        name: Stored(names.get(each["dtype"], ""), tuple(each["shape"]), bytes(each["data"])) for name, each in tensors
+    }
+    description = _description(entry)
+    if description is None:
+        raise _unreadable(path)
+    is_complete = found.keys() == description.arrays.keys()
+    if not is_complete or entry.get("sha256") != _digest(
+        description, (found[name].data for name in description.arrays)
+    ):
+        raise CheckpointError(
+            f"checkpoint: {path} is cut short or damaged: its {len(content)} bytes are not those saved. "
+            "Copy the file again, or load an earlier one"
+        )
+    return found, description
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    """What `save` wrote into the metadata of a file whose header is known to be right; empty if it did not."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    entry = json.loads(header.get("__metadata__", {}).get(ENTRY, "{}"))
+    return entry if isinstance(entry, dict) else {}
+
+
+def _unreadable(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint: {path} is not a checkpoint of this library, or is cut short or damaged. "
+        "Pass a file that `save` wrote, or copy it again"
     )
 
 
-def _digest(described: dict[str, str], payload: bytes) -> str:
-    digest = hashlib.sha256(json.dumps(described).encode())
-    digest.update(payload)
+def _description(entry: dict[str, Any]) -> Description | None:
+    """The description in an entry of the metadata; None if it is not one that `save` wrote."""
+    tree, values = entry.get("tree"), entry.get("values")
+    texts = [part for part in map(entry.get, ("classes", "static", "arrays")) if isinstance(part, dict)]
+    if entry.get("format") != FORMAT or not isinstance(tree, str) or not isinstance(values, dict) or len(texts) != 3:
+        return None
+    if not all(isinstance(text, str) for part in texts for text in part.values()):
+        return None
+    classes, static, arrays = texts
+    return Description(tree, classes, static, arrays, values)
+
+
+def _digest(description: Description, data: Iterable[bytes]) -> str:
+    digest = hashlib.sha256(json.dumps(description).encode())
+    for each in data:
+        digest.update(each)
     return digest.hexdigest()
-
-
-def _describe(leaf: jax.Array) -> str:
-    return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
-
-
-def _read_header(path: Path, line: bytes) -> dict:
-    try:
-        header = json.loads(line)
-    except (ValueError, RecursionError):
-        header = None
-    fields = header if isinstance(header, dict) else {}
-    arrays = fields.get("arrays")
-    is_description = isinstance(arrays, dict) and all(isinstance(each, str) for each in arrays.values())
-    if fields.get("format") != FORMAT or not is_description or "sha256" not in fields:
-        raise CheckpointError(
-            f"checkpoint: {path} is not a checkpoint of this library, or is cut short. Pass a file that `save` wrote"
-        )
-    return fields
-
-
-def _read_arrays(described: dict[str, str], payload: bytes) -> dict[str, np.ndarray]:
-    arrays, start = {}, 0
-    for place, description in described.items():
-        name, _, shape = description.rstrip("]").partition("[")
-        sizes = tuple(int(size) for size in shape.split(",") if size)
-        dtype = jnp.dtype(name)
-        stop = start + dtype.itemsize * int(np.prod(sizes, dtype=int))
-        arrays[place] = np.frombuffer(payload[start:stop], dtype).reshape(sizes)
-        start = stop
-    return arrays
 
 
 def _differences(expected: dict[str, str], found: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Where a run of `fit` lives: on one device, or data parallel over a mesh, be it of one process or of several."""
+"""The devices of `fit`: one device, or data parallel over a mesh, in one process or in several."""
 
 import abc
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from ..check import show
 
 
 class AbstractDevices(abc.ABC):
-    """What `fit` asks of the devices that it runs on."""
+    """The operations that `fit` needs of its devices."""
 
     writes: bool = True  # whether this process writes the files of the run
 
     @abc.abstractmethod
     def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """`gradient(weights, carry, batch, key) -> ((loss, carry), gradient)` of a whole batch; or None by gradient."""
+        """`gradient(weights, carry, batch, key) -> ((measured, carry), gradient)` of a whole batch, or None by it."""
 
     @abc.abstractmethod
     def share(self, name: str, tree: PyTree) -> PyTree:
@@ -38,11 +38,11 @@ class AbstractDevices(abc.ABC):
 
     @abc.abstractmethod
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called it."""
 
 
 class OneDevice(AbstractDevices):
-    """All where JAX puts it."""
+    """JAX's default device."""
 
     def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return gradient
@@ -85,7 +85,7 @@ class DataParallel(AbstractDevices):
             )
         self.several = len(processes) > 1
         self.writes = not self.several or jax.process_index() == 0
-        self.mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes left to the compiler, be they as they may there
+        self.mesh = Mesh(mesh.devices, mesh.axis_names)  # with axes of the type Auto, whatever theirs are
         self.axis = mesh.axis_names[0]
         self.everywhere = NamedSharding(self.mesh, P())
         self.everything = jax.jit(lambda tree: tree, out_shardings=self.everywhere)
@@ -93,12 +93,12 @@ class DataParallel(AbstractDevices):
     def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def of_part(weights: PyTree, carry: PyTree, batch: PyTree, key: Any) -> Any:
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
-            (value, carry), slope = gradient(weights, carry, batch, key)
-            value, slope = jax.lax.pmean((value, slope), self.axis)
-            return (value, carry), slope
+            (measured, carry), slope = gradient(weights, carry, batch, key)
+            measured, slope = jax.lax.pmean((measured, slope), self.axis)
+            return (measured, carry), slope
 
         parts = P(self.axis)
-        # A loss is any function: it is not asked to say which of its arrays vary from device to device.
+        # Losses do not have to state which of their arrays vary from device to device.
         return jax.shard_map(
             of_part,
             mesh=self.mesh,
@@ -132,7 +132,7 @@ class DataParallel(AbstractDevices):
 
 
 def _spread(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that this process has whole, as every process does, as the parts of it that live here."""
+    """An array that every process has in full, split over the devices; each process creates its own parts."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(_spread(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
@@ -141,7 +141,7 @@ def _spread(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _local(leaf: jax.Array) -> jax.Array:
-    """An array that every device has whole, on this process' default device alone."""
+    """An array that every device has in full, on this process' default device alone."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(_local(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
     return jnp.asarray(np.asarray(leaf))

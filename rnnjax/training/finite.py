@@ -1,4 +1,6 @@
-"""What must be finite for a run of training to go on, and for anything of it to be kept."""
+"""Checks that losses, weights, carries and validation results are finite, before anything is saved."""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +12,16 @@ from .devices import AbstractDevices
 from .run import Log, Metrics, Run
 
 
-def summarise(losses: list[Array | float], norms: list[Array | float]) -> Metrics:
-    """Means since the last report."""
-    means = (np.mean(np.asarray(jax.device_get(values), np.float64)) for values in (losses, norms))
-    return dict(zip(("loss", "gradient_norm"), map(float, means), strict=True))
+def summarise(measured: Sequence[Mapping[str, Array | float]]) -> Metrics:
+    """Means since the last report: of the loss, of the norm of the gradient, of the metrics of the loss."""
+    names = ["loss", "gradient_norm", *(name for name in measured[0] if name not in ("loss", "gradient_norm"))]
+    known = jax.device_get(measured)
+    return {name: float(np.mean(np.asarray([each[name] for each in known], np.float64))) for name in names}
 
 
-def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
-    """A loss that is not finite ends the run, before anything is written that came after it."""
-    value = np.asarray(jax.device_get(loss))
+def check_loss(measured: Mapping[str, Array | float], step: int, log: Log | None) -> None:
+    """Raise if the loss is not finite, before any later results are written."""
+    value = np.asarray(jax.device_get(measured["loss"]))
     if not np.isfinite(value):
         raise FloatingPointError(
             f"loss: expected a finite value, got {value} of `batches({step})`. "
@@ -27,7 +30,7 @@ def check_loss(loss: Array | float, step: int, log: Log | None) -> None:
 
 
 def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:
-    """What the last step made of weights and carry has met no loss yet: it must be seen before it is kept."""
+    """Raise if weights or carry are not finite: no loss has been computed from those of the last step yet."""
     remedies = {
         "weights": "Clip the gradient, lower the learning rate, or look at the gradient.",
         "carry": "Look at the batch, and at what the loss makes of it. If the carry is an estimator's memories, let "
@@ -42,7 +45,7 @@ def check_finite(run: Run, devices: AbstractDevices, log: Log | None) -> None:
 
 
 def check_judged(judged: float, step: int, log: Log | None) -> None:
-    """What cannot be compared would never be the best, nor wear out any patience."""
+    """Raise if the validation result is NaN: NaN compares false, so early stopping would never trigger."""
     if np.isnan(judged):
         raise FloatingPointError(
             f"validate: expected a number, got NaN after step {step}. "
@@ -57,4 +60,7 @@ def _is_finite(tree: PyTree) -> Array:
 
 
 def _kept(log: Log | None) -> str:
-    return "" if log is None else f" The last good weights are in {log.checkpoint}."
+    if log is None:
+        return ""
+    path = str(log.checkpoint)
+    return f" The last good weights are in {path}. Call rnnjax.load({path!r}, model) to have the model back."

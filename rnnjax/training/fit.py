@@ -1,30 +1,31 @@
 """The training loop: any model, any loss, any optax optimiser; watched, stopped early, killed and resumed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, SupportsFloat, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .. import check
 from ..arrays import PyTree
 from ..checked import Checked
 from ..gradients.estimator import AbstractEstimator
-from .devices import AbstractDevices, DataParallel, OneDevice
+from ..hints import OF_TRAINING, instead
+from .devices import DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
-from .objective import AbstractObjective, Batches, Loss, StepLoss, choose_objective
+from .metrics import Answer, of_validation
+from .objective import Loss, StepLoss, choose_objective
 from .run import Log, Metrics, Run
+from .source import Batches, source
+from .update import Optimiser, compile_update
 
 Model = TypeVar("Model")
-Optimiser = optax.GradientTransformation | optax.MultiSteps
 
 
 class Fitted(NamedTuple, Generic[Model]):
@@ -35,19 +36,21 @@ class Fitted(NamedTuple, Generic[Model]):
     steps: int
 
 
+@instead(OF_TRAINING)
 def fit(
     model: Model,
     loss: Loss | StepLoss,
-    batches: Batches,
+    batches: Checked[Batches],
     optimiser: Optimiser,
     *,
     steps: int,
     key: PRNGKeyArray,
     gradient: AbstractEstimator | None = None,
     carry: PyTree = None,
-    validate: Checked[Callable[[Model], SupportsFloat] | None] = None,
+    validate: Checked[Callable[[Model], Answer] | None] = None,
     every: int = 100,
     patience: int | None = None,
+    report: Checked[Callable[[Mapping[str, float]], object] | None] = None,
     folder: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -56,34 +59,50 @@ def fit(
     """Take `steps` steps of `optimiser` down `loss`.
 
     model       any pytree; its floating-point arrays are trained
-    loss        `(model, carry, batch, key) -> (scalar, carry)`. The carry is handed from one step to the next and never
-                differentiated through: with a recurrent state in it and consecutive chunks as batches (see `streams`)
-                that is truncated BPTT. Return the carry you were given (None) where there is none
-    batches     step -> batch. A function of the step alone, so that a resumed run sees what the killed one would have
+    loss        `(model, carry, batch, key) -> (scalar, carry)`, or `(scalar, carry, metrics)`. The carry is handed from
+                one step to the next and never differentiated through: with a recurrent state in it and consecutive
+                chunks as batches (see `streams`) that is truncated BPTT. Return the carry you were given (None) where
+                there is none. Metrics are scalars by name, `{"accuracy": share}`: their means are written with the loss
+    batches     step -> batch. A function of the step alone, so that a resumed run sees what the killed one would have.
+                Or any iterable of batches, which cannot be resumed: a list or a torch DataLoader begins again at its
+                end; at the end of a generator the run ends, and `Fitted.steps` says when
     optimiser   all that optax composes. Clipping by global norm: `optax.chain(optax.clip_by_global_norm(1.0), ...)`; by
                 value: `optax.clip(1.0)`; accumulation over k batches: `optax.MultiSteps(optimiser, k)`. It also gets
-                the loss, as `value`, `grad` and `value_fn`: for reduce on plateau, Polyak steps, L-BFGS
+                the loss, as `value`, `grad` and `value_fn`: for reduce on plateau, Polyak steps, L-BFGS. Labels that
+                have the form of a `Classifier` or another callable model go into `optax.multi_transform` as
+                `lambda _: labels`, since optax calls what can be called
     key         randomness: step t gets `jax.random.fold_in(key, t)`
     gradient    None: JAX differentiates `loss`. An estimator, such as `RTRL()`: see below
-    validate    `model -> scalar`, called every `every` steps; the model with the least value is returned
+    validate    `model -> scalar`, called every `every` steps; the model with the least value is returned. Or
+                `model -> {"validation": scalar, ...}`: the entry `validation` decides, the others are written with it
     patience    stop after so many validations without a new least
-    folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere
-    resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted
+    report      called with each line of metrics, a dictionary with `step`, `loss`, `gradient_norm`, those of the loss
+                and of `validate`, and `seconds`, once it is written, by the process that writes
+
+                    report=lambda line: wandb.log(line, step=line["step"])
+                    report=lambda line: [board.add_scalar(name, value, line["step"]) for name, value in line.items()]
+
+    folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere. Of a run that
+                was killed, `rnnjax.load(folder / "checkpoint", model)` gives the model
+    resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted; where there
+                is none yet the run starts, and a warning is logged: a job that may be killed always passes True
     mesh        data parallel: batch and carry, which lead with the batch, are split over the first axis of this mesh.
-                The loss sees one device's part, and is to be a mean over examples: loss and gradient are averaged over
-                the devices, and so are those of one device, in another order of summation. The key is another one on
-                each device. Further axes are left to the loss, for `Sharded`. Where the mesh spans processes, all call
-                `fit` alike, each with the whole batch; the first one writes, into a folder that all can read
+                The loss sees one device's part, and is to be a mean over examples: loss, metrics and gradient are
+                averaged over the devices, and so are those of one device, in another order of summation. The key is
+                another one on each device. Further axes are left to the loss, for `Sharded`. Where the mesh spans
+                processes, all call `fit` alike, each with the whole batch; the first one writes, into a folder that all
+                can read
 
     With an estimator four of these have another form; checkpoints, validation and all else stay the same.
 
     model       a pair `(cell, head)`
     loss        `(head, y, target) -> scalar`, of one step of one sequence. Losses and gradients are summed over the
                 steps of a chunk and averaged over the sequences of a batch
-    batches     step -> `(xs, targets, starts)`: arrays [B, T, ...], T steps of each of B sequences, and booleans [B].
-                Where `starts` is true, a sequence begins at the first of these steps, with a new memory; elsewhere they
-                follow those of the batch before, in the same row. Separate sequences: `np.ones(B, bool)` at every step
-    carry       B memories, such as those that an earlier `fit` returned. None: all start, with B from `batches(0)`
+    batches     `(xs, targets, starts)` at each step: arrays [B, T, ...], T steps of each of B sequences, and booleans
+                [B]. Where `starts` is true, a sequence begins at the first of these steps, with a new memory; elsewhere
+                they follow those of the batch before, in the same row. Separate sequences: `np.ones(B, bool)` at every
+                step
+    carry       B memories, such as those that an earlier `fit` returned. None: all start, with B from the first batch
 
     An optimiser then gets `value` and `grad` but no `value_fn`, so L-BFGS with its line search cannot run. The gradient
     of each sequence is computed by itself: for BPTT of whole sequences, gradient=None is two or three times faster.
@@ -95,52 +114,65 @@ def fit(
     no sense.
     """
     check.flags(resume=resume, progress=progress)
-    _check_arguments(steps, every, patience, validate, folder, resume)
+    _check_arguments(steps, every, patience, validate, report, folder, resume)
+    supply = source(batches, resume)
     objective = choose_objective(model, loss, gradient)
     devices = OneDevice() if mesh is None else DataParallel(mesh)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
-    run = _start(weights, optimiser, objective.begin(model, carry, batches, key), key)
+    run = _start(weights, optimiser, objective.begin(model, carry, supply, key), key)
     from tqdm import tqdm  # by training alone: a checkout can be imported without it
 
     with nullcontext() if folder is None else Log(Path(folder), devices) as log:
         if log is not None:
             run = log.open(run, resume)
         run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
-        update = _compile(objective, optimiser, static, devices)
-        losses, norms, begun = [], [], time.perf_counter()
+        update = compile_update(objective, optimiser, static, devices)
+        measured, begun = [], time.perf_counter()
         with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
             for step in range(int(run.step), steps):
                 if patience is not None and int(run.waited) >= patience:
                     break
-                run, value, norm = update(run, devices.split("batches", batches(step)))
-                if losses:
-                    check_loss(losses[-1], step - 1, log)  # of the step before, while this one runs
-                    losses[-1], norms[-1] = float(losses[-1]), float(norms[-1])  # an array takes kilobytes
-                losses.append(value)
-                norms.append(norm)
+                run, now = update(run, devices.split("batches", supply(step)))
+                if measured:
+                    check_loss(measured[-1], step - 1, log)  # of the step before, while this one runs
+                    measured[-1] = jax.tree.map(float, jax.device_get(measured[-1]))  # an array takes kilobytes
+                measured.append(now)
                 bar.update()
-                if (step + 1) % every and step + 1 < steps:
+                is_last = step + 1 == steps or supply.ends(step)
+                if (step + 1) % every and not is_last:
                     continue
-                check_loss(value, step, log)
-                metrics: Metrics = {"step": step + 1, **summarise(losses, norms)}
+                check_loss(now, step, log)
+                line: Metrics = {"step": step + 1, **summarise(measured)}
                 check_finite(run, devices, log)
                 if validate is not None:
-                    judged = float(validate(eqx.combine(devices.gather(run.weights), static)))
-                    check_judged(judged, step + 1, log)
-                    run, metrics["validation"] = _judge(run, judged)
-                bar.set_postfix({name: f"{number:.4g}" for name, number in metrics.items() if name != "step"})
+                    line |= of_validation(validate(eqx.combine(devices.gather(run.weights), static)), line)
+                    check_judged(line["validation"], step + 1, log)
+                    run = _judge(run, line["validation"])
+                bar.set_postfix({name: f"{number:.4g}" for name, number in line.items() if name != "step"})
+                line["seconds"] = round(time.perf_counter() - begun, 3)
                 if log is not None:
-                    log.write(run, metrics | {"seconds": round(time.perf_counter() - begun, 3)})
-                losses, norms = [], []
+                    log.write(run, line)
+                if report is not None and devices.writes:
+                    report(dict(line))
+                measured = []
+                if is_last:
+                    break
         kept = run.weights if validate is None else run.best
         kept, carry = devices.gather((kept, run.carry))
         return Fitted(eqx.combine(kept, static), carry, int(run.step))
 
 
-def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, folder: Any, resume: bool) -> None:
+def _check_arguments(
+    steps: int, every: int, patience: int | None, validate: Any, report: Any, folder: Any, resume: bool
+) -> None:
     if patience is not None and validate is None:
         raise ValueError(
             "patience: expected a `validate` to be patient about, got none. Pass `validate`, or leave `patience` out"
+        )
+    if report is not None and not callable(report):
+        raise TypeError(
+            f"report: expected a function of a line of metrics, got {report!r}. "
+            "Write report=lambda line: print(line), or leave it out"
         )
     check.count("steps", steps, least=0)
     check.count("every", every)
@@ -160,43 +192,9 @@ def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArr
     return Run(weights, state, carry, zero, key, weights, infinity, zero)
 
 
-def _compile(objective: AbstractObjective, optimiser: Optimiser, static: PyTree, devices: AbstractDevices) -> Callable:
-    gradient_of_batch = devices.over_batch(partial(objective.value_and_gradient, static))
-    alone = objective.value
-    value_of_batch = alone and devices.over_batch(lambda *arguments: (alone(static, *arguments), None))
-    optimise = _with_extra_arguments(optimiser)
-
-    @jax.jit
-    def update(run: Run, batch: PyTree) -> tuple[Run, Array, Array]:
-        key = jax.random.fold_in(run.key, run.step)
-        rest = run.carry, batch, key
-        (value, carry), slope = gradient_of_batch(run.weights, *rest)
-        search = _line_search(value_of_batch, rest)
-        updates, state = optimise(slope, run.optimiser, run.weights, value=value, grad=slope, **search)
-        weights = optax.apply_updates(run.weights, updates)
-        moved = run._replace(weights=weights, optimiser=state, carry=carry, step=run.step + 1)
-        return moved, value, optax.tree.norm(slope)
-
-    return update
-
-
-def _line_search(value_of_batch: Callable | None, rest: tuple[PyTree, ...]) -> dict[str, Callable]:
-    """The argument that a line search needs: the loss of the same batch at other weights."""
-    if value_of_batch is None:
-        return {}
-    return {"value_fn": lambda weights: value_of_batch(weights, *rest)[0][0]}
-
-
-def _with_extra_arguments(optimiser: Optimiser) -> Callable[..., tuple[PyTree, PyTree]]:
-    """The optimiser's `update`, whether it looks at the loss (reduce on plateau, Polyak steps, L-BFGS) or not."""
-    if isinstance(optimiser, optax.MultiSteps):
-        return optimiser.update
-    return optax.with_extra_args_support(optimiser).update
-
-
-def _judge(run: Run, value: float) -> tuple[Run, float]:
+def _judge(run: Run, value: float) -> Run:
     """The run with its best weights and its patience brought up to date."""
     rounded = jnp.asarray(value, jnp.float32)  # as the best one is, or its like would pass for better
     if rounded < run.best_loss:
-        return run._replace(best=run.weights, best_loss=rounded, waited=jnp.zeros_like(run.waited)), value
-    return run._replace(waited=run.waited + 1), value
+        return run._replace(best=run.weights, best_loss=rounded, waited=jnp.zeros_like(run.waited))
+    return run._replace(waited=run.waited + 1)

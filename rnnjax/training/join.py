@@ -12,19 +12,19 @@ import jax
 
 
 def main() -> None:
-    """Join the others, and run the script as if it had been started alone.
+    """Join the job, and run the script as if it had been started by itself.
 
-    A process that fails leaves at once. The way out that Python has would wait for the others, who wait for this one.
+    A process that fails exits at once: Python's normal exit would wait for the others, which wait for this one.
     """
     launcher, ended, address, processes, number, *command = sys.argv[1:]
     threading.Thread(target=_leave_with, args=(int(launcher),), daemon=True).start()
-    own = [int(number)] if int(processes) > 1 else None  # of this machine's GPUs, lest every process claim them all
+    own = [int(number)] if int(processes) > 1 else None  # one GPU, or every process would use all of them
     jax.distributed.initialize(
         address,
         int(processes),
         int(number),
         own,
-        coordinator_bind_address=address,  # this machine alone: whoever reaches the coordinator may stop the job
+        coordinator_bind_address=address,  # this machine alone: anyone who can connect may stop the job
     )
     sys.argv = command
     sys.path[0] = str(Path(command[0]).resolve().parent)
@@ -32,7 +32,7 @@ def main() -> None:
         runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
         if end.code in (None, 0):
-            Path(ended).touch()  # from here on it waits for the others
+            Path(ended).touch()  # from now on it waits for the others
         if end.code not in (None, 0):
             _leave(end.code)
     except BaseException:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _leave(code: object) -> None:
-    """End this process with an exit code, or with a message as `sys.exit` would."""
+    """End this process with an exit code, or with a message, as `sys.exit` does."""
     if not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
@@ -53,7 +53,7 @@ def _leave(code: object) -> None:
 
 
 def _leave_with(launcher: int) -> None:
-    """End this process where the one that started it is gone: nobody else would."""
+    """End this process when the launcher has ended: nothing else would."""
     while os.getppid() == launcher:
         time.sleep(0.5)
     os._exit(1)

@@ -1,12 +1,13 @@
 """Several processes on this machine as one job: `python -m rnnjax.training.launch --processes 2 script.py arguments`.
 
-Every process runs the same script, and has joined JAX's distributed runtime when it begins: `jax.devices()` are those
-of all processes, `jax.process_index()` tells them apart, and a mesh over all devices makes `fit` data parallel. On CPUs
-arrays travel by gloo; of the machine's GPUs each process takes the one of its number. What process 0 prints is shown as
-it is, what the others print with their numbers before it.
+Every process runs the same script, after it has joined JAX's distributed runtime: `jax.devices()` are those of all
+processes, `jax.process_index()` is the process' number, and a mesh over all devices makes `fit` data parallel. On CPUs
+arrays are sent by gloo; each process uses the GPU with its number. The output of process 0 is shown as it is, that of
+the others with their numbers before each line.
 
-The first process that fails, or is killed, ends the job: the others are stopped, which of them it was and how it ended
-is said on stderr, and the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`.
+If a process fails or is killed, the job ends: the others are stopped, its number and its end are printed on stderr, and
+the exit status is 1. Run the script again from its last checkpoint: see `fit(..., resume=True)`. It needs a POSIX
+system, such as Linux or macOS.
 """
 
 import argparse
@@ -25,18 +26,20 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
-GRACE = 2.0  # seconds between being asked to end and being killed
-SETTLING = 0.5  # seconds in which all processes that one failure ends have ended
+GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+SETTLING = 0.5  # seconds after which all processes that one failure ends have ended
 
 
 def main() -> None:
-    """Parse the command line, run the job, and exit as it did."""
+    """Parse the command line, run the job, and exit with its status."""
     parser = argparse.ArgumentParser(prog="python -m rnnjax.training.launch", description="One job of many processes.")
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many, on this machine")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="end the job then; default: never")
     parser.add_argument("script", help="what each of them runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
     options = parser.parse_args()
+    if os.name != "posix":
+        parser.error("expected a POSIX system, such as Linux or macOS. Start the processes by another launcher here")
     if options.processes < 1:
         parser.error(f"--processes: expected 1 or more, got {options.processes}")
     if not Path(options.script).is_file():
@@ -48,9 +51,9 @@ def main() -> None:
 
 
 def launch(processes: int, command: Sequence[str], limit: float | None = None) -> int:
-    """Run `command`, a script and its arguments, in so many processes: 0 once all have ended well, else 1.
+    """Run `command`, a script and its arguments, in `processes` processes: 0 if all succeed, else 1.
 
-    With a limit of so many seconds, a job that has not ended by then is stopped, and the processes that ran are named.
+    A job that has not ended after `limit` seconds is stopped, and the processes that still ran are printed.
     """
     port = _reserve_port()
     address = f"127.0.0.1:{port.getsockname()[1]}"
@@ -70,7 +73,7 @@ def launch(processes: int, command: Sequence[str], limit: float | None = None) -
             except Empty:
                 return _end_late(children, limit, Path(marks))
             status = children[number].returncode
-            shown[number].join(GRACE)  # but no longer: its own children may go on
+            shown[number].join(GRACE)  # but no longer: its own children may still run
             if status:
                 number = _cause(children, number)
                 status = children[number].returncode
@@ -89,7 +92,7 @@ def launch(processes: int, command: Sequence[str], limit: float | None = None) -
 
 
 def _end_late(children: Sequence[subprocess.Popen[str]], limit: float | None, marks: Path) -> int:
-    """Say which processes have outlived the limit; the caller stops them. One whose script ended waits."""
+    """Print which processes still ran at the limit; the caller stops them. Those whose script has ended only wait."""
     alive = [str(number) for number, child in enumerate(children) if child.poll() is None]
     running = [number for number in alive if not (marks / number).exists()] or alive
     print(
@@ -107,26 +110,26 @@ def _begin(task: Callable[..., None], *arguments: Any) -> threading.Thread:
 
 
 def _start(number: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """One process, the first of a group of its own: what it starts is stopped along with it."""
+    """Start one process in a process group of its own, so that its children are stopped together with it."""
     command = [sys.executable, "-m", "rnnjax.training.join", *arguments]
-    heard = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-    return subprocess.Popen(command, text=True, start_new_session=True, **heard)
+    output = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    return subprocess.Popen(command, text=True, start_new_session=True, **output)
 
 
 def _show(number: int, child: subprocess.Popen[str]) -> None:
-    """Show what a process prints, and what its own children do, which may outlive it."""
+    """Show the output of a process and of its children, which may outlive it."""
     for line in child.stdout or ():
         print(f"[{number}] {line}", end="", flush=True)
 
 
 def _await(number: int, child: subprocess.Popen[str], ended: SimpleQueue[int]) -> None:
-    """Say when a process has ended."""
+    """Put the number of a process into `ended` when it has ended."""
     child.wait()
     ended.put(number)
 
 
 def _cause(children: Sequence[subprocess.Popen[str]], first: int) -> int:
-    """The process to blame: one that was killed or stopped, even if another, which failed without it, ended `first`."""
+    """The process that caused the failure: one that was killed or stopped, even if another one ended `first`."""
     time.sleep(SETTLING)
     numbers = range(len(children))
     killed = [number for number in numbers if (children[number].poll() or 0) < 0]
@@ -135,7 +138,7 @@ def _cause(children: Sequence[subprocess.Popen[str]], first: int) -> int:
 
 
 def _is_stopped(process: int) -> bool:
-    """Whether a signal has stopped the process, which Linux alone tells."""
+    """Whether a signal has stopped the process; false on systems other than Linux."""
     try:
         described = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -144,7 +147,7 @@ def _is_stopped(process: int) -> bool:
 
 
 def _stop(children: Sequence[subprocess.Popen[str]]) -> None:
-    """End those that still run, and all that they and others have started: by request, and then by force."""
+    """End the processes that still run, and the children of all: with SIGTERM, then with SIGKILL."""
     for child in children:
         _signal(child, signal.SIGTERM)
     for child in children:
@@ -160,7 +163,7 @@ def _signal(child: subprocess.Popen[str], number: signal.Signals) -> None:
 
 
 def _describe(status: int | None) -> str:
-    """How a process ended that did not end well."""
+    """How a process failed, in words."""
     if status is None:
         return "was stopped by a signal"
     if status > 0:
@@ -169,7 +172,7 @@ def _describe(status: int | None) -> str:
 
 
 def _reserve_port() -> socket.socket:
-    """A free port, kept so that no other program takes it before the coordinator does, which may share it."""
+    """A free port, bound so that no other program takes it before the coordinator, which may share it."""
     holder = socket.socket()
     if hasattr(socket, "SO_REUSEPORT"):
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

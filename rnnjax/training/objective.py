@@ -2,8 +2,7 @@
 
 import abc
 import inspect
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -18,9 +17,13 @@ from ..check import alike, show
 from ..checked import Checked
 from ..gradients.estimator import AbstractEstimator
 from ..gradients.estimator import Loss as StepLoss
+from .metrics import of_loss
 
-Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Array, PyTree]]
-Batches = Callable[[int], PyTree]
+Loss = Callable[
+    [PyTree, PyTree, PyTree, PRNGKeyArray],
+    tuple[Array, PyTree] | tuple[Array, PyTree, Mapping[str, Array]],
+]
+ByStep = Callable[[int], PyTree]
 
 BEFORE_THE_FIRST = np.uint32(2**32 - 1)  # no step has this number, so no step draws from the same key
 
@@ -28,38 +31,38 @@ BEFORE_THE_FIRST = np.uint32(2**32 - 1)  # no step has this number, so no step d
 class AbstractObjective(abc.ABC):
     """The function that `fit` minimises. A model comes in two parts: `weights`, which are trained, and `static`."""
 
-    # `(static, weights, carry, batch, key) -> (value, carry)`, for a line search; None where there is none.
-    value: Callable[..., tuple[Array, PyTree]] | None = None
+    # `(static, weights, carry, batch, key) -> (measured, carry)`, for a line search; None where there is none.
+    value: Callable[..., tuple[dict[str, Array], PyTree]] | None = None
 
     @abc.abstractmethod
-    def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
-        """The carry before the first step, from the one that the user gave."""
+    def begin(self, model: PyTree, carry: PyTree, batches: ByStep, key: PRNGKeyArray) -> PyTree:
+        """The carry before the first step, from the user's `carry`."""
 
     @abc.abstractmethod
     def value_and_gradient(
         self, static: PyTree, weights: PyTree, carry: PyTree, batch: PyTree, key: PRNGKeyArray
-    ) -> tuple[tuple[Array, PyTree], PyTree]:
-        """`((value, carry), gradient)` of one batch."""
+    ) -> tuple[tuple[dict[str, Array], PyTree], PyTree]:
+        """`((measured, carry), gradient)` of one batch: measured are the loss, under this name, and its metrics."""
 
 
 class Differentiated(AbstractObjective):
-    """A loss `(model, carry, batch, key) -> (scalar, carry)`, differentiated by JAX."""
+    """A loss `(model, carry, batch, key) -> (scalar, carry)`, or with metrics, differentiated by JAX."""
 
     def __init__(self, loss: Loss):
         self.loss = loss
 
-    def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
+    def begin(self, model: PyTree, carry: PyTree, batches: ByStep, key: PRNGKeyArray) -> PyTree:
         del model, batches, key
         return jax.tree.map(jnp.asarray, carry)
 
     def value(
         self, static: PyTree, weights: PyTree, carry: PyTree, batch: PyTree, key: PRNGKeyArray
-    ) -> tuple[Array, PyTree]:
+    ) -> tuple[dict[str, Array], PyTree]:
         answer = self.loss(eqx.combine(weights, static), carry, batch, key)
-        if not (isinstance(answer, tuple) and len(answer) == 2):
+        if not (isinstance(answer, tuple) and len(answer) in (2, 3)):
             raise TypeError(
                 f"loss: expected it to return (scalar, carry), or (scalar, None), got {show(answer)}. "
-                "Return (scalar, None) if nothing is carried"
+                "Return (scalar, None) if nothing is carried, and (scalar, None, metrics) with metrics"
             )
         value, after = answer[0], jax.tree.map(jnp.asarray, answer[1])
         if not alike(after, carry):
@@ -67,12 +70,17 @@ class Differentiated(AbstractObjective):
                 f"loss: expected it to return a carry like the one it was given, {show(carry)}, got {show(after)}. "
                 "Return its shapes and dtypes, or start from a carry like the one returned"
             )
-        return value, after
+        return {"loss": value, **of_loss(answer[2] if len(answer) == 3 else {})}, after
 
     def value_and_gradient(
         self, static: PyTree, weights: PyTree, carry: PyTree, batch: PyTree, key: PRNGKeyArray
-    ) -> tuple[tuple[Array, PyTree], PyTree]:
-        return jax.value_and_grad(partial(self.value, static), has_aux=True)(weights, carry, batch, key)
+    ) -> tuple[tuple[dict[str, Array], PyTree], PyTree]:
+        def scalar(weights: PyTree) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
+            measured, after = self.value(static, weights, carry, batch, key)
+            return measured["loss"], (measured, after)
+
+        (_, answer), gradient = jax.value_and_grad(scalar, has_aux=True)(weights)
+        return answer, gradient
 
 
 class Estimated(AbstractObjective):
@@ -86,7 +94,7 @@ class Estimated(AbstractObjective):
         self.loss = loss
         self.estimator = estimator
 
-    def begin(self, model: PyTree, carry: PyTree, batches: Batches, key: PRNGKeyArray) -> PyTree:
+    def begin(self, model: PyTree, carry: PyTree, batches: ByStep, key: PRNGKeyArray) -> PyTree:
         cell = model[0]
         if carry is None:
             batch = batches(0)
@@ -103,12 +111,12 @@ class Estimated(AbstractObjective):
         return carry
 
     def _start(self, cell: Any, key: PRNGKeyArray, size: int) -> PyTree:
-        """The memories of `size` sequences that begin."""
+        """The initial memories of `size` sequences."""
         return jax.vmap(lambda key: self.estimator.start(cell, key=key))(jax.random.split(key, size))
 
     def value_and_gradient(
         self, static: PyTree, weights: PyTree, carry: PyTree, batch: PyTree, key: PRNGKeyArray
-    ) -> tuple[tuple[Array, PyTree], PyTree]:
+    ) -> tuple[tuple[dict[str, Array], PyTree], PyTree]:
         model = eqx.combine(weights, static)
         size = jax.tree.leaves(carry)[0].shape[0]
         _check_batch(batch, model[0], size)
@@ -121,13 +129,13 @@ class Estimated(AbstractObjective):
 
         estimates = jax.vmap(estimate)(memories, xs, targets, jax.random.split(drawing, size))
         value, gradient = jax.tree.map(lambda leaf: leaf.mean(0), (estimates.loss, estimates.gradient))
-        return (value, estimates.memory), gradient
+        return ({"loss": value}, estimates.memory), gradient
 
 
 def choose_objective(
     model: PyTree, loss: Checked[Callable[..., PyTree]], gradient: Checked[AbstractEstimator | None]
 ) -> AbstractObjective:
-    """The objective that these arguments of `fit` ask for. Raises where they do not fit each other."""
+    """The objective for these arguments of `fit`. Raises if they do not fit each other."""
     if gradient is None:
         hint = "Pass gradient=, such as BPTT(), for a loss of one step, (head, y, target) -> scalar"
         _check_loss(loss, "(model, carry, batch, key) -> (scalar, carry)", 4, hint)
@@ -152,12 +160,12 @@ def choose_objective(
 
 
 def _check_loss(loss: Any, form: str, count: int, hint: str) -> None:
-    """Raise unless `loss` can be called with so many arguments."""
+    """Raise unless `loss` can be called with `count` arguments."""
     if not callable(loss):
         raise TypeError(f"loss: expected a function {form}, got {loss!r}. Write a function of these arguments")
     try:
         signature = inspect.signature(loss)
-    except (TypeError, ValueError):  # a function of another language may have none
+    except (TypeError, ValueError):  # functions written in C may have none
         return
     try:
         signature.bind(*range(count))

@@ -1,20 +1,24 @@
-"""A run of training: all it needs to go on, and the folder that holds it."""
+"""A run of training: the state that is checkpointed, and its folder."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
 from ..arrays import PyTree
-from .checkpoint import load, save, write_atomically
+from .atomic import write_atomically
+from .checkpoint import load, save
 from .devices import AbstractDevices
 
 Metrics = dict[str, int | float]
 
+LOGGER = logging.getLogger(__name__)
+
 
 class Run(NamedTuple):
-    """All that a run needs to go on: what a checkpoint holds."""
+    """The state of a run, which is saved in a checkpoint."""
 
     weights: PyTree
     optimiser: PyTree
@@ -44,19 +48,22 @@ class Log:
             self.lock.release()
 
     def open(self, run: Run, resume: bool) -> Run:
-        """The run to go on with: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
+        """The run to continue: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
         if not resume and self.checkpoint.exists():
+            path = str(self.checkpoint)
             raise FileExistsError(
                 f"folder: expected none with a run in it, got {self.folder}. "
-                "Pass resume=True to go on with that run, or another folder; nothing was overwritten"
+                "Pass resume=True to go on with that run, or another folder; nothing was overwritten. "
+                f"Call rnnjax.load({path!r}, model) to have its model"
             )
         if self.devices.writes:
-            self._take(resume)
-        if resume:
+            self._take()
+        resumed = resume and self._holds_a_run()
+        if resumed:
             run = load(self.checkpoint, run)
-        self.devices.wait()  # all have looked before anything is written
+        self.devices.wait()  # all have read the folder before anything is written
         if self.devices.writes:
-            if resume:
+            if resumed:
                 self._forget_after(int(run.step))
             else:
                 write_atomically(self.metrics, b"")
@@ -64,8 +71,21 @@ class Log:
         self.devices.wait()
         return run
 
+    def _holds_a_run(self) -> bool:
+        """Whether there is a checkpoint. Raises if metrics say that there was one, which is now lost."""
+        if self.checkpoint.exists():
+            return True
+        if read_metrics(self.metrics):
+            raise FileNotFoundError(
+                f"resume: expected a checkpoint beside the metrics in {self.folder}, found none. "
+                "Copy it back, or pass another folder; nothing was overwritten"
+            )
+        if self.devices.writes:
+            LOGGER.warning("resume: %s holds no run yet, so this one begins at step 0", self.folder)
+        return False
+
     def write(self, run: Run, metrics: Metrics) -> None:
-        """The metrics first, so that a checkpoint never lacks the lines that led to it."""
+        """Write the metrics first, so that those of all steps before a checkpoint are there."""
         whole = self.devices.gather(run)
         if self.devices.writes:
             try:
@@ -77,36 +97,33 @@ class Log:
                     error.errno,
                     f"{error.strerror}, while step {int(whole.step)} was written to {self.folder}. The weights of the "
                     f"checkpoint before are in {self.checkpoint}, if it is still there. Call fit(..., resume=True) "
-                    "to go on from it",
+                    f"to go on from it, or rnnjax.load({str(self.checkpoint)!r}, model) to have its model",
                 ) from error
         self.devices.wait()
 
-    def _take(self, resume: bool) -> None:
-        """The folder, until the run ends: two runs in one would mix their metrics and checkpoints."""
+    def _take(self) -> None:
+        """Lock the folder until the run ends: two runs in one folder would mix their metrics and checkpoints."""
         from filelock import FileLock, Timeout  # by training alone: a checkout can be imported without it
 
-        if not resume:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        elif not self.folder.is_dir():
-            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             raise FileExistsError(
-                f"folder: expected one that no living run writes to, got {self.folder}, which another run holds. "
+                f"folder: expected a folder that no other run writes to, got {self.folder}, which another run uses. "
                 "Wait for its end, or take another folder; nothing was overwritten"
             ) from None
         self.lock = lock
 
     def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that the killed run took after its last checkpoint; they will be taken again."""
+        """Drop the metrics of steps after the last checkpoint of the killed run; these steps are run again."""
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def read_metrics(path: str | Path) -> list[Metrics]:
-    """The lines of a `metrics.jsonl`; what is no line of metrics, as one that a kill cut short, is left out."""
+    """The lines of a `metrics.jsonl`; invalid lines, such as one that a kill truncated, are left out."""
     lines = Path(path).read_bytes().split(b"\n") if Path(path).exists() else []
     return list(filter(None, map(_metrics, lines)))
 

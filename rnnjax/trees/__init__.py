@@ -1,4 +1,4 @@
-"""Recursive networks: what runs up trees as a cell runs along time."""
+"""Recursive networks: a tree cell runs from the leaves of trees to their roots."""
 
 from .cell import AbstractAffineTreeCell as AbstractAffineTreeCell
 from .cell import AbstractTreeCell as AbstractTreeCell

@@ -14,7 +14,7 @@ from .cell import AbstractAffineTreeCell, product
 
 
 class ChildGates(NamedTuple):
-    """What the gates get from the children: one forget gate for each child, one of the others for all."""
+    """`v` of a node: a forget gate for each child, and the other gates, which all children share."""
 
     f: Float[Array, "K H"]
     igo: Gates
@@ -29,10 +29,11 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
         c = sum_k f_k * c_k + i * g
         h = o * tanh(c)
 
-    On a chain, where every node has one child, it is the `LSTM` of the same weights. The sum knows no order of the
-    children: for trees where left is not right there is `NaryTreeLSTM`.
+    On a chain, where every node has one child, it is the `LSTM` of the same weights. The order of the children has no
+    effect; if it matters, use `NaryTreeLSTM`.
     """
 
+    state_type: ClassVar[type] = LSTMState
     gates: ClassVar[str] = "ifgo"
 
     input_weight: InputWeight
@@ -67,11 +68,8 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
     def arity(self) -> None:
         return None
 
-    def absent(self) -> LSTMState:
-        return LSTMState(self.zeros(), self.zeros())
-
     def combine(self, children: LSTMState, present: Bool[Array, " K"]) -> ChildGates:
-        del present  # those that are not there are zeros, and a sum of them
+        del present  # missing children are zeros, which add nothing to the sum
         of_i, of_f, of_go = jnp.split(self.recurrent_weight, (self.hidden_size, 2 * self.hidden_size), axis=1)
         forget = jax.vmap(product, (0, None))(children.h, of_f)
         igo = product(children.h.sum(0), jnp.concatenate([of_i, of_go], axis=1))
@@ -82,7 +80,7 @@ class ChildSumTreeLSTM(AbstractAffineTreeCell):
 
 
 def join(u: Gates, v: ChildGates, c: Float[Array, "K H"]) -> LSTMState:
-    """The elementwise half of a Tree-LSTM: the gates, of which each child has a forget gate, and their state."""
+    """The elementwise half of a Tree-LSTM, with a forget gate for each child."""
     i, f, g, o = u
     i, g, o = jnp.stack([i, g, o]) + v.igo
     memory: Units = jnp.sum(sigmoid(f + v.f) * c, 0) + sigmoid(i) * jnp.tanh(g)

@@ -1,8 +1,9 @@
 """The inner nodes of a batch of trees, step by step, and the gradient of that.
 
-JAX's own transpose of the loop would scatter the cotangents of children into those of all slots, and sum the gradients
-by weights, at every step. But a node has one parent: a step can leave the cotangents of its children in places of its
-own, and a child gathers its one when its turn comes. The weights' gradients come last, one product for all nodes.
+JAX's own transpose of the loop would scatter the cotangents of children into those of all slots, and sum the weights'
+gradients, at every step. But each node has one parent: a step can write the cotangents of its children to a place that
+no other step writes, from where each child gathers its own. The weights' gradients are computed last, by one product
+for all nodes.
 """
 
 from functools import partial
@@ -20,8 +21,8 @@ from .pack import Trees
 Arguments = tuple[AbstractTreeCell, States, PyTree[Array]]  # the cell, states of the leaves, us of the inner nodes
 
 
-class Kept(NamedTuple):
-    """What the backward half needs of the forward half: the states of all slots and an absent one, and all v."""
+class Residuals(NamedTuple):
+    """The residuals of the forward half: the states of all slots and an absent one, and all v."""
 
     states: States
     vs: PyTree[Array]
@@ -33,7 +34,7 @@ def climb(arguments: Arguments, trees: Trees) -> States:
     return _forward(arguments, trees)[0]
 
 
-def _forward(arguments: Arguments, trees: Trees) -> tuple[States, Kept]:
+def _forward(arguments: Arguments, trees: Trees) -> tuple[States, Residuals]:
     cell, leaves, us = arguments
     steps, width, _ = trees.children.shape
     first, slots = trees.leaves, jnp.asarray(trees.children)
@@ -50,34 +51,36 @@ def _forward(arguments: Arguments, trees: Trees) -> tuple[States, Kept]:
 
     given = jnp.arange(steps), us, slots, _present(trees)
     states, vs = jax.lax.scan(step, jax.tree.map(room, leaves, cell.absent()), given)
-    return jax.tree.map(lambda leaf: leaf[first:-1], states), Kept(states, vs)
+    return jax.tree.map(lambda leaf: leaf[first:-1], states), Residuals(states, vs)
 
 
 @climb.def_fwd
-def _climb_forward(perturbed: PyTree, arguments: Arguments, trees: Trees) -> tuple[States, Kept]:
+def _climb_forward(perturbed: PyTree, arguments: Arguments, trees: Trees) -> tuple[States, Residuals]:
     del perturbed
     return _forward(arguments, trees)
 
 
 @climb.def_bwd
-def _climb_backward(kept: Kept, dstates: Any, perturbed: PyTree, arguments: Arguments, trees: Trees) -> PyTree:
+def _climb_backward(
+    residuals: Residuals, dstates: Any, perturbed: PyTree, arguments: Arguments, trees: Trees
+) -> PyTree:
     """The cotangents of the cell, of the states of the leaves and of us."""
     del perturbed
     cell, _, us = arguments
     steps, width, arity = trees.children.shape
-    dstates = _fill(dstates, kept.states, steps * width)
+    dstates = _fill(dstates, residuals.states, steps * width)
     places = jax.tree.map(
-        lambda leaf: jnp.zeros((steps * width * arity + 1, *leaf.shape[1:]), leaf.dtype), kept.states
-    )  # the last stays zero: what a root gets from a parent
-    places, (dstates, dus, dvs) = _descend(cell, us, kept, dstates, places, trees)
-    dcell = _by_weights(cell, us, kept, dstates, dvs, trees)
+        lambda leaf: jnp.zeros((steps * width * arity + 1, *leaf.shape[1:]), leaf.dtype), residuals.states
+    )  # the last stays zero: the cotangent that a root gets from its parent
+    places, (dstates, dus, dvs) = _descend(cell, us, residuals, dstates, places, trees)
+    dcell = _by_weights(cell, us, residuals, dstates, dvs, trees)
     return dcell, _gather(places, jnp.asarray(trees.parents[: trees.leaves])), dus
 
 
 def _descend(
-    cell: AbstractTreeCell, us: PyTree[Array], kept: Kept, dstates: States, places: States, trees: Trees
+    cell: AbstractTreeCell, us: PyTree[Array], residuals: Residuals, dstates: States, places: States, trees: Trees
 ) -> tuple[States, tuple]:
-    """From the roots down: the places filled, and by steps the whole cotangents of states, u and v."""
+    """From the roots down: the places of all children, and by steps the full cotangents of states, u and v."""
     steps, width, arity = trees.children.shape
 
     def by_step(leaf: Array) -> Array:
@@ -86,7 +89,7 @@ def _descend(
     def step(places: States, given: tuple) -> tuple[States, tuple]:
         number, dstate, above, u, v, slots, present = given
         dstate = jax.tree.map(jnp.add, dstate, _gather(places, above))
-        children = _gather(kept.states, slots)
+        children = _gather(residuals.states, slots)
         _, pull = jax.vjp(jax.vmap(cell.pointwise), u, v, children)
         du, dv, by_pointwise = pull(dstate)
         _, pull = jax.vjp(lambda children: jax.vmap(cell.combine)(children, present), children)
@@ -96,17 +99,17 @@ def _descend(
 
     above = by_step(jnp.asarray(trees.parents[trees.leaves :]))
     numbers, slots = jnp.arange(steps), jnp.asarray(trees.children)
-    given = numbers, jax.tree.map(by_step, dstates), above, us, kept.vs, slots, _present(trees)
+    given = numbers, jax.tree.map(by_step, dstates), above, us, residuals.vs, slots, _present(trees)
     return jax.lax.scan(step, places, given, reverse=True)
 
 
 def _by_weights(
-    cell: AbstractTreeCell, us: PyTree[Array], kept: Kept, dstates: States, dvs: PyTree[Array], trees: Trees
+    cell: AbstractTreeCell, us: PyTree[Array], residuals: Residuals, dstates: States, dvs: PyTree[Array], trees: Trees
 ) -> AbstractTreeCell:
     """The gradient by the cell's weights, over all nodes at once."""
     weights, static = eqx.partition(cell, eqx.is_inexact_array)
-    us, vs, dstates, dvs = jax.tree.map(_flat, (us, kept.vs, dstates, dvs))
-    children, present = _gather(kept.states, _flat(jnp.asarray(trees.children))), _flat(_present(trees))
+    us, vs, dstates, dvs = jax.tree.map(_flat, (us, residuals.vs, dstates, dvs))
+    children, present = _gather(residuals.states, _flat(jnp.asarray(trees.children))), _flat(_present(trees))
 
     def combine(weights: AbstractTreeCell) -> PyTree[Array]:
         return jax.vmap(eqx.combine(weights, static).combine)(children, present)
@@ -123,7 +126,7 @@ def _present(trees: Trees) -> Bool[Array, "S W K"]:
 
 
 def _fill(dstates: Any, states: States, size: int) -> States:
-    """`dstates` with zeros for the fields on which nothing depends, for which there is None."""
+    """`dstates` with zeros in place of None, which stands for fields on which nothing depends."""
 
     def fill(leaf: Array, cotangent: Array | None) -> Array:
         return jnp.zeros((size, *leaf.shape[1:]), leaf.dtype) if cotangent is None else cotangent

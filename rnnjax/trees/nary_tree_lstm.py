@@ -1,4 +1,4 @@
-"""The N-ary Tree-LSTM: up to N children, each with weights of its own."""
+"""The N-ary Tree-LSTM: up to N children, each with its own weights."""
 
 from typing import ClassVar
 
@@ -20,11 +20,13 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
         c    = sum_k f_k * c_k + i * g
         h    = o * tanh(c)
 
-    The forget gate of each child sees all children, by R_kl, also where k is not l. Gate order of W and b: i, f, g, o,
-    the forget gates having one W and one b; of R: i, f_1 ... f_K, g, o. On a chain, with an arity of one, it is the
-    `LSTM` of the same weights; with an arity of two, on binary trees, the constituency Tree-LSTM.
+    The forget gate of each child depends on all children, through R_kl, also where k is not l. The gate order of W and
+    b is i, f, g, o, where all forget gates share one W and one b; that of R is i, f_1 ... f_K, g, o. On a chain, with
+    an arity of one, it is the `LSTM` of the same weights; on binary trees, with an arity of two, it is the constituency
+    Tree-LSTM.
     """
 
+    state_type: ClassVar[type] = LSTMState
     gates: ClassVar[str] = "ifgo"
 
     input_weight: InputWeight
@@ -59,11 +61,8 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
     def arity(self) -> int:
         return self.recurrent_weight.shape[0] // self.hidden_size
 
-    def absent(self) -> LSTMState:
-        return LSTMState(self.zeros(), self.zeros())
-
     def combine(self, children: LSTMState, present: Bool[Array, " K"]) -> ChildGates:
-        del present  # those that are not there are zeros
+        del present  # missing children are zeros
         v = by_gate(product(children.h.reshape(-1), self.recurrent_weight), self.arity + 3)
         return ChildGates(v[1:-2], jnp.concatenate([v[:1], v[-2:]]))
 
@@ -74,6 +73,6 @@ class NaryTreeLSTM(AbstractAffineTreeCell):
 def draw_places(
     initialiser: initialise.Initialiser, key: PRNGKeyArray, arity: int, gates: str, hidden_size: int, dtype: DType
 ) -> Float[Array, "KH RH"]:
-    """R, which meets the states of all children one after the other; one draw for each child and gate."""
+    """R, which multiplies the concatenated states of all children; one draw for each child and gate."""
     draw = lambda key: initialise.input_weight(initialiser, key, hidden_size, gates, hidden_size, dtype)  # noqa: E731
     return random.array(random.each(key, arity, draw).reshape(arity * hidden_size, len(gates) * hidden_size), dtype)

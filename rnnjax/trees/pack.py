@@ -24,15 +24,15 @@ class TreeBucket(NamedTuple):
 class Trees(eqx.Module):
     """A batch of trees as `pack_trees` lays it out: N slots, those of the leaves first, then those of each step.
 
-    What runs over slots holds -1 in those that are empty. In `children`, N stands for a child that is not there. In
-    `parents`, [S W K], the number of all places of children, stands for a parent that is not there.
+    Arrays over slots are -1 in empty slots. In `children`, N stands for a missing child. In `parents`, S W K, the
+    number of all places of children, stands for a missing parent.
     """
 
     tokens: Int[Array | np.ndarray, " N"]  # -1: no input
     labels: Int[Array | np.ndarray, " N"]  # -1: no label
     tree: Int[Array | np.ndarray, " N"]  # of which tree, in the order given
     node: Int[Array | np.ndarray, " N"]  # which node of that tree
-    parents: Int[Array | np.ndarray, " N"]  # as whose child, a place among those of `children`
+    parents: Int[Array | np.ndarray, " N"]  # the place in `children`, flattened, of this node
     children: Int[Array | np.ndarray, "S W K"]
     roots: Int[Array | np.ndarray, " B"]  # the slot of each tree's root
     vocabulary_size: int = eqx.field(static=True)
@@ -40,7 +40,7 @@ class Trees(eqx.Module):
 
     @property
     def leaves(self) -> int:
-        """How many slots are for leaves."""
+        """The number of slots for leaves."""
         steps, width, _ = self.children.shape
         return self.tokens.shape[0] - steps * width
 
@@ -54,20 +54,20 @@ def pack_trees(
     width: int = 32,
     bucket: TreeBucket | None = None,
 ) -> Trees:
-    """The nodes of all `trees` together, each after its children, `width` inner nodes at a time; on the host.
+    """The nodes of all `trees` in one batch, each after its children, `width` inner nodes at a time; on the host.
 
     trees             a sequence of `Tree`
     vocabulary_size   rows of the table of inputs that tokens point to
     classes           number of classes of the labels; None: labels are left out
-    arity             places for children of a node: that of the cell, where it has one
-    width             inner nodes in a step: few waste less, many make better use of the processor
-    bucket            room to take; None: what is needed, rounded up to one of four sizes a doubling
+    arity             the most children of a node: that of the cell, if it has one
+    width             inner nodes in a step: a small number wastes less, a large one uses the processor better
+    bucket            numbers of leaves and steps to pad to; None: those needed, rounded up by at most a quarter
 
-    The leaves are one product before the first step. The steps are as few as can be: about the depth of the deepest
-    tree, or the inner nodes over `width`, whichever is more.
+    The leaves are one product before the first step. The number of steps is minimal: about the depth of the deepest
+    tree, or the number of inner nodes over `width`, whichever is more.
 
-    Raises ValueError or TypeError naming the argument, the tree and the node: a cycle, two parents, several roots, no
-    node, more than `arity` children, a number out of range, a batch in which no node has a label.
+    Raises ValueError or TypeError naming the argument, the tree and the node: for a cycle, two parents, several roots,
+    no node, more than `arity` children, a number out of range, or a batch in which no node has a label.
     """
     check.sizes(vocabulary_size=vocabulary_size, arity=arity, width=width)
     trees = list(trees)
@@ -77,13 +77,13 @@ def pack_trees(
     forest = _join(trees, checked, vocabulary_size, classes)
     steps = schedule(forest.parents, forest.depths, [bool(below) for below in forest.children], width)
     leaves = [node for node, below in enumerate(forest.children) if not below]
-    bucket = _room(bucket, len(leaves), max(1, len(steps)))  # the loop wants room for a step, though it be empty
+    bucket = _room(bucket, len(leaves), max(1, len(steps)))  # the loop needs at least one step, even an empty one
     slots = _place(leaves, steps, width, bucket.leaves, len(forest.children))
     return _lay_out(forest, slots, checked, bucket, arity, width, vocabulary_size)
 
 
 class _Forest(NamedTuple):
-    """All nodes of all trees, numbered through."""
+    """All nodes of all trees, in one numbering."""
 
     children: list[list[int]]
     parents: list[int]

@@ -24,14 +24,14 @@ def recurse(cell: Checked[AbstractTreeCell], trees: Checked[Trees], table: Check
     table   [V, I], the inputs that the tokens of `trees` point to: an embedding, or a row for each node
 
     Returns states with a leading axis of N slots; empty ones are zeros, and `states.h[trees.roots]` are those of the
-    roots. A node without a token has an input of zeros. Trees do not touch each other: NaN in one changes no state and
-    no gradient by the inputs of another.
+    roots. A node without a token has an input of zeros. Trees are independent: NaN in one changes no state and no
+    gradient by the inputs of another.
 
-    The leaves are computed at once, then one step after the other. All matrix products by weights of inputs, and all
-    gradients by weights, are single products over all nodes. In both directions states are gathered and never
-    scattered: a node has one parent. Reverse mode alone; `jax.jvp` is refused.
+    The leaves are computed at once, then the inner nodes step by step. The products of inputs and weights, and the
+    weights' gradients, are single products over all nodes. In both directions states are gathered and never scattered,
+    since a node has one parent. Only reverse mode is supported; `jax.jvp` raises an error.
 
-    Raises at trace time, naming the argument, what was expected and what came.
+    Raises at trace time, naming the argument, the expected value and the given one.
     """
     _check(cell, trees, table)
     return _run(cell, trees, table)
@@ -85,10 +85,10 @@ def _check(cell: Any, trees: Any, table: Any) -> None:
 
 
 def _project(cell: AbstractTreeCell, trees: Trees, table: Array) -> tuple[PyTree[Array], PyTree[Array]]:
-    """What the leaves get from their inputs, and the inner nodes by steps."""
+    """The us of the leaves, and those of the inner nodes by steps."""
     steps, width, _ = trees.children.shape
     tokens = jnp.asarray(trees.tokens)
-    if trees.bare:  # no product for inputs of zeros, but for one
+    if trees.bare:  # the inputs of all inner nodes are zeros: one product serves all
         leaves = cell.project(_read(table, tokens[: trees.leaves]))
         us = cell.project(jnp.zeros((1, *table.shape[1:]), table.dtype))
         return leaves, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, width, *leaf.shape[1:])), us)

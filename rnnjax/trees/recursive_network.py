@@ -21,8 +21,8 @@ class RecursiveNetwork(AbstractAffineTreeCell):
 
         h = activation(W x + R [h_1; ...; h_K] + b)
 
-    A leaf is activation(W x + b); there, the papers have the word's vector itself. On a chain, with an arity of one,
-    it is the `Elman` network of the same weights.
+    A leaf is activation(W x + b); in the papers it is the word's vector itself. On a chain, with an arity of one, it is
+    the `Elman` network of the same weights.
     """
 
     gates: ClassVar[str] = "n"
@@ -61,11 +61,8 @@ class RecursiveNetwork(AbstractAffineTreeCell):
     def arity(self) -> int:
         return self.recurrent_weight.shape[0] // self.hidden_size
 
-    def absent(self) -> Hidden:
-        return Hidden(self.zeros())
-
     def combine(self, children: Hidden, present: Bool[Array, " K"]) -> Units:
-        del present  # those that are not there are zeros
+        del present  # missing children are zeros
         return product(children.h.reshape(-1), self.recurrent_weight)
 
     def pointwise(self, u: Gates, v: Units, children: Hidden) -> Hidden:

@@ -16,10 +16,10 @@ class RNTN(AbstractAffineTreeCell):
     """Socher et al. 2013, "Recursive deep models for semantic compositionality over a sentiment treebank", EMNLP.
 
         p = [h_1; ...; h_K]
-        h = tanh(W x + R p + p' V p + b),        p' V p: [H], one bilinear form a unit
+        h = tanh(W x + R p + p' V p + b),        p' V p: [H], one bilinear form for each unit
 
-    V has (K H)^2 H numbers, and a node takes as many multiplications: H is small, 25 to 35 in the paper. A leaf is
-    tanh(W x + b); there, the paper has the word's vector itself. With a V of zeros it is `RecursiveNetwork`.
+    V has (K H)^2 H numbers, and a node takes as many multiplications, so H is small: 25 to 35 in the paper. A leaf is
+    tanh(W x + b); in the paper it is the word's vector itself. With a V of zeros it is `RecursiveNetwork`.
     """
 
     gates: ClassVar[str] = "n"
@@ -58,11 +58,8 @@ class RNTN(AbstractAffineTreeCell):
     def arity(self) -> int:
         return self.recurrent_weight.shape[0] // self.hidden_size
 
-    def absent(self) -> Hidden:
-        return Hidden(self.zeros())
-
     def combine(self, children: Hidden, present: Bool[Array, " K"]) -> Units:
-        del present  # those that are not there are zeros
+        del present  # missing children are zeros
         p = children.h.reshape(-1)
         linear = product(p, self.recurrent_weight)
         return linear + p @ product(p, self.tensor)

@@ -1,4 +1,4 @@
-"""In which step each inner node is computed: Hu's schedule, on the host."""
+"""The step in which each inner node is computed: Hu's schedule, on the host."""
 
 import heapq
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ def schedule(parents: Sequence[int], depths: Sequence[int], inner: Sequence[bool
     depths    of each node, the steps to its root
     inner     which nodes have children; leaves are ready before the first step
 
-    Of the nodes that are ready those farthest from their roots go first: for nodes that take equally long there is no
-    schedule of fewer steps (Hu 1961, "Parallel sequencing and assembly line problems"). With a `width` beyond the
-    widest level it is level by level.
+    Of the nodes that are ready, those farthest from their roots are computed first: if all nodes take equally long,
+    there is no schedule of fewer steps (Hu 1961, "Parallel sequencing and assembly line problems"). If `width` is at
+    least that of the widest level, each step is a level.
     """
     waiting = [0] * len(parents)
     for node, parent in enumerate(parents):

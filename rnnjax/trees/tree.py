@@ -1,4 +1,4 @@
-"""A tree as a user has it: children, tokens and labels of its nodes; and one from its brackets."""
+"""A tree: children, tokens and labels of its nodes; and the parser of trees written with brackets."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,11 +8,11 @@ from ..checked import Checked
 
 
 class Tree(NamedTuple):
-    """A rooted tree whose nodes are numbered from 0, in any order; `pack_trees` checks that it is one.
+    """A rooted tree whose nodes are numbered from 0, in any order; `pack_trees` validates it.
 
     children   for each node the numbers of its children, in order; none for a leaf
-    tokens     for each node the row of the table of inputs that it reads, or None where it reads nothing
-    labels     for each node its class, or None where it has none; None for a tree without labels
+    tokens     for each node its row in the table of inputs, or None if it has no input
+    labels     for each node its class, or None if it has none; None for a tree without labels
     """
 
     children: Sequence[Sequence[int]]
@@ -28,7 +28,7 @@ def parse_tree(text: Checked[str], token: Callable[[str], int]) -> Tree:
     This is the form of the Stanford Sentiment Treebank (Socher et al. 2013). A node comes before its children. Words
     end at a space or a bracket; other white space, such as a no-break space, is part of them.
 
-    Raises ValueError naming the place in `text` where a bracket, a label or a word is missing or too many.
+    Raises ValueError naming the place in `text` where there is one bracket, label or word too many or too few.
     """
     if not isinstance(text, str):
         raise TypeError(
@@ -88,7 +88,7 @@ def _check_whole(tree: Tree, node: int, at: int, text: str) -> None:
 
 
 def _lists(tree: Tree) -> Any:
-    """The fields, which are lists while a tree is read."""
+    """The fields, which are lists while a tree is parsed."""
     return tree
 
 

@@ -1,4 +1,4 @@
-"""What `pack_trees` says of trees that are none: the argument, the tree, the node, what was expected, what came."""
+"""Validation of trees. Each error names the argument, the tree, the node, the expected value and the given one."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from .tree import Tree
 
 
 class Rooted(NamedTuple):
-    """A tree that is one: its root, and of each node the parent (-1 for the root) and the steps to the root."""
+    """A validated tree: its root, and for each node its parent (-1 for the root) and its distance from the root."""
 
     root: int
     parents: list[int]
@@ -18,7 +18,7 @@ class Rooted(NamedTuple):
 
 
 def rooted(tree: Checked[Tree], number: int, arity: int) -> Rooted:
-    """Tree `number` of a batch, if it is one of at most `arity` children a node."""
+    """Tree `number` of a batch, validated. Raises unless it is a tree whose nodes have at most `arity` children."""
     if not isinstance(tree, Tree):
         raise TypeError(
             f"trees: expected a Tree as tree {number}, got {type(tree).__name__}. "

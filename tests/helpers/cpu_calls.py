@@ -18,7 +18,7 @@ from rnnjax.kernels.recurrence.prepared.packing import PREPARED_UNITS as P
 
 
 class Call(NamedTuple):
-    """A call of an entry point of the library; arrays and results by name, in order."""
+    """A call of an entry point of the library, or of a copy of it; arrays and results by name, in order."""
 
     target: str
     arguments: dict[str, np.ndarray]
@@ -27,7 +27,8 @@ class Call(NamedTuple):
 
     def __call__(self, *arguments: Array | np.ndarray) -> list[Array]:
         """The results, where this is compiled."""
-        return jax.ffi.ffi_call(self.target, list(self.results.values()))(*arguments, **self.attributes)
+        target = library.custom_call(self.target) if self.target in library.ENTRY_POINTS else self.target
+        return jax.ffi.ffi_call(target, list(self.results.values()))(*arguments, **self.attributes)
 
     def run(self) -> list[Array]:
         return jax.block_until_ready(jax.jit(self.__call__)(*self.arguments.values()))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, PyTree
+from kernel import NO_KERNEL
 
 import rnnjax
 
@@ -127,7 +128,8 @@ ADMITTED: dict[str, tuple[str, ...]] = {
     "associative": LINEAR,
     "associative_blocks": LINEAR,
     "newton_diagonal": tuple(cell for cell in CELLS if cell != "projected_lstm"),
-    **dict.fromkeys(("fused", "fused_tpu", "fused_gpu"), GATED),
+    **dict.fromkeys(("fused_tpu", "fused_gpu"), GATED),
+    "fused": () if NO_KERNEL else GATED,
 }
 
 

@@ -18,6 +18,11 @@ ACTIVATIONS = {
     jax.nn.relu: lambda n: np.maximum(n, 0.0),
     rnnjax.cells.linear: lambda n: n,
     rnnjax.cells.positive: lambda n: np.where(n >= 0.0, n + 0.5, sigmoid(n)),
+    jax.nn.sigmoid: lambda n: sigmoid(n),
+    jax.nn.hard_sigmoid: lambda n: np.clip(n / 6.0 + 0.5, 0.0, 1.0),
+    jax.nn.soft_sign: lambda n: n / (1.0 + np.abs(n)),
+    rnnjax.cells.clipped(jnp.tanh, 0.2): lambda n: np.tanh(np.clip(n, -0.2, 0.2)),
+    rnnjax.cells.clipped(jax.nn.sigmoid, 0.2): lambda n: sigmoid(np.clip(n, -0.2, 0.2)),
 }
 
 
@@ -95,15 +100,23 @@ def memory(cell: Any, peepholes: Any, state: State, x: Vector) -> State:
     h, c = state
     gates = len(cell.gates)
     coupled = gates == 3
+    gate, candidate, output = (
+        ACTIVATIONS[getattr(cell, name, default)]
+        for name, default in (
+            ("gate_activation", jax.nn.sigmoid),
+            ("activation", jnp.tanh),
+            ("output_activation", jnp.tanh),
+        )
+    )
     see = lambda name: 0.0 if peepholes is None else float64(getattr(peepholes, name)).reshape(-1)  # noqa: E731
-    i = sigmoid(both(cell, x, h, 0) + see("i") * c)
-    f = 1.0 - i if coupled else sigmoid(both(cell, x, h, 1) + see("f") * c)
-    g = np.tanh(both(cell, x, h, gates - 2))
+    i = gate(both(cell, x, h, 0) + see("i") * c)
+    f = 1.0 - i if coupled else gate(both(cell, x, h, 1) + see("f") * c)
+    g = candidate(both(cell, x, h, gates - 2))
     c = f * c + i * g
     if cell.clip is not None:
         c = np.minimum(np.maximum(c, -cell.clip), cell.clip)
-    o = sigmoid(both(cell, x, h, gates - 1) + see("o") * c)
-    return o * np.tanh(c), c
+    o = gate(both(cell, x, h, gates - 1) + see("o") * c)
+    return o * output(c), c
 
 
 def lstm(cell: rnnjax.LSTM, state: State, x: Vector) -> State:
@@ -118,15 +131,16 @@ def projected_lstm(cell: rnnjax.ProjectedLSTM, state: State, x: Vector) -> State
 def gru(cell: rnnjax.GRU, state: State, x: Vector) -> State:
     (h,) = state
     inside = 0.0 if cell.candidate_bias is None else float64(cell.candidate_bias)
-    r, z = (sigmoid(both(cell, x, h, gate)) for gate in (0, 1))
-    n = np.tanh(from_input(cell, x, 2) + r * (from_state(cell.recurrent_weight, h, 2, 3) + inside))
+    r, z = (ACTIVATIONS[cell.gate_activation](both(cell, x, h, gate)) for gate in (0, 1))
+    n = from_input(cell, x, 2) + r * (from_state(cell.recurrent_weight, h, 2, 3) + inside)
+    n = ACTIVATIONS[cell.activation](n)
     return ((1.0 - z) * n + z * h,)
 
 
 def reset_before_gru(cell: rnnjax.ResetBeforeGRU, state: State, x: Vector) -> State:
     (h,) = state
-    r, z = (sigmoid(both(cell, x, h, gate, 2)) for gate in (0, 1))
-    n = np.tanh(from_input(cell, x, 2) + from_state(cell.candidate_weight, r * h, 0, 1))
+    r, z = (ACTIVATIONS[cell.gate_activation](both(cell, x, h, gate, 2)) for gate in (0, 1))
+    n = ACTIVATIONS[cell.activation](from_input(cell, x, 2) + from_state(cell.candidate_weight, r * h, 0, 1))
     return ((1.0 - z) * n + z * h,)
 
 

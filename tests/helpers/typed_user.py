@@ -118,6 +118,14 @@ def train(key: PRNGKeyArray) -> None:
     said = rnnjax.models.greedy(decoding.step, decoding.state, start=0, end=1, max_length=3)
     print(value, classifier(jnp.asarray(xs[0]), length=lengths[0]), said.tokens)
 
+    network = rnnjax.networks.layers(rnnjax.LSTM, 3, [4, 4], bidirectional=True, dropout=0.1, key=key)
+    print(rnnjax.diagnose.summary(network, xs[0]).parameters, rnnjax.diagnose.count(network))
+    prompts, counts = rnnjax.training.pad([[1, 2], [3]], length=4)
+    drawn = rnnjax.models.sample(language, [1, 2], 3, key=key, top_p=0.9, end=0)
+    state, logits = language.step(language.initial(), 3)
+    print(prompts.shape, counts.sum(), drawn.shape, state is None, logits.shape)
+    print(rnnjax.training.accuracy(classifier, (xs, labels), size=4))
+
 
 if __name__ == "__main__":
     run(jax.random.key(0))

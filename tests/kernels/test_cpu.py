@@ -287,7 +287,7 @@ def of_every_operation() -> Callable[[np.ndarray], tuple[Array, list[Array]]]:
         ShapeDtypeStruct(shape, "float64") for shape in ((1, 1, 1, UNITS), (1, 1, 1, UNITS), (1, 1, 1, GATES, UNITS))
     ]
     assert library.absence() is None
-    call = jax.ffi.ffi_call("rnnjax_forward", results)
+    call = jax.ffi.ffi_call(library.custom_call("rnnjax_forward"), results)
 
     def both(values: Array) -> tuple[Array, list[Array]]:
         kept, expected = call(*sequences, W, values[None], R, unit_parameters, initial, **attributes)[2][0, 0, 0], []
@@ -399,7 +399,7 @@ def test_linear_scan_of_long_memory_sizes_up(reverse):
 def calls(function: Callable, *arguments: Any) -> list[tuple[str, str]]:
     """The kernel's calls in the compiled program: which half, and the types of its results."""
     text = jax.jit(function).lower(*arguments).compile().as_text()
-    found = re.findall(r"= (\(.*?\)) custom-call\(.*custom_call_target=\"rnnjax_(\w+)\"", text)
+    found = re.findall(r"= (\(.*?\)) custom-call\(.*custom_call_target=\"rnnjax_(\w+)_v\d+\"", text)
     return [(half, results) for results, half in found]
 
 

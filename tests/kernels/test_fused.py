@@ -392,7 +392,7 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
     "own_step": (
         Fused(),
         lambda: OwnStep(I, H, key=grid.KEY),
-        "Fused cannot run OwnStep: `step` is its own, and no kernel would call it. Use Scan().",
+        "Fused cannot run OwnStep: it overrides `step`, which kernels do not call. Use Scan().",
     ),
     "two_dtypes": (
         Fused(),

@@ -2,7 +2,8 @@
 
 `law_everything_composes` says that an engine equals `Scan` with length, resets and reverse at once, for every cell. So
 another law that was checked for a cell on one engine holds on all engines, and one that was checked for one cell holds
-for every cell that `unroll` treats the same way. SRU is one more: its output is not linear in its input.
+for every cell that `unroll` treats the same way. NaN in padding is checked for every pair, too, by the same program.
+SRU is one more: its output is not linear in its input.
 Of engines that take the steps of `Scan` in a way of their own, or solve for all, a cell for each way to be different
 will do; and ConvLSTM does for ConvGRU.
 """
@@ -72,7 +73,9 @@ def test_causal_law(part, engine, law):
 
 @pytest.mark.parametrize(("part", "engine"), [case(*pair, quick=pair in QUICK_PAIRS) for pair in PAIRS])
 def test_every_pair(part, engine):
-    laws.law_everything_composes(laws.runner(part, ENGINES[engine]))
+    runner = laws.runner(part, ENGINES[engine])
+    laws.law_everything_composes(runner)
+    laws.law_padding_is_ignored(runner, directions=(True,))  # of the program that the other law has compiled
 
 
 @pytest.mark.parametrize("part", ["lstm_options", "lru", "stack", "qrnn", "rg_lru"])

@@ -1,8 +1,6 @@
 """Faults of disk and of process, and hostile files: a run loses nothing, and says what happened and what to do."""
 
 import errno
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -70,7 +68,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
             progress=False,
         )
     train(tmp_path, steps=8, resume=True, validate=validate)
-    assert "another run holds" in found[0]
+    assert "another run uses" in found[0]
     assert "Pass resume=True" in found[1]
     assert steps(tmp_path) == [2, 4, 6, 8]
 
@@ -102,27 +100,6 @@ def test_lines_that_are_no_metrics_stop_no_resume(tmp_path):
         file.write(b"\n".join(GARBAGE) + b"\n")
     train(tmp_path, steps=6, resume=True)
     assert steps(tmp_path) == [2, 4, 6]
-
-
-def header(described: Any, payload: bytes) -> bytes:
-    digest = hashlib.sha256(json.dumps(described).encode() + payload).hexdigest()
-    return json.dumps({"format": "rnnjax checkpoint 1", "arrays": described, "sha256": digest}).encode()
-
-
-HOSTILE = {
-    "brackets": b"[" * 200_000 + b"]" * 200_000,
-    "short": header({"['w']": "float64[3]"}, bytes(16)) + b"\n" + bytes(16),
-    "long": header({"['w']": "float64[3]"}, bytes(32)) + b"\n" + bytes(32),
-    "digest": b'{"format": "rnnjax checkpoint 1", "arrays": {"[\'w\']": "float64[3]"}, "sha256": [7]}\n',
-    "arrays": b'{"format": "rnnjax checkpoint 1", "arrays": {"[\'w\']": 3}, "sha256": ""}\n',
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_no_checkpoint(name, tmp_path):
-    (tmp_path / "checkpoint").write_bytes(HOSTILE[name])
-    with pytest.raises(CheckpointError, match="checkpoint"):
-        load(tmp_path / "checkpoint", {"w": zeros()})
 
 
 def test_a_full_disk_is_named_with_what_is_left(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def test_a_round_is_four_voices():
 
 
 def test_pieces_are_asked_for_the_next_step():
-    pieces = chorales.pad([np.eye(5, 88), np.eye(3, 88)])
+    pieces = chorales.as_sequences([np.eye(5, 88), np.eye(3, 88)])
     np.testing.assert_array_equal(pieces.lengths, [4, 2])
     np.testing.assert_array_equal(pieces.xs[0, 1:], pieces.targets[0, :-1])
     np.testing.assert_array_equal(pieces.targets[1].argmax(1), [1, 2, 0, 0])
@@ -102,7 +102,7 @@ def test_chorales_are_learned(monkeypatch, capsys):
 
 
 def test_weights_are_dropped_of_chorales():
-    pieces, key = chorales.pad([np.eye(9, 88)]), jax.random.key(0)
+    pieces, key = chorales.as_sequences([np.eye(9, 88)]), jax.random.key(0)
     model = chorales.build(chorales.RECIPES["gru"]._replace(units=8, inputs=0.0, outputs=0.0), key, key)
 
     @eqx.filter_jit

@@ -1,5 +1,7 @@
 """Every cell, and every network of the literature, equals its equations, and starts from the weights it says."""
 
+import copy
+import pickle
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
@@ -36,6 +38,19 @@ def lstm_variants() -> dict[str, Callable[..., rnnjax.AbstractCell]]:
 
 VARIANTS = lstm_variants() | {
     "lstm_no_bias": partial(rnnjax.LSTM, bias=False),
+    "lstm_activations": partial(
+        rnnjax.LSTM,
+        peepholes=True,
+        activation=jax.nn.soft_sign,
+        output_activation=rnnjax.cells.linear,
+        gate_activation=jax.nn.hard_sigmoid,
+    ),
+    "lstm_bounded": partial(
+        rnnjax.LSTM,
+        activation=rnnjax.cells.clipped(jnp.tanh, 0.2),
+        output_activation=jnp.tanh,
+        gate_activation=rnnjax.cells.clipped(jax.nn.sigmoid, 0.2),
+    ),
     "elman_tanh": rnnjax.Elman,
     "elman_relu": partial(rnnjax.Elman, activation=jax.nn.relu),
     "elman_linear": partial(rnnjax.Elman, activation=rnnjax.cells.linear),
@@ -43,9 +58,13 @@ VARIANTS = lstm_variants() | {
     "elman_leak": partial(rnnjax.Elman, leak=0.3),
     "gru": rnnjax.GRU,
     "gru_no_bias": partial(rnnjax.GRU, bias=False),
+    "gru_activations": partial(rnnjax.GRU, activation=jax.nn.soft_sign, gate_activation=jax.nn.hard_sigmoid),
     "gru_heads": partial(rnnjax.GRU, heads=HEADS),
     "reset_before_gru": rnnjax.ResetBeforeGRU,
     "reset_before_gru_no_bias": partial(rnnjax.ResetBeforeGRU, bias=False),
+    "reset_before_gru_activations": partial(
+        rnnjax.ResetBeforeGRU, activation=jax.nn.soft_sign, gate_activation=jax.nn.hard_sigmoid
+    ),
     "reset_before_gru_heads": partial(rnnjax.ResetBeforeGRU, heads=HEADS),
     "lem": rnnjax.LEM,
     "lem_no_bias": partial(rnnjax.LEM, time_step=0.4, bias=False),
@@ -111,7 +130,7 @@ CELLS = {
 QUICK_LSTM = (  # peepholes alone, and all options together; most other combinations are slow
     *("lstm", "lstm_heads", "lstm_peepholes", "lstm_no_bias", "lstm_coupled", "projected_lstm"),
     *(f"{kind}_peepholes_coupled_clip" for kind in ("lstm", "projected_lstm")),
-    "lstm_peepholes_coupled_clip_heads",
+    *("lstm_peepholes_coupled_clip_heads", "lstm_activations", "lstm_bounded"),
 )
 QUICK_GRADIENTS = (  # a cell for each way to be different; other gradients are slow
     *("lstm_peepholes_coupled_clip_heads", "projected_lstm", "gru", "reset_before_gru", "lem", "diagonal_lstm"),
@@ -251,6 +270,29 @@ def test_gradient_is_the_slope_of_the_equations(name):
 def test_clipped_cell_reaches_its_bound(name):
     last, _ = evaluate(name)
     assert np.abs(last.c).max() == 0.3
+
+
+# Activations
+
+
+def test_activation_of_the_output_is_that_of_the_candidate_by_default():
+    cell = rnnjax.LSTM(I, H, key=key(), activation=jax.nn.relu)
+    assert cell.output_activation == cell.activation == jax.nn.relu
+
+
+@pytest.mark.parametrize("name", ["lstm_activations", "lstm_bounded", "gru_activations"])
+def test_any_activation_is_fused(name):
+    cell, state, xs = arguments_of(name)
+    engine = rnnjax.Fused(min_steps=1)
+    assert not isinstance(engine.plan(cell, jnp.asarray(xs)), rnnjax.engines.Refusal)
+    assert_close(eqx.filter_jit(unroll)(cell, state, xs, engine=engine), oracle.run(cell, state, xs))
+
+
+def test_a_bound_of_pre_activations_is_part_of_the_function():
+    """Two cells with one bound are one kind of pytree, so that they share a compiled program; with two they do not."""
+    tanh = rnnjax.cells.clipped(jnp.tanh, 0.2)
+    assert tanh == rnnjax.cells.clipped(jnp.tanh, 0.2) == copy.deepcopy(tanh) == pickle.loads(pickle.dumps(tanh))
+    assert tanh not in (rnnjax.cells.clipped(jnp.tanh, 0.3), rnnjax.cells.clipped(jax.nn.relu, 0.2), jnp.tanh)
 
 
 # Gates

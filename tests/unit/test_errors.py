@@ -153,6 +153,14 @@ OPTIONS = [
     pytest.param(partial(rnnjax.Newton, fall_back="no"), TypeError, ["fall_back", "True or False"], id="fall_back"),
     pytest.param(lambda: Stack([built("gru")], dropout="0.5"), TypeError, ["dropout", "number", "'0.5'"], id="dropout"),
     pytest.param(lambda: Elman(I, H, key=key(), leak="0.5"), TypeError, ["leak", "number", "'0.5'"], id="leak"),
+    pytest.param(
+        lambda: Elman(I, H, key=key(), activation="relu"), TypeError, ["activation", "'relu'"], id="activation"
+    ),
+    pytest.param(
+        lambda: LSTM(I, H, key=key(), gate_activation="relu"), TypeError, ["gate_activation", "'relu'"], id="gates"
+    ),
+    pytest.param(lambda: rnnjax.cells.clipped(jnp.tanh, "1"), TypeError, ["bound", "number", "'1'"], id="bound"),
+    pytest.param(lambda: rnnjax.cells.clipped(jnp.tanh, 0.0), ValueError, ["bound", "positive", "0.0"], id="bound_0"),
     pytest.param(lambda: LSTM(I, H, key=key(), clip="1"), TypeError, ["clip", "number", "'1'"], id="clip"),
     pytest.param(lambda: rnnjax.LEM(I, H, key=key(), time_step=True), TypeError, ["time_step", "True"], id="time_step"),
     pytest.param(lambda: rnnjax.LRU(I, H, key=key(), r_min=XS), TypeError, ["r_min", "number"], id="r_min_array"),

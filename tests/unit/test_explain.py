@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel import needs_kernel
 
 import rnnjax
 from rnnjax import Auto, Fused, Scan, Stack, explain
@@ -48,6 +49,7 @@ class Own(rnnjax.AbstractNetwork):
         return (first, last, ()), ys
 
 
+@needs_kernel
 def test_every_cell_of_a_network_has_its_path_its_engine_and_the_reasons():
     both = rnnjax.Bidirectional(cell(rnnjax.LSTM), cell(rnnjax.MinGRU))
     network = Stack([both, rnnjax.TimeDistributed(lambda x: x[:H], 2 * H), rnnjax.residual(cell(rnnjax.IndRNN))])
@@ -78,6 +80,7 @@ def test_equal_cells_are_told_apart():
     assert found == explain(Stack([cell(rnnjax.GRU), cell(rnnjax.GRU), Stack([cell(rnnjax.GRU)])]), steps())
 
 
+@needs_kernel
 def test_a_network_of_ones_own():
     network = Own({"a": cell(rnnjax.GRU), "b": rnnjax.RGLRU(H, key=grid.KEY)}, cell(rnnjax.LSTM))
     assert places(explain(network, steps())) == [
@@ -87,6 +90,7 @@ def test_a_network_of_ones_own():
     ]
 
 
+@needs_kernel
 def test_a_cell_a_function_and_a_regulariser():
     gru = cell(rnnjax.GRU)
     assert places(explain(gru, steps())) == [("", "GRU", "Fused")]
@@ -129,6 +133,7 @@ def test_nothing_is_run():
     explain(step, jnp.zeros((T, 3)), state=jnp.zeros(()))
 
 
+@needs_kernel
 def test_auto_does_not_look_for_devices_whose_kernels_it_does_not_run(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", None)
     assert places(explain(Stack([cell(rnnjax.LSTM), cell(rnnjax.LRU)]), steps()))[0][2] == "Fused"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax.regularise import masked
+from rnnjax.regularise.steps import masked
 
 T, H = grid.T, grid.H
 RATE = 0.4

@@ -1,1 +1,1 @@
-"""The engine `Newton`, and what it is made of."""
+"""The engine `Newton` and its parts."""

@@ -1,7 +1,7 @@
-"""Square blocks, K of them side by side at every step: [..., K, n, n], and what they act on: [..., K, n].
+"""Square blocks, K of them at every step: [..., K, n, n], and the vectors that they multiply: [..., K, n].
 
-A dense Jacobian is one block of all units, a diagonal one is a block of a unit's fields for every unit. Of blocks of
-a few rows the products are written out, which compiles to elementwise code; larger ones are matrix products.
+A dense Jacobian is one block of all units; a diagonal one has a block for every unit, of its fields. The products of
+small blocks are written out, which compiles to elementwise code; larger ones are matrix products.
 """
 
 from functools import reduce
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-WRITTEN_OUT = 4  # rows: XLA multiplies many matrices of 4 more slowly on a CPU than of 8. More take long to compile
+WRITTEN_OUT = 4  # rows: on a CPU, XLA multiplies many matrices of 4 rows slowly; more rows would take long to compile
 
 Blocks = Inexact[Array, "... K n n"]
 Vectors = Inexact[Array, "... K n"]
@@ -32,8 +32,8 @@ def apply(a: Blocks, x: Vectors) -> Vectors:
     return reduce(jnp.add, [a[..., :, k] * x[..., None, k] for k in range(n)])
 
 
-def hold(a: Blocks) -> Blocks:
-    """Blocks whose entries are held where a product of two of them is finite."""
+def clip(a: Blocks) -> Blocks:
+    """Blocks whose entries are clipped so that a product of two of them is finite."""
     bound = float(jnp.finfo(a.dtype).max) ** 0.5 / (2 * a.shape[-1])
     if jnp.iscomplexobj(a):
         return jax.lax.complex(jnp.clip(a.real, -bound, bound), jnp.clip(a.imag, -bound, bound))

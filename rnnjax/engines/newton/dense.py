@@ -1,4 +1,4 @@
-"""The dense Jacobian: what every number of a state does to every other."""
+"""The dense Jacobian: the derivative of every number of a state by every other."""
 
 from typing import Any, ClassVar
 
@@ -15,9 +15,9 @@ from .problem import Problem
 
 
 class Dense(AbstractJacobian):
-    """All of it, D x D for a state of D numbers: Newton's method proper, DEER (Lim et al. 2024, arXiv:2309.12252).
+    """The whole Jacobian, D x D for a state of D numbers: Newton's method, DEER (Lim et al. 2024, arXiv:2309.12252).
 
-    Memory of T D^2 and work of T D^3 for one iteration: for few units, and many steps.
+    One iteration takes memory of T D^2 and work of T D^3: for few units, and many steps.
     """
 
     remedy: ClassVar[str] = "Use Newton(Diagonal()), fewer or shorter sequences, or Scan()"

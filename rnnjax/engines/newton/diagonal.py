@@ -1,4 +1,4 @@
-"""The diagonal of a Jacobian: what each unit's fields do to themselves."""
+"""The diagonal of a Jacobian: the derivative of each unit's fields by themselves."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,14 +18,14 @@ from .problem import Problem
 
 
 class Diagonal(AbstractJacobian):
-    """The diagonal: a block of n x n for each unit, n being the fields of the state, in memory of T H.
+    """The diagonal: a block of n x n for each unit, where n is the number of fields of the state, in memory of T H.
 
-    All there is for an `AbstractDiagonalCell`, such as `IndRNN`, `DiagonalGRU`, `DiagonalLSTM` and every linear cell:
-    Newton's method proper at the price of a linear cell. Of any other cell whose state is made of vectors of H units it
-    leaves out what units see of each other, a quasi-Newton method (Gonzalez et al. 2024, arXiv:2407.19115): more
-    iterations, the fewer, the weaker R. One costs little more than a step for an `AbstractGatedCell`, and H derivatives
-    of a step for a plain cell. The gradient is exact in either case, but goes step by step where the cell is not
-    diagonal.
+    For an `AbstractDiagonalCell`, such as `IndRNN`, `DiagonalGRU`, `DiagonalLSTM` and every linear cell, this is the
+    whole Jacobian: Newton's method at the cost of a linear cell. For any other cell whose fields are vectors of H units
+    it neglects the derivatives between units, a quasi-Newton method (Gonzalez et al. 2024, arXiv:2407.19115), which
+    takes more iterations the stronger R is. An iteration costs little more than a step for an `AbstractGatedCell`, and
+    H derivatives of a step for a plain cell. The gradient is exact in either case, but if the cell is not diagonal it
+    is computed step by step.
     """
 
     remedy: ClassVar[str] = "Use fewer or shorter sequences, or Scan()"
@@ -72,7 +72,7 @@ class Diagonal(AbstractJacobian):
 
 
 def own_past(cell: AbstractCell) -> tuple[Callable[[State, PyTree], State], bool]:
-    """The step of `cell`, without what its units see of each other where that is known; and whether it was."""
+    """The step of `cell`, without the influence between units if that can be left out; and whether it is."""
     if isinstance(cell, AbstractDiagonalCell):
         return cell.step, True
     if isinstance(cell, AbstractGatedCell) and type(cell).step is AbstractGatedCell.step:
@@ -81,7 +81,7 @@ def own_past(cell: AbstractCell) -> tuple[Callable[[State, PyTree], State], bool
 
 
 def _gated_own_past(cell: AbstractGatedCell, state: Any, u: Any) -> State:
-    """The step of `cell`, in which a change of one unit's h changes v = R h for that unit alone."""
+    """The step of `cell`, where the derivative of v = R h by h is the diagonal of R alone."""
     gates = len(cell.gates)
     blocks = by_gate(by_head(cell.recurrent_weight), gates)
     own = jnp.einsum("ndgd->gnd", blocks).reshape(gates, cell.hidden_size).astype(state.h.dtype)
@@ -91,14 +91,14 @@ def _gated_own_past(cell: AbstractGatedCell, state: Any, u: Any) -> State:
 
 
 def _by_fields(function: Callable[[Vectors], Vectors], x: Vectors) -> tuple[Vectors, Blocks]:
-    """A function of units by themselves and its Jacobian, from one derivative by each field of all units at once."""
+    """A function that does not mix units and its Jacobian, by one derivative for each field of all units at once."""
     after, derivative = jax.linearize(function, x)
     fields = jnp.broadcast_to(jnp.eye(x.shape[1], dtype=x.dtype)[:, None], (x.shape[1], *x.shape))
     return after, jnp.moveaxis(jax.vmap(derivative)(fields), 0, -1)
 
 
 def _by_units(function: Callable[[Vectors], Vectors], x: Vectors) -> tuple[Vectors, Blocks]:
-    """A function and the blocks on the diagonal of its Jacobian, unit by unit: one row of them is held at a time."""
+    """A function and the blocks on the diagonal of its Jacobian, unit by unit: one block row is stored at a time."""
     after, derivative = jax.linearize(function, x)
 
     def block(unit: Array) -> Array:

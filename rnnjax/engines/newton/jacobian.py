@@ -1,4 +1,4 @@
-"""What `Newton` takes for the derivative of a step by the state before it: all of it, or its diagonal."""
+"""The Jacobian of a step by the state before it, as `Newton` uses it: all of it, or its diagonal."""
 
 import abc
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from .problem import Problem
 class AbstractJacobian(eqx.Module):
     """A choice of Jacobian: how a state is laid out as [K, n], and its K blocks [n, n] at every step.
 
-    Subclass requirements: `remedy`; `pack`, `unpack`, `evaluate`, and `propagate`, which is exact whatever `evaluate`
-    leaves out.
+    Subclass requirements: `remedy`; `pack`, `unpack`, `evaluate`, and `propagate`, which is exact even if `evaluate` is
+    an approximation.
     """
 
-    remedy: ClassVar[str]  # what to do where memory is short
+    remedy: ClassVar[str]  # what to do if there is too little memory
 
     @abc.abstractmethod
     def refusal(self, state: State, T: int, damped: bool) -> str | None:
-        """Why T steps of a cell with such a state cannot be solved with it, and what to do; None if they can."""
+        """Why T steps of a cell with this state cannot be solved for, and what to do; None if they can."""
 
     @abc.abstractmethod
     def pack(self, state: State) -> Vectors:
@@ -36,13 +36,13 @@ class AbstractJacobian(eqx.Module):
 
     @abc.abstractmethod
     def evaluate(self, problem: Problem, befores: Vectors) -> tuple[Vectors, Blocks]:
-        """The states after each step from `befores`, and the derivatives of them."""
+        """The states after each step from `befores`, and their derivatives."""
 
     @abc.abstractmethod
     def propagate(
         self, problem: Problem, befores: Vectors, moved: Vectors, start: Vectors, axis: str | None
     ) -> Vectors:
-        """The exact tangents t_t = J_t t_{t-1} + moved_t of the trajectory, from t_0 = `start`; J at `befores`."""
+        """The exact tangents t_t = J_t t_{t-1} + moved_t of all states, from t_0 = `start`; J at `befores`."""
 
     def flat(
         self, problem: Problem, step: Callable[[State, PyTree], State], u: PyTree[Array], marks: StepMarks

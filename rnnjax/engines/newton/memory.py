@@ -1,4 +1,4 @@
-"""Whether the Jacobians of an iteration fit into memory."""
+"""The memory of the Jacobians of an iteration."""
 
 import math
 import os
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import jax
 
-COPIES, DAMPED_COPIES = 4, 8  # of all Jacobians that an iteration holds at once
+COPIES, DAMPED_COPIES = 4, 8  # of all Jacobians, at the same time in an iteration
 VECTORS = 8  # of the size of all states, beside them
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 def shortage(shape: tuple[int, ...], itemsize: int, damped: bool, remedy: str) -> str | None:
-    """What is wrong with Jacobians of this shape, [..., n, n], and what to do; None if they fit."""
+    """The message for Jacobians of this shape, [..., n, n], that do not fit into memory; None if they do."""
     *many, rows, columns = shape
     copies = DAMPED_COPIES if damped else COPIES
     needed, available = (copies * columns + VECTORS) * math.prod(shape[:-1]) * itemsize, memory()
@@ -29,7 +29,7 @@ def _gigabytes(size: int) -> str:
 
 
 def memory() -> int | None:
-    """Bytes of memory of the device that computes, or of this machine or container; None where nobody knows."""
+    """Bytes of memory of the default device, or of this machine or container; None if unknown."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return statistics["bytes_limit"]

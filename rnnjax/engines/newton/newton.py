@@ -1,4 +1,4 @@
-"""The engine `Newton`: any cell, parallel in time, by solving for its whole trajectory at once."""
+"""The engine `Newton`: any cell, parallel in time, by solving for all of its states at once."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ... import check
-from ...arrays import DType, IntegerLike, PyTree, Shaped, State
+from ...arrays import DType, IntegerLike, PyTree, Shaped, State, count_steps
 from ...cell import AbstractCell, AbstractLinearCell, describe
 from ...checked import Checked
 from ...engine import AbstractEngine, Plan, plan_or_raise, refuse_symbolic
-from ...marks import Marks, counted, fill
+from ...marks import Marks, fill, valid_steps
 from ...refusal import Refusal
 from .dense import Dense
 from .jacobian import AbstractJacobian
@@ -24,26 +24,30 @@ from .solver import Settings, Solution
 class Newton(AbstractEngine):
     """All states at once, as the solution of `state_t = step(state_{t-1}, u_t)` for all t, by Newton's method.
 
-    An iteration is one step of the cell at every t side by side, and one linear recurrence: a few iterations stand for
-    T steps (DEER, Lim et al. 2024, arXiv:2309.12252; ParaRNN, Danieli et al. 2025, arXiv:2510.21450). The recurrence is
-    a tree of depth log T; with one number to a unit it is that of a linear cell, run as `Associative()` runs it. It
-    pays where a device is wider than the work of one step: over long sequences, on accelerators.
+    Each iteration computes one step of the cell at every t in parallel, and one linear recurrence. A few iterations
+    replace T sequential steps (DEER, Lim et al. 2024, arXiv:2309.12252; ParaRNN, Danieli et al. 2025,
+    arXiv:2510.21450). The recurrence is a tree of depth log T; if the Jacobian has one number per unit, it is computed
+    as `Associative()` does. The engine pays off if the device is not fully used by one step: for long sequences, on
+    accelerators.
 
     jacobian     `Dense()`: few units, fewest iterations; `Diagonal()`: exact for diagonal cells, else quasi-Newton
-    iterations   the most that are tried
-    tolerance    solved is where |step(state_{t-1}) - state_t| / (1 + |state_t|) is nowhere larger; None: eps^0.8 of
-                 the state's dtype, 3e-6 in float32 and 3e-13 in float64. One more step is taken after
+    iterations   the maximal number of iterations
+    tolerance    the largest |step(state_{t-1}) - state_t| / (1 + |state_t|) of a solution; None: eps^0.8 of the state's
+                 dtype, 3e-6 in float32 and 3e-13 in float64. One more step is taken after it is reached
     damping      None: Newton's own steps, which overflow where long products of Jacobians do. A number, such as 0.1:
                  the most damping in a trust region (ELK, Gonzalez et al. 2024, arXiv:2407.19115), which adapts
-    fall_back    what has not converged is run step by step; without it, it is an error at run time
+    fall_back    run sequences that have not converged step by step; if false, they are an error at run time
 
     `solve` returns iterations, residual and convergence. The gradient, in either mode, is one linear recurrence with
-    the Jacobians at the solution. Entries of their long products are held below the root of the largest number of their
-    dtype, lest infinity times zero be NaN; where one is larger, the gradient may be wrong. Under `jax.vmap` no row
-    iterates beyond its own solution, and once no more than a quarter of the rows is left, those go on among themselves.
+    the Jacobians at the solution. Entries of their long products are clipped to the square root of the largest number
+    of their dtype, since infinity times zero is NaN; where an entry is larger, the gradient may be wrong. Under
+    `jax.vmap` each row stops at its own solution, and once no more than a quarter of the rows is left, only those are
+    computed.
 
-    What is not finite is no trajectory to be solved for: from such an input on, or a state to begin with that is NaN,
-    the states are NaN by decree, in all units, and so is the gradient. Step by step a gate may close on infinity.
+    From the first non-finite input on, or if the given state is NaN, all states and their gradients are NaN, in all
+    units. (Step by step, a gate could still close and hide it.)
+
+    A program of `jax.export` cannot raise the error of what did not converge: pass `fall_back=True` there.
     """
 
     jacobian: AbstractJacobian = Dense()
@@ -58,11 +62,8 @@ class Newton(AbstractEngine):
                 f"jacobian: expected Dense() or Diagonal(), got {self.jacobian!r}. "
                 "Take Dense() for few units, and Diagonal() for diagonal cells"
             )
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(
-                f"iterations: expected a positive integer, got {self.iterations!r}. "
-                "Pass the most iterations to try, such as 100"
-            )
+        remedy = "Pass the most iterations to try, such as 100"
+        check.positive("iterations", self.iterations, "a positive integer", remedy)
         check.flags(fall_back=self.fall_back)
         for name in ("tolerance", "damping"):
             value = getattr(self, name)
@@ -84,7 +85,7 @@ class Newton(AbstractEngine):
         state = jax.eval_shape(cell.initial)
         reason = _misfit(cell, state)
         if reason is None:
-            reason = self.jacobian.refusal(state, jax.tree.leaves(xs)[0].shape[0], self.damping is not None)
+            reason = self.jacobian.refusal(state, count_steps(xs), self.damping is not None)
         if reason is not None:
             return Refusal(f"Newton cannot run {describe(cell)}: {reason}.")
         epsilon = float(jnp.finfo(jax.tree.leaves(state)[0].dtype).eps)
@@ -100,29 +101,29 @@ class Newton(AbstractEngine):
         length: Checked[IntegerLike | None] = None,
         resets: Checked[ArrayLike | None] = None,
     ) -> Solution:
-        """The states over time, the iterations they took, the last residual, and whether it is within the tolerance.
+        """The states over time, the number of iterations, the last residual, and whether it is within the tolerance.
 
-        Arguments as of `unroll`; nothing is raised at run time, and nothing falls back. Raises ValueError where
-        `plan` is a refusal.
+        Arguments as in `unroll`. A sequence that does not converge is neither an error nor run step by step. Raises
+        ValueError if `plan` is a refusal.
         """
         if not isinstance(cell, AbstractCell):
             raise TypeError(f"cell: expected a cell, got {describe(cell)}. Solve for each cell of a network apart")
         xs = check.inputs(xs, cell.input_type(), describe(cell))
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         if T == 0:
             raise ValueError("xs: expected at least one step, got T=0. Pass a longer sequence")
         plan = plan_or_raise(self, cell, xs)
         assert isinstance(plan, NewtonPlan)
         state = cell.initial() if state is None else check.state(state, jax.eval_shape(cell.initial), describe(cell))
-        length, resets = check.length(length, T), check.resets(resets, T)
+        length, resets = check.length(length, T), check.steps("resets", resets, T)
         if resets is not None and length is not None:
-            resets = resets & counted(length, T)
+            resets = resets & valid_steps(length, T)
         marks = Marks(length, resets, cell.initial())
         return plan.solve(cell, state, fill(xs, length, T), marks, fall_back=False)
 
 
 def _misfit(cell: AbstractCell, state: State) -> str | None:
-    """Why a cell with such a state has no equations of the kind that are solved here."""
+    """Why the engine cannot solve for states of this kind; None if it can."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(state)}
     if len(dtypes) != 1 or None in map(_kind, dtypes):
         names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"
@@ -133,5 +134,5 @@ def _misfit(cell: AbstractCell, state: State) -> str | None:
 
 
 def _kind(dtype: DType) -> Any:
-    """Real or complex; None for what is no number with a derivative."""
+    """Real or complex; None for dtypes that are not differentiable."""
     return next((kind for kind in (jnp.floating, jnp.complexfloating) if jnp.issubdtype(dtype, kind)), None)

@@ -1,4 +1,4 @@
-"""How `Newton` runs one cell: the trajectory as a solution, and NaN where there is none to be solved for."""
+"""The plan of `Newton` for one cell: all states as a solution, and NaN from the first value that is not finite."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from ...arrays import PyTree, State, States, select
+from ...arrays import PyTree, State, States, count_steps, select
 from ...cell import AbstractCell, describe
 from ...engine import Plan
 from ...marks import Marks, quarantine
@@ -36,19 +36,19 @@ class NewtonPlan(Plan):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         if self.settings.axis is not None:
             return self._run(cell, state, xs, marks)
-        T = jax.tree.leaves(xs)[0].shape[0]
+        T = count_steps(xs)
         resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
         safe = quarantine(xs, state, marks.length, resets, marks.initial)
         last, states = self._run(cell, safe.state, safe.xs, marks)
         if marks.length is None:
             return _spoil(safe.last_touched, last), _spoil(safe.touched, states)
-        taken = marks.length > 0
-        last = select(taken, _spoil(safe.last_touched & taken, last), state)
-        return last, _spoil(safe.touched & taken, states)
+        any_valid = marks.length > 0
+        last = select(any_valid, _spoil(safe.last_touched & any_valid, last), state)
+        return last, _spoil(safe.touched & any_valid, states)
 
     def solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, *, fall_back: bool) -> Solution:
-        """The solution, of which nothing is known to converge."""
-        T = jax.tree.leaves(xs)[0].shape[0]
+        """The solution, which may not have converged."""
+        T = count_steps(xs)
         problem = Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(T))
         return trajectory(problem, settings=self.settings, fall_back=fall_back)
 
@@ -58,19 +58,19 @@ class NewtonPlan(Plan):
         return jax.tree.map(lambda leaf: leaf[-1], states), states
 
     def _insist(self, cell: AbstractCell, solution: Solution) -> States:
-        """The states, once they are known to be a solution."""
+        """The states. Raises at run time unless they have converged."""
         remedies = "raise `iterations`" if self.settings.damping else "pass damping=0.1, raise `iterations`"
         return eqx.error_if(
             solution.states,
             ~solution.converged,
             f"Newton did not solve {describe(cell)} within {self.settings.iterations} iterations: {remedies} or "
-            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve tells the residual; NaN in the weights has "
-            "none",
+            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve returns the residual; it is NaN if weights "
+            "are NaN",
         )
 
 
 def _spoil(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree` with NaN where `touched`, in its gradient, too: a product passes it on, which a choice would not."""
+    """`tree` with NaN where `touched`, in its gradient, too: a product with NaN does both, and `where` would not."""
 
     def leaf(values: Array) -> Array:
         if jnp.iscomplexobj(values):

@@ -1,4 +1,4 @@
-"""The equations that `Newton` solves: every state is one step after the one before it."""
+"""The equations that `Newton` solves: each state is one step after the state before it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from ...marks import StepMarks
 
 
 class Problem(NamedTuple):
-    """All that says which trajectory is sought: x_t = step(x_{t-1}, u_t) under its marks, from x_0 = `start`."""
+    """The equations x_t = step(x_{t-1}, u_t) for all t, with their marks, from x_0 = `start`."""
 
     cell: AbstractCell
     start: State
     us: PyTree[Array]
-    initial: State  # where resets lead
+    initial: State  # the state after a reset
     marks: StepMarks
 
     def step(self, step: Callable[[State, PyTree], State], before: State, u: PyTree[Array], marks: StepMarks) -> State:
-        """The state after one step under its marks, by `step`: the cell's own, or one that stands for it."""
+        """The state after one step with its marks applied, by `step`: the cell's own, or an approximation."""
         return marked_step(step, self.initial, before, (u, marks))[0]
 
     def over_time(self, function: Callable[..., PyTree], *rows: PyTree[Array]) -> PyTree:

@@ -1,4 +1,4 @@
-"""Newton's iterations, for many sequences side by side of which none waits long for another."""
+"""Newton's iterations, for many sequences at once, each of which stops soon after it has converged."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from .memory import shortage
 from .problem import Problem
 from .trust import damped_step
 
-FEWER = 4  # once only this part of the rows is left, it goes on without the others
-EASED, STIFFENED = 0.1, 10.0  # what damping is multiplied by after a step that came nearer, and one that did not
-LEAST = 1e-12  # of damping: below, it changes nothing
+FEWER = 4  # once a fourth of the rows is left, only those are computed
+EASED, STIFFENED = 0.1, 10.0  # factors of the damping after a step that lowered the merit, and after one that did not
+LEAST = 1e-12  # the smallest damping: a smaller one would have no effect
 
 
 class Settings(NamedTuple):
-    """How to solve: `Newton`'s options, with the tolerance that holds for the dtype at hand."""
+    """`Newton`'s options, with the tolerance for the state's dtype."""
 
     jacobian: AbstractJacobian
     iterations: int
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
 
 
 class Iterate(NamedTuple):
-    """A trajectory, and how far it is from a solution. Of many sequences, every field leads with their number."""
+    """An approximate solution and its residual. For many sequences, every field has a leading axis."""
 
     x: Vectors
     after: Vectors  # one step from each state before
@@ -45,7 +45,7 @@ class Iterate(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """A trajectory as solved for, and whether it is one."""
+    """All states over time, and whether they have converged."""
 
     states: Any
     iterations: Int[Array, "..."]
@@ -54,20 +54,20 @@ class Solution(NamedTuple):
 
 
 def solve(settings: Settings, problem: Problem, axes: PyTree[int | None], rows: int) -> Solution:
-    """The trajectories of `rows` problems; `axes` has 0 for each array of `problem` that leads with them, else None."""
+    """The solutions of `rows` problems; `axes` is 0 for each array of `problem` with an axis of rows, else None."""
     over_rows = partial(jax.vmap, axis_size=rows)
     iterate = over_rows(partial(_start, settings), in_axes=(axes,))(problem)
     jacobians = iterate.jacobians
     damped, remedy = settings.damping is not None, settings.jacobian.remedy
     reason = shortage(jacobians.shape, jacobians.dtype.itemsize, damped, remedy)
-    if reason is not None:  # of all rows: one alone was asked for before
+    if reason is not None:  # for all rows together; `plan` checks one row
         raise ValueError(f"engine: Newton cannot run {describe(problem.cell)}: {reason}.")
     iterate = _iterate(settings, problem, axes, iterate)
     return over_rows(partial(_finish, settings), in_axes=(axes, 0))(problem, iterate)
 
 
 def _start(settings: Settings, problem: Problem) -> Iterate:
-    """One step from `start` at every step of time: near the solution where little is remembered."""
+    """One step from `start` at every t: close to the solution if the cell's memory is short."""
     jacobian = settings.jacobian
     step = lambda u, marks: jacobian.pack(problem.step(problem.cell.step, problem.start, u, marks))  # noqa: E731
     guess = problem.over_time(step)
@@ -76,7 +76,7 @@ def _start(settings: Settings, problem: Problem) -> Iterate:
 
 
 def _measure(settings: Settings, problem: Problem, x: Vectors, damping: Array, taken: Array) -> Iterate:
-    """The trajectory `x` as an iterate."""
+    """The states `x` as an iterate."""
     after, jacobians = settings.jacobian.evaluate(problem, befores(settings, problem, x))
     size = jnp.abs(after - x)
     residual = time.largest(size / (1 + jnp.abs(x)), settings.axis)
@@ -85,12 +85,12 @@ def _measure(settings: Settings, problem: Problem, x: Vectors, damping: Array, t
 
 
 def befores(settings: Settings, problem: Problem, x: Vectors) -> Vectors:
-    """The states before each step of the trajectory `x`."""
+    """The states before each step, from the states `x` after each step."""
     return time.before(settings.jacobian.pack(problem.start), x, settings.axis)
 
 
 def _iterate(settings: Settings, problem: Problem, axes: PyTree[int | None], iterate: Iterate) -> Iterate:
-    """Iterate until all rows are done. When few are left, they go on among themselves."""
+    """Iterate until all rows are done. When few rows are left, only those are computed."""
     rows = iterate.done.shape[0]
     fewer = rows // FEWER
     advance = jax.vmap(partial(_advance, settings), in_axes=(axes, 0), axis_size=rows)
@@ -108,10 +108,11 @@ def _iterate(settings: Settings, problem: Problem, axes: PyTree[int | None], ite
 
 
 def _advance(settings: Settings, problem: Problem, iterate: Iterate) -> Iterate:
-    """One iteration. Damping goes down after a step that came nearer, up after others; NaN is never stepped to.
+    """One iteration. The damping decreases after a step that lowered the merit, and increases after others. A step to
+    NaN is not taken.
 
-    It stays below the one that was asked for, with which the solved prefix grows, be it slowly: the merit may go up for
-    a while and be none the worse for it, and a damping that answered without bound would end all motion.
+    The damping is at most the given one, with which the solved prefix of time grows, if slowly. The merit may increase
+    for a while on the way to the solution, and without an upper bound the damping would then stop all progress.
     """
     taken = iterate.taken + 1
     if settings.damping is None:
@@ -126,13 +127,13 @@ def _advance(settings: Settings, problem: Problem, iterate: Iterate) -> Iterate:
 
 
 def _newton_step(settings: Settings, iterate: Iterate) -> Vectors:
-    """The change of the trajectory that would solve the equations were they linear."""
+    """The change of the states that would solve the equations if they were linear."""
     residuals = iterate.after - iterate.x
     return time.recurrence(iterate.jacobians, residuals, jnp.zeros_like(residuals[0]), settings.axis)
 
 
 def _finish(settings: Settings, problem: Problem, iterate: Iterate) -> Solution:
-    """The solution, one step beyond the tolerance, since all that takes is at hand; unless that step is not small."""
+    """The solution after one more step, for which everything is computed already; without it if it is not small."""
     step = _newton_step(settings, iterate)
     length = time.largest(jnp.abs(step) / (1 + jnp.abs(iterate.x)), settings.axis)
     converged = iterate.residual <= settings.tolerance

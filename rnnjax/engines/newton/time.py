@@ -1,4 +1,4 @@
-"""Operations along time, be it whole or, where `axis` names an axis of a mesh, spread over its devices part by part."""
+"""Operations along time. If `axis` names an axis of a mesh, time is spread over its devices, part by part."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact
 from ...arrays import PyTree
 from ...kernels.linear_scan.primitive import linear_scan
 from ...kernels.linear_scan.sharded import scan_part
-from .blocks import Blocks, Vectors, apply, hold, multiply
+from .blocks import Blocks, Vectors, apply, clip, multiply
 
 Compose = Callable[[Any, Any], Any]  # of two maps, the earlier one first
 
@@ -25,7 +25,7 @@ def before(first: Inexact[Array, "..."], rows: Inexact[Array, "T ..."], axis: st
 
 
 def prefix(compose: Compose, elements: PyTree[Array], axis: str | None) -> PyTree[Array]:
-    """What `compose` makes of all elements up to each."""
+    """The composition of all elements up to each one."""
     local = jax.lax.associative_scan(compose, elements)
     if axis is None:
         return local
@@ -51,10 +51,10 @@ def recurrence(a: Blocks, b: Vectors, initial: Vectors, axis: str | None) -> Vec
 def _compose_affine(first: tuple[Blocks, Vectors], second: tuple[Blocks, Vectors]) -> tuple[Blocks, Vectors]:
     """The map `second(first(x))` of two maps x -> a x + b.
 
-    Products are held where a product of two of them can still be told from infinity, which times zero would be NaN: a
-    long product may stretch without bound what is not there, as the cotangents of a loss on the first steps alone.
+    Products are clipped so that a product of two of them is finite, since infinity times zero is NaN: a long product
+    may grow without bound while it multiplies zeros, such as the cotangents of a loss on the first steps alone.
     """
-    return hold(multiply(second[0], first[0])), apply(second[0], first[1]) + second[1]
+    return clip(multiply(second[0], first[0])), apply(second[0], first[1]) + second[1]
 
 
 def total(x: Float[Array, "..."], axis: str | None) -> Float[Array, ""]:
@@ -63,7 +63,7 @@ def total(x: Float[Array, "..."], axis: str | None) -> Float[Array, ""]:
 
 
 def largest(x: Float[Array, "..."], axis: str | None) -> Float[Array, ""]:
-    """The largest over all of time; NaN where one is not finite, which a maximum alone may pass over."""
+    """The maximum over all of time; NaN if a value is not finite, which a maximum alone may ignore."""
     top = jnp.where(jnp.isfinite(x).all(), x.max(), jnp.inf)
     top = top if axis is None else jax.lax.pmax(top, axis)
     return jnp.where(jnp.isfinite(top), top, jnp.nan)

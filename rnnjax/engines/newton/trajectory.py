@@ -1,4 +1,4 @@
-"""A trajectory as a function of what makes it: solved for many at once under `jax.vmap`, with an exact derivative."""
+"""The solution as a function of the problem: batched under `jax.vmap`, and with an exact derivative."""
 
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from .solver import Settings, Solution, befores, solve
 
 @eqx.filter_custom_jvp
 def trajectory(problem: Problem, *, settings: Settings, fall_back: bool) -> Solution:
-    """The solution of one problem; under `jax.vmap`, of many at once."""
+    """The solution of one problem; under `jax.vmap`, many are solved at once."""
     arrays, static = eqx.partition(problem, eqx.is_array)
 
     def solve_rows(axes: PyTree[int | None], rows: int, arrays: Problem) -> Solution:
@@ -36,7 +36,7 @@ def trajectory(problem: Problem, *, settings: Settings, fall_back: bool) -> Solu
 
 
 def _step_by_step(problem: Problem, axes: PyTree[int | None], rows: int, solved: Solution) -> Solution:
-    """The solution, with what has not converged run step by step instead; if all has, nothing is run."""
+    """The solution, where rows that have not converged are run step by step; if all have, nothing is run."""
 
     def run(problem: Problem) -> States:
         step = partial(marked_step, problem.cell.step, problem.initial)
@@ -53,7 +53,7 @@ def _step_by_step(problem: Problem, axes: PyTree[int | None], rows: int, solved:
 def _move(
     primals: tuple[Problem], tangents: tuple[Problem], *, settings: Settings, fall_back: bool
 ) -> tuple[Solution, Solution]:
-    """How the trajectory moves with what makes it: t_t = J_t t_{t-1} + (what moves step t), J at the solution."""
+    """The tangent of the solution: t_t = J_t t_{t-1} + (the tangent of step t by the problem), J at the solution."""
     (problem,), (moves,) = primals, tangents
     jacobian = settings.jacobian
     solution = trajectory(problem, settings=settings, fall_back=fall_back)
@@ -63,12 +63,12 @@ def _move(
         one = lambda x, u, marks: jacobian.flat(problem, problem.cell.step, u, marks)(x)  # noqa: E731
         return problem.over_time(one, at)
 
-    fixed = jax.tree.map(lambda _: None, problem.start)  # enters through the recurrence
+    fixed = jax.tree.map(lambda _: None, problem.start)  # its tangent enters through the recurrence
     moved = eqx.filter_jvp(steps, (problem,), (moves._replace(start=fixed),))[1]
     start = jacobian.pack(_zeros_for_none(moves.start, problem.start))
     states = jacobian.propagate(problem, at, moved, start, settings.axis)
     unpacked = jax.vmap(lambda x: jacobian.unpack(x, problem.start))(states)
-    none: Any = None  # a tangent of what is not differentiated
+    none: Any = None  # the tangent of fields that are not differentiable
     return solution, Solution(unpacked, none, none, none)
 
 

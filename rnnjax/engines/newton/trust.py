@@ -1,4 +1,4 @@
-"""A step that no product of Jacobians can carry away: a trust region, all of time at once, as a Kalman filter."""
+"""A damped step, in a trust region, for all of time at once: a Kalman filter."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from .time import prefix, recurrence
 
 
 class Riccati(NamedTuple):
-    """The map of variances P -> c + a P (1 + j P)^-1 a*, one step's or several steps'."""
+    """The map of variances P -> c + a P (1 + j P)^-1 a*, of one step or of several."""
 
     a: Blocks
     c: Blocks
@@ -18,19 +18,19 @@ class Riccati(NamedTuple):
 
 
 def damped_step(jacobians: Blocks, residuals: Vectors, damping: Float[Array, ""], axis: str | None) -> Vectors:
-    """A change `d` of the trajectory that follows d_t = J_t d_{t-1} + r_t only as far as it can be trusted.
+    """A change `d` of the states that follows d_t = J_t d_{t-1} + r_t only where that can be trusted.
 
-    Newton's step, which that is without damping, is carried away by long products of J where the trajectory is
-    unstable. Here noise of variance 1 is added to it, and at every step zero is observed, with variance 1 / damping:
+    Without damping it is Newton's step, which becomes very large where products of J grow, in unstable sequences. Here
+    noise of variance 1 is added to it, and at every step zero is observed, with variance 1 / damping:
 
         d_t = (1 + damping P_t)^-1 (J_t d_{t-1} + r_t)
         P_t = 1 + J_t P_{t-1} (1 + damping P_{t-1})^-1 J_t*,        P_1 = 1
 
-    the mean of a Kalman filter. Where J contracts, P is about 1 and little is lost; where it stretches, P is large and
-    what comes from far before is forgotten. A prefix of time that is solved stays so. The variances are a scan of
-    Riccati maps (Sarkka & Garcia-Fernandez 2021, arXiv:1905.13002). As a trust region for recurrent networks this is
-    ELK (Gonzalez et al. 2024, arXiv:2407.19115), which goes on to smooth: that step, of Levenberg and Marquardt, gives
-    up some of what was solved for what comes later.
+    the mean of a Kalman filter. Where J contracts, P is about 1 and d is close to Newton's step; where J expands, P is
+    large and contributions from much earlier steps are damped. A solved prefix of time stays solved. The variances are
+    a scan of Riccati maps (Sarkka & Garcia-Fernandez 2021, arXiv:1905.13002). As a trust region for recurrent networks
+    this is ELK (Gonzalez et al. 2024, arXiv:2407.19115), without its smoothing: with it, the step is that of Levenberg
+    and Marquardt, which may change a solved prefix for the sake of later steps.
     """
     ones, damping = identity_like(jacobians), damping.astype(jacobians.dtype)
     variances = prefix(_compose, Riccati(jacobians, ones, damping * ones), axis).c

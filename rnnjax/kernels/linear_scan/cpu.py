@@ -1,8 +1,8 @@
-"""The linear recurrence for processors: compiled code that reads `a` and `b` once, and writes `h` once.
+"""The linear recurrence for CPUs: compiled code that reads `a` and `b` once, and writes `h` once.
 
-What bounds it is memory: the bytes of `a`, `b` and `h` over the rate at which the machine reads two arrays and writes a
-third. Rows are shared out among the threads. Where there are fewer of them, chunks of time are: what a chunk lacks of
-the one before is added once both are there, step by step until nothing is left of it.
+Its speed is limited by memory: the bytes of `a`, `b` and `h` over the rate at which the machine reads two arrays and
+writes a third. Rows are distributed over the threads. If there are fewer rows than threads, chunks of time are: each
+chunk first runs from zero; the contribution of the preceding chunk is then added until it has decayed to zero.
 """
 
 import jax
@@ -12,22 +12,23 @@ from jaxtyping import Array, Inexact
 from ..native import library
 from ..recurrence.cpu.cpu import InstructionSet
 
-SHORTEST = 8  # steps: a call costs as much as fewer do in XLA's own loop
-NARROWEST, MANY = 4, 8  # units of which XLA's loop sees many rows at once, and the kernel one after the other
+SHORTEST = 8  # steps: for fewer, a call costs more than XLA's own loop
+# With fewer units and at least so many rows, XLA's loop is faster: it computes many rows at once.
+NARROWEST, MANY = 4, 8
 
 
 def is_here() -> bool:
-    """Whether there is compiled code to call."""
+    """Whether the compiled code is available."""
     return library.absence() is None
 
 
 def pays_for(T: int) -> bool:
-    """Whether there is, and a call to it is worth its price for so many steps, unless many rows have a few units."""
+    """Whether it is available and a call pays off for T steps, unless there are many rows of few units."""
     return is_here() and T >= SHORTEST
 
 
 def pays(B: int, T: int, H: int) -> bool:
-    """Whether a call to it is worth its price."""
+    """Whether it is available and a call pays off."""
     return pays_for(T) and (H >= NARROWEST or B < MANY)
 
 
@@ -40,6 +41,6 @@ def scan(
     late: bool,
     max_instruction_set: InstructionSet = InstructionSet.AVX512_BF16,
 ) -> Inexact[Array, "B T H"]:
-    """All states; A is B, or 1 for all alike. `max_instruction_set` bounds the instructions used, for comparison."""
-    call = jax.ffi.ffi_call("rnnjax_linear_scan", jax.ShapeDtypeStruct(b.shape, b.dtype))
+    """All states; A is B, or 1 for one `a` of all rows. `max_instruction_set` is there for comparisons."""
+    call = jax.ffi.ffi_call(library.custom_call("rnnjax_linear_scan"), jax.ShapeDtypeStruct(b.shape, b.dtype))
     return call(a, b, initial, reverse=reverse, late=late, max_instruction_set=np.int32(max_instruction_set))

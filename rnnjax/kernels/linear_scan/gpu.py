@@ -1,12 +1,12 @@
-"""The linear recurrence for CUDA, in Pallas for Triton: a thread owns a unit of a row and walks along time.
+"""The linear recurrence for CUDA, in Pallas for Triton: a thread computes a unit of a row, step by step.
 
-What bounds it is memory: `a` and `b` are read once and `h` is written once. To keep enough reads under way, a thread
-issues those of a whole window of steps before it computes the first. Where there are too few threads to fill the
-device, time is cut into chunks that run side by side, which reads `a` and `b` twice:
+Its speed is limited by memory: `a` and `b` are read once and `h` is written once. To have enough reads in flight, a
+thread issues those of a whole window of steps before it computes the first. If there are too few threads to fill the
+device, time is divided into chunks that run side by side, which reads `a` and `b` twice:
 
-    summary    of each chunk, what it does to the state before it: h -> a h + b
-    scan       of these, as of steps
-    replay     of each chunk, from the state that the chunk before it ends with
+    summary    of each chunk, the map of the state before it to the state after it: h -> a h + b
+    scan       of these maps, as of steps
+    replay     of each chunk, from the last state of the chunk before it
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ from ..pallas import output, pallas, triton
 from .numbers import Number, References, advance, choose, join, multiply, split, vanishes
 
 UNITS = 32  # of a program, which is one warp: it reads a step as one line of 128 bytes in float32
-WINDOW = 256  # bytes of `a`, and again of `b`, that a thread has under way: as many registers as can be had
+WINDOW = 256  # bytes of `a`, and again of `b`, that a thread has in flight: as many registers as there are
 
-FILL = 2**13  # threads that keep the memory of a device busy: each reads a window in about a microsecond
-WORTH = 4  # chunks: with fewer, what is gained is less than the second reading costs
-SHORTEST = 512  # steps of a chunk, so that walking it outlasts the two launches more
+FILL = 2**13  # threads that saturate the memory of a device: each reads a window in about a microsecond
+WORTH = 4  # chunks: with fewer, the gain is smaller than the cost of the second read
+SHORTEST = 512  # steps of a chunk, which take longer than the two additional launches
 
 
 class Walk(NamedTuple):
-    """How time is walked: in which direction, and in chunks of how many steps."""
+    """The order of the steps: the direction of time, and the length of the chunks."""
 
     steps: int
     length: int  # of a chunk
@@ -50,7 +50,7 @@ def scan(
     late: bool,
     interpret: bool = False,
 ) -> Inexact[Array, "B T H"]:
-    """All states; A is B, or 1 for all alike."""
+    """All states; A is B, or 1 for one `a` of all rows."""
     B, T, H = b.shape
     walk = Walk(T, _length(B * H, T), reverse, late)
     parts = split(a), split(b)
@@ -63,7 +63,7 @@ def scan(
 
 
 def _length(threads: int, T: int) -> int:
-    """Of how many steps a chunk is: T, where they are not worth it."""
+    """The number of steps in a chunk: T, if chunks do not pay off."""
     chunks = min(FILL // threads, T // SHORTEST)
     return T if chunks < WORTH else pallas.cdiv(T, chunks)
 
@@ -74,7 +74,7 @@ def _length(threads: int, T: int) -> int:
 def _call(
     body: Callable[..., None], walk: Walk, numbers: tuple[Number, ...], shapes: list[tuple[int, ...]], interpret: bool
 ) -> list[Number]:
-    """Run `body` for each tile of units, row and chunk; it gives an array of each shape."""
+    """Run `body` for each tile of units, row and chunk; the results have the given shapes."""
     parts, dtype = len(numbers[0]), numbers[0][0].dtype
     B, H = shapes[0][0], shapes[0][2]
     outputs = [output(shape, dtype) for shape in shapes for _ in range(parts)]
@@ -92,7 +92,7 @@ def _call(
 
 
 def _block(shape: tuple[int, ...], B: int) -> Any:
-    """All of time, of some units of a row: of the one row, where it is shared by all."""
+    """All steps of some units of a row, or of the one row that all share."""
     shared = shape[0] < B
     return pallas.BlockSpec((None, shape[1], UNITS), lambda tile, row, _: (0 if shared else row, 0, tile))
 
@@ -123,7 +123,7 @@ def _replay(walk: Walk, H: int, parts: int, *references: Any) -> None:
 
 
 def _summary(walk: Walk, H: int, parts: int, *references: Any) -> None:
-    """What a chunk does to the state before it."""
+    """The map of a chunk: the product of its `a`, and its last state from zero."""
     a, b, products, ends = _grouped(references, parts)
     inside = _inside(H)
     chunk = pallas.program_id(2)
@@ -137,7 +137,7 @@ def _summary(walk: Walk, H: int, parts: int, *references: Any) -> None:
         return multiply(a, product), forgets | vanishes(a), advance(a, b, end, walk.late)[1]
 
     product, forgets, end = _walk(walk, inside, a, b, visit, (one, zeros != 0, none))
-    # It is zero if and only if one of the steps forgets; what is too small to hold is next to nothing instead.
+    # It is zero if and only if one of the `a` is zero; if it underflows, it is the smallest normal number instead.
     faint = (zeros + jnp.finfo(zeros.dtype).tiny, *none[1:])
     product = choose(forgets, none, choose(vanishes(product), faint, product))
     _store(products, chunk, product, inside)
@@ -145,7 +145,7 @@ def _summary(walk: Walk, H: int, parts: int, *references: Any) -> None:
 
 
 def _walk(walk: Walk, inside: Any, a: References, b: References, visit: Callable[..., Any], carry: Any) -> Any:
-    """`visit` of each step of this chunk in running order, window by window; what the last one carries."""
+    """`visit` each step of this chunk in running order, window by window; the carry after the last one."""
     first = pallas.program_id(2) * walk.length
     end = jnp.minimum(first + walk.length, walk.steps)
     window = min(WINDOW // (a[0].dtype.itemsize * len(a)), walk.length)
@@ -154,7 +154,7 @@ def _walk(walk: Walk, inside: Any, a: References, b: References, visit: Callable
         steps = [first + number * window + step for step in range(window)]
         times = [walk.steps - 1 - step if walk.reverse else step for step in steps]
         valid = [inside & (step < end) for step in steps]
-        # A step beyond the end is read as a = 1, b = 0, which leaves the carry alone.
+        # A step beyond the end is read as a = 1, b = 0, which does not change the carry.
         reads = [(_load(a, *place, 1), _load(b, *place, 0)) for place in zip(times, valid, strict=True)]
         for time, mask, read in zip(times, valid, reads, strict=True):
             carry = visit(time, mask, *read, carry)
@@ -164,12 +164,12 @@ def _walk(walk: Walk, inside: Any, a: References, b: References, visit: Callable
 
 
 def _inside(H: int) -> Any:
-    """Which units of this tile there are."""
+    """Which units of this tile exist."""
     return pallas.program_id(0) * UNITS + jnp.arange(UNITS, dtype="int32") < H
 
 
 def _load(references: References, time: Any, mask: Any, other: int) -> Number:
-    """A row of units, and where it is masked the real number `other`."""
+    """A row of units, with the real number `other` where `mask` is false."""
     fills = (other, 0)
     return tuple(
         triton.load(reference.at[_row(time)], mask=mask, other=jnp.asarray(fill, reference.dtype))
@@ -183,5 +183,5 @@ def _store(references: References, time: Any, values: Number, mask: Any) -> None
 
 
 def _row(time: Any) -> Any:
-    """All units at that time. The interpreter wants both indices of one type, with 64-bit integers at hand or not."""
+    """All units at that time. The interpreter needs both indices in one dtype, with or without 64-bit integers."""
     return time, pallas.ds(jnp.int32(0), UNITS)

@@ -1,6 +1,6 @@
-"""Arithmetic inside a kernel: a number is a tuple of real arrays, its real part and, if it has one, the imaginary.
+"""Arithmetic inside a kernel: a number is a tuple of real arrays, the real part and, if complex, the imaginary part.
 
-No kernel language here knows complex numbers; what is written in these functions is written once for both.
+The kernel languages have no complex numbers; with these functions the same code serves real and complex ones.
 """
 
 from functools import reduce
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 Number = tuple[Array, ...]
-References = tuple[Any, ...]  # where the parts of numbers lie
+References = tuple[Any, ...]  # to the parts of numbers
 
 
 def split(x: Inexact[Array, "..."]) -> Number:
@@ -45,7 +45,7 @@ def choose(condition: Bool[Array, "..."], x: Number, y: Number) -> Number:
 
 
 def advance(a: Number, b: Number, carry: Number, late: bool) -> tuple[Number, Number]:
-    """One step: the state after it, and what is carried to the next. Where `a` is zero nothing of before is."""
+    """One step: the state after it, and the carry to the next. Where `a` is zero, the state before has no effect."""
     if late:
         h = add(carry, b)
         moved = multiply(a, h)

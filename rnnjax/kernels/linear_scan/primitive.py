@@ -1,10 +1,10 @@
-"""The diagonal linear recurrence as one primitive, with every rule that JAX asks of it: a derivative is the same again.
+"""The diagonal linear recurrence as one primitive with all of JAX's rules; its derivatives are the same primitive.
 
-    early    h_t = a_t h_{t-1} + b_t                        what is asked for
-    late     h_t = a_{t-1} h_{t-1} + b_t                    `a` acts on what leaves its step; before the first it is one
+    early    h_t = a_t h_{t-1} + b_t                        the recurrence itself
+    late     h_t = a_{t-1} h_{t-1} + b_t                    `a` acts after its step; before the first step it is one
 
-The transpose of each, by `b` and the initial state, is the other in the opposite direction of time, so that no `a` is
-ever shifted in memory. Where `a` is exactly zero, what came before is forgotten, and be it inf or NaN.
+The transpose of each, by `b` and the initial state, is the other in the opposite direction of time, so that no `a` has
+to be shifted in memory. Where `a` is exactly zero, the state before has no effect, even if it is inf or NaN.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,11 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact
 
 from ...arrays import Units, UnitsOverTime
+from ...exporting import is_for_export
 from ..varying import vary_alike
 from . import cpu, gpu, reference, tpu
 
-# Those of CUDA and TPU are in Pallas. No device has run them yet, so they are lowered on request alone.
+# Those of CUDA and TPU are in Pallas. No device has measured them yet, so they are lowered on request only.
 KERNELS: dict[str | None, tuple[Callable[..., Array], tuple[str, ...]]] = {  # by platform, and of which dtypes
     "cpu": (cpu.scan, ("float32", "float64", "complex64", "complex128")),
     "cuda": (gpu.scan, ("float32", "float64", "complex64", "complex128")),
@@ -43,11 +44,11 @@ def linear_scan(
 ) -> UnitsOverTime:
     """All states of `h_t = a_t h_{t-1} + b_t`, from h_0 = `initial`; or, in reverse, of `h_t = a_t h_{t+1} + b_t`.
 
-    Where a_t is exactly zero, h_t is b_t, whatever the state before it. Every derivative is right and is run by the
-    same kernel, and so is a batch: on CPUs the compiled one, and with `pallas` also those of CUDA and TPU, which are
-    experimental. All else is plain JAX, in blocks of about sqrt(T) steps; and so is everything with a `block`, in
-    blocks of so many steps. A state that is zero or not finite may meet another fate than step by step where the
-    product of many `a` overflows: parts of a sequence are run at once.
+    Where a_t is exactly zero, h_t is b_t, whatever the state before it. Derivatives and batches run on the same kernel:
+    on CPUs the compiled one, and with `pallas` also those of CUDA and TPU, which are experimental. Everything else is
+    plain JAX, in blocks of about sqrt(T) steps; with a `block` it always is, in blocks of `block` steps. Parts of a
+    sequence run at once, so if the product of many `a` overflows, a state that is zero or not finite may differ from
+    that of a step-by-step run.
     """
     dtype = jnp.result_type(a, b, initial)
     operands = vary_alike(tuple(each.astype(dtype) for each in (a, b, initial)))
@@ -60,21 +61,27 @@ def linear_scan(
 
 
 def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[Array, Any]:
-    """The tangent is the same recurrence, with what `a` moves added to what `b` does."""
+    """The tangent is the same recurrence, where the contribution of `ta` is added to `tb`."""
     (a, b, initial), (ta, tb, tinitial) = primals, tangents
     h = linear_scan_p.bind(a, b, initial, **static)
     reverse, late = static["reverse"], static["late"]
     if not isinstance(ta, ad.Zero):
-        seen = h if late else reference.shift(initial, h, reverse)
-        # A state that is forgotten moves nothing, but zero times what is not finite would be NaN.
-        moved = ta * jnp.where((a == 0) & ~jnp.isfinite(seen), jnp.zeros_like(seen), seen)
-        tb = ad.add_tangents(reference.shift(jnp.zeros_like(initial), moved, reverse) if late else moved, tb)
+        by_a = times_state(ta, a, h if late else reference.shift(initial, h, reverse))
+        tb = ad.add_tangents(reference.shift(jnp.zeros_like(initial), by_a, reverse) if late else by_a, tb)
     tb, tinitial = map(ad.instantiate_zeros, (tb, tinitial))
     return h, linear_scan_p.bind(a, tb, tinitial, **static)
 
 
+def times_state(ta: Array, a: Array, state: Array) -> Array:
+    """`ta * state`, the tangent of `a * state` by `a`.
+
+    Where `a` is zero, a state that is not finite counts as zero, since it has no effect on the value either.
+    """
+    return ta * jnp.where((a == 0) & ~jnp.isfinite(state), jnp.zeros_like(state), state)
+
+
 def _transpose(dh: Any, a: Rows, b: Any, initial: Any, *, reverse: bool, late: bool, **static: Any) -> list[Any]:
-    """The same recurrence backwards; what is left after its last step belongs to the initial state."""
+    """The same recurrence backwards; the carry after its last step is the cotangent of the initial state."""
     if isinstance(dh, ad.Zero):
         return [None, *(ad.Zero(each.aval) if ad.is_undefined_primal(each) else None for each in (b, initial))]
     db = linear_scan_p.bind(a, dh, jnp.zeros_like(dh[:, 0]), reverse=not reverse, late=not late, **static)
@@ -100,14 +107,14 @@ def _batch(mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[Array,
     ]
     B = fronted[1].shape[1]
     a, b, initial = (_fold(each, B) for each in fronted)
-    if axes[0] is None and operands[0].shape[0] == 1:  # then it is shared by all, as before
+    if axes[0] is None and operands[0].shape[0] == 1:  # all rows share it, as before
         a = operands[0]
     h = linear_scan_p.bind(a, b, initial, **static)
     return h.reshape(mapped.size, B, *h.shape[1:]), 0
 
 
 def _fold(operand: Array, B: int) -> Array:
-    """An operand of each member of the mapped axis, for each of its rows."""
+    """An operand with the mapped axis folded into its rows."""
     rows = jnp.broadcast_to(operand, (operand.shape[0], B, *operand.shape[2:]))
     return rows.reshape(-1, *rows.shape[2:])
 
@@ -121,22 +128,26 @@ def _type(a: Any, b: Any, initial: Any, **static: Any) -> Any:
 
 
 def _compiled(*operands: Array, **static: Any) -> Array:
-    """It is compiled even where `jax.disable_jit` holds: its lowering rule is all that runs it."""
+    """It is compiled even under `jax.disable_jit`, since it has no implementation but its lowering rule."""
     with jax.disable_jit(False):
         return compiled(*operands, **static)
 
 
 def _lower(platform: str | None, context: Any, *operands: Any, block: int | None, pallas: bool, **static: Any) -> Any:
-    """Lower the kernel of `platform` if it has one for this call, or else plain JAX: no other one is traced."""
+    """Lower the kernel of `platform` if it has one for this call, or else plain JAX. No other kernel is traced.
+
+    A file of `jax.export` holds no call of the CPU kernel, but plain JAX.
+    """
     rows = context.avals_in[1]
-    scan = None if block is not None else _kernel(platform, rows, pallas)
+    plain = block is not None or (platform == "cpu" and is_for_export(context))
+    scan = None if plain else _kernel(platform, rows, pallas)
     if scan is None:
         scan = partial(reference.scan, block=block or _length(platform, rows.shape[1]))
     return mlir.lower_fun(partial(scan, **static), multiple_results=False)(context, *operands)
 
 
 def _kernel(platform: str | None, rows: Any, pallas: bool) -> Callable[..., Array] | None:
-    """The kernel of `platform` for arrays like `rows`, if there is one that may run and is worth its call."""
+    """The kernel of `platform` for arrays like `rows`; None if there is none, or if it does not pay off."""
     scan, dtypes = KERNELS.get(platform, (None, ()))
     if rows.dtype.name not in dtypes or not rows.size:
         return None
@@ -145,7 +156,7 @@ def _kernel(platform: str | None, rows: Any, pallas: bool) -> Callable[..., Arra
 
 
 def _length(platform: str | None, T: int) -> int:
-    """Of how many steps a block is: a processor goes step by step as fast as in any blocks, and reads no step twice."""
+    """The number of steps in a block. On CPUs all of time is one: blocks do not pay off, and read each step twice."""
     return max(1, T) if platform == "cpu" else reference.length(T)
 
 

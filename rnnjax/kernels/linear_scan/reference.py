@@ -1,12 +1,12 @@
-"""The linear recurrence in plain JAX: where there is no kernel, and the place to read first.
+"""The linear recurrence in plain JAX: the fallback without a kernel, and the file to read first.
 
-Time is cut into blocks, of which all go step by step side by side. Step by step means that work and memory are those
-of a loop, and that no program grows with T; side by side, that there are few steps.
+Time is divided into blocks, and all blocks run side by side, each step by step. Work and memory are those of a loop,
+the program does not grow with T, and there are few sequential steps.
 
-    summary    of each block, what it does to the state before it: h -> a h + b
-    scan       of these, as of steps, which are cut into blocks in turn
-    replay     of each block, from the state that the block before it ends with
-    rest       of the steps after the last whole block, one by one
+    summary    of each block, the map of the state before it to the state after it: h -> a h + b
+    scan       of these maps, as of steps, again in blocks
+    replay     of each block, from the last state of the block before it
+    rest       the steps after the last whole block, one by one
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from jaxtyping import Array, Inexact
 
 from .numbers import advance
 
-SHORTEST = 64  # steps that are not worth cutting
+SHORTEST = 64  # steps: up to so many are one block
 
 
 class Walk(NamedTuple):
-    """How time is walked: in so many blocks of so many steps, which begin in memory at step `first`."""
+    """The order of the steps: `blocks` blocks of `block` steps, which begin in memory at step `first`."""
 
     blocks: int
     block: int
@@ -41,7 +41,7 @@ def scan(
     reverse: bool,
     late: bool,
 ) -> Inexact[Array, "B T H"]:
-    """All states, in blocks of `block` steps; A is B, or 1 for all alike."""
+    """All states, in blocks of `block` steps; A is B, or 1 for one `a` of all rows."""
     if b.size == 0:
         return b
     T = b.shape[1]
@@ -63,7 +63,7 @@ def scan(
 
 
 def length(T: int) -> int:
-    """Of how many steps a block is, where many of them side by side take as long as one."""
+    """The number of steps in a block, where many blocks side by side take as long as one."""
     return T if T <= SHORTEST else isqrt(T)
 
 
@@ -75,7 +75,7 @@ def shift(first: Inexact[Array, "B H"], rows: Inexact[Array, "B T H"], reverse: 
 
 
 def _summary(a: Array, b: Array, walk: Walk) -> tuple[Array, Array]:
-    """What each block does to the state before it, and what it ends with if that is zero."""
+    """The map of each block: the product of its `a`, and its last state from zero."""
 
     def visit(time: Any, a: Array, b: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         del time
@@ -89,16 +89,16 @@ def _summary(a: Array, b: Array, walk: Walk) -> tuple[Array, Array]:
 
 
 def factor(product: Array, forgets: Array) -> Array:
-    """The product of many `a`, some of which may forget, as one `a`.
+    """The product of many `a`; `forgets` says whether one of them is zero.
 
-    It is zero if and only if one of the steps forgets; what is too small to hold is next to nothing instead.
+    It is zero if and only if one of them is zero; if it underflows, it is the smallest normal number instead.
     """
     faint = jnp.full_like(product, jnp.finfo(product.dtype).tiny)
     return jnp.where(forgets, jnp.zeros_like(product), jnp.where(product == 0, faint, product))
 
 
 def _replay(a: Array, b: Array, starts: Array, walk: Walk) -> tuple[Array, Array]:
-    """All states of all blocks, and what each block hands on."""
+    """All states of all blocks, and the carry after each block."""
 
     def visit(time: Any, a: Array, b: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         (h,), (after,) = advance((a,), (b,), (carry[1],), walk.late)
@@ -111,9 +111,9 @@ def _replay(a: Array, b: Array, starts: Array, walk: Walk) -> tuple[Array, Array
 
 
 def _walk(a: Array, b: Array, carry: Any, visit: Callable[..., Any], walk: Walk) -> Any:
-    """`visit` of each step of a block in running order, of all blocks at once; what the last one carries.
+    """`visit` each step of a block in running order, for all blocks at once; the carry after the last one.
 
-    They are read where they lie: to fold time in two would copy `a` and `b`, unless it is a multiple of the block.
+    The steps are read by strided slices: reshaping time into blocks would copy `a` and `b` where T is no multiple.
     """
     span = (walk.blocks - 1) * walk.block + 1
 

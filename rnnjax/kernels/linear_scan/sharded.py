@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ...arrays import Units, UnitsOverTime
 from . import reference
-from .primitive import linear_scan
+from .primitive import linear_scan, times_state
 
 
 def scan_part(
@@ -16,7 +16,7 @@ def scan_part(
 ) -> UnitsOverTime:
     """All states of this device's part, inside a `shard_map` over `axis`; `initial` is the state before the whole.
 
-    A part as a whole is a map h -> a h + b, too: the devices exchange these, and none waits for another.
+    A part as a whole is a map h -> a h + b, too: the devices exchange these maps and run at the same time.
     """
     return _scan(a, b, initial, axis, block, pallas)[1]
 
@@ -27,7 +27,7 @@ def _scan(
 ) -> tuple[Units, UnitsOverTime]:
     """The state before this device's part of time, and all states of the part; `initial` is the one before the whole.
 
-    Its derivative is the same again, as that of `linear_scan` is: to differentiate the scans within would keep more.
+    Its derivative is the same function, as that of `linear_scan` is: differentiating the scans inside would store more.
     """
     scan = partial(linear_scan, block=block, pallas=pallas)
     last = scan(a, b, jnp.zeros_like(initial))[-1]
@@ -41,7 +41,5 @@ def _scan(
 def _scan_jvp(axis: str, block: int | None, pallas: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
     (a, b, initial), (ta, tb, tinitial) = primals, tangents
     before, h = _scan(a, b, initial, axis, block, pallas)
-    seen = jnp.concatenate([before[None], h[:-1]])
-    # A state that is forgotten moves nothing, but zero times what is not finite would be NaN.
-    moved = ta * jnp.where((a == 0) & ~jnp.isfinite(seen), jnp.zeros_like(seen), seen)
-    return (before, h), _scan(a, moved + tb, tinitial, axis, block, pallas)
+    by_a = times_state(ta, a, jnp.concatenate([before[None], h[:-1]]))
+    return (before, h), _scan(a, by_a + tb, tinitial, axis, block, pallas)

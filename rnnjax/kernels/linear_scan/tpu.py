@@ -11,7 +11,7 @@ from ..pallas import Interpret, output, pallas, tpu
 from .numbers import Number, References, advance, join, split
 
 ROWS, LANES = 8, 128  # of a tile
-WIDEST = 1024  # lanes of a block: eight tiles, enough to hide how long each operation of a step takes
+WIDEST = 1024  # lanes of a block: eight tiles, enough to hide the latency of each operation of a step
 BLOCK = 2**18  # numbers in a block of one operand, all its parts together: three operands, twice, fit in 16 MiB of VMEM
 
 
@@ -24,9 +24,9 @@ def scan(
     late: bool,
     interpret: Interpret = False,
 ) -> Inexact[Array, "B T H"]:
-    """All states; A is B, or 1 for all alike."""
+    """All states; A is B, or 1 for one `a` of all rows."""
     B, T, H = b.shape
-    # A step fills tiles of 8 rows: of the batch, or where that is smaller, of pieces of its units.
+    # A step fills tiles of 8 rows: those of the batch or, if that is smaller, pieces of its units.
     pieces = max(1, min(ROWS // B, pallas.cdiv(H, LANES)))
     operands = jnp.broadcast_to(a, b.shape), b, initial[:, None]
     numbers = [split(_tiled(each, pieces)) for each in operands]
@@ -68,13 +68,13 @@ def _call(numbers: list[Number], reverse: bool, late: bool, interpret: Any) -> N
 
 
 def _kernel(T: int, reverse: bool, late: bool, *references: Any) -> None:
-    """The steps of one block, from the state that `carry` holds."""
+    """The steps of one block, from the state in `carry`."""
     parts = len(references) // 5
     a, b, initial, h, carry = (references[first * parts : (first + 1) * parts] for first in range(5))
     number, blocks = pallas.program_id(2), pallas.num_programs(2)
     steps = h[0].shape[0]
     block = blocks - 1 - number if reverse else number
-    valid = jnp.minimum(steps, T - block * steps)  # the last block of time may reach beyond its end
+    valid = jnp.minimum(steps, T - block * steps)  # the last block of time may extend beyond T
 
     @pallas.when(number == 0)
     def _start() -> None:

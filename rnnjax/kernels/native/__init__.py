@@ -1,1 +1,1 @@
-"""The compiled code of the CPU kernels, and how it is found and loaded."""
+"""The compiled code of the CPU kernels, and the module that finds and loads it."""

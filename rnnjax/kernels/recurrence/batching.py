@@ -1,4 +1,4 @@
-"""How an axis that `jax.vmap` maps is folded into the S or the B of a kernel's operands, and out of its results."""
+"""The batching rule: a mapped axis is folded into the axis S or B of the operands, and split off the results."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,11 +30,11 @@ class Fold(NamedTuple):
             leaf = jnp.moveaxis(leaf, axis, place)
         if not self.by_group:
             return leaf.reshape(self.S, self.size * self.B, *leaf.shape[3:])
-        leaf = jnp.broadcast_to(leaf, (self.size, self.S, *leaf.shape[2:]))  # what groups shared, now one each
+        leaf = jnp.broadcast_to(leaf, (self.size, self.S, *leaf.shape[2:]))  # a shared operand is copied to each group
         return leaf.reshape(self.size * self.S, *leaf.shape[2:])
 
     def result(self, leaf: Array) -> tuple[Array, int]:
-        """A result with the mapped axis apart again, and where that axis is."""
+        """A result with the mapped axis split off again, and the position of that axis."""
         if self.by_group:
             return leaf.reshape(self.size, self.S, *leaf.shape[1:]), 0
         return leaf.reshape(self.S, self.size, self.B, *leaf.shape[2:]), 1
@@ -49,8 +49,8 @@ def batch(
 ) -> tuple[list[Array], list[int]]:
     """The batching rule of every primitive of `recurrence`.
 
-    If all members of the mapped axis share their weights, and one summed gradient of these is enough, the axis becomes
-    part of B; otherwise it becomes part of S.
+    If all members of the mapped axis share their weights, and one summed gradient of the weights is enough, the axis
+    becomes part of B; otherwise it becomes part of S.
     """
     weights, xs = _numbers(form)
     one_each = "needs_gradient" in static and any(static["needs_gradient"].weights)
@@ -67,7 +67,7 @@ def batch(
 
 
 def _numbers(form: Form) -> tuple[set[int], int]:
-    """Which operands have no axis B, those of weights; and which is xs."""
+    """The numbers of the operands without an axis B, which are those of weights; and the number of xs."""
     kinds = Weights | PreparedWeights
     numbered = jax.tree.unflatten(form, range(form.num_leaves))
     nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, kinds))

@@ -1,8 +1,8 @@
-"""The noun *kernel*: how fast a gated cell goes, as a forward half and its transpose, on groups of batches.
+"""The noun *kernel*: a gated cell on one platform, as a forward half and its transpose, on groups of batches.
 
-S  groups: members of an ensemble, or whatever else needs a weight gradient of its own
+S  groups, such as the members of an ensemble: each has its own weight gradient
 B  sequences that share their weights         K  unit parameters, vectors [H]
-F  fields of a state                         C  vectors [H] that are kept of a step for `backward`
+F  fields of a state                          C  residuals: vectors [H] of a step that are stored for `backward`
 """
 
 import abc
@@ -69,7 +69,7 @@ class Pointwise(eqx.Module):
 
 
 class Weights(NamedTuple):
-    """What all sequences of a group share. Each array leads with S, or with 1 where all groups share it too."""
+    """The arrays that all sequences of a group share. Each leads with S, or with 1 where all groups share it too."""
 
     W: Float[Array, "S I G H"]
     b: Float[Array, "S G H"]
@@ -96,7 +96,7 @@ class PreparedWeights(NamedTuple):
 class Primals(NamedTuple):
     """The arrays to differentiate with respect to.
 
-    The same tuple also holds, for each array, its tangent, whether its tangent is known, or its operand's number.
+    The same tuple is also used for their tangents, and for one flag or one number for each of them.
     """
 
     weights: Any  # `Weights`, or `PreparedWeights`, which have no derivative
@@ -104,7 +104,7 @@ class Primals(NamedTuple):
     state: Any  # [S B F H]
 
     def flat(self) -> tuple[Any, ...]:
-        """One by one, absent ones too."""
+        """All of them in one tuple, including those that are None."""
         return *self.weights, self.xs, self.state
 
     @classmethod
@@ -115,14 +115,14 @@ class Primals(NamedTuple):
 
 
 class SequenceMarks(NamedTuple):
-    """Which steps of each sequence are masked, and before which its state is reset."""
+    """The number of valid steps of each sequence, and the steps before which its state is reset."""
 
-    length: Int[Array, "S B"] | None  # int32, from 0 to T: steps from there on are masked
+    length: Int[Array, "S B"] | None  # int32, from 0 to T: steps from there on are ignored
     resets: Bool[Array, "S B T"] | None  # those at or after `length` have no effect
 
 
 class Sequences(NamedTuple):
-    """What each sequence has for itself."""
+    """The arrays that each sequence has of its own."""
 
     xs: Float[Array, "S B T I"]
     state: Float[Array, "S B F H"]
@@ -136,9 +136,9 @@ class Sequences(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What `forward` gives, all of it in the carry's dtype."""
+    """The results of `forward`, all in the carry's dtype."""
 
-    states: tuple[Float[Array, "S B T H"] | None, ...]  # by field; an ignored step holds the state before it
+    states: tuple[Float[Array, "S B T H"] | None, ...]  # by field; at an ignored step, the state before it
     last: Float[Array, "S B F H"]
     residuals: Float[Array, "S B T C H"]  # for `backward`
 
@@ -146,7 +146,7 @@ class Trajectory(NamedTuple):
 class Cotangents(NamedTuple):
     """The results of the backward half; None where no gradient is needed. Those of weights are in the carry's dtype."""
 
-    weights: Weights  # each array leads with S, be its weight shared or not
+    weights: Weights  # each array leads with S, even if its weight is shared
     xs: Float[Array, "S B T I"] | None
     state: Float[Array, "S B F H"] | None
 
@@ -160,21 +160,23 @@ class NeedsGradient(NamedTuple):
 
 
 class KernelPlan(abc.ABC):
-    """How a kernel runs one cell: hashable, a static parameter of the primitives, and asked for once.
+    """How a kernel runs one cell: hashable, a static parameter of the primitives, made once per trace.
 
         u_t = W x_t + b        v_t = R h_{t-1}        state_t = pointwise(unit_parameters, u_t, v_t, state_{t-1})
 
-    Subclass requirements: a frozen dataclass with the field below; both halves trace it (and `jax.vjp` of it), so
-    that a new cell needs no new kernel; weights and inputs are of one dtype, all that belongs to a state is in its
-    `carry_dtype`, and so are sums; `length` and `resets` are honoured inside, so that a ragged batch pays for its valid
-    steps alone; and `<tangent(t), c> == <t, backward(c)>`.
+    Subclass requirements: a frozen dataclass with the field below, and these properties.
+    - Both halves trace `pointwise` (and `jax.vjp` of it), so that a new cell needs no new kernel.
+    - Weights and inputs have one dtype; states, their cotangents and all sums are in its `carry_dtype`.
+    - `length` and `resets` are applied inside the kernel, so that ignored steps cost little.
+    - `<tangent(t), c> == <t, backward(c)>`.
     """
 
     pointwise: Pointwise
+    exported: bool = True  # whether a program that is lowered for `jax.export` holds its calls; else the reference
 
     @property
     def residual_size(self) -> int:
-        """C, how many vectors [H] of every step `forward` saves for `backward`."""
+        """C, how many vectors [H] of every step `forward` stores for `backward`."""
         return 0
 
     @abc.abstractmethod
@@ -187,8 +189,8 @@ class KernelPlan(abc.ABC):
     ) -> Trajectory:
         """All states.
 
-        residual_size   the C of `residuals`: zero, or (as another platform may save more) at least `self.residual_size`
-        used_outputs    for each field whether its states are used; where not, they are None. `backward` needs all
+        residual_size   the C of `residuals`: zero, or at least `self.residual_size` (another platform may need more)
+        used_outputs    for each field whether its states are used; if not, they are None. `backward` needs all
         """
 
     @abc.abstractmethod
@@ -203,7 +205,7 @@ class KernelPlan(abc.ABC):
     ) -> Cotangents:
         """The transpose of the derivative of `forward`, at its own `trajectory`.
 
-        None stands for a cotangent of zero; at least one is given. `needs_gradient` says which results are computed.
+        None stands for a cotangent of zero; at least one is not None. `needs_gradient` says which results are computed.
         """
 
 
@@ -214,6 +216,7 @@ class PreparedPlan(abc.ABC):
     """
 
     pointwise: Pointwise
+    exported: bool = True  # as of a `KernelPlan`
 
     @abc.abstractmethod
     def __str__(self) -> str:

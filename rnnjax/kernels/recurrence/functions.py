@@ -1,6 +1,6 @@
-"""What the primitives of `recurrence` compute, and the types of it, as functions of flat operands.
+"""The primitives of `recurrence` and their types, as functions of flat operands.
 
-An operand is a leaf of the tuple that each function names; `form` is the structure of that tuple.
+The operands are the leaves of the tuple in each docstring; `form` is the structure of that tuple.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def backward(*leaves: Array, form: Form, plan: KernelPlan, needs_gradient: Needs
 
 
 def tangent(*leaves: Array, form: Form, plan: KernelPlan) -> list[Array]:
-    """`(primals, marks, trajectory, tangents)` to those of the states and of the last one, by the reference."""
+    """`(primals, marks, trajectory, tangents)` to the tangents of all states and of the last one, by the reference."""
     reference = ReferencePlan(plan.pointwise)
     primals, marks, _, tangents = jax.tree.unflatten(form, leaves)
 
@@ -54,7 +54,7 @@ def tangent(*leaves: Array, form: Form, plan: KernelPlan) -> list[Array]:
 
 
 def _alike(primal: Array, moving: Array | None) -> tuple[Array, Array | None]:
-    """A weight and its tangent broadcast to one shape, where only one of them is shared by all groups."""
+    """A weight and its tangent broadcast to one shape, since only one of them may be shared by all groups."""
     if moving is None:
         return primal, None
     shape = jnp.broadcast_shapes(primal.shape, moving.shape)
@@ -62,7 +62,7 @@ def _alike(primal: Array, moving: Array | None) -> tuple[Array, Array | None]:
 
 
 def jvp(function: Callable[..., PyTree], primals: Sequence[Array], tangents: Sequence[PyTree]) -> PyTree:
-    """The tangent of `function`; an input without one is a constant."""
+    """The tangent of `function`; an input without a tangent is a constant."""
     moving = [number for number, tangent in enumerate(tangents) if present(tangent) is not None]
 
     def of_moving(*values: Array) -> PyTree:

@@ -1,12 +1,12 @@
-"""The recurrence as three primitives, and every rule that JAX asks of them, written once for all kernels.
+"""The recurrence as three primitives with all of JAX's rules, written once for all kernels.
 
     forward     weights, sequences -> trajectory                                 run by the kernels
     tangent     its derivative, linear in those tangents that are not zero       run by the reference, in forward mode
     backward    the transpose of `tangent`                                       run by the kernels
 
 Why the weights' tangents are inputs of `tangent`: under `grad(vmap(f))` the batch is folded into B before anything is
-transposed, so `backward` meets the whole batch and makes one gradient of each weight. Under `vmap(grad(f))` it is
-`backward` that is mapped, and the mapped axis is folded into S: one gradient for each sequence, as asked.
+transposed, so `backward` gets the whole batch and computes one gradient of each weight. Under `vmap(grad(f))` it is
+`backward` that is mapped, and the mapped axis is folded into S: one gradient for each sequence.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxtyping import Array
 
 from ...arrays import PyTree
+from ...exporting import is_for_export
 from ..varying import vary_alike
 from . import functions
 from .batching import batch
@@ -29,9 +30,9 @@ from .reference import ReferencePlan
 
 
 def run(pointwise: Pointwise, plans: KernelPlans, weights: Weights, sequences: Sequences) -> Trajectory:
-    """All states of all sequences, on each platform by the plan of its kernel, or by the reference's where it has none.
+    """All states of all sequences, on each platform by the plan of its kernel, or of the reference if it has none.
 
-    It has every derivative and is batched along any axis; derivatives of the second order go through the reference.
+    It has derivatives of any order and can be batched along any axis; second derivatives are those of the reference.
     """
     xs, state, *marks = sequences
     operands = vary_alike((Primals(weights, xs, state), SequenceMarks(*marks)))
@@ -66,7 +67,7 @@ def _forward_jvp(
     moving, _ = jax.tree.unflatten(form, list(map(present, tangents)))
     *state_tangents, last_tangent = bind(tangent_p, (*operands, trajectory, moving), **static)
     residuals = trajectory.residuals[:, :, :, :residual_size]
-    # Residuals have no tangent: `backward` alone reads them, and the derivative of that does without.
+    # Residuals have no tangent: only `backward` reads them, and its derivative does not need theirs.
     no_tangent = ad.Zero(jax.typeof(residuals).to_tangent_aval())
     outputs = [*compress(trajectory.states, used_outputs), trajectory.last, residuals]
     return outputs, [*compress(state_tangents, used_outputs), last_tangent, no_tangent]
@@ -87,7 +88,7 @@ def _tangent_transpose(cotangents: Any, *leaves: Any, form: Any, **static: Any) 
 
 
 def _fit(cotangent: Array, aval: Any) -> Array:
-    """A cotangent as its array takes it: summed over the groups that share that array, in its dtype."""
+    """A cotangent in the shape and dtype of its array: summed over the groups, if they share that array."""
     summed = cotangent if cotangent.shape == aval.shape else cotangent.sum(0, keepdims=True)
     return summed.astype(aval.dtype)
 
@@ -107,7 +108,7 @@ def _jvp_by_reference(
 
 
 def forward_of_used(used: list[bool], *others: Any) -> tuple[list[bool], Any]:
-    """`equation` without the states that are not used, as `dce_rules` asks: half of what an LSTM would write."""
+    """A rule of `dce_rules`: `equation` without the states that are not used, half of what an LSTM would write."""
     equation = others[-1]  # JAX 0.12 puts before it which inputs are alive
     if not any(used):
         return [False] * len(equation.invars), None
@@ -146,7 +147,7 @@ def make_primitive(
 
 
 def _compiled(run: Callable[..., list[Array]], *operands: Array, **static: Any) -> list[Array]:
-    """A primitive is compiled even where `jax.disable_jit` holds: its lowering rule is all that runs it."""
+    """A primitive is compiled even under `jax.disable_jit`, since it has no implementation but its lowering rule."""
     with jax.disable_jit(False):
         return run(*operands, **static)
 
@@ -161,17 +162,19 @@ def _lower(
     plans: KernelPlans | PreparedPlans,
     **static: Any,
 ) -> Any:
-    """Lower `function` by the plan for `platform`, or by the reference: no kernel of another one is traced.
+    """Lower `function` by the plan for `platform`, or by the reference. No kernel of another platform is traced.
 
-    Of the axes of a `jax.shard_map`, over which all operands vary alike, no kernel need know.
+    For `jax.export` the plan has to be one that exports. All operands vary over the same axes of a `jax.shard_map`,
+    which are hidden from the kernels.
     """
     nothing = jax.sharding.ManualAxisType()
     plain = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
-    plan = next((plan for name, plan in plans if name == platform), reference(pointwise))
+    usable = (plan for name, plan in plans if name == platform and (plan.exported or not is_for_export(context)))
+    plan = next(usable, reference(pointwise))
     return mlir.lower_fun(partial(function, plan=plan))(plain, *operands, **static)
 
 
-PLATFORMS = "cpu", "cuda", "tpu"  # those there are kernels for; any other has the reference
+PLATFORMS = "cpu", "cuda", "tpu"  # those with kernels; any other runs the reference
 
 forward_p = make_primitive("recurrence", functions.forward, functions.forward_types, "residual_size", "used_outputs")
 tangent_p = make_primitive("recurrence_tangent", functions.tangent, functions.tangent_types)

@@ -1,4 +1,4 @@
-"""The big products of both halves, each made once for all of time, outside of any loop; one group at a time."""
+"""The large products of both halves, each computed once for all of time, outside of the loop; one group at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ...arrays import PyTree, cast, select
 from ...cell import affine, recur
+from ...marks import StepMarks
 from .contract import Cotangents, NeedsGradient, PreparedWeights, Sequences, Weights, carried
 from .pointwise.step import Step
 
@@ -22,23 +23,16 @@ def over_groups(function: Callable[..., PyTree], weights: Weights | PreparedWeig
     return jax.vmap(function, (axes, *(0 for _ in arrays)))(own, *arrays)
 
 
-class StepMasks(NamedTuple):
-    """Which steps are masked, and before which the state is reset; None where there are none."""
-
-    masked: Bool[Array, "..."] | None
-    reset: Bool[Array, "..."] | None
-
-
-def marks(sequence: Sequences) -> StepMasks:
-    """The marks of all steps of one sequence; a reset from `length` on is none."""
+def marks(sequence: Sequences) -> StepMarks:
+    """The marks of all steps of one sequence; a reset from `length` on has no effect."""
     if sequence.length is None:
-        return StepMasks(None, sequence.resets)
+        return StepMarks(None, sequence.resets)
     valid = jnp.arange(sequence.xs.shape[0], dtype=sequence.length.dtype) < sequence.length
-    return StepMasks(~valid, None if sequence.resets is None else sequence.resets & valid)
+    return StepMarks(~valid, None if sequence.resets is None else sequence.resets & valid)
 
 
-def safe(marks: StepMasks, initial: Float[Array, "F H"], before: Float[Array, "... F H"]) -> Float[Array, "... F H"]:
-    """What the steps see as the state before: `initial` after a reset, and where nothing looks at the outcome."""
+def safe(marks: StepMarks, initial: Float[Array, "F H"], before: Float[Array, "... F H"]) -> Float[Array, "... F H"]:
+    """The state before each step as the step gets it: `initial` after a reset, and at ignored steps."""
     for mark in marks:
         if mark is not None:
             before = select(mark, jnp.broadcast_to(initial, before.shape), before)
@@ -46,27 +40,27 @@ def safe(marks: StepMasks, initial: Float[Array, "F H"], before: Float[Array, ".
 
 
 def projection(weights: Weights, xs: Float[Array, "T I"]) -> Float[Array, "T G H"]:
-    """What the steps of one sequence get from its inputs."""
+    """`us` of one sequence."""
     us = affine(weights.W.reshape(-1, weights.b.size), weights.b.reshape(-1), xs)
     return us.reshape(len(us), *weights.b.shape)
 
 
 def recurrent(R: Float[Array, "N D G D"], h: Float[Array, " H"]) -> Float[Array, "G H"]:
-    """What a step gets from the state before it."""
+    """`v` of one step."""
     heads, units, gates, _ = R.shape
     flat = (units, gates * units) if heads == 1 else (heads, units, gates * units)
     return recur(R.reshape(flat), h, gates)
 
 
 def inputs(weights: Weights, sequences: Sequences) -> Float[Array, "B T G H"]:
-    """What all steps get from their inputs, in the dtype of the weights."""
+    """`us` of all sequences, in the dtype of the weights."""
     return jax.vmap(partial(projection, weights))(sequences.xs)
 
 
 def previous_states(
     weights: Weights, sequences: Sequences, states: tuple[Float[Array, "B T H"], ...]
 ) -> Float[Array, "B T F H"]:
-    """The states that all steps saw before them."""
+    """The state before each step, as the step got it."""
 
     def one(sequence: Sequences, states: Float[Array, "T F H"]) -> Float[Array, "T F H"]:
         shifted = jnp.concatenate([sequence.state[None], states[:-1]])
@@ -76,14 +70,14 @@ def previous_states(
 
 
 def recurrents(weights: Weights, h: Float[Array, "B T H"]) -> Float[Array, "B T G H"]:
-    """What all steps get from the state before them, as the forward half saw it."""
+    """`vs` of all sequences, rounded as in the forward half."""
     return jax.vmap(jax.vmap(partial(recurrent, weights.R)))(h)
 
 
 def pre_activations(
     step: Step, weights: Weights, sequences: Sequences, h: Float[Array, "B T H"]
 ) -> Float[Array, "B T C H"]:
-    """What all elementwise steps saw; `h` is that of the states before them."""
+    """The pre-activations of all steps; `h` is that of the state before each step."""
     us, vs = inputs(weights, sequences).astype(carried(weights)), recurrents(weights, h)
     return jnp.stack(
         step.sums([us[:, :, gate] for gate in range(us.shape[2])], [vs[:, :, gate] for gate in range(us.shape[2])]), 2
@@ -93,7 +87,7 @@ def pre_activations(
 def by_gate(
     step: Step, pre_activations: Float[Array, "S B T C H"]
 ) -> tuple[Float[Array, "S B T G H"], Float[Array, "S B T G H"]]:
-    """Of all pre-activations those of the product with the input, and those of the product with the state."""
+    """The pre-activations with a product with the input, and those with a product with the state."""
     every = tuple(range(len(step.pre_activations)))
 
     def chosen(which: tuple[int, ...]) -> Array:
@@ -111,7 +105,7 @@ def step_inputs(
 
 
 class LoopCotangents(NamedTuple):
-    """What the loop of the backward half leaves."""
+    """The results of the loop of the backward half."""
 
     du: Float[Array, "B T G H"]
     dv: Float[Array, "B T G H"]
@@ -127,12 +121,12 @@ def cotangents(
     h: Float[Array, "B T H"],
     loop: LoopCotangents,
 ) -> Cotangents:
-    """All that are needed of one group; `h` is what the steps saw before them.
+    """The cotangents that are needed, of one group; `h` is that of the state before each step.
 
-    Those of weights are one product each, or one sum, over batch and time, of operands in the dtype of `loop.du`.
+    The cotangent of a weight is one product or one sum over batch and time, of operands in the dtype of `loop.du`.
     """
     du, dv, total = loop.du, loop.dv, partial(jnp.einsum, preferred_element_type=loop.dstate.dtype)
-    xs, h = cast((sequences.xs, h.astype(weights.R.dtype)), du.dtype)  # as rounded as the products saw them
+    xs, h = cast((sequences.xs, h.astype(weights.R.dtype)), du.dtype)  # rounded as in the forward half
     heads, units = weights.R.shape[:2]
     products: dict[str, Callable[[], Array]] = {
         "W": lambda: total("bti,btgh->igh", xs, du),

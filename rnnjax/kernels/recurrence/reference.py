@@ -1,4 +1,4 @@
-"""The reference kernel: both halves in plain JAX. The oracle, the fallback on any platform, the place to read first."""
+"""The reference kernel: both halves in plain JAX. Oracle, fallback on any platform, and the file to read first."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...arrays import PyTree, select
+from ...marks import StepMarks
 from ...refusal import Refusal
 from . import products
 from .contract import (
@@ -24,13 +25,13 @@ from .contract import (
     Weights,
     carried,
 )
-from .products import LoopCotangents, StepMasks
+from .products import LoopCotangents
 
 W = TypeVar("W", Weights, PreparedWeights)
 
 
 class Reference(AbstractKernel):
-    """A scan forward, a scan in reverse, and each big product once, outside of both. It runs every gated cell."""
+    """A scan forward, a scan in reverse, and each large product once, outside of both. It runs every gated cell."""
 
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         del weights
@@ -39,7 +40,7 @@ class Reference(AbstractKernel):
 
 @dataclass(frozen=True)
 class ReferencePlan(KernelPlan):
-    """The states are all that `backward` needs: it rebuilds every gate in one product that is parallel in time."""
+    """`backward` needs the states alone: it recomputes every gate by one product for all of time."""
 
     pointwise: Pointwise
 
@@ -78,12 +79,12 @@ def run(
 ) -> tuple[Float[Array, "F H"], tuple[Float[Array, "T H"], ...]]:
     """The last state of one sequence, and all states, field by field, by the two products with the weights."""
 
-    def step(before: Array, inputs: tuple[Array, StepMasks]) -> tuple[Array, tuple[Array, ...]]:
+    def step(before: Array, inputs: tuple[Array, StepMarks]) -> tuple[Array, tuple[Array, ...]]:
         u, marks = inputs
         safe = products.safe(marks, weights.initial, before)
         after = pointwise(weights.unit_parameters, u, recurrent(weights, safe[0]), safe)
-        if marks.masked is not None:
-            after = select(marks.masked, before, after)
+        if marks.ignored is not None:
+            after = select(marks.ignored, before, after)
         return after, tuple(after)
 
     us = projection(weights, sequence.xs).astype(sequence.state.dtype)
@@ -113,7 +114,7 @@ def _pull_group(
 
 
 def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Float[Array, "F H"]) -> LoopCotangents:
-    """What the loop leaves of one sequence."""
+    """The loop of the backward half for one sequence."""
     R = weights.R.astype(dlast.dtype)
 
     def step(carry: tuple[Array, ...], inputs: PyTree) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
@@ -123,11 +124,10 @@ def _pull(pointwise: Pointwise, weights: Weights, over_time: PyTree, dlast: Floa
         dparameters, du, dv, dbefore = jax.vjp(pointwise, weights.unit_parameters, u, v, before)[1](dafter)
         (dh,) = jax.linear_transpose(partial(products.recurrent, R), before[0])(dv)
         dbefore = dbefore.at[0].add(dh)
-        if marks.masked is not None:  # the state is handed through, and nothing else has a cotangent
-            du, dv, dparameters = select(
-                marks.masked, jax.tree.map(jnp.zeros_like, (du, dv, dparameters)), (du, dv, dparameters)
-            )
-            dbefore = select(marks.masked, dafter, dbefore)
+        if marks.ignored is not None:  # the state is passed on, and nothing else has a cotangent
+            cotangents = du, dv, dparameters
+            du, dv, dparameters = select(marks.ignored, jax.tree.map(jnp.zeros_like, cotangents), cotangents)
+            dbefore = select(marks.ignored, dafter, dbefore)
         if marks.reset is not None:
             none = jnp.zeros_like(dbefore)
             at_reset, dbefore = select(marks.reset, (dbefore, none), (none, dbefore))

@@ -1,4 +1,4 @@
-"""Straight-line code for expressions, in an order that keeps few results alive, in registers that are used again."""
+"""Straight-line code for expressions: instructions ordered so that few registers are needed, and registers reused."""
 
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
@@ -12,9 +12,9 @@ from ..pointwise.operations import NUMBERS
 class Code(NamedTuple):
     """Instructions on a file of registers, each a vector over units: the inputs first, then constants, then the rest.
 
-    instructions   (operation, destination, a, b, c), the operation by its number; operands that it lacks are 0
-    registers      how many there are; an instruction may write one that it reads, but never an input or a constant
-    outputs        in which register each output is found in the end
+    instructions   (operation, destination, a, b, c), the operation by its number; unused operands are 0
+    registers      their number; an instruction may write a register that it reads, but never an input or a constant
+    outputs        the register of each output, at the end
     """
 
     instructions: tuple[tuple[int, ...], ...]
@@ -35,7 +35,7 @@ def assemble(graph: Graph, inputs: Sequence[int], outputs: Sequence[int]) -> Cod
 
 
 def _fused(graph: Graph, outputs: Iterable[int]) -> list[Node]:
-    """The nodes, a sum with a product that nobody else uses made one operation: the product is then unused."""
+    """The nodes, where a sum with a product that has no other user is one operation: the product is then unused."""
     users = graph.users(outputs)
     nodes = list(graph.nodes)
     for number, node in enumerate(graph.nodes):
@@ -47,7 +47,7 @@ def _fused(graph: Graph, outputs: Iterable[int]) -> list[Node]:
 
 
 def _ordered(nodes: Sequence[Node], outputs: Iterable[int]) -> list[int]:
-    """Operations depth first, of two operands the one first that needs more registers (Sethi & Ullman 1970)."""
+    """Operations depth first; the operand that needs more registers is computed first (Sethi & Ullman 1970)."""
     need: list[int] = []
     for node in nodes:
         operands = sorted((need[operand] for operand in node.operands), reverse=True)
@@ -66,7 +66,7 @@ def _ordered(nodes: Sequence[Node], outputs: Iterable[int]) -> list[int]:
 def _allocated(
     nodes: Sequence[Node], order: Sequence[int], register: dict[int, int], outputs: frozenset[int]
 ) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """The instructions in order, and how many registers they need; enters each result's register into `register`."""
+    """The instructions in order, and the number of registers; adds the register of each result to `register`."""
     fixed, fresh, free = len(register), count(len(register)), []
     last = {operand: number for number in order for operand in nodes[number].operands}
     instructions = []

@@ -1,4 +1,4 @@
-"""The kernel of processors: compiled code, handed the cell's elementwise step as a vector program."""
+"""The kernel for CPUs: compiled code, which gets the cell's elementwise step as a vector program."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ....check import flags
 from ....refusal import Refusal
 from ...native import library
 from ..contract import (
@@ -33,7 +34,7 @@ LIMITS = {"gates": 32, "fields": 16, "unit parameters": 64, "registers": 512}  #
 
 
 class InstructionSet(IntEnum):
-    """What the compiled code is compiled for; a processor that lacks one gets the next one below."""
+    """The instruction sets that the code is compiled for; a processor without one uses the next one below."""
 
     PORTABLE = 0
     AVX2 = 1
@@ -44,17 +45,24 @@ class InstructionSet(IntEnum):
 class CPU(AbstractKernel):
     """Every gated cell whose `pointwise` has a vector program, forward and backward, on all cores.
 
-    A tile of sequences goes through all of time on one core, or, where there are fewer tiles than cores, on several
-    that share its hidden units. Its gates stay in the first-level cache; weights are packed once per call; products,
-    elementwise steps and weight gradients are all made inside. float32 and float64 are computed as they are. Weights
-    and inputs of bfloat16 are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32;
-    where the processor multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded for theirs,
-    too. float16 is made float32 first.
-    Weights that `rnnjax.prepare` has packed are read where they are, by code for few rows.
-    `max_instruction_set` bounds the instructions used, for comparison.
+    One core runs all steps of a tile of sequences; if there are fewer tiles than cores, several cores share its hidden
+    units. The gates stay in the first-level cache, and weights are packed once per call. Products, elementwise steps
+    and weight gradients are all computed inside. Arithmetic is in float32 or float64. Weights and inputs of bfloat16
+    are read as they are, and h is rounded to bfloat16 for its product, whose sums are float32; where the processor
+    multiplies pairs of bfloat16 faster than floats (AMD), gate cotangents are rounded to bfloat16 for their products,
+    too. float16 is converted to float32 first. Weights that `rnnjax.prepare` has packed are read where they are, by
+    code for few rows. `max_instruction_set` limits the instructions used, for comparisons.
+
+    A program of `jax.export` is plain JAX in place of the kernel, so that it runs without rnnjax. With `exported` it
+    holds the kernel's calls, which JAX lets through if they are named; it then runs only where this version of rnnjax
+    is imported:
+
+        checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in rnnjax.kernels.CUSTOM_CALLS]
+        jax.export.export(jax.jit(function), disabled_checks=checks)(xs)
     """
 
     max_instruction_set: InstructionSet = eqx.field(static=True, default=InstructionSet.AVX512_BF16)
+    exported: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         if not isinstance(self.max_instruction_set, InstructionSet):
@@ -62,20 +70,21 @@ class CPU(AbstractKernel):
                 f"max_instruction_set: expected an InstructionSet, got {self.max_instruction_set!r}. "
                 "Take one of them, such as InstructionSet.AVX2"
             )
+        flags(exported=self.exported)
 
     def plan(self, pointwise: Pointwise, weights: Weights) -> KernelPlan | Refusal:
         dtype = carried(weights)
         program = self._program(pointwise, dtype)
         if isinstance(program, Refusal):
             return program
-        return CPUPlan(pointwise, dtype, self.max_instruction_set, program)
+        return CPUPlan(pointwise, dtype, self.max_instruction_set, program, self.exported)
 
     def plan_prepared(self, pointwise: Pointwise, weights: PreparedWeights) -> PreparedPlan | Refusal:
         dtype, stored = np.dtype(weights.b.dtype), np.dtype(weights.W.dtype)
         program = self._program(pointwise, dtype)
         if isinstance(program, Refusal):
             return program
-        return PreparedCPUPlan(pointwise, dtype, stored, self.max_instruction_set, program)
+        return PreparedCPUPlan(pointwise, dtype, stored, self.max_instruction_set, program, self.exported)
 
     def _program(self, pointwise: Pointwise, dtype: np.dtype) -> Program | Refusal:
         """The program of a cell whose states are in `dtype`, if the compiled code can run it."""
@@ -99,12 +108,13 @@ class CPU(AbstractKernel):
 
 @dataclass(frozen=True)
 class CPUPlan(KernelPlan):
-    """One call of the compiled code for each half, which is handed the half's program."""
+    """One call of the compiled code for each half, with the half's program."""
 
     pointwise: Pointwise
     dtype: np.dtype  # of states and sums
     max_instruction_set: InstructionSet
     program: Program = field(compare=False, repr=False)  # of `pointwise` in `dtype`
+    exported: bool = False
 
     @property
     def residual_size(self) -> int:
@@ -123,7 +133,7 @@ class CPUPlan(KernelPlan):
         last = jax.ShapeDtypeStruct((S, B, F, H), self.dtype)
         residuals = jax.ShapeDtypeStruct((S, B, T, self.residual_size, H) if residual_size else (0,), self.dtype)
         operands = *sequence_operands(sequences), *map(in_store, weights)
-        call = jax.ffi.ffi_call("rnnjax_forward", [*over_time, last, residuals])
+        call = jax.ffi.ffi_call(library.custom_call("rnnjax_forward"), [*over_time, last, residuals])
         *results, last, residuals = call(
             *operands, **attributes(self.program, self.program.forward, self.max_instruction_set)
         )
@@ -156,7 +166,7 @@ class CPUPlan(KernelPlan):
         shapes = sequences.xs.shape, *(groups + leaf.shape[1:] for leaf in weights), sequences.state.shape
         sizes = [shape if is_needed else (0,) for is_needed, shape in zip(needed, shapes, strict=True)]
         dtypes = in_store(sequences.xs).dtype, *(self.dtype for _ in sizes[1:])
-        call = jax.ffi.ffi_call("rnnjax_backward", list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
+        call = jax.ffi.ffi_call(library.custom_call("rnnjax_backward"), list(map(jax.ShapeDtypeStruct, sizes, dtypes)))
         results = call(*operands, **attributes(self.program, self.program.backward, self.max_instruction_set))
         cotangents: list[Any] = [leaf if is_needed else None for is_needed, leaf in zip(needed, results, strict=True)]
         dxs, *dweights, dstate = cotangents

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...native import library
 from ..contract import Pointwise, PreparedPlan, PreparedWeights, Sequences, Trajectory
 from .call import attributes, sequence_operands
 from .program import Program
@@ -20,6 +21,7 @@ class PreparedCPUPlan(PreparedPlan):
     stored: np.dtype  # of the matrices
     max_instruction_set: int
     program: Program = field(compare=False, repr=False)  # of `pointwise` in `dtype`
+    exported: bool = False
 
     def __str__(self) -> str:
         count = len(self.program.forward.instructions)
@@ -34,7 +36,7 @@ class PreparedCPUPlan(PreparedPlan):
         last = jax.ShapeDtypeStruct((S, B, F, H), self.dtype)
         absent = jnp.zeros(0, self.dtype)
         operands = [absent if leaf is None else leaf for leaf in weights]
-        call = jax.ffi.ffi_call("rnnjax_prepared", [*over_time, last])
+        call = jax.ffi.ffi_call(library.custom_call("rnnjax_prepared"), [*over_time, last])
         program = attributes(self.program, self.program.forward, self.max_instruction_set)
         *results, last = call(*sequence_operands(sequences), *operands, **program)
         states = tuple(leaf if used else None for leaf, used in zip(results, used_outputs, strict=True))

@@ -22,8 +22,8 @@ class Program(NamedTuple):
     backward   residuals[C], before[F], dafter[F], unit_parameters[K]
                -> dpre_activations[C], dbefore[F], dunit_parameters[K]
 
-    The residual of a pre-activation is the pre-activation itself, or the last of what it alone goes through, such as an
-    activation.
+    The residual of a pre-activation is the pre-activation itself, or the last value that is computed from it alone,
+    such as its activation.
     """
 
     pre_activations: tuple[PreActivation, ...]
@@ -65,7 +65,7 @@ def _transposed(step: Step) -> list[int]:
 
 
 def _residuals(step: Step) -> list[int]:
-    """The last node through which alone each pre-activation is seen: with that, `backward` needs nothing before it."""
+    """For each pre-activation, the last node that all its users depend on: `backward` needs nothing before it."""
     forward, backward = step.graph.users(step.after), step.graph.users(_transposed(step))
     residuals = [step.graph.input(name) for name in _names("pre_activations", len(step.pre_activations))]
     for pre_activation, number in enumerate(residuals):

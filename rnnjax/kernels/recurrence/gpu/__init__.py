@@ -1,1 +1,1 @@
-"""The kernels for GPUs, in Pallas: one body for every gated cell, on one block or on several that share a head."""
+"""The kernel for GPUs, in Pallas: for every gated cell, on one block of threads or on a cluster that shares a head."""

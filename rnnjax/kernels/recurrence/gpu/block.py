@@ -18,21 +18,21 @@ from .strategy import AbstractStrategy, Loop, Problem
 
 NARROWEST = 16  # the smallest side of a product in matrix units
 MOST_WARPS = 16  # of a block: with more, each thread would have too few registers
-ELEMENTS = 4  # of each array that a thread holds
-LACKING = frozenset({"round_even", "erf", "erfc"})  # of all operations
+ELEMENTS = 4  # of each array, per thread
+LACKING = frozenset({"round_even", "erf", "erfc"})  # operations without a lowering
 
 
 @dataclass(frozen=True)
 class Block(AbstractStrategy):
-    """See above. Every GPU from Ampere on has it."""
+    """One block of threads for each head and tile of sequences. Every GPU from Ampere on can run it."""
 
     device: Device
-    units: int  # of a head, and those that fill it up
+    units: int  # of a head, padded
     resident: int  # bytes of R
 
     @classmethod
     def fit(cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> "Block | str":
-        """This strategy for such a cell, or the reason why not."""
+        """This strategy for such a cell, or the reason why there is none."""
         if device.capability < AMPERE:
             return f"it needs compute capability 8.0, and {device.name} has {device.capability / 10}"
         if lacking := sorted(step.operations() & LACKING):
@@ -53,7 +53,7 @@ class Block(AbstractStrategy):
         )
 
     def tile(self, heads: int, sequences: int) -> Tile:
-        """Few sequences in a tile, so that many blocks share the work; more where there are more blocks than room."""
+        """Few sequences in a tile, so that many blocks share the work; more if blocks outnumber the multiprocessors."""
         rows = NARROWEST
         while (
             rows < sequences
@@ -107,7 +107,7 @@ class Block(AbstractStrategy):
     def _call(
         self, half: str, body: Callable[..., None], problem: Problem, read: Any, results: Any, interpret: Any
     ) -> Any:
-        """The kernel over groups, heads and tiles of sequences."""
+        """Run the kernel over groups, heads and tiles of sequences."""
         weights, sequences = problem.weights, problem.sequences
         groups, batch = sequences.xs.shape[:2]
         heads = weights.R.shape[1]
@@ -124,7 +124,7 @@ class Block(AbstractStrategy):
 
 
 def _shared(weights: Weights, sequences: Sequences) -> Shared:
-    """What all sequences share; a row of zeros where there are no unit parameters, for no array may be empty."""
+    """The arrays that all sequences share. No array may be empty: a row of zeros stands for no unit parameters."""
     unit_parameters = weights.unit_parameters
     unit_parameters = (
         unit_parameters
@@ -136,7 +136,7 @@ def _shared(weights: Weights, sequences: Sequences) -> Shared:
 
 
 def _warps(tile: Tile) -> int:
-    """How many warps of threads work on a tile."""
+    """The number of warps for a tile."""
     return min(MOST_WARPS, max(4, tile.rows * tile.units // (32 * ELEMENTS)))
 
 
@@ -146,7 +146,7 @@ def _resident(pointwise: Pointwise, weights: Weights, units: int) -> int:
 
 
 def _needed(resident: int, rows: int, units: int) -> int:
-    """Bytes of shared memory: R, and what arrays go through between layouts."""
+    """Bytes of shared memory: R, and the buffers of layout conversions."""
     return resident + 2 * 4 * rows * units + 1024
 
 

@@ -1,6 +1,4 @@
-"""One block of threads for a head and a tile of sequences, through all of time (Triton): R in shared memory, the state
-in registers.
-"""
+"""A block of threads runs all steps of a head and a tile (Triton): R in shared memory, the state in registers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +21,7 @@ from .coordinates import (
 
 
 def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *written: Reference) -> None:
-    """All steps onward."""
+    """All steps, in order."""
     write = ForwardResults(*written)
     _, batch, steps, gates, _ = read.us.shape
     coordinates, fields = BlockCoordinates(tile, shared, batch), len(write.states)
@@ -34,7 +32,7 @@ def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *writ
     initial = None if shared.resets is None else coordinates.vectors(shared.initial, fields)
     us = lambda t: [coordinates.timed(read.us, t, gate) for gate in range(gates)]  # noqa: E731
 
-    def masked_step(t: Array, carry: list[Array]) -> list[Array]:
+    def store(t: Array, carry: list[Array]) -> list[Array]:
         for states, array in zip(write.states, carry, strict=True):
             if states is not None:
                 coordinates.write_timed(states, t, None, array)
@@ -43,18 +41,18 @@ def forward(step: Step, tile: Tile, shared: Shared, read: ForwardOperands, *writ
     def one(t: Array, carry: tuple[list[Array], list[Array]]) -> tuple[list[Array], list[Array]]:
         old, u = carry
         ahead = us(jnp.minimum(t + 1, steps - 1))  # fetched while this step is computed
-        active = coordinates.active(t)
-        before = old if initial is None else _chosen(coordinates.is_reset(t, active), initial, old)
+        valid = coordinates.valid(t)
+        before = old if initial is None else _chosen(coordinates.is_reset(t, valid), initial, old)
         h = before[0].astype(R[0].dtype)
         vs = [jnp.dot(h, matrix, preferred_element_type=step.graph.dtype) for matrix in R]
         after = step.forward(step.sums([each.astype(step.graph.dtype) for each in u], vs), before, unit_parameters)
-        return masked_step(t, _chosen(active, after, old)), ahead
+        return store(t, _chosen(valid, after, old)), ahead
 
     start = [coordinates.state(read.state, field) for field in range(fields)]
     longest = coordinates.longest(steps)
     last, _ = jax.lax.fori_loop(jnp.int32(0), longest, one, (start, us(jnp.int32(0))))
     if shared.length is not None:
-        jax.lax.fori_loop(longest, jnp.int32(steps), masked_step, last)
+        jax.lax.fori_loop(longest, jnp.int32(steps), store, last)
     for field, array in enumerate(last):
         coordinates.write_state(write.last, field, array)
 
@@ -77,7 +75,7 @@ def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *wr
         before = [coordinates.timed(read.previous_states, t, field) for field in range(fields)]
         return pre_activations, before, [none if each is None else coordinates.states(each, t) for each in read.dstates]
 
-    def masked_step(k: Array, carry: list[Array]) -> list[Array]:
+    def ignored_step(k: Array, carry: list[Array]) -> list[Array]:
         t = steps - 1 - k
         for pre_activation in range(len(step.pre_activations)):
             coordinates.write_timed(write.dpre_activations, t, pre_activation, none)
@@ -91,28 +89,28 @@ def backward(step: Step, tile: Tile, shared: Shared, read: BackwardOperands, *wr
         ahead = inputs(jnp.maximum(t - 1, 0))  # fetched while this step is computed
         dafter = [d + more for d, more in zip(dstate, arriving, strict=True)]
         dgates, dbefore, dparameters = step.backward(pre_activations, before, dafter, unit_parameters)
-        active = coordinates.active(t)
-        dgates, dparameters = (_chosen(active, each, [none] * len(each)) for each in (dgates, dparameters))
+        valid = coordinates.valid(t)
+        dgates, dparameters = (_chosen(valid, each, [none] * len(each)) for each in (dgates, dparameters))
         for pre_activation, array in enumerate(dgates):
             coordinates.write_timed(write.dpre_activations, t, pre_activation, array)
         through = [
             jnp.dot(dgates[pre_activation].astype(matrix.dtype), matrix.T, preferred_element_type=step.graph.dtype)
             for pre_activation, matrix in zip(step.by_state, R, strict=True)
         ]
-        dbefore = _chosen(active, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
-        reset = coordinates.is_reset(t, active)
+        dbefore = _chosen(valid, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
+        reset = coordinates.is_reset(t, valid)
         if reset is not None:
             dinitial = [total + jnp.where(reset, d, 0.0) for total, d in zip(dinitial, dbefore, strict=True)]
             dbefore = _chosen(reset, [none] * fields, dbefore)
         return (dbefore, [total + d for total, d in zip(dunit_parameters, dparameters, strict=True)], dinitial), ahead
 
     dlast = [coordinates.of_real(coordinates.state(read.dlast, field)) for field in range(fields)]
-    masked = steps - coordinates.longest(steps)
+    ignored = steps - coordinates.longest(steps)
     if shared.length is not None:
-        dlast = jax.lax.fori_loop(jnp.int32(0), masked, masked_step, dlast)
+        dlast = jax.lax.fori_loop(jnp.int32(0), ignored, ignored_step, dlast)
     start = dlast, [none] * len(unit_parameters), [none] * fields if marked else []
-    first = inputs(jnp.maximum(steps - 1 - masked, 0))
-    (dstate, dunit_parameters, dinitial), _ = jax.lax.fori_loop(masked, jnp.int32(steps), one, (start, first))
+    first = inputs(jnp.maximum(steps - 1 - ignored, 0))
+    (dstate, dunit_parameters, dinitial), _ = jax.lax.fori_loop(ignored, jnp.int32(steps), one, (start, first))
     for array, values in (
         (write.dstate, dstate),
         (write.dunit_parameters, dunit_parameters),

@@ -18,9 +18,9 @@ from .strategy import AbstractStrategy, Loop, Problem
 from .tiling import NARROWEST, SPARE, WIDEST, Tiling, fill, marks, ring, tiles_of
 
 LARGEST = 16  # blocks of a cluster; more than eight are not portable, but every Hopper device runs them
-# What asks for more than TF32, of `jax_default_matmul_precision`.
+# The values of `jax_default_matmul_precision` that need more than TF32.
 EXACT = "highest", "float32", "F32_F32_F32", "TF32_TF32_F32_X3", "BF16_BF16_F32_X6", "BF16_BF16_F32_X9"
-LACKING = frozenset(  # of all operations; in one JAX or another
+LACKING = frozenset(  # operations without a lowering in some version of JAX
     {"floor", "ceil", "round_even", "sqrt", "expm1", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf"}
     | {"erfc", "pow", "atan2"}
 )
@@ -28,7 +28,7 @@ LACKING = frozenset(  # of all operations; in one JAX or another
 
 @dataclass(frozen=True)
 class Cluster(AbstractStrategy):
-    """Each block owns `width` units of a head, and gets h of the others through global memory at every step."""
+    """Each block computes `width` units of a head, and gets h of the others through global memory at every step."""
 
     device: Device
     width: int
@@ -37,7 +37,7 @@ class Cluster(AbstractStrategy):
 
     @classmethod
     def fit(cls, pointwise: Pointwise, step: Step, weights: Weights, device: Device) -> "Cluster | str":
-        """The fewest blocks that do, or the reason why none do."""
+        """The strategy with the fewest blocks, or the reason why there is none."""
         if device.capability != HOPPER:
             return f"a cluster needs compute capability 9.0, `wgmma`, and {device.name} has {device.capability / 10}"
         if lacking := sorted(step.operations() & LACKING):
@@ -73,7 +73,7 @@ class Cluster(AbstractStrategy):
     ) -> tuple[tuple[Float[Array, "S B T H"] | None, ...], Float[Array, "S B F H"]]:
         weights, sequences, tiling = problem.weights, problem.sequences, self._cut(self.forward_ring, problem)
         resets, state, after = _resets(sequences), sequences.state, None
-        if resets is not None:  # one before step t + 1 is made at the end of step t, so that all blocks see it
+        if resets is not None:  # a reset before step t + 1 is done at the end of step t, so that all blocks see it
             state = jnp.where(resets[:, :, :1, None], weights.initial[:, None], state)
             after = jnp.pad(resets[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
         operands = cluster_forward.Operands(
@@ -135,7 +135,7 @@ class Cluster(AbstractStrategy):
 
 
 class _Sizes(NamedTuple):
-    """What decides whether a head of some size fits."""
+    """The sizes that decide whether a head fits."""
 
     gates: int
     pre_activations: int
@@ -144,7 +144,7 @@ class _Sizes(NamedTuple):
     device: Device
 
     def width(self, units: int) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
-        """The most units of a block for a head of so many, and chunk and slots of each half; None if none do."""
+        """The most units of a block for a head of `units`, and chunk and slots of each half; None if none fits."""
         for width in (64, 48, 32, 16):
             if units % width == 0 and 2 <= units // width <= LARGEST and self.gates * width <= WIDEST:
                 rings = self.rings(units, width)
@@ -153,7 +153,7 @@ class _Sizes(NamedTuple):
         return None
 
     def rings(self, units: int, width: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """Those in what a block's part of R and the arrays of a step leave of its shared memory."""
+        """Chunk and slots of each half, in the shared memory that R and the arrays of a step leave free."""
         room = self.device.shared_memory - SPARE
         ahead = cluster_forward.fixed_bytes(width, units, self.gates, self.fields, self.itemsize)
         back = cluster_backward.fixed_bytes(width, units, self.gates, self.pre_activations, self.fields, self.itemsize)
@@ -161,7 +161,7 @@ class _Sizes(NamedTuple):
 
 
 def _resets(sequences: Sequences) -> Bool[Array, "S B T"] | None:
-    """The resets that count."""
+    """The resets of valid steps."""
     if sequences.resets is None or sequences.length is None:
         return sequences.resets
     return sequences.resets & (jnp.arange(sequences.xs.shape[2], dtype=jnp.int32) < sequences.length[..., None])

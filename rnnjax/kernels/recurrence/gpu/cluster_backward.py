@@ -14,11 +14,11 @@ from ...pallas import Interpret, layout, load, mosaic_gpu, pallas
 from ..pointwise.step import Step
 from .exchange import ClusterExchange
 from .tiling import ROWS, Tiling
-from .warp_group import Ring, WarpGroup, chosen, launch, of_rows, quotient, remainder
+from .warp_group import Ring, WarpGroup, chosen, launch, quotient, remainder
 
 
 class Operands(NamedTuple):
-    """What the backward half reads: arrays outside of the kernel, references inside."""
+    """The operands of the backward half: arrays outside of the kernel, references inside."""
 
     pre_activations: Any  # [S B T C H]
     previous_states: Any  # [S B T F H]
@@ -26,11 +26,11 @@ class Operands(NamedTuple):
     dlast: Any  # [S B F H]
     R: Any  # [_ N blocks chunks width chunk]
     unit_parameters: Any  # [_ K H], None where there are none
-    marks: Any  # [S T tiles ROWS] int32, None without: bit 0, the step is taken; bit 1, there is a reset before it
+    marks: Any  # [S T tiles ROWS] int32, None without: bit 0, the step is valid; bit 1, there is a reset before it
 
 
 class Results(NamedTuple):
-    """What it writes."""
+    """The results of the backward half."""
 
     dpre_activations: Any  # [S B T C H]
     dunit_parameters: Any  # [S B K H], None where there are none
@@ -39,7 +39,7 @@ class Results(NamedTuple):
 
 
 class _Scratch(NamedTuple):
-    """What a block has for itself: its part of R and the arrays of a step in shared memory, and barriers."""
+    """The scratch memory of a block: its part of R and the arrays of a step in shared memory, and barriers."""
 
     resident_part: Any
     pre_activations: Any
@@ -54,7 +54,7 @@ class _Scratch(NamedTuple):
 
 
 def packed(tiling: Tiling, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N blocks chunks width chunk"]:
-    """R as the blocks keep it: of each the rows of its units, in chunks of what all gates multiply."""
+    """R as the blocks store it: each has the rows of its units, in chunks along the gate cotangents."""
     groups, heads, units, gates, _ = R.shape
     apart = R.reshape(groups, heads, tiling.blocks, tiling.width, gates * units // tiling.chunk, tiling.chunk)
     return apart.swapaxes(3, 4)
@@ -74,7 +74,7 @@ def backward(
     operands: Operands,
     results: Results,
 ) -> Results:
-    """All steps in reverse; `results` holds the types."""
+    """All steps in reverse; `results` contains the types."""
     pre_activations, fields = operands.pre_activations.shape[3], operands.dlast.shape[2]
     shared, dtype, carry = mosaic_gpu.SMEM, operands.R.dtype, operands.dlast.dtype
     arriving = pre_activations + fields + sum(each is not None for each in operands.dstates)
@@ -95,7 +95,7 @@ def backward(
 
 
 class _Block(WarpGroup):
-    """What one block does."""
+    """The code of one block."""
 
     @property
     def pre_activations(self) -> int:
@@ -114,7 +114,7 @@ class _Block(WarpGroup):
         self.unit_parameters = self.vectors(read.unit_parameters)
         mosaic_gpu.barrier_wait(scratch.started.at[0])
         dlast = [load(scratch.dstates.at[field], layout()) for field in range(self.fields)]
-        mosaic_gpu.commit_smem()  # it is read before the first cotangents are written over it
+        mosaic_gpu.commit_smem()  # it must be read before the first cotangents are written over it
         self.fetch(jnp.int32(self.tiling.steps - 1))
         mosaic_gpu.barrier_wait(scratch.resident.at[0])
         self.none = mosaic_gpu.layout_cast(jnp.zeros((ROWS, self.tiling.width), self.dtype), layout())
@@ -131,7 +131,7 @@ class _Block(WarpGroup):
         mosaic_gpu.wait_smem_to_gmem(0)
 
     def fetch(self, t: Array) -> None:
-        """Start the loads of all that step t reads."""
+        """Start the loads of all arrays that step t reads."""
         read, coordinates, scratch = self.read, self.coordinates, self.scratch
         for array, count, target in (
             (read.pre_activations, self.pre_activations, scratch.pre_activations),
@@ -147,14 +147,10 @@ class _Block(WarpGroup):
 
     def one(self, k: Array, carry: tuple[list[Array], ...]) -> tuple[list[Array], ...]:
         """A step."""
-        tiling, scratch, coordinates = self.tiling, self.scratch, self.coordinates
+        tiling, scratch = self.tiling, self.scratch
         t = tiling.steps - 1 - k
         dstate, dunit_parameters, dinitial = carry
-        marks = (
-            None
-            if self.read.marks is None
-            else of_rows(self.read.marks.at[coordinates.group, t, coordinates.tile], tiling.width)
-        )
+        marks = self.marks(t)
         mosaic_gpu.barrier_wait(scratch.arrived.at[0])
         pre_activations = [
             load(scratch.pre_activations.at[row], layout()).astype(self.dtype) for row in range(self.pre_activations)
@@ -166,9 +162,9 @@ class _Block(WarpGroup):
         ]
         dgates, dbefore, dparameters = self.step.backward(pre_activations, before, dafter, self.unit_parameters)
         if marks is not None:
-            taken = (marks & 1) != 0
-            dgates, dparameters = (chosen(taken, each, [self.none] * len(each)) for each in (dgates, dparameters))
-            dbefore = chosen(taken, dbefore, dafter)
+            valid = (marks & 1) != 0
+            dgates, dparameters = (chosen(valid, each, [self.none] * len(each)) for each in (dgates, dparameters))
+            dbefore = chosen(valid, dbefore, dafter)
         self.publish(t, dgates)
         pallas.when(t > 0)(lambda: self.fetch(t - 1))
         self.exchange.collect(self.barrier)
@@ -183,7 +179,7 @@ class _Block(WarpGroup):
         return dbefore, [total + d for total, d in zip(dunit_parameters, dparameters, strict=True)], dinitial
 
     def publish(self, t: Array, dgates: list[Array]) -> None:
-        """Store the cotangents of this block's pre-activations, and say so."""
+        """Store the cotangents of this block's pre-activations, and signal it."""
         coordinates, scratch = self.coordinates, self.scratch
         for row, array in enumerate(dgates):
             scratch.dgates[row] = array.astype(scratch.dgates.dtype)

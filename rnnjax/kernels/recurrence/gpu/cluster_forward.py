@@ -1,7 +1,7 @@
 """The forward half on several blocks that share a head (Mosaic GPU, Hopper).
 
-Before step t + 1 each block stores its part of h, rounded as the product takes it, in the output `hs`, and reads back
-that of all: so the exchange is an output too, and no place of it is ever written twice.
+Before step t + 1 each block stores its part of h, rounded to the dtype of R, in the output `hs`, and reads back the
+parts of all blocks. So the exchange goes through an output, each entry of which is written once.
 """
 
 from typing import Any, NamedTuple
@@ -14,30 +14,30 @@ from ...pallas import Interpret, layout, load, mosaic_gpu, pallas
 from ..pointwise.step import Step
 from .exchange import ClusterExchange
 from .tiling import ROWS, Tiling
-from .warp_group import Ring, WarpGroup, chosen, launch, of_rows
+from .warp_group import Ring, WarpGroup, chosen, launch
 
 
 class Operands(NamedTuple):
-    """What the forward half reads: arrays outside of the kernel, references inside."""
+    """The operands of the forward half: arrays outside of the kernel, references inside."""
 
     us: Any  # [S B T G H]
     R: Any  # [_ N blocks chunks columns chunk]
     unit_parameters: Any  # [_ K H], None where there are none
     initial: Any  # [_ F H], None where there are no resets
     state: Any  # [S B F H]
-    marks: Any  # [S T tiles ROWS] int32, None without: bit 0, the step is taken; bit 1, a reset follows it
+    marks: Any  # [S T tiles ROWS] int32, None without: bit 0, the step is valid; bit 1, a reset follows it
 
 
 class Results(NamedTuple):
-    """What it writes."""
+    """The results of the forward half."""
 
     hs: Any  # [S B T H] before each step, in the dtype of R
-    states: tuple[Any, ...]  # [S B T H] each, None where nobody looks
+    states: tuple[Any, ...]  # [S B T H] each, None where they are not used
     last: Any  # [S B F H]
 
 
 class _Scratch(NamedTuple):
-    """What a block has for itself: its part of R, inputs, h and states in shared memory, and barriers."""
+    """The scratch memory of a block: its part of R, inputs, h and states in shared memory, and barriers."""
 
     resident_part: Any
     inputs: Any
@@ -51,7 +51,7 @@ class _Scratch(NamedTuple):
 
 
 def packed(tiling: Tiling, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N blocks chunks columns chunk"]:
-    """R as the blocks keep it: of each the columns of its units, gate by gate, in chunks of the operand."""
+    """R as the blocks store it: each has the columns of its units, gate by gate, in chunks along h."""
     groups, heads, _, gates, _ = R.shape
     apart = R.reshape(groups, heads, tiling.chunks, tiling.chunk, gates, tiling.blocks, tiling.width).transpose(
         0, 1, 5, 2, 4, 6, 3
@@ -60,7 +60,7 @@ def packed(tiling: Tiling, R: Float[Array, "_ N D G D"]) -> Float[Array, "_ N bl
 
 
 def fixed_bytes(width: int, units: int, gates: int, fields: int, itemsize: int) -> int:
-    """Shared memory beside the ring: a part of R, what comes from the input, h, and the states."""
+    """Bytes of shared memory beside the ring: a part of R, one step of `us`, h, and the states."""
     return width * (gates * units * itemsize + ROWS * ((gates + 1) * itemsize + 4 * fields))
 
 
@@ -73,7 +73,7 @@ def forward(
     operands: Operands,
     results: Results,
 ) -> Results:
-    """All steps; `results` holds the types."""
+    """All steps; `results` contains the types."""
     gates, fields = operands.us.shape[3], operands.state.shape[2]
     shared, dtype = mosaic_gpu.SMEM, operands.R.dtype
     scratch = _Scratch(
@@ -91,7 +91,7 @@ def forward(
 
 
 class _Block(WarpGroup):
-    """What one block does."""
+    """The code of one block."""
 
     @property
     def gates(self) -> int:
@@ -123,7 +123,7 @@ class _Block(WarpGroup):
         mosaic_gpu.wait_smem_to_gmem(0)
 
     def fetch_inputs(self, t: Array) -> None:
-        """Start the loads of what step t gets from the input."""
+        """Start the loads of the u of step t."""
         coordinates = self.coordinates
         for gate in range(self.gates):
             source = self.read.us.at[coordinates.group, coordinates.batch, t, gate, coordinates.mine]
@@ -131,7 +131,7 @@ class _Block(WarpGroup):
             mosaic_gpu.copy_gmem_to_smem(source, target, self.scratch.arrived.at[0])
 
     def publish(self, t: Array, h: Array) -> None:
-        """Store this block's part of the h before step t, and say so."""
+        """Store this block's part of the h before step t, and signal it."""
         coordinates, scratch = self.coordinates, self.scratch
         scratch.hidden[...] = h.astype(scratch.hidden.dtype)
         mosaic_gpu.commit_smem()
@@ -142,15 +142,11 @@ class _Block(WarpGroup):
     def one(self, t: Array, before: list[Array]) -> list[Array]:
         """A step."""
         tiling, coordinates, scratch = self.tiling, self.coordinates, self.scratch
-        marks = (
-            None
-            if self.read.marks is None
-            else of_rows(self.read.marks.at[coordinates.group, t, coordinates.tile], tiling.width)
-        )
+        marks = self.marks(t)
         self.exchange.collect(self.barrier)
         mosaic_gpu.barrier_wait(scratch.arrived.at[0])
         us = [load(scratch.inputs.at[gate], layout()).astype(self.dtype) for gate in range(self.gates)]
-        mosaic_gpu.commit_smem()  # they are read before the next ones are written over them
+        mosaic_gpu.commit_smem()  # they must be read before the next ones are written over them
         pallas.when(t + 1 < tiling.steps)(lambda: self.fetch_inputs(t + 1))
 
         sums = Ring(scratch.operand, scratch.ready, tiling.chunks).product(

@@ -1,7 +1,7 @@
-"""What a block of threads of the Triton kernel works on, and how it reads and writes.
+"""The part of the arrays that a block of threads of the Triton kernel works on, and how it reads and writes it.
 
-Arrays lie batch first, and are not copied. Rows and units beyond the last are clones of it, which are not written;
-their rows of R are zero, and so are the cotangents that reach them.
+Arrays are batch first, and are not copied. Rows and units beyond the last are clones of it, which are not written;
+their rows of R are zero, and so are their cotangents.
 """
 
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from ...pallas import Reference, pallas, triton
 
 
 class Tile(NamedTuple):
-    """The sizes of what a block works on, each a power of two; the real ones are those of the arrays."""
+    """The sizes of the part that a block works on, padded to powers of two."""
 
     rows: int
     units: int
 
 
 class Shared(NamedTuple):
-    """References to what all sequences of a group share, and to the marks, where there are any."""
+    """References to the arrays that all sequences of a group share, and to the marks, if there are any."""
 
     R: Reference  # [_ N D G D]
     unit_parameters: Reference  # [_ K H]
@@ -30,21 +30,21 @@ class Shared(NamedTuple):
 
 
 class ForwardOperands(NamedTuple):
-    """References to what the forward half reads beside that."""
+    """References to the other arrays that the forward half reads."""
 
     us: Reference  # [S B T G H]
     state: Reference  # [S B F H]
 
 
 class ForwardResults(NamedTuple):
-    """References to what it writes."""
+    """References to the arrays that the forward half writes."""
 
-    states: tuple[Reference | None, ...]  # [S B T H] each, None where nobody looks
+    states: tuple[Reference | None, ...]  # [S B T H] each, None where they are not used
     last: Reference  # [S B F H]
 
 
 class BackwardOperands(NamedTuple):
-    """References to what the backward half reads beside what is shared."""
+    """References to the other arrays that the backward half reads."""
 
     pre_activations: Reference  # [S B T C H]
     previous_states: Reference  # [S B T F H]
@@ -53,7 +53,7 @@ class BackwardOperands(NamedTuple):
 
 
 class BackwardResults(NamedTuple):
-    """References to what it writes; `dinitial` is None where there are no resets."""
+    """References to the arrays that the backward half writes; `dinitial` is None where there are no resets."""
 
     dpre_activations: Reference  # [S B T C H]
     dunit_parameters: Reference  # [S B K H]
@@ -62,7 +62,7 @@ class BackwardResults(NamedTuple):
 
 
 class BlockCoordinates:
-    """Where a block is, and how it reads and writes."""
+    """The position of a block, and how it reads and writes."""
 
     def __init__(self, tile: Tile, shared: Shared, batch: int):
         self.tile, self.shared = tile, shared
@@ -70,17 +70,17 @@ class BlockCoordinates:
         size = shared.R.shape[2]
         units = jnp.arange(tile.units, dtype=jnp.int32)
         rows = pallas.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
-        # Without clones nothing is masked or clamped, and the compiler sees that units lie side by side.
+        # Without clones there are no masks or clamped indices, and the compiler sees that units are contiguous.
         self.whole = batch % tile.rows == 0 and size == tile.units
         self.mask = None if self.whole else (rows < batch)[:, None] & (units < size)[None, :]
         self.rows = rows if batch % tile.rows == 0 else jnp.minimum(rows, batch - 1)
         self.within = units if size == tile.units else jnp.minimum(units, size - 1)
         self.row, self.unit = self.rows[:, None], (self.head * size + self.within)[None, :]
         self.length = None if shared.length is None else triton.load(shared.length.at[self.group, self.rows])
-        self.written = rows[:, None], (self.head * size + units)[None, :]  # no clone shares the place of another
+        self.written = rows[:, None], (self.head * size + units)[None, :]  # each clone has a place of its own
 
     def own(self, weight: Reference) -> Array | int:
-        """The place of this group in an array that may be shared by all."""
+        """The index of this group in an array that all groups may share."""
         return 0 if weight.shape[0] == 1 else self.group
 
     def state(self, array: Reference, field: int) -> Array:
@@ -92,7 +92,7 @@ class BlockCoordinates:
         return triton.load(array.at[self.group, self.row, t, pre_activation, self.unit])
 
     def states(self, array: Reference, t: Array) -> Array:
-        """What an array [S B T H] holds of one step, zero of clones."""
+        """One step of an array [S B T H], with zeros for clones."""
         return self.of_real(triton.load(array.at[self.group, self.row, t, self.unit]))
 
     def of_real(self, array: Array) -> Array:
@@ -112,20 +112,20 @@ class BlockCoordinates:
             return matrix
         return jnp.where(jnp.arange(self.tile.units, dtype=jnp.int32)[:, None] < R.shape[2], matrix, 0.0)
 
-    def active(self, t: Array) -> Array | None:
-        """Which rows [rows, 1] are not yet at their end; None where all have the full length."""
+    def valid(self, t: Array) -> Array | None:
+        """For which rows [rows, 1] step `t` is valid; None where all have the full length."""
         return None if self.length is None else (t < self.length)[:, None]
 
     def longest(self, steps: int) -> Array:
-        """The number of steps after which all rows of this tile are masked."""
+        """The number of steps after which all rows of this tile are ignored."""
         return jnp.int32(steps) if self.length is None else jnp.max(self.length)
 
-    def is_reset(self, t: Array, active: Array | None) -> Array | None:
+    def is_reset(self, t: Array, valid: Array | None) -> Array | None:
         """Which rows [rows, 1] are reset before step `t`; None where there are no resets."""
         if self.shared.resets is None:
             return None
         flags = (triton.load(self.shared.resets.at[self.group, self.rows, t]) != 0)[:, None]
-        return flags if active is None else flags & active
+        return flags if valid is None else flags & valid
 
     def write_timed(self, array: Reference, t: Array, pre_activation: int | None, value: Array) -> None:
         """Into an array [S B T C H], or [S B T H] where there are no pre-activations."""

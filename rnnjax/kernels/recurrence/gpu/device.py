@@ -1,4 +1,4 @@
-"""What is known of a GPU before anything runs on it."""
+"""The properties of a GPU that plans depend on."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ AMPERE, HOPPER = 80, 90  # the first whose matrix units take bfloat16, and the o
 
 
 class Device(NamedTuple):
-    """What a plan asks of a device."""
+    """The properties of a device."""
 
     name: str
     capability: int  # compute capability times ten
@@ -17,7 +17,7 @@ class Device(NamedTuple):
 
     @classmethod
     def current(cls) -> "Device":
-        """The one lowered for: the abstract device of the mesh in use, else the first that is here, else the least."""
+        """The device lowered for: the abstract device of the mesh in use, else the first local one, else `LEAST`."""
         abstract = jax.sharding.get_abstract_mesh().abstract_device
         try:
             here = jax.local_devices(backend="cuda")
@@ -30,13 +30,13 @@ class Device(NamedTuple):
 
     @classmethod
     def named(cls, kind: str) -> "Device":
-        """The device of a kind that JAX calls so, such as "NVIDIA A100-SXM4-80GB"."""
+        """The device by JAX's name of its kind, such as "NVIDIA A100-SXM4-80GB"."""
         words = kind.replace("-", " ").split()
         return next((known for known in KNOWN if set(known.name.split()) <= set(words)), LEAST)
 
     @classmethod
     def of(cls, device: Any) -> "Device":
-        """A device that is here."""
+        """A local device."""
         capability = round(10 * float(device.compute_capability))
         alike = next((known for known in KNOWN if known.capability == capability), LEAST)
         return alike._replace(name=device.device_kind, capability=capability, multiprocessors=device.core_count)

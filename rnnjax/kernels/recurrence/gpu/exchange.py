@@ -1,23 +1,23 @@
-"""How the blocks of a cluster show each other what they have stored in global memory.
+"""The exchange between the blocks of a cluster, through global memory.
 
 Each step has a place of its own there, so nothing is overwritten that another block may still read. `publish` follows
-the store of a block's own part, `collect` precedes the loads of all parts; other work fits between the two.
+the store of a block's own part, and `collect` precedes the loads of all parts; other work can be done in between.
 """
 
 from ...pallas import Reference, assembly, mosaic_gpu
 
 
 class ClusterExchange:
-    """The barrier of a cluster. The device runs its blocks at the same time, so none waits for one that has not begun.
+    """The barrier of a cluster. The device runs its blocks at the same time, so it cannot deadlock.
 
-    The emulator does without `fences`: it has no asynchronous copies to order.
+    The emulator needs no `fences`: it has no asynchronous copies to order.
     """
 
     def __init__(self, fences: bool):
         self.fences = fences
 
     def publish(self, barrier: Reference) -> None:
-        """Wait until all stores of this block are there, and say so."""
+        """Wait until all stores of this block are done, and arrive at the barrier."""
         mosaic_gpu.wait_smem_to_gmem(0)
         if self.fences:  # the arrival by itself would be a release within this block only
             assembly("fence.acq_rel.cluster;")

@@ -1,4 +1,4 @@
-"""The kernel of GPUs: which strategy runs a cell on a device, the first that its sizes fit into."""
+"""The kernel for GPUs: it chooses the first strategy that fits the cell and the device."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ class GPU(AbstractKernel):
 
     Experimental: no device has measured it. It is emulated, lowered and compiled; `Fused(cuda=GPU())` runs it.
 
-    R of a head stays in shared memory for all of time: in that of one block of threads, where it fits, from Ampere on;
-    else, on Hopper, in that of a cluster of up to 16 blocks, which show each other h at every step. Backward reads
-    the states and the pre-activations, which one product has made anew, and writes the cotangents of these: their
-    products are outside. Sums and states are float32; the cotangents of pre-activations have the dtype of the weights,
-    so that in float16 the loss wants a scale. float32 is multiplied as TF32 where
-    `jax_default_matmul_precision` allows it, as it does by default, and by a cluster in no other way.
+    R of a head stays in shared memory for all steps: in that of one block of threads if it fits, from Ampere on; else,
+    on Hopper, in that of a cluster of up to 16 blocks, which exchange h at every step. The backward half reads the
+    states and the pre-activations, which one product recomputes, and writes the cotangents of the pre-activations; the
+    products with these are outside. Sums and states are float32; the cotangents of pre-activations have the dtype of
+    the weights, so that float16 needs a loss scale. float32 is multiplied as TF32 if `jax_default_matmul_precision`
+    allows it, as it does by default; a cluster always uses TF32.
 
-    device      what to plan for; None is the device that is lowered for
-    interpret   emulate it elsewhere: True, or, of a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
+    device      the device to plan for; None: the device lowered for
+    interpret   emulate it elsewhere: True, or, for a cluster, Pallas' `InterpretGPUParams`, from JAX 0.11 on
     """
 
     device: Device | None = eqx.field(static=True, default=None)

@@ -1,4 +1,4 @@
-"""How the GPU kernel runs one cell: the loop over time by its strategy, the big products outside of it."""
+"""The plan of the GPU kernel: its strategy runs the loop over time, and the large products are outside of it."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from .strategy import AbstractStrategy, Problem
 
 @dataclass(frozen=True)
 class GPUPlan(KernelPlan):
-    """It was made for the device and the precision at hand, and holds for these."""
+    """A plan for one device and one matmul precision."""
 
     pointwise: Pointwise
     dtype: np.dtype  # of states and sums

@@ -11,7 +11,7 @@ from ..pointwise.step import Step
 
 
 class Problem(NamedTuple):
-    """What both halves are given."""
+    """The arguments that both halves share."""
 
     name: str  # of the cell
     step: Step
@@ -20,7 +20,7 @@ class Problem(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """What the loop of the backward half leaves."""
+    """The results of the loop of the backward half."""
 
     dpre_activations: Float[Array, "S B T C H"]  # in the dtype of R
     dunit_parameters: Float[Array, "S B K H"] | None  # None where there are none
@@ -29,7 +29,7 @@ class Loop(NamedTuple):
 
 
 class AbstractStrategy(abc.ABC):
-    """The loop over time of both halves, all big products being outside. Hashable; its `str` says how it runs."""
+    """The loop over time of both halves; the large products are outside. Hashable; its `str` says how it runs."""
 
     @abc.abstractmethod
     def forward(
@@ -51,4 +51,4 @@ class AbstractStrategy(abc.ABC):
         dlast: Float[Array, "S B F H"],
         interpret: Interpret,
     ) -> Loop:
-        """What the loop leaves, of the pre-activations and the states that the steps saw."""
+        """The results of the loop, from the pre-activations and the states before the steps."""

@@ -1,7 +1,7 @@
 """How a recurrence is divided among a cluster of blocks that share a head.
 
-A block owns `width` units of a head, all their gates, in a tile of sequences. Its part of R stays in its shared memory;
-at every step it needs the whole h (or all gate cotangents) of the tile, which it reads back chunk by chunk.
+A block computes all gates of `width` units of a head, for a tile of sequences. Its part of R stays in its shared
+memory; at every step it needs the whole h (or all gate cotangents) of the tile, which it reads chunk by chunk.
 """
 
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from ...pallas import pallas
 
 ROWS = 64  # sequences that a product in matrix units takes; a tile has at most as many
 NARROWEST = 16  # of a block's units
-WIDEST = 128  # of a block's units, all gates counted: with more, the sums would not stay in registers
+WIDEST = 128  # of a block's units, over all gates: with more, the sums would not stay in registers
 MOST_BARRIERS = 32  # of one kind, and so of slots
 SPARE = 1024  # bytes of shared memory for barriers and alignment
 
 
 class Tiling(NamedTuple):
-    """The sizes of the pieces; `slots` chunks of the operand of the product are in shared memory at a time."""
+    """The sizes of the parts; `slots` chunks of the product's operand are in shared memory at a time."""
 
     groups: int
     heads: int
@@ -34,7 +34,7 @@ class Tiling(NamedTuple):
 
     @property
     def works(self) -> int:
-        """The pieces of work that know nothing of each other."""
+        """The number of independent parts: groups, heads and tiles."""
         return self.groups * self.heads * self.tiles
 
     @property
@@ -53,7 +53,7 @@ class Tiling(NamedTuple):
 
 
 def tiles_of(sequences: int) -> tuple[int, int]:
-    """How many tiles, and of how many rows each."""
+    """The number of tiles, and the rows of each."""
     tiles = -(-sequences // ROWS)
     return tiles, -(-sequences // (8 * tiles)) * 8
 
@@ -64,9 +64,9 @@ def fill(array: Array, batch: int) -> Array:
 
 
 def ring(units: int, streams: int, itemsize: int, room: int) -> tuple[int, int] | None:
-    """Chunk and slots for an operand of `streams` x `units` columns in `room` bytes; None if there is none.
+    """Chunk and slots for an operand of `streams` x `units` columns in `room` bytes; None if it does not fit.
 
-    All of it at once where it fits, else as few and as large chunks as leave two slots or three.
+    All of it at once if it fits, else the largest chunks of which three slots fit, or two.
     """
     columns = room // (ROWS * itemsize)
     for least in (3, 2):
@@ -80,7 +80,7 @@ def ring(units: int, streams: int, itemsize: int, room: int) -> tuple[int, int] 
 def marks(
     tiling: Tiling, length: Int[Array, "S B"] | None, resets: Bool[Array, "S B T"] | None, sequences: int
 ) -> Int[Array, "S T tiles rows"] | None:
-    """Bit 0: the step is taken. Bit 1: the one of `resets`. Side by side for the rows of a tile; None without marks."""
+    """Bit 0: the step is valid. Bit 1: that of `resets`. Side by side for the rows of a tile; None without marks."""
     if length is None and resets is None:
         return None
     bits = jnp.ones((tiling.groups, sequences, tiling.steps), jnp.int32)
@@ -93,7 +93,7 @@ def marks(
 
 
 class BlockCoordinates(NamedTuple):
-    """Where a block is."""
+    """The position of a block."""
 
     group: Array
     head: Array
@@ -101,7 +101,7 @@ class BlockCoordinates(NamedTuple):
     block: Array
     batch: Any  # the sequences of its tile, in an array of all
     mine: Any  # its units, in an array of all
-    top: Any  # the rows that are real, in a tile of ROWS
+    top: Any  # the rows that are not padding, in a tile of ROWS
 
 
 def coordinates_of(tiling: Tiling) -> BlockCoordinates:

@@ -1,4 +1,4 @@
-"""What a block of a cluster does in either half: loads, products over chunks, and the launch of all blocks."""
+"""The code that both halves share on a block of a cluster: loads, products over chunks, and the launch."""
 
 import abc
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .tiling import ROWS, Tiling, coordinates_of
 
 
 def own(array: Reference, group: Array) -> Array:
-    """The place of a group in an array that may be shared by all."""
+    """The index of a group in an array that all groups may share."""
     return jnp.int32(0) if array.shape[0] == 1 else group
 
 
@@ -36,7 +36,7 @@ def of_rows(reference: Reference, width: int) -> Int[Array, "rows width"]:
 
 
 class Ring(NamedTuple):
-    """References to the operand's slots in shared memory, and the barriers that say when one is there."""
+    """References to the operand's slots in shared memory, and the barriers that signal when a slot is loaded."""
 
     operand: Reference  # [slots, ROWS, chunk]
     ready: Reference  # [slots]
@@ -75,7 +75,7 @@ class Ring(NamedTuple):
 
 
 def when(condition: bool | Array, act: Callable[[], None]) -> None:
-    """`act` if the condition holds, which may be known already."""
+    """`act` if the condition holds; it may be known at trace time."""
     if isinstance(condition, bool):
         if condition:
             act()
@@ -84,17 +84,17 @@ def when(condition: bool | Array, act: Callable[[], None]) -> None:
 
 
 def remainder(k: int | Array, count: int) -> int | Array:
-    """`k` modulo `count`, of a number that may be known already."""
+    """`k` modulo `count`; `k` may be known at trace time."""
     return k % count if isinstance(k, int) else jax.lax.rem(k, jnp.int32(count))
 
 
 def quotient(k: int | Array, count: int) -> int | Array:
-    """`k` divided by `count`, likewise."""
+    """`k` divided by `count`; `k` may be known at trace time."""
     return k // count if isinstance(k, int) else jax.lax.div(k, jnp.int32(count))
 
 
 class WarpGroup(abc.ABC):
-    """What one block does; a half says how it runs."""
+    """The code of one block; each half subclasses it."""
 
     def __init__(
         self,
@@ -122,8 +122,14 @@ class WarpGroup(abc.ABC):
             source = self.read.R.at[group, self.coordinates.head, self.coordinates.block, k]
             mosaic_gpu.copy_gmem_to_smem(source, self.scratch.resident_part.at[k], self.scratch.resident.at[0])
 
+    def marks(self, t: Array) -> Int[Array, "rows width"] | None:
+        """The marks of step t, the same for all units; None where there are none."""
+        if self.read.marks is None:
+            return None
+        return of_rows(self.read.marks.at[self.coordinates.group, t, self.coordinates.tile], self.tiling.width)
+
     def vectors(self, array: Reference) -> list[Array]:
-        """The rows of an array [_ K H]; none of one that is not there."""
+        """The rows of an array [_ K H]; no rows if the array is None."""
         if array is None:
             return []
         group = own(array, self.coordinates.group)
@@ -141,7 +147,7 @@ def launch(
     results: PyTree,
     scratch: PyTree,
 ) -> PyTree:
-    """Run the kernel of a half; `results` and `scratch` hold types."""
+    """Run the kernel of a half; `results` and `scratch` contain types."""
     emulated: dict[str, Any] = {"interpret": interpret} if interpret else {}
     form = jax.tree.structure((operands, results, scratch))
 

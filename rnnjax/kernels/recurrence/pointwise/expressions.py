@@ -1,4 +1,4 @@
-"""Expressions of one number each: a table of nodes, in which equal expressions are one node."""
+"""Scalar expressions: a table of nodes, in which equal expressions are one node."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -17,7 +17,7 @@ COMMUTE = frozenset({"add", "mul", "eq", "ne"})
 class Node(NamedTuple):
     """An operation on earlier nodes, or a leaf: an input by its name, a constant by its hexadecimal digits.
 
-    The digits tell the two zeros apart, and a nan is equal to itself.
+    The digits distinguish the two zeros, and a nan is equal to itself.
     """
 
     operation: str
@@ -26,7 +26,7 @@ class Node(NamedTuple):
 
 
 class Graph:
-    """Nodes, each after its operands, all of one dtype; a node is known by its number."""
+    """Nodes, each after its operands, all of one dtype; a node is referred to by its number."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
@@ -42,7 +42,7 @@ class Graph:
         return self._enter(Node("constant", leaf=float(self.dtype.type(value)).hex()))
 
     def node(self, operation: str, *operands: int) -> int:
-        """The operation on the operands, computed if it can be, left out if it changes nothing."""
+        """The operation on the operands: computed if they are constants, left out if it changes nothing."""
         if operation in COMMUTE:
             operands = tuple(sorted(operands))
         if all(self.nodes[operand].operation == "constant" for operand in operands):
@@ -51,7 +51,7 @@ class Graph:
         return self._enter(Node(operation, operands)) if simpler is None else simpler
 
     def value(self, number: int) -> float | None:
-        """What a constant is; None for any other node."""
+        """The value of a constant; None for any other node."""
         node = self.nodes[number]
         return float.fromhex(str(node.leaf)) if node.operation == "constant" else None
 
@@ -61,7 +61,7 @@ class Graph:
         return node.operands[0] if node.operation == "neg" else None
 
     def users(self, outputs: Iterable[int]) -> dict[int, list[int]]:
-        """For each node that the outputs need, those that use it, as often as they do; OUTPUT where it is one."""
+        """For each node that the outputs need, the nodes that use it, once per use; OUTPUT for an output."""
         found: dict[int, list[int]] = {}
         for output in outputs:
             found.setdefault(output, []).append(OUTPUT)
@@ -72,7 +72,7 @@ class Graph:
         return found
 
     def into(self, other: "Graph", replaced: Mapping[int, int]) -> list[int]:
-        """Every node again in `other`, save those that `replaced` has there already: number by number, its new one."""
+        """Copy every node to `other`, except those that `replaced` maps to nodes of it: the new number of each node."""
         numbers: list[int] = []
         for number, node in enumerate(self.nodes):
             if number in replaced:
@@ -84,7 +84,7 @@ class Graph:
         return numbers
 
     def evaluate(self, outputs: Iterable[int], inputs: Mapping[Hashable, Array]) -> list[Array]:
-        """The nodes `outputs` as arrays, of inputs that are arrays of one shape."""
+        """The values of the nodes `outputs`, for inputs that are arrays of one shape."""
         shape = next(iter(inputs.values())).shape
         outputs, values = tuple(outputs), dict[int, Array]()
         for number in sorted(self.users(outputs)):
@@ -139,7 +139,7 @@ def _multiply(graph: Graph, a: int, b: int) -> int | None:
 
 
 def _divide(graph: Graph, a: int, b: int) -> int | None:
-    """By a power of two it is a product, to the last bit."""
+    """Division by a power of two is exactly a product."""
     if graph.value(a) == 1:
         return graph.node("reciprocal", b)
     divisor = graph.value(b)
@@ -157,7 +157,7 @@ def _select(graph: Graph, case: int, otherwise: int, where: int) -> int | None:
 
 
 def _bounded(bound: float) -> Callable[[Graph, int, int], int | None]:
-    """A maximum or minimum that starts at `bound`, as reductions do."""
+    """A maximum or minimum with `bound`, where reductions start."""
     return lambda graph, a, b: b if graph.value(a) == bound else a if graph.value(b) == bound else None
 
 

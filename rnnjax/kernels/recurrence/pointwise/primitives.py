@@ -1,4 +1,4 @@
-"""What each primitive of JAX does to nodes: elementwise ones make new ones, structural ones move them about."""
+"""The effect of each primitive of JAX on nodes: elementwise primitives make new nodes, structural ones move them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +21,12 @@ def _same(operation: str) -> Callable[..., int]:
 
 
 def _convert(graph: Graph, parameters: Parameters, x: int) -> int:
-    """A boolean is its 0 or 1 already; a number made boolean is whether it differs from zero."""
+    """A boolean is 0 or 1 already; a number converted to boolean is 1 if it differs from zero."""
     return graph.node("ne", x, graph.constant(0)) if np.dtype(parameters["new_dtype"]).kind == "b" else x
 
 
 def _integer_power(graph: Graph, parameters: Parameters, x: int) -> int:
-    """By repeated squaring, as XLA has it."""
+    """By repeated squaring, as XLA does it."""
     product, exponent = graph.constant(1), abs(parameters["y"])
     while exponent:
         if exponent % 2:
@@ -85,7 +85,7 @@ ELEMENTWISE: dict[str, Callable[..., int]] = {
     "custom_jvp_call exp_neg_sq": lambda graph, _, x: graph.node("exp", graph.node("neg", graph.node("mul", x, x))),
 }
 
-# The operation that a reduction chains, and what it gives of nothing.
+# The operation of a reduction, and its result for an empty axis.
 REDUCTIONS: dict[str, tuple[str, float]] = {
     "reduce_sum": ("add", 0.0),
     "reduce_prod": ("mul", 1.0),
@@ -128,7 +128,7 @@ def _unchanged(*arrays: np.ndarray, **_: Any) -> list[np.ndarray]:
     return list(arrays)
 
 
-# Where the nodes go: one array, or a list of them where the primitive gives several.
+# The moved nodes: one array, or a list of them if the primitive has several results.
 MOVES: dict[str, Callable[..., np.ndarray | list[np.ndarray]]] = {
     "slice": _slice,
     "broadcast_in_dim": _broadcast,
@@ -150,7 +150,7 @@ MOVES: dict[str, Callable[..., np.ndarray | list[np.ndarray]]] = {
     "name": _unchanged,
 }
 
-# Moves by indices, of any dtype: JAX itself moves the numbers of the nodes.
+# Moves by index: JAX itself moves the numbers of the nodes.
 INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice")
 
 # The program inside a primitive that only calls it.

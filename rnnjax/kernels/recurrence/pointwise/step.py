@@ -17,7 +17,7 @@ from .trace import trace
 
 
 class PreActivation(NamedTuple):
-    """A row of the gate buffer: the gate it belongs to, and which of the two products adds to it."""
+    """A row of the gate buffer: the gate it belongs to, and which of the two products are added to it."""
 
     gate: int
     input: bool
@@ -54,7 +54,7 @@ class Step(NamedTuple):
         return tuple(number for number, pre_activation in enumerate(self.pre_activations) if pre_activation.recurrent)
 
     def sums(self, us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
-        """The pre-activations, of what the gates get from the input and from the state."""
+        """The pre-activations, from u and v of all gates."""
         added = {(True, True): lambda u, v: u + v, (True, False): lambda u, _: u, (False, True): lambda _, v: v}
         return [
             added[pre_activation.input, pre_activation.recurrent](us[pre_activation.gate], vs[pre_activation.gate])
@@ -64,7 +64,7 @@ class Step(NamedTuple):
     def forward(
         self, pre_activations: Sequence[Array], before: Sequence[Array], unit_parameters: Sequence[Array]
     ) -> list[Array]:
-        """The fields of the state after a step, of arrays of one shape."""
+        """The fields of the state after a step; all arrays have one shape."""
         return self.graph.evaluate(
             self.after, _named(pre_activations=pre_activations, before=before, unit_parameters=unit_parameters)
         )
@@ -84,7 +84,7 @@ class Step(NamedTuple):
         return dpre_activations, dbefore, dunit_parameters
 
     def operations(self) -> frozenset[str]:
-        """Those that a kernel needs to have for both halves."""
+        """The operations that a kernel needs for both halves."""
         needed = self.graph.users((*self.after, *self.dpre_activations, *self.dbefore, *self.dunit_parameters))
         return frozenset(self.graph.nodes[number].operation for number in needed) - {"input", "constant"}
 
@@ -132,7 +132,7 @@ def _transposed(pointwise: Pointwise, dafter: Float[Array, " F"], **inputs: Floa
 
 
 def _in_pre_activations(graph: Graph, rows: dict[str, list[int]]) -> Step:
-    """One pre-activation for a gate whose u and v are seen as their sum alone, so that cotangents agree; else two."""
+    """One pre-activation for a gate if only the sum of its u and v is used, so that cotangents agree; else two."""
     users = graph.users(number for outputs in rows.values() for number in outputs)
     pre_activations, replaced, dpre_activations, sums = [], {}, [], Graph(graph.dtype)
     for gate, (du, dv) in enumerate(zip(rows["du"], rows["dv"], strict=True)):

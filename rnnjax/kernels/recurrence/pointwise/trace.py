@@ -1,4 +1,4 @@
-"""The symbolic run of a function of vectors: every entry of its outputs as an expression of those of its inputs."""
+"""Symbolic evaluation of a function of vectors: each entry of its outputs is an expression of entries of its inputs."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -15,14 +15,14 @@ from .primitives import CALLS, ELEMENTWISE, INDEXED, MOVES, REDUCTIONS, Translat
 
 NOWHERE = -1  # the number of no node
 
-# An array of the run holds the numbers of nodes where its dtype is the graph's or bool. Of any other dtype, it holds
-# values that no input can change: the indices of a gather, the key of a random number.
+# During the evaluation, arrays of the graph's dtype and of bool are arrays of node numbers. Arrays of any other dtype
+# have values that depend on no input, such as the indices of a gather or a random key.
 
 
 def trace(graph: Graph, function: Callable[..., PyTree], inputs: dict[str, int]) -> dict[str, list[int]]:
-    """The nodes of what `function` returns, a dict of vectors.
+    """The nodes of the dict of vectors that `function` returns.
 
-    inputs   the names of its arguments, and how many rows each has; an entry is the input `(name, row)`
+    inputs   the names of its arguments, and the number of rows of each; an entry is the input `(name, row)`
 
     Raises `TranslationError` where an operation has no counterpart.
     """
@@ -44,7 +44,7 @@ def _jaxpr_of(function: Callable[..., Any], inputs: dict[str, int], dtype: DType
     shapes = {name: jax.ShapeDtypeStruct((count,), dtype) for name, count in inputs.items()}
     try:
         return jax.make_jaxpr(lambda inputs: function(**inputs), return_shape=True)(shapes)
-    except Exception as error:  # whatever a cell's own code may raise: another engine may run it all the same
+    except Exception as error:  # any error of the cell's own code: another engine may still be able to run it
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise TranslationError(f"pointwise cannot be traced: {reason}") from error
 
@@ -92,7 +92,7 @@ def _apply(graph: Graph, equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
 
 
 def _name(equation: JaxprEqn) -> str:
-    """The name of the primitive, with that of the function called, where that one has a counterpart."""
+    """The name of the primitive; with the name of the function that it calls, if that one has a counterpart."""
     name = equation.primitive.name
     if name != "custom_jvp_call":
         return name
@@ -125,7 +125,7 @@ def _each(function: Callable[..., int], *arrays: np.ndarray | np.int32) -> np.nd
 
 
 def _by_value(graph: Graph, equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
-    """What JAX itself does: compute with what is known, and move the numbers of nodes by indices that are."""
+    """Leave the equation to JAX: it computes with known values, and moves the numbers of nodes by known indices."""
     if equation.outvars and _has_nodes(graph, equation.outvars[0].aval):
         if equation.primitive.name in INDEXED:
             return [_moved_by_index(equation, inputs)]
@@ -154,7 +154,7 @@ def _moved_by_index(equation: JaxprEqn, inputs: list[Any]) -> np.ndarray:
 
 
 def _scatter_add(graph: Graph, equation: JaxprEqn, onto: np.ndarray, indices: Any, updates: np.ndarray) -> np.ndarray:
-    """One update at a time, at the place where JAX adds it."""
+    """One update at a time, added where JAX adds it."""
     nothing, each = np.zeros(onto.shape, graph.dtype), np.eye(updates.size, dtype=graph.dtype)
     with jax.ensure_compile_time_eval():
         places = jax.vmap(lambda one: _bind(equation, [nothing, indices, one])[0])(each.reshape(-1, *updates.shape))

@@ -1,4 +1,4 @@
-"""What the TPU kernel does with one block of time: both halves, step by step, the states in a scratch of vector memory.
+"""The TPU kernel on one block of time: both halves, step by step, with the states in a scratch of vector memory.
 
 The blocks are references [steps, C, rows, units], [fields, rows, units] or [rows, 1]; `carry` is the scratch.
 """
@@ -18,7 +18,7 @@ TIME = 3  # the axis of the grid
 
 
 def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Reference) -> None:
-    """Steps onward; `used_outputs` says of which fields the states are written, `marked` whether there are resets."""
+    """The steps in order; the states of the fields in `used_outputs` are written; `marked`: there are resets."""
     us, R, unit_parameters, initial, state, length, resets, *states, last, carry = blocks
     _start((carry, state))
     first = pallas.program_id(TIME) * us.shape[0]
@@ -35,17 +35,17 @@ def forward(step: Step, used_outputs: Sequence[bool], marked: bool, *blocks: Ref
         for output, array in zip(states, compress(after, used_outputs), strict=True):
             output[t, 0] = array
 
-    def masked_step() -> None:
+    def ignored_step() -> None:
         written = [field for field, used in enumerate(used_outputs) if used]
         for output, field in zip(states, written, strict=True):
             output[...] = jnp.broadcast_to(carry[field], output.shape)
 
-    _each(us.shape[0], first, length, one, masked_step)
+    _each(us.shape[0], first, length, one, ignored_step)
     last[...] = carry[...]
 
 
 def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Reference) -> None:
-    """Steps in reverse; `given` says of which fields there are cotangents, `marked` whether there are resets."""
+    """The steps in reverse; the fields in `given` have cotangents; `marked`: there are resets."""
     pre_activations, previous_states, *dgiven = blocks[: 2 + sum(given)]
     R, unit_parameters, dlast, length, resets, dpre_activations, dunit_parameters, dinitial, dstate, carry = blocks[
         2 + sum(given) :
@@ -56,7 +56,7 @@ def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Reference
 
     def one(k: Array) -> None:
         t = steps - 1 - k
-        active = first + t < length[...]
+        valid = first + t < length[...]
         arriving = iter(dgiven)
         pairs = zip(list(carry[...]), given, strict=True)
         dafter = [d + next(arriving)[t, 0] if is_given else d for d, is_given in pairs]
@@ -64,38 +64,38 @@ def backward(step: Step, given: Sequence[bool], marked: bool, *blocks: Reference
         dgates, dbefore, dparameters = step.backward(
             list(pre_activations[t]), before, dafter, _wide(unit_parameters, before[0])
         )
-        dgates = _chosen(active, dgates, [jnp.zeros_like(each) for each in dgates])
+        dgates = _chosen(valid, dgates, [jnp.zeros_like(each) for each in dgates])
         for pre_activation, array in enumerate(dgates):
             dpre_activations[t, pre_activation] = array.astype(dpre_activations.dtype)
         for row, array in enumerate(dparameters):
-            dunit_parameters[row] += jnp.where(active, array, 0.0)
+            dunit_parameters[row] += jnp.where(valid, array, 0.0)
         through = [
             jax.lax.dot_general(
                 dgates[pre_activation].astype(R.dtype), R[gate], (((1,), (1,)), ((), ())), None, carry.dtype
             )
             for gate, pre_activation in enumerate(step.by_state)
         ]
-        dbefore = _chosen(active, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
+        dbefore = _chosen(valid, [dbefore[0] + sum(through), *dbefore[1:]], dafter)
         if marked:
-            reset = active & _is_reset(resets, t)
+            reset = valid & _is_reset(resets, t)
             for field, array in enumerate(dbefore):
                 dinitial[field] += jnp.where(reset, array, 0.0)
             dbefore = _chosen(reset, [jnp.zeros_like(each) for each in dbefore], dbefore)
         for field, array in enumerate(dbefore):
             carry[field] = array
 
-    def masked_step() -> None:
+    def ignored_step() -> None:
         dpre_activations[...] = jnp.zeros_like(dpre_activations)
         arriving = (field for field, is_given in enumerate(given) if is_given)
         for each, field in zip(dgiven, arriving, strict=True):
             carry[field] += each[...].sum((0, 1))
 
-    _each(steps, first, length, one, masked_step)
+    _each(steps, first, length, one, ignored_step)
     dstate[...] = carry[...]
 
 
 def _start(*pairs: tuple[Any, Any]) -> None:
-    """At the first block of time of these sequences, fill the first of each pair with the second, or with zeros."""
+    """At the first block of time, fill the first of each pair with the second, or with zeros."""
 
     @pallas.when(pallas.program_id(TIME) == 0)
     def _() -> None:
@@ -103,15 +103,17 @@ def _start(*pairs: tuple[Any, Any]) -> None:
             reference[...] = jnp.zeros_like(reference) if source is None else source[...]
 
 
-def _each(steps: int, first: Array, length: Any, one: Callable[[Array], None], masked_step: Callable[[], None]) -> None:
-    """Each step of this block of time, or `masked_step` where all sequences are at their end before it."""
+def _each(
+    steps: int, first: Array, length: Any, one: Callable[[Array], None], ignored_step: Callable[[], None]
+) -> None:
+    """Each step of this block of time, or `ignored_step` where all sequences are at their end before it."""
     longest = jnp.max(length[...])
     pallas.when(first < longest)(lambda: jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: one(t), None))
-    pallas.when(first >= longest)(masked_step)
+    pallas.when(first >= longest)(ignored_step)
 
 
 def _is_reset(resets: Any, t: Array) -> Array:
-    """Before which rows of a step the state is reset."""
+    """The rows whose state is reset before step `t`."""
     return ((resets[...] >> t) & 1) != 0
 
 
@@ -120,5 +122,5 @@ def _chosen(condition: Array, one: Sequence[Array], other: Sequence[Array]) -> l
 
 
 def _wide(vectors: Any, like: Array) -> list[Array]:
-    """Vectors of all rows, as the elementwise step asks for them."""
+    """Vectors, broadcast to all rows."""
     return [jnp.broadcast_to(vector, like.shape) for vector in list(vectors[...])]

@@ -1,8 +1,8 @@
-"""How the arrays of a recurrence are cut into blocks of whole tiles for the grid of the TPU kernel.
+"""How the arrays of a recurrence are divided into blocks of whole tiles for the grid of the TPU kernel.
 
 grid     groups S, heads N, tiles of sequences, blocks of time; one block of time after the other
-tiles    [sequences, units] last; sequences and units are padded by clones of the last one, and the units' clones
-         have zero rows in R: so they hold what a real one holds, and nobody sees them
+tiles    [sequences, units] last; sequences and units are padded by clones of the last one, and the clones of units have
+         zero rows in R, so that they have no effect on other units
 """
 
 from typing import NamedTuple
@@ -17,13 +17,13 @@ from ..contract import Sequences, Weights
 
 LANES = 128
 SUBLANES = 16  # of a tile of bfloat16; one of float32 has half as many
-STREAMED = 4 << 20  # bytes of vector memory that the blocks of time are cut for
+STREAMED = 4 << 20  # bytes of vector memory for the blocks of time
 TEMPORARY = 48  # arrays [rows, units] of float32 that a step needs beside them, at most
-MOST_ROWS, MOST_STEPS = 256, 32  # of a tile, and of a block: one 32-bit word holds its resets
+MOST_ROWS, MOST_STEPS = 256, 32  # of a tile, and of a block: one 32-bit word has its resets
 
 
 class Layout(NamedTuple):
-    """Sizes, and the blocks that they are cut into."""
+    """Sizes of the arrays and of their blocks."""
 
     groups: int
     heads: int
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, weights: Weights, sequences: Sequences, streamed: int) -> "Layout":
-        """The layout for blocks that hold `streamed` bytes of each unit of each step."""
+        """The layout for blocks of `streamed` bytes for each unit of each step."""
         S, B, T, _ = sequences.xs.shape
         _, heads, units, _, _ = weights.R.shape
         rows = min(whole(B, SUBLANES), MOST_ROWS)
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
         return self.groups, self.heads, sequences // self.rows, steps // self.block
 
     def timed(self, array: Float[Array, "S B T C H"], mode: str = "edge") -> Float[Array, "S N steps C rows units"]:
-        """Of every step."""
+        """The padded layout of an array over time."""
         sequences, steps, units = self.padded
         apart = array.reshape(*array.shape[:4], self.heads, self.units).transpose(0, 4, 2, 3, 1, 5)
         return _pad(apart, {2: steps, 4: sequences, 5: units}, mode)
@@ -67,7 +67,7 @@ class Layout(NamedTuple):
         return real.reshape(*real.shape[:4], self.heads * self.units)
 
     def state(self, array: Float[Array, "S B F H"], mode: str = "edge") -> Float[Array, "S N F rows units"]:
-        """Of every sequence."""
+        """The padded layout of an array of states."""
         apart = array.reshape(*array.shape[:3], self.heads, self.units).transpose(0, 3, 2, 1, 4)
         return _pad(apart, {3: self.padded[0], 4: self.padded[2]}, mode)
 
@@ -82,7 +82,7 @@ class Layout(NamedTuple):
         return _pad(cloned, {3: self.padded[2]}, "constant")
 
     def vectors(self, array: Float[Array, "_ K H"]) -> Float[Array, "_ N _ 1 units"]:
-        """What all sequences share; a row of zeros where there is nothing, for no block may be empty."""
+        """Vectors that all sequences share; a row of zeros if there are none, since no block may be empty."""
         array = array if array.shape[1] else jnp.zeros_like(array, shape=(array.shape[0], 1, array.shape[2]))
         apart = array.reshape(*array.shape[:2], self.heads, 1, self.units).transpose(0, 2, 1, 3, 4)
         return _pad(apart, {4: self.padded[2]}, "edge")
@@ -92,7 +92,7 @@ class Layout(NamedTuple):
         return self.lengths(sequences), self.resets(sequences)
 
     def lengths(self, sequences: Sequences) -> Int[Array, "S rows 1"]:
-        """How many steps of each sequence count: none of a clone."""
+        """The number of valid steps of each sequence; 0 for a clone."""
         length = sequences.length
         if length is None:
             length = jnp.full((self.groups, self.sequences), self.steps, jnp.int32)
@@ -108,7 +108,7 @@ class Layout(NamedTuple):
         bits = jnp.arange(self.block, dtype=jnp.uint32)[:, None, None]
         return (flags.astype(jnp.uint32) << bits).sum(2, dtype=jnp.uint32).astype(jnp.int32)
 
-    # The block of each kind that a step of the grid sees; `time` says which block of time comes then.
+    # The blocks of each kind of array for a step of the grid.
 
     def timed_block(self, array: Shaped, backward: bool) -> "pallas.BlockSpec":
         last = self.grid[3] - 1
@@ -121,7 +121,7 @@ class Layout(NamedTuple):
 
     def shared_block(self, array: Shaped) -> "pallas.BlockSpec":
         alone = array.shape[0] == 1
-        shape, once = (None, None, *array.shape[2:]), pallas.Buffered(1)  # it stays: no second buffer is filled ahead
+        shape, once = (None, None, *array.shape[2:]), pallas.Buffered(1)  # it stays the same: one buffer is enough
         return pallas.BlockSpec(shape, lambda s, n, _b, _t: (0 if alone else s, n, 0, 0, 0), pipeline_mode=once)
 
     def length_block(self) -> "pallas.BlockSpec":

@@ -1,4 +1,4 @@
-"""The kernel of TPUs: a grid that goes through time block by block, R and the states in vector memory."""
+"""The kernel for TPUs: a grid over blocks of time, with R and the states in vector memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,24 +33,25 @@ from ..reference import ReferencePlan
 from . import body
 from .layout import LANES, STREAMED, SUBLANES, Layout, temporary, whole
 
-# MiB of vector memory, by how the name begins.
+# MiB of vector memory, by the beginning of the device's name.
 MEMORIES = {"TPU v5 lite": 128, "TPU v5e": 128, "TPU v6": 128, "TPU v5": 64, "TPU v7": 64, "TPU7": 64}
 LEAST = 16  # MiB that any TPU has
 SCOPED = 14 << 20  # bytes that the compiler allows a kernel that asks for no more
-LACKING = frozenset({"sign", "expm1", "asin", "acos", "atan", "sinh", "cosh", "erfc"})  # of all operations
+LACKING = frozenset({"sign", "expm1", "asin", "acos", "atan", "sinh", "cosh", "erfc"})  # operations without a lowering
 
 
 class TPU(AbstractKernel):
-    """Every gated cell whose `pointwise` has a vector program, in float32 or bfloat16; float16 is made float32 first.
+    """Every gated cell whose `pointwise` has a vector program, in float32 or bfloat16; float16 is cast to float32.
 
     Experimental: no device has measured it. It is emulated, lowered and compiled; `Fused(tpu=TPU())` runs it.
 
-    A head is a recurrence of its own. Time is the last axis of the grid, gone through in order: its blocks are fetched
-    while the one before is used, and between them R and the states stay in vector memory. Backward reads the states
-    and the pre-activations, which one product has made anew, and writes the cotangents of these: the products with them
-    are outside. Products follow `jax_default_matmul_precision`; by default the matrix unit rounds float32 to bfloat16.
+    Each head is a recurrence of its own. Time is the last axis of the grid, which runs in order: a block is fetched
+    while the one before is used, and R and the states stay in vector memory. The backward half reads the states and the
+    pre-activations, which one product recomputes, and writes the cotangents of the pre-activations; the products with
+    these are outside. Products follow `jax_default_matmul_precision`; by default the matrix unit rounds float32 to
+    bfloat16.
 
-    memory      MiB of vector memory to plan for; None is that of the TPU that is lowered for, or what all have
+    memory      MiB of vector memory to plan for; None: that of the TPU lowered for, or the least that any TPU has
     interpret   emulate it elsewhere: True, or the parameters of Pallas' interpreter for TPUs
     """
 
@@ -95,7 +96,7 @@ class TPU(AbstractKernel):
 
 @dataclass(frozen=True)
 class TPUPlan(KernelPlan):
-    """One run over the grid for each half, the big products outside of it."""
+    """One run over the grid for each half; the large products are outside of it."""
 
     pointwise: Pointwise
     dtype: np.dtype  # of states and sums
@@ -191,7 +192,7 @@ def _call(
     marks: tuple[Array, Array],
     results: tuple[Sequence[Any], Sequence[Any]],
 ) -> Sequence[Array]:
-    """One run over the grid: operands and results of every step, those shared by all sequences, and states."""
+    """One run over the grid. Operands are in three groups: over time, shared by all sequences, and states."""
     timed, shared, states = operands
     timed_results, state_results = results
     timed_block = partial(layout.timed_block, backward=backward)
@@ -221,7 +222,7 @@ def _call(
 
 
 def _vector_memory(layout: Layout, timed: Sequence[Any], shared: Sequence[Any], states: Sequence[Any]) -> int:
-    """An upper bound of the bytes in use: each block that changes twice, and the temporaries of a step."""
+    """An upper bound of the bytes in use: two buffers for each block that changes, and the temporaries of a step."""
     row = 4 * layout.rows * layout.padded[2]  # of a state
     streamed = sum(
         layout.rows * layout.padded[2] * layout.block * each.shape[3] * each.dtype.itemsize for each in timed
@@ -232,13 +233,13 @@ def _vector_memory(layout: Layout, timed: Sequence[Any], shared: Sequence[Any], 
 
 
 def _resident(pointwise: Pointwise, weights: Weights, units: int) -> int:
-    """Bytes of R of a head of so many units, as the kernel holds it."""
+    """Bytes of R of a head of `units`, in the kernel's dtype."""
     itemsize = 4 if weights.R.dtype == jnp.float16 else weights.R.dtype.itemsize
     return pointwise.gates * itemsize * units**2
 
 
 def _shared(layout: Layout, R: Array, *vectors: Array) -> list[Array]:
-    """What all sequences of a group share."""
+    """The arrays that all sequences of a group share."""
     return [layout.recurrent(R), *map(layout.vectors, vectors)]
 
 

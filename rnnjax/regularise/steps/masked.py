@@ -1,4 +1,4 @@
-"""A cell, each step of which is changed by what is drawn for it."""
+"""A cell whose steps are changed by masks or noise, drawn in advance for every step."""
 
 from collections.abc import Callable
 
@@ -6,21 +6,21 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from ..arrays import PyTree, State, States
-from ..cell import AbstractCell, describe
-from ..network import Options
-from ..unroll import unroll
-from .around import AbstractAround
+from ...arrays import PyTree, State, States
+from ...cell import AbstractCell, describe
+from ...network import Options
+from ...networks.layer import AbstractWrapper
+from ...unroll import unroll
 
 
 class MaskedCell(AbstractCell):
-    """The cell of a regulariser; its inputs are pairs `(x, mask)`, its step is one of the regulariser's methods.
+    """The cell of a regulariser: its inputs are pairs `(x, mask)`, its step is one of the regulariser's methods.
 
-    What is drawn travels with the inputs, so that it is reversed, cut into chunks and recomputed with them. It is no
-    gated cell, whatever the layer is: what a mask does to a step is not what a kernel was told to trace.
+    The masks are inputs, so that they are reversed, cut into chunks and recomputed together with `xs`. It is a plain
+    cell whatever the layer is: a kernel traces the layer's `pointwise`, and not the changed step.
     """
 
-    regulariser: AbstractAround
+    regulariser: AbstractWrapper
     change: Callable[..., State] = eqx.field(static=True)  # (regulariser, state, u, mask) -> state
     mask_type: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
     __name__: str = eqx.field(static=True)
@@ -42,14 +42,14 @@ class MaskedCell(AbstractCell):
 
 
 def run_masked(
-    regulariser: AbstractAround,
+    regulariser: AbstractWrapper,
     change: Callable[..., State],
     state: State,
     xs: PyTree[Array],
     masks: PyTree[Array],
     options: Options,
 ) -> tuple[State, PyTree[Array]]:
-    """Run the regulariser's cell, each step by `change(regulariser, state, u, mask)` with its own of the `masks`."""
+    """Run the regulariser's cell: each step is `change(regulariser, state, u, mask)`, with that step's mask."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), masks)
     name = f"{describe(regulariser)} of {describe(regulariser.layer)}"
     return unroll(MaskedCell(regulariser, change, one, name), state, (xs, masks), **options._asdict())

@@ -1,4 +1,4 @@
-"""Variational dropout: one mask for all steps of a sequence."""
+"""Variational dropout: one dropout mask for all steps of a sequence."""
 
 from typing import Any
 
@@ -7,30 +7,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .. import check
-from ..arrays import Gates, PyTree, State
-from ..cell import AbstractCell, AbstractGatedCell, recur
-from ..checked import Checked
-from ..network import AbstractNetwork, Layer, Options
-from ..unroll import unroll
-from .around import AbstractAround, check_inherits, check_kind
+from ... import check
+from ...arrays import Gates, PyTree, State, count_steps
+from ...cell import AbstractGatedCell, recur
+from ...checked import Checked
+from ...network import Layer, Options
+from ...networks.layer import AbstractWrapper
+from ...unroll import unroll
+from ..masks import drop, keep, scale
+from .checks import check_inherits, check_kind
 from .masked import run_masked
-from .masks import drop, keep, scale
 
 
-class VariationalDropout(AbstractAround):
-    """Gal & Ghahramani 2016, arXiv:1512.05287: what is dropped is dropped at every step of the sequence.
+class VariationalDropout(AbstractWrapper):
+    """Gal & Ghahramani 2016, arXiv:1512.05287: the same features are dropped at every step of a sequence.
 
         x_t -> m_x * x_t            h_{t-1} -> m_h * h_{t-1} where it enters v = R h             y_t -> m_y * y_t
 
-    Each mask m is drawn once for a call of `unroll`, and scaled by 1 / (1 - rate): sequences packed into one by
-    `resets` share it, and so does a batch under `vmap` unless the key is mapped, too. Without a key nothing is dropped.
+    Each mask m is drawn once per call of `unroll`, and scaled by 1 / (1 - rate). Sequences packed into one by `resets`
+    share it. Under `vmap`, map over the key for one mask per sequence; leave it unmapped to share the mask. Without a
+    key nothing is dropped.
 
-    A layer with a `recurrent` rate must be an `AbstractGatedCell`; with a key it runs as a plain cell, which `Fused`
-    refuses: `drop_weights` drops what is recurrent at its speed. For inputs and outputs alone any layer will do.
+    With a `recurrent` rate the layer must be an `AbstractGatedCell`, and with a key it runs as a plain cell, which
+    `Fused` refuses; `Fused` runs cells whose recurrent weights `drop_weights` has dropped. Without a `recurrent` rate
+    the layer may be any cell or network.
     """
 
-    layer: AbstractCell | AbstractNetwork
+    layer: Layer
     inputs: float = eqx.field(static=True)
     recurrent: float = eqx.field(static=True)
     outputs: float = eqx.field(static=True)
@@ -44,7 +47,7 @@ class VariationalDropout(AbstractAround):
         outputs: Checked[float] = 0.0,
     ):
         """The rates are probabilities of dropping, 0 <= rate < 1."""
-        check_kind(layer, AbstractCell | AbstractNetwork, "a cell or a network")
+        check_kind(layer, Layer, "a cell or a network")
         self.layer = layer
         self.inputs = check.probability("inputs", inputs)
         self.recurrent = check.probability("recurrent", recurrent)
@@ -61,13 +64,13 @@ class VariationalDropout(AbstractAround):
         xs = drop("inputs", inputs_key, self.inputs, xs)
         if self.recurrent > 0:
             mask = keep(recurrent_key, self.recurrent, self.layer.initial().h.shape)
-            masks = jnp.broadcast_to(mask, (jax.tree.leaves(xs)[0].shape[0], *mask.shape))
+            masks = jnp.broadcast_to(mask, (count_steps(xs), *mask.shape))
             state, ys = run_masked(self, VariationalDropout._step, state, xs, masks, options)
         else:
             state, ys = unroll(self.layer, state, xs, **options._asdict())
         return state, drop("outputs", outputs_key, self.outputs, ys)
 
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:
-        cell: Any = self.layer  # a gated cell, as `__init__` saw to
+        cell: Any = self.layer  # a gated cell, which `__init__` checks
         v = recur(cell.recurrent_weight, scale(mask, self.recurrent, state.h), len(cell.gates))
         return cell.advance(u, v, state)

@@ -1,4 +1,4 @@
-"""Recurrent dropout: what is written to the memory is dropped, never what is kept in it."""
+"""Recurrent dropout: drops candidates before they are written to the memory, and never the memory itself."""
 
 from functools import partial
 
@@ -6,24 +6,25 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Bool
 
-from .. import check
-from ..arrays import Gates, PyTree, State, UnitGates, cast
-from ..cell import AbstractCandidateCell, AbstractGatedCell, recur
-from ..checked import Checked
-from ..network import Options
-from ..unroll import unroll
-from .around import AbstractAround, check_inherits, check_kind
+from ... import check
+from ...arrays import Gates, PyTree, State, UnitGates, cast, count_steps
+from ...cell import AbstractCandidateCell, AbstractGatedCell, recur
+from ...checked import Checked
+from ...network import Options
+from ...networks.layer import AbstractWrapper
+from ...unroll import unroll
+from ..masks import keep, scale
+from .checks import check_inherits, check_kind
 from .masked import run_masked
-from .masks import keep, scale
 
 
-class RecurrentDropout(AbstractAround):
+class RecurrentDropout(AbstractWrapper):
     """Semeniuta et al. 2016, "Recurrent dropout without memory loss", arXiv:1603.05118.
 
         LSTM   c_t = f * c_{t-1} + i * (m_t * g)                    GRU   h_t = z * h_{t-1} + (1 - z) * (m_t * n)
 
-    The mask m_t is drawn afresh at every step and scaled by 1 / (1 - rate); the memory itself loses nothing. Without
-    a key nothing is dropped; with one, it runs as a plain cell, which `Fused` refuses. The layer must be an
+    A new mask m_t is drawn at every step and scaled by 1 / (1 - rate); the memory itself loses nothing. Without a key
+    nothing is dropped; with one, the layer runs as a plain cell, which `Fused` refuses. The layer must be an
     `AbstractCandidateCell`: `LSTM` or `GRU`.
     """
 
@@ -41,7 +42,7 @@ class RecurrentDropout(AbstractAround):
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         if options.key is None or self.rate == 0:
             return unroll(self.layer, state, xs, **options._asdict())
-        masks = keep(options.key, self.rate, (jax.tree.leaves(xs)[0].shape[0], self.layer.hidden_size))
+        masks = keep(options.key, self.rate, (count_steps(xs), self.layer.hidden_size))
         return run_masked(self, RecurrentDropout._step, state, xs, masks, options)
 
     def _step(self, state: State, u: Gates, mask: Bool[Array, " H"]) -> State:

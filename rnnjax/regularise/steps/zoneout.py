@@ -1,4 +1,4 @@
-"""Zoneout: units that keep their state for a step."""
+"""Zoneout: random units keep their previous state for a step."""
 
 from collections.abc import Callable
 from numbers import Real
@@ -9,27 +9,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .. import check
-from ..arrays import PyTree, State
-from ..cell import AbstractCell
-from ..checked import Checked
-from ..network import Options
-from ..unroll import unroll
-from .around import AbstractAround, check_kind
+from ... import check
+from ...arrays import PyTree, State, count_steps
+from ...cell import AbstractCell
+from ...checked import Checked
+from ...network import Options
+from ...networks.layer import AbstractWrapper
+from ...unroll import unroll
+from ..masks import keep
+from .checks import check_kind
 from .masked import run_masked
-from .masks import keep
 
 KEEPING = "keeping the state as it was (of 1 it would never change)"
 
 
-class Zoneout(AbstractAround):
-    """Krueger et al. 2017, arXiv:1606.01305: every unit keeps what it held, with probability `rates`, afresh each step.
+class Zoneout(AbstractWrapper):
+    """Krueger et al. 2017, arXiv:1606.01305: at each step, each unit keeps its state with probability `rates`.
 
         s_t = m_t * s_{t-1} + (1 - m_t) * step(s_{t-1}, x_t)
 
-    Without a key the mean takes the mask's place, m_t = rates: also at evaluation this is another cell than the layer
-    alone. It runs as a plain cell, which `Fused` and `Associative` refuse. The layer may be any cell; a field of its
-    state that is not floating or complex, such as a counter, is always updated.
+    Without a key the mask is replaced by its mean, m_t = rates, so the result differs from that of the layer alone. It
+    runs as a plain cell, which `Fused` and `Associative` refuse. The layer may be any cell; a field of its state that
+    is not floating or complex, such as a counter, is always updated.
     """
 
     layer: AbstractCell
@@ -56,7 +57,6 @@ class Zoneout(AbstractAround):
         )
 
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
-        T = jax.tree.leaves(xs)[0].shape[0]
         like, fields = jax.tree.flatten(jax.eval_shape(self.layer.initial))
         rates = jax.tree.leaves(self.rates)
         if not any(rates):
@@ -64,6 +64,7 @@ class Zoneout(AbstractAround):
         if options.key is None:
             return run_masked(self, Zoneout._mean_step, state, xs, (), options)
         keys = jax.random.split(options.key, len(like))
+        T = count_steps(xs)
         masks = [~keep(key, rate, (T, *leaf.shape)) for key, rate, leaf in zip(keys, rates, like, strict=True)]
         return run_masked(self, Zoneout._step, state, xs, jax.tree.unflatten(fields, masks), options)
 

@@ -1,0 +1,158 @@
+"""Weights of Flax nnx's cells: SimpleCell, LSTMCell, OptimizedLSTMCell and GRUCell."""
+# pyright: reportMissingImports=false
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..arrays import PyTree
+from ..cell import describe
+from ..cells.elman import Elman
+from ..cells.gru import GRU
+from ..cells.lstm import LSTM
+from ..checked import Checked
+from ..network import Layer
+from ..networks.bidirectional import Bidirectional
+from .flax_parameters import both_directions, dense, has_directions, inner, known, no_activation
+from .layout import Weight, absent, place
+from .linen import from_linen
+from .parts import elman, gru, lstm, number_of_gates, weights_of
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+TARGET = "Flax nnx"
+KINDS = {1: "a SimpleCell", 3: "a GRUCell", 4: "an OptimizedLSTMCell"}
+
+
+def from_nnx(
+    source: Checked["nnx.Module | Mapping[str, PyTree]"], *, activation: Callable[[Array], Array] | None = None
+) -> Layer:
+    """The cell with the parameters of one of nnx.
+
+    source       the cell, or its parameters, `nnx.to_pure_dict(nnx.state(cell, nnx.Param))`
+    activation   of a SimpleCell whose parameters are given: by default tanh; a module has its own
+
+    SimpleCell           an `Elman`: W and b are dense_i, R is dense_h
+    OptimizedLSTMCell    an `LSTM`: W is dense_i, R and b are dense_h; gates i, f, g, o as here
+    LSTMCell             an `LSTM`, as `from_linen` reads it
+    GRUCell              a `GRU` without a bias inside the reset: W and b are dense_i, R is dense_h; gates r, z, n
+
+    `nnx.RNN(cell)` is read as its cell, and an `nnx.Bidirectional` of two of them as a `Bidirectional`. The carry of an
+    LSTM is (c, h) there and (h, c) here.
+
+    Raises a ValueError for anything else, and for a module with other activations, or a residual.
+    """
+    if isinstance(source, Mapping):
+        return _from_parameters(source, activation)
+    if activation is not None:
+        raise TypeError(
+            f"activation: expected None with a module, which has its own, got {activation!r}. "
+            "Pass it with the parameters of a SimpleCell alone"
+        )
+    return _from_module(source)
+
+
+def _from_module(module: Any) -> Layer:
+    from flax import nnx
+
+    if isinstance(module, nnx.Bidirectional):
+        _check_merge(module.merge_fn)
+        return Bidirectional(_from_module(module.forward_rnn), _from_module(module.backward_rnn))
+    if isinstance(module, nnx.RNN):
+        if module.reverse:
+            raise ValueError(
+                "reverse: expected False, got True. Pass the cell, and unroll it with reverse=True, or within Reversed"
+            )
+        return _from_module(module.cell)
+    if not isinstance(module, nnx.SimpleCell | nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell):
+        raise TypeError(
+            f"source: expected a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got {type(module).__name__}. "
+            "Pass the cell alone"
+        )
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    if isinstance(module, nnx.SimpleCell):
+        if module.residual:
+            raise ValueError(
+                "residual: expected False, got True. Add the identity to the kernel of dense_h, and set it to False"
+            )
+        return _from_parameters(params, module.activation_fn)
+    for name, expected in (("activation_fn", jnp.tanh), ("gate_fn", jax.nn.sigmoid)):
+        given = getattr(module, name)
+        if given is not expected:
+            raise ValueError(
+                f"{name}: expected {expected.__name__}, got {describe(given)}. "
+                "Write the step as a cell of your own, as examples/new_cell.py does"
+            )
+    return _from_parameters(params, None)
+
+
+def _check_merge(merge: Callable[[Any, Any], Any]) -> None:
+    """Raise unless this function concatenates the features of two outputs."""
+    zero, one = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
+    with jax.ensure_compile_time_eval():
+        merged = np.asarray(merge(zero, one))
+    if merged.shape != (1, 2) or merged.tolist() != [[0, 1]]:
+        raise ValueError(
+            f"merge_fn: expected the concatenation of the features, got {describe(merge)}. "
+            "Pass the two directions one by one, and merge them by Bidirectional(..., merge=)"
+        )
+
+
+def _from_parameters(params: Mapping[str, Any], activation: Callable[[Array], Array] | None) -> Layer:
+    params = inner(params)
+    if has_directions(params):
+        directions = (_from_parameters(params[name], activation) for name in ("forward_rnn", "backward_rnn"))
+        return Bidirectional(*directions)
+    if set(params) != {"dense_i", "dense_h"}:
+        return from_linen({name.rstrip("_"): entry for name, entry in params.items()}, activation=activation)
+    i, h = dense(params["dense_i"]), dense(params["dense_h"])
+    W, R = i["kernel"], h["kernel"]
+    gates = number_of_gates(W, R.shape[0], KINDS)
+    if gates == 1:
+        return elman(W, R, i.get("bias"), activation)
+    no_activation(activation)
+    return lstm(W, R, h.get("bias")) if gates == 4 else gru(W, R, i.get("bias"), None)
+
+
+def to_nnx(network: Layer) -> "nnx.Module":
+    """The module of nnx with the weights of a network: the inverse of `from_nnx`, bit for bit.
+
+    An `Elman` is an nnx.SimpleCell of the same activation, an `LSTM` an nnx.OptimizedLSTMCell, a `GRU` an nnx.GRUCell,
+    and a `Bidirectional` that concatenates an nnx.Bidirectional. All have a bias: one that is absent becomes zero.
+
+    Raises a ValueError for a GRU with a bias inside the reset, which nnx.GRUCell has not (linen's has it), for other
+    cells, heads, peepholes, coupled gates, clipping, a leak, and a learned initial state.
+    """
+    from flax import nnx
+
+    if isinstance(network, Bidirectional):
+        cells: list[Any] = [to_nnx(layer) for layer in both_directions(network, TARGET)]
+        return nnx.Bidirectional(*map(nnx.RNN, cells))
+    cell = known(network, TARGET)
+    if isinstance(cell, GRU) and cell.candidate_bias is not None:
+        raise ValueError(
+            f"candidate_bias: expected None for {TARGET}, whose GRUCell has no bias inside the reset, got one. "
+            "Use to_linen, or set it to None if it is zero"
+        )
+    W, R, b = weights_of(cell)
+    b = absent(W[0]) if b is None else b
+    sizes, dtype = (W.shape[0], R.shape[0]), cell.dtype
+    options = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
+    if isinstance(cell, Elman):
+        return _filled(nnx.SimpleCell(*sizes, activation_fn=cell.activation, **options), W, R, "dense_i", b)
+    if isinstance(cell, LSTM):
+        return _filled(nnx.OptimizedLSTMCell(*sizes, **options), W, R, "dense_h", b)
+    return _filled(nnx.GRUCell(*sizes, **options), W, R, "dense_i", b)
+
+
+def _filled(module: Any, W: Weight, R: Weight, biased: str, b: Weight) -> "nnx.Module":
+    """A cell of nnx with these weights; the bias is in the dense layer `biased`."""
+    module.dense_i.kernel.set_value(place("kernel", W))
+    module.dense_h.kernel.set_value(place("kernel", R))
+    getattr(module, biased).bias.set_value(place("bias", b))
+    return module

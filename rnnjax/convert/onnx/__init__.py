@@ -1,0 +1,1 @@
+"""ONNX: networks from files of its RNN, LSTM and GRU nodes, and into such files."""

@@ -1,0 +1,82 @@
+"""What is known of the values in a graph that is read."""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+
+class Constant(NamedTuple):
+    """An array that the file holds. One that is spread over the batch keeps its axis of one."""
+
+    array: np.ndarray
+
+
+class Zeros(NamedTuple):
+    """Zeros of a shape that is known when the file is run."""
+
+
+class Given(NamedTuple):
+    """An input of the graph, or a part of one, whose axes are then not known."""
+
+    source: str
+    axes: str | None = None
+    features: int | None = None
+
+
+class Bookkeeping(NamedTuple):
+    """What follows from shapes, and from these inputs: lengths and masks."""
+
+    sources: frozenset[str] = frozenset()
+
+
+class Last(NamedTuple):
+    """Last states of these nodes, or parts of them."""
+
+    nodes: frozenset[str]
+
+
+class Both(NamedTuple):
+    """The cells of both directions of a node, whose outputs are not merged yet."""
+
+    forward: Any
+    backward: Any
+
+
+class Steps(NamedTuple):
+    """A sequence: what these layers make of the input `source`.
+
+    axes      one letter each: F for features, D for directions, and two of its own, of which one is `time`
+    states    the initial state of each layer, arrays [B, H], or None where it is that of the layer
+    nodes     the recurrent nodes among them, by name
+    """
+
+    source: str
+    axes: str
+    time: str | None
+    features: int | None
+    layers: tuple[Any, ...] = ()
+    states: tuple[Any, ...] = ()
+    nodes: frozenset[str] = frozenset()
+
+    def then(self, layer: Any, state: Any = None, **changed: Any) -> "Steps":
+        """What one layer more makes of it."""
+        return self._replace(layers=(*self.layers, layer), states=(*self.states, state), **changed)
+
+    def last_layer(self, layer: Any) -> "Steps":
+        """The same with another layer in place of the last."""
+        return self._replace(layers=(*self.layers[:-1], layer))
+
+    def extends(self, other: "Steps") -> bool:
+        """Whether it is made of `other` by further layers."""
+        common = zip(self.layers, other.layers, strict=False)
+        return self.source == other.source and len(self.layers) >= len(other.layers) and all(a is b for a, b in common)
+
+
+Value: TypeAlias = Constant | Zeros | Given | Bookkeeping | Last | Steps
+
+
+def as_steps(value: Value | None) -> Steps | None:
+    """A sequence, also where nothing has been done to it yet; None for anything else."""
+    if isinstance(value, Given) and value.axes is not None and len(value.axes) == 3:
+        return Steps(value.source, value.axes, None, value.features)
+    return value if isinstance(value, Steps) else None

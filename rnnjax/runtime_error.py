@@ -1,0 +1,76 @@
+"""Errors about values that are known only when a program runs."""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Bool
+
+from .arrays import PyTree, select
+from .exporting import is_for_export
+
+
+def error_where(tree: PyTree[Array], wrong: Bool[Array, "..."], message: str) -> PyTree[Array]:
+    """`tree` as it is, but an error with this message, when the program runs, if anything is `wrong`.
+
+    wrong    booleans over the leading axes of every array of `tree`; a scalar is about all of it
+
+    It is `eqx.error_if`, and as there nothing is checked if the result is not used. That calls back to Python, which a
+    file of `jax.export` cannot: in an exported program what is `wrong` becomes NaN, and an integer -1.
+    """
+    leaves, form = jax.tree.flatten(tree)
+    return jax.tree.unflatten(form, error_p.bind(wrong, *map(jnp.asarray, leaves), message=message))
+
+
+def _raise(wrong: Array, *leaves: Array, message: str) -> list[Array]:
+    return list(eqx.error_if(leaves, wrong.any(), message))
+
+
+def _mark(wrong: Array, *leaves: Array, message: str) -> list[Array]:
+    del message
+    return [select(wrong, jnp.full_like(leaf, _no_value(leaf)), leaf) for leaf in leaves]
+
+
+def _no_value(leaf: Array) -> float | int | bool:
+    """A value that cannot pass for a right one, where the dtype has such a value."""
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.nan
+    return -1 if jnp.issubdtype(leaf.dtype, jnp.signedinteger) else leaf.dtype.type(0)
+
+
+def _types(wrong: Any, *leaves: Any, message: str) -> list[Any]:
+    del wrong, message
+    return list(leaves)
+
+
+def _jvp(primals: Any, tangents: Any, *, message: str) -> tuple[list[Array], list[Any]]:
+    return error_p.bind(*primals, message=message), list(tangents[1:])
+
+
+def _batch(operands: Any, axes: Any, *, message: str) -> tuple[list[Array], list[int]]:
+    """A mapped axis becomes the first of all: then `wrong` still covers the leading axes."""
+    size = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
+    fronted = [
+        jnp.broadcast_to(operand, (size, *operand.shape)) if axis is None else jnp.moveaxis(operand, axis, 0)
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    results = error_p.bind(*fronted, message=message)
+    return results, [0] * len(results)
+
+
+def _lower(context: Any, *operands: Any, message: str) -> Any:
+    function = _mark if is_for_export(context) else _raise
+    return mlir.lower_fun(partial(function, message=message))(context, *operands)
+
+
+error_p = Primitive("error")
+error_p.multiple_results = True
+error_p.def_impl(_raise)
+error_p.def_abstract_eval(_types)
+ad.primitive_jvps[error_p] = _jvp
+batching.primitive_batchers[error_p] = _batch
+mlir.register_lowering(error_p, _lower)
