@@ -26,7 +26,7 @@ def prepare(cell: AbstractCell, weights: DType | None = None) -> PreparedCell: .
 def prepare(cell: Network, weights: DType | None = None) -> Network: ...
 
 
-def prepare(cell: Checked[eqx.Module], weights: Checked[Any] = None) -> Any:
+def prepare(cell: Checked[eqx.Module], weights: Checked[DType | None] = None) -> Any:
     """`cell` for inference: its weights are packed now, and no later call packs them again.
 
         prepared = rnnjax.prepare(model, jnp.int8)

@@ -40,12 +40,12 @@ def test_the_path_through_unroll_only_descends(monkeypatch, part):
         monkeypatch.setattr(holder, name, counted)
 
     names = {"unroll": sys.modules["rnnjax.unroll"], "plan": rnnjax.Scan}
-    names |= dict.fromkeys(("sequence", "length", "resets", "flags"), check)
+    names |= dict.fromkeys(("sequence", "length", "steps", "flags"), check)
     for name, holder in names.items():
         count(holder, name)
     options: dict[str, Any] = {"length": 3, "resets": np.zeros(T, bool), "engine": rnnjax.Scan(3)}
     names["unroll"].unroll(whole, state, grid.inputs(T), **options)
-    assert calls == dict.fromkeys(names, 1)
+    assert calls == dict.fromkeys(names, 1) | {"steps": 2}  # resets and mask
 
 
 @pytest.mark.parametrize("engine", ["scan", "unrolled", "checkpointed"])

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ import numpy as np
 from jaxtyping import Array
 
 from ...arrays import State
-from ...checked import Checked
 from ...network import Layer
 from ...networks.bidirectional import Bidirectional, Reversed
 from ...networks.connected import Connected
@@ -35,7 +35,7 @@ class Imported(NamedTuple):
     lengths: Array | None
 
 
-def from_onnx(model: Checked[str | Path | Any]) -> Imported:
+def from_onnx(model: str | Path | object) -> Imported:
     """The network of an ONNX model, given as a path or as an `onnx.ModelProto`. Needs the package `onnx`.
 
     The nodes RNN, LSTM and GRU become cells, in one or both directions (`Reversed`, `Bidirectional`), with all of their
@@ -76,7 +76,7 @@ def from_onnx(model: Checked[str | Path | Any]) -> Imported:
 class Graph:
     """A graph that is read from its inputs to its outputs."""
 
-    def __init__(self, onnx: Any, graph: Any):
+    def __init__(self, onnx: ModuleType, graph: object):
         self.onnx = onnx
         self.graph = graph
         self.values: dict[str, Value] = {}

@@ -13,6 +13,7 @@ from ...cell import AbstractCell
 from ...models.classifier import Classifier
 from ...models.language import LanguageModel
 from ...models.tagger import Tagger
+from ...named import Function
 from ...network import AbstractNetwork, Layer
 from ...networks.layer import output_type
 from .context import Context, Names
@@ -48,7 +49,8 @@ def model_of(network: Layer | Classifier | Tagger | LanguageModel) -> Model:
 
 
 def _classifier(model: Classifier) -> Model:
-    inner, write_pooling = model_of(model.network), pooling_writer(model.pooling)
+    pooling = model.pooling.function if isinstance(model.pooling, Function) else model.pooling
+    inner, write_pooling = model_of(model.network), pooling_writer(pooling)
     one = jax.ShapeDtypeStruct((1, *inner.output.shape), inner.output.dtype)
     pooled = jax.eval_shape(lambda ys: model.pooling(ys, None), one)
 
