@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,9 +98,7 @@ def write(model: rnnjax.models.LanguageModel, corpus: Corpus, length: int) -> fl
 
 
 @jax.jit
-def next_token(
-    model: rnnjax.models.LanguageModel, state: rnnjax.arrays.State, token: Array, key: PRNGKeyArray
-) -> tuple[rnnjax.arrays.State, Array]:
+def next_token(model: rnnjax.models.LanguageModel, state: Any, token: Array, key: PRNGKeyArray) -> tuple[Any, Array]:
     """The state after a token, and the token after it: a sequence of one step."""
     state, logits = model.logits(state, token[None])
     return state, jax.random.categorical(key, logits[0] / TEMPERATURE)

@@ -58,10 +58,10 @@ def from_onnx(model: str | Path | object) -> Imported:
     onnx = onnx_package()
     if isinstance(model, str | Path) and not Path(model).is_file():
         raise FileNotFoundError(f"model: expected a file at {model}, found none. Pass the path of an ONNX file")
-    proto = onnx.load(str(model)) if isinstance(model, str | Path) else model
+    proto: Any = onnx.load(str(model)) if isinstance(model, str | Path) else model
     if not isinstance(proto, onnx.ModelProto):
         raise TypeError(f"model: expected a path or an onnx.ModelProto, got {model!r}. Pass the path of the file")
-    graph = Graph(onnx, proto.graph)
+    graph = _Graph(onnx, proto.graph)
     steps, lengths = graph.network(), graph.lengths()
     network, state = sole(steps.layers, steps.states)
     rows = {len(leaf) for leaf in jax.tree.leaves(state)}
@@ -73,10 +73,10 @@ def from_onnx(model: str | Path | object) -> Imported:
     return Imported(network, filled, None if lengths is None else jnp.asarray(lengths))
 
 
-class Graph:
+class _Graph:
     """A graph that is read from its inputs to its outputs."""
 
-    def __init__(self, onnx: ModuleType, graph: object):
+    def __init__(self, onnx: ModuleType, graph: Any):
         self.onnx = onnx
         self.graph = graph
         self.values: dict[str, Value] = {}
