@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar, get_args
 
 import equinox as eqx
 import jax
@@ -21,6 +21,7 @@ from .layout import Weight, absent, join, one_dtype, place, read, reorder
 Cell = TypeVar("Cell", bound=AbstractCell)
 Convertible: TypeAlias = Elman | LSTM | ProjectedLSTM | GRU | ResetBeforeGRU | ConvLSTM
 
+STANDARD = {"activation": jnp.tanh, "output_activation": jnp.tanh, "gate_activation": jax.nn.sigmoid}  # of gated cells
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
@@ -142,7 +143,9 @@ def refuse(cell: object, target: str, expected: str) -> ValueError:
 
 
 def check_plain(cell: Convertible, target: str) -> None:
-    """Raise where a cell has an option that no other library has: heads, a learned initial state, and those of LSTM."""
+    """Raise where a cell has an option that no other library has, or other equations, as a user's subclass may."""
+    if type(cell) not in get_args(Convertible):
+        raise refuse(cell, target, "a cell of rnnjax itself, and no subclass of one,")
     if cell.recurrent_weight.ndim == 3 and not isinstance(cell, ConvLSTM):
         heads, *_ = cell.recurrent_weight.shape
         raise ValueError(
@@ -157,8 +160,20 @@ def check_plain(cell: Convertible, target: str) -> None:
     for option in ("peepholes", "clip", "leak"):
         if getattr(cell, option, None) is not None:
             raise ValueError(f"{option}: expected None for {target}, which has none. Build the cell without {option}")
+    if not isinstance(cell, Elman):
+        _check_activations(cell, target)
     if getattr(cell, "coupled", False):
         raise ValueError(f"coupled: expected False for {target}, got True. Build the cell with a forget gate")
+
+
+def _check_activations(cell: Convertible, target: str) -> None:
+    for name, standard in STANDARD.items():
+        activation = getattr(cell, name, standard)
+        if activation != standard:
+            raise ValueError(
+                f"{name}: expected {describe(standard)} for {target}, got {describe(activation)}. "
+                f"Build the cell without {name}"
+            )
 
 
 def activation_name(cell: Elman, target: str, names: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from .. import check
 from ..arrays import AnyArray, IntegerLike, State
 from ..checked import Checked
+from ..marks import valid_steps
 from ..runtime_error import error_where
 from .language import LanguageModel
 from .search import known_token
@@ -37,7 +38,7 @@ def sample(
 
     prompt        [P] tokens, or a list of them. One that is known is padded to a power of two, so that prompts of any
                   length share few programs
-    length        how many tokens of `prompt` count, 1 or more; None: all
+    length        how many tokens of `prompt` count, 1 or more; None: all. Those behind may be anything
     temperature   divides the logits: below 1 the likely becomes likelier; 0 takes the likeliest
     top_k         draws from the k likeliest tokens only
     top_p         draws from the likeliest tokens only, as few as have this probability together (Holtzman et al. 2020,
@@ -53,8 +54,10 @@ def sample(
     vocabulary_size = model.embedding.vocabulary_size
     prompt = np.asarray(prompt, None if prompt else int) if isinstance(prompt, list | tuple) else prompt
     is_known = not isinstance(prompt, Tracer)
-    tokens = model.embedding.check(_pad(prompt) if is_known else prompt, name="prompt")
-    P = len(prompt)
+    padded = _pad(prompt) if is_known else prompt
+    P = len(prompt) if jnp.ndim(prompt) == 1 else 0
+    valid = valid_steps(check.length(length, P), len(padded)) if length is not None and P else None
+    tokens = model.embedding.check(padded, name="prompt", valid=valid)
     if P == 0:
         raise ValueError(
             "prompt: expected at least one token, [P], got [0]. "

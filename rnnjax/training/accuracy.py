@@ -38,6 +38,11 @@ def accuracy(
     check.sizes(size=size)
     xs, targets, lengths = sequences(batch)
     B = len(jax.tree.leaves(xs)[0])
+    for name, part in {"targets": targets, "lengths": lengths}.items():
+        if part is not None and len(part) != B:
+            raise ValueError(
+                f"{name}: expected one for each of {B} sequences, got {len(part)}. Pass as many as sequences"
+            )
     counts = np.zeros(2, int)
     for start in range(0, B, size):
         part = slice(start, start + size)

@@ -89,8 +89,10 @@ def _load_from_run(path: Path, found: dict[str, Stored], description: Descriptio
             f"checkpoint: {path} holds what its run trained, and {missing[0]} is not trained: expected its values in "
             "`like`, got its shape. Pass the model as it was built"
         )
+    if description.arrays.get("best_loss") != "float32[]":
+        raise _unreadable(path)
     best_loss = np.frombuffer(found["best_loss"].data, np.float32)[0]
-    place = "best" if np.isfinite(best_loss) else "weights"
+    place = "best" if best_loss < np.inf else "weights"
     prefix = f"{place}."
     part = {name.removeprefix(prefix): each for name, each in found.items() if name.startswith(prefix)}
     if place in found:  # the model is an array
@@ -205,7 +207,7 @@ def _read(path: Path) -> tuple[dict[str, Stored], Description]:
 def _entry(content: bytes) -> dict[str, Any]:
     """What `save` wrote into the metadata of a file whose header is known to be right; empty if it did not."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    entry = json.loads(header.get("__metadata__", {}).get(ENTRY, "{}"))
+    entry = json.loads((header.get("__metadata__") or {}).get(ENTRY, "{}"))
     return entry if isinstance(entry, dict) else {}
 
 

@@ -1,6 +1,7 @@
 """What a file says of the tree that was saved: its arrays, its plain values, and which model the arrays belong to."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from ..checked import Checked
 
 SOLE = "array"  # the name of a leaf that is all of the tree
 VALUES = (bool, int, float, str)
-MOST = 200  # letters of a static field that are kept
+MOST = 200  # letters of a static field that are kept; a longer one goes on with the digest of all of it
 
 
 class Description(NamedTuple):
@@ -128,5 +129,16 @@ def _text(value: Any) -> str:
     if isinstance(value, jax.ShapeDtypeStruct):
         return form(value)
     name = getattr(value, "__name__", None) if isinstance(value, type | Callable) else None
-    text = name if isinstance(name, str) else repr(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", text)[:MOST]
+    text = re.sub(r" at 0x[0-9a-f]+", "", name if isinstance(name, str) else repr(_in_order(value)))
+    return text if len(text) <= MOST else f"{text[:MOST]}... {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _in_order(value: Any) -> Any:
+    """`value` with lists in place of the sets in it, whose order is another one in each process."""
+    if isinstance(value, set | frozenset):
+        return [type(value).__name__, *sorted(map(repr, map(_in_order, value)))]
+    if type(value) in (tuple, list):
+        return type(value)(map(_in_order, value))
+    if type(value) is dict:
+        return {key: _in_order(other) for key, other in value.items()}
+    return value

@@ -157,7 +157,7 @@ def fit(
                 measured = []
                 if is_last:
                     break
-        kept = run.weights if validate is None else run.best
+        kept = run.best if run.best_loss < jnp.inf else run.weights  # infinite: nothing was judged, or all as infinite
         kept, carry = devices.gather((kept, run.carry))
         return Fitted(eqx.combine(kept, static), carry, int(run.step))
 

@@ -175,7 +175,7 @@ def _check_loss(loss: Any, form: str, count: int, hint: str) -> None:
 
 def _check_batch(batch: Any, cell: Any, size: int | None = None) -> None:
     """Raise unless `batch` is `(xs, targets, starts)` of `size` sequences; None stands for any number of them."""
-    if not (isinstance(batch, tuple) and len(batch) == 3):
+    if not (isinstance(batch, tuple | list) and len(batch) == 3):
         raise TypeError(
             f"batches: expected (xs, targets, starts) for an estimator, got {show(batch)}. starts, booleans [B], marks "
             "the sequences that begin. Pass np.ones(B, bool) if each batch has new ones, np.zeros(B, bool) if all go on"

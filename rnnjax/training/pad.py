@@ -1,6 +1,7 @@
 """Ragged sequences as one padded batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -27,9 +28,10 @@ def pad(
     length      T; None: that of the longest
     value       what fills the rest of each row; by `unroll` and the losses it is never seen
 
-    Raises ValueError for no sequences, for steps of different shapes, and for a sequence longer than `length`.
+    Raises ValueError for no sequences, for steps of different shapes, for a sequence longer than `length`, and
+    for a value that their dtype does not hold.
     """
-    arrays = list(map(np.asarray, sequences))
+    arrays = list(map(_as_array, sequences))
     if not arrays:
         raise ValueError("sequences: expected at least one sequence, got none. Pass a list of arrays [T, ...]")
     shapes = {array.shape[1:] for array in arrays}
@@ -47,7 +49,20 @@ def pad(
             f"length: expected at least the longest sequence's {lengths.max()}, got {length}. "
             "Cut the sequences, or pass a larger length"
         )
-    xs = np.full((len(arrays), T, *shapes.pop()), value, np.result_type(*arrays))
+    dtype = np.result_type(*arrays)
+    fill = np.asarray(value).astype(dtype)
+    if dtype.kind in "biu" and not np.array_equal(fill, value):
+        raise ValueError(
+            f"value: expected a number of dtype {dtype}, as the sequences have, got {value!r}. "
+            "Pass one that this dtype holds"
+        )
+    xs = np.full((len(arrays), T, *shapes.pop()), fill)
     for row, array in zip(xs, arrays, strict=True):
         row[: len(array)] = array
     return xs, lengths
+
+
+def _as_array(sequence: Any) -> np.ndarray:
+    """An empty list says nothing of the dtype: NumPy would take it for one of float64."""
+    is_empty = isinstance(sequence, list | tuple) and not sequence
+    return np.zeros(0, bool) if is_empty else np.asarray(sequence)

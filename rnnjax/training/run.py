@@ -49,15 +49,12 @@ class Log:
 
     def open(self, run: Run, resume: bool) -> Run:
         """The run to continue: the one in the folder if `resume`, else `run`, whose first checkpoint is written."""
-        if not resume and self.checkpoint.exists():
-            path = str(self.checkpoint)
-            raise FileExistsError(
-                f"folder: expected none with a run in it, got {self.folder}. "
-                "Pass resume=True to go on with that run, or another folder; nothing was overwritten. "
-                f"Call rnnjax.load({path!r}, model) to have its model"
-            )
+        if not resume:
+            self._check_empty()
         if self.devices.writes:
             self._take()
+        if not resume:
+            self._check_empty()  # again: another run may have ended since
         resumed = resume and self._holds_a_run()
         if resumed:
             run = load(self.checkpoint, run)
@@ -70,6 +67,20 @@ class Log:
                 save(self.checkpoint, run)
         self.devices.wait()
         return run
+
+    def _check_empty(self) -> None:
+        """Raise if there is a run, or the metrics of one whose checkpoint is lost."""
+        if self.checkpoint.exists():
+            raise FileExistsError(
+                f"folder: expected none with a run in it, got {self.folder}. "
+                "Pass resume=True to go on with that run, or another folder; nothing was overwritten. "
+                f"Call rnnjax.load({str(self.checkpoint)!r}, model) to have its model"
+            )
+        if read_metrics(self.metrics):
+            raise FileExistsError(
+                f"folder: expected none with a run in it, got {self.folder}, which has metrics and no checkpoint. "
+                "Pass another folder; nothing was overwritten"
+            )
 
     def _holds_a_run(self) -> bool:
         """Whether there is a checkpoint. Raises if metrics say that there was one, which is now lost."""

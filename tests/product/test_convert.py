@@ -75,6 +75,9 @@ NOT_PLAIN = [
     ("coupled", {"coupled": True}, "False", "forget gate"),
     ("recurrent_weight", {"heads": 2}, "2 heads", "heads=1"),
     ("initial_state", {"learn_initial": True}, "None", "first state"),
+    ("activation", {"activation": jax.nn.relu}, "relu", "without activation"),
+    ("output_activation", {"output_activation": jax.nn.relu}, "relu", "without output_activation"),
+    ("gate_activation", {"gate_activation": jax.nn.hard_sigmoid}, "hard_sigmoid", "without gate_activation"),
 ]
 
 
@@ -87,9 +90,13 @@ def test_an_option_of_ours_alone_is_refused(library, name, options, fragment, ad
     )
 
 
+class Own(rnnjax.LSTM):
+    """A user's cell, which may have other equations."""
+
+
 @pytest.mark.parametrize("library", TO)
 def test_a_cell_of_ours_alone_is_refused(library):
-    for cell in (make(rnnjax.MinGRU), make(rnnjax.IndRNN), rnnjax.Stack([make(rnnjax.LSTM)])):
+    for cell in (make(rnnjax.MinGRU), make(rnnjax.IndRNN), rnnjax.Stack([make(rnnjax.LSTM)]), make(Own)):
         assert_refused(lambda cell=cell: TO[library](cell), ValueError, "network", "expected", type(cell).__name__)
 
 

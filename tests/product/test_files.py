@@ -21,6 +21,7 @@ import saving_run
 import rnnjax
 from rnnjax import load, save
 from rnnjax.training import CheckpointError
+from rnnjax.training.description import describe
 
 KEY = grid.KEY
 
@@ -113,17 +114,25 @@ def test_what_a_file_cannot_hold_is_refused(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Marked(eqx.Module):
+    """A model with a static field of its own."""
+
+    marks: Any = eqx.field(static=True)
+
+
 OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     "function": (lambda: build(activation=jnp.sin), "network.layers.0.activation: expected sin, found tanh"),
     "class": (lambda: {"cell": rnnjax.ResetBeforeGRU(2, 3, key=KEY)}, "cell: expected ResetBeforeGRU, found GRU"),
     "value": (lambda: {"epoch": 1.0}, "epoch: expected float, found int"),
     "key": (lambda: {"key": jax.random.key(0, impl="rbg")}, r"key: expected key<rbg>[], found key<fry>[]"),
+    "long": (lambda: Marked((*range(99), 7)), "(0, 1, 2"),
 }
 SAVED = {
     "function": build,
     "class": lambda: {"cell": rnnjax.GRU(2, 3, key=KEY)},
     "value": lambda: {"epoch": 1},
     "key": lambda: {"key": jax.random.key(0)},
+    "long": lambda: Marked(tuple(range(100))),
 }
 
 
@@ -135,6 +144,11 @@ def test_a_model_that_computes_something_else_is_refused(name, tmp_path):
     with pytest.raises(CheckpointError, match=r"is of another model: .* Pass `like` built as") as caught:
         load(tmp_path / "model", like())
     assert difference in str(caught.value)
+
+
+def test_a_set_is_described_alike_in_every_process():
+    """Its order is another one in each."""
+    assert describe(Marked((frozenset("hgfedcba"), 1))).static["marks"].count("'a'\", \"'b'\", \"'c'") == 1
 
 
 # A run's checkpoint
@@ -160,6 +174,15 @@ def pull(model: Scaled, carry: Any, batch: Any, key: Any) -> tuple[jax.Array, An
 def train(folder: Path, **options: Any) -> Any:
     arguments = {"steps": 4, "every": 1, "progress": False, "key": KEY, "folder": folder} | options
     return rnnjax.training.fit(scaled(0.0), pull, lambda _: np.ones(3), optax.sgd(0.1), **arguments).model
+
+
+@pytest.mark.parametrize("judged", [[np.inf] * 4, [-np.inf, 1.0, 1.0, 1.0]])
+def test_so_it_is_if_validation_is_infinite(judged, tmp_path):
+    """Without a best model it is the last one, and not the one that `fit` was given."""
+    answers = iter(judged)
+    fitted = train(tmp_path, validate=lambda _: next(answers))
+    assert_equal(load(tmp_path / "checkpoint", scaled(7.0)), fitted)
+    assert (float(fitted.weight[0]) > 0.5) is (judged[0] > 0)
 
 
 @pytest.mark.parametrize("best", [False, True])
@@ -197,6 +220,7 @@ HOSTILE: dict[str, Callable[[bytes, dict[str, Any]], bytes]] = {
     "longer": lambda whole, _: whole + bytes(8),
     "huge_header": lambda whole, _: (2**62).to_bytes(8, "little") + whole[8:],
     "no_entry": lambda *_: safetensors.numpy.save(W),
+    "no_metadata": lambda *_: b'\x18\0\0\0\0\0\0\0{"__metadata__":null}   ',
     "entry_is_text": lambda *_: forged(W, "text"),
     "entry_is_nested": lambda *_: forged(W, "[" * 100_000 + "]" * 100_000),
     "entry_is_a_list": lambda *_: forged(W, []),

@@ -205,6 +205,10 @@ def test_ragged_sequences_are_padded():
     xs, lengths = pad([[3, 0, 4], [1, 2]], length=5, value=-1)
     assert (xs.tolist(), lengths.tolist()) == ([[3, 0, 4, -1, -1], [1, 2, -1, -1, -1]], [3, 2])
     assert (batch().xs.shape, batch().xs.dtype, batch().lengths.tolist()) == ((3, 3, 1), np.float32, [3, 1, 2])
+    assert pad([[3, 0, 4], []])[0].dtype == int
+    assert pad([np.float32([1.0]), []], length=2, value=0.1)[0].dtype == np.float32
+    with pytest.raises(ValueError, match=r"^value: expected a number of dtype int64.*, got 0\.5\. Pass"):
+        pad([[3], [1, 2]], value=0.5)
     with pytest.raises(ValueError, match=r"^length: expected at least the longest sequence's 3, got 2\. Cut"):
         pad(SENTENCES, length=2)
     with pytest.raises(ValueError, match=r"^sequences: expected arrays .* whose steps have one shape, got .*\. Pass"):
@@ -233,6 +237,8 @@ def test_accuracy_is_the_share_of_right_answers(size):
 def test_accuracy_misused():
     with pytest.raises(ValueError, match=r"^targets: expected \[2\], a class for each .* got \[2, 1\]\. Pass"):
         accuracy(Says(), (np.zeros((2, 3)), np.zeros((2, 1), int)))
+    with pytest.raises(ValueError, match=r"^targets: expected one for each of 4 sequences, got 8\. Pass"):
+        accuracy(Says(), (np.zeros((4, 3)), np.zeros(8, int)), size=2)
     with pytest.raises(TypeError, match=r"^targets: expected integers, got f64\[2\]\. Write"):
         accuracy(Says(), (np.zeros((2, 3)), np.zeros(2)))
     with pytest.raises(ValueError, match=r"^batch: expected at least one target to count, got .*\. Pass"):

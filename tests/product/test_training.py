@@ -497,6 +497,8 @@ def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(straight, tmp_path):
     before = contents(folder)
     with pytest.raises(FileNotFoundError, match=r"^resume: expected a checkpoint beside the metrics .*Copy it back"):
         train(folder=folder, resume=True, **OPTIONS)
+    with pytest.raises(FileExistsError, match=r"^folder: .* metrics and no checkpoint\. Pass another folder"):
+        train(folder=folder, **OPTIONS)
     assert contents(folder) == before
 
 
