@@ -39,6 +39,15 @@ PROMPT = "The yield expression is "
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program if there is nothing to measure."""
+    if options.streams < 1 or options.steps < 2:
+        parser.error(
+            f"--streams, --steps: expected at least 1 and 2, got {options.streams} and {options.steps}: the first "
+            "character of a stream is measured apart. Pass larger numbers"
+        )
+
+
 parse = command_line(
     __doc__,
     option("--streams", type=int, default=64, help="how many users at once (%(default)s)"),
@@ -46,6 +55,7 @@ parse = command_line(
     option("--units", type=int, default=256, help="of an LSTM, without --folder (%(default)s)"),
     option("--folder", type=Path, help="a run of language_model.py"),
     option("--port", type=int, help="serve there until interrupted, in place of measuring"),
+    check=check_options,
 )
 
 
@@ -120,7 +130,10 @@ class Server:
         """One request of HTTP, whose answer is a stream of characters."""
         try:
             prompt, steps, seed = self.check(json.loads(await read_body(reader)))
-        except (ValueError, TypeError, AttributeError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        except (  # a request of another form
+            *(ValueError, TypeError, AttributeError, KeyError, RecursionError),
+            *(asyncio.IncompleteReadError, asyncio.LimitOverrunError),
+        ) as error:
             writer.write(f"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n{error}\n".encode())
         else:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")

@@ -11,7 +11,7 @@ import abc
 import math
 from collections.abc import Callable
 from operator import attrgetter
-from typing import ClassVar, NamedTuple, NoReturn, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -42,8 +42,6 @@ from .arrays import (
     sole_vector,
 )
 from .exporting import exportable
-
-RUN = "Write state, ys = rnnjax.unroll(cell, None, xs), and xs[None] for one step"
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]  # by the name of a field, or `field.field`
 
@@ -86,11 +84,6 @@ class AbstractCell(eqx.Module):
     def hidden(self, state: State) -> Float[Array, " H"] | None:
         """The part of a state that attention and decoders read. By default its only array, if that is real."""
         return sole_vector(state)
-
-    def __call__(self, *arguments: object, **options: object) -> NoReturn:
-        """A cell is no function of its inputs: a TypeError says how it is run."""
-        del arguments, options
-        raise TypeError(f"cell: expected {describe(self)} to be run by unroll, got a call of it. {RUN}")
 
     @property
     def weight_shapes(self) -> Shapes:

@@ -2,14 +2,14 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .arrays import Flags, Length, PyTree, State, sole_vector
-from .cell import RUN, AbstractCell, describe
+from .cell import AbstractCell
 from .engine import AbstractEngine
 from .marks import isolate
 
@@ -57,11 +57,6 @@ class AbstractNetwork(eqx.Module):
     def hidden(self, state: State) -> Float[Array, " H"] | None:
         """The part of a state that attention and decoders read. By default its only array, if that is real."""
         return sole_vector(state)
-
-    def __call__(self, *arguments: object, **options: object) -> NoReturn:
-        """A network is run by `unroll`, too: a TypeError says how."""
-        del arguments, options
-        raise TypeError(f"network: expected {describe(self)} to be run by unroll, got a call of it. {RUN}")
 
 
 Layer: TypeAlias = AbstractCell | AbstractNetwork

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arrays import DType, carry_dtype
-from .cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe
+from .cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, check_weights, describe
 from .checked import Checked
 from .engines.fused import misfit
 from .kernels.recurrence.prepared.cell import PreparedCell
@@ -90,6 +90,7 @@ def _unpreparable(cell: AbstractCell) -> str | None:
         return f"{name}, which is prepared already"
     if isinstance(cell, AbstractGatedCell) and cell.input_weight.ndim != 2:
         return f"{name} with weights of several members, which `eqx.filter_vmap(prepare)` prepares"
+    check_weights(cell)
     one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     reason = misfit(cell, one)
     if reason is None:

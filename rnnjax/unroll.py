@@ -143,7 +143,11 @@ def _unroll(
     if mask is None:
         return _unroll_packed(run, name, xs, options, reverse)
     packing = Packing.of(mask, options.length)
-    resets = None if options.resets is None else packing.resets(options.resets, reverse)
+    resets = options.resets
+    if resets is not None:
+        if options.length is not None:
+            resets = resets & valid_steps(options.length, resets.shape[0])
+        resets = packing.resets(resets, reverse)
     packed = options._replace(length=packing.length, resets=resets)
     last, ys = _unroll_packed(run, name, packing.pack(xs), packed, reverse)
     return last, packing.spread(ys)

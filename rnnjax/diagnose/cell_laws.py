@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..arrays import PyTree, State, select
-from ..cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, AbstractLinearCell
+from ..cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, AbstractLinearCell, recur
 from ..engine import AbstractEngine
 from ..engines.associative import Associative
 from ..engines.checkpointed import Checkpointed
@@ -49,8 +49,10 @@ def laws_of(cell: AbstractCell) -> Iterator[Law]:
     yield Law("reverse", in_reverse, flipped, EACH_STEP)
     yield Law("vmap", mapped, one_by_one, "the batching rules of custom operations and callbacks in the cell")
     if isinstance(cell, AbstractGatedCell):
-        advice = "step: leave it out, so that pointwise decides, or subclass AbstractCell, whose step is its own"
-        yield Law("pointwise", one_step, step_of(AbstractGatedCell), advice)
+        advice = (
+            "step, advance: leave them out, so that pointwise decides, or subclass AbstractCell, whose step is its own"
+        )
+        yield Law("pointwise", one_step, gated_step, advice)
     if isinstance(cell, AbstractLinearCell):
         advice = "step: it must be a * h + b of coefficients(u). Leave it out, or subclass AbstractCell"
         yield Law("coefficients", one_step, step_of(AbstractLinearCell), advice)
@@ -90,6 +92,12 @@ def one_step(cell: AbstractCell, state: State, xs: PyTree[Array]) -> State:
 def step_of(family: type) -> Run:
     """One step as the family of the cell defines it."""
     return lambda cell, state, xs: family.step(cell, state, _first(cell, xs))
+
+
+def gated_step(cell: AbstractGatedCell, state: State, xs: PyTree[Array]) -> State:
+    """One step by `pointwise`, as kernels run it, whatever `step` and `advance` of the cell do."""
+    v = recur(cell.recurrent_weight, state.h, len(cell.gates))
+    return AbstractGatedCell.advance(cell, _first(cell, xs), v, state)
 
 
 def _first(cell: AbstractCell, xs: PyTree[Array]) -> PyTree[Array]:

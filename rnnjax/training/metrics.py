@@ -48,10 +48,10 @@ def of_validation(answer: Checked[Answer], line: Metrics) -> Metrics:
             f"validate: expected an entry 'validation', the number to be made small, among {list(answer)}. "
             "Return it under this name, beside any others"
         )
-    taken = [name for name in answer if name in (*line, "seconds")]
+    taken: list[Any] = [name for name in answer if not isinstance(name, str) or name in (*line, "seconds")]
     if taken:
         raise ValueError(
-            f"validate: expected other names than those of the training metrics, got {taken}. "
+            f"validate: expected names, as text, other than those of the training metrics, got {taken}. "
             f"Name them otherwise, such as 'validation_{taken[0]}'"
         )
     first = {"validation": float(answer["validation"])}

@@ -46,8 +46,9 @@ class InTurn:
             self.step, self.batch = step, self._take()
         if self.batch is NONE:
             raise ValueError(
-                f"batches: expected at least one batch, got none of {type(self.batches).__name__}. "
-                "Pass an iterable with batches in it, and an iterator that has not been used"
+                f"batches: expected at least one batch in each turn, got none of {type(self.batches).__name__} at step "
+                f"{step}. Pass an iterable with batches in it that can be gone through again, or an iterator that has "
+                "not been used"
             )
         return self.batch
 

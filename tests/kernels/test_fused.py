@@ -371,6 +371,11 @@ class OwnStep(rnnjax.Elman):
         return super().step(state, u)
 
 
+class OwnAdvance(rnnjax.Elman):
+    def advance(self, u: Array, v: Array, state: Any) -> Any:
+        return super().advance(u, v, state)
+
+
 def elman(**changed: Any) -> rnnjax.Elman:
     cell = rnnjax.Elman(I, H, key=grid.KEY)
     return eqx.tree_at(
@@ -393,6 +398,11 @@ REFUSALS: dict[str, tuple[Fused, Callable[[], Any], str | None]] = {
         Fused(),
         lambda: OwnStep(I, H, key=grid.KEY),
         "Fused cannot run OwnStep: it overrides `step`, which kernels do not call. Use Scan().",
+    ),
+    "own_advance": (
+        Fused(),
+        lambda: OwnAdvance(I, H, key=grid.KEY),
+        "Fused cannot run OwnAdvance: it overrides `advance`, which kernels do not call. Use Scan().",
     ),
     "two_dtypes": (
         Fused(),

@@ -210,6 +210,30 @@ def test_it_has_no_gradient_and_says_what_has(engine):
     assert jax.grad(lambda scale: scale * loss(xs))(1.0) == loss(xs)  # nothing of it is differentiated
 
 
+def test_newton_refuses_it_and_the_next_candidate_runs_it():
+    cell, xs = rnnjax.prepare(rnnjax.GRU(3, 8, key=grid.KEY)), jnp.ones((4, 3), "float32")
+    engine = rnnjax.Auto((rnnjax.Newton(), rnnjax.Scan()))
+    assert "Newton cannot run PreparedGRU: its weights are prepared for inference" in str(
+        rnnjax.explain(cell, xs, engine)
+    )
+    alike(rnnjax.unroll(cell, None, xs, engine=engine), rnnjax.unroll(cell, None, xs, engine=rnnjax.Scan()), 0)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_the_number_of_steps_may_be_a_symbol():
+    cell, (T,) = rnnjax.prepare(rnnjax.LSTM(3, 20, key=grid.KEY), jnp.int8), jax.export.symbolic_shape("T")
+    xs = jax.ShapeDtypeStruct((T, 3), jnp.float32)
+    assert jax.eval_shape(lambda xs: rnnjax.unroll(cell, None, xs)[1], xs).shape == (T, 20)
+
+
+def test_a_layer_that_needs_the_cell_itself_says_so():
+    layer = rnnjax.prepare(rnnjax.regularise.RecurrentDropout(rnnjax.LSTM(3, 8, key=grid.KEY), 0.5))
+    with pytest.raises(
+        TypeError, match=r"^layer: expected an AbstractCandidateCell, which a prepared cell is not, got"
+    ):
+        rnnjax.unroll(layer, None, jnp.ones((4, 3), "float32"), key=grid.KEY)
+
+
 def test_a_weight_that_is_not_finite_is_not_rounded_away():
     cell = drawn(rnnjax.GRU(3, 8, key=grid.KEY))
     for value in (np.nan, np.inf):
@@ -289,6 +313,10 @@ def test_it_is_saved_and_loaded(tmp_path):
         (lambda: rnnjax.prepare(rnnjax.GRU(3, 8, key=grid.KEY)), None, ValueError, "which is prepared already"),
         (lambda: rnnjax.Stack([rnnjax.MinGRU(3, 8, key=grid.KEY)]), None, ValueError, "a network with a gated cell"),
         (lambda: eqx.nn.Linear(3, 8, key=grid.KEY), None, ValueError, "got no cell at all"),
+        (
+            lambda: eqx.tree_at(lambda cell: cell.recurrent_weight, rnnjax.LSTM(3, 8, key=grid.KEY), jnp.ones((8, 16))),
+            *(None, ValueError, r"^recurrent_weight: expected \[8, 32\].*got \[8, 16\]"),
+        ),
     ],
 )
 def test_what_cannot_be_prepared(given, weights, kind, message):

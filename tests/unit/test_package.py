@@ -93,8 +93,13 @@ def test_the_kernel_is_left_out_where_no_compiler_works(backend, monkeypatch, tm
     script(tmp_path / "clang++", 0)
     assert backend.build_wheel("dist", {"a": "b"}) == ("dist", {"a": "b"}, None)
     assert os.environ["CXX"] == "clang++"
-    monkeypatch.setenv("CXX", script(tmp_path / "named", 1) + " -O2")
-    assert backend.get_requires_for_build_wheel() == ({"wheel.cmake": "false"},)
+    for command in (script(tmp_path / "named", 1) + " -O2", " ", "'c++"):
+        monkeypatch.setenv("CXX", command)
+        with pytest.raises(RuntimeError, match=r"^CXX: expected a C\+\+17 compiler that works, got .* Unset it"):
+            backend.get_requires_for_build_wheel()
+    assert backend.build_wheel("dist", {"cmake.define.CMAKE_CXX_COMPILER": "g++"})[1].keys() == {
+        "cmake.define.CMAKE_CXX_COMPILER"
+    }
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "tests/README.md"])

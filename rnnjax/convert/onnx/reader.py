@@ -61,7 +61,8 @@ def from_onnx(model: str | Path | object) -> Imported:
     proto: Any = onnx.load(str(model)) if isinstance(model, str | Path) else model
     if not isinstance(proto, onnx.ModelProto):
         raise TypeError(f"model: expected a path or an onnx.ModelProto, got {model!r}. Pass the path of the file")
-    graph = _Graph(onnx, proto.graph)
+    opset = max(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
+    graph = _Graph(onnx, proto.graph, opset)
     steps, lengths = graph.network(), graph.lengths()
     network, state = sole(steps.layers, steps.states)
     rows = {len(leaf) for leaf in jax.tree.leaves(state)}
@@ -76,8 +77,9 @@ def from_onnx(model: str | Path | object) -> Imported:
 class _Graph:
     """A graph that is read from its inputs to its outputs."""
 
-    def __init__(self, onnx: ModuleType, graph: Any):
+    def __init__(self, onnx: ModuleType, graph: Any, opset: int):
         self.onnx = onnx
+        self.opset = opset
         self.graph = graph
         self.values: dict[str, Value] = {}
         self.lengths_of: dict[str, Value | None] = {}  # by the node
@@ -132,6 +134,8 @@ class _Graph:
     def _read(self, proto: Any) -> None:
         inputs = [self.values[name] if name else None for name in proto.input]
         attributes = {each.name: self._attribute(each) for each in proto.attribute}
+        if self.opset < 13 and proto.op_type in ("Softmax", "LogSoftmax"):
+            attributes.setdefault("axis", 1)
         known = [value for value in inputs if value is not None]
         if proto.op_type != "Expand" and all(isinstance(value, Constant) for value in known):
             found = self._computed(proto, [value.array for value in known if isinstance(value, Constant)])

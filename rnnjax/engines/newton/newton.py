@@ -13,6 +13,7 @@ from ...arrays import DType, IntegerLike, PyTree, Shaped, State, count_steps
 from ...cell import AbstractCell, AbstractLinearCell, describe
 from ...checked import Checked
 from ...engine import AbstractEngine, Plan, plan_or_raise, refuse_symbolic
+from ...kernels.recurrence.prepared.cell import PreparedCell
 from ...marks import Marks, fill, valid_steps
 from ...refusal import Refusal
 from .dense import Dense
@@ -124,6 +125,8 @@ class Newton(AbstractEngine):
 
 def _misfit(cell: AbstractCell, state: State) -> str | None:
     """Why the engine cannot solve for states of this kind; None if it can."""
+    if isinstance(cell, PreparedCell):
+        return "its weights are prepared for inference, and Newton's method takes derivatives. Use Scan()"
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(state)}
     if len(dtypes) != 1 or None in map(_kind, dtypes):
         names = " and ".join(sorted(dtype.name for dtype in dtypes)) or "empty"

@@ -42,6 +42,7 @@ class RecurrentDropout(AbstractWrapper):
     def run(self, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
         if options.key is None or self.rate == 0:
             return unroll(self.layer, state, xs, **options._asdict())
+        check_kind(self.layer, AbstractCandidateCell, "an AbstractCandidateCell, which a prepared cell is not")
         masks = keep(options.key, self.rate, (count_steps(xs), self.layer.hidden_size))
         return run_masked(self, RecurrentDropout._step, state, xs, masks, options)
 

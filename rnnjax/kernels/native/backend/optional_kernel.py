@@ -46,7 +46,8 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 def settings(given):
     """The settings given, without CMake if no compiler works and they do not say. CMake gets the compiler found."""
-    if "wheel.cmake" in (given or {}):
+    cmake = " ".join([os.environ.get("CMAKE_ARGS", ""), *(given or {})])
+    if "wheel.cmake" in cmake or "CMAKE_CXX_COMPILER" in cmake:
         return given
     found = compiler()
     if found is None:
@@ -61,12 +62,20 @@ def compiler():
     if sys.platform == "win32":  # the kernel needs a POSIX system
         return None
     named = os.environ.get("CXX")
-    return next(filter(works, [named] if named else COMPILERS), None)
+    if named and not works(named):
+        raise RuntimeError(
+            f"CXX: expected a C++17 compiler that works, got {named!r}. Unset it to let others be tried, or pass "
+            "-C wheel.cmake=false to leave the CPU kernel out"
+        )
+    return named or next(filter(works, COMPILERS), None)
 
 
 def works(command):
     """Whether the command compiles C++17 as GCC and Clang do: some are only stubs, or lack the standard library."""
-    program, *options = shlex.split(command)
+    try:
+        program, *options = shlex.split(command)
+    except ValueError:  # nothing in it, or a quotation without an end
+        return False
     if shutil.which(program) is None:
         return False
     check = [program, *options, "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]

@@ -14,9 +14,9 @@ from .packing import input_product, pack, state_product
 class PreparedCell(AbstractCell):
     """A gated cell for inference: its matrices are packed once, and may be stored in bfloat16 or in int8.
 
-    `rnnjax.prepare` makes it. It runs wherever the cell runs, takes and returns the same states, and is a pytree of
-    arrays; it has no gradient. `Fused` runs it without packing anything, however short the sequence is. The other
-    engines run it in plain JAX. All is computed in the dtype of the state, whatever the weights are stored as.
+    `rnnjax.prepare` makes it. It takes and returns the same states as the cell, and is a pytree of arrays; it has no
+    gradient, so that `Newton` refuses it. `Fused` runs it without packing anything, however short the sequence is; the
+    other engines run it in plain JAX. All is computed in the dtype of the state, whatever the weights are stored as.
     """
 
     weights: PreparedWeights

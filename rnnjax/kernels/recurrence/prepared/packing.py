@@ -67,10 +67,11 @@ def multiply(
 ) -> Float[Array, "T G H"]:
     """The product of a packed matrix with rows: those of each head, or, where N is 1, those of all `heads`."""
     blocks, depth, gates, _ = matrix.shape
+    T, width = rows.shape[0], blocks // heads * PREPARED_UNITS  # T may be a symbol
     left = jnp.repeat(rows.swapaxes(0, 1), blocks // rows.shape[1], axis=0)
     sums = jnp.matmul(left, matrix.reshape(blocks, depth, gates * PREPARED_UNITS).astype(rows.dtype))
-    by_head = sums.reshape(heads, -1, len(rows), gates, PREPARED_UNITS).transpose(2, 3, 0, 1, 4)
-    products = by_head.reshape(len(rows), gates, heads, -1)[..., :units].reshape(len(rows), gates, heads * units)
+    by_head = sums.reshape(heads, blocks // heads, T, gates, PREPARED_UNITS).transpose(2, 3, 0, 1, 4)
+    products = by_head.reshape(T, gates, heads, width)[..., :units].reshape(T, gates, heads * units)
     return products if scale is None else products * scale
 
 
