@@ -724,6 +724,23 @@ def test_a_model_that_is_no_network_is_refused(name):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_softmax_before_opset_13_is_another_function():
+    """Of the axis 1 and those behind it as one."""
+    squeeze, axis = node("Squeeze", ["Y0", "axis"], ["ys"]), {"axis": np.array([1])}
+    model = chained(lstm("X", 0), squeeze, node("Softmax", ["ys"], ["Y"]), held=weights(0, I) | axis)
+    assert from_onnx(model).network is not None
+    model.opset_import[0].version = 12
+    with pytest.raises(ValueError, match=r"^model: expected nodes of .*, got Softmax"):
+        from_onnx(model)
+
+
+def test_inputs_that_are_rounded_are_refused():
+    to = {"INT32": onnx.TensorProto.INT32, "FLOAT": onnx.TensorProto.FLOAT}
+    casts = node("Cast", ["X"], ["n"], to=to["INT32"]), node("Cast", ["n"], ["x"], to=to["FLOAT"])
+    with pytest.raises(ValueError, match=r"^model: expected nodes of .*, got Cast"):
+        from_onnx(chained(*casts, lstm("x", 0, outputs=["Y"]), held=weights(0, I)))
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "min_gru": (partial(cell, rnnjax.MinGRU), ["MinGRU", "jax.export"]),
     "convolution": (partial(rnnjax.networks.CausalConvolution, I, H, window=2, key=grid.KEY), ["CausalConvolution"]),
