@@ -94,8 +94,9 @@ def step_of(family: type) -> Run:
     return lambda cell, state, xs: family.step(cell, state, _first(cell, xs))
 
 
-def gated_step(cell: AbstractGatedCell, state: State, xs: PyTree[Array]) -> State:
+def gated_step(cell: AbstractCell, state: State, xs: PyTree[Array]) -> State:
     """One step by `pointwise`, as kernels run it, whatever `step` and `advance` of the cell do."""
+    assert isinstance(cell, AbstractGatedCell)
     v = recur(cell.recurrent_weight, state.h, len(cell.gates))
     return AbstractGatedCell.advance(cell, _first(cell, xs), v, state)
 

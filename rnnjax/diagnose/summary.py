@@ -93,7 +93,8 @@ def summary(model: Checked[PyTree], xs: Checked[PyTree[Shaped]], engine: Checked
     if not leaves or any(not getattr(leaf, "shape", ()) for leaf in leaves):
         raise ValueError(f"xs: expected one sequence, [T, ...], got {check.show(xs)}. Pass an array with time first")
     if isinstance(model, Layer):
-        return Summary(arrays, tuple(_cells("", model, xs, engine)))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), xs)
+        return Summary(arrays, tuple(_cells("", model, shapes, engine)))
     T = leaves[0].shape[0]
     found = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_layer)[0]
     layers = [(jax.tree_util.keystr(keys).removeprefix("."), part) for keys, part in found if _is_layer(part)]

@@ -56,7 +56,8 @@ def sample(
     is_known = not isinstance(prompt, Tracer)
     padded = _pad(prompt) if is_known else prompt
     P = len(prompt) if jnp.ndim(prompt) == 1 else 0
-    valid = valid_steps(check.length(length, P), len(padded)) if length is not None and P else None
+    given = check.length(length, P) if P else None
+    valid = None if given is None else valid_steps(given, len(padded))
     tokens = model.embedding.check(padded, name="prompt", valid=valid)
     if P == 0:
         raise ValueError(
