@@ -109,8 +109,14 @@ def test_metrics_misused(metrics, error, message):
     ("answer", "message"),
     [
         ({"accuracy": 1.0}, r"^validate: expected an entry 'validation', .* among \['accuracy'\]\. Return it"),
-        ({"validation": 1.0, "distance": 1.0}, r"^validate: expected other names .* got \['distance'\]\. Name them"),
-        ({"validation": 1.0, "seconds": 1.0}, r"^validate: expected other names .* got \['seconds'\]\. Name them"),
+        (
+            {"validation": 1.0, "distance": 1.0},
+            r"^validate: expected names, as text, other .* got \['distance'\]\. Name them",
+        ),
+        (
+            {"validation": 1.0, "seconds": 1.0},
+            r"^validate: expected names, as text, other .* got \['seconds'\]\. Name them",
+        ),
     ],
 )
 def test_validation_misused(answer, message):
@@ -189,8 +195,15 @@ BAD_BATCHES = [
     pytest.param(3, {}, TypeError, r"^batches: expected a function of the step, .* got 3\. Write .*minibatches"),
     pytest.param((np.zeros(3), np.zeros(3)), {}, TypeError, r"^batches: .* got \(f64\[3\].*\)\. Write"),
     pytest.param(np.zeros((2, 3)), {}, TypeError, r"^batches: .* got f64\[2,3\].*\. Write"),
-    pytest.param([], {}, ValueError, r"^batches: expected at least one batch, got none of list\. Pass"),
-    pytest.param(iter(()), {}, ValueError, r"^batches: expected at least one batch, got none of tuple_iterator\. Pass"),
+    pytest.param(
+        [], {}, ValueError, r"^batches: expected at least one batch in each turn, got none of list at step 0\. Pass"
+    ),
+    pytest.param(
+        iter(()),
+        {},
+        ValueError,
+        r"^batches: expected at least one batch in each turn, got none of tuple_iterator at step 0\. Pass",
+    ),
     pytest.param(
         [np.zeros(3)],
         {"resume": True, "folder": "never"},
