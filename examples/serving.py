@@ -60,7 +60,7 @@ parse = command_line(
 
 
 class User:
-    """What one user has sent, and what is written for him."""
+    """The request of one user, and the queue of characters for them."""
 
     def __init__(self, prompt: list[int], steps: int, seed: int):
         self.tokens, self.read, self.seed = prompt, 0, seed
@@ -96,7 +96,7 @@ class Server:
             self.step()
             if not self.users:
                 self.arrived.clear()
-            await asyncio.sleep(0)  # what was written is sent, and whoever has come is let in
+            await asyncio.sleep(0)  # lets the connections send their characters, and new users arrive
 
     def step(self) -> None:
         """One token for every user."""

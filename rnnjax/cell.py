@@ -10,7 +10,6 @@ A cell takes one sequence; use `jax.vmap` for a batch.
 import abc
 import math
 from collections.abc import Callable
-from operator import attrgetter
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -258,24 +257,6 @@ def recurrent_shape(weight: RecurrentWeight, hidden_size: int, gates: int) -> tu
     heads = weight.shape[0] if weight.ndim == 3 and hidden_size % weight.shape[0] == 0 else 1
     units = hidden_size // heads
     return (units, gates * units) if weight.ndim != 3 else (heads, units, gates * units)
-
-
-def check_weights(cell: AbstractCell) -> None:
-    """Raise unless every weight has the shape that the cell gives for it."""
-    for name, expected in cell.weight_shapes.items():
-        field = attrgetter(name)(cell)
-        for leaf in (field,) if hasattr(field, "shape") else jax.tree.leaves(field):
-            if leaf.shape != expected:
-                raise ValueError(_other_shape(cell, name, expected, leaf.shape))
-
-
-def _other_shape(cell: AbstractCell, name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
-    source = next(iter(cell.weight_shapes))
-    given = "" if name == source else f" with {source} {list(getattr(cell, source).shape)}"
-    return (
-        f"{name}: expected {list(expected)} for {describe(cell)}{given}, got {list(got)}. "
-        "Reshape it to the layout in the cell's docstring, or use rnnjax.convert for the weights of another library"
-    )
 
 
 def initial_or_zeros(

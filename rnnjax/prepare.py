@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arrays import DType, carry_dtype
-from .cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, check_weights, describe
+from .cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe
 from .checked import Checked
 from .engines.fused import misfit
 from .kernels.recurrence.prepared.cell import PreparedCell
+from .weights import check_weights
 
 Network = TypeVar("Network", bound=eqx.Module)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from . import check
 from .arrays import Flags, IntegerLike, PyTree, State, count_steps, select
-from .cell import AbstractCell, check_weights, describe
+from .cell import AbstractCell, describe
 from .checked import Checked
 from .compiled import compiled
 from .engine import AbstractEngine, check_engine, plan_or_raise
@@ -20,11 +20,11 @@ from .function import StepFunction, as_cell
 from .marks import Marks, blank, fill, flip, mark_touched, quarantine, valid_steps
 from .mask import Packing
 from .network import AbstractNetwork, Layer, Options
+from .weights import check_weights, or_name_weight
 
 S = TypeVar("S")
 X = TypeVar("X")
 Y = TypeVar("Y")
-R = TypeVar("R")
 Run: TypeAlias = Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]]
 
 
@@ -98,7 +98,7 @@ def unroll(
     """
     check_engine(engine)
     check.flags(reverse=reverse)
-    xs = _or_name_weight(cell, _inputs, cell, xs) if isinstance(cell, Layer) else check.sequence(xs)
+    xs = or_name_weight(cell, _inputs, cell, xs) if isinstance(cell, Layer) else check.sequence(xs)
     T = count_steps(xs)
     options = Options(check.length(length, T), check.steps("resets", resets, T), engine, key)
     valid = check.steps("mask", mask, T)
@@ -115,25 +115,6 @@ def unroll(
 def _inputs(cell: Layer, xs: PyTree[ArrayLike]) -> PyTree[Array]:
     """`xs` as arrays over time that the cell or network takes."""
     return check.inputs(xs, cell.input_type(), describe(cell))
-
-
-def _or_name_weight(cell: Layer, compute: Callable[..., R], *arguments: Any) -> R:
-    """`compute(*arguments)`; where that fails because of a weight of another shape, the error names the weight.
-
-    The shapes of inputs and states come from the weights.
-    """
-    try:
-        return compute(*arguments)
-    except (TypeError, ValueError):
-        _check_all_weights(cell)
-        raise
-
-
-def _check_all_weights(cell: Layer) -> None:
-    """Raise unless all weights of a cell, or of those of a network, have the shapes that their cells give for them."""
-    is_cell = lambda node: isinstance(node, AbstractCell)  # noqa: E731
-    for layer in filter(is_cell, jax.tree.leaves(cell, is_leaf=is_cell)):
-        check_weights(layer)
 
 
 def _unroll(
@@ -176,10 +157,10 @@ def _run_network(
 ) -> tuple[State, PyTree[Array]]:
     """Run a network, which unrolls its layers."""
     if state is None:
-        state = _or_name_weight(network, network.initial)
+        state = or_name_weight(network, network.initial)
     else:
         expected = jax.eval_shape(network.initial)
-        state = _or_name_weight(network, check.state, state, expected, describe(network))
+        state = or_name_weight(network, check.state, state, expected, describe(network))
     return network.run(state, xs, options._replace(engine=options.engine.within(network)))
 
 
@@ -187,9 +168,9 @@ def _run_cell(
     run: Callable[..., Any], cell: AbstractCell, state: State | None, xs: PyTree[Array], options: Options
 ) -> tuple[State, PyTree[Array]]:
     """Run one cell by `run`, which is `_run`, compiled."""
-    initial = _or_name_weight(cell, cell.initial)
+    initial = or_name_weight(cell, cell.initial)
     if state is not None:
-        state = _or_name_weight(cell, check.state, state, initial, describe(cell))
+        state = or_name_weight(cell, check.state, state, initial, describe(cell))
     start = initial if state is None else state
     return run(cell, start, xs, Marks(options.length, options.resets, initial), options.engine)
 

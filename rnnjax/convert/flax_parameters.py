@@ -1,4 +1,4 @@
-"""What the parameters of linen and of nnx have in common: names, kernels [in, out] and biases, both directions."""
+"""The common part of linen and nnx: names of parameters, kernels [in, out] and biases, both directions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -21,6 +21,7 @@ from .layout import Weight, read, reorder
 from .parts import (
     ACTIVATIONS,
     add_biases,
+    check_no_activation,
     conv_lstm,
     elman,
     gru,
@@ -62,11 +63,7 @@ def from_keras(
     """
     if isinstance(source, Mapping):
         return _from_arrays(source, activation)
-    if activation is not None:
-        raise TypeError(
-            f"activation: expected None with a layer, which has its own, got {activation!r}. "
-            "Pass it with the arrays of a SimpleRNN alone"
-        )
+    check_no_activation(activation, "layer", "arrays of a SimpleRNN")
     return _from_layer(source, backwards=False)
 
 

@@ -34,7 +34,7 @@ def join(blocks: list[Weight]) -> Weight:
 
 
 def absent(weight: Weight) -> Weight:
-    """What a sum with `weight` leaves as it is, to the sign of its zeros: an array of -0.0."""
+    """An array of -0.0, shaped as `weight`: a sum with it changes no bit, not even the sign of a zero."""
     return random.numpy_for(weight).full_like(weight, -0.0)
 
 

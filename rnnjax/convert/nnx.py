@@ -20,7 +20,7 @@ from ..networks.bidirectional import Bidirectional
 from .flax_parameters import both_directions, dense, has_directions, inner, known, no_activation
 from .layout import Weight, absent, place
 from .linen import from_linen
-from .parts import elman, gru, lstm, number_of_gates, weights_of
+from .parts import check_no_activation, elman, gru, lstm, number_of_gates, weights_of
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -49,11 +49,7 @@ def from_nnx(
     """
     if isinstance(source, Mapping):
         return _from_parameters(source, activation)
-    if activation is not None:
-        raise TypeError(
-            f"activation: expected None with a module, which has its own, got {activation!r}. "
-            "Pass it with the parameters of a SimpleCell alone"
-        )
+    check_no_activation(activation, "module", "parameters of a SimpleCell")
     return _from_module(source)
 
 

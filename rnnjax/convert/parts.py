@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import AbstractCell, check_weights, describe
+from ..cell import AbstractCell, describe
 from ..cells.conv_lstm import ConvLSTM
 from ..cells.elman import Elman, linear
 from ..cells.gru import GRU
 from ..cells.lstm import LSTM
 from ..cells.projected_lstm import ProjectedLSTM
 from ..cells.reset_before_gru import ResetBeforeGRU
+from ..weights import check_weights
 from .layout import Weight, absent, join, one_dtype, place, read, reorder
 
 Cell = TypeVar("Cell", bound=AbstractCell)
@@ -135,6 +136,15 @@ def add_biases(first: Weight, second: Weight) -> tuple[Weight, Weight]:
     """b and the candidate's bias, of a GRU with a bias for each product, gates r, z, n."""
     outside = reorder(first, "rzn", "rz") + reorder(second, "rzn", "rz")
     return join([outside, reorder(first, "rzn", "n")]), reorder(second, "rzn", "n")
+
+
+def check_no_activation(activation: object, layer: str, arrays: str) -> None:
+    """Raise where an activation is given beside a layer, which has its own."""
+    if activation is not None:
+        raise TypeError(
+            f"activation: expected None with a {layer}, which has its own, got {activation!r}. "
+            f"Pass it with the {arrays} alone"
+        )
 
 
 def refuse(cell: object, target: str, expected: str) -> ValueError:

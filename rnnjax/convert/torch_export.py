@@ -66,7 +66,7 @@ def to_torch(network: Layer) -> "torch.nn.RNNBase":
 
 
 class Module(NamedTuple):
-    """What all layers and directions of one module have in common."""
+    """The options of a module, which hold for all of its layers and directions."""
 
     kind: str
     nonlinearity: str | None
@@ -98,7 +98,7 @@ def _known(cell: Layer) -> Elman | GRU | LSTM | ProjectedLSTM:
 
 
 def _module(cell: Any, directions: int) -> Module:
-    """What the module of this cell has to be."""
+    """The options of the module of this cell."""
     name = activation_name(cell, TARGET, ("tanh", "relu")) if isinstance(cell, Elman) else None
     projected = cell.projection.shape[-1] if isinstance(cell, ProjectedLSTM) else 0
     if projected >= cell.hidden_size:
@@ -111,7 +111,7 @@ def _module(cell: Any, directions: int) -> Module:
 
 
 def _shared(modules: list[Module]) -> Module:
-    """What they all are."""
+    """The options that all cells share; raise if they differ."""
     if len(set(modules)) != 1:
         raise ValueError(
             f"network: expected layers and directions of one kind and size for {TARGET}, got "

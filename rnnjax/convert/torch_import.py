@@ -100,7 +100,7 @@ def _network(arrays: Arrays, activation: Callable[[Array], Array] | None, dropou
 
 
 class Form(NamedTuple):
-    """What the names of a state dict say."""
+    """The layers and directions in the names of a state dict."""
 
     layers: int
     suffixes: tuple[str, ...]

@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
     law: str
     holds: bool | None
     error: float  # the largest difference of a value or gradient, relative to the largest entry of its array or to 1
-    seen: str  # what was raised or refused, and where to look
+    seen: str  # the error, the refusal, or where to look
 
     def __str__(self) -> str:
         word = {True: "held", False: "BROKEN", None: "not tried"}[self.holds]
@@ -75,9 +75,8 @@ def check_cell(cell: Checked[AbstractCell]) -> CellReport:
     engine ...     every engine that does not refuse the cell equals `Scan`
 
     Returns a `CellReport`, which prints a line for each law; `report.broken` names the broken ones. A law whose run
-    raises is broken, and its line shows the error. Use a small cell: some 20
-    programs are compiled, which takes about ten seconds. Raises
-    TypeError for what is not a cell.
+    raises is broken, and its line shows the error. Use a small cell: some 20 programs are compiled, which takes ten to
+    twenty seconds. Raises TypeError for what is not a cell.
     """
     if not isinstance(cell, AbstractCell):
         raise TypeError(

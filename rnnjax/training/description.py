@@ -1,4 +1,4 @@
-"""What a file says of the tree that was saved: its arrays, its plain values, and which model the arrays belong to."""
+"""The description of a saved tree in its file: its arrays, its plain values, and the model that they belong to."""
 
 import dataclasses
 import hashlib

@@ -37,7 +37,7 @@ def of_loss(metrics: Checked[Mapping[str, Array]]) -> dict[str, Array]:
 
 
 def of_validation(answer: Checked[Answer], line: Metrics) -> Metrics:
-    """What `validate` returned, for a `line` that is begun: a number is the entry `validation`.
+    """The answer of `validate` as entries of `line`, which has those of training: a number is `validation`.
 
     Raises ValueError for a mapping without that entry, by which models are judged, and for names that are taken.
     """

@@ -19,7 +19,7 @@ FLOORS = (
     ("cell", "flat", "marks"),
     ("engine", "function", "mask"),
     ("cells/*", "kernels/*", "network"),
-    ("engines/*",),
+    ("engines/*", "weights"),
     ("engines/auto",),
     ("engines/__init__",),
     ("unroll",),

@@ -15,17 +15,8 @@ import rnnjax
 ROOT = Path(__file__).parents[2]
 USER = Path(typed_user.__file__)
 ARBITRARY = {  # files with arguments of which no more is known: any function, or that JAX, Pallas and ONNX do not type
-    "convert/onnx/builder",
-    "convert/onnx/read_function",
-    "convert/onnx/read_merge",
-    "convert/onnx/read_node",
-    "convert/onnx/read_operator",
-    "convert/onnx/values",
-    "convert/onnx/write_function",
-    "convert/onnx/write_pooling",
     "diagnose/plot",
     "gradients/estimator",
-    "kernels/native/backend/optional_kernel",  # the hooks of PEP 517
     "kernels/pallas",
     "kernels/recurrence/batching",
     "kernels/recurrence/functions",

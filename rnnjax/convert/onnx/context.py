@@ -1,4 +1,4 @@
-"""What all layers of a network that is written share: the graph, and which steps of which sequence count."""
+"""The state shared by all layers that are written: the graph, and which steps of each sequence are valid."""
 
 from typing import Any, NamedTuple
 

@@ -24,7 +24,7 @@ class Direction(NamedTuple):
     attributes: dict[str, Any]  # of clip, input_forget and linear_before_reset those that are not the default
     W: np.ndarray  # [G H, I]
     R: np.ndarray  # [G H, H]
-    b: np.ndarray | None  # [2 G H]: what is added to the product with W, then to that with R
+    b: np.ndarray | None  # [2 G H]: the bias of the product with W, then that of the product with R
     P: np.ndarray | None  # [3 H]
 
     @property
@@ -34,7 +34,7 @@ class Direction(NamedTuple):
 
     @property
     def common(self) -> tuple[Any, ...]:
-        """What two directions must agree in to be one node."""
+        """The options that two directions must share to be one node."""
         return self.operator, self.activations, self.attributes, self.hidden_size, self.b is None, self.P is None
 
 

@@ -98,7 +98,7 @@ def dense(weight: np.ndarray, units: int) -> np.ndarray:
 
 
 def _biases(operator: str, cell: AbstractAffineCell, candidate_bias: AnyArray | None = None) -> np.ndarray | None:
-    """What is added to the product with W, and, of the candidate alone, to that with R; None if nothing is."""
+    """The bias of the product with W, and that of the product with R, for the candidate alone; None without any."""
     if cell.bias is None and candidate_bias is None:
         return None
     zeros = np.zeros_like(cell.input_weight[0])

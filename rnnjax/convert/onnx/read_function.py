@@ -11,14 +11,14 @@ from ... import random
 from ...network import Layer
 from ...networks.time_distributed import TimeDistributed
 from .activations import FORMS, Activation, function_of
-from .values import Constant, Given, Steps, Value
+from .values import Attributes, Constant, Given, Steps, Value
 
 POINTWISE = {name: form for name, form in FORMS.items() if name not in ("Affine", "ScaledTanh")}
 ALONG_FEATURES: dict[str, Callable[..., Any]] = {"Softmax": jax.nn.softmax, "LogSoftmax": jax.nn.log_softmax}
 THRESHOLD = Activation("ThresholdedRelu", (1.0,))
 
 
-def function_node(operator: str, attributes: dict[str, Any], steps: Steps, weights: Sequence[Value]) -> Steps | None:
+def function_node(operator: str, attributes: Attributes, steps: Steps, weights: Sequence[Value]) -> Steps | None:
     """The sequence after a node of one sequence and of constants; None for a node that is no layer here."""
     if operator in ALONG_FEATURES and attributes.get("axis", -1) in (-1, 2) and steps.axes[-1] == "F":
         return _each_step(steps, ALONG_FEATURES[operator], np.float32)
@@ -43,7 +43,7 @@ def embedding(table: np.ndarray, tokens: Given) -> Steps:
     return Steps(tokens.source, axes, None, table.shape[1]).then(looked_up)
 
 
-def _activation(operator: str, attributes: dict[str, Any]) -> Activation:
+def _activation(operator: str, attributes: Attributes) -> Activation:
     defaults = THRESHOLD.parameters if operator == THRESHOLD.name else FORMS[operator].defaults or ()
     words = ("alpha", "beta")[: len(FORMS[operator].keywords)]
     return Activation(
@@ -60,14 +60,14 @@ def _each_step(steps: Steps, function: Callable[..., Any], dtype: Any) -> Steps:
     return steps.then(TimeDistributed(function, steps.features, dtype=dtype))
 
 
-def _product(steps: Steps, attributes: dict[str, Any], arrays: list[Any]) -> Steps | None:
+def _product(steps: Steps, attributes: Attributes, arrays: list[Any]) -> Steps | None:
     """W x, of a weight [I, O]."""
     del attributes
     (weight,) = arrays
     return steps.then(_linear(weight.T, None), features=weight.shape[1]) if weight.ndim == 2 else None
 
 
-def _sum(steps: Steps, attributes: dict[str, Any], arrays: list[Any]) -> Steps | None:
+def _sum(steps: Steps, attributes: Attributes, arrays: list[Any]) -> Steps | None:
     """The bias of the product before it."""
     del attributes
     (bias,) = arrays
@@ -90,7 +90,7 @@ def _linear(weight: np.ndarray, bias: np.ndarray | None) -> TimeDistributed:
     return TimeDistributed(linear, inputs, dtype=weight.dtype)
 
 
-def _layer_norm(steps: Steps, attributes: dict[str, Any], arrays: list[Any]) -> Steps | None:
+def _layer_norm(steps: Steps, attributes: Attributes, arrays: list[Any]) -> Steps | None:
     weight, *rest = arrays
     bias = rest[0] if rest else None
     if attributes.get("axis", -1) not in (-1, 2) or weight.ndim != 1:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ...arrays import State
 from ...network import Layer
 from ...networks.bidirectional import Bidirectional, Reversed
 from ...networks.connected import Connected
@@ -11,17 +12,17 @@ from ...networks.stack import Stack
 from .values import Both, Steps
 
 
-def sole(layers: tuple[Layer, ...], states: tuple[Any, ...]) -> tuple[Layer, Any]:
+def sole(layers: tuple[Layer, ...], states: tuple[State | None, ...]) -> tuple[Layer, Any]:
     """Layers and their states as one layer and its state."""
     return (layers[0], states[0]) if len(layers) == 1 else (Stack(layers), states if any_state(states) else None)
 
 
-def any_state(states: tuple[Any, ...]) -> bool:
+def any_state(states: tuple[State | None, ...]) -> bool:
     """Whether the file holds the state of any layer."""
     return any(state is not None for state in states)
 
 
-def directions_merged(steps: Steps, merge: Callable[..., Any]) -> Steps:
+def directions_merged(steps: Steps, merge: Callable) -> Steps:
     """The layer of a node of both directions, its outputs merged."""
     pair = steps.layers[-1]
     return steps.last_layer(Bidirectional(pair.forward, pair.backward, merge=merge))._replace(
@@ -29,7 +30,7 @@ def directions_merged(steps: Steps, merge: Callable[..., Any]) -> Steps:
     )
 
 
-def merged(first: Steps, second: Steps, merge: Callable[..., Any]) -> Steps | None:
+def merged(first: Steps, second: Steps, merge: Callable) -> Steps | None:
     """Two sequences merged: both directions, or a layer and what it reads; None where they are neither."""
     if first.axes != second.axes or first.source != second.source:
         return None
@@ -49,7 +50,7 @@ def merged(first: Steps, second: Steps, merge: Callable[..., Any]) -> Steps | No
     return first.then(Connected(layer, merge), state, features=features, time=second.time, nodes=nodes)
 
 
-def _opposite(first: Layer, second: Layer, merge: Callable[..., Any]) -> Layer | None:
+def _opposite(first: Layer, second: Layer, merge: Callable) -> Layer | None:
     if isinstance(second, Reversed) and not isinstance(first, Reversed):
         return Bidirectional(first, second.layer, merge=merge)
     if isinstance(first, Reversed) and not isinstance(second, Reversed):

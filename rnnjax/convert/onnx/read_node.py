@@ -10,7 +10,7 @@ from .direction import GATES
 from .read_function import ALONG_FEATURES, POINTWISE, embedding, function_node
 from .read_merge import directions_merged, doubled, halved, merged, parts
 from .read_operator import read_operator
-from .values import Bookkeeping, Constant, Given, Last, Steps, Value, Zeros, as_steps
+from .values import Attributes, Bookkeeping, Constant, Given, Last, Steps, Value, Zeros, as_steps
 
 SAME = ("Identity", "Cast", "Dropout")
 PLUMBING = (
@@ -34,7 +34,7 @@ FLOATING = (1, 10, 11, 16)  # by the numbers of ONNX: a Cast to any other dtype 
 class Node:
     """A node with its attributes as Python has them, and its inputs as far as they are known."""
 
-    def __init__(self, name: str, operator: str, attributes: dict[str, Any], inputs: list[Value | None], outputs: int):
+    def __init__(self, name: str, operator: str, attributes: Attributes, inputs: list[Value | None], outputs: int):
         self.name = name
         self.operator = operator
         self.attributes = attributes
@@ -87,7 +87,7 @@ class Node:
         return None if found is None else [found]
 
     def _of_inputs(self, known: list[Value]) -> Sequence[Value] | None:
-        """What does not look at a sequence: shapes, lengths, states, and inputs whose axes are moved."""
+        """Values beside the sequence: shapes, lengths, states, and inputs whose axes are moved."""
         if self.operator == "Transpose" and isinstance(known[0], Given) and known[0].axes is not None:
             return [known[0]._replace(axes="".join(known[0].axes[axis] for axis in self.attributes["perm"]))]
         if self.operator in SAME and known:
@@ -110,7 +110,7 @@ class Node:
         return [Bookkeeping(sources.union(value.source for value in given))] * self.outputs
 
 
-def _rearranged(operator: str, attributes: dict[str, Any], steps: Steps, rest: list[Value]) -> Sequence[Value] | None:
+def _rearranged(operator: str, attributes: Attributes, steps: Steps, rest: list[Value]) -> Sequence[Value] | None:
     if operator == "Transpose":
         return [steps._replace(axes="".join(steps.axes[axis] for axis in attributes["perm"]))]
     numbers = rest[0].array.tolist() if rest and isinstance(rest[0], Constant) else attributes.get("axes", [])

@@ -13,7 +13,7 @@ from ...networks.merge import Directions
 from .activations import consume
 from .cell_of import cell_of
 from .direction import DEFAULTS, GATES, Direction
-from .values import Both, Constant, Given, Last, Value, Zeros, as_steps
+from .values import Attributes, Both, Constant, Given, Last, Value, Zeros, as_steps
 
 NAMES = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
@@ -22,7 +22,7 @@ class Operator(NamedTuple):
     """A node with its inputs by name."""
 
     operator: str
-    attributes: dict[str, Any]
+    attributes: Attributes
     inputs: dict[str, Value]
 
     @property
@@ -31,7 +31,7 @@ class Operator(NamedTuple):
         return NAMES[self.attributes.get("direction", "forward")]
 
 
-def read_operator(name: str, operator: str, attributes: dict[str, Any], inputs: list[Value | None]) -> list[Value]:
+def read_operator(name: str, operator: str, attributes: Attributes, inputs: list[Value | None]) -> list[Value]:
     """The outputs Y, Y_h and Y_c."""
     words = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
     given = {word: value for word, value in zip(words, inputs, strict=False) if value is not None}

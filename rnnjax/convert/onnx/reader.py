@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ...arrays import State
+from ...checked import Checked
 from ...network import Layer
 from ...networks.bidirectional import Bidirectional, Reversed
 from ...networks.connected import Connected
@@ -21,6 +22,12 @@ from .package import onnx_package
 from .read_merge import directions_merged, sole
 from .read_node import Node
 from .values import Bookkeeping, Constant, Given, Last, Steps, Value
+
+
+class Serialised(Protocol):
+    """An `onnx.ModelProto`, by what it can do: the package need not be there."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802
 
 
 class Imported(NamedTuple):
@@ -35,7 +42,7 @@ class Imported(NamedTuple):
     lengths: Array | None
 
 
-def from_onnx(model: str | Path | object) -> Imported:
+def from_onnx(model: Checked[str | Path | Serialised]) -> Imported:
     """The network of an ONNX model, given as a path or as an `onnx.ModelProto`. Needs the package `onnx`.
 
     The nodes RNN, LSTM and GRU become cells, in one or both directions (`Reversed`, `Bidirectional`), with all of their

@@ -1,8 +1,13 @@
-"""What is known of the values in a graph that is read."""
+"""The values in a graph that is read."""
 
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+from ...arrays import State
+from ...network import Layer
+
+Attributes: TypeAlias = dict[str, Any]  # of a node, by name: numbers, text, lists and arrays
 
 
 class Constant(NamedTuple):
@@ -24,7 +29,7 @@ class Given(NamedTuple):
 
 
 class Bookkeeping(NamedTuple):
-    """What follows from shapes, and from these inputs: lengths and masks."""
+    """Lengths and masks: values computed from shapes, and from these inputs."""
 
     sources: frozenset[str] = frozenset()
 
@@ -58,11 +63,11 @@ class Steps(NamedTuple):
     states: tuple[Any, ...] = ()
     nodes: frozenset[str] = frozenset()
 
-    def then(self, layer: Any, state: Any = None, **changed: Any) -> "Steps":
-        """What one layer more makes of it."""
+    def then(self, layer: Layer | Both | tuple, state: State | None = None, **changed: object) -> "Steps":
+        """The sequence after one more layer."""
         return self._replace(layers=(*self.layers, layer), states=(*self.states, state), **changed)
 
-    def last_layer(self, layer: Any) -> "Steps":
+    def last_layer(self, layer: Layer | Both | tuple) -> "Steps":
         """The same with another layer in place of the last."""
         return self._replace(layers=(*self.layers[:-1], layer))
 

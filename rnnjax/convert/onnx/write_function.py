@@ -24,7 +24,7 @@ NODES = ("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus", "LeakyRelu", "Elu", 
 ALONG_FEATURES = ((jax.nn.softmax, "Softmax"), (jax.nn.log_softmax, "LogSoftmax"))
 
 
-def write_function(function: Any, context: Context, xs: str, form: jax.ShapeDtypeStruct) -> str:
+def write_function(function: Callable, context: Context, xs: str, form: jax.ShapeDtypeStruct) -> str:
     """`function` of every step; `form` is what it takes."""
     if type(function) in LAYERS:
         return LAYERS[type(function)](function, context, xs, form)
@@ -133,7 +133,7 @@ def _of_row(graph: Graph, output: int, row: int) -> Any:
     return None if None in operands else (node.operation, node.leaf, *operands)
 
 
-def refused(function: Any, expected: str, reason: str = "") -> ValueError:
+def refused(function: object, expected: str, reason: str = "") -> ValueError:
     """The error for what has no counterpart."""
     because = f" ({reason})" if reason else ""
     return ValueError(

@@ -1,4 +1,4 @@
-"""Cells, networks and models as what is written to a file."""
+"""Cells, networks and models as nodes of ONNX."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ from .write_pooling import pooling_writer
 
 
 class Model(NamedTuple):
-    """What is written: the network that has a state, and all of it as nodes."""
+    """A model to be written: the network that has a state, and a function that writes all of it as nodes."""
 
     network: Layer
     form: jax.ShapeDtypeStruct  # of the input of one step

@@ -1,7 +1,6 @@
 """Pooling as nodes: the outputs [T, B, features] of all steps to one vector of each sequence, [B, features]."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -10,8 +9,8 @@ from ...models.pooling import ends, last, maximum, mean
 from .context import Context
 
 
-def pooling_writer(pooling: Any) -> Callable[[Context, str], str]:
-    """What writes the pooled outputs. Raises for a pooling that ONNX has no nodes for."""
+def pooling_writer(pooling: Callable) -> Callable[[Context, str], str]:
+    """A function that writes the nodes of a pooling. Raises for one that ONNX has no nodes for."""
     for known, writer in POOLINGS:
         if pooling is known:
             return writer

@@ -13,6 +13,8 @@ import sys
 
 from scikit_build_core import build
 
+Settings = dict[str, str | list[str]] | None  # of pip's `-C`
+
 COMPILERS = ("c++", "g++", "clang++")
 PROGRAM = "#include <algorithm>\n#include <thread>\nint main() { return 0; }\n"  # no standard library, no kernel
 
@@ -20,31 +22,31 @@ build_sdist = build.build_sdist
 get_requires_for_build_sdist = build.get_requires_for_build_sdist
 
 
-def get_requires_for_build_wheel(config_settings=None):
+def get_requires_for_build_wheel(config_settings: Settings = None):
     return build.get_requires_for_build_wheel(settings(config_settings))
 
 
-def get_requires_for_build_editable(config_settings=None):
+def get_requires_for_build_editable(config_settings: Settings = None):
     return build.get_requires_for_build_editable(settings(config_settings))
 
 
-def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: Settings = None):
     return build.prepare_metadata_for_build_wheel(metadata_directory, settings(config_settings))
 
 
-def prepare_metadata_for_build_editable(metadata_directory, config_settings=None):
+def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: Settings = None):
     return build.prepare_metadata_for_build_editable(metadata_directory, settings(config_settings))
 
 
-def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None):
     return build.build_wheel(wheel_directory, settings(config_settings), metadata_directory)
 
 
-def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+def build_editable(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None):
     return build.build_editable(wheel_directory, settings(config_settings), metadata_directory)
 
 
-def settings(given):
+def settings(given: Settings) -> Settings:
     """The settings given, without CMake if no compiler works and they do not say. CMake gets the compiler found."""
     cmake = " ".join([os.environ.get("CMAKE_ARGS", ""), *(given or {})])
     if "wheel.cmake" in cmake or "CMAKE_CXX_COMPILER" in cmake:
@@ -57,7 +59,7 @@ def settings(given):
     return given
 
 
-def compiler():
+def compiler() -> str | None:
     """The command of a GCC or Clang that works: `CXX` if it is set, else the first on the PATH; None without one."""
     if sys.platform == "win32":  # the kernel needs a POSIX system
         return None
@@ -70,7 +72,7 @@ def compiler():
     return named or next(filter(works, COMPILERS), None)
 
 
-def works(command):
+def works(command: str) -> bool:
     """Whether the command compiles C++17 as GCC and Clang do: some are only stubs, or lack the standard library."""
     try:
         program, *options = shlex.split(command)
