@@ -79,13 +79,14 @@ def test_masked_steps_are_left_out(name, engine, reverse):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_mask_that_is_true_everywhere_changes_nothing(reverse):
-    """With resets before and after `length`, too, where they are ignored."""
-    count = lambda state, x: (state + x, state)  # noqa: E731
-    run = jax.jit(partial(rnnjax.unroll, count, reverse=reverse))
-    xs, resets = np.arange(1.0, 7.0), np.asarray([False, True, False, False, True, True])
+    """With resets before and after `length`, too, where they are ignored, and a state that is not the initial one."""
+    cell, xs = grid.build("gru"), grid.inputs(6)
+    state = jax.tree.map(jnp.ones_like, cell.initial())
+    run = jax.jit(partial(rnnjax.unroll, reverse=reverse))
+    resets = np.asarray([False, True, False, False, True, True])
     for length in (0, 2, 4):
         given = {"length": length, "resets": resets}
-        grid.assert_close(run(0.5, xs, mask=np.ones(6, bool), **given), run(0.5, xs, **given))
+        grid.assert_close(run(cell, state, xs, mask=np.ones(6, bool), **given), run(cell, state, xs, **given))
 
 
 def test_a_function_with_mask_and_length_and_no_valid_step():
