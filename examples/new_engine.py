@@ -6,7 +6,6 @@ tests/helpers/grid.py and in benchmarks/cases.py: then the grid and the laws tes
 """
 
 import argparse
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,23 +29,23 @@ class DoubledPlan(rnnjax.engines.Plan):
         return "Doubled: two steps to a turn of the loop"
 
     def run(self, cell: rnnjax.AbstractCell, state, xs, marks: rnnjax.engines.Marks):
-        """The last state, and all states over time."""
+        """The last state, and what each step emits: by default its state."""
         T = jax.tree.leaves(xs)[0].shape[0]
-        step = partial(rnnjax.engines.marked_step, cell.step, marks.initial)
+        step = rnnjax.engines.scan_body(cell, marks.initial)
         inputs = cell.project(xs), marks.over_time(T)
 
         def two_steps(state, inputs):
-            first, _ = step(state, jax.tree.map(lambda leaf: leaf[0], inputs))
-            second, _ = step(first, jax.tree.map(lambda leaf: leaf[1], inputs))
-            return second, jax.tree.map(lambda *states: jnp.stack(states), first, second)
+            state, first = step(state, jax.tree.map(lambda leaf: leaf[0], inputs))
+            state, second = step(state, jax.tree.map(lambda leaf: leaf[1], inputs))
+            return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
 
         pairs = jax.tree.map(lambda leaf: leaf[: T - T % 2].reshape(T // 2, 2, *leaf.shape[1:]), inputs)
-        state, states = jax.lax.scan(two_steps, state, pairs)
-        states = jax.tree.map(lambda leaf: leaf.reshape(T - T % 2, *leaf.shape[2:]), states)
+        state, emitted = jax.lax.scan(two_steps, state, pairs)
+        emitted = jax.tree.map(lambda leaf: leaf.reshape(T - T % 2, *leaf.shape[2:]), emitted)
         if T % 2 == 0:
-            return state, states
-        state, _ = step(state, jax.tree.map(lambda leaf: leaf[-1], inputs))
-        return state, jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), states, state)
+            return state, emitted
+        state, last = step(state, jax.tree.map(lambda leaf: leaf[-1], inputs))
+        return state, jax.tree.map(lambda leaf, one: jnp.concatenate([leaf, one[None]]), emitted, last)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The noun *cell*: a recurrence, as pure functions of arrays.
 
-    xs --project--> us --step, step, step--> states --readout--> ys              y_t may depend on x_t, too
+    xs --project--> us --step, step, step--> states --emit, readout--> ys        y_t may depend on x_t, too
 
 Four families, each with more engines: any cell; the gated cells, which kernels can fuse; the diagonal cells, whose
 units do not depend on each other's past; and of these the linear ones, which can run in parallel along time.
@@ -53,7 +53,7 @@ class Hidden(NamedTuple):
 
 
 class AbstractCell(eqx.Module):
-    """Any recurrence. A subclass has its weights as fields, and five pure methods.
+    """Any recurrence. A subclass has its weights as fields, and five pure methods; a sixth, `emit`, has a default.
 
     `project` and `readout` get all of time at once and must treat each step by itself, so that a sequence can be split
     into chunks anywhere; anything that a step needs from earlier ones belongs in the state. Only `step` is sequential.
@@ -76,9 +76,18 @@ class AbstractCell(eqx.Module):
     def step(self, state: State, u: PyTree[Array]) -> State:
         """The state after one step."""
 
+    def emit(self, state: State, before: State, u: PyTree[Array]) -> PyTree[Array]:
+        """What one step puts out, from the states after and before it: by default the state after it.
+
+        Engines return what was emitted over time, and so need not hold a large state at every step if a small part of
+        it is emitted. `Fused` refuses a cell that overrides this.
+        """
+        del before, u
+        return state
+
     @abc.abstractmethod
     def readout(self, states: States, xs: PyTree[Array]) -> PyTree[Array]:
-        """`states` and inputs over time to the outputs `ys` over time."""
+        """What was emitted over time, by default the states, and the inputs, to the outputs `ys` over time."""
 
     def hidden(self, state: State) -> Float[Array, " H"] | None:
         """The part of a state that attention and decoders read. By default its only array, if that is real."""
@@ -227,6 +236,11 @@ class AbstractLinearCell(AbstractDiagonalCell):
     def step(self, state: Hidden, u: PyTree[Array]) -> Hidden:
         a, b = self.coefficients(u)
         return Hidden(a * state.h + b)
+
+
+def emits_states(cell: AbstractCell) -> bool:
+    """Whether a step of `cell` emits its state, so that an engine that has all states need not call `emit`."""
+    return type(cell).emit is AbstractCell.emit
 
 
 def unchanged(values: Array) -> Array:

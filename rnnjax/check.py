@@ -160,7 +160,7 @@ def sizes(**values: Checked[int]) -> None:
     for name, value in values.items():
         if not _is_size(value):
             raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    if "heads" in values and values["hidden_size"] % values["heads"]:
+    if {"heads", "hidden_size"} <= values.keys() and values["hidden_size"] % values["heads"]:
         size, heads = values["hidden_size"], values["heads"]
         divisor = next(each for each in range(min(size, heads), 0, -1) if size % each == 0)
         raise ValueError(

@@ -24,10 +24,11 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        """The last state, and all states over time. All engines give the same values and gradients.
+        """The last state, and what each step emits (`cell.emit`; by default its state). All engines give the same
+        values and gradients.
 
         `cell` and `xs` are those that the plan was made for, or others of the same shapes. T >= 1, inputs are checked,
-        and ignored steps have safe values. The plan has to apply `marks` (`marked_step` does so for a plan that runs
+        and ignored steps have safe values. The plan has to apply `marks` (`scan_body` does so for a plan that runs
         step by step). A caller who uses the last state alone does not pay for the other states: XLA removes them.
         """
 
@@ -141,21 +142,43 @@ def check_engine(engine: object) -> None:
         )
 
 
-def steps_of(cell: AbstractCell) -> Callable[[State, PyTree], State]:
-    """`cell.step` for a loop: the gradient of narrow weights is summed over time in float32."""
+def scan_body(
+    cell: AbstractCell, initial: State
+) -> Callable[[State, tuple[PyTree[Array], StepMarks]], tuple[State, PyTree[Array]]]:
+    """One step of `cell` with its marks applied, as a body for `lax.scan`: the new state, and what the step emits.
+
+    `initial` is the state after a reset. The gradient of narrow weights is summed over time in float32.
+    """
     wide, narrow = widen(cell)
-    return lambda state, u: narrow(wide).step(state, u)
+
+    def body(before: State, inputs: tuple[PyTree[Array], StepMarks]) -> tuple[State, PyTree[Array]]:
+        u, marks = inputs
+        inner = narrow(wide)
+        before = before_step(marks, initial, before)
+        after = _valid_step(inner.step, initial, before, u, marks)
+        return after, inner.emit(after, before, u)
+
+    return body
 
 
 def marked_step(
     step: Callable[[State, PyTree], State], initial: State, before: State, inputs: tuple[PyTree[Array], StepMarks]
 ) -> tuple[State, State]:
-    """One step, such as `cell.step`, with its marks applied, as a body for `lax.scan`: the new state, twice."""
+    """One step by the function `step`, with its marks applied, as a body for `lax.scan`: the new state, twice."""
     u, marks = inputs
-    if marks.reset is not None:
-        before = select(marks.reset, initial, before)
-    if marks.ignored is None:
-        after = step(before, u)
-    else:
-        after = select(marks.ignored, before, step(select(marks.ignored, initial, before), u))
+    after = _valid_step(step, initial, before_step(marks, initial, before), u, marks)
     return after, after
+
+
+def before_step(marks: StepMarks, initial: State, before: State) -> State:
+    """The state that a step starts from: `before`, or `initial` after a reset. Also of all steps over time."""
+    return before if marks.reset is None else select(marks.reset, initial, before)
+
+
+def _valid_step(
+    step: Callable[[State, PyTree], State], initial: State, before: State, u: PyTree[Array], marks: StepMarks
+) -> State:
+    """The state after a step, or before it if it is ignored; then the step gets a safe state."""
+    if marks.ignored is None:
+        return step(before, u)
+    return select(marks.ignored, before, step(select(marks.ignored, initial, before), u))

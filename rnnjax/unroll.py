@@ -184,17 +184,28 @@ def _run(
     """
     check_weights(cell)
     if count_steps(xs) == 0:
-        return state, cell.readout(jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), state), xs)
+        return state, cell.readout(_emitted_by_no_step(cell, state, xs), xs)
     plan = plan_or_raise(engine, cell, xs)
     if marks.resets is None:
-        last, states = plan.run(cell, state, xs, marks)
-        return last, cell.readout(states, xs)
+        last, emitted = plan.run(cell, state, xs, marks)
+        return last, cell.readout(emitted, xs)
     safe = quarantine(xs, state, marks.length, marks.resets, marks.initial)
-    last, states = plan.run(cell, safe.state, safe.xs, marks)
+    last, emitted = plan.run(cell, safe.state, safe.xs, marks)
     last = mark_touched(safe.last_touched, last)
     if marks.length is not None:
         last = select(marks.length > 0, last, state)
-    return last, mark_touched(safe.touched, cell.readout(states, safe.xs))
+    return last, mark_touched(safe.touched, cell.readout(emitted, safe.xs))
+
+
+def _emitted_by_no_step(cell: AbstractCell, state: State, xs: PyTree[Array]) -> PyTree[Array]:
+    """Arrays over a time of no steps, like those that a step emits."""
+
+    def one_step(state: State, xs: PyTree[Array]) -> PyTree[Array]:
+        return cell.emit(state, state, jax.tree.map(lambda leaf: leaf[0], cell.project(xs)))
+
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), xs)
+    emitted = jax.eval_shape(one_step, state, one)
+    return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), emitted)
 
 
 _COMPILED = compiled(_run)

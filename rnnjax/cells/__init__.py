@@ -7,6 +7,9 @@ from ..cell import AbstractDiagonalCell as AbstractDiagonalCell
 from ..cell import AbstractGatedCell as AbstractGatedCell
 from ..cell import AbstractLinearCell as AbstractLinearCell
 from ..cell import Hidden as Hidden
+from ..matrix_cell import AbstractMatrixCell as AbstractMatrixCell
+from ..matrix_cell import Matrix as Matrix
+from ..matrix_cell import Transition as Transition
 from .clipped import clipped as clipped
 from .conv_gru import ConvGRU as ConvGRU
 from .conv_lstm import ConvLSTM as ConvLSTM
@@ -24,10 +27,12 @@ from .lru import LRU as LRU
 from .lstm import LSTM as LSTM
 from .lstm import LSTMState as LSTMState
 from .lstm import Peepholes as Peepholes
+from .matrix_recurrence import MatrixRecurrence as MatrixRecurrence
 from .min_gru import MinGRU as MinGRU
 from .min_gru import positive as positive
 from .min_lstm import MinLSTM as MinLSTM
 from .projected_lstm import ProjectedLSTM as ProjectedLSTM
 from .reset_before_gru import ResetBeforeGRU as ResetBeforeGRU
 from .s5 import S5 as S5
+from .s6 import S6 as S6
 from .sru import SRU as SRU

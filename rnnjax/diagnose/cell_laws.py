@@ -77,12 +77,12 @@ def whole(cell: AbstractCell, state: State, xs: PyTree[Array]) -> PyTree:
 def by_hand(cell: AbstractCell, state: State, xs: PyTree[Array]) -> tuple[State, PyTree]:
     """Without an engine."""
 
-    def step(state: State, u: PyTree[Array]) -> tuple[State, State]:
-        after = cell.step(state, u)
-        return after, after
+    def step(before: State, u: PyTree[Array]) -> tuple[State, PyTree[Array]]:
+        after = cell.step(before, u)
+        return after, cell.emit(after, before, u)
 
-    last, states = jax.lax.scan(step, state, cell.project(xs))
-    return last, cell.readout(states, xs)
+    last, emitted = jax.lax.scan(step, state, cell.project(xs))
+    return last, cell.readout(emitted, xs)
 
 
 def one_step(cell: AbstractCell, state: State, xs: PyTree[Array]) -> State:

@@ -105,6 +105,9 @@ class DisturbedCell(AbstractCell):
         add = lambda leaf, disturbance: leaf if disturbance is None else leaf + disturbance  # noqa: E731
         return jax.tree.map(add, self.cell.step(state, u[0]), u[1], is_leaf=lambda leaf: leaf is None)
 
+    def emit(self, state: State, before: State, u: tuple[PyTree[Array], State]) -> PyTree[Array]:
+        return self.cell.emit(state, before, u[0])
+
     def readout(self, states: States, xs: tuple[PyTree[Array], State]) -> PyTree[Array]:
         return self.cell.readout(states, xs[0])
 

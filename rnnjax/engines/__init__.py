@@ -2,13 +2,14 @@
 
 from ..engine import AbstractEngine as AbstractEngine
 from ..engine import Plan as Plan
-from ..engine import marked_step as marked_step
+from ..engine import scan_body as scan_body
 from ..marks import Marks as Marks
 from ..marks import StepMarks as StepMarks
 from ..refusal import Refusal as Refusal
 from .associative import Associative as Associative
 from .auto import Auto as Auto
 from .checkpointed import Checkpointed as Checkpointed
+from .chunked import Chunked as Chunked
 from .fused import Fused as Fused
 from .newton.dense import Dense as Dense
 from .newton.diagonal import Diagonal as Diagonal

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..arrays import PyTree, Shaped, State, States, Units, UnitsOverTime, count_steps, leading, select
-from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
+from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe, emits_states
 from ..check import flags, positive, show
-from ..engine import AbstractEngine, Plan, refuse_symbolic
+from ..engine import AbstractEngine, Plan, before_step, refuse_symbolic
 from ..kernels.linear_scan import cpu
 from ..kernels.linear_scan.primitive import linear_scan
 from ..kernels.linear_scan.sharded import scan_part
-from ..marks import Marks
+from ..marks import Marks, StepMarks
 from ..refusal import Refusal
+from .segments import in_segments
+
+SEGMENT = 64  # steps, of a cell that emits something else than its state
 
 
 class Associative(AbstractEngine):
@@ -36,6 +39,9 @@ class Associative(AbstractEngine):
     The gradient is the same recurrence backwards. A batch that is sharded over devices stays so under `jax.shard_map`.
     In a program of `jax.export` it is plain JAX on CPUs, too, step by step; a symbolic T is refused. It needs an
     `AbstractLinearCell`; a nonlinear cell has to run step by step.
+
+    If the cell emits something else than its state, such as `S6`, time is divided into segments of 64 or `block` steps,
+    one after the other, and no more states are stored than those of one segment: the gradient computes them again.
 
     If |a| may exceed one, the product of many steps can overflow. Then blocks and parts that run at once (with a
     `block`, under `Sharded`, on GPUs and TPUs) may give NaN where a state of zero would stay zero step by step: use
@@ -62,8 +68,11 @@ class Associative(AbstractEngine):
         symbolic = refuse_symbolic("Associative", cell, xs)
         if symbolic is not None:
             return symbolic
-        compiled = self.block is None and cpu.pays_for(count_steps(xs))
-        return AssociativePlan(self.block, self.pallas, axis, compiled)
+        T = count_steps(xs)
+        if not emits_states(cell):
+            segment = min(T, SEGMENT if self.block is None else self.block)
+            return EmittingPlan(segment, self.block, self.pallas).over_parts(axis)
+        return AssociativePlan(self.block, self.pallas, axis, self.block is None and cpu.pays_for(T))
 
 
 @dataclass(frozen=True)
@@ -93,22 +102,48 @@ class AssociativePlan(Plan):
         return self.axis
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        a, b = _maps(cell, xs, marks)
+        a, b = _maps(cell, cell.project(xs), marks.over_time(count_steps(xs)), marks.initial.h)
         how: dict[str, Any] = {"block": self.block, "pallas": self.pallas}
         scan = linear_scan if self.axis is None else partial(scan_part, axis=self.axis)
         h = scan(a, b, state.h, **how)
         return Hidden(h[-1]), Hidden(h)
 
 
-def _maps(cell: AbstractCell, xs: PyTree[Array], marks: Marks) -> tuple[UnitsOverTime, UnitsOverTime]:
-    """The steps as maps h -> a h + b, their marks included."""
+@dataclass(frozen=True)
+class EmittingPlan(Plan):
+    """The plan of a cell that emits something else than its state: no more states are stored than those of a segment.
+
+    The steps of a segment run at once; the gradient computes the segments, and their coefficients, a second time.
+    """
+
+    segment: int
+    block: int | None
+    pallas: bool
+
+    def __str__(self) -> str:
+        return f"Associative: in segments of {self.segment} steps that the gradient computes again"
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
+        def steps(cell: AbstractCell, state: State, xs: PyTree[Array], part: StepMarks) -> tuple[State, PyTree[Array]]:
+            us = cell.project(xs)
+            h = linear_scan(*_maps(cell, us, part, marks.initial.h), state.h, block=self.block, pallas=self.pallas)
+            befores = before_step(part, marks.initial, Hidden(jnp.concatenate([state.h[None], h[:-1]])))
+            return Hidden(h[-1]), jax.vmap(cell.emit)(Hidden(h), befores, us)
+
+        return in_segments(steps, self.segment, cell, state, xs, marks)
+
+
+def _maps(
+    cell: AbstractCell, us: PyTree[Array], marks: StepMarks, initial: Units
+) -> tuple[UnitsOverTime, UnitsOverTime]:
+    """The steps as maps h -> a h + b, their marks included; `initial` is the state after a reset."""
     assert isinstance(cell, AbstractLinearCell)
-    a, b = jax.vmap(partial(_coefficients, cell, marks.initial.h))(cell.project(xs))
-    ignored, reset = marks.over_time(a.shape[0])
+    a, b = jax.vmap(partial(_coefficients, cell, initial))(us)
+    ignored, reset = marks
     if ignored is not None:
         a, b = select(ignored, (jnp.ones_like(a), jnp.zeros_like(b)), (a, b))
     if reset is not None:  # where a is zero, the state before has no effect
-        a, b = select(reset, (jnp.zeros_like(a), a * leading(marks.initial.h, a.ndim) + b), (a, b))
+        a, b = select(reset, (jnp.zeros_like(a), a * leading(initial, a.ndim) + b), (a, b))
     return a, b
 
 

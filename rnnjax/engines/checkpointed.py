@@ -2,19 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from .. import check
-from ..arrays import PyTree, Shaped, State, States, count_steps, widen
+from ..arrays import PyTree, Shaped, State, count_steps
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
-from ..marks import Marks
+from ..engine import AbstractEngine, Plan, refuse_symbolic, scan_body
+from ..marks import Marks, StepMarks
 from ..refusal import Refusal
+from .segments import in_segments
 
 
 class Checkpointed(AbstractEngine):
@@ -50,23 +49,8 @@ class CheckpointedPlan(Plan):
     def __str__(self) -> str:
         return f"Checkpointed: step by step, in segments of {self.segment} steps that the gradient computes again"
 
-    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        T = count_steps(xs)
-        whole = T - T % self.segment
-        inputs = xs, marks.over_time(T)
-        wide, narrow = widen(cell)
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
+        def steps(cell: AbstractCell, state: State, xs: PyTree[Array], part: StepMarks) -> tuple[State, PyTree[Array]]:
+            return jax.lax.scan(scan_body(cell, marks.initial), state, (cell.project(xs), part))
 
-        # Each segment slices its steps out of the inputs: a scan over reshaped inputs would copy all of them first.
-        def run_segment(steps: int, state: State, start: Int[Array, ""]) -> tuple[State, States]:
-            part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, steps), inputs)
-            cell = narrow(wide)
-            us_and_marks = cell.project(part[0]), part[1]
-            return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, us_and_marks)
-
-        starts = jnp.arange(0, whole, self.segment)
-        state, folded = jax.lax.scan(jax.checkpoint(partial(run_segment, self.segment)), state, starts)
-        states = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), folded)
-        if whole == T:
-            return state, states
-        state, remainder = jax.checkpoint(partial(run_segment, T - whole))(state, jnp.asarray(whole))
-        return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), states, remainder)
+        return in_segments(steps, self.segment, cell, state, xs, marks)

@@ -163,7 +163,7 @@ def misfit(cell: AbstractCell, xs: PyTree[Shaped]) -> str | None:
     """Why no kernel can run `cell` on `xs`, on any platform."""
     if not isinstance(cell, AbstractGatedCell):
         return "it needs an AbstractGatedCell"
-    for name in ("project", "step", "advance"):
+    for name in ("project", "step", "advance", "emit"):
         if getattr(type(cell), name) is not getattr(AbstractGatedCell, name):
             return f"it overrides `{name}`, which kernels do not call"
     dtypes = {leaf.dtype.name for leaf in (cell.input_weight, cell.recurrent_weight, cell.bias) if leaf is not None}

@@ -1,7 +1,6 @@
 """The engine `Scan`: one step after the other, as one compiled loop."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -10,7 +9,7 @@ from jaxtyping import Array
 from .. import check
 from ..arrays import PyTree, Shaped, State, States, count_steps
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, Plan, marked_step, steps_of
+from ..engine import AbstractEngine, Plan, scan_body
 from ..marks import Marks
 from ..refusal import Refusal
 
@@ -45,4 +44,4 @@ class ScanPlan(Plan):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = count_steps(xs)
         inputs = cell.project(xs), marks.over_time(T)
-        return jax.lax.scan(partial(marked_step, steps_of(cell), marks.initial), state, inputs, unroll=self.unroll)
+        return jax.lax.scan(scan_body(cell, marks.initial), state, inputs, unroll=self.unroll)

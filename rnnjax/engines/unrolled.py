@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from ..arrays import PyTree, Shaped, State, States, count_steps
 from ..cell import AbstractCell
-from ..engine import AbstractEngine, Plan, marked_step, refuse_symbolic, steps_of
+from ..engine import AbstractEngine, Plan, refuse_symbolic, scan_body
 from ..marks import Marks
 from ..refusal import Refusal
 
@@ -33,10 +33,10 @@ class UnrolledPlan(Plan):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = count_steps(xs)
         inputs = cell.project(xs), marks.over_time(T)
-        step, states = steps_of(cell), []
+        body, emitted = scan_body(cell, marks.initial), []
         leaves, structure = jax.tree.flatten(inputs)
         for t in range(T):
             step_inputs = jax.tree.unflatten(structure, [leaf[t] for leaf in leaves])
-            state, _ = marked_step(step, marks.initial, state, step_inputs)
-            states.append(state)
-        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            state, put_out = body(state, step_inputs)
+            emitted.append(put_out)
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *emitted)

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from kernel import NO_KERNEL
 
 import rnnjax
+from rnnjax.arrays import carry_dtype
 
 T, I, H, B = 12, 3, 8, 5  # noqa: E741
 KEY = jax.random.key(7)
@@ -20,6 +21,39 @@ KEY = jax.random.key(7)
 VIEW_T = 7  # compiled many times over, and still two segments of 5
 
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 6e-2, "float16": 8e-3}
+
+
+class MatrixOfInputs(rnnjax.cells.AbstractMatrixCell):
+    """A matrix cell of two heads, three keys and two values, of which all coefficients are linear in the input."""
+
+    reads_before = False
+    weight: Array
+    initial_state: rnnjax.cells.Matrix
+
+    @staticmethod
+    def draw(inputs: int, dtype: Any) -> "MatrixOfInputs":
+        generator = np.random.default_rng(3)
+        array = lambda *shape: place(generator.normal(size=shape).astype(dtype) / 2)  # noqa: E731
+        return MatrixOfInputs(array(inputs, 2 * 17), rnnjax.cells.Matrix(array(2, 3, 2)))
+
+    def input_type(self):
+        return jax.ShapeDtypeStruct(self.weight.shape[:1], self.weight.dtype)
+
+    def initial(self):
+        return rnnjax.cells.Matrix(self.initial_state.S.astype(carry_dtype(self.weight.dtype)))
+
+    def project(self, xs):
+        return (xs @ self.weight).reshape(-1, 2, 17)
+
+    def coefficients(self, u):
+        wide = u.astype(carry_dtype(u.dtype))
+        decay, key, query, erase, erase_key, value = jnp.split(wide, (3, 6, 9, 12, 15), axis=-1)
+        erase, erase_key = jnp.sin(erase) / 2, jnp.sin(erase_key) / 2  # small ones, so that the state stays bounded
+        return rnnjax.cells.Transition(jnp.tanh(decay), key, value, query, erase, erase_key)
+
+    def readout(self, states, xs):
+        return states.reshape(len(states), -1).astype(xs.dtype)
+
 
 CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "elman": lambda inputs, dtype: rnnjax.Elman(inputs, H, key=KEY, dtype=dtype),
@@ -42,6 +76,8 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "sru": lambda inputs, dtype: rnnjax.SRU(inputs, H, key=KEY, dtype=dtype),
     "lru": lambda inputs, dtype: rnnjax.LRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "s5": lambda inputs, dtype: rnnjax.S5(inputs, H, key=KEY, blocks=2, output_size=5, skip=False, dtype=dtype),
+    "s6": lambda inputs, dtype: rnnjax.cells.S6(inputs, key=KEY, states=3, learn_initial=True, dtype=dtype),
+    "matrix": lambda inputs, dtype: MatrixOfInputs.draw(inputs, dtype),
 }
 REPRESENTATIVES = ("lstm_options", "gru", "projected_lstm", "min_gru", "lru")  # a cell for each way to be different
 
@@ -105,6 +141,7 @@ ENGINES: dict[str, rnnjax.AbstractEngine] = {
     "checkpointed": rnnjax.Checkpointed(segment=5),
     "associative": rnnjax.Associative(),
     "associative_blocks": rnnjax.Associative(block=5),
+    "chunked": rnnjax.engines.Chunked(size=4),
     "newton": rnnjax.Newton(),
     "newton_diagonal": rnnjax.Newton(rnnjax.engines.Diagonal()),
     "fused": rnnjax.Fused(),
@@ -122,12 +159,13 @@ def grouped(cell: str, *others: str) -> Any:
 
 
 # The engines that do not run every cell, and the cells that they run.
-LINEAR = ("min_gru", "min_lstm", "linear_rnn", "sru", "lru", "s5")
+LINEAR = ("min_gru", "min_lstm", "linear_rnn", "sru", "lru", "s5", "s6")
 GATED = ("elman", "lstm", "lstm_options", "gru")
 ADMITTED: dict[str, tuple[str, ...]] = {
     "associative": LINEAR,
     "associative_blocks": LINEAR,
-    "newton_diagonal": tuple(cell for cell in CELLS if cell != "projected_lstm"),
+    "newton_diagonal": tuple(cell for cell in CELLS if cell not in ("projected_lstm", "matrix")),
+    "chunked": ("matrix",),
     **dict.fromkeys(("fused_tpu", "fused_gpu"), GATED),
     "fused": () if NO_KERNEL else GATED,
 }

@@ -17,6 +17,7 @@ FLOORS = (
     ("random",),
     ("initialise",),
     ("cell", "flat", "marks"),
+    ("matrix_cell",),
     ("engine", "function", "mask"),
     ("cells/*", "kernels/*", "network"),
     ("engines/*", "weights"),

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ...arrays import PyTree, State, States, count_steps, select
-from ...cell import AbstractCell, describe
-from ...engine import Plan
+from ...cell import AbstractCell, describe, emits_states
+from ...engine import Plan, before_step
 from ...marks import Marks, quarantine
 from .problem import Problem
 from .solver import Settings, Solution
+from .solver import befores as befores_of
 from .trajectory import trajectory
 
 
@@ -48,14 +49,23 @@ class NewtonPlan(Plan):
 
     def solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, *, fall_back: bool) -> Solution:
         """The solution, which may not have converged."""
-        T = count_steps(xs)
-        problem = Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(T))
-        return trajectory(problem, settings=self.settings, fall_back=fall_back)
+        return trajectory(_problem(cell, state, xs, marks), settings=self.settings, fall_back=fall_back)
 
     def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
-        solution = self.solve(cell, state, xs, marks, fall_back=self.fall_back)
+        problem = _problem(cell, state, xs, marks)
+        solution = trajectory(problem, settings=self.settings, fall_back=self.fall_back)
         states = solution.states if self.fall_back else self._insist(cell, solution)
-        return jax.tree.map(lambda leaf: leaf[-1], states), states
+        return jax.tree.map(lambda leaf: leaf[-1], states), self._emitted(problem, states)
+
+    def _emitted(self, problem: Problem, states: States) -> PyTree[Array]:
+        """What the cell emits at each step of the solution."""
+        if emits_states(problem.cell):
+            return states
+        jacobian = self.settings.jacobian
+        befores = befores_of(self.settings, problem, jax.vmap(jacobian.pack)(states))
+        befores = jax.vmap(lambda x: jacobian.unpack(x, problem.start))(befores)
+        befores = before_step(problem.marks, problem.initial, befores)
+        return jax.vmap(problem.cell.emit)(states, befores, problem.us)
 
     def _insist(self, cell: AbstractCell, solution: Solution) -> States:
         """The states. Raises at run time unless they have converged."""
@@ -67,6 +77,10 @@ class NewtonPlan(Plan):
             "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve returns the residual; it is NaN if weights "
             "are NaN",
         )
+
+
+def _problem(cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> Problem:
+    return Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(count_steps(xs)))
 
 
 def _spoil(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:

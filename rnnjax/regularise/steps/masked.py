@@ -37,6 +37,9 @@ class MaskedCell(AbstractCell):
     def step(self, state: State, u: tuple[PyTree[Array], PyTree[Array]]) -> State:
         return self.change(self.regulariser, state, *u)
 
+    def emit(self, state: State, before: State, u: tuple[PyTree[Array], PyTree[Array]]) -> PyTree[Array]:
+        return self.regulariser.layer.emit(state, before, u[0])
+
     def readout(self, states: States, xs: tuple[PyTree[Array], PyTree[Array]]) -> PyTree[Array]:
         return self.regulariser.layer.readout(states, xs[0])
 

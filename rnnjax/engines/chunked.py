@@ -1,0 +1,112 @@
+"""The engine `Chunked`: matrix-state cells by matrix products, one chunk of time after the other."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .. import check
+from ..arrays import PyTree, Shaped, State, count_steps, select
+from ..cell import AbstractCell, describe
+from ..engine import AbstractEngine, Plan, refuse_symbolic
+from ..kernels.matrix_scan.chunk import Resets, run_chunk
+from ..marks import Marks, StepMarks
+from ..matrix_cell import AbstractMatrixCell, Matrix, Transition
+from ..refusal import Refusal
+
+
+class Chunked(AbstractEngine):
+    """Matrix-state cells in chunks of `size` steps: within a chunk all is matrix products (Hua et al. 2022,
+    arXiv:2202.10447; Yang et al. 2024, arXiv:2312.06635 and arXiv:2406.06484).
+
+    One state passes through memory for each chunk in place of one for each step, and the gradient stores no more: it
+    computes each chunk a second time. The values are those of `Scan` for any decays: they are multiplied, and never
+    divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not overflow.
+    T need not be a multiple of `size`.
+
+    size    the number of steps in a chunk, a power of two
+    """
+
+    size: int = eqx.field(static=True, default=64)
+
+    def __check_init__(self):
+        remedy = "Pass a power of two, such as 64"
+        check.positive("size", self.size, "a power of two", remedy)
+        if self.size & (self.size - 1):
+            raise ValueError(f"size: expected a power of two, got {self.size!r}. {remedy}")
+
+    def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
+        if not isinstance(cell, AbstractMatrixCell):
+            return Refusal(f"Chunked cannot run {describe(cell)}: it needs an AbstractMatrixCell. Use Scan().")
+        for name in ("step", "emit"):
+            if getattr(type(cell), name) is not getattr(AbstractMatrixCell, name):
+                return Refusal(f"Chunked cannot run {describe(cell)}: it overrides `{name}`. Use Scan().")
+        symbolic = refuse_symbolic("Chunked", cell, xs)
+        if symbolic is not None:
+            return symbolic
+        T = max(1, count_steps(xs))
+        return ChunkedPlan(min(self.size, 1 << (T - 1).bit_length())).over_parts(axis)
+
+
+@dataclass(frozen=True)
+class ChunkedPlan(Plan):
+    """Chunks of `size` steps."""
+
+    size: int
+
+    def __str__(self) -> str:
+        return f"Chunked: matrix products in chunks of {self.size} steps that the gradient computes again"
+
+    def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
+        assert isinstance(cell, AbstractMatrixCell)
+        T = count_steps(xs)
+        spare = -T % self.size
+        us, steps = cell.project(xs), marks.over_time(T)
+        if spare:
+            us, steps = _pad(us, spare), _ignore_last(steps, T, spare)
+        cut = lambda leaf: leaf.reshape(-1, self.size, *leaf.shape[1:])  # noqa: E731
+        start = None if cell.initial_state is None else marks.initial
+
+        @jax.checkpoint
+        def body(state: Matrix, chunk: tuple[PyTree[Array], StepMarks]) -> tuple[Matrix, Array]:
+            return _run(cell, state, *chunk, start)
+
+        state, emitted = jax.lax.scan(body, state, jax.tree.map(cut, (us, steps)))
+        return state, emitted.reshape(-1, *emitted.shape[2:])[:T]
+
+
+def _run(
+    cell: AbstractMatrixCell, state: Matrix, us: PyTree[Array], marks: StepMarks, start: Matrix | None
+) -> tuple[Matrix, Array]:
+    """The state after one chunk, and what its steps emit, [C, N, V]."""
+    steps = jax.vmap(cell.coefficients)(us)
+    if marks.ignored is not None:
+        steps = _without(steps, marks.ignored)
+    heads = partial(run_chunk, reads_before=cell.reads_before)
+    resets = None if marks.reset is None else Resets(marks.reset, None if start is None else start.S)
+    axes = None if resets is None else Resets(None, None if start is None else 0)  # type: ignore[arg-type]
+    S, ys = jax.vmap(heads, (0, 1, axes), (0, 1))(state.S, steps, resets)
+    return Matrix(S), ys
+
+
+def _without(steps: Transition, ignored: Array) -> Transition:
+    """The steps, of which the ignored ones leave the state alone."""
+    changed = steps._replace(value=None, query=None, erase_key=None)
+    nothing = jax.tree.map(jnp.zeros_like, changed)._replace(decay=jnp.ones_like(steps.decay))
+    kept = select(ignored, nothing, changed)
+    return steps._replace(decay=kept.decay, key=kept.key, erase=kept.erase)
+
+
+def _pad(tree: PyTree[Array], steps: int) -> PyTree[Array]:
+    """`tree` over time with its last step, which is safe, repeated `steps` times."""
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, steps)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), tree)
+
+
+def _ignore_last(marks: StepMarks, T: int, spare: int) -> StepMarks:
+    """The marks of T steps, and of `spare` more that are ignored."""
+    ignored = jnp.zeros(T, bool) if marks.ignored is None else marks.ignored
+    reset = None if marks.reset is None else jnp.pad(marks.reset, (0, spare))
+    return StepMarks(jnp.pad(ignored, (0, spare), constant_values=True), reset)

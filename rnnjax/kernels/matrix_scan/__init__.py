@@ -1,0 +1,1 @@
+"""The matrix-state recurrence: chunks of time as matrix products."""
