@@ -3,6 +3,7 @@
 import environment  # noqa: F401  before JAX, which reads it when it is imported
 
 # isort: split
+import gc
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -42,6 +43,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(needs_kernel)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests are there to the end: the collector of garbage need not look through them time and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)

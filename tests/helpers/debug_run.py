@@ -1,4 +1,4 @@
-"""Ordinary calls, in which nothing is NaN, under a debugging option of JAX: `debug_run.py OPTION VALUE`."""
+"""Ordinary calls, in which nothing is NaN, under debugging options of JAX: `debug_run.py OPTION=VALUE ...`."""
 
 import ast
 import sys
@@ -14,13 +14,14 @@ PARTS = ("lstm_options", "lru", "sru", "diagonal_gru", "bidirectional", "qrnn", 
 
 
 def main() -> None:
-    option, value = sys.argv[1:]
+    options = dict(argument.split("=") for argument in sys.argv[1:])
     jax.config.update("jax_enable_x64", True)
     parts = [grid.build(name) for name in PARTS]  # the grid's own noise is not under test
     xs, resets = grid.inputs(9), grid.place(np.arange(9) == 4)
-    jax.config.update(option, ast.literal_eval(value))
+    for option, value in options.items():
+        jax.config.update(option, ast.literal_eval(value))
     # Outside of `jit` a guard of transfers forbids JAX's own operations; inside, constants are none.
-    run = eqx.filter_jit if option == "jax_transfer_guard" else lambda function: function
+    run = eqx.filter_jit if "jax_transfer_guard" in options else lambda function: function
 
     def loss(part: rnnjax.AbstractCell, xs: jax.Array, engine: rnnjax.AbstractEngine) -> jax.Array:
         return rnnjax.unroll(part, None, xs, length=8, resets=resets, reverse=True, engine=engine)[1].sum()
@@ -30,7 +31,7 @@ def main() -> None:
             run(eqx.filter_value_and_grad(loss))(part, xs, engine)
         run(rnnjax.unroll)(part, None, xs, resets=resets, engine=rnnjax.Scan())
     run(rnnjax.unroll)(parts[0], None, xs, engine=rnnjax.Fused(min_steps=1, min_units=1))
-    if option == "jax_transfer_guard":
+    if "jax_transfer_guard" in options:
         print("done")
         return
     logits = np.ones((2, 4))

@@ -24,6 +24,7 @@ QUICK_COMPILER = [
     "--xla_cpu_opt_preset=FAST_COMPILE",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # as one module: to split small programs takes a tenth longer
 ]
 if version("jaxlib").startswith("0.10."):  # later ones have only the emitter of loops that takes twice as long
     QUICK_COMPILER.append("--xla_cpu_use_fusion_emitters=false")

@@ -5,6 +5,7 @@ import gc
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -226,24 +227,28 @@ def through_pickle(part: Any) -> Any:
 ACTIVATIONS = [jnp.tanh, jax.nn.relu, jax.nn.gelu, partial(jax.nn.leaky_relu, negative_slope=0.2), rnnjax.cells.linear]
 
 
-def models() -> dict[str, Any]:
-    return {name: drawn(name) for name in PARTS} | {
-        **{f"engine {name}": engine for name, engine in grid.ENGINES.items()},
-        **{f"elman {number}": rnnjax.Elman(3, 4, key=grid.KEY, activation=f) for number, f in enumerate(ACTIVATIONS)},
-        "auto": rnnjax.Auto(),
-        "classifier": rnnjax.models.Classifier(drawn("gru"), jax.nn.softmax, pooling=rnnjax.models.maximum),
-        "tagger": rnnjax.models.Tagger(drawn("gru"), jnp.tanh),
-        "language": rnnjax.models.LanguageModel(7, drawn("gru"), key=grid.KEY),
-        "bidirectional": rnnjax.Bidirectional(drawn("gru"), drawn("gru"), merge=jnp.add),
-        "tree": rnnjax.trees.RecursiveNetwork(3, 4, arity=2, key=grid.KEY),
-    }
+def elman(activation: Any) -> rnnjax.Elman:
+    return rnnjax.Elman(3, 4, key=grid.KEY, activation=activation)
 
 
-@pytest.mark.parametrize("name", models())
+MODELS: dict[str, Callable[[], Any]] = {
+    **{name: partial(drawn, name) for name in PARTS},
+    **{f"engine {name}": partial(grid.ENGINES.get, name) for name in grid.ENGINES},
+    **{f"elman {number}": partial(elman, activation) for number, activation in enumerate(ACTIVATIONS)},
+    "auto": rnnjax.Auto,
+    "classifier": lambda: rnnjax.models.Classifier(drawn("gru"), jax.nn.softmax, pooling=rnnjax.models.maximum),
+    "tagger": lambda: rnnjax.models.Tagger(drawn("gru"), jnp.tanh),
+    "language": lambda: rnnjax.models.LanguageModel(7, drawn("gru"), key=grid.KEY),
+    "bidirectional": lambda: rnnjax.Bidirectional(drawn("gru"), drawn("gru"), merge=jnp.add),
+    "tree": lambda: rnnjax.trees.RecursiveNetwork(3, 4, arity=2, key=grid.KEY),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 def test_a_copy_is_the_same_pytree(name, duplicate):
     """So that one program runs both, and an average of the two is a map over them."""
-    model = models()[name]
+    model = MODELS[name]()
     if duplicate is through_pickle and name in ("conv_lstm", "conv_gru"):
         pytest.skip("the grid's holds a lambda, which Python does not pickle")
     made = duplicate(model)
@@ -288,22 +293,23 @@ def test_a_cell_may_have_defaults_of_its_class():
     assert gradient.recurrent_weight.shape == (4, 4)
 
 
+# Options that change nothing of what runs are checked by one process; each of the others needs one of its own.
+DEBUGGING = {
+    "checks": (
+        *("jax_debug_nans=True", "jax_debug_infs=True", "jax_debug_key_reuse=True", "jax_enable_checks=True"),
+        *("jax_numpy_rank_promotion='raise'", "jax_numpy_dtype_promotion='strict'", "jax_check_tracer_leaks=True"),
+    ),
+    "disable_jit": ("jax_disable_jit=True",),
+    "transfer_guard": ("jax_transfer_guard='disallow'",),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("jax_debug_nans", "True"),
-        ("jax_debug_infs", "True"),
-        ("jax_numpy_rank_promotion", "'raise'"),
-        ("jax_numpy_dtype_promotion", "'strict'"),
-        ("jax_debug_key_reuse", "True"),
-        ("jax_check_tracer_leaks", "True"),
-        ("jax_enable_checks", "True"),
-        ("jax_disable_jit", "True"),
-        ("jax_transfer_guard", "'disallow'"),
-    ],
+    "options",
+    [pytest.param(options, marks=pytest.mark.xdist_group(name), id=name) for name, options in DEBUGGING.items()],
 )
-def test_debugging_options_find_nothing(option, value):
+def test_debugging_options_find_nothing(options):
     script = Path(grid.__file__).with_name("debug_run.py")
-    ended = subprocess.run([sys.executable, str(script), option, value], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True)
     assert ended.stdout == "done\n", ended.stderr
