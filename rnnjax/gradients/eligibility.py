@@ -155,14 +155,14 @@ def _blocks(function: Callable[[Rows], Rows], rows: Rows) -> Float[Array, "F F H
 def _mix(cell: AbstractCell, shares: Rows, traces: Traces) -> Trained:
     """The sum of the fields' traces, each times the share of its field in the weight's unit."""
 
-    def leaf(like: Array, *traces: Array) -> Array:
+    def leaf(like: Array, *by_field: Array) -> Array:
         fields, units = shares.shape
         spread = shares
-        if like.ndim == 3 and isinstance(cell, AbstractGatedCell) and like is cell.recurrent_weight:
+        if like.ndim == 3 and isinstance(cell, AbstractGatedCell) and like is traces[0].recurrent_weight:
             units //= len(like)
             spread = shares.reshape(fields, len(like), 1, 1, units)
         gates = like.shape[-1] // units
-        mixed = [share * by_gate(trace, gates) for share, trace in zip(spread, traces, strict=True)]
+        mixed = [share * by_gate(trace, gates) for share, trace in zip(spread, by_field, strict=True)]
         return jnp.stack(mixed).sum(0).reshape(like.shape)
 
-    return jax.tree.map(leaf, _acting(cell), *traces)
+    return jax.tree.map(leaf, traces[0], *traces)

@@ -44,7 +44,7 @@ class AbstractForward(AbstractEstimator):
     and `unpack` if a state is not to be one vector.
     """
 
-    needs: ClassVar[str] = "any cell"  # the cells that it takes, for messages
+    needs: ClassVar[str] = "a cell"  # the cells that it takes, for messages
 
     def _serves(self, cell: AbstractCell) -> bool:
         """Whether `cell` is what `needs` says."""
@@ -85,7 +85,7 @@ class AbstractForward(AbstractEstimator):
         if not is_part(part):
             return (
                 f"{name} cannot train {place}: it needs {self.needs}, or a Stack, residual or skip of such cells and "
-                "of TimeDistributed layers. Use BPTT() or TruncatedBPTT"
+                "TimeDistributed layers. Use BPTT() or TruncatedBPTT"
             )
         if isinstance(part, AbstractCell) and not self._serves(part):
             return f"{name} cannot train {place}: it needs {self.needs}. Use RTRL(), BPTT() or TruncatedBPTT"
