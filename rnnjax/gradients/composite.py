@@ -30,6 +30,11 @@ class Composite(AbstractCell):
     network: AbstractNetwork
     key: PRNGKeyArray | None
 
+    @property
+    def parts(self) -> list[Part]:
+        """The layers that run step by step, in running order; elsewhere lists of what belongs to them follow it."""
+        return [part for part in parts_of(self.network) if isinstance(part, Part)]
+
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
         return self.network.input_type()
 
@@ -60,11 +65,11 @@ class Composite(AbstractCell):
         return self.through(state, x, visit)[0], inputs
 
     def states(self, state: State) -> list[State]:
-        """The states of the parts, in the order of `parts_of`."""
+        """The states of the parts."""
         return list(_states(self.network, state))
 
     def replace(self, parts: list[PyTree]) -> "Composite":
-        """The same tree with other parts, or with their weights or gradients, in the order of `parts_of`."""
+        """The same tree with others in place of the parts, such as their gradients."""
         structure = jax.tree.structure(self.network, is_leaf=is_part)
         return Composite(jax.tree.unflatten(structure, parts), self.key)
 

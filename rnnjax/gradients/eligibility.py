@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import flat
 from ..arrays import PyTree, State, by_gate
 from ..cell import AbstractAffineCell, AbstractCell, AbstractGatedCell
-from .composite import Composite, Part, is_part, parts_of, step
+from .composite import Composite, Part, is_part, step
 from .estimator import Estimate, Loss, Weights, add
 from .forward import AbstractForward, Traced, Trained, split
 
@@ -70,7 +70,7 @@ class AbstractEligibility(AbstractForward):
 
     def _begin_network(self, network: Composite, start: State | None) -> list[Any]:
         """For each part of a network, the traces of its weights; () for one without a state."""
-        parts = parts_of(network.network)
+        parts = network.parts
         starts = [None] * len(parts) if start is None else network.states(start)
         return [
             self._begin(part, own, None) if isinstance(part, AbstractCell) else ()
@@ -88,7 +88,7 @@ class AbstractEligibility(AbstractForward):
         """The state of a part of a network as the estimator sees it; () for one without a state."""
         return self.pack(state) if isinstance(part, AbstractCell) else ()
 
-    def _state(self, part: Part, rows: Rows | tuple[()], like: State) -> State:
+    def _state(self, part: Part, rows: PyTree, like: State) -> State:
         """The inverse of `_rows`."""
         return self.unpack(rows, like) if isinstance(part, AbstractCell) else like
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ..arrays import Gates, PyTree, State
 from ..cell import AbstractCell, AbstractGatedCell, recur
 from ..engines.newton.diagonal import own_past
-from .composite import Composite, Part, keep, parts_of, step
+from .composite import Composite, Part, keep, step
 from .eligibility import AbstractEligibility, add_to_parts
 from .estimator import Estimate, Loss, Weights, judge
 from .forward import Traced
@@ -26,9 +26,9 @@ class EProp(AbstractEligibility):
     activation'(n_t) h_{t-1}.
 
     In a network every cell has the traces of its own weights, as it would have alone. Its learning signal comes down
-    through the layers above within the step, as in OSTL (online spatio-temporal learning, Bohnstingl et al. 2023, IEEE
-    TNNLS 34:8894, arXiv:2007.12723); the influence of a layer on later steps of the layers above it is neglected. So
-    memory and work are those of a step at any depth, and layers without a state learn from the current step alone.
+    through the layers above within the step, by their own weights, as in OSTL (online spatio-temporal learning,
+    Bohnstingl et al. 2022, arXiv:2007.12723); the influence of a layer on later steps of the layers above is neglected.
+    So memory and work are those of a step at any depth, and `TimeDistributed` layers learn from the current step alone.
     """
 
     needs: ClassVar[str] = "an AbstractGatedCell"
@@ -45,7 +45,7 @@ class EProp(AbstractEligibility):
         self, loss: Loss, weights: Weights, memory: Traced, x: PyTree[Array], target: PyTree[Array]
     ) -> Estimate:
         network: Composite = weights[0]
-        parts, befores = parts_of(network.network), network.states(memory.state)
+        parts, befores = network.parts, network.states(memory.state)
         state, inputs = network.record(memory.state, x)
         trained, static = eqx.partition(weights, eqx.is_inexact_array)
 

@@ -13,7 +13,7 @@ from .. import flat
 from ..arrays import PyTree, State
 from ..cell import AbstractCell
 from ..engines.newton.diagonal import own_past
-from .composite import Composite, Part, forward, keep, parts_of
+from .composite import Composite, Part, forward, keep
 from .eligibility import AbstractEligibility, Traces, add_to_parts
 from .estimator import Estimate, Loss, Weights, add, judge
 from .forward import Traced, Trained, Vector, split
@@ -36,8 +36,9 @@ class SnAp1(AbstractEligibility):
 
     Within one step of a network a weight reaches its own unit and, since the layers above see the output of that step,
     all of their units: these entries are kept, too. So a layer of P weights below states of D numbers takes D P numbers
-    more, and D^2 P products a step; only the topmost cell is as cheap as a cell alone. A stack of diagonal cells is
-    exact, and this is the price of it (Irie et al. 2024, arXiv:2305.19044). `EProp` neglects what layers pass on.
+    more, and D^2 P products a step: RTRL's order, but for the topmost cell, which is as cheap as a cell alone. For a
+    stack of diagonal cells the gradient is exact, which takes these entries (Irie et al. 2024, arXiv:2305.19044, on
+    several layers). `EProp` leaves them out.
     """
 
     needs: ClassVar[str] = "an AbstractDiagonalCell or an AbstractGatedCell"
@@ -52,14 +53,14 @@ class SnAp1(AbstractEligibility):
         own, states = super()._begin_network(network, start), network.states(network.initial())
         return [
             Reach(traces, _uninfluenced(part, _above(network, states, number)))
-            for number, (part, traces) in enumerate(zip(parts_of(network.network), own, strict=True))
+            for number, (part, traces) in enumerate(zip(network.parts, own, strict=True))
         ]
 
     def _step_of_network(
         self, loss: Loss, weights: Weights, memory: Traced, x: PyTree[Array], target: PyTree[Array]
     ) -> Estimate:
         network: Composite = weights[0]
-        parts, (state, inputs) = parts_of(network.network), network.record(memory.state, x)
+        parts, (state, inputs) = network.parts, network.record(memory.state, x)
         reaches = [
             self._advance_reach(network, memory, x, number, inputs[number]) for number in range(len(memory.trace))
         ]
@@ -85,13 +86,12 @@ class SnAp1(AbstractEligibility):
         self, network: Composite, memory: Traced, x: PyTree[Array], number: int, own_x: PyTree[Array]
     ) -> Reach:
         """The influence of one layer's weights after the step from `memory`, whose input of that layer is `own_x`."""
-        part, (own, above) = parts_of(network.network)[number], memory.trace[number]
+        part, (own, above) = network.parts[number], memory.trace[number]
         befores = network.states(memory.state)
         if above is not None:
-            at = split(part)[0], self._rows(part, befores[number]), flat.pack(_above(network, befores, number))
-            immediate, by_own, by_above = jax.jacrev(self._after_above(network, memory.state, x, number), (0, 1, 2))(
-                *at
-            )
+            higher = flat.pack(_above(network, befores, number))
+            derivatives = jax.jacrev(self._after_above(network, memory.state, x, number), (0, 1, 2))
+            immediate, by_own, by_above = derivatives(split(part)[0], self._rows(part, befores[number]), higher)
             above = add(jax.tree.map(lambda influence: jnp.tensordot(by_above, influence, 1), above), immediate)
             if isinstance(part, AbstractCell):
                 above = add(above, jax.vmap(lambda shares: self._pull(part, own, shares))(by_own))
@@ -135,7 +135,7 @@ class SnAp1(AbstractEligibility):
 
 def _above(network: Composite, states: list[State], number: int) -> list[State]:
     """The states of the cells above a layer."""
-    layers = zip(parts_of(network.network), states, strict=True)
+    layers = zip(network.parts, states, strict=True)
     return [state for part, state in list(layers)[number + 1 :] if isinstance(part, AbstractCell)]
 
 
