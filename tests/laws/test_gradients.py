@@ -456,7 +456,7 @@ def test_a_forward_estimator_drops_between_layers_with_its_key(estimator):
     options = {"key": key(), "dtype": "float64"}
     cells = [rnnjax.Elman(grid.I, 3, **options), rnnjax.Elman(3, 4, **options)]
     steps = 3 if isinstance(estimator, rnnjax.gradients.RTRL) else 1
-    weights, xs, targets = problem(rnnjax.Stack(cells, dropout=0.5), steps)
+    weights, xs, targets = problem(rnnjax.Stack([rnnjax.Stack(cells, dropout=0.5)]), steps)
 
     @jax.jit
     def by_hand(trained):
