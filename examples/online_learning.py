@@ -2,6 +2,7 @@
 
     python examples/online_learning.py
     python examples/online_learning.py --estimators rtrl snap1 uoro bptt --delay 8 --steps 20000
+    python examples/online_learning.py --estimators rtrl snap1 eprop --layers 2
     python examples/online_learning.py --estimators rtrl --steps 1000000 --folder runs/online [--resume]
 
 The weights are updated after every step of the stream (`--chunk 1`), and only the estimator's memory is stored. That of
@@ -40,7 +41,7 @@ ESTIMATORS: dict[str, rnnjax.gradients.AbstractEstimator] = {
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Check the ranges of numbers, and that a run to be resumed has a folder."""
-    for name, least in {"delay": 0, "chunk": 1, "steps": 1}.items():
+    for name, least in {"layers": 1, "delay": 0, "chunk": 1, "steps": 1}.items():
         if getattr(options, name) < least:
             parser.error(f"--{name}: expected {least} or more, got {getattr(options, name)}")
     if options.resume and options.folder is None:
@@ -50,6 +51,7 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 parse = command_line(
     __doc__,
     option("--estimators", nargs="+", choices=ESTIMATORS, default=["rtrl", "bptt"], help="default: rtrl bptt"),
+    option("--layers", type=int, default=1, help="GRUs on top of each other (%(default)s)"),
     option("--delay", type=int, default=5, help="how many steps later a bit is repeated (%(default)s)"),
     option("--chunk", type=int, default=1, help="steps of the stream between two updates (%(default)s)"),
     steps_option(10_000),
@@ -86,8 +88,12 @@ def learn(estimator: rnnjax.gradients.AbstractEstimator, options: argparse.Names
             memory[step] = resident()
         return batches(step)
 
+    if options.layers == 1:
+        cell = rnnjax.GRU(1, UNITS, key=cell_key)
+    else:
+        cell = rnnjax.networks.layers(rnnjax.GRU, 1, [UNITS] * options.layers, key=cell_key)
     rnnjax.training.fit(
-        (rnnjax.GRU(1, UNITS, key=cell_key), eqx.nn.Linear(UNITS, 1, key=head_key)),
+        (cell, eqx.nn.Linear(UNITS, 1, key=head_key)),
         loss,
         watched,
         optax.adam(LEARNING_RATE),

@@ -24,14 +24,19 @@ class Options(NamedTuple):
 
     def split_key(self, number: int) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
         """Two keys for layer `number`; None if there is no key."""
-        if self.key is None:
-            return None, None
-        first, second = jax.random.split(jax.random.fold_in(self.key, number))
-        return first, second
+        return split_key(self.key, number)
 
     def over_time(self, function: Callable[..., PyTree[Array]], *arrays: PyTree[Array]) -> PyTree[Array]:
         """`function` of arrays over time, which treats each step by itself; with resets, see `isolate`."""
         return function(*arrays) if self.resets is None else isolate(function, *arrays)
+
+
+def split_key(key: PRNGKeyArray | None, number: int) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
+    """Two keys for layer `number` of a network that was given `key`; None if there is no key."""
+    if key is None:
+        return None, None
+    first, second = jax.random.split(jax.random.fold_in(key, number))
+    return first, second
 
 
 class AbstractNetwork(eqx.Module):

@@ -1,8 +1,8 @@
-"""Eligibility traces, one per weight, of its influence on its own unit: SnAp-1 and e-prop."""
+"""Eligibility traces, one per weight, of its influence on its own unit: the base of SnAp-1 and e-prop."""
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import flat
-from ..arrays import Gates, PyTree, State, by_gate
-from ..cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe, recur
-from ..engines.newton.diagonal import own_past
-from .estimator import add
-from .forward import AbstractForward, Trained, split, step
+from ..arrays import PyTree, State, by_gate
+from ..cell import AbstractAffineCell, AbstractCell, AbstractGatedCell
+from .composite import Composite, Part, is_part, step
+from .estimator import Estimate, Loss, Weights, add
+from .forward import AbstractForward, Traced, Trained, split
 
 Rows = Float[Array, "F H"]
 Traces = tuple[Trained, ...]  # for each of the F fields, the influence of each weight on that field of its unit
@@ -30,23 +30,28 @@ class AbstractEligibility(AbstractForward):
     Memory and work are those of a step. Only shapes are checked: if a cell's `project` mixes units (a normalisation, a
     layer before W), the influence through other units is neglected there, too.
 
-    Subclass requirements: `_own_step`.
+    Subclass requirements: `_own_step`, and `_step_of_network`, where each cell of a network has such traces.
     """
 
     @abc.abstractmethod
     def _own_step(self, cell: AbstractCell, state: State, u: PyTree[Array]) -> State:
         """A step whose derivative by `state` has no terms between units; its value is not used."""
 
-    def refusal(self, cell: object) -> str | None:
-        reason = super().refusal(cell)
-        if reason is not None:
+    @abc.abstractmethod
+    def _step_of_network(
+        self, loss: Loss, weights: Weights, memory: Traced, x: PyTree[Array], target: PyTree[Array]
+    ) -> Estimate:
+        """`_step` of a `Composite` and a head."""
+
+    def _refusal_of_part(self, part: object, place: str) -> str | None:
+        reason = super()._refusal_of_part(part, place)
+        if reason is not None or not isinstance(part, AbstractCell):
             return reason
-        assert isinstance(cell, AbstractCell)
-        units = jax.tree.leaves(cell.initial())[0].shape[-1]
-        strange = [leaf.shape for leaf in jax.tree.leaves(_acting(cell)) if not _is_by_unit(cell, leaf, units)]
+        units = jax.tree.leaves(part.initial())[0].shape[-1]
+        strange = [leaf.shape for leaf in jax.tree.leaves(_acting(part)) if not _is_by_unit(part, leaf, units)]
         if strange:
             return (
-                f"{type(self).__name__} cannot train {describe(cell)}: it needs weights whose last axis counts the "
+                f"{type(self).__name__} cannot train {place}: it needs weights whose last axis counts the "
                 f"{units} units, not {list(strange[0])}. Use RTRL(), BPTT() or TruncatedBPTT"
             )
         return None
@@ -57,9 +62,35 @@ class AbstractEligibility(AbstractForward):
     def unpack(self, vector: Rows, like: State) -> State:
         return flat.unpack_units(vector, like)
 
-    def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Traces:
+    def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Any:
         del key
+        if isinstance(cell, Composite):
+            return self._begin_network(cell, start)
         return _by_field(lambda cell: self.pack(cell.initial() if start is None else start), cell)
+
+    def _begin_network(self, network: Composite, start: State | None) -> list[Any]:
+        """For each part of a network, the traces of its weights; () for one without a state."""
+        parts = network.parts
+        starts = [None] * len(parts) if start is None else network.states(start)
+        return [
+            self._begin(part, own, None) if isinstance(part, AbstractCell) else ()
+            for part, own in zip(parts, starts, strict=True)
+        ]
+
+    def _step(
+        self, loss: Loss, weights: Weights, memory: Traced, x: PyTree[Array], target: PyTree[Array], key: Any
+    ) -> Estimate:
+        if isinstance(weights[0], Composite):
+            return self._step_of_network(loss, weights, memory, x, target)
+        return super()._step(loss, weights, memory, x, target, key)
+
+    def _rows(self, part: Part, state: State) -> Rows | tuple[()]:
+        """The state of a part of a network as the estimator sees it; () for one without a state."""
+        return self.pack(state) if isinstance(part, AbstractCell) else ()
+
+    def _state(self, part: Part, rows: PyTree, like: State) -> State:
+        """The inverse of `_rows`."""
+        return self.unpack(rows, like) if isinstance(part, AbstractCell) else like
 
     def _advance(self, cell: AbstractCell, state: State, x: PyTree[Array], trace: Traces, key: Any) -> Traces:
         del key
@@ -75,43 +106,11 @@ class AbstractEligibility(AbstractForward):
         return eqx.combine(_mix(cell, cotangent, trace), silent)
 
 
-class SnAp1(AbstractEligibility):
-    """Sparse n-step approximation, n = 1: Menick et al. 2021, arXiv:2006.07232.
-
-    RTRL's influence matrix, of which only the entries that a weight reaches within one step are kept. D_t is the
-    diagonal of J_t, including a unit's influence on itself through R. It is exact for an `AbstractDiagonalCell`, which
-    the linear cells are, if `project` does not mix units. For an `AbstractGatedCell` it is biased; the bias is smaller
-    the weaker R is beside its diagonal.
-    """
-
-    needs: ClassVar[str] = "an AbstractDiagonalCell or an AbstractGatedCell"
-
-    def _serves(self, cell: AbstractCell) -> bool:
-        return own_past(cell)[1]
-
-    def _own_step(self, cell: AbstractCell, state: State, u: PyTree[Array]) -> State:
-        return own_past(cell)[0](state, u)
-
-
-class EProp(AbstractEligibility):
-    """Eligibility propagation: Bellec et al. 2020, Nature Communications 11:3625. For gated cells.
-
-    As `SnAp1`, but without any influence through R, not even of a unit on itself: D_t is the derivative of `pointwise`
-    by the state, with v = R h constant. The learning signal is dL_t/dh_t through the head: with the head's own weights
-    it is symmetric e-prop, with a `RandomFeedback` head random e-prop. For `Elman` with a `leak` the latter is RFLO
-    (random feedback local online learning, Murray 2019, eLife 8:e43299): p_t = (1 - leak) p_{t-1} + leak
-    activation'(n_t) h_{t-1}.
-    """
-
-    needs: ClassVar[str] = "an AbstractGatedCell"
-
-    def _serves(self, cell: AbstractCell) -> bool:
-        return isinstance(cell, AbstractGatedCell) and own_past(cell)[1]
-
-    def _own_step(self, cell: Any, state: State, u: Gates) -> State:
-        h = state.h
-        v = jax.lax.stop_gradient(recur(cell.recurrent_weight, h, len(cell.gates)))
-        return cell.advance(u, v, state)
+def add_to_parts(direct: Composite, by_state: list[Trained]) -> Composite:
+    """The gradient of a network: the direct one, and for each part the one through states; None if it has no state."""
+    parts = jax.tree.leaves(direct.network, is_leaf=is_part)
+    sums = [one if other is None else add(one, other) for one, other in zip(parts, by_state, strict=True)]
+    return direct.replace(sums)
 
 
 def _acting(cell: AbstractCell) -> Trained:
@@ -156,14 +155,14 @@ def _blocks(function: Callable[[Rows], Rows], rows: Rows) -> Float[Array, "F F H
 def _mix(cell: AbstractCell, shares: Rows, traces: Traces) -> Trained:
     """The sum of the fields' traces, each times the share of its field in the weight's unit."""
 
-    def leaf(like: Array, *traces: Array) -> Array:
+    def leaf(like: Array, *by_field: Array) -> Array:
         fields, units = shares.shape
         spread = shares
-        if like.ndim == 3 and isinstance(cell, AbstractGatedCell) and like is cell.recurrent_weight:
+        if like.ndim == 3 and isinstance(cell, AbstractGatedCell) and like is traces[0].recurrent_weight:
             units //= len(like)
             spread = shares.reshape(fields, len(like), 1, 1, units)
         gates = like.shape[-1] // units
-        mixed = [share * by_gate(trace, gates) for share, trace in zip(spread, traces, strict=True)]
+        mixed = [share * by_gate(trace, gates) for share, trace in zip(spread, by_field, strict=True)]
         return jnp.stack(mixed).sum(0).reshape(like.shape)
 
-    return jax.tree.map(leaf, _acting(cell), *traces)
+    return jax.tree.map(leaf, traces[0], *traces)

@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 class AbstractEstimator(eqx.Module):
-    """A way to compute the gradient of sum_t loss(head, y_t, target_t) by the weights of a cell and of its head.
+    """A way to compute the gradient of sum_t loss(head, y_t, target_t) by the weights of a cell, or network, and head.
 
         memory = estimator.start(cell)
         loss, gradient, memory = estimator.estimate(loss, (cell, head), memory, xs, targets)

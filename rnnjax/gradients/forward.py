@@ -13,6 +13,7 @@ from ..arrays import PyTree, State, carry_dtype, count_steps
 from ..cell import AbstractCell, describe
 from ..checked import Checked
 from ..network import Layer
+from .composite import as_cell, as_layer, is_part, parts_of, step
 from .estimator import AbstractEstimator, Estimate, Loss, Weights, accumulate, add, judge
 
 Vector = Float[Array, "..."]  # a state as the estimator sees it: real
@@ -27,7 +28,7 @@ class Traced(NamedTuple):
 
 
 class AbstractForward(AbstractEstimator):
-    """Estimators of one cell's gradient that run forward in time: memory and work per step do not grow with T.
+    """Estimators of a gradient that run forward in time: memory and work per step do not grow with T.
 
         gradient = sum_t  dL_t/ds_t . trace_t + (the direct derivative of L_t by the weights, through the readout)
 
@@ -35,11 +36,15 @@ class AbstractForward(AbstractEstimator):
     chunk, as in online learning, each step's part of the trace is of the weights used at that step. States are packed
     into real vectors.
 
+    They take a cell, or a `Stack`, `residual` or `skip` of cells and `TimeDistributed` layers at any depth, which is a
+    cell whose state is that of all layers. With a key such a network drops outputs between its layers, with a new mask
+    at every step, as `unroll` of one step with `jax.random.fold_in(key, t)` does for step t of a chunk.
+
     Subclass requirements: `_begin`, `_advance`, `_pull`; `needs` and `_serves` if it does not take every cell; `pack`
     and `unpack` if a state is not to be one vector.
     """
 
-    needs: ClassVar[str] = "any cell"  # the cells that it takes, for messages
+    needs: ClassVar[str] = "a cell"  # the cells that it takes, for messages
 
     def _serves(self, cell: AbstractCell) -> bool:
         """Whether `cell` is what `needs` says."""
@@ -67,31 +72,46 @@ class AbstractForward(AbstractEstimator):
         """`cotangent . trace`: the part of the gradient that goes through the state."""
 
     def refusal(self, cell: object) -> str | None:
+        parts = parts_of(cell)
+        reasons = (self._refusal_of_part(part, _place(part, cell)) for part in parts)
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is None and not any(isinstance(part, AbstractCell) for part in parts):
+            return f"{type(self).__name__} cannot train {describe(cell)}: it has no cell. Use BPTT()"
+        return reason
+
+    def _refusal_of_part(self, part: object, place: str) -> str | None:
+        """Why a layer cannot be trained; `place` says which one it is."""
         name = type(self).__name__
-        if not isinstance(cell, AbstractCell):
-            return f"{name} cannot train {describe(cell)}: it needs one cell, {self.needs}. Use BPTT() or TruncatedBPTT"
-        if not self._serves(cell):
-            return f"{name} cannot train {describe(cell)}: it needs {self.needs}. Use RTRL(), BPTT() or TruncatedBPTT"
-        narrow = [leaf.dtype for leaf in jax.tree.leaves(split(cell)[0]) if carry_dtype(leaf.dtype) != leaf.dtype]
+        if not is_part(part):
+            return (
+                f"{name} cannot train {place}: it needs {self.needs}, or a Stack, residual or skip of such cells and "
+                "TimeDistributed layers. Use BPTT() or TruncatedBPTT"
+            )
+        if isinstance(part, AbstractCell) and not self._serves(part):
+            return f"{name} cannot train {place}: it needs {self.needs}. Use RTRL(), BPTT() or TruncatedBPTT"
+        narrow = [leaf.dtype for leaf in jax.tree.leaves(split(part)[0]) if carry_dtype(leaf.dtype) != leaf.dtype]
         if narrow:
-            return f"{name} cannot train {describe(cell)} in {narrow[0]}: it needs float32 or wider. Use BPTT()"
+            return f"{name} cannot train {place} in {narrow[0]}: it needs float32 or wider. Use BPTT()"
         return None
 
     def start(self, cell: Checked[Layer], state: State | None = None, *, key: PRNGKeyArray | None = None) -> Traced:
         self._insist(cell)
-        assert isinstance(cell, AbstractCell)
         if state is not None:
             state = check.state(state, jax.eval_shape(cell.initial), describe(cell))
-        return Traced(cell.initial() if state is None else state, self._begin(cell, state, key))
+        return Traced(cell.initial() if state is None else state, self._begin(as_cell(cell), state, key))
 
     def _estimate(
         self, loss: Loss, weights: Weights, memory: Traced, xs: PyTree[Array], targets: PyTree[Array], key: Any
     ) -> Estimate:
-        check.inputs(xs, weights[0].input_type(), describe(weights[0]))
+        layer, head = weights
+        check.inputs(xs, layer.input_type(), describe(layer))
 
         def one(memory: Traced, t: Any) -> Estimate:
             x, target = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), (xs, targets))
-            return self._step(loss, weights, memory, x, target, None if key is None else jax.random.fold_in(key, t))
+            step_key = None if key is None else jax.random.fold_in(key, t)
+            estimate = self._step(loss, (as_cell(layer, step_key), head), memory, x, target, step_key)
+            by_cell, by_head = estimate.gradient
+            return estimate._replace(gradient=(as_layer(by_cell), by_head))
 
         return accumulate(one, memory, count_steps(xs))
 
@@ -124,12 +144,11 @@ class AbstractForward(AbstractEstimator):
         return Estimate(value, (add(direct[0], by_state), direct[1]), Traced(state, trace))
 
 
-def split(cell: AbstractCell) -> tuple[Trained, PyTree]:
+def split(cell: PyTree) -> tuple[Trained, PyTree]:
     """The floating arrays of a cell, and the rest of it."""
     return eqx.partition(cell, eqx.is_inexact_array)
 
 
-def step(cell: AbstractCell, state: State, x: PyTree[Array]) -> State:
-    """One step, from the input itself."""
-    us = cell.project(jax.tree.map(lambda leaf: leaf[None], x))
-    return cell.step(state, jax.tree.map(lambda leaf: leaf[0], us))
+def _place(part: object, cell: object) -> str:
+    """The name of a layer, and of the network that it is in."""
+    return describe(part) if part is cell else f"{describe(part)} in {describe(cell)}"

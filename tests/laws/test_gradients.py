@@ -281,7 +281,7 @@ def test_eprop_of_an_lstm_is_its_formula():
     np.testing.assert_allclose(gradient.recurrent_weight, dR.reshape(H, 4 * H), atol=1e-11)
 
 
-@pytest.mark.parametrize("cell", ["elman", *slow(["gru"])])
+@pytest.mark.parametrize("cell", ["elman", *slow(["gru"], ["residual_and_skip"])])
 def test_uoro_is_unbiased(cell):
     """The mean of 10,000 draws is within the spread of such a mean, for each weight and for all of them."""
     weights, xs, targets = problem(cell, 8)
@@ -325,6 +325,164 @@ def test_snap1_takes_a_recurrence_without_weights():
         learn(estimator, (cell, head), xs, targets) for estimator in (rnnjax.gradients.SnAp1(), rnnjax.gradients.BPTT())
     ]
     grid.assert_close(estimates[0][:2], estimates[1][:2])
+
+
+# Networks, forward
+
+
+def keyless(estimator, weights, xs, targets, state=None):
+    """The estimate of a whole sequence without a key, with which a stack drops outputs."""
+    memory = _start()(estimator, weights[0], state)
+    return jax.tree.map(np.asarray, _advance()(estimator, weights, memory, np.asarray(xs), np.asarray(targets)))
+
+
+def halves(estimator, weights, xs, targets, state=None):
+    """The same in two chunks, summed."""
+    first, second = in_chunks(estimator, weights, xs, targets, state)
+    loss, gradient = jax.tree.map(np.add, first[:2], second[:2])
+    return second._replace(loss=loss, gradient=gradient)
+
+
+def assert_exact(got, expected, tolerance=1e-12):
+    np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-12)
+    assert distance(got.gradient, expected.gradient) < tolerance
+    assert jax.tree.structure(got.gradient) == jax.tree.structure(expected.gradient)
+    grid.assert_close(got.memory.state, expected.memory.state)
+
+
+@grid.once
+def gru_below_lstm() -> rnnjax.Stack:
+    """Two layers that learn their initial states."""
+    options = {"key": key(), "learn_initial": True, "dtype": "float64"}
+    return rnnjax.Stack([rnnjax.GRU(grid.I, 3, **options), rnnjax.LSTM(3, 4, peepholes=True, **options)])
+
+
+@pytest.mark.parametrize(
+    "network", ["gru_below_lstm", *slow(["stack"], ["residual_and_skip"], ["time_distributed"], ["conv_lstm"])]
+)
+def test_rtrl_of_a_network_is_bptt(network):
+    given = problem(gru_below_lstm() if network == "gru_below_lstm" else network, 12)
+    assert_exact(halves(rnnjax.gradients.RTRL(), *given), keyless(rnnjax.gradients.BPTT(rnnjax.Scan()), *given))
+
+
+@grid.once
+def diagonal() -> rnnjax.Stack:
+    """Layers without a state at the bottom, around a cell and at the top, of cells whose units are apart."""
+    options = {"key": key(), "dtype": "float64"}
+    linear = lambda: eqx.nn.Linear(4, 4, **options)  # noqa: E731
+    block = rnnjax.Stack(
+        [rnnjax.MinGRU(4, 4, learn_initial=True, **options), rnnjax.TimeDistributed(linear(), 4, dtype="float64")]
+    )
+    enter = rnnjax.TimeDistributed(eqx.nn.Linear(grid.I, 4, **options), grid.I, dtype="float64")
+    leave = rnnjax.TimeDistributed(linear(), 4, dtype="float64")
+    return rnnjax.Stack([enter, rnnjax.residual(block), rnnjax.LRU(4, 4, learn_initial=True, **options), leave])
+
+
+def test_snap1_is_exact_for_a_network_of_cells_whose_units_are_apart():
+    given = problem(diagonal(), 8)
+    assert_exact(halves(rnnjax.gradients.SnAp1(), *given), keyless(rnnjax.gradients.BPTT(rnnjax.Scan()), *given))
+
+
+def test_one_step_of_a_network_from_a_given_state_is_exact():
+    weights, xs, targets = problem(gru_below_lstm(), 1)
+    estimators = rnnjax.gradients.SnAp1(), rnnjax.gradients.EProp(), rnnjax.gradients.BPTT(rnnjax.Scan())
+    state = grid.random_state(weights[0])
+    learn_all = lambda weights: [_learn(one, weights, xs, targets, None, state, loss) for one in estimators]  # noqa: E731
+    *estimates, expected = jax.tree.map(np.asarray, eqx.filter_jit(learn_all)(weights))
+    for got in estimates:
+        assert_exact(got, expected)
+
+
+def two_elmans_by_hand(weights, xs, targets, rule):
+    """The gradients by the weights of two leaky layers, from the influence M of each weight on both states.
+
+    rule   "rtrl": M_t = J M_{t-1} + I. "snap1": of it the entries where I, the influence within a step, is not zero.
+           "eprop": M_t = (1 - leak) M_{t-1} + I within a layer, and what of it passes to the layer above within a step
+    """
+    cells, V = weights[0].layers, np.asarray(weights[1])
+    below, above = np.split(np.arange(sum(cell.hidden_size for cell in cells)), [cells[0].hidden_size])
+    identity = np.eye(above[-1] + 1)
+    h, M, gradient = 0 * identity[0], {}, {}
+    for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
+        y, decay, own, immediate = x, 0 * identity, 0 * identity, {}
+        for cell, units in zip(cells, (below, above), strict=True):
+            W, R, b = (np.asarray(array) for array in (cell.input_weight, cell.recurrent_weight, cell.bias))
+            before, activity = h[units], np.tanh(y @ W + h[units] @ R + b)
+            slope = cell.leak * (1 - activity**2)
+            for name, factor in (("input_weight", y), ("recurrent_weight", before), ("bias", np.ones(1))):
+                immediate[len(units), name] = np.einsum("kj,i->kij", identity[:, units] * slope, factor)
+            decay[np.ix_(units, units)] = (1 - cell.leak) * np.eye(len(units))
+            own[np.ix_(units, units)] = slope[:, None] * R.T
+            h[units] = (1 - cell.leak) * before + cell.leak * activity
+            y = h[units]
+        within = identity.copy()
+        within[np.ix_(above, below)] = slope[:, None] * W.T
+        signal = np.concatenate([0 * below, V @ (2 * (y @ V - target))]) @ within
+        for field, new in immediate.items():
+            influence, reached = M.get(field, 0 * new), np.tensordot(within, new, 1) != 0
+            if rule == "eprop":
+                M[field] = np.tensordot(decay, influence, 1) + new
+                gradient[field] = gradient.get(field, 0) + np.tensordot(signal, M[field], 1)
+                continue
+            M[field] = np.tensordot(within, np.tensordot(decay + own, influence, 1) + new, 1)
+            if rule == "snap1":
+                M[field] = np.where(reached, M[field], 0)
+            gradient[field] = gradient.get(field, 0) + np.tensordot(signal[above] @ identity[above], M[field], 1)
+    return gradient
+
+
+def test_estimators_of_two_layers_are_their_formulas():
+    options = {"key": key(), "dtype": "float64"}
+    stack = rnnjax.Stack([rnnjax.Elman(grid.I, 3, leak=0.3, **options), rnnjax.Elman(3, 4, leak=0.6, **options)])
+    weights, xs, targets = problem(stack, 10)
+    rules = {"rtrl": rnnjax.gradients.RTRL(), "snap1": rnnjax.gradients.SnAp1(), "eprop": rnnjax.gradients.EProp()}
+
+    @eqx.filter_jit
+    def learn_all(weights):
+        return {rule: _learn(one, weights, xs, targets, None, None, loss).gradient[0] for rule, one in rules.items()}
+
+    gradients = jax.tree.map(np.asarray, learn_all(weights))
+    for rule, got in gradients.items():
+        for (units, name), expected in two_elmans_by_hand(weights, xs, targets, rule).items():
+            array = getattr(got.layers[units - 3], name)
+            np.testing.assert_allclose(array, expected.reshape(array.shape), atol=1e-11)
+    for rule in ("snap1", "eprop"):
+        assert distance(gradients[rule].layers[0], gradients["rtrl"].layers[0]) > 1e-3
+
+
+@pytest.mark.parametrize("estimator", [rnnjax.gradients.RTRL(), *slow([rnnjax.gradients.EProp()])])
+def test_a_forward_estimator_drops_between_layers_with_its_key(estimator):
+    """As `unroll` of one step does, with the key of that step."""
+    options = {"key": key(), "dtype": "float64"}
+    cells = [rnnjax.Elman(grid.I, 3, **options), rnnjax.Elman(3, 4, **options)]
+    steps = 3 if isinstance(estimator, rnnjax.gradients.RTRL) else 1
+    weights, xs, targets = problem(rnnjax.Stack([rnnjax.Stack(cells, dropout=0.5)]), steps)
+
+    @jax.jit
+    def by_hand(trained):
+        stack, head = eqx.combine(trained, weights)
+        state, total = stack.initial(), 0.0
+        for t in range(steps):
+            step_key = jax.random.fold_in(key(), t)
+            state, y = rnnjax.unroll(stack, state, xs[t : t + 1], key=step_key, engine=rnnjax.Unrolled())
+            total += loss(head, y[0], targets[t])
+        return total
+
+    expected = jax.tree.map(np.asarray, jax.value_and_grad(by_hand)(eqx.filter(weights, eqx.is_inexact_array)))
+    got = learn(estimator, weights, xs, targets)
+    np.testing.assert_allclose(got.loss, expected[0], rtol=1e-12)
+    assert distance(got.gradient, expected[1]) < 1e-12
+    assert abs(got.loss - keyless(estimator, weights, xs, targets).loss) > 1e-3
+
+
+def test_memory_of_a_network_is_as_documented():
+    numbers = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    network = gru_below_lstm()
+    below, above = map(numbers, network.layers)  # states of 3 numbers, and of 2 * 4
+    trace = lambda estimator: numbers(eqx.filter_eval_shape(estimator.start, network).trace)  # noqa: E731
+    assert trace(rnnjax.gradients.RTRL()) == (3 + 2 * 4) * (below + above)
+    assert trace(rnnjax.gradients.SnAp1()) == (1 + 2 * 4) * below + 2 * above
+    assert trace(rnnjax.gradients.EProp()) == below + 2 * above
 
 
 # Truncated
@@ -495,7 +653,16 @@ def test_dropout_in_a_network_follows_the_key():
 
 
 BAD = {
-    "RTRL().start(STACK)": "RTRL cannot train Stack: it needs one cell, any cell. Use BPTT",
+    "RTRL().start(QRNN)": "RTRL cannot train QRNN: it needs a cell, or a Stack, residual or skip .* Use BPTT",
+    "UORO().start(BOTH)": "UORO cannot train Bidirectional: it needs a cell, or a Stack",
+    "EProp().start(skip(Stack([BOTH])))": "EProp cannot train Bidirectional in Connected: it needs an AbstractGated",
+    "RTRL().start(Stack([regularise.VariationalDropout(GRU)]))": "cannot train VariationalDropout in Stack: it needs",
+    "RTRL().start(OTHER)": "RTRL cannot train OtherStack: it needs a cell",
+    "SnAp1().start(Stack([TimeDistributed(len, 3)]))": "SnAp1 cannot train Stack: it has no cell. Use BPTT",
+    "SnAp1().start(Stack([AHEAD]))": r"LayerAhead in Stack: it needs weights whose last axis counts the 4 units",
+    "EProp().start(Stack([LRU]))": "EProp cannot train LRU in Stack: it needs an AbstractGatedCell. Use RTRL",
+    "RTRL().start(Stack([HALF]))": "RTRL cannot train GRU in Stack in bfloat16: it needs float32 or wider",
+    "RTRL().start(Stack([GRU]), 3.0)": "state: expected .*Hidden.* for Stack",
     "SnAp1().start(RESET)": "SnAp1 cannot train ResetBeforeGRU: it needs an AbstractDiagonalCell or an AbstractGated",
     "SnAp1().start(AHEAD)": r"LayerAhead: it needs weights whose last axis counts the 4 units, not \[3, 8\]",
     "EProp().start(LRU)": "EProp cannot train LRU: it needs an AbstractGatedCell. Use RTRL",
@@ -545,13 +712,19 @@ class LayerAhead(rnnjax.Elman):
         return super().project(xs @ self.layer)
 
 
+class OtherStack(rnnjax.Stack):
+    """A network that may run in any way."""
+
+
 @grid.once
 def names() -> dict[str, Any]:
     """What the calls above speak of."""
     cell = rnnjax.GRU(grid.I, 4, key=key())
     return {
         "rnnjax": rnnjax,
-        "STACK": rnnjax.Stack([cell]),
+        "QRNN": rnnjax.QRNN(3, 4, key=key()),
+        "BOTH": rnnjax.Bidirectional(cell, cell, merge=rnnjax.networks.add),
+        "OTHER": OtherStack([cell]),
         "RESET": rnnjax.ResetBeforeGRU(3, 4, key=key()),
         "AHEAD": LayerAhead(),
         "LRU": rnnjax.LRU(3, 4, key=key()),

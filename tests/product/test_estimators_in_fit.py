@@ -177,13 +177,29 @@ def test_every_estimator_learns(estimator, tmp_path):
 # What `fit` does for every loss
 
 
-@pytest.mark.parametrize("estimator", [rnnjax.gradients.RTRL(), rnnjax.gradients.UORO()], ids=["rtrl", "uoro"])
-def test_a_run_that_was_interrupted_ends_in_the_same_bits(estimator, tmp_path):
+@grid.once
+def stacked() -> tuple[rnnjax.Stack, jax.Array]:
+    """Two cells above a layer without a state, and a linear head."""
+    options = {"key": grid.KEY, "dtype": jnp.float64}
+    enter = rnnjax.TimeDistributed(eqx.nn.Linear(grid.I, H, **options), grid.I, dtype=jnp.float64)
+    return rnnjax.Stack([enter, *(rnnjax.Elman(H, H, **options) for _ in range(2))], dropout=0.5), weights()[1]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "model"),
+    [
+        pytest.param(rnnjax.gradients.RTRL(), weights, id="rtrl"),
+        pytest.param(rnnjax.gradients.UORO(), weights, id="uoro"),
+        pytest.param(rnnjax.gradients.EProp(), stacked, id="eprop of a stack"),
+        pytest.param(rnnjax.gradients.SnAp1(), stacked, id="snap1 of a stack", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_interrupted_ends_in_the_same_bits(estimator, model, tmp_path):
     """One memory begins anew before the interruption, and one after it."""
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    expected = train(estimator, restart, steps=5, every=2, folder=straight)
-    train(estimator, restart, steps=2, every=2, folder=resumed)
-    got = train(estimator, restart, steps=5, every=2, folder=resumed, resume=True)
+    expected = train(estimator, restart, steps=5, every=2, folder=straight, model=model())
+    train(estimator, restart, steps=2, every=2, folder=resumed, model=model())
+    got = train(estimator, restart, steps=5, every=2, folder=resumed, resume=True, model=model())
     assert (resumed / "checkpoint").read_bytes() == (straight / "checkpoint").read_bytes()
     assert_same_bits((got.model, got.carry), (expected.model, expected.carry))
     one, other = (rnnjax.training.read_metrics(folder / "metrics.jsonl") for folder in (straight, resumed))
@@ -226,8 +242,8 @@ def no_batches(step: int) -> Any:
     raise AssertionError(f"batch {step} was asked for")
 
 
-def stacked() -> Any:
-    return rnnjax.Stack([weights()[0]]), weights()[1]
+def both_ways() -> Any:
+    return rnnjax.Bidirectional(weights()[0], weights()[0], merge=rnnjax.networks.add), weights()[1]
 
 
 STARTS = np.ones(B, bool)
@@ -248,9 +264,10 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
         "model: expected a pair (cell, head) for gradient=RTRL, got Elman",
     ),
     "a network": (
-        lambda: {"model": stacked()},
+        lambda: {"model": both_ways()},
         ValueError,
-        "gradient: RTRL cannot train Stack: it needs one cell, any cell. Use BPTT() or TruncatedBPTT",
+        "gradient: RTRL cannot train Bidirectional: it needs a cell, or a Stack, residual or skip of such cells and "
+        "TimeDistributed layers. Use BPTT() or TruncatedBPTT",
     ),
     "a loss of the model": (
         lambda: {"loss": whole_loss},
