@@ -57,6 +57,12 @@ def of_frames(cell: type, inputs: int, dtype: Any, **options: Any) -> rnnjax.Sta
     return rnnjax.Stack([enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, inputs), dtype=dtype)])
 
 
+def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
+    """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
+    enter = rnnjax.TimeDistributed(lambda x: jnp.concatenate([x, x[::-1]]), inputs, dtype=options["dtype"])
+    return rnnjax.Stack([enter, rnnjax.networks.CGLRU(2 * inputs, **options)])
+
+
 NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "stack": lambda inputs, dtype: rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype, rnnjax.MinGRU)], dropout=0.5),
     "residual_and_skip": lambda inputs, dtype: rnnjax.Stack(
@@ -92,8 +98,9 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
         inputs, H, key=KEY, window=3, input_gate=True, learn_initial=True, dtype=dtype
     ),
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
+    "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
 }
-POOLED = ("qrnn", "rg_lru")  # networks around a linear cell, which one engine or another runs
+POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
     *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", *POOLED),

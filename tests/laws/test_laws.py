@@ -29,6 +29,7 @@ PAIRS = [
     if engine not in FEW or part in grid.REPRESENTATIVES
 ]
 PAIRS += [(part, engine) for part in grid.POOLED for engine in ("scan", "associative")]
+IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")  # in which RGLRU does for its complex form
 QUICK_PAIRS = {
     *(("gru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
     *(("gru", "fused"), ("gru", "fused_tpu"), ("lstm_options", "fused_gpu"), ("rg_lru", "associative")),
@@ -43,10 +44,11 @@ def case(part, engine, *others, quick):
 
 
 def is_quick(part, engine, law):
-    """Every part obeys the laws by the engine that it gets; two of them, which need more programs, only some parts."""
+    """Every part obeys the laws by the engine that it gets; those that need more programs, only some parts."""
     few = {
         "everything_composes": ("lstm_options", "lru", "stack_of_bidirectional", "qrnn"),
         "length_is_a_shorter_sequence": ("projected_lstm", "min_gru", "bidirectional", "qrnn", "convolution"),
+        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part != "cg_lru")),
     }
     return engine == "auto" and part in few.get(law, PARTS)
 

@@ -179,6 +179,7 @@ FLAGGED = [
         rnnjax.ConvGRU,
         rnnjax.QRNN,
         rnnjax.RGLRU,
+        rnnjax.networks.CGLRU,
         rnnjax.networks.CausalConvolution,
     ),
     *(
@@ -336,6 +337,27 @@ LINEAR = [
     ),
     pytest.param(partial(make_s5, I, H, dtype=jnp.int32), TypeError, ["dtype", "float32", "int32"], id="s5_dtype"),
     pytest.param(
+        partial(make_s5, I, H, discretise="bilinear"), TypeError, ["discretise", "cells.bilinear"], id="s5_discretise"
+    ),
+    pytest.param(
+        lambda: run(make_s5(I, H, discretise=lambda rate, step: (jnp.abs(rate), step)))(),
+        ValueError,
+        ["discretise", "<lambda>", "each c64[4]", "(f32[4], f32[4])"],
+        id="s5_discretise_real",
+    ),
+    pytest.param(
+        lambda: run(make_s5(I, H, discretise=lambda *_: 0.5))(),
+        ValueError,
+        ["discretise", "(a, scale)", "each c64[4]", "64[]"],
+        id="s5_discretise_one",
+    ),
+    pytest.param(
+        partial(make_s5, I, H, largest_real_part=0.0), ValueError, ["largest_real_part", "-0.5", "0.0"], id="s5_bound"
+    ),
+    pytest.param(
+        partial(make_s5, I, H, largest_real_part="-1"), TypeError, ["largest_real_part", "number"], id="s5_bound_text"
+    ),
+    pytest.param(
         partial(make_convolution, I, H, window=0), ValueError, ["window", "positive", "0"], id="convolution_window"
     ),
     pytest.param(partial(make_convolution, 0, H, window=2), ValueError, ["input_size", "0"], id="convolution_inputs"),
@@ -347,6 +369,12 @@ LINEAR = [
     ),
     pytest.param(partial(keyed(rnnjax.QRNN), I, H, window=0), ValueError, ["window", "0"], id="qrnn_window"),
     pytest.param(partial(make_rg_lru, H, heads=3), ValueError, ["heads", "hidden_size=8", "3"], id="rg_lru_heads"),
+    pytest.param(
+        partial(keyed(rnnjax.networks.CGLRU), 6, heads=2), ValueError, ["hidden_size", "2 * heads = 4", "6"], id="odd"
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.CGLRU), 6, max_phase=0), ValueError, ["max_phase", "2 pi", "0"], id="no_phase"
+    ),
     pytest.param(
         lambda: jax.eval_shape(run("qrnn", engine=rnnjax.Fused())),
         ValueError,

@@ -29,6 +29,7 @@ PARTS = {  # and the leaves of their state, from 0, that are hidden, side by sid
     "frames": (lambda: ConvLSTM(1, 2, (3, 5), kernel_size=3, key=KEY), [0]),
     "qrnn": (lambda: rnnjax.QRNN(I, H, key=KEY), [1]),
     "rg_lru": (lambda: rnnjax.RGLRU(H, key=KEY), [0]),
+    "cg_lru": (lambda: rnnjax.networks.CGLRU(2 * H, key=KEY), [0, 0]),
     "reversed": (lambda: Reversed(lstm()), [0]),
     "skip": (lambda: rnnjax.skip(lstm()), [0]),
     "dropout": (lambda: rnnjax.regularise.VariationalDropout(lstm(), inputs=0.5), [0]),
