@@ -115,11 +115,11 @@ class S5(AbstractStateSpaceCell):
 
     def eigenvalues(self, dtype: DType) -> Complex[Array, " H"]:
         """Lambda, from real parts in `dtype`."""
-        if self.real_part is not None:
-            real = jnp.minimum(self.real_part.astype(dtype), self.largest_real_part)
-        else:
+        if self.real_part is None or self.largest_real_part is None:
             assert self.log_decay is not None
             real = -jnp.exp(self.log_decay.astype(dtype))
+        else:
+            real = jnp.minimum(self.real_part.astype(dtype), self.largest_real_part)
         return jax.lax.complex(real, self.frequency.astype(dtype))
 
     def coefficients(self, u: Float[Array, "2 H"]) -> tuple[Units, Units]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -11,6 +10,7 @@ from ...arrays import PyTree, State, States, count_steps, select
 from ...cell import AbstractCell, describe
 from ...engine import Plan
 from ...marks import Marks, quarantine
+from .failure import insist
 from .problem import Problem
 from .solver import Settings, Solution
 from .trajectory import trajectory
@@ -54,19 +54,8 @@ class NewtonPlan(Plan):
 
     def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         solution = self.solve(cell, state, xs, marks, fall_back=self.fall_back)
-        states = solution.states if self.fall_back else self._insist(cell, solution)
+        states = solution.states if self.fall_back else insist(solution, describe(cell), self.settings)
         return jax.tree.map(lambda leaf: leaf[-1], states), states
-
-    def _insist(self, cell: AbstractCell, solution: Solution) -> States:
-        """The states. Raises at run time unless they have converged."""
-        remedies = "raise `iterations`" if self.settings.damping else "pass damping=0.1, raise `iterations`"
-        return eqx.error_if(
-            solution.states,
-            ~solution.converged,
-            f"Newton did not solve {describe(cell)} within {self.settings.iterations} iterations: {remedies} or "
-            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve returns the residual; it is NaN if weights "
-            "are NaN",
-        )
 
 
 def _spoil(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
