@@ -18,6 +18,7 @@ from .merge import average as average
 from .merge import concatenate as concatenate
 from .merge import multiply as multiply
 from .merge import pair as pair
+from .partial_resets import PartialResets as PartialResets
 from .qrnn import QRNN as QRNN
 from .qrnn import QRNNState as QRNNState
 from .rg_lru import RGLRU as RGLRU

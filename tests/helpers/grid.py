@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from kernel import NO_KERNEL
 
 import rnnjax
+from rnnjax.cells import LSTMState
 
 T, I, H, B = 12, 3, 8, 5  # noqa: E741
 KEY = jax.random.key(7)
@@ -63,6 +64,14 @@ def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
     return rnnjax.Stack([enter, rnnjax.networks.CGLRU(2 * inputs, **options)])
 
 
+def with_flags(inputs: int, dtype: Any) -> rnnjax.Stack:
+    """An LSTM whose h and c are each reset where an input is large."""
+    flags = lambda x: (x, LSTMState(h=x[0] > 0.3, c=x[1] > 0.3))  # noqa: E731
+    cell = rnnjax.LSTM(inputs, H, key=KEY, learn_initial=True, dtype=dtype)
+    network = rnnjax.networks.PartialResets(cell, LSTMState(h=True, c=True))
+    return rnnjax.Stack([rnnjax.TimeDistributed(flags, inputs, dtype=dtype), network])
+
+
 NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "stack": lambda inputs, dtype: rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype, rnnjax.MinGRU)], dropout=0.5),
     "residual_and_skip": lambda inputs, dtype: rnnjax.Stack(
@@ -98,12 +107,13 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
         inputs, H, key=KEY, window=3, input_gate=True, learn_initial=True, dtype=dtype
     ),
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
+    "partial_resets": with_flags,
     "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
 }
 POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
-    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", *POOLED),
+    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {

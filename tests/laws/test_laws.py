@@ -29,7 +29,8 @@ PAIRS = [
     if engine not in FEW or part in grid.REPRESENTATIVES
 ]
 PAIRS += [(part, engine) for part in grid.POOLED for engine in ("scan", "associative")]
-IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")  # in which RGLRU does for its complex form
+FORWARD = ("cg_lru", "partial_resets")  # in the quick tier
+IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")
 QUICK_PAIRS = {
     *(("gru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
     *(("gru", "fused"), ("gru", "fused_tpu"), ("lstm_options", "fused_gpu"), ("rg_lru", "associative")),
@@ -48,7 +49,7 @@ def is_quick(part, engine, law):
     few = {
         "everything_composes": ("lstm_options", "lru", "stack_of_bidirectional", "qrnn"),
         "length_is_a_shorter_sequence": ("projected_lstm", "min_gru", "bidirectional", "qrnn", "convolution"),
-        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part != "cg_lru")),
+        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in FORWARD)),
     }
     return engine == "auto" and part in few.get(law, PARTS)
 

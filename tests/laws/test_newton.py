@@ -233,20 +233,20 @@ def answers():
 UNSOLVED = {
     "overflow": (
         *(Newton(), 1),
-        ("overflowed on Elman at iteration {} of at most 100", "Pass damping=0.1, pass fall_back=True, or use Scan()"),
+        ("overflowed on Elman at iteration {} of at most 100", "Pass damping=0.1, fall_back=True, or use Scan()"),
     ),
     "too little damping": (
         *(Newton(damping=1e-300), 1e17),
         (
             "overflowed on Elman: its steps are not finite with damping=1e-300",
-            "Pass a larger `damping`, pass fall_back",
+            "Pass a larger `damping`, fall_back=True, or",
         ),
     ),
     "few iterations": (
         *(Newton(iterations=3, damping=0.01), 1),
         (
             "did not solve Elman within 3 iterations",
-            "Raise `iterations` or `tolerance`, pass fall_back=True, or use Sc",
+            "Pass more `iterations`, a larger `tolerance`, fall_back=True, or use Scan()",
         ),
     ),
     "weights": (Newton(), np.nan, ("cannot start on Elman", "Check that its weights are finite")),

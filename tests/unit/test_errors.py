@@ -384,7 +384,41 @@ LINEAR = [
     pytest.param(run("rg_lru_of_four"), ValueError, ["xs", "[T, 4]", "RGLRU", "[12, 3]"], id="rg_lru_inputs"),
 ]
 
+H_ALONE = rnnjax.cells.LSTMState(h=True, c=False)
 COMPOSITION = [
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("gru"), H_ALONE),
+        ValueError,
+        ["parts", "each part of Hidden(h=f32[8])", "GRU", "LSTMState(h=True, c=False)", "or True for all"],
+        id="parts_of_another_state",
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("stack"), (H_ALONE, rnnjax.Hidden(h=1))),
+        ValueError,
+        ["parts[1]", "MinGRU", "Hidden(h=1)"],
+        id="parts_of_a_stack",
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("stack"), (True,)), ValueError, ["parts", "Stack"], id="few_parts"
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("bidirectional"), (True, False)),
+        ValueError,
+        ["parts", "Bidirectional", "neither a cell nor a Stack", "(True, False)"],
+        id="parts_of_a_network",
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("lstm"), False), ValueError, ["parts", "at least one"], id="no_part"
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(jnp.tanh, True), TypeError, ["layer", "cell or a network"], id="part_of_0"
+    ),
+    pytest.param(
+        lambda: run(rnnjax.networks.PartialResets(built("lstm"), H_ALONE))(),
+        ValueError,
+        ["xs", "LSTMState(h=bool[], c=None)", "PartialResets", "f32[12,3]"],
+        id="no_flags",
+    ),
     pytest.param(partial(Stack, []), ValueError, ["layers", "at least one", "none"], id="no_layers"),
     pytest.param(
         lambda: Stack([built("lstm"), GRU(H, 7, key=key()), GRU(H, 7, key=key())]),

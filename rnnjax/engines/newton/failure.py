@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax
 from jaxtyping import Array, Int
 
 from ...arrays import States
@@ -26,13 +26,13 @@ class Messages(Sequence[str]):
 
     def __getitem__(self, reason: Any) -> str:
         _, iterations, _, damping, axis = self.settings
-        instead = "pass fall_back=True, or use Scan()" if axis is None else "or use Sharded(Scan(), ...)"
+        instead = "fall_back=True, or use Scan()" if axis is None else "or use Sharded(Scan(), ...)"
         more = "Pass damping=0.1" if damping is None else "Pass a larger `damping`"
         if reason == TOO_FEW:
-            damp = "" if damping else "pass damping=0.1, "
+            damp = "" if damping else "damping=0.1, "
             return (
-                f"Newton did not solve {self.cell} within {iterations} iterations. Raise `iterations` or `tolerance`, "
-                f"{damp}{instead}. Newton.solve returns the residual."
+                f"Newton did not solve {self.cell} within {iterations} iterations. Pass more `iterations`, a larger "
+                f"`tolerance`, {damp}{instead}. Newton.solve returns the residual."
             )
         if reason == TOO_LITTLE:
             return (
@@ -57,7 +57,8 @@ def insist(solution: Solution, cell: str, settings: Settings) -> States:
 
 
 def _reason(solution: Solution, settings: Settings) -> Int[Array, "..."]:
-    """The number of the message; the least one where there is none."""
-    unfinished = jnp.where(solution.iterations < settings.iterations, TOO_LITTLE, TOO_FEW)
-    reason = jnp.where(jnp.isfinite(solution.residual), unfinished, OVERFLOWN + solution.iterations)
-    return jnp.where(solution.converged, TOO_FEW, reason)
+    """The number of the message; the least one where there is none. By `lax`, which adds the least to a program."""
+    taken = solution.iterations
+    stopped = jax.lax.convert_element_type(taken < settings.iterations, taken.dtype)  # TOO_LITTLE, else TOO_FEW
+    reason = jax.lax.select(jax.lax.is_finite(solution.residual), stopped, taken + OVERFLOWN)
+    return jax.lax.select(solution.converged, jax.lax.full_like(taken, TOO_FEW), reason)
