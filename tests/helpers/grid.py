@@ -58,18 +58,27 @@ def of_frames(cell: type, inputs: int, dtype: Any, **options: Any) -> rnnjax.Sta
     return rnnjax.Stack([enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, inputs), dtype=dtype)])
 
 
+def both_ways(x: Array) -> Array:
+    """A vector, and then the same from its end."""
+    return jnp.concatenate([x, x[::-1]])
+
+
 def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
     """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
-    enter = rnnjax.TimeDistributed(lambda x: jnp.concatenate([x, x[::-1]]), inputs, dtype=options["dtype"])
+    enter = rnnjax.TimeDistributed(both_ways, inputs, dtype=options["dtype"])
     return rnnjax.Stack([enter, rnnjax.networks.CGLRU(2 * inputs, **options)])
+
+
+def flagged(x: Array) -> tuple[Array, LSTMState]:
+    """An input, and flags for h and c where it is large."""
+    return x, LSTMState(h=x[0] > 0.3, c=x[1] > 0.3)
 
 
 def with_flags(inputs: int, dtype: Any) -> rnnjax.Stack:
     """An LSTM whose h and c are each reset where an input is large."""
-    flags = lambda x: (x, LSTMState(h=x[0] > 0.3, c=x[1] > 0.3))  # noqa: E731
     cell = rnnjax.LSTM(inputs, H, key=KEY, learn_initial=True, dtype=dtype)
     network = rnnjax.networks.PartialResets(cell, LSTMState(h=True, c=True))
-    return rnnjax.Stack([rnnjax.TimeDistributed(flags, inputs, dtype=dtype), network])
+    return rnnjax.Stack([rnnjax.TimeDistributed(flagged, inputs, dtype=dtype), network])
 
 
 NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
