@@ -263,7 +263,7 @@ def recur(weight: RecurrentWeight, h: Float[Array, " h"], gates: int) -> Gates:
     v = jnp.einsum(
         "nd,ndge->gne", operand.reshape(heads, units), by_gate(weight, gates), preferred_element_type=h.dtype
     )
-    return v.reshape(gates, heads * units)
+    return v.reshape(gates, heads * v.shape[-1])
 
 
 def recurrent_shape(weight: RecurrentWeight, hidden_size: int, gates: int) -> tuple[int, ...]:

@@ -166,7 +166,14 @@ def recurrent_weight(
     initialiser: Initialiser, key: PRNGKeyArray, gates: str, units: int, heads: int, dtype: DType
 ) -> RecurrentWeight:
     """R [H, GH], or [N, D, GD] of several heads, one draw for each gate and head."""
-    block = (units // heads, units // heads)
+    return block_weight(initialiser, key, units, gates, units, heads, dtype)
+
+
+def block_weight(
+    initialiser: Initialiser, key: PRNGKeyArray, inputs: int, gates: str, units: int, heads: int, dtype: DType
+) -> RecurrentWeight:
+    """A weight [I, GH], or [N, I / N, GD] of several heads, one draw for each gate and head."""
+    block = (inputs // heads, units // heads)
     draw = lambda key: _per_gate(initialiser, key, block, len(gates), dtype)  # noqa: E731
     blocks = random.each(key, heads, draw)
     return random.array(blocks[0] if heads == 1 else blocks, dtype)

@@ -105,8 +105,8 @@ def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: F
 
 @compiled  # `jax_debug_nans` checks the results of each program, and these NaN may be replaced later
 def mark_touched(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree` with NaN where `touched`, in its floating and complex leaves."""
-    invalid = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if _inexact(leaf) else leaf, tree)
+    """`tree` with NaN where `touched`, in its floating and complex leaves, there in both parts."""
+    invalid = jax.tree.map(lambda leaf: jnp.full_like(leaf, _nan(leaf)) if _inexact(leaf) else leaf, tree)
     return select(touched, invalid, tree)
 
 
@@ -114,6 +114,10 @@ def isolate(function: Callable[..., PyTree[Array]], *arguments: PyTree[Array]) -
     """`function` of arrays over time. A step whose arguments are not finite gives NaN and passes on no gradient."""
     bad = ~_finite(arguments)
     return mark_touched(bad, function(*select(bad, jax.tree.map(jnp.zeros_like, arguments), arguments)))
+
+
+def _nan(leaf: Array) -> float | complex:
+    return complex(jnp.nan, jnp.nan) if jnp.iscomplexobj(leaf) else jnp.nan
 
 
 def _inexact(leaf: Array) -> bool:

@@ -15,6 +15,8 @@ from .conv_gru import ConvGRU as ConvGRU
 from .conv_lstm import ConvLSTM as ConvLSTM
 from .diagonal_gru import DiagonalGRU as DiagonalGRU
 from .diagonal_lstm import DiagonalLSTM as DiagonalLSTM
+from .discretise import bilinear as bilinear
+from .discretise import zero_order_hold as zero_order_hold
 from .elman import Elman as Elman
 from .elman import linear as linear
 from .gru import GRU as GRU

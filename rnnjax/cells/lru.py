@@ -97,14 +97,19 @@ def draw_log_radius(key: PRNGKeyArray, hidden_size: int, r_min: float, r_max: fl
 
 def check_ring(r_min: float, r_max: float, max_phase: float) -> None:
     """Raise unless the ring is inside the unit circle."""
-    for name, value in (("r_min", r_min), ("r_max", r_max), ("max_phase", max_phase)):
+    for name, value in (("r_min", r_min), ("r_max", r_max)):
         check.number(name, value)
     if not 0 <= r_min <= r_max <= 1:
         raise ValueError(
             f"r_min: expected 0 <= r_min <= r_max <= 1, got r_min={r_min!r} and r_max={r_max!r}. "
             "Pass the inner and the outer radius of the ring of eigenvalues, such as 0.9 and 0.999"
         )
-    if not 0 < max_phase <= 2 * math.pi:
+    check_phase(max_phase)
+
+
+def check_phase(max_phase: float) -> None:
+    """Raise unless it is an angle."""
+    if not 0 < check.number("max_phase", max_phase) <= 2 * math.pi:
         raise ValueError(
             f"max_phase: expected an angle above 0 and up to 2 pi, in radians, got {max_phase!r}. "
             "Pass 2 * math.pi for eigenvalues at all angles"

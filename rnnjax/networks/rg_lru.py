@@ -1,31 +1,16 @@
 """The real-gated linear recurrent unit."""
 
-import math
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jax.nn import log_sigmoid, sigmoid, softplus
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import Bias, DType, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate, carry_dtype
-from ..cell import Hidden, initial_or_zeros, learnable_zeros, recur
-from ..cells.linear_recurrence import LinearRecurrence
-from ..exporting import exportable
-from ..network import AbstractNetwork, Options
-from ..unroll import unroll
+from ..arrays import Bias, DType, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, carry_dtype
+from ..cell import Hidden, initial_or_zeros, learnable_zeros
+from .gated_lru import AbstractGatedLRU, RGLRUState, draw_decay
 
 
-@exportable
-class RGLRUState(NamedTuple):
-    """The hidden state, and whether there has been a step since the start or the last reset."""
-
-    h: Units
-    begun: Bool[Array, ""]
-
-
-class RGLRU(AbstractNetwork):
+class RGLRU(AbstractGatedLRU):
     """De et al. 2024, "Griffin", arXiv:2402.19427.
 
         r, i  = sigmoid(W x_t + b)              W block-diagonal over `heads`
@@ -34,11 +19,7 @@ class RGLRU(AbstractNetwork):
 
     Gate order r, i; h and x have the same size. At the first step of a sequence, and at the first after a reset, there
     is no previous state, and the root is replaced by one. So the state includes whether the sequence has started, and
-    this is a network around a linear cell, which the given engine runs.
-
-    The derivative of the root is infinite at a = 1, and other implementations clip it. Here a is close to one only if r
-    or the softplus is close to zero, and as a function of their logarithms the root has a finite derivative, which is
-    computed without clipping.
+    this is a network around a linear cell, which the given engine runs. `networks.CGLRU` is its complex form.
     """
 
     gate_weight: RecurrentWeight  # of r and i
@@ -82,47 +63,10 @@ class RGLRU(AbstractNetwork):
     def hidden(self, state: RGLRUState) -> Units:
         return state.h
 
-    def run(self, state: RGLRUState, xs: Inputs, options: Options) -> tuple[RGLRUState, UnitsOverTime]:
-        T = xs.shape[0]
-        first = (jnp.arange(T) == 0) & ~state.begun
-        if options.resets is not None:
-            first = first | options.resets
-        coefficients = options.over_time(self._coefficients, xs, first)
-        recurrence = LinearRecurrence(Hidden(self.initial().h))
-        after, ys = unroll(recurrence, Hidden(state.h), coefficients, **options._asdict())
-        any_valid = jnp.asarray(T if options.length is None else options.length) > 0
-        return RGLRUState(after.h, state.begun | any_valid), ys.astype(self.decay.dtype)
+    def coefficients(self, xs: Inputs, first: Flags) -> tuple[UnitsOverTime, UnitsOverTime]:
+        xs = xs.astype(carry_dtype(self.decay.dtype))
+        gates = self.gates(xs, first)
+        return jnp.exp(gates.log_size), gates.write * xs
 
-    def _coefficients(self, xs: Inputs, first: Flags) -> tuple[UnitsOverTime, UnitsOverTime]:
-        carried = carry_dtype(self.decay.dtype)
-        xs = xs.astype(carried)
-        gates = jax.vmap(recur, (None, 0, None))(self.gate_weight, xs, 2)
-        if self.bias is not None:
-            gates = gates + by_gate(self.bias.astype(carried), 2)[None]
-        r, i = gates[:, 0], gates[:, 1]
-        log_rate = math.log(16.0) + log_softplus(self.decay.astype(carried))[None] + log_sigmoid(r)  # of -2 log a
-        log_rate = jnp.minimum(log_rate, 7.4)  # beyond, a is zero in float64, too
-        root = jnp.where(first[:, None], 1.0, root_of_rest(log_rate))
-        return jnp.exp(-0.5 * jnp.exp(log_rate)), root * sigmoid(i) * xs
-
-
-def root_of_rest(log_rate: Float[Array, "..."]) -> Float[Array, "..."]:
-    """sqrt(1 - exp(-exp(log_rate))), accurate and with a finite derivative even where the root is close to zero."""
-    small = log_rate < -12.0
-    rate = jnp.exp(jnp.where(small, log_rate, 0.0))
-    near = jnp.exp(0.5 * jnp.where(small, log_rate, 0.0)) * jnp.sqrt(1 - rate / 2 + rate**2 / 6)
-    far = jnp.sqrt(-jnp.expm1(-jnp.exp(jnp.where(small, 0.0, log_rate))))
-    return jnp.where(small, near, far)
-
-
-def log_softplus(n: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log softplus(n), which tends to n where softplus would underflow."""
-    small = n < -40.0
-    return jnp.where(small, n, jnp.log(softplus(jnp.where(small, 0.0, n))))
-
-
-def draw_decay(key: PRNGKeyArray, hidden_size: int, dtype: DType) -> Float[Array, " H"]:
-    """Lambda, where exp(-8 softplus(Lambda)) is uniform from 0.9 to 0.999."""
-    kept = random.uniform(key, (hidden_size,), jnp.float32, 0.9, 0.999)
-    xp = random.numpy_for(kept)
-    return random.array(xp.log(xp.expm1(-xp.log(kept) / 8)), dtype)
+    def readout(self, hs: UnitsOverTime) -> UnitsOverTime:
+        return hs.astype(self.decay.dtype)

@@ -1,8 +1,8 @@
 """Layers on top of each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Never
+from typing import Never, TypeAlias
 
 import equinox as eqx
 import jax
@@ -15,6 +15,8 @@ from ..checked import Checked
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .layer import Layer, check_fit, check_layer, output_type
+
+RunLayer: TypeAlias = Callable[[int, State, PyTree[Array], Options], tuple[State, PyTree[Array]]]
 
 
 class Stack(AbstractNetwork):
@@ -62,12 +64,21 @@ class Stack(AbstractNetwork):
     def run(
         self, state: tuple[State, ...], xs: PyTree[Array], options: Options
     ) -> tuple[tuple[State, ...], PyTree[Array]]:
+        return self.run_layers(self._run_layer, state, xs, options)
+
+    def run_layers(
+        self, run_layer: RunLayer, state: tuple[State, ...], xs: PyTree[Array], options: Options
+    ) -> tuple[tuple[State, ...], PyTree[Array]]:
+        """Run the layers, each by `run_layer(number, state, xs, options)`, with dropout between them."""
         states, ys = [], xs
         drop = eqx.nn.Dropout(self.dropout, inference=options.key is None)
-        for number, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
+        for number, before in enumerate(state):
             drop_key, layer_key = options.split_key(number)
             if number > 0:
                 ys = drop(ys, key=drop_key)
-            after, ys = unroll(layer, before, ys, **options._replace(key=layer_key)._asdict())
+            after, ys = run_layer(number, before, ys, options._replace(key=layer_key))
             states.append(after)
         return tuple(states), ys
+
+    def _run_layer(self, number: int, state: State, xs: PyTree[Array], options: Options) -> tuple[State, PyTree[Array]]:
+        return unroll(self.layers[number], state, xs, **options._asdict())

@@ -14,6 +14,7 @@ from kernel import NO_KERNEL
 
 import rnnjax
 from rnnjax.arrays import carry_dtype
+from rnnjax.cells import LSTMState
 
 T, I, H, B = 12, 3, 8, 5  # noqa: E741
 KEY = jax.random.key(7)
@@ -93,6 +94,29 @@ def of_frames(cell: type, inputs: int, dtype: Any, **options: Any) -> rnnjax.Sta
     return rnnjax.Stack([enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, inputs), dtype=dtype)])
 
 
+def both_ways(x: Array) -> Array:
+    """A vector, and then the same from its end."""
+    return jnp.concatenate([x, x[::-1]])
+
+
+def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
+    """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
+    enter = rnnjax.TimeDistributed(both_ways, inputs, dtype=options["dtype"])
+    return rnnjax.Stack([enter, rnnjax.networks.CGLRU(2 * inputs, **options)])
+
+
+def flagged(x: Array) -> tuple[Array, LSTMState]:
+    """An input, and flags for h and c where it is large."""
+    return x, LSTMState(h=x[0] > 0.3, c=x[1] > 0.3)
+
+
+def with_flags(inputs: int, dtype: Any) -> rnnjax.Stack:
+    """An LSTM whose h and c are each reset where an input is large."""
+    cell = rnnjax.LSTM(inputs, H, key=KEY, learn_initial=True, dtype=dtype)
+    network = rnnjax.networks.PartialResets(cell, LSTMState(h=True, c=True))
+    return rnnjax.Stack([rnnjax.TimeDistributed(flagged, inputs, dtype=dtype), network])
+
+
 NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "stack": lambda inputs, dtype: rnnjax.Stack([_layer(inputs, dtype), _layer(H, dtype, rnnjax.MinGRU)], dropout=0.5),
     "residual_and_skip": lambda inputs, dtype: rnnjax.Stack(
@@ -128,11 +152,13 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
         inputs, H, key=KEY, window=3, input_gate=True, learn_initial=True, dtype=dtype
     ),
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
+    "partial_resets": with_flags,
+    "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
 }
-POOLED = ("qrnn", "rg_lru")  # networks around a linear cell, which one engine or another runs
+POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
-    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", *POOLED),
+    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {

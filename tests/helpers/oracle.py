@@ -211,9 +211,15 @@ def lru(cell: rnnjax.LRU, state: State, x: Vector) -> tuple[State, Vector]:
 
 
 def s5(cell: rnnjax.S5, state: State, x: Vector) -> tuple[State, Vector]:
-    eigenvalue = -np.exp(float64(cell.log_decay)) + 1j * float64(cell.frequency)
-    a = np.exp(eigenvalue * np.exp(float64(cell.log_step)))
-    h = a * state[0] + (a - 1.0) / eigenvalue * (x @ in_parts(cell.input_weight, 1))
+    is_free = cell.real_part is None
+    real = -np.exp(float64(cell.log_decay)) if is_free else np.minimum(float64(cell.real_part), cell.largest_real_part)
+    eigenvalue, step = real + 1j * float64(cell.frequency), np.exp(float64(cell.log_step))
+    before, written = state[0], x @ in_parts(cell.input_weight, 1)
+    if cell.discretise == rnnjax.cells.bilinear:  # (h - before) / step = eigenvalue * (h + before) / 2 + written
+        h = ((2.0 + eigenvalue * step) * before + 2.0 * step * written) / (2.0 - eigenvalue * step)
+    else:
+        a = np.exp(eigenvalue * step)
+        h = a * before + (a - 1.0) / eigenvalue * written
     one = h @ in_parts(cell.output_weight, 0)
     return (h,), np.real(one + np.conj(one)) + skipped(cell, x)  # of the units, and of their conjugates
 
@@ -273,6 +279,17 @@ def rg_lru(network: rnnjax.RGLRU, state: State, x: Vector) -> tuple[State, Vecto
     return (h, np.True_), h
 
 
+def cg_lru(network: rnnjax.networks.CGLRU, state: State, x: Vector) -> tuple[State, Vector]:
+    h, begun = state
+    b_r, b_i = (0.0, 0.0) if network.bias is None else by_gate(network.bias, 2)
+    r, i = (sigmoid(from_state(network.gate_weight, x, gate, 2) + b) for gate, b in enumerate((b_r, b_i)))
+    real, imaginary = np.split(x, 2)
+    decay = 1.0 / (1.0 + np.exp(float64(network.decay)))  # sigmoid(-Lambda)
+    a = (decay * np.exp(1j * float64(network.theta) / 8.0)) ** (8.0 * r)
+    h = a * h + (np.sqrt(1.0 - np.abs(a) ** 2) if begun else 1.0) * (i * (real + 1j * imaginary))
+    return (h, np.True_), np.concatenate([h.real, h.imag])
+
+
 STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.Elman: elman,
     rnnjax.LSTM: lstm,
@@ -295,4 +312,5 @@ READERS: dict[type, Callable[[Any, State, Vector], tuple[State, Vector]]] = {  #
     rnnjax.networks.DepthwiseConvolution: depthwise_convolution,
     rnnjax.QRNN: qrnn,
     rnnjax.RGLRU: rg_lru,
+    rnnjax.networks.CGLRU: cg_lru,
 }

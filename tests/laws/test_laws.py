@@ -23,11 +23,11 @@ PARTS = [part for part in [*grid.REPRESENTATIVES, "sru", *grid.NETWORKS] if part
 CASES = [(part, "auto") for part in PARTS]
 CASES += [("min_gru", engine) for engine in ("scan", "unrolled", "checkpointed", "associative_blocks")]
 CASES += [("lstm_options", "fused"), ("diagonal_lstm", "newton_diagonal")]
-LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", "qrnn", "rg_lru")
+LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets")
 FEW = {  # the cells of an engine that is not seen with every cell that it admits
     "scan": [cell for cell in grid.CELLS if cell not in (*grid.LINEAR, *grid.GATED, *(part for part, _ in CASES))],
     **dict.fromkeys(("unrolled", "checkpointed"), ("projected_lstm", "lru")),
-    "associative_blocks": ("lru",),
+    "associative_blocks": ("lru", "s6"),
     "newton": ("gru", "projected_lstm", "lru"),
     "newton_diagonal": ("lru",),
     **dict.fromkeys(("fused_tpu", "fused_gpu"), ("gru", "lstm_options")),
@@ -38,6 +38,8 @@ PAIRS = [
     for part in FEW.get(engine, grid.CELLS)
     if (part, engine) not in CASES and grid.admits(engine, part)
 ]
+FORWARD = ("cg_lru", "partial_resets")  # in the quick tier
+IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")
 QUICK_PAIRS = {
     *(("lru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
     *(("gru", "fused"), ("gru", "fused_tpu"), ("lstm_options", "fused_gpu")),
@@ -52,10 +54,11 @@ def case(part, engine, *others, quick):
 
 
 def is_quick(part, engine, law):
-    """Every part obeys the laws by the engine that it gets; two of them, which need more programs, only some parts."""
+    """Every part obeys the laws by the engine that it gets; those that need more programs, only some parts."""
     few = {
         "everything_composes": ("stack_of_bidirectional", "qrnn", "rg_lru"),
         "length_is_a_shorter_sequence": ("projected_lstm", "min_gru", "bidirectional", "qrnn", "convolution"),
+        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in FORWARD)),
     }
     return engine == "auto" and part in few.get(law, PARTS)
 

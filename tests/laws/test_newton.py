@@ -1,5 +1,6 @@
 """Newton: the same trajectory as step by step, whatever the Jacobian and the damping, or a word that it is none."""
 
+import re
 from functools import lru_cache, partial
 
 import equinox as eqx
@@ -222,10 +223,46 @@ def test_what_newtons_own_steps_cannot_solve_the_damped_ones_do(problem):
     assert_within(solution.states.h, oracle.run(cell, (np.zeros(problem[0]),), xs)[1], 1e-10)
 
 
-def test_not_converged_is_an_error_with_its_remedies():
-    cell, xs = unstable(*ONE_UNIT)
-    with pytest.raises(Exception, match="did not solve Elman within 100 iterations: pass damping"):
-        eqx.filter_jit(unroll)(cell, None, xs, engine=Newton())
+@lru_cache
+def answers():
+    """The run of a batch by an engine: compiled once for each engine."""
+    return eqx.filter_jit(lambda cell, xs, engine: jax.vmap(lambda xs: unroll(cell, None, xs, engine=engine)[1])(xs))
+
+
+# The engine, a factor of R, and what the error says. A batch has a sequence that is easily solved, too.
+UNSOLVED = {
+    "overflow": (
+        *(Newton(), 1),
+        ("overflowed on Elman at iteration {} of at most 100", "Pass damping=0.1, fall_back=True, or use Scan()"),
+    ),
+    "too little damping": (
+        *(Newton(damping=1e-300), 1e17),
+        (
+            "overflowed on Elman: its steps are not finite with damping=1e-300",
+            "Pass a larger `damping`, fall_back=True, or",
+        ),
+    ),
+    "few iterations": (
+        *(Newton(iterations=3, damping=0.01), 1),
+        (
+            "did not solve Elman within 3 iterations",
+            "Pass more `iterations`, a larger `tolerance`, fall_back=True, or use Scan()",
+        ),
+    ),
+    "weights": (Newton(), np.nan, ("cannot start on Elman", "Check that its weights are finite")),
+}
+
+
+@pytest.mark.parametrize("name", UNSOLVED)
+def test_not_converged_is_an_error_with_its_reason_and_remedies(name):
+    engine, factor, (reason, remedy) = UNSOLVED[name]
+    cell, push = unstable(*ONE_UNIT)
+    cell = eqx.tree_at(lambda cell: cell.recurrent_weight, cell, factor * cell.recurrent_weight)
+    batch = np.stack([push, np.zeros_like(push)])
+    if "{}" in reason:
+        reason = reason.format(solve(engine, cell, push).iterations)
+    with pytest.raises(Exception, match=re.escape(reason) + ".*" + re.escape(remedy)):
+        jax.block_until_ready(answers()(cell, batch, engine))
 
 
 @pytest.mark.parametrize("problem", UNSTABLE)

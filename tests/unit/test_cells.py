@@ -91,6 +91,7 @@ VARIANTS = lstm_variants() | {
     "lru_no_skip": partial(rnnjax.LRU, output_size=P, skip=False),
     "s5": rnnjax.S5,
     "s5_no_skip": partial(rnnjax.S5, output_size=P, skip=False, blocks=2),
+    "s5_bilinear_bounded": partial(rnnjax.S5, discretise=rnnjax.cells.bilinear, largest_real_part=-0.1),
 }
 NETWORKS = {
     "convolution": partial(rnnjax.networks.CausalConvolution, window=3),
@@ -103,6 +104,10 @@ NETWORKS = {
     "qrnn_ifo": partial(rnnjax.QRNN, window=3, input_gate=True),
     "qrnn_if_no_bias": partial(rnnjax.QRNN, input_gate=True, output_gate=False, bias=False),
     "rg_lru": lambda inputs, _, **options: rnnjax.RGLRU(inputs, **options),
+    "cg_lru": lambda inputs, _, **options: rnnjax.networks.CGLRU(2 * inputs, **options),
+    "cg_lru_heads_no_bias": lambda inputs, _, **options: rnnjax.networks.CGLRU(
+        2 * inputs, heads=inputs, bias=False, **options
+    ),
     "rg_lru_heads_no_bias": lambda inputs, _, **options: rnnjax.RGLRU(inputs, heads=inputs, bias=False, **options),
 }
 CELLS = {
@@ -134,7 +139,7 @@ QUICK_LSTM = (  # peepholes alone, and all options together; most other combinat
 )
 QUICK_GRADIENTS = (  # a cell for each way to be different; other gradients are slow
     *("lstm_peepholes_coupled_clip_heads", "projected_lstm", "gru", "reset_before_gru", "lem", "diagonal_lstm"),
-    *("min_lstm", "sru", "lru", "qrnn", "rg_lru"),
+    *("min_lstm", "sru", "lru", "qrnn", "rg_lru", "cg_lru"),
 )
 QUICK_STARTS = ("lstm", "projected_lstm", "gru", "min_gru", "lru")  # a cell for each way to begin
 UNIFORM = ("lem",)  # which draws all its weights as torch does
@@ -187,8 +192,8 @@ def random_state(cell: Any) -> Any:
     return draw(jax.eval_shape(lambda cell: cell.initial(), cell), seed=2)
 
 
-def random_inputs(dtype: str = "float64") -> np.ndarray:
-    return np.random.default_rng(3).standard_normal((T, I)).astype(jnp.dtype(dtype))
+def random_inputs(dtype: str = "float64", features: int = I) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((T, features)).astype(jnp.dtype(dtype))
 
 
 def loss(last: Any, ys: Any) -> Any:
@@ -214,7 +219,7 @@ def evaluate(name: str) -> tuple[Any, jax.Array]:
 
 def arguments_of(name: str) -> tuple[Any, Any, np.ndarray]:
     cell = random_cell(name)
-    return cell, random_state(cell), random_inputs()
+    return cell, random_state(cell), random_inputs(features=cell.input_type().shape[0])
 
 
 @lru_cache

@@ -56,6 +56,9 @@ CELLS: dict[str, Callable[..., Any]] = {  # by their class, and what is special
     "QRNN": partial(rnnjax.QRNN, 69, 33, learn_initial=True),
     "QRNN no bias": partial(rnnjax.QRNN, 69, 34, window=3, input_gate=True, bias=False),
     "RGLRU": partial(rnnjax.RGLRU, 70, heads=2, learn_initial=True),
+    "CGLRU": partial(rnnjax.networks.CGLRU, 76, heads=2, learn_initial=True),
+    "CGLRU no bias": partial(rnnjax.networks.CGLRU, 80, heads=2, bias=False),
+    "S5 with a bound": partial(rnnjax.S5, 24, 62, largest_real_part=-1e-4, discretise=rnnjax.cells.bilinear),
     "RGLRU no bias": partial(rnnjax.RGLRU, 72, heads=2, bias=False),
 }
 

@@ -179,6 +179,7 @@ FLAGGED = [
         rnnjax.ConvGRU,
         rnnjax.QRNN,
         rnnjax.RGLRU,
+        rnnjax.networks.CGLRU,
         rnnjax.networks.CausalConvolution,
     ),
     *(
@@ -336,6 +337,27 @@ LINEAR = [
     ),
     pytest.param(partial(make_s5, I, H, dtype=jnp.int32), TypeError, ["dtype", "float32", "int32"], id="s5_dtype"),
     pytest.param(
+        partial(make_s5, I, H, discretise="bilinear"), TypeError, ["discretise", "cells.bilinear"], id="s5_discretise"
+    ),
+    pytest.param(
+        lambda: run(make_s5(I, H, discretise=lambda rate, step: (jnp.abs(rate), step)))(),
+        ValueError,
+        ["discretise", "<lambda>", "each c64[4]", "(f32[4], f32[4])"],
+        id="s5_discretise_real",
+    ),
+    pytest.param(
+        lambda: run(make_s5(I, H, discretise=lambda *_: 0.5))(),
+        ValueError,
+        ["discretise", "(a, scale)", "each c64[4]", "64[]"],
+        id="s5_discretise_one",
+    ),
+    pytest.param(
+        partial(make_s5, I, H, largest_real_part=0.0), ValueError, ["largest_real_part", "-0.5", "0.0"], id="s5_bound"
+    ),
+    pytest.param(
+        partial(make_s5, I, H, largest_real_part="-1"), TypeError, ["largest_real_part", "number"], id="s5_bound_text"
+    ),
+    pytest.param(
         partial(make_convolution, I, H, window=0), ValueError, ["window", "positive", "0"], id="convolution_window"
     ),
     pytest.param(partial(make_convolution, 0, H, window=2), ValueError, ["input_size", "0"], id="convolution_inputs"),
@@ -348,6 +370,12 @@ LINEAR = [
     pytest.param(partial(keyed(rnnjax.QRNN), I, H, window=0), ValueError, ["window", "0"], id="qrnn_window"),
     pytest.param(partial(make_rg_lru, H, heads=3), ValueError, ["heads", "hidden_size=8", "3"], id="rg_lru_heads"),
     pytest.param(
+        partial(keyed(rnnjax.networks.CGLRU), 6, heads=2), ValueError, ["hidden_size", "2 * heads = 4", "6"], id="odd"
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.CGLRU), 6, max_phase=0), ValueError, ["max_phase", "2 pi", "0"], id="no_phase"
+    ),
+    pytest.param(
         lambda: jax.eval_shape(run("qrnn", engine=rnnjax.Fused())),
         ValueError,
         ["engine", "LinearRecurrence", "AbstractGatedCell", "Scan()"],
@@ -356,7 +384,41 @@ LINEAR = [
     pytest.param(run("rg_lru_of_four"), ValueError, ["xs", "[T, 4]", "RGLRU", "[12, 3]"], id="rg_lru_inputs"),
 ]
 
+H_ALONE = rnnjax.cells.LSTMState(h=True, c=False)
 COMPOSITION = [
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("gru"), H_ALONE),
+        ValueError,
+        ["parts", "each part of Hidden(h=f32[8])", "GRU", "LSTMState(h=True, c=False)", "or True for all"],
+        id="parts_of_another_state",
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("stack"), (H_ALONE, rnnjax.Hidden(h=1))),
+        ValueError,
+        ["parts[1]", "MinGRU", "Hidden(h=1)"],
+        id="parts_of_a_stack",
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("stack"), (True,)), ValueError, ["parts", "Stack"], id="few_parts"
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("bidirectional"), (True, False)),
+        ValueError,
+        ["parts", "Bidirectional", "neither a cell nor a Stack", "(True, False)"],
+        id="parts_of_a_network",
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(built("lstm"), False), ValueError, ["parts", "at least one"], id="no_part"
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.PartialResets(jnp.tanh, True), TypeError, ["layer", "cell or a network"], id="part_of_0"
+    ),
+    pytest.param(
+        lambda: run(rnnjax.networks.PartialResets(built("lstm"), H_ALONE))(),
+        ValueError,
+        ["xs", "LSTMState(h=bool[], c=None)", "PartialResets", "f32[12,3]"],
+        id="no_flags",
+    ),
     pytest.param(partial(Stack, []), ValueError, ["layers", "at least one", "none"], id="no_layers"),
     pytest.param(
         lambda: Stack([built("lstm"), GRU(H, 7, key=key()), GRU(H, 7, key=key())]),

@@ -29,6 +29,8 @@ PARTS = {  # and the leaves of their state, from 0, that are hidden, side by sid
     "frames": (lambda: ConvLSTM(1, 2, (3, 5), kernel_size=3, key=KEY), [0]),
     "qrnn": (lambda: rnnjax.QRNN(I, H, key=KEY), [1]),
     "rg_lru": (lambda: rnnjax.RGLRU(H, key=KEY), [0]),
+    "cg_lru": (lambda: rnnjax.networks.CGLRU(2 * H, key=KEY), [0]),
+    "partial resets": (lambda: rnnjax.networks.PartialResets(lstm(), True), [0]),
     "reversed": (lambda: Reversed(lstm()), [0]),
     "skip": (lambda: rnnjax.skip(lstm()), [0]),
     "dropout": (lambda: rnnjax.regularise.VariationalDropout(lstm(), inputs=0.5), [0]),
@@ -43,9 +45,21 @@ def test_the_hidden_part_of_a_state(name):
     make, hidden = PARTS[name]
     part = make()
     leaves, structure = jax.tree.flatten(jax.eval_shape(part.initial))
-    values = [place(np.full(leaf.shape, number + 1, leaf.dtype)) for number, leaf in enumerate(leaves)]
+    values = [place(value_of(number, leaf)) for number, leaf in enumerate(leaves)]
     got = part.hidden(jax.tree.unflatten(structure, values))
-    np.testing.assert_array_equal(got, np.concatenate([np.ravel(values[number]) for number in hidden]))
+    np.testing.assert_array_equal(got, np.concatenate([parts_of(values[number]) for number in hidden]))
+
+
+def value_of(number, leaf):
+    """An array like `leaf`, of numbers that tell it from the others."""
+    parts = 0.5j if np.issubdtype(leaf.dtype, np.complexfloating) else 0
+    return np.full(leaf.shape, number + 1 + parts, leaf.dtype)
+
+
+def parts_of(value):
+    """An array as a vector of real numbers: the real parts of complex ones, and then their imaginary parts."""
+    flat = np.ravel(value)
+    return np.concatenate([flat.real, flat.imag]) if np.iscomplexobj(flat) else flat
 
 
 def lru(size=I):

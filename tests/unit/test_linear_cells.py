@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
+import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.special import expit
 
 import rnnjax
 from rnnjax import Hidden, initialise, unroll
-from rnnjax.networks.rg_lru import log_softplus, root_of_rest
+from rnnjax.networks.gated_lru import log_softplus, root_of_rest
 
 T, I, H = 12, 3, 8  # noqa: E741
 F32, F64 = jnp.float32, jnp.float64
@@ -30,6 +31,7 @@ PARTS = {
     "s5": rnnjax.S5,
     "qrnn": rnnjax.QRNN,
     "rg_lru": lambda inputs, _, **options: rnnjax.RGLRU(inputs, **options),
+    "cg_lru": lambda inputs, _, **options: grid.of_pairs(inputs, **options),
 }
 QUICK_PARTS = ("linear_rnn", "min_lstm", "lru", "s5", "rg_lru")
 ENGINES = {"sequential": rnnjax.Scan(), "parallel": rnnjax.Associative()}
@@ -308,8 +310,23 @@ def test_hippo_normal_is_the_matrix_of_numpy(states):
     np.testing.assert_allclose(2 * np.real(vectors * values @ vectors.conj().T), dense, atol=1e-10 * states**2)
 
 
-def test_s5_answers_an_impulse_as_the_dense_system():
-    """Its answer, with B and C as they were drawn, is that of h' = A h + B x under a hold, by matrix exponentials."""
+def held(A: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """The maps of the state and of B x over a step of h' = A h + B x where x is held, by matrix exponentials."""
+    a = expm(A * step)
+    return a, np.linalg.solve(A, a - np.eye(len(A)))
+
+
+def trapezoidal(A: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """The maps of the state and of B x over a step by the trapezoidal rule, by matrix inverses."""
+    implicit = np.linalg.inv(np.eye(len(A)) - A * step / 2)
+    return implicit @ (np.eye(len(A)) + A * step / 2), step * implicit
+
+
+@pytest.mark.parametrize(
+    ("discretise", "maps"), [(rnnjax.cells.zero_order_hold, held), (rnnjax.cells.bilinear, trapezoidal)]
+)
+def test_s5_answers_an_impulse_as_the_dense_system(discretise, maps):
+    """Its answer, with B and C as they were drawn, is that of h' = A h + B x, made discrete with dense matrices."""
     states, blocks, step = 12, 2, 0.07
     random = np.random.default_rng(0)
     B, C = random.standard_normal((I, states)), random.standard_normal((states, I))
@@ -321,15 +338,15 @@ def test_s5_answers_an_impulse_as_the_dense_system():
         skip=False,
         shortest_step=step,
         longest_step=step,
+        discretise=discretise,
         input_initialiser=lambda *_: jax.device_put(B),
         output_initialiser=lambda *_: jax.device_put(C),
         dtype=F64,
     )
     cell = eqx.tree_at(lambda cell: cell.log_step, cell, np.full(states // 2, np.log(step)))
     dense = np.kron(np.eye(blocks), hippo(states // blocks))
-    a = expm(dense * step)
-    held = np.linalg.solve(dense, a - np.eye(states)) @ B.T
-    expected = [C.T @ np.linalg.matrix_power(a, step) @ held for step in range(T)]  # [O, I]
+    a, scale = maps(dense, step)
+    expected = [C.T @ np.linalg.matrix_power(a, step) @ scale @ B.T for step in range(T)]  # [O, I]
     for feature in range(I):
         impulse = np.outer(np.arange(T) == 0, np.eye(I)[feature])
         for _, ys in run(*ENGINES)(cell, None, impulse):
@@ -342,6 +359,23 @@ def test_s5_keeps_its_digits_at_short_steps():
     _, written = coefficients()(cell, np.ones((2, H // 2), F32))
     _, expected = coefficients()(widened(cell), np.ones((2, H // 2)))
     np.testing.assert_allclose(written, expected, rtol=1e-6)
+
+
+def test_s5_with_a_bound_trains_the_real_parts_and_clips_them():
+    """It starts where S5 starts; a unit beyond the bound decays as one at the bound, and has no gradient."""
+    make = partial(rnnjax.S5, I, H, key=key(), blocks=2, dtype=F64)
+    free, bounded = make(), make(largest_real_part=-1e-4)
+    beyond = eqx.tree_at(lambda cell: cell.real_part, bounded, np.asarray([0.5, -1e-5, -0.5, -3.0]))
+
+    @jax.jit
+    def values(free: Any, bounded: Any, beyond: Any) -> Any:
+        slope = jax.grad(lambda cell: unroll(cell, None, inputs(T))[1].sum())(beyond)
+        return free.eigenvalues(F64), bounded.eigenvalues(F64), beyond.eigenvalues(F64).real, slope.real_part
+
+    expected, found, clipped, slope = values(free, bounded, beyond)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_array_equal(clipped, [-1e-4, -1e-4, -0.5, -3.0])
+    np.testing.assert_array_equal(slope != 0, [False, False, True, True])
 
 
 def test_s5_draws_its_steps_log_uniformly():

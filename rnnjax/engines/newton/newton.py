@@ -37,7 +37,8 @@ class Newton(AbstractEngine):
                  dtype, 3e-6 in float32 and 3e-13 in float64. One more step is taken after it is reached
     damping      None: Newton's own steps, which overflow where long products of Jacobians do. A number, such as 0.1:
                  the most damping in a trust region (ELK, Gonzalez et al. 2024, arXiv:2407.19115), which adapts
-    fall_back    run sequences that have not converged step by step; if false, they are an error at run time
+    fall_back    run sequences that have not converged step by step; if false, they are an error at run time, which
+                 says whether the iterations were too few, or overflowed, and at which iteration
 
     `solve` returns iterations, residual and convergence. The gradient, in either mode, is one linear recurrence with
     the Jacobians at the solution. Entries of their long products are clipped to the square root of the largest number

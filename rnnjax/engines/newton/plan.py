@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -11,6 +10,7 @@ from ...arrays import PyTree, State, States, count_steps, select
 from ...cell import AbstractCell, describe, emits_states
 from ...engine import Plan, before_step
 from ...marks import Marks, quarantine
+from .failure import insist
 from .problem import Problem
 from .solver import Settings, Solution
 from .solver import befores as befores_of
@@ -54,7 +54,7 @@ class NewtonPlan(Plan):
     def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         problem = _problem(cell, state, xs, marks)
         solution = trajectory(problem, settings=self.settings, fall_back=self.fall_back)
-        states = solution.states if self.fall_back else self._insist(cell, solution)
+        states = solution.states if self.fall_back else insist(solution, describe(cell), self.settings)
         return jax.tree.map(lambda leaf: leaf[-1], states), self._emitted(problem, states)
 
     def _emitted(self, problem: Problem, states: States) -> PyTree[Array]:
@@ -66,17 +66,6 @@ class NewtonPlan(Plan):
         befores = jax.vmap(lambda x: jacobian.unpack(x, problem.start))(befores)
         befores = before_step(problem.marks, problem.initial, befores)
         return jax.vmap(problem.cell.emit)(states, befores, problem.us)
-
-    def _insist(self, cell: AbstractCell, solution: Solution) -> States:
-        """The states. Raises at run time unless they have converged."""
-        remedies = "raise `iterations`" if self.settings.damping else "pass damping=0.1, raise `iterations`"
-        return eqx.error_if(
-            solution.states,
-            ~solution.converged,
-            f"Newton did not solve {describe(cell)} within {self.settings.iterations} iterations: {remedies} or "
-            "`tolerance`, pass fall_back=True, or use Scan(). Newton.solve returns the residual; it is NaN if weights "
-            "are NaN",
-        )
 
 
 def _problem(cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> Problem:

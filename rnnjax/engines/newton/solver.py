@@ -45,7 +45,7 @@ class Iterate(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """All states over time, and whether they have converged."""
+    """All states over time, and whether they have converged. The residual is NaN where the iterations overflowed."""
 
     states: Any
     iterations: Int[Array, "..."]
