@@ -54,7 +54,9 @@ def of_frames(cell: type, inputs: int, dtype: Any, **options: Any) -> rnnjax.Sta
     """A convolutional cell of inputs that are lines of one channel, its outputs in a row."""
     recurrent = cell(1, 2, inputs, kernel_size=3, learn_initial=True, key=KEY, dtype=dtype, **options)
     enter = rnnjax.TimeDistributed(lambda x: x[None], inputs, dtype=dtype)
-    return rnnjax.Stack([enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, inputs), dtype=dtype)])
+    return rnnjax.Stack(
+        [enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, *recurrent.hidden_space), dtype=dtype)]
+    )
 
 
 NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
@@ -83,7 +85,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
         )
     ),
     "conv_lstm": lambda inputs, dtype: of_frames(rnnjax.ConvLSTM, inputs, dtype, peepholes=True),
-    "conv_gru": lambda inputs, dtype: of_frames(rnnjax.ConvGRU, inputs, dtype),
+    "conv_gru": lambda inputs, dtype: of_frames(rnnjax.ConvGRU, inputs, dtype, stride=2),
     "convolution": lambda inputs, dtype: rnnjax.networks.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
     "depthwise_convolution": lambda inputs, dtype: rnnjax.networks.DepthwiseConvolution(
         inputs, window=4, key=KEY, dtype=dtype
