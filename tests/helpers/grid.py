@@ -66,6 +66,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     ),
     "reversed": lambda inputs, dtype: rnnjax.Reversed(_layer(inputs, dtype)),
     "bidirectional": lambda inputs, dtype: rnnjax.Bidirectional(_layer(inputs, dtype), _layer(inputs, dtype)),
+    "shared_bidirectional": lambda inputs, dtype: rnnjax.networks.SharedBidirectional(_layer(inputs, dtype)),
     "stack_of_bidirectional": lambda inputs, dtype: rnnjax.Stack(
         [
             rnnjax.Bidirectional(_layer(inputs, dtype), _layer(inputs, dtype, rnnjax.MinGRU)),

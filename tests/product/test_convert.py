@@ -96,7 +96,8 @@ class Own(rnnjax.LSTM):
 
 @pytest.mark.parametrize("library", TO)
 def test_a_cell_of_ours_alone_is_refused(library):
-    for cell in (make(rnnjax.MinGRU), make(rnnjax.IndRNN), rnnjax.Stack([make(rnnjax.LSTM)]), make(Own)):
+    shared = rnnjax.networks.SharedBidirectional(make(rnnjax.GRU))
+    for cell in (make(rnnjax.MinGRU), make(rnnjax.IndRNN), rnnjax.Stack([make(rnnjax.LSTM)]), make(Own), shared):
         assert_refused(lambda cell=cell: TO[library](cell), ValueError, "network", "expected", type(cell).__name__)
 
 

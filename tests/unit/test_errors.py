@@ -409,6 +409,9 @@ COMPOSITION = [
     ),
     pytest.param(partial(rnnjax.residual, total), TypeError, ["layer", "cell", "total"], id="residual_function"),
     pytest.param(partial(rnnjax.skip, total), TypeError, ["layer", "cell", "total"], id="skip_function"),
+    pytest.param(
+        partial(rnnjax.networks.SharedBidirectional, total), TypeError, ["layer", "cell", "total"], id="shared_function"
+    ),
     pytest.param(partial(rnnjax.Reversed, total), TypeError, ["layer", "cell", "total"], id="reversed_function"),
 ]
 
