@@ -5,6 +5,7 @@ import gc
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -226,24 +227,27 @@ def through_pickle(part: Any) -> Any:
 ACTIVATIONS = [jnp.tanh, jax.nn.relu, jax.nn.gelu, partial(jax.nn.leaky_relu, negative_slope=0.2), rnnjax.cells.linear]
 
 
-def models() -> dict[str, Any]:
-    return {name: drawn(name) for name in PARTS} | {
-        **{f"engine {name}": engine for name, engine in grid.ENGINES.items()},
-        **{f"elman {number}": rnnjax.Elman(3, 4, key=grid.KEY, activation=f) for number, f in enumerate(ACTIVATIONS)},
-        "auto": rnnjax.Auto(),
-        "classifier": rnnjax.models.Classifier(drawn("gru"), jax.nn.softmax, pooling=rnnjax.models.maximum),
-        "tagger": rnnjax.models.Tagger(drawn("gru"), jnp.tanh),
-        "language": rnnjax.models.LanguageModel(7, drawn("gru"), key=grid.KEY),
-        "bidirectional": rnnjax.Bidirectional(drawn("gru"), drawn("gru"), merge=jnp.add),
-        "tree": rnnjax.trees.RecursiveNetwork(3, 4, arity=2, key=grid.KEY),
-    }
+MODELS: dict[str, Callable[[], Any]] = {
+    **{name: partial(drawn, name) for name in PARTS},
+    **{f"engine {name}": lambda name=name: grid.ENGINES[name] for name in grid.ENGINES},
+    **{
+        f"elman {number}": partial(rnnjax.Elman, 3, 4, key=grid.KEY, activation=f)
+        for number, f in enumerate(ACTIVATIONS)
+    },
+    "auto": rnnjax.Auto,
+    "classifier": lambda: rnnjax.models.Classifier(drawn("gru"), jax.nn.softmax, pooling=rnnjax.models.maximum),
+    "tagger": lambda: rnnjax.models.Tagger(drawn("gru"), jnp.tanh),
+    "language": lambda: rnnjax.models.LanguageModel(7, drawn("gru"), key=grid.KEY),
+    "bidirectional": lambda: rnnjax.Bidirectional(drawn("gru"), drawn("gru"), merge=jnp.add),
+    "tree": lambda: rnnjax.trees.RecursiveNetwork(3, 4, arity=2, key=grid.KEY),
+}
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 def test_a_copy_is_the_same_pytree(name, duplicate):
     """So that one program runs both, and an average of the two is a map over them."""
-    model = models()[name]
+    model = MODELS[name]()
     if duplicate is through_pickle and name in ("conv_lstm", "conv_gru"):
         pytest.skip("the grid's holds a lambda, which Python does not pickle")
     made = duplicate(model)
