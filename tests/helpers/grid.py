@@ -92,7 +92,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
         inputs, window=4, key=KEY, dtype=dtype
     ),
     "qrnn": lambda inputs, dtype: rnnjax.QRNN(
-        inputs, H, key=KEY, window=3, input_gate=True, learn_initial=True, dtype=dtype
+        inputs, H, key=KEY, window=3, input_gate=True, zoneout=0.5, learn_initial=True, dtype=dtype
     ),
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
 }

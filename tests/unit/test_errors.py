@@ -346,6 +346,12 @@ LINEAR = [
         id="depthwise_window",
     ),
     pytest.param(partial(keyed(rnnjax.QRNN), I, H, window=0), ValueError, ["window", "0"], id="qrnn_window"),
+    pytest.param(
+        partial(keyed(rnnjax.QRNN), I, H, zoneout=1.0), ValueError, ["zoneout", "0 <= p < 1", "1.0"], id="qrnn_zoneout"
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.QRNN), I, H, zoneout="0.1"), TypeError, ["zoneout", "'0.1'"], id="qrnn_zoneout_text"
+    ),
     pytest.param(partial(make_rg_lru, H, heads=3), ValueError, ["heads", "hidden_size=8", "3"], id="rg_lru_heads"),
     pytest.param(
         lambda: jax.eval_shape(run("qrnn", engine=rnnjax.Fused())),
