@@ -38,9 +38,9 @@ class QRNN(AbstractNetwork):
     a linear cell, which the given engine runs: `Associative`, or any that runs step by step.
 
     With `zoneout` and a `key`, each unit keeps its c for a step with that probability, c_t = c_{t-1}: the paper's
-    zoneout, f = 1 - dropout(1 - sigmoid(..)), where the dropout does not rescale; with an input gate, i is dropped along
-    with 1 - f. It draws for every step anew, and it changes the coefficients alone, so every engine runs it. Without a
-    key nothing is dropped and nothing is rescaled. (The authors' code then multiplies 1 - f by 1 - zoneout.)
+    zoneout, f = 1 - dropout(1 - sigmoid(..)), where the dropout does not rescale; with an input gate, i is dropped
+    along with 1 - f. It draws for every step anew, and it changes the coefficients alone, so every engine runs it.
+    Without a key nothing is dropped and nothing is rescaled. (The authors' code then multiplies 1 - f by 1 - zoneout.)
     """
 
     input_weight: Float[Array, "W I GH"]  # input_weight[age] multiplies x_{t - age}
