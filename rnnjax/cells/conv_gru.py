@@ -21,11 +21,11 @@ class ConvGRU(AbstractConvolutionalCell):
         n    = tanh(W * x_t + b + r (R * h_{t-1} + d))
         h_t  = (1 - z) n + z h_{t-1}                         x: [I, *space]; h: [H, *hidden_space]
 
-    over lines, images or volumes; all frames of a cell have one size, and its states that of the convolved frames, as
-    in `ConvLSTM`. The reset is *after* the convolution, as in
-    `GRU`, so that there is one convolution in each step. In the paper it is before, R * (r h), which is a different
-    function and needs a second convolution that depends on r. `candidate_bias` is d. With a kernel of one position it
-    is a `GRU` shared by all positions. It is a plain cell: engines that run any cell run it, and `Fused` does not.
+    over lines, images or volumes; all frames of a cell have one size, and its states have that of the convolved frames,
+    as in `ConvLSTM`. The reset is *after* the convolution, as in `GRU`, so that there is one convolution in each step.
+    In the paper it is before, R * (r h), which is a different function and needs a second convolution that depends on
+    r. `candidate_bias` is d. With a kernel of one position it is a `GRU` shared by all positions. It is a plain cell:
+    engines that run any cell run it, and `Fused` does not.
     """
 
     gates: ClassVar[str] = "rzn"

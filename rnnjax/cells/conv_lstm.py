@@ -24,11 +24,10 @@ class ConvLSTM(AbstractConvolutionalCell):
     over lines, images or volumes; all frames of a cell have one size. The states have the size of the convolved frames:
     that of the frames, unless the input convolution has a stride or another padding. With `peepholes`, p c_{t-1} is
     added to i and f and p c_t to o, where each p has a weight for every unit and position of the state, as in the
-    paper. With a kernel
-    of one position it is an `LSTM` shared by all positions. Since the product in the loop is a convolution, it is a
-    plain cell: engines that run any cell run it, and `Fused` does not. `skip` and `Bidirectional` concatenate along the
-    last axis, which is one of space here: pass `merge=lambda first, second: jnp.concatenate([first, second], 1)`, or
-    `add`, to `Bidirectional`.
+    paper. With a kernel of one position it is an `LSTM` shared by all positions. Since the product in the loop is a
+    convolution, it is a plain cell: engines that run any cell run it, and `Fused` does not. `skip` and `Bidirectional`
+    concatenate along the last axis, which is one of space here: pass
+    `merge=lambda first, second: jnp.concatenate([first, second], 1)`, or `add`, to `Bidirectional`.
     """
 
     state_type: ClassVar[type] = LSTMState

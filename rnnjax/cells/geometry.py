@@ -61,6 +61,11 @@ def check_geometry(
             "state by half a position at every step. "
             "Make each even size one larger or smaller"
         )
+    if isinstance(padding, str):
+        raise TypeError(
+            f"padding: expected a number of zeros for each axis, got {padding!r}. "
+            "Leave it out to keep the size of frames ('same' in other libraries), or pass 0 for no padding ('valid')"
+        )
     geometry = Geometry(
         space,
         None if padding is None else _for_each_axis("padding", padding, space, least=0),

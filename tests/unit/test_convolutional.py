@@ -280,7 +280,7 @@ def make(space: Any, **options: Any) -> rnnjax.ConvLSTM:
         (partial(make, (4, 4), dilation=1.5), ValueError, ["dilation", "positive integer", "1.5"]),
         (partial(make, (4, 4), recurrent_dilation=(2,)), ValueError, ["recurrent_dilation", "space=(4, 4)", "(2,)"]),
         (partial(make, (4, 4), padding=-1), ValueError, ["padding", "non-negative integer", "-1"]),
-        (partial(make, (4, 4), padding="same"), ValueError, ["padding", "non-negative integer", "'same'"]),
+        (partial(make, (4, 4), padding="valid"), TypeError, ["padding", "number of zeros", "got 'valid'", "pass 0"]),
         (partial(make, (2, 4), padding=0), ValueError, ["kernel_size", "(2, 4)", "got (3, 3)", "Reduce"]),
         (partial(make, 8, padding=0, dilation=4), ValueError, ["kernel_size", "(8,)", "spans (9,)", "dilation"]),
         (partial(make, ()), ValueError, ["space", "one axis", "LSTM"]),
