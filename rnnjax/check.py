@@ -169,19 +169,19 @@ def sizes(**values: Checked[int]) -> None:
         )
 
 
-def shape(name: str, value: Sizes) -> tuple[int, ...]:
-    """`value` as a tuple; an integer is the size of one axis. Raise unless all sizes are positive integers."""
+def shape(name: str, value: Sizes, least: int = 1) -> tuple[int, ...]:
+    """`value` as a tuple; an integer is that of one axis. Raise unless all are integers of at least `least`, 0 or 1."""
     axes = value if isinstance(value, tuple) else (value,)
-    if not all(map(_is_size, axes)):
+    if not all(_is_size(axis, least) for axis in axes):
         raise ValueError(
-            f"{name}: expected a positive integer or a tuple of them, got {value!r}. "
+            f"{name}: expected a {'positive' if least else 'non-negative'} integer or a tuple of them, got {value!r}. "
             "Write a tuple for several axes, such as (1, 28)"
         )
     return tuple(map(int, axes))
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+def _is_size(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def dtype(value: DType) -> None:

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Sizes, Units, cast
 from ..cell import Hidden, Shapes, learnable_zeros
-from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, check_frame, draw_kernel
+from .convolutional import AbstractConvolutionalCell, GatedFrame, Kernel, draw_kernel
+from .geometry import Geometry, check_geometry
 from .gru import gate
 
 
@@ -18,12 +19,13 @@ class ConvGRU(AbstractConvolutionalCell):
 
         r, z = sigmoid(W * x_t + b + R * h_{t-1})
         n    = tanh(W * x_t + b + r (R * h_{t-1} + d))
-        h_t  = (1 - z) n + z h_{t-1}                         x: [I, *space]; h: [H, *space]
+        h_t  = (1 - z) n + z h_{t-1}                         x: [I, *space]; h: [H, *hidden_space]
 
-    over lines, images or volumes; all frames of a cell have one size. The reset is *after* the convolution, as in
-    `GRU`, so that there is one convolution in each step. In the paper it is before, R * (r h), which is a different
-    function and needs a second convolution that depends on r. `candidate_bias` is d. With a kernel of one position it
-    is a `GRU` shared by all positions. It is a plain cell: engines that run any cell run it, and `Fused` does not.
+    over lines, images or volumes; all frames of a cell have one size, and its states have that of the convolved frames,
+    as in `ConvLSTM`. The reset is *after* the convolution, as in `GRU`, so that there is one convolution in each step.
+    In the paper it is before, R * (r h), which is a different function and needs a second convolution that depends on
+    r. `candidate_bias` is d. With a kernel of one position it is a `GRU` shared by all positions. It is a plain cell:
+    engines that run any cell run it, and `Fused` does not.
     """
 
     gates: ClassVar[str] = "rzn"
@@ -33,7 +35,7 @@ class ConvGRU(AbstractConvolutionalCell):
     bias: Bias | None
     candidate_bias: Units | None
     initial_state: Hidden | None
-    space: tuple[int, ...] = eqx.field(static=True)
+    geometry: Geometry = eqx.field(static=True)
 
     def __init__(
         self,
@@ -43,6 +45,10 @@ class ConvGRU(AbstractConvolutionalCell):
         *,
         kernel_size: Sizes,
         key: PRNGKeyArray,
+        padding: Sizes | None = None,
+        stride: Sizes = 1,
+        dilation: Sizes = 1,
+        recurrent_dilation: Sizes = 1,
         bias: bool = True,
         learn_initial: bool = False,
         input_initialiser: initialise.Initialiser = initialise.glorot,
@@ -53,7 +59,8 @@ class ConvGRU(AbstractConvolutionalCell):
         """Draw the weights. Arguments as in `ConvLSTM`."""
         check.sizes(input_channels=input_channels, hidden_channels=hidden_channels)
         check.flags(bias=bias, learn_initial=learn_initial)
-        self.space, kernel = check_frame(space, kernel_size)
+        self.geometry, kernel = check_geometry(space, kernel_size, padding, stride, dilation, recurrent_dilation)
+        shape = hidden_channels, *self.geometry.hidden_space(kernel)
         keys = random.split(key, 4)
         self.input_weight = draw_kernel(
             input_initialiser, keys[0], kernel, input_channels, self.gates, hidden_channels, dtype
@@ -63,7 +70,7 @@ class ConvGRU(AbstractConvolutionalCell):
         )
         self.bias = initialise.bias(bias_initialiser, keys[2], self.gates, hidden_channels, dtype) if bias else None
         self.candidate_bias = initialise.bias(bias_initialiser, keys[3], "n", hidden_channels, dtype) if bias else None
-        self.initial_state = learnable_zeros(learn_initial, Hidden, (hidden_channels, *self.space), dtype)
+        self.initial_state = learnable_zeros(learn_initial, Hidden, shape, dtype)
 
     @property
     def weight_shapes(self) -> Shapes:

@@ -10,23 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from .. import check, initialise, random
-from ..arrays import Bias, DType, Sizes, State, States, shift
+from .. import initialise, random
+from ..arrays import Bias, DType, State, States, shift
 from ..cell import AbstractCell, Hidden, Shapes, initial_or_zeros
+from .geometry import Geometry
 
 Kernel = Float[Array, "*kernel I GH"]
 Frames = Inexact[Array, "T I *space"]
-GatedFrame = Float[Array, "G H *space"]
+GatedFrame = Float[Array, "G H *hidden"]
 
 
 class AbstractConvolutionalCell(AbstractCell):
-    """A cell of frames, with inputs [I, *space] and states [H, *space], whose products are convolutions.
+    """A cell of frames, with inputs [I, *space] and states [H, *hidden], whose products are convolutions.
 
-        u_t = W * x_t + b                                  u, v: [G, H, *space]
+        u_t = W * x_t + b                                  u, v: [G, H, *hidden]
         v_t = R * h_{t-1}
 
     `*` is the convolution of neural networks, y[p] = sum over k of W[k] x[p + k], where k is relative to the middle of
-    an odd kernel. Frames are padded with zeros, so that they keep their size.
+    an odd kernel. States are padded with zeros, so that they keep their size, and so are frames, unless `geometry`
+    says otherwise: then `hidden_space` is the size that the convolved frames have.
 
     W and R are kernels [*kernel, in, GH] and b is a vector [GH], with the gates one after the other.
 
@@ -41,7 +43,17 @@ class AbstractConvolutionalCell(AbstractCell):
     recurrent_weight: eqx.AbstractVar[Float[Array, "*kernel H GH"]]
     bias: eqx.AbstractVar[Bias | None]
     initial_state: eqx.AbstractVar[State | None]  # a learned initial state; None stands for zeros
-    space: eqx.AbstractVar[tuple[int, ...]]
+    geometry: eqx.AbstractVar[Geometry]
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """The size of an input frame."""
+        return self.geometry.space
+
+    @property
+    def hidden_space(self) -> tuple[int, ...]:
+        """The size of a state, and of an output: that of the convolved frames."""
+        return self.geometry.hidden_space(self.input_weight.shape[:-2])
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.input_weight.shape[-2], *self.space), self.input_weight.dtype)
@@ -55,23 +67,25 @@ class AbstractConvolutionalCell(AbstractCell):
             "input_weight": (*kernel[: len(self.space)], inputs, columns),
             "recurrent_weight": (*kernel, hidden_size, columns),
             "bias": (columns,),
-            "initial_state": (hidden_size, *self.space),
+            "initial_state": (hidden_size, *self.hidden_space),
         }
 
     def initial(self) -> State:
-        shape = self.input_weight.shape[-1] // len(self.gates), *self.space
+        shape = self.input_weight.shape[-1] // len(self.gates), *self.hidden_space
         return initial_or_zeros(self.state_type, self.initial_state, shape, self.input_weight.dtype)
 
-    def project(self, xs: Frames) -> Float[Array, "T G H *space"]:
-        us = convolve_all(self.input_weight, xs)
+    def project(self, xs: Frames) -> Float[Array, "T G H *hidden"]:
+        us = convolve_all(self.input_weight, xs, self.geometry)
         us = us if self.bias is None else shift(us, self.bias.reshape(-1, *(1 for _ in self.space)))
         return channels_by_gate(us, len(self.gates), 1)
 
-    def recur(self, h: Float[Array, "H *space"]) -> GatedFrame:
+    def recur(self, h: Float[Array, "H *hidden"]) -> GatedFrame:
         """`v = R * h`."""
-        return channels_by_gate(convolve(self.recurrent_weight, h), len(self.gates), 0)
+        return channels_by_gate(
+            convolve(self.recurrent_weight, h, self.geometry.recurrent_dilation), len(self.gates), 0
+        )
 
-    def readout(self, states: States, xs: Frames) -> Float[Array, "T H *space"]:
+    def readout(self, states: States, xs: Frames) -> Float[Array, "T H *hidden"]:
         del xs
         return states.h.astype(self.input_weight.dtype)
 
@@ -80,16 +94,19 @@ class AbstractConvolutionalCell(AbstractCell):
         return jnp.ravel(state.h)
 
 
-def convolve_all(weight: Kernel, xs: Frames) -> Float[Array, "T GH *space"]:
+def convolve_all(weight: Kernel, xs: Frames, geometry: Geometry) -> Float[Array, "T GH *hidden"]:
     """`W * x` for all of time, which is the batch axis of one convolution."""
     axes = weight.ndim - 2
     frame = tuple(range(axes + 2))
     layout = jax.lax.ConvDimensionNumbers(frame, (axes + 1, axes, *range(axes)), frame)
-    return jax.lax.conv_general_dilated(xs, weight, (1,) * axes, "SAME", dimension_numbers=layout)
+    padding = "SAME" if geometry.padding is None else [(zeros, zeros) for zeros in geometry.padding]
+    return jax.lax.conv_general_dilated(
+        xs, weight, geometry.stride, padding, rhs_dilation=geometry.dilation, dimension_numbers=layout
+    )
 
 
-@partial(jax.checkpoint, prevent_cse=False)
-def convolve(weight: Kernel, h: Float[Array, "I *space"]) -> Float[Array, "GH *space"]:
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def convolve(weight: Kernel, h: Float[Array, "I *hidden"], dilation: tuple[int, ...]) -> Float[Array, "GH *hidden"]:
     """`v = R * h`, summed in the dtype of `h`, as one matrix product with the patches around all positions.
 
     XLA's convolution, inside a loop on a CPU, takes several times as long. The patches are as many times `h` as the
@@ -97,8 +114,9 @@ def convolve(weight: Kernel, h: Float[Array, "I *space"]) -> Float[Array, "GH *s
     """
     *kernel, _, columns = weight.shape
     space = h.shape[1:]
-    padded = jnp.pad(h.astype(weight.dtype), [(0, 0), *((size // 2, size // 2) for size in kernel)])
-    corners = np.ndindex(*kernel)
+    margins = [step * (size // 2) for size, step in zip(kernel, dilation, strict=True)]
+    padded = jnp.pad(h.astype(weight.dtype), [(0, 0), *((margin, margin) for margin in margins)])
+    corners = [np.multiply(corner, dilation) for corner in np.ndindex(*kernel)]
     shifted = [padded[:, *(slice(at, at + size) for at, size in zip(corner, space, strict=True))] for corner in corners]
     patches = jnp.stack(shifted).reshape(-1, math.prod(space))
     matrix = weight.reshape(-1, columns).T
@@ -123,28 +141,3 @@ def draw_kernel(
     """[*kernel, in, GH], one draw for each gate; its fan-in is that of a position, over the whole kernel."""
     flat = initialise.input_weight(initialiser, key, math.prod(kernel) * inputs, gates, units, dtype)
     return random.array(random.known(flat).reshape(*kernel, inputs, len(gates) * units), dtype)
-
-
-def check_frame(space: Sizes, kernel_size: Sizes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Both as tuples, a size for each axis of space; raise unless they fit each other and kernel sizes are odd."""
-    space = check.shape("space", space)
-    if not space:
-        raise ValueError(
-            "space: expected at least one axis, got (). "
-            "Pass the sizes of a frame, such as (8, 8), or use LSTM or GRU for vectors"
-        )
-    kernel = check.shape("kernel_size", kernel_size)
-    if not isinstance(kernel_size, tuple):
-        kernel *= len(space)
-    if len(kernel) != len(space):
-        raise ValueError(
-            f"kernel_size: expected a size for each axis of space={space}, got {kernel_size!r}. "
-            f"Pass {len(space)} sizes, or one integer for all axes"
-        )
-    if any(size % 2 == 0 for size in kernel):
-        raise ValueError(
-            f"kernel_size: expected odd sizes, got {kernel_size!r}. An even kernel has no middle, and would shift the "
-            "state by half a position at every step. "
-            "Make each even size one larger or smaller"
-        )
-    return space, kernel

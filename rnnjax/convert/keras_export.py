@@ -8,6 +8,7 @@ import numpy as np
 from ..cell import describe
 from ..cells.conv_lstm import ConvLSTM
 from ..cells.elman import Elman
+from ..cells.geometry import Geometry
 from ..cells.gru import GRU
 from ..cells.lstm import LSTM
 from ..cells.reset_before_gru import ResetBeforeGRU
@@ -33,7 +34,8 @@ def to_keras(network: Layer, *, return_state: bool = False) -> "keras.layers.Lay
     layer. Back again, the bits are the same.
 
     Raises a ValueError for other cells and merges, a Stack with dropout or with networks in it, heads, peepholes,
-    coupled gates, clipping, a leak, and a learned initial state.
+    coupled gates, clipping, a leak, and a learned initial state; of a `ConvLSTM` also for a padding other than that
+    which keeps the size and none, a stride together with a dilation, and a recurrent dilation.
     """
     layer = _layer(network, return_sequences=True, return_state=return_state, dtype=_dtype(network))
     layer.build((None, None, *_input_shape(network)))
@@ -66,21 +68,55 @@ def _layer(network: Layer, **options: Any) -> Any:
         forward = _layer(network.forward, **options)
         backward = _layer(network.backward, go_backwards=True, **options)
         return keras.layers.Bidirectional(forward, merge_mode=names[0], backward_layer=backward, dtype=options["dtype"])
-    if not isinstance(network, ConvLSTM):
-        return keras.layers.RNN(_cell(network, options["dtype"]), **options)
-    check_plain(network, TARGET)
+    if isinstance(network, ConvLSTM):
+        return _frames(network, **options)
+    return keras.layers.RNN(_cell(network, options["dtype"]), **options)
+
+
+def _frames(cell: ConvLSTM, **options: Any) -> Any:
+    """The layer of a convolutional cell, not built."""
+    import keras
+
+    check_plain(cell, TARGET)
     kinds = {1: keras.layers.ConvLSTM1D, 2: keras.layers.ConvLSTM2D, 3: keras.layers.ConvLSTM3D}
-    rank = len(network.space)
+    rank, geometry = len(cell.space), cell.geometry
     if rank not in kinds:
         raise ValueError(f"space: expected up to 3 axes for {TARGET}, got {rank}. Use rnnjax itself to run it")
-    *kernel, _, columns = network.input_weight.shape
+    if max(geometry.recurrent_dilation) > 1:
+        raise ValueError(
+            f"recurrent_dilation: expected 1 for {TARGET}, got {geometry.recurrent_dilation}. "
+            "Use rnnjax itself to run it"
+        )
+    if max(geometry.stride) > 1 and max(geometry.dilation) > 1:
+        raise ValueError(
+            f"dilation: expected 1 for {TARGET} with stride={geometry.stride}, got {geometry.dilation}. "
+            "Use rnnjax itself to run it"
+        )
+    *kernel, _, columns = cell.input_weight.shape
     return kinds[rank](
         columns // 4,
         tuple(kernel),
-        padding="same",
+        strides=geometry.stride,
+        padding=_padding(geometry, tuple(kernel)),
         data_format="channels_last",
-        use_bias=network.bias is not None,
+        dilation_rate=geometry.dilation,
+        use_bias=cell.bias is not None,
         **options,
+    )
+
+
+def _padding(geometry: Geometry, kernel: tuple[int, ...]) -> str:
+    """The name of a padding in Keras."""
+    if geometry.padding is None:
+        return "same"
+    if not any(geometry.padding):
+        return "valid"
+    keeping = tuple(dilation * (size // 2) for size, dilation in zip(kernel, geometry.dilation, strict=True))
+    if geometry.padding == keeping and max(geometry.stride) == 1:
+        return "same"
+    raise ValueError(
+        f"padding: expected None, 0, or {keeping} at a stride of 1, for {TARGET}, got {geometry.padding} at a stride "
+        f"of {geometry.stride}. Pad the frames themselves, and build the cell with padding=0"
     )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from ..cell import AbstractCell
 from ..cells.conv_lstm import ConvLSTM
+from ..cells.geometry import Geometry
 from ..cells.gru import GRU
 from ..cells.reset_before_gru import ResetBeforeGRU
 from ..checked import Checked
@@ -50,8 +51,8 @@ def from_keras(
     LSTM              an `LSTM`; gates i, f, c, o, which are i, f, g, o here
     GRU               gates z, r, h, here r, z, n; a `GRU` with reset_after, whose two biases are added but for that of
                       h in the second one, which is `candidate_bias`; else a `ResetBeforeGRU`
-    ConvLSTM1D...3D   a `ConvLSTM`; frames are [*space, channels] in Keras, [channels, *space] here. They must keep
-                      their size: padding="same", without strides or dilation
+    ConvLSTM1D...3D   a `ConvLSTM`, with its padding, strides and dilation; frames are [*space, channels] in Keras,
+                      [channels, *space] here
     Bidirectional     a `Bidirectional`, with the merge of `merge_mode`
     RNN               its cell; `StackedRNNCells` are a `Stack`
 
@@ -125,15 +126,12 @@ def _from_cell(cell: Any) -> Layer:
 
 def _from_frames(cell: Any) -> ConvLSTM:
     """The convolutional LSTM of its cell in Keras."""
-    for name, expected in (("padding", "same"), ("strides", (1,) * cell.rank), ("dilation_rate", (1,) * cell.rank)):
-        given = getattr(cell, name)
-        if given != expected:
-            raise ValueError(
-                f"{name}: expected {expected!r}, got {given!r}. Build the layer so, that frames keep their size"
-            )
     arrays = _arrays(cell)
     _check_gates(cell)
-    return conv_lstm(arrays["kernel"], arrays["recurrent_kernel"], arrays.get("bias"), tuple(cell.spatial_dims))
+    ones = (1,) * cell.rank
+    padding = None if cell.padding == "same" else (0,) * cell.rank
+    geometry = Geometry(tuple(cell.spatial_dims), padding, cell.strides, cell.dilation_rate, ones)
+    return conv_lstm(arrays["kernel"], arrays["recurrent_kernel"], arrays.get("bias"), geometry)
 
 
 def _check_gates(cell: Any) -> None:

@@ -1,6 +1,7 @@
 """Cells built from weights of another library, and what a cell may not have on the way there."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -12,6 +13,7 @@ from jaxtyping import Array
 from ..cell import AbstractCell, describe
 from ..cells.conv_lstm import ConvLSTM
 from ..cells.elman import Elman, linear
+from ..cells.geometry import Geometry
 from ..cells.gru import GRU
 from ..cells.lstm import LSTM
 from ..cells.projected_lstm import ProjectedLSTM
@@ -67,9 +69,10 @@ def reset_before_gru(W: Weight, R: Weight, b: Weight | None) -> ResetBeforeGRU:
     return _with_fields(partial(ResetBeforeGRU, *_sizes(W, 3)), fields)
 
 
-def conv_lstm(W: Weight, R: Weight, b: Weight | None, space: tuple[int, ...]) -> ConvLSTM:
-    """The convolutional LSTM of these kernels, over frames of size `space`."""
-    make = partial(ConvLSTM, *_sizes(W, 4), space, kernel_size=W.shape[:-2])
+def conv_lstm(W: Weight, R: Weight, b: Weight | None, geometry: Geometry) -> ConvLSTM:
+    """The convolutional LSTM of these kernels, over frames of this geometry."""
+    options = {field.name: getattr(geometry, field.name) for field in fields(geometry)}
+    make = partial(ConvLSTM, *_sizes(W, 4), kernel_size=W.shape[:-2], **options)
     return _with_fields(make, {"input_weight": W, "recurrent_weight": R, "bias": b})
 
 

@@ -4,6 +4,7 @@ from ..network import AbstractNetwork as AbstractNetwork
 from ..network import Options as Options
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Reversed as Reversed
+from .bidirectional import SharedBidirectional as SharedBidirectional
 from .cg_lru import CGLRU as CGLRU
 from .connected import Connected as Connected
 from .connected import residual as residual

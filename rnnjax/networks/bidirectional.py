@@ -15,27 +15,15 @@ from .layer import AbstractWrapper, Layer, check_fit, check_layer
 from .merge import Directions, concatenate
 
 
-class Bidirectional(AbstractNetwork):
-    """Schuster & Paliwal 1997: one layer runs forward, one backward over the valid steps; their outputs are merged.
+class AbstractBidirectional(AbstractNetwork):
+    """One layer runs forward, one backward over the valid steps; their outputs are merged.
 
-    `merge` takes both outputs, in time order: `concatenate`, `add`, `average`, `multiply`, `pair`, or any function.
-    The state is a `Directions`. The backward layer is a `Reversed`; see there for resets and chunks.
+    Subclass requirements: the layers of both directions, as fields or properties, and `merge`.
     """
 
-    forward: Layer
-    backward: Layer
-    merge: Callable[[Array, Array], PyTree[Array]] = eqx.field(static=True, converter=named)
-
-    def __init__(
-        self, forward: Layer, backward: Layer, *, merge: Callable[[Array, Array], PyTree[Array]] | None = None
-    ):
-        """`merge` defaults to `concatenate`. Raises a ValueError where the two layers do not take the same inputs."""
-        check_layer("forward", forward)
-        check_layer("backward", backward)
-        check_fit("backward", backward.input_type(), forward.input_type())
-        self.forward = forward
-        self.backward = backward
-        self.merge = concatenate if merge is None else merge
+    forward: eqx.AbstractVar[Layer]
+    backward: eqx.AbstractVar[Layer]
+    merge: eqx.AbstractVar[Callable[[Array, Array], PyTree[Array]]]
 
     def input_type(self) -> PyTree[jax.ShapeDtypeStruct]:
         return self.forward.input_type()
@@ -53,6 +41,61 @@ class Bidirectional(AbstractNetwork):
         forward, forward_ys = unroll(self.forward, state.forward, xs, **options._replace(key=keys[0])._asdict())
         backward, backward_ys = Reversed(self.backward).run(state.backward, xs, options._replace(key=keys[1]))
         return Directions(forward, backward), options.over_time(self.merge, forward_ys, backward_ys)
+
+
+class Bidirectional(AbstractBidirectional):
+    """Schuster & Paliwal 1997: one layer runs forward, one backward over the valid steps; their outputs are merged.
+
+    `merge` takes both outputs, in time order: `concatenate`, `add`, `average`, `multiply`, `pair`, or any function.
+    The state is a `Directions`. The backward layer is a `Reversed`; see there for resets and chunks.
+
+    Each direction has weights of its own and trains them: in `Bidirectional(cell, cell)` they are equal at first only.
+    `networks.SharedBidirectional(cell)` has the same weights in both directions.
+    """
+
+    forward: Layer
+    backward: Layer
+    merge: Callable[[Array, Array], PyTree[Array]] = eqx.field(static=True, converter=named)
+
+    def __init__(
+        self, forward: Layer, backward: Layer, *, merge: Callable[[Array, Array], PyTree[Array]] | None = None
+    ):
+        """`merge` defaults to `concatenate`. Raises a ValueError where the two layers do not take the same inputs."""
+        check_layer("forward", forward)
+        check_layer("backward", backward)
+        check_fit("backward", backward.input_type(), forward.input_type())
+        self.forward = forward
+        self.backward = backward
+        self.merge = concatenate if merge is None else merge
+
+
+class SharedBidirectional(AbstractBidirectional):
+    """One layer that runs in both directions with the same weights; otherwise as `Bidirectional`.
+
+        y_t = merge(forward_t, backward_t)          the gradient of a weight is the sum of those of both directions
+
+    So it has half the weights, which optimisers, `diagnose.summary` and files see once. Each direction has a state of
+    its own, of the `Directions`; if the initial state is learned, it is that of both. Where the layer has random parts,
+    each direction draws its own. Libraries that cannot share weights take `Bidirectional(layer, layer)`, which gives
+    the same outputs.
+    """
+
+    layer: Layer
+    merge: Callable[[Array, Array], PyTree[Array]] = eqx.field(static=True, converter=named)
+
+    def __init__(self, layer: Layer, *, merge: Callable[[Array, Array], PyTree[Array]] | None = None):
+        """`merge` defaults to `concatenate`."""
+        check_layer("layer", layer)
+        self.layer = layer
+        self.merge = concatenate if merge is None else merge
+
+    @property
+    def forward(self) -> Layer:
+        return self.layer
+
+    @property
+    def backward(self) -> Layer:
+        return self.layer
 
 
 class Reversed(AbstractWrapper):

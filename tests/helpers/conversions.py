@@ -25,6 +25,7 @@ from rnnjax.networks import Directions
 
 T, B, I, H = 4, 2, 2, 3  # noqa: E741
 SPACE = (4, 3)
+WIDE_SPACE = (5, 6)
 
 
 class Original(NamedTuple):
@@ -231,6 +232,16 @@ def keras_cases() -> Iterator[Case]:
     yield case("ConvLSTM1D", lambda k, **o: k.ConvLSTM1D(H, 3, padding="same", **o), (4, I))
     yield case("ConvLSTM2D", lambda k, **o: k.ConvLSTM2D(H, (3, 1), padding="same", use_bias=False, **o), (*SPACE, I))
     yield case("ConvLSTM2D", lambda k, **o: k.ConvLSTM2D(H, 3, padding="same", **o), (*SPACE, I))
+    yield case("ConvLSTM1D, valid, dilated", lambda k, **o: k.ConvLSTM1D(H, 3, dilation_rate=2, **o), (6, I))
+    yield case(
+        "ConvLSTM2D, valid, strides",
+        lambda k, **o: k.ConvLSTM2D(H, 3, strides=(1, 2), use_bias=False, **o),
+        (*WIDE_SPACE, I),
+    )
+    yield case(
+        "ConvLSTM2D, same, strides", lambda k, **o: k.ConvLSTM2D(H, 3, strides=2, padding="same", **o), (*WIDE_SPACE, I)
+    )
+    yield case("ConvLSTM3D, valid", lambda k, **o: k.ConvLSTM3D(H, (1, 3, 3), **o), (2, *WIDE_SPACE, I))
 
 
 def bidirectional(kind: str, merge: str | None, layers: Any, **options: Any) -> Any:

@@ -91,7 +91,9 @@ def of_frames(cell: type, inputs: int, dtype: Any, **options: Any) -> rnnjax.Sta
     """A convolutional cell of inputs that are lines of one channel, its outputs in a row."""
     recurrent = cell(1, 2, inputs, kernel_size=3, learn_initial=True, key=KEY, dtype=dtype, **options)
     enter = rnnjax.TimeDistributed(lambda x: x[None], inputs, dtype=dtype)
-    return rnnjax.Stack([enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, inputs), dtype=dtype)])
+    return rnnjax.Stack(
+        [enter, recurrent, rnnjax.TimeDistributed(jnp.ravel, (2, *recurrent.hidden_space), dtype=dtype)]
+    )
 
 
 def both_ways(x: Array) -> Array:
@@ -124,6 +126,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     ),
     "reversed": lambda inputs, dtype: rnnjax.Reversed(_layer(inputs, dtype)),
     "bidirectional": lambda inputs, dtype: rnnjax.Bidirectional(_layer(inputs, dtype), _layer(inputs, dtype)),
+    "shared_bidirectional": lambda inputs, dtype: rnnjax.networks.SharedBidirectional(_layer(inputs, dtype)),
     "stack_of_bidirectional": lambda inputs, dtype: rnnjax.Stack(
         [
             rnnjax.Bidirectional(_layer(inputs, dtype), _layer(inputs, dtype, rnnjax.MinGRU)),
@@ -143,13 +146,13 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
         )
     ),
     "conv_lstm": lambda inputs, dtype: of_frames(rnnjax.ConvLSTM, inputs, dtype, peepholes=True),
-    "conv_gru": lambda inputs, dtype: of_frames(rnnjax.ConvGRU, inputs, dtype),
+    "conv_gru": lambda inputs, dtype: of_frames(rnnjax.ConvGRU, inputs, dtype, stride=2),
     "convolution": lambda inputs, dtype: rnnjax.networks.CausalConvolution(inputs, H, window=4, key=KEY, dtype=dtype),
     "depthwise_convolution": lambda inputs, dtype: rnnjax.networks.DepthwiseConvolution(
         inputs, window=4, key=KEY, dtype=dtype
     ),
     "qrnn": lambda inputs, dtype: rnnjax.QRNN(
-        inputs, H, key=KEY, window=3, input_gate=True, learn_initial=True, dtype=dtype
+        inputs, H, key=KEY, window=3, input_gate=True, zoneout=0.5, learn_initial=True, dtype=dtype
     ),
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "partial_resets": with_flags,

@@ -96,7 +96,8 @@ class Own(rnnjax.LSTM):
 
 @pytest.mark.parametrize("library", TO)
 def test_a_cell_of_ours_alone_is_refused(library):
-    for cell in (make(rnnjax.MinGRU), make(rnnjax.IndRNN), rnnjax.Stack([make(rnnjax.LSTM)]), make(Own)):
+    shared = rnnjax.networks.SharedBidirectional(make(rnnjax.GRU))
+    for cell in (make(rnnjax.MinGRU), make(rnnjax.IndRNN), rnnjax.Stack([make(rnnjax.LSTM)]), make(Own), shared):
         assert_refused(lambda cell=cell: TO[library](cell), ValueError, "network", "expected", type(cell).__name__)
 
 
@@ -177,12 +178,33 @@ def test_keras_refuses_what_changes_the_numbers():
         assert_refused(lambda layer=layer: convert.from_keras(built(layer)), ValueError, *fragments)
     assert_refused(lambda: convert.from_keras(layers.LSTM(H)), ValueError, "source", "built", "layer.build")
     assert_refused(lambda: convert.from_keras(layers.Dense(H)), TypeError, "source", "SimpleRNN", "Dense")
-    frames = layers.ConvLSTM1D(H, 3)
-    frames.build((None, 2, 5, I))
-    assert_refused(lambda: convert.from_keras(frames), ValueError, "padding", "'same'", "'valid'")
+    even = layers.ConvLSTM1D(H, 2)
+    even.build((None, 2, 5, I))
+    assert_refused(lambda: convert.from_keras(even), ValueError, "kernel_size", "odd", "(2,)")
     deep = rnnjax.Stack([make(rnnjax.LSTM), rnnjax.GRU(H, H, key=key())], dropout=0.5)
     assert_refused(lambda: convert.to_keras(deep), ValueError, "dropout", "0.5", "keras.layers.Dropout")
     assert_refused(lambda: convert.to_keras(make(rnnjax.MinGRU)), ValueError, "network", "Elman", "MinGRU")
+
+
+def frames(**options: Any) -> rnnjax.ConvLSTM:
+    return rnnjax.ConvLSTM(I, H, (6, 7), kernel_size=(3, 5), key=key(), **options)
+
+
+def test_keras_names_two_paddings():
+    pytest.importorskip("keras")
+    for options, expected in (
+        ({"padding": (2, 2), "dilation": (2, 1)}, "same"),
+        ({"padding": 0, "stride": 2}, "valid"),
+    ):
+        assert convert.to_keras(frames(**options)).cell.padding == expected
+    cases = [
+        ({"padding": 1}, "padding", "(1, 2)", "got (1, 1)", "padding=0"),
+        ({"padding": (1, 2), "stride": 2}, "padding", "at a stride of (2, 2)"),
+        ({"stride": 2, "dilation": 2}, "dilation", "stride=(2, 2)", "got (2, 2)"),
+        ({"recurrent_dilation": 2}, "recurrent_dilation", "expected 1", "got (2, 2)"),
+    ]
+    for options, *fragments in cases:
+        assert_refused(lambda options=options: convert.to_keras(frames(**options)), ValueError, *fragments)
 
 
 def test_nnx_refuses_what_changes_the_numbers():

@@ -96,6 +96,7 @@ CHANGED: dict[str, Callable[[], Any]] = {
     "lstm_heads": partial(cell, LSTM, heads=2),
     "gru_heads": partial(cell, GRU, heads=2),
     "reset_before_gru_heads": partial(cell, ResetBeforeGRU, heads=2),
+    "shared_bidirectional": lambda: Reversed(rnnjax.networks.SharedBidirectional(cell(LSTM))),
     "reversed_stack": lambda: Reversed(Stack([both(), rnnjax.skip(cell(Elman, 2 * H))])),
     "scan_clip": partial(cell, LSTM, clip=0.3, peepholes=True),
     "scan_leak": partial(cell, Elman, leak=0.3, heads=2),

@@ -1,8 +1,8 @@
 """Frames over time: layers of Equinox at each of them, and the recurrences whose products are convolutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import grid
@@ -85,13 +85,41 @@ def test_a_network_over_frames_ignores_their_padding():
 # Convolutional cells
 
 
-def convolved(weight: np.ndarray, frame: np.ndarray, gate: int) -> np.ndarray:
+class Axis(NamedTuple):
+    """An axis of space as a convolution sees it."""
+
+    size: int  # of the output
+    stride: int
+    dilation: int
+    before: int  # zeros in front of the frame
+
+    def at(self, position: int, entry: int) -> int:
+        """Where in the frame the entry of a kernel lies."""
+        return self.stride * position + self.dilation * entry - self.before
+
+
+def axes(geometry: Any, kernel: Sequence[int]) -> list[Axis]:
+    """Those of the input convolution."""
+    made = []
+    each = zip(geometry.space, kernel, geometry.stride, geometry.dilation, strict=True)
+    for number, (size, entries, stride, dilation) in enumerate(each):
+        reach = dilation * (entries - 1)
+        if geometry.padding is None:
+            positions = int(np.ceil(size / stride))
+            made.append(Axis(positions, stride, dilation, max(stride * (positions - 1) + reach + 1 - size, 0) // 2))
+        else:
+            starts = range(0, size + 2 * geometry.padding[number] - reach, stride)
+            made.append(Axis(len(starts), stride, dilation, geometry.padding[number]))
+    return made
+
+
+def convolved(weight: np.ndarray, frame: np.ndarray, gate: int, axes: Sequence[Axis]) -> np.ndarray:
     """One gate's convolution, position by position and kernel entry by kernel entry."""
     *kernel, _, _, units = weight.shape
-    y = np.zeros((units, *frame.shape[1:]))
-    for position in np.ndindex(*frame.shape[1:]):
+    y = np.zeros((units, *(axis.size for axis in axes)))
+    for position in np.ndindex(*y.shape[1:]):
         for entry in np.ndindex(*kernel):
-            at = tuple(p + k - size // 2 for p, k, size in zip(position, entry, kernel, strict=True))
+            at = tuple(axis.at(p, k) for axis, p, k in zip(axes, position, entry, strict=True))
             if all(0 <= a < size for a, size in zip(at, frame.shape[1:], strict=True)):
                 y[:, *position] += frame[:, *at] @ weight[entry][:, gate]
     return y
@@ -101,11 +129,16 @@ def equations(cell: Any, state: Any, xs: Any) -> tuple[Any, np.ndarray]:
     """The last state and the outputs, in NumPy."""
     W, R, b = (by_gate(leaf, len(cell.gates)) for leaf in (cell.input_weight, cell.recurrent_weight, cell.bias))
     wide = lambda vector: vector.reshape(-1, *(1 for _ in cell.space))  # noqa: E731
-    ys = []
+    kernel, ys = cell.input_weight.shape[:-2], []
+    inward = axes(cell.geometry, kernel)
+    around = [
+        Axis(axis.size, 1, dilation, dilation * (entries // 2))
+        for axis, entries, dilation in zip(inward, kernel, cell.geometry.recurrent_dilation, strict=True)
+    ]
     for x in float64(xs):
         h = float64(state[0])
-        u = [convolved(W, x, gate) + wide(b[gate]) for gate in range(W.shape[-2])]
-        v = [convolved(R, h, gate) for gate in range(W.shape[-2])]
+        u = [convolved(W, x, gate, inward) + wide(b[gate]) for gate in range(W.shape[-2])]
+        v = [convolved(R, h, gate, around) for gate in range(W.shape[-2])]
         if isinstance(cell, rnnjax.ConvLSTM):
             (p_i, (p_f,), p_o), c = jax.tree.map(float64, cell.peepholes or (0.0, (0.0,), 0.0)), float64(state[1])
             i, f = sigmoid(u[0] + v[0] + p_i * c), sigmoid(u[1] + v[1] + p_f * c)
@@ -126,6 +159,9 @@ def equations(cell: Any, state: Any, xs: Any) -> tuple[Any, np.ndarray]:
         (rnnjax.ConvLSTM, 6, {"kernel_size": 5}),
         (rnnjax.ConvGRU, (5, 4), {"kernel_size": (3, 1)}),
         (rnnjax.ConvGRU, (2, 3, 3), {"kernel_size": (1, 3, 3)}),
+        (rnnjax.ConvLSTM, (5, 6), {"kernel_size": 3, "padding": 0, "stride": (1, 2), "peepholes": True}),
+        (rnnjax.ConvLSTM, (6, 7), {"kernel_size": (3, 5), "stride": 2, "dilation": (2, 1)}),
+        (rnnjax.ConvGRU, 9, {"kernel_size": 3, "padding": 1, "dilation": 2, "recurrent_dilation": 3}),
     ],
 )
 def test_values_are_those_of_loops_over_positions(cell, space, options):
@@ -223,7 +259,9 @@ def test_narrow_weights_give_narrow_frames_and_a_wide_state(cell, dtype):
 def test_what_is_seen_is_summed_in_the_dtype_of_the_state():
     """A sum of 261 ones, which bfloat16 cannot hold."""
     ones = np.ones((3, 3, 29, 1), jnp.bfloat16)
-    assert np.asarray(jax.jit(convolve)(ones, np.ones((29, 3, 3), np.float32)))[0, 1, 1] == 261
+    assert (
+        np.asarray(jax.jit(convolve, static_argnums=2)(ones, np.ones((29, 3, 3), np.float32), (1, 1)))[0, 1, 1] == 261
+    )
 
 
 def make(space: Any, **options: Any) -> rnnjax.ConvLSTM:
@@ -237,6 +275,14 @@ def make(space: Any, **options: Any) -> rnnjax.ConvLSTM:
         (partial(make, (4, 4), kernel_size=(3,)), ValueError, ["kernel_size", "space=(4, 4)", "(3,)"]),
         (partial(make, (4, 4), kernel_size=3.0), ValueError, ["kernel_size", "positive integer", "3.0"]),
         (partial(make, (4, 0)), ValueError, ["space", "positive", "(4, 0)"]),
+        (partial(make, (4, 4), stride=0), ValueError, ["stride", "positive integer", "got 0"]),
+        (partial(make, (4, 4), stride=(1, 2, 1)), ValueError, ["stride", "space=(4, 4)", "(1, 2, 1)"]),
+        (partial(make, (4, 4), dilation=1.5), ValueError, ["dilation", "positive integer", "1.5"]),
+        (partial(make, (4, 4), recurrent_dilation=(2,)), ValueError, ["recurrent_dilation", "space=(4, 4)", "(2,)"]),
+        (partial(make, (4, 4), padding=-1), ValueError, ["padding", "non-negative integer", "-1"]),
+        (partial(make, (4, 4), padding="valid"), TypeError, ["padding", "number of zeros", "got 'valid'", "pass 0"]),
+        (partial(make, (2, 4), padding=0), ValueError, ["kernel_size", "(2, 4)", "got (3, 3)", "Reduce"]),
+        (partial(make, 8, padding=0, dilation=4), ValueError, ["kernel_size", "(8,)", "spans (9,)", "dilation"]),
         (partial(make, ()), ValueError, ["space", "one axis", "LSTM"]),
         (lambda: rnnjax.ConvGRU(0, 3, 4, kernel_size=3, key=key()), ValueError, ["input_channels", "0"]),
         (partial(make, 4, dtype=jnp.int32), TypeError, ["dtype", "int32"]),

@@ -368,6 +368,12 @@ LINEAR = [
         id="depthwise_window",
     ),
     pytest.param(partial(keyed(rnnjax.QRNN), I, H, window=0), ValueError, ["window", "0"], id="qrnn_window"),
+    pytest.param(
+        partial(keyed(rnnjax.QRNN), I, H, zoneout=1.0), ValueError, ["zoneout", "0 <= p < 1", "1.0"], id="qrnn_zoneout"
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.QRNN), I, H, zoneout="0.1"), TypeError, ["zoneout", "'0.1'"], id="qrnn_zoneout_text"
+    ),
     pytest.param(partial(make_rg_lru, H, heads=3), ValueError, ["heads", "hidden_size=8", "3"], id="rg_lru_heads"),
     pytest.param(
         partial(keyed(rnnjax.networks.CGLRU), 6, heads=2), ValueError, ["hidden_size", "2 * heads = 4", "6"], id="odd"
@@ -471,6 +477,9 @@ COMPOSITION = [
     ),
     pytest.param(partial(rnnjax.residual, total), TypeError, ["layer", "cell", "total"], id="residual_function"),
     pytest.param(partial(rnnjax.skip, total), TypeError, ["layer", "cell", "total"], id="skip_function"),
+    pytest.param(
+        partial(rnnjax.networks.SharedBidirectional, total), TypeError, ["layer", "cell", "total"], id="shared_function"
+    ),
     pytest.param(partial(rnnjax.Reversed, total), TypeError, ["layer", "cell", "total"], id="reversed_function"),
 ]
 

@@ -35,6 +35,7 @@ PARTS = {  # and the leaves of their state, from 0, that are hidden, side by sid
     "skip": (lambda: rnnjax.skip(lstm()), [0]),
     "dropout": (lambda: rnnjax.regularise.VariationalDropout(lstm(), inputs=0.5), [0]),
     "both directions": (lambda: Bidirectional(lstm(), lstm()), [0, 2]),
+    "shared weights": (lambda: rnnjax.networks.SharedBidirectional(lstm()), [0, 2]),
     "topmost layer": (lambda: Stack([lstm(), lstm(H)]), [2]),
     "topmost layer with a state": (lambda: Stack([lstm(), rectify(H)]), [0]),
 }

@@ -419,6 +419,99 @@ def test_networks_of_regularised_parts():
     assert not np.allclose(keyed, keyless)
 
 
+# Zoneout of a QRNN, whose pooling has a mask of its own
+
+
+def qrnn(rate: float, input_gate: bool = False) -> Any:
+    """One whose outputs are its c, so that a mask can be read off them."""
+    options = {"zoneout": rate, "input_gate": input_gate, "output_gate": False, "learn_initial": True}
+    made = rnnjax.QRNN(grid.I, H, key=grid.KEY, dtype=jnp.dtype("float64"), **options)
+    return eqx.tree_at(lambda made: made.initial_state.h, made, grid.place(np.linspace(-1, 1, H)))
+
+
+def qrnn_by_hand(part: Any, xs: Any, c: Any, updated: Any) -> np.ndarray:
+    """c over time, of a window of two steps, where it is updated."""
+    W, before = np.asarray(part.input_weight), np.concatenate([np.zeros((1, grid.I)), xs[:-1]])
+    over_time = []
+    for x, past, change in zip(xs, before, updated, strict=True):
+        u = dict(zip(part.gates, (x @ W[0] + past @ W[1]).reshape(-1, H), strict=True))
+        f = sigmoid(u["f"])
+        write = sigmoid(u["i"]) if "i" in u else 1 - f
+        c = np.where(change, f * c + write * np.tanh(u["g"]), c)
+        over_time.append(c)
+    return np.stack(over_time)
+
+
+def changed(ys: Any, start: Any) -> np.ndarray:
+    """Where c is another one than at the step before."""
+    return np.diff(np.concatenate([np.asarray(start)[None], ys]), axis=0) != 0
+
+
+@pytest.mark.parametrize("input_gate", [False, True])
+def test_zoneout_of_a_qrnn_keeps_its_memory(input_gate):
+    part, idle, steps = qrnn(RATE, input_gate), qrnn(0.0, input_gate), 40
+    xs = np.random.default_rng(5).normal(size=(steps, grid.I))
+
+    @jax.jit
+    def compiled(xs: Any, *keys: Any) -> Any:
+        options = {"engine": rnnjax.Associative()}
+        drawn = [run(part, xs, key) for key in keys]
+        return drawn, run(part, xs, keys[0], **options), [run(part, xs, None), run(idle, xs, keys[0])]
+
+    drawn, associative, still = jax.tree.map(np.asarray, compiled(xs, plain_key(), plain_key(), plain_key(4)))
+    start = np.asarray(part.initial_state.h)
+    (last, ys), again, (_, other) = drawn
+    updated = changed(ys, start)
+    np.testing.assert_allclose(ys, qrnn_by_hand(part, xs, start, updated), rtol=0, atol=1e-11)
+    np.testing.assert_array_equal(last.c, ys[-1])
+    np.testing.assert_allclose(updated.mean(), 1 - RATE, atol=4 * np.sqrt(RATE * (1 - RATE) / updated.size))
+    assert not (updated == updated[0]).all()
+    assert not (updated == changed(other, start)).all()
+    jax.tree.map(np.testing.assert_array_equal, (last, ys), again)
+    grid.assert_close(associative, (last, ys))
+    jax.tree.map(np.testing.assert_array_equal, *still)
+    assert changed(still[0][1], start).all()
+
+
+def test_zoneout_of_a_qrnn_obeys_the_marks():
+    """In reverse with a length and NaN in padding; behind a reset; in chunks, each with a key; in a batch of keys."""
+    part, length, clean = qrnn(RATE), 8, np.asarray(grid.inputs(T))
+    start, padding, at = np.asarray(part.initial_state.h), np.arange(T)[:, None] >= length, np.arange(T)
+    flipped = np.concatenate([clean[:length][::-1], clean[length:]])
+
+    @jax.jit
+    def compiled(clean: Any, flipped: Any, padded: Any, spoiled: Any, *keys: Any) -> Any:
+        first = rnnjax.unroll(part, None, clean[:5], key=keys[0])
+        second = rnnjax.unroll(part, first[0], clean[5:], key=keys[1])
+        resets = {"resets": at == 6}
+        return {
+            "reverse": [run(part, padded, keys[0], length=length, reverse=True)],
+            "flipped": [run(part, flipped, keys[0], length=length)],
+            "reset": [jax.grad(partial(loss, keys[0], resets))(xs) for xs in (clean, spoiled)],
+            "spoiled": [run(part, spoiled, keys[0], **resets)[1]],
+            "chunks": [first[1], second[1]],
+            "batch": [jax.vmap(lambda key: run(part, clean, key)[1])(jnp.stack(keys))],
+            "apart": [jnp.stack([run(part, clean, key)[1] for key in keys])],
+        }
+
+    def loss(key: Any, resets: Any, xs: Any) -> Any:
+        last, ys = run(part, xs, key, **resets)
+        return grid.contract((last, ys[6:]))
+
+    padded, spoiled = np.where(padding, np.nan, clean), np.where(at[:, None] == 3, np.nan, clean)
+    made = jax.tree.map(np.asarray, compiled(clean, flipped, padded, spoiled, plain_key(), plain_key(4)))
+    ((last, ys),), ((flipped_last, flipped_ys),) = made["reverse"], made["flipped"]
+    grid.assert_close((last, ys[:length], ys[length:]), (flipped_last, flipped_ys[:length][::-1], 0 * ys[length:]))
+    assert 0 < changed(flipped_ys[:length], start).mean() < 1
+    grid.assert_close(*made["reset"])
+    assert np.isnan(made["spoiled"][0][3:6]).any(1).all()
+    assert np.isfinite(made["spoiled"][0][6:]).all()
+    chunks = np.concatenate(made["chunks"])
+    grid.assert_close(chunks, qrnn_by_hand(part, clean, start, changed(chunks, start)))
+    grid.assert_close(made["batch"], made["apart"])
+    assert not np.allclose(*made["batch"][0])
+
+
 # Weights
 
 

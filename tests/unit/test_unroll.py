@@ -166,6 +166,35 @@ def test_merges(merge):
     grid.assert_close(ys[merge], expected[merge]())
 
 
+def test_shared_weights_are_trained_by_both_directions():
+    """The numbers of a `Bidirectional` of one cell twice, and the sum of the gradients of its two directions."""
+    cell, xs = grid.build("gru"), grid.inputs(T)
+    marks = {"length": 4, "resets": np.arange(T) == 2, "reverse": True}
+    options = {"merge": rnnjax.networks.multiply}
+    shared = lambda cell: rnnjax.networks.SharedBidirectional(cell, **options)  # noqa: E731
+
+    @jax.jit
+    def both(cell: Any, state: Any, xs: jax.Array) -> Any:
+        run = lambda network, xs: unroll(network, state, xs, **marks)  # noqa: E731
+        loss = lambda network, xs: grid.contract(run(network, xs))  # noqa: E731
+        pair = rnnjax.Bidirectional(cell, cell, **options)
+        one, two = (jax.grad(loss, (0, 1))(network, xs) for network in (shared(cell), pair))
+        summed = jax.tree.map(jnp.add, two[0].forward, two[0].backward)
+        return (run(shared(cell), xs), one[0].layer, one[1]), (run(pair, xs), summed, two[1])
+
+    grid.assert_close(*both(cell, grid.random_state(shared(cell)), xs))
+
+
+def test_shared_weights_are_one_set():
+    cell = grid.build("gru")
+    network = rnnjax.networks.SharedBidirectional(cell)
+    made = rnnjax.diagnose.summary(network, grid.inputs(T))
+    assert made.parameters == rnnjax.diagnose.count(network) == rnnjax.diagnose.count(cell)
+    assert [planned.path for planned in rnnjax.explain(network, grid.inputs(T)).cells] == ["layer"]
+    state = network.initial()
+    assert state.forward.h is not state.backward.h  # so that both may be donated
+
+
 def test_nan_in_the_first_step_does_not_reach_the_last_state_through_the_padding():
     """Padding is filled with the first step; a reset ends that step's influence, in the padding too."""
     xs = np.array(grid.inputs(T))

@@ -24,7 +24,7 @@ CELLS: dict[str, Callable[[], rnnjax.AbstractCell]] = {
     "reset_before_gru_of_heads": lambda: rnnjax.ResetBeforeGRU(I, H, heads=2, key=grid.KEY, dtype="float64"),
     "s5_with_skip": lambda: rnnjax.S5(I, H, learn_initial=True, key=grid.KEY, dtype="float64"),
     "conv_lstm": lambda: rnnjax.ConvLSTM(
-        1, H, I, kernel_size=3, peepholes=True, learn_initial=True, key=grid.KEY, dtype="float64"
+        1, H, I, kernel_size=3, stride=2, peepholes=True, learn_initial=True, key=grid.KEY, dtype="float64"
     ),
     "conv_gru": lambda: rnnjax.ConvGRU(1, H, I, kernel_size=3, key=grid.KEY, dtype="float64"),
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...cell import AbstractCell, AbstractGatedCell, describe
 from ...network import Layer
-from ...networks.bidirectional import Bidirectional, Reversed
+from ...networks.bidirectional import AbstractBidirectional, Bidirectional, Reversed, SharedBidirectional
 from ...networks.connected import Connected
 from ...networks.layer import output_type
 from ...networks.merge import Directions, add, average, concatenate, multiply
@@ -51,7 +51,7 @@ def _reversed(layer: Reversed, context: Context, state: Names, xs: str) -> tuple
     return write_layer(layer.layer, context._replace(reverse=not context.reverse), state, xs)
 
 
-def _bidirectional(layer: Bidirectional, context: Context, state: Directions, xs: str) -> tuple[Names, str]:
+def _bidirectional(layer: AbstractBidirectional, context: Context, state: Directions, xs: str) -> tuple[Names, str]:
     pair = _pair(layer)
     if pair is None:
         forward, forward_ys = write_layer(layer.forward, context, state.forward, xs)
@@ -66,7 +66,7 @@ def _bidirectional(layer: Bidirectional, context: Context, state: Directions, xs
     return Directions(*last[order]), _merge(layer, layer.merge, context, *squeezed)
 
 
-def _pair(layer: Bidirectional) -> list[Direction] | None:
+def _pair(layer: AbstractBidirectional) -> list[Direction] | None:
     """Both directions, where one node can have them."""
     if not (isinstance(layer.forward, AbstractCell) and isinstance(layer.backward, AbstractCell)):
         return None
@@ -116,6 +116,7 @@ NETWORKS: dict[type, Callable[[Any, Context, Any, str], tuple[Names, str]]] = {
     Stack: _stack,
     Reversed: _reversed,
     Bidirectional: _bidirectional,
+    SharedBidirectional: _bidirectional,
     Connected: _connected,
     TimeDistributed: _time_distributed,
     VariationalDropout: _regularised,

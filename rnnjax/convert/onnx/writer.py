@@ -47,10 +47,10 @@ def to_onnx(
 
     network   `Elman`, `LSTM`, `GRU` and `ResetBeforeGRU`, which become the nodes RNN, LSTM and GRU; any other gated
               cell whose `pointwise` is made of operations that ONNX has, which becomes a node Scan; `Stack`,
-              `Bidirectional`, `Reversed`, `residual`, `skip`, regularised layers as they are without a key, and
-              `TimeDistributed` of `eqx.nn.Linear`, `LayerNorm`, `Embedding`, `MLP`, `Sequential` and elementwise
-              functions. A `Tagger` or a `LanguageModel` of these puts out its answers or logits; a `Classifier`
-              with `last`, `ends`, `mean` or `maximum` its answer `y` [B, O], and has no states.
+              `Bidirectional`, `SharedBidirectional`, `Reversed`, `residual`, `skip`, regularised layers as they are
+              without a key, and `TimeDistributed` of `eqx.nn.Linear`, `LayerNorm`, `Embedding`, `MLP`, `Sequential`
+              and elementwise functions. A `Tagger` or a `LanguageModel` of these puts out its answers or logits; a
+              `Classifier` with `last`, `ends`, `mean` or `maximum` its answer `y` [B, O], and has no states.
     lengths   False leaves them out: all steps count
     states    False leaves them out: every sequence begins in the network's initial state
 
