@@ -139,8 +139,8 @@ class _Graph:
         bounded = lengths is None or lengths.bound in (None, time)
         if not isinstance(value, Constant | Given | Lengths | None) or not bounded:
             raise ValueError(
-                f"model: expected sequence_lens to be an input, a constant or none, got one that is computed from "
-                f"others. Make the lengths themselves an input of the model"
+                "model: expected sequence_lens to be an input, a constant or none, got one that is computed from "
+                "others. Make the lengths themselves an input of the model"
             )
         if any(lengths is None or mask.source != lengths.source or mask.time != time for mask in self.masks):
             raise ValueError(
