@@ -135,10 +135,14 @@ def extend(
     search: Search, state: State, token: Array, score: Array, alignment: Array | None, end: Checked[IntegerLike]
 ) -> Search:
     """The search extended by one token, for a hypothesis that has not ended."""
-    found, t = search.found, search.t
+    t = search.t
+    return Search(t + 1, state, token, token == end, lengthen(search.found, t, token, score, alignment))
+
+
+def lengthen(found: Hypothesis, t: Array, token: Array, score: Array, alignment: Array | None) -> Hypothesis:
+    """A hypothesis that has not ended, with its token number t."""
     alignments = None if found.alignments is None else found.alignments.at[t].set(alignment)
-    grown = Hypothesis(found.tokens.at[t].set(token), found.length + 1, score, alignments)
-    return Search(t + 1, state, token, token == end, grown)
+    return Hypothesis(found.tokens.at[t].set(token), found.length + 1, score, alignments)
 
 
 def known_token(logits: Array, token: Array) -> Array:
