@@ -818,6 +818,28 @@ def test_draws_have_the_frequencies_of_the_model_at_that_temperature():
         assert score == pytest.approx(log_probabilities[tokens[:length]].sum(), rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", slow("float64")])
+def test_near_a_temperature_of_0_the_likeliest_is_drawn(dtype):
+    """One of them, where several are the likeliest. A negative temperature is shown as NaN."""
+    logits = jnp.asarray(1e9 * np.array([0.5, 1.5, -1.0, 1.5, -np.inf]), dtype)
+    step = lambda state, token: (state, logits, None)  # noqa: ARG005, E731
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    @partial(jax.vmap, in_axes=(None, 0))
+    def draw(temperature: Any, key: Any) -> Any:
+        return sample_sequence(step, (), start=0, end=4, max_length=3, key=key, temperature=temperature)
+
+    temperatures = jnp.asarray([1e-30, 1e-37, 1e-42, 0.0, -1.0, np.nan], dtype)
+    found = draw(temperatures, jax.random.split(key(), 20))
+    for tokens in np.asarray(found.tokens[:4]):
+        assert set(tokens.ravel().tolist()) == {1, 3}
+    assert set(np.asarray(found.tokens[4:])[..., 0].ravel().tolist()) == {-1}
+    assert np.isnan(found.score[4:]).all()
+    known = jax.jit(partial(sample_sequence, step, start=0, end=4, max_length=3, key=key(), temperature=1e-50))
+    assert set(np.asarray(known(()).tokens).tolist()) <= {1, 3}
+
+
 @pytest.mark.slow  # as a quick test has it of captions
 def test_a_language_model_is_searched_as_well():
     model = filled(lambda: rnnjax.models.LanguageModel(V, gru(E, H), key=key()))
