@@ -63,10 +63,10 @@ def no_activation(activation: Callable[[Array], Array] | None) -> None:
         )
 
 
-def check_functions(cell: Any) -> None:
+def check_functions(activation_fn: object, gate_fn: object) -> None:
     """Raise unless an LSTM or a GRU of Flax has the activations of the paper."""
-    for name, expected in (("activation_fn", jnp.tanh), ("gate_fn", jax.nn.sigmoid)):
-        given = getattr(cell, name)
+    pairs = {"activation_fn": (activation_fn, jnp.tanh), "gate_fn": (gate_fn, jax.nn.sigmoid)}
+    for name, (given, expected) in pairs.items():
         if given is not expected:
             raise ValueError(
                 f"{name}: expected {expected.__name__}, got {describe(given)}. "
@@ -74,23 +74,23 @@ def check_functions(cell: Any) -> None:
             )
 
 
-def check_forward(rnn: Any) -> None:
+def check_forward(reverse: bool) -> None:
     """Raise where an `RNN` runs backward by itself."""
-    if rnn.reverse:
+    if reverse:
         raise ValueError(
             "reverse: expected False, got True. Pass the cell, and unroll it with reverse=True, or within Reversed"
         )
 
 
-def check_residual(cell: Any, hidden: str) -> None:
+def check_residual(residual: bool, hidden: str) -> None:
     """Raise where a SimpleCell adds its state, which it does beside the kernel `hidden`."""
-    if cell.residual:
+    if residual:
         raise ValueError(
             f"residual: expected False, got True. Add the identity to the kernel of {hidden}, and set it to False"
         )
 
 
-def check_merge(merge: Callable[[Any, Any], Any]) -> None:
+def check_merge(merge: Callable[[np.ndarray, np.ndarray], object]) -> None:
     """Raise unless this function concatenates the features of two outputs."""
     zero, one = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
     with jax.ensure_compile_time_eval():

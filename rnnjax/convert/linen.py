@@ -68,7 +68,7 @@ def _from_module(module: Any) -> Layer:
         check_merge(module.merge_fn)
         return Bidirectional(_from_module(module.forward_rnn), _from_module(module.backward_rnn))
     if isinstance(module, nn.RNN):
-        check_forward(module)
+        check_forward(module.reverse)
         return _from_module(module.cell)
     if not isinstance(module, nn.SimpleCell | nn.LSTMCell | nn.OptimizedLSTMCell | nn.GRUCell):
         raise TypeError(
@@ -81,9 +81,9 @@ def _from_module(module: Any) -> Layer:
             "Pass module.bind(variables), or the parameters"
         )
     if isinstance(module, nn.SimpleCell):
-        check_residual(module, "h")
+        check_residual(module.residual, "h")
         return _from_parameters(module.variables, module.activation_fn)
-    check_functions(module)
+    check_functions(module.activation_fn, module.gate_fn)
     return _from_parameters(module.variables, None)
 
 

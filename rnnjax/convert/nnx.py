@@ -68,7 +68,7 @@ def _from_module(module: Any) -> Layer:
         check_merge(module.merge_fn)
         return Bidirectional(_from_module(module.forward_rnn), _from_module(module.backward_rnn))
     if isinstance(module, nnx.RNN):
-        check_forward(module)
+        check_forward(module.reverse)
         return _from_module(module.cell)
     if not isinstance(module, nnx.SimpleCell | nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell):
         raise TypeError(
@@ -77,9 +77,9 @@ def _from_module(module: Any) -> Layer:
         )
     params = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState)))
     if isinstance(module, nnx.SimpleCell):
-        check_residual(module, "dense_h")
+        check_residual(module.residual, "dense_h")
         return _from_parameters(params, module.activation_fn)
-    check_functions(module)
+    check_functions(module.activation_fn, module.gate_fn)
     return _from_parameters(params, None)
 
 

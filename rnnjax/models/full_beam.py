@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..arrays import IntegerLike
 from .penalties import Penalties
 from .search import Hypothesis, Search, Step, lengthen, log_softmax
 
 
 def search_full_beam(
-    step: Step, search: Search, end: Any, max_length: int, penalties: Penalties, number: int
+    step: Step, search: Search, end: IntegerLike, max_length: int, penalties: Penalties, number: int
 ) -> Hypothesis:
     """Twice as many hypotheses as `search` has, by their scores: finished ones, and those of `max_length`.
 

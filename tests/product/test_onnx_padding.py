@@ -128,7 +128,7 @@ def test_nodes_need_no_names_of_their_own(label):
         return made
 
     two = f"{lstm(ys='ys')} {lstm('ys', number=1)}"
-    network, *_ = from_onnx(named(two, "float[T, B, H] Y, float[D, B, H] Y_h"))
+    network: Any = from_onnx(named(two, "float[T, B, H] Y, float[D, B, H] Y_h")).network
     assert isinstance(network, Stack)
     assert [type(layer) for layer in network.layers] == [LSTM, LSTM]
     assert [layer.input_weight.shape[0] for layer in network.layers] == [I, H]
