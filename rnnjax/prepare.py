@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .arrays import DType, carry_dtype
 from .cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe
@@ -44,7 +45,8 @@ def prepare(cell: Checked[eqx.Module], weights: Checked[DType | None] = None) ->
     float16 is stored as float32. Prepare an ensemble by `eqx.filter_vmap(prepare)`.
 
     Raises a TypeError for what is no cell and no network, and a ValueError where there is no cell that can be prepared,
-    with the reasons, and for another dtype.
+    with the reasons, for another dtype, and for jnp.int8 of a weight that is NaN or infinite. Where the weights are
+    traced, such as under `jit`, the unit of such a weight is NaN.
     """
     if not isinstance(cell, eqx.Module):
         raise TypeError(f"cell: expected a cell or a network, got {describe(cell)}. Build an instance of a class")
@@ -81,7 +83,15 @@ def _is_cell(node: object) -> bool:
 def _prepared(cell: AbstractCell, stored: np.dtype | None) -> PreparedCell:
     assert isinstance(cell, AbstractGatedCell)
     own = carry_dtype(cell.dtype) if cell.dtype == jnp.float16 else cell.dtype
-    return PreparedCell(cell, np.dtype(own) if stored is None else stored)
+    prepared = PreparedCell(cell, np.dtype(own) if stored is None else stored)
+    scales = {"input_weight": prepared.weights.W_scale, "recurrent_weight": prepared.weights.R_scale}
+    for weight, scale in scales.items():
+        if scale is not None and not isinstance(scale, Tracer) and np.isnan(scale).any():
+            raise ValueError(
+                f"{weight}: expected finite weights of {describe(cell)} for weights=jnp.int8, got NaN or infinity. "
+                "Look at the training that they are from, or pass weights=None to store them as they are"
+            )
+    return prepared
 
 
 def _unpreparable(cell: AbstractCell) -> str | None:

@@ -20,7 +20,8 @@ def error_where(tree: PyTree[Array], wrong: Bool[Array, "..."], message: str) ->
     wrong    booleans over the leading axes of every array of `tree`; a scalar is about all of it
 
     It is `eqx.error_if`, and as there nothing is checked if the result is not used. That calls back to Python, which a
-    file of `jax.export` cannot: in an exported program what is `wrong` becomes NaN, and an integer -1.
+    file of `jax.export` cannot: in an exported program what is `wrong` becomes NaN, and an integer -1. So it does in a
+    program of several devices: the others would wait for ever for the one that has raised.
     """
     leaves, form = jax.tree.flatten(tree)
     return jax.tree.unflatten(form, error_p.bind(wrong, *map(jnp.asarray, leaves), message=message))
@@ -63,8 +64,14 @@ def _batch(operands: Any, axes: Any, *, message: str) -> tuple[list[Array], list
 
 
 def _lower(context: Any, *operands: Any, message: str) -> Any:
-    function = _mark if is_for_export(context) else _raise
+    function = _mark if is_for_export(context) or _number_of_devices(context) > 1 else _raise
     return mlir.lower_fun(partial(function, message=message))(context, *operands)
+
+
+def _number_of_devices(context: mlir.LoweringRuleContext) -> int:
+    """The devices of the program: those of the mesh within `jax.shard_map`."""
+    axes: Any = context.module_context.axis_context
+    return axes.mesh.size if hasattr(axes, "mesh") else axes.num_devices or 1
 
 
 error_p = Primitive("error")

@@ -13,6 +13,7 @@ from .layout import Weight, place, read
 from .parts import biases_of, check_plain, gru, lstm, refuse, weights_of
 
 TARGET = "Equinox"
+WEIGHTS = "weight_ih", "weight_hh", "bias", "bias_n"
 
 
 def from_equinox(cell: Checked[eqx.nn.LSTMCell | eqx.nn.GRUCell]) -> LSTM | GRU:
@@ -23,18 +24,28 @@ def from_equinox(cell: Checked[eqx.nn.LSTMCell | eqx.nn.GRUCell]) -> LSTM | GRU:
         bias              bias
         candidate_bias    bias_n, of a GRU
 
-    Raises a TypeError for any other module.
+    Raises a TypeError for any other module, and a ValueError for a subclass with further weights.
     """
     if not isinstance(cell, eqx.nn.LSTMCell | eqx.nn.GRUCell):
         raise TypeError(
             f"cell: expected an eqx.nn.LSTMCell or eqx.nn.GRUCell, got {type(cell).__name__}. "
             "Pass the cell alone; Equinox has no other recurrent ones"
         )
+    superfluous = [name for name, value in vars(cell).items() if name not in WEIGHTS and _has_arrays(value)]
+    if superfluous:
+        raise ValueError(
+            f"cell: expected one with the weights {', '.join(WEIGHTS)} alone, got {superfluous}, too. "
+            "Write its step as a cell of your own, as examples/new_cell.py does"
+        )
     W, R = read(cell.weight_ih).T, read(cell.weight_hh).T
     b = None if cell.bias is None else read(cell.bias)
     if isinstance(cell, eqx.nn.LSTMCell):
         return lstm(W, R, b)
     return gru(W, R, b, None if cell.bias_n is None else read(cell.bias_n))
+
+
+def _has_arrays(value: object) -> bool:
+    return any(map(eqx.is_array, jax.tree.leaves(value)))
 
 
 def to_equinox(cell: AbstractCell) -> eqx.nn.LSTMCell | eqx.nn.GRUCell:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ..cell import describe
@@ -30,9 +33,19 @@ def has_directions(params: Parameters) -> bool:
     return set(params) == {"forward_rnn", "backward_rnn"}
 
 
-def dense(entry: Parameters) -> dict[str, Weight]:
-    """The kernel and the bias of one dense layer."""
-    return {name: read(weight) for name, weight in entry.items()}
+def dense(params: Parameters, name: str, *, biased: bool, optional: bool = False) -> dict[str, Weight]:
+    """The kernel of the dense layer `name`, and its bias if it is one that has one; nothing else may be there."""
+    entry = params[name]
+    expected = {"kernel", "bias"} if biased else {"kernel"}
+    allowed = [expected, {"kernel"}] if optional else [expected]
+    if not isinstance(entry, Mapping) or set(entry) not in allowed:
+        words = " and bias" if biased and not optional else " and perhaps bias" if biased else " and no bias"
+        got = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
+        raise ValueError(
+            f"source: expected {name} with kernel{words}, as Flax has it, got {got}. "
+            "Pass the parameters of the cell itself, or write its step as examples/new_cell.py does"
+        )
+    return {each: read(weight) for each, weight in entry.items()}
 
 
 def placed(kernel: Weight, bias: Weight | None = None) -> dict[str, Array]:
@@ -47,6 +60,45 @@ def no_activation(activation: Callable[[Array], Array] | None) -> None:
         raise ValueError(
             f"activation: expected None for an LSTM or a GRU, got {describe(activation)}. "
             "Pass it for a SimpleCell alone"
+        )
+
+
+def check_functions(activation_fn: object, gate_fn: object) -> None:
+    """Raise unless an LSTM or a GRU of Flax has the activations of the paper."""
+    pairs = {"activation_fn": (activation_fn, jnp.tanh), "gate_fn": (gate_fn, jax.nn.sigmoid)}
+    for name, (given, expected) in pairs.items():
+        if given is not expected:
+            raise ValueError(
+                f"{name}: expected {expected.__name__}, got {describe(given)}. "
+                "Write the step as a cell of your own, as examples/new_cell.py does"
+            )
+
+
+def check_forward(reverse: bool) -> None:
+    """Raise where an `RNN` runs backward by itself."""
+    if reverse:
+        raise ValueError(
+            "reverse: expected False, got True. Pass the cell, and unroll it with reverse=True, or within Reversed"
+        )
+
+
+def check_residual(residual: bool, hidden: str) -> None:
+    """Raise where a SimpleCell adds its state, which it does beside the kernel `hidden`."""
+    if residual:
+        raise ValueError(
+            f"residual: expected False, got True. Add the identity to the kernel of {hidden}, and set it to False"
+        )
+
+
+def check_merge(merge: Callable[[np.ndarray, np.ndarray], object]) -> None:
+    """Raise unless this function concatenates the features of two outputs."""
+    zero, one = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
+    with jax.ensure_compile_time_eval():
+        merged = np.asarray(merge(zero, one))
+    if merged.shape != (1, 2) or merged.tolist() != [[0, 1]]:
+        raise ValueError(
+            f"merge_fn: expected the concatenation of the features, got {describe(merge)}. "
+            "Pass the two directions one by one, and merge them by Bidirectional(..., merge=)"
         )
 
 

@@ -37,12 +37,17 @@ def from_haiku(params: Checked[Mapping[str, Mapping[str, object]]]) -> Elman | L
             return _gru(entry["w_i"], entry["w_h"], entry["b"])
         case [("linear", "b", "w")]:
             return _lstm(**modules["linear"])
-        case [("linear", "b", "w"), ("linear_1", *_, "w")]:
+        case [("linear", "b", "w"), ("linear_1", "w") | ("linear_1", "b", "w")] if _of_one_module(entries):
             return _vanilla(modules["linear"], modules["linear_1"])
     raise ValueError(
         "params: expected the parameters of one hk.VanillaRNN, hk.LSTM or hk.GRU, got "
         f"{ {name: sorted(entry) for name, entry in params.items()} }. Pass those of one module at a time"
     )
+
+
+def _of_one_module(entries: Mapping[str, object]) -> bool:
+    """Whether the names differ in their last part alone."""
+    return len({name.rpartition("/")[0] for name in entries}) == 1
 
 
 def _vanilla(inputs: dict[str, Weight], hidden: dict[str, Weight]) -> Elman:

@@ -159,6 +159,12 @@ def _arrays(cell: Any) -> dict[str, Weight]:
                 "rnnjax.regularise.VariationalDropout"
             )
     names = ("kernel", "recurrent_kernel", "bias") if cell.use_bias else ("kernel", "recurrent_kernel")
+    superfluous = [weight.path for weight in cell.weights if all(weight is not getattr(cell, name) for name in names)]
+    if superfluous:
+        raise ValueError(
+            f"source: expected a cell with the weights {', '.join(names)} alone, got {superfluous}, too. "
+            "Write its step as a cell of your own, as examples/new_cell.py does"
+        )
     return {name: _value(getattr(cell, name)) for name in names}
 
 

@@ -1,7 +1,8 @@
 """Weights of Flax linen's cells: SimpleCell, LSTMCell, OptimizedLSTMCell and GRUCell."""
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Array
 
@@ -11,48 +12,107 @@ from ..cells.lstm import LSTM
 from ..checked import Checked
 from ..network import Layer
 from ..networks.bidirectional import Bidirectional
-from .flax_parameters import both_directions, dense, has_directions, inner, known, no_activation, placed
+from .flax_parameters import (
+    both_directions,
+    check_forward,
+    check_functions,
+    check_merge,
+    check_residual,
+    dense,
+    has_directions,
+    inner,
+    known,
+    no_activation,
+    placed,
+)
 from .layout import absent, by_letter, join
-from .parts import biases_of, elman, gru, lstm, weights_of
+from .parts import biases_of, check_no_activation, elman, gru, lstm, weights_of
+
+if TYPE_CHECKING:
+    from flax import linen as nn
 
 TARGET = "Flax linen"
 
 
-def from_linen(params: Checked[Mapping[str, PyTree]], *, activation: Callable[[Array], Array] | None = None) -> Layer:
-    """The cell with the parameters of one of linen, `cell.init(...)`, with or without the entry "params" around them.
+def from_linen(
+    source: Checked["nn.Module | Mapping[str, PyTree]"], *, activation: Callable[[Array], Array] | None = None
+) -> Layer:
+    """The cell with the parameters of one of linen.
 
-    SimpleCell                     an `Elman`: W is i, R is h. `activation` is its `activation_fn`: by default tanh
+    source       its parameters, `cell.init(...)`, with or without the entry "params" around them; or the cell itself,
+                 bound to them: `cell.bind({"params": ...})`
+    activation   of a SimpleCell whose parameters are given: by default tanh; a module has its own
+
+    SimpleCell                     an `Elman`: W is i, R is h
     LSTMCell, OptimizedLSTMCell    an `LSTM`: W is [ii, if, ig, io], R is [hi, hf, hg, ho], whose biases are b
     GRUCell                        a `GRU`: W is [ir, iz, in], whose biases are b, R is [hr, hz, hn]; the bias of hn is
                                    `candidate_bias`
 
-    `nn.RNN(cell)` is read as its cell, and an `nn.Bidirectional` of two of them as a `Bidirectional`. The carry of an
-    LSTM is (c, h) there and (h, c) here. Parameters do not say other `gate_fn` and `activation_fn`, nor the `residual`
-    of a SimpleCell (whose R lacks an identity then): such cells are not for this function.
+    `nn.RNN(cell)` is read as its cell, and an `nn.Bidirectional` of two of them as a `Bidirectional` that concatenates.
+    The carry of an LSTM is (c, h) there and (h, c) here. Parameters do not say other `gate_fn` and `activation_fn`, the
+    `merge_fn` of a Bidirectional, nor the `residual` of a SimpleCell (whose R lacks an identity then). Such modules are
+    refused if they are given themselves, and must not be given as parameters.
 
-    Raises a ValueError for the parameters of anything else.
+    Raises a ValueError for anything else, a bias or another parameter where these cells have none included.
     """
+    if isinstance(source, Mapping):
+        return _from_parameters(source, activation)
+    check_no_activation(activation, "module", "parameters of a SimpleCell")
+    return _from_module(source)
+
+
+def _from_module(module: Any) -> Layer:
+    from flax import linen as nn
+
+    if isinstance(module, nn.Bidirectional):
+        check_merge(module.merge_fn)
+        return Bidirectional(_from_module(module.forward_rnn), _from_module(module.backward_rnn))
+    if isinstance(module, nn.RNN):
+        check_forward(module.reverse)
+        return _from_module(module.cell)
+    if not isinstance(module, nn.SimpleCell | nn.LSTMCell | nn.OptimizedLSTMCell | nn.GRUCell):
+        raise TypeError(
+            f"source: expected a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got {type(module).__name__}. "
+            "Pass the cell alone"
+        )
+    if module.scope is None:
+        raise ValueError(
+            "source: expected a module that is bound to its parameters, got one that is not. "
+            "Pass module.bind(variables), or the parameters"
+        )
+    if isinstance(module, nn.SimpleCell):
+        check_residual(module.residual, "h")
+        return _from_parameters(module.variables, module.activation_fn)
+    check_functions(module.activation_fn, module.gate_fn)
+    return _from_parameters(module.variables, None)
+
+
+def _from_parameters(params: Mapping[str, Any], activation: Callable[[Array], Array] | None) -> Layer:
     params = inner(params)
     if has_directions(params):
-        forward, backward = params["forward_rnn"], params["backward_rnn"]
-        return Bidirectional(from_linen(forward, activation=activation), from_linen(backward, activation=activation))
-    gates = {name[1:] for name in params if len(name) == 2}
-    names = {prefix + gate for prefix in "ih" for gate in gates}
+        return Bidirectional(*(_from_parameters(params[name], activation) for name in ("forward_rnn", "backward_rnn")))
     if set(params) == {"i", "h"}:
-        i, h = dense(params["i"]), dense(params["h"])
+        i, h = dense(params, "i", biased=True, optional=True), dense(params, "h", biased=False)
         return elman(i["kernel"], h["kernel"], i.get("bias"), activation)
-    if set(params) != names or gates not in ({*"ifgo"}, {*"rzn"}):
+    order = next((gates for gates in ("ifgo", "rzn") if set(params) == _names(gates)), None)
+    if order is None:
         raise ValueError(
-            "params: expected the parameters of a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got the names "
+            "source: expected the parameters of a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got the names "
             f"{sorted(params)}. Pass those of one cell"
         )
     no_activation(activation)
-    order = "ifgo" if len(gates) == 4 else "rzn"
-    inputs, hidden = ([dense(params[prefix + gate]) for gate in order] for prefix in "ih")
+    biased = {f"h{gate}" for gate in order} if order == "ifgo" else {"ir", "iz", "in", "hn"}
+    entries = {name: dense(params, name, biased=name in biased) for name in params}
+    inputs, hidden = ([entries[prefix + gate] for gate in order] for prefix in "ih")
     W, R = join([each["kernel"] for each in inputs]), join([each["kernel"] for each in hidden])
     if order == "ifgo":
         return lstm(W, R, join([each["bias"] for each in hidden]))
     return gru(W, R, join([each["bias"] for each in inputs]), hidden[2]["bias"])
+
+
+def _names(gates: str) -> set[str]:
+    """The dense layers of a cell with these gates."""
+    return {prefix + gate for prefix in "ih" for gate in gates}
 
 
 def to_linen(network: Layer) -> dict[str, Any]:

@@ -4,20 +4,27 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from ..arrays import PyTree
-from ..cell import describe
 from ..cells.elman import Elman
 from ..cells.gru import GRU
 from ..cells.lstm import LSTM
 from ..checked import Checked
 from ..network import Layer
 from ..networks.bidirectional import Bidirectional
-from .flax_parameters import both_directions, dense, has_directions, inner, known, no_activation
+from .flax_parameters import (
+    both_directions,
+    check_forward,
+    check_functions,
+    check_merge,
+    check_residual,
+    dense,
+    has_directions,
+    inner,
+    known,
+    no_activation,
+)
 from .layout import Weight, absent, place
 from .linen import from_linen
 from .parts import check_no_activation, elman, gru, lstm, number_of_gates, weights_of
@@ -45,7 +52,8 @@ def from_nnx(
     `nnx.RNN(cell)` is read as its cell, and an `nnx.Bidirectional` of two of them as a `Bidirectional`. The carry of an
     LSTM is (c, h) there and (h, c) here.
 
-    Raises a ValueError for anything else, and for a module with other activations, or a residual.
+    Raises a ValueError for anything else, a bias or another parameter where these have none included, and for a module
+    with other activations, a residual, or a `merge_fn` that does not concatenate, which parameters do not say.
     """
     if isinstance(source, Mapping):
         return _from_parameters(source, activation)
@@ -57,46 +65,22 @@ def _from_module(module: Any) -> Layer:
     from flax import nnx
 
     if isinstance(module, nnx.Bidirectional):
-        _check_merge(module.merge_fn)
+        check_merge(module.merge_fn)
         return Bidirectional(_from_module(module.forward_rnn), _from_module(module.backward_rnn))
     if isinstance(module, nnx.RNN):
-        if module.reverse:
-            raise ValueError(
-                "reverse: expected False, got True. Pass the cell, and unroll it with reverse=True, or within Reversed"
-            )
+        check_forward(module.reverse)
         return _from_module(module.cell)
     if not isinstance(module, nnx.SimpleCell | nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell):
         raise TypeError(
             f"source: expected a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got {type(module).__name__}. "
             "Pass the cell alone"
         )
-    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState)))
     if isinstance(module, nnx.SimpleCell):
-        if module.residual:
-            raise ValueError(
-                "residual: expected False, got True. Add the identity to the kernel of dense_h, and set it to False"
-            )
+        check_residual(module.residual, "dense_h")
         return _from_parameters(params, module.activation_fn)
-    for name, expected in (("activation_fn", jnp.tanh), ("gate_fn", jax.nn.sigmoid)):
-        given = getattr(module, name)
-        if given is not expected:
-            raise ValueError(
-                f"{name}: expected {expected.__name__}, got {describe(given)}. "
-                "Write the step as a cell of your own, as examples/new_cell.py does"
-            )
+    check_functions(module.activation_fn, module.gate_fn)
     return _from_parameters(params, None)
-
-
-def _check_merge(merge: Callable[[Any, Any], Any]) -> None:
-    """Raise unless this function concatenates the features of two outputs."""
-    zero, one = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
-    with jax.ensure_compile_time_eval():
-        merged = np.asarray(merge(zero, one))
-    if merged.shape != (1, 2) or merged.tolist() != [[0, 1]]:
-        raise ValueError(
-            f"merge_fn: expected the concatenation of the features, got {describe(merge)}. "
-            "Pass the two directions one by one, and merge them by Bidirectional(..., merge=)"
-        )
 
 
 def _from_parameters(params: Mapping[str, Any], activation: Callable[[Array], Array] | None) -> Layer:
@@ -105,14 +89,23 @@ def _from_parameters(params: Mapping[str, Any], activation: Callable[[Array], Ar
         directions = (_from_parameters(params[name], activation) for name in ("forward_rnn", "backward_rnn"))
         return Bidirectional(*directions)
     if set(params) != {"dense_i", "dense_h"}:
-        return from_linen({name.rstrip("_"): entry for name, entry in params.items()}, activation=activation)
-    i, h = dense(params["dense_i"]), dense(params["dense_h"])
-    W, R = i["kernel"], h["kernel"]
-    gates = number_of_gates(W, R.shape[0], KINDS)
+        renamed = {"if_": "if"}  # a keyword of Python
+        return from_linen({renamed.get(name, name): entry for name, entry in params.items()}, activation=activation)
+    gates = number_of_gates(_kernel(params, "dense_i"), _kernel(params, "dense_h").shape[0], KINDS)
+    biased = "dense_h" if gates == 4 else "dense_i"
+    i, h = (dense(params, name, biased=name == biased, optional=True) for name in ("dense_i", "dense_h"))
     if gates == 1:
-        return elman(W, R, i.get("bias"), activation)
+        return elman(i["kernel"], h["kernel"], i.get("bias"), activation)
     no_activation(activation)
-    return lstm(W, R, h.get("bias")) if gates == 4 else gru(W, R, i.get("bias"), None)
+    if gates == 4:
+        return lstm(i["kernel"], h["kernel"], h.get("bias"))
+    return gru(i["kernel"], h["kernel"], i.get("bias"), None)
+
+
+def _kernel(params: Mapping[str, Any], name: str) -> Weight:
+    """The kernel of a dense layer that may have a bias."""
+    biased = isinstance(params[name], Mapping) and "bias" in params[name]
+    return dense(params, name, biased=biased)["kernel"]
 
 
 def to_nnx(network: Layer) -> "nnx.Module":

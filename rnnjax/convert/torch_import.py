@@ -135,6 +135,11 @@ def _cell(arrays: Arrays, suffix: str, activation: Callable[[Array], Array] | No
     gates = number_of_gates(W, R.shape[0] if projection is None else projection.shape[-1], KINDS)
     if activation is not None and gates != 1:
         raise ValueError(f"activation: expected None for {KINDS[gates]}, got {activation!r}. Leave it out")
+    if projection is not None and gates != 4:
+        raise ValueError(
+            f"source: expected weight_hr{suffix} in an LSTM alone, got {KINDS[gates]} with it. "
+            "Pass the entries of one recurrent layer, and nothing else"
+        )
     both = None if first is None or second is None else (first, second)
     if gates == 3:
         return gru(W, R, *((None, None) if both is None else add_biases(*both)))

@@ -61,6 +61,7 @@ def check_cell(cell: Checked[AbstractCell]) -> CellReport:
     Random inputs of 6 steps, and a state that the cell has reached, are run in pairs of ways that must give the same
     values and the same gradients by weights, state and inputs:
 
+    input_type     gives the shape and the dtype of one step's input; only reported where it does not
     state          `step` returns a state of the structure, shapes and dtypes that it was given
     finite         values and gradients of ordinary inputs are finite
     step           a plain `jax.lax.scan` over `step` equals `unroll`
@@ -82,7 +83,10 @@ def check_cell(cell: Checked[AbstractCell]) -> CellReport:
         raise TypeError(
             f"cell: expected an AbstractCell, got {cell!r}. Pass a cell, such as rnnjax.LSTM(3, 8, key=key)"
         )
-    xs = _inputs(cell.input_type())
+    try:
+        xs = _inputs(cell.input_type())
+    except Exception as error:
+        return CellReport(describe(cell), _tolerance(cell), (_raised("input_type", error),))
     tolerance = _tolerance((cell, xs))
     state_law = _attempt("state", lambda: _state_kept(cell, xs))
     if not state_law.holds:
@@ -120,8 +124,12 @@ def _attempt(name: str, judge: Any) -> Verdict:
     try:
         return judge()
     except Exception as error:  # whatever a user's cell may raise
-        lines = str(error).strip().splitlines() or [""]
-        return Verdict(name, False, float("nan"), f"raised {type(error).__name__}: {lines[0]}")
+        return _raised(name, error)
+
+
+def _raised(name: str, error: Exception) -> Verdict:
+    lines = str(error).strip().splitlines() or [""]
+    return Verdict(name, False, float("nan"), f"raised {type(error).__name__}: {lines[0]}")
 
 
 def _state_kept(cell: AbstractCell, xs: PyTree[Array]) -> Verdict:

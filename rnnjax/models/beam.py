@@ -4,12 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from .. import check
 from ..arrays import AnyArray, IntegerLike, State, select
 from ..checked import Checked
 from .attention import check_mask
+from .full_beam import search_full_beam
+from .penalties import Penalties
 from .search import Hypothesis, Search, Step, begin, check_search, extend, log_softmax, until_ended
 
 
@@ -24,12 +26,14 @@ def beam_search(
     length_penalty: Checked[float | Array] = 0.0,
     coverage_penalty: Checked[float | Array] = 0.0,
     mask: Checked[AnyArray | None] = None,
+    number: Checked[int | None] = None,
+    keep_width: bool = False,
 ) -> Hypothesis:
-    """The best of `width` hypotheses, which are extended together; otherwise as `greedy`.
+    """The best of `width` hypotheses, which are extended together, or the `number` best; otherwise as `greedy`.
 
-    At each step the most likely continuations of unfinished hypotheses are kept. A finished one keeps its place in the
-    beam, so that the beam gets narrower until all are finished (Bahdanau et al. 2015). Of all hypotheses, finished or
-    of `max_length`, the one with the best score is returned (Wu et al. 2016, arXiv:1609.08144, eq. 14):
+    At each step the most likely continuations of unfinished hypotheses are kept. By default a finished one keeps its
+    place in the beam, which gets narrower until all are finished (Bahdanau et al. 2015). Of all hypotheses, finished or
+    of `max_length`, those with the best scores are returned (Wu et al. 2016, arXiv:1609.08144, eq. 14):
 
         log p / ((5 + n) / 6)^alpha + beta sum_s log(min(sum_t a_ts, 1))             n is the length, a the alignments
 
@@ -37,38 +41,35 @@ def beam_search(
     length_penalty     alpha: 0 prefers short hypotheses, 1 roughly the best probability per token
     coverage_penalty   beta: the penalty on steps of the source that get little attention
     mask               [S], the valid steps of the source; None: all
+    number             N: returns the N best, from 1 to `width` of them, best first, on a leading axis [N]. They differ
+                       from each other; where fewer have a probability above 0, the scores of the others are -inf. None:
+                       returns the best one, without that axis
+    keep_width         True: a finished hypothesis leaves the beam, which stays `width` wide to the end, as in fairseq,
+                       or in transformers with early_stopping=False. It counts if it is among the `width` most likely
+                       continuations of its step; the `width` best of all steps are held in a list. The search ends at
+                       `max_length`, or when no unfinished hypothesis can reach the score of those to be returned
+                       (Huang et al. 2017, arXiv:1809.00069)
     """
     vocabulary_size, S = check_search(step, state, start, end, max_length)
     _check_beam(width, vocabulary_size, coverage_penalty, S)
+    check.flags(keep_width=keep_width)
+    if number is not None:
+        check.count("number", number)
+    if number is not None and number > width:
+        raise ValueError(f"number: expected no more than width={width}, got {number}. Make the beam wider")
     mask = jnp.ones(S or 0, bool) if mask is None or S is None else check_mask(mask, S)
+    penalties = Penalties(length_penalty, coverage_penalty, mask)
     one = begin(step, state, start, end, max_length)
     many: Search = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (width, *leaf.shape)), one)
     only = jnp.where(jnp.arange(width) == 0, 0, -jnp.inf).astype(many.found.score.dtype)  # all others are copies of it
     search = many._replace(t=one.t, found=many.found._replace(score=only))
-    search = until_ended(lambda search: _widen(step, search, end), search, max_length)
-    found = search.found
-    scores = penalised(found, length_penalty, coverage_penalty, mask)
-    best = jnp.argmax(scores)
-    return jax.tree.map(lambda leaf: leaf[best], found._replace(score=scores))
-
-
-def penalised(
-    found: Hypothesis,
-    length_penalty: Checked[float | Array],
-    coverage_penalty: Checked[float | Array],
-    mask: Bool[Array, " S"],
-) -> Float[Array, " W"]:
-    """The scores of hypotheses whose `score` is the logarithm of their probability; see `beam_search`.
-
-    For a step without any attention the logarithm is that of the smallest normal number, not -inf.
-    """
-    scores = found.score
-    lengths = (5 + found.length.astype(scores.dtype)) / 6
-    scores = scores / lengths ** jnp.asarray(length_penalty, scores.dtype)
-    if found.alignments is None:
-        return scores
-    coverage = jnp.clip(found.alignments.sum(1), jnp.finfo(scores.dtype).tiny, 1)
-    return scores + jnp.asarray(coverage_penalty, scores.dtype) * jnp.log(coverage).sum(-1, where=mask)
+    if keep_width:
+        found = search_full_beam(step, search, end, max_length, penalties, number or 1)
+    else:
+        found = until_ended(lambda search: _widen(step, search, end), search, max_length).found
+        found = found._replace(score=penalties.score(found))
+    best = jnp.argmax(found.score) if number is None else jax.lax.top_k(found.score, number)[1]
+    return jax.tree.map(lambda leaf: leaf[best], found)
 
 
 def _widen(step: Step, search: Search, end: Any) -> Search:
@@ -76,10 +77,11 @@ def _widen(step: Step, search: Search, end: Any) -> Search:
     states, logits, alignments = jax.vmap(step)(search.state, search.token)
     width, vocabulary_size = logits.shape
     scores = search.found.score[:, None] + log_softmax(logits)
-    # A finished hypothesis has one continuation, itself, which ranks before all others: it keeps its place.
-    itself = jnp.where(jnp.arange(vocabulary_size) == end, jnp.inf, -jnp.inf).astype(scores.dtype)
-    ranks = select(search.ended, jnp.broadcast_to(itself, scores.shape), scores)
-    _, places = jax.lax.top_k(ranks.reshape(-1), width)
+    # A finished hypothesis has one continuation, itself, which ranks before all others: it keeps its place. Where the
+    # others have too few, copies of it fill the beam up: their score of -inf says that they are none.
+    found = search.found.score[:, None] > -jnp.inf
+    itself = jnp.where((jnp.arange(vocabulary_size) == end) & found, jnp.inf, -jnp.inf).astype(scores.dtype)
+    ranks, places = jax.lax.top_k(select(search.ended, itself, scores).reshape(-1), width)
     parents, tokens = jnp.divmod(places, vocabulary_size)
     before, states, alignments = jax.tree.map(lambda leaf: leaf[parents], (search._replace(t=None), states, alignments))
 
@@ -89,7 +91,9 @@ def _widen(step: Step, search: Search, end: Any) -> Search:
 
     scores = scores.reshape(-1)[places]
     tokens = jnp.where(jnp.isnan(scores), -1, tokens).astype(search.token.dtype)
-    return jax.vmap(one)(before, states, tokens, scores, alignments)._replace(t=search.t + 1)
+    after = jax.vmap(one)(before, states, tokens, scores, alignments)
+    score = jnp.where(ranks == -jnp.inf, -jnp.inf, after.found.score)
+    return after._replace(t=search.t + 1, found=after.found._replace(score=score))
 
 
 def _check_beam(width: Any, vocabulary_size: int, coverage_penalty: Any, S: int | None) -> None:

@@ -14,7 +14,8 @@ class Embedding(eqx.Module):
     """A vector for each token of a vocabulary: x_t = W[token_t].
 
     Tokens outside the vocabulary are an error: a ValueError if they are known, and under `jit` an error at run time.
-    In a program of `jax.export`, which cannot raise, their vectors are NaN. The error under `jit` is a call back to
+    Programs of `jax.export` and of several devices cannot raise: there their vectors are NaN, so that `fit` over a mesh
+    stops at a loss that is NaN. The error under `jit` is a call back to
     Python, and JAX's persistent cache takes no program with one: with the environment variable EQX_ON_ERROR=nan, which
     Equinox reads, it is NaN there as well, and the program is cached.
     """

@@ -16,7 +16,7 @@ from ..checked import Checked
 from ..marks import valid_steps
 from ..runtime_error import error_where
 from .language import LanguageModel
-from .search import known_token
+from .search import at_temperature, known_token
 from .tokens import check_token
 
 NO_TOKENS = "length: expected 1 or more tokens of the prompt, got 0. Pass the number of tokens that count"
@@ -39,7 +39,7 @@ def sample(
     prompt        [P] tokens, or a list of them. One that is known is padded to a power of two, so that prompts of any
                   length share few programs
     length        how many tokens of `prompt` count, 1 or more; None: all. Those behind may be anything
-    temperature   divides the logits: below 1 the likely becomes likelier; 0 takes the likeliest
+    temperature   divides the logits: below 1 the likely becomes likelier; 0, the limit, takes the likeliest
     top_k         draws from the k likeliest tokens only
     top_p         draws from the likeliest tokens only, as few as have this probability together (Holtzman et al. 2020,
                   arXiv:1904.09751), at that temperature and among those of `top_k`
@@ -146,9 +146,9 @@ def _draw(key: PRNGKeyArray, logits: Array, *, temperature: float, top_k: int | 
     if temperature == 0:
         return known_token(logits, jnp.argmax(logits))
     if top_k is None and top_p is None:
-        return known_token(logits, jax.random.categorical(key, logits / temperature))
+        return known_token(logits, jax.random.categorical(key, at_temperature(logits, temperature)))
     likely, tokens = jax.lax.top_k(logits, top_k or logits.shape[0])  # k of them even where some are equally likely
-    likely = likely / temperature
+    likely = at_temperature(likely, temperature)
     if top_p is not None:
         before = jnp.cumsum(jax.nn.softmax(likely)) - jax.nn.softmax(likely)  # of all that are likelier
         likely = jnp.where((before < top_p) | (jnp.arange(len(before)) == 0), likely, -jnp.inf)

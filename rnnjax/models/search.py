@@ -89,15 +89,21 @@ def sample_sequence(
 ) -> Hypothesis:
     """Draw each token from the model's distribution, given the tokens before it; otherwise as `greedy`.
 
-    temperature   divides the logits: below 1, likely tokens become more likely. The score is that of temperature 1
+    temperature   divides the logits: below 1, likely tokens become more likely, and near 0 the most likely is taken.
+                  The score is that of temperature 1. An array, which may be traced, may be 0, which is that limit;
+                  where it is less, or NaN, tokens are -1 and the score is NaN
     """
     if not eqx.is_array(temperature) and not check.number("temperature", temperature) > 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature!r}. Use `greedy` for the limit at 0")
 
-    def choose(logits: Array, t: Array) -> Array:
-        return jax.random.categorical(jax.random.fold_in(key, t), logits / jnp.asarray(temperature, logits.dtype))
+    def known(state: State, token: Array) -> tuple[State, Array, Array | None]:
+        state, logits, alignment = step(state, token)
+        return state, jnp.where(jnp.asarray(temperature) >= 0, logits, jnp.nan), alignment
 
-    return _search(step, state, start, end, max_length, choose)
+    def choose(logits: Array, t: Array) -> Array:
+        return jax.random.categorical(jax.random.fold_in(key, t), at_temperature(logits, temperature))
+
+    return _search(known if eqx.is_array(temperature) else step, state, start, end, max_length, choose)
 
 
 def _search(step: Step, state: State, start: Any, end: Any, max_length: Any, choose: Choose) -> Hypothesis:
@@ -135,15 +141,32 @@ def extend(
     search: Search, state: State, token: Array, score: Array, alignment: Array | None, end: Checked[IntegerLike]
 ) -> Search:
     """The search extended by one token, for a hypothesis that has not ended."""
-    found, t = search.found, search.t
+    t = search.t
+    return Search(t + 1, state, token, token == end, lengthen(search.found, t, token, score, alignment))
+
+
+def lengthen(found: Hypothesis, t: Array, token: Array, score: Array, alignment: Array | None) -> Hypothesis:
+    """A hypothesis that has not ended, with its token number t."""
     alignments = None if found.alignments is None else found.alignments.at[t].set(alignment)
-    grown = Hypothesis(found.tokens.at[t].set(token), found.length + 1, score, alignments)
-    return Search(t + 1, state, token, token == end, grown)
+    return Hypothesis(found.tokens.at[t].set(token), found.length + 1, score, alignments)
 
 
 def known_token(logits: Array, token: Array) -> Array:
     """The token chosen by these logits; -1 if they are NaN, of which the first, or any, would be the largest."""
     return jnp.where(jnp.isnan(logits[token]), -1, token)
+
+
+def at_temperature(logits: Array, temperature: float | Array) -> Array:
+    """The logits divided by a temperature.
+
+    Where one would overflow, the largest is 0 in place of infinity, and those far below it are -inf: near 0 the most
+    likely token is drawn, of several one of them.
+    """
+    temperature = jnp.asarray(temperature, logits.dtype)
+    divided = logits / temperature
+    overflows = (jnp.isfinite(logits) & ~jnp.isfinite(divided)).any()
+    below = (logits - jnp.nanmax(logits)) / jnp.maximum(temperature, jnp.finfo(logits.dtype).tiny)
+    return jnp.where(overflows, below, divided)
 
 
 def log_softmax(logits: Array) -> Array:

@@ -29,7 +29,7 @@ def check_tokens(
     """`tokens` as integers [T], with zeros at ignored steps.
 
     A valid token outside the vocabulary is a ValueError if it is known, and an error at run time if it is traced.
-    A program of `jax.export` cannot raise one: there it becomes -1, whose row of an embedding is NaN.
+    A program of `jax.export` or of several devices cannot raise one: there it becomes -1, whose row is NaN.
     """
     tokens = integers(name, tokens)
     if tokens.ndim != 1:

@@ -65,7 +65,8 @@ def fit(
                 there is none. Metrics are scalars by name, `{"accuracy": share}`: their means are written with the loss
     batches     step -> batch. A function of the step alone, so that a resumed run sees what the killed one would have.
                 Or any iterable of batches, which cannot be resumed: a list or a torch DataLoader begins again at its
-                end; at the end of a generator the run ends, and `Fitted.steps` says when
+                end; at the end of a generator the run ends, and `Fitted.steps` says when. Batches that no step
+                uses stay in it
     optimiser   all that optax composes. Clipping by global norm: `optax.chain(optax.clip_by_global_norm(1.0), ...)`; by
                 value: `optax.clip(1.0)`; accumulation over k batches: `optax.MultiSteps(optimiser, k)`. It also gets
                 the loss, as `value`, `grad` and `value_fn`: for reduce on plateau, Polyak steps, L-BFGS. Labels that
@@ -89,9 +90,9 @@ def fit(
     mesh        data parallel: batch and carry, which lead with the batch, are split over the first axis of this mesh.
                 The loss sees one device's part, and is to be a mean over examples: loss, metrics and gradient are
                 averaged over the devices, and so are those of one device, in another order of summation. The key is
-                another one on each device. Further axes are left to the loss, for `Sharded`. Where the mesh spans
-                processes, all call `fit` alike, each with the whole batch; the first one writes, into a folder that all
-                can read
+                another one on each device. A token outside the vocabulary makes the loss NaN, as no device may raise by
+                itself. Further axes are left to the loss, for `Sharded`. Where the mesh spans processes, all call `fit`
+                alike, each with the whole batch; the first one writes, into a folder that all can read
 
     With an estimator four of these have another form; checkpoints, validation and all else stay the same.
 
@@ -138,9 +139,11 @@ def fit(
                     measured[-1] = jax.tree.map(float, jax.device_get(measured[-1]))  # an array takes kilobytes
                 measured.append(now)
                 bar.update()
-                is_last = step + 1 == steps or supply.ends(step)
+                is_last = step + 1 == steps
                 if (step + 1) % every and not is_last:
-                    continue
+                    is_last = supply.ends(step)
+                    if not is_last:
+                        continue
                 check_loss(now, step, log)
                 line: Metrics = {"step": step + 1, **summarise(measured)}
                 check_finite(run, devices, log)
@@ -155,7 +158,8 @@ def fit(
                 if report is not None and devices.writes:
                     report(dict(line))
                 measured = []
-                if is_last:
+                impatient = patience is not None and int(run.waited) >= patience  # an iterator keeps its next batch
+                if is_last or impatient or supply.ends(step):
                     break
         kept = run.best if run.best_loss < jnp.inf else run.weights  # infinite: nothing was judged, or all as infinite
         kept, carry = devices.gather((kept, run.carry))

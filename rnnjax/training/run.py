@@ -1,6 +1,5 @@
 """A run of training: the state that is checkpointed, and its folder."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from ..arrays import PyTree
 from .atomic import write_atomically
 from .checkpoint import load, save
 from .devices import AbstractDevices
+from .lines import from_line, to_line
 
 Metrics = dict[str, int | float]
 
@@ -101,7 +101,7 @@ class Log:
         if self.devices.writes:
             try:
                 with open(self.metrics, "a") as file:
-                    file.write(json.dumps(metrics) + "\n")
+                    file.write(to_line(metrics))
                 save(self.checkpoint, whole)
             except OSError as error:
                 raise type(error)(
@@ -130,18 +130,21 @@ class Log:
     def _forget_after(self, step: int) -> None:
         """Drop the metrics of steps after the last checkpoint of the killed run; these steps are run again."""
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_atomically(self.metrics, "".join(map(to_line, kept)).encode())
 
 
 def read_metrics(path: str | Path) -> list[Metrics]:
-    """The lines of a `metrics.jsonl`; invalid lines, such as one that a kill truncated, are left out."""
+    """The lines of a `metrics.jsonl`; invalid lines, such as one that a kill truncated, are left out.
+
+    JSON has no NaN and no infinity: in the file they are the strings "NaN", "Infinity" and "-Infinity", here numbers.
+    """
     lines = Path(path).read_bytes().split(b"\n") if Path(path).exists() else []
     return list(filter(None, map(_metrics, lines)))
 
 
 def _metrics(line: bytes) -> Metrics | None:
     try:
-        read = json.loads(line)
+        read = from_line(line)
     except (ValueError, RecursionError):
         return None
     is_step = isinstance(read, dict) and isinstance(read.get("step"), int) and not isinstance(read["step"], bool)

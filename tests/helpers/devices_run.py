@@ -299,6 +299,20 @@ def check_a_key_for_each_device() -> None:
     assert len({tuple(key) for key in np.asarray(fitted.carry).tolist()}) == 8
 
 
+def check_an_unknown_token_on_one_device() -> None:
+    """It is NaN, and `fit` stops: had that device raised alone, the others would wait for it for ever."""
+    with jax.enable_x64(False):
+        model = rnnjax.models.LanguageModel(5, rnnjax.TimeDistributed(jnp.tanh, 3), key=grid.KEY)
+        tokens = np.where(np.arange(8)[:, None] == 3, 5, np.ones((8, 4), int))
+        loss = lambda model, carry, tokens, key: (  # noqa: ARG005, E731
+            jnp.mean(jax.vmap(lambda tokens: model.logits(model.initial(), tokens)[1])(tokens)),
+            carry,
+        )
+        options = {"steps": 2, "key": grid.KEY, "mesh": jax.make_mesh((8,), ("batch",)), "progress": False}
+        with pytest.raises(FloatingPointError, match=r"loss: expected a finite value, got nan of `batches\(0\)`"):
+            rnnjax.training.fit(model, loss, lambda _: tokens, optax.sgd(0.1), **options)
+
+
 def check_a_batch_that_the_devices_do_not_divide() -> None:
     message = "batches: expected arrays whose first axis, the batch's, the 8 devices of the mesh divide, got .*12,8,3"
     with pytest.raises(ValueError, match=message):

@@ -234,13 +234,21 @@ def test_a_layer_that_needs_the_cell_itself_says_so():
         rnnjax.unroll(layer, None, jnp.ones((4, 3), "float32"), key=grid.KEY)
 
 
-def test_a_weight_that_is_not_finite_is_not_rounded_away():
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_not_rounded_away(value):
+    """It is refused; where it is traced, its unit is NaN."""
     cell = drawn(rnnjax.GRU(3, 8, key=grid.KEY))
-    for value in (np.nan, np.inf):
-        broken = eqx.tree_at(lambda cell: cell.input_weight, cell, cell.input_weight.at[1, 5].set(value))
-        _, ys = rnnjax.unroll(rnnjax.prepare(broken, jnp.int8), None, ONE)
-        assert np.isnan(ys[0, 5])
-        assert np.isfinite(np.delete(ys[0], 5)).all()
+    broken = eqx.tree_at(lambda cell: cell.input_weight, cell, cell.input_weight.at[1, 5].set(value))
+    with pytest.raises(
+        ValueError, match=r"^input_weight: expected finite weights of GRU .* got NaN or inf.*\. Look at"
+    ):
+        rnnjax.prepare(broken, jnp.int8)
+    recurrent = eqx.tree_at(lambda cell: cell.recurrent_weight, cell, cell.recurrent_weight.at[1, 5].set(value))
+    with pytest.raises(ValueError, match=r"^recurrent_weight: expected finite weights"):
+        rnnjax.prepare(rnnjax.Stack([recurrent]), jnp.int8)
+    _, ys = eqx.filter_jit(lambda cell: rnnjax.unroll(rnnjax.prepare(cell, jnp.int8), None, ONE))(broken)
+    assert np.isnan(ys[0, 5])
+    assert np.isfinite(np.delete(ys[0], 5)).all()
 
 
 def test_a_column_of_zeros_stays_zero():

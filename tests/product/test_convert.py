@@ -116,11 +116,125 @@ def test_the_forget_bias_of_haiku_is_one_less():
     assert conversions.same_bits(convert.from_haiku({"any/name/linear": params}), cell)
 
 
+def paths(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths of the dense layers in the parameters of Flax."""
+    here = [path] if "kernel" in tree else []
+    return here + [
+        each for name, entry in tree.items() if isinstance(entry, dict) for each in paths(entry, (*path, name))
+    ]
+
+
+def changed(tree: dict[str, Any], path: tuple[str, ...], change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """`tree` with another dict at a path."""
+    name, *rest = path
+    return tree | {name: changed(tree[name], (*rest,), change) if rest else change(tree[name])}
+
+
+def linen_cells() -> dict[str, Any]:
+    one = {kind.__name__: make(kind) for kind in (rnnjax.Elman, rnnjax.LSTM, rnnjax.GRU)}
+    return one | {"Bidirectional": rnnjax.Bidirectional(one["LSTM"], one["GRU"])}
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a bias": lambda entry: entry | {"bias": np.ones(H, np.float32)},
+    "a scale": lambda entry: entry | {"scale": np.ones(H, np.float32)},
+    "no bias": lambda entry: {"kernel": entry["kernel"]},
+    "no kernel": lambda entry: {name: weight for name, weight in entry.items() if name != "kernel"},
+    "an array": lambda entry: entry["kernel"],
+}
+
+
+@pytest.mark.parametrize("name", ["Elman", "LSTM", "GRU", "Bidirectional"])
+def test_every_parameter_of_linen_is_read_or_refused(name):
+    params = convert.to_linen(linen_cells()[name])
+    assert conversions.same_bits(convert.from_linen(params), linen_cells()[name])
+    for path in paths(params):
+        for what, change in CHANGES.items():
+            other = changed(params, path, change)
+            same = jax.tree.structure(other) == jax.tree.structure(params)
+            if not same and (path, what) != (("i",), "no bias"):  # a bias that a SimpleCell need not have
+                assert_refused(lambda other=other: convert.from_linen(other), ValueError, "source", path[-1])
+    extra = params | {"LayerNorm_0": {"scale": np.ones(H, np.float32)}}
+    assert_refused(lambda: convert.from_linen(extra), ValueError, "source", "LayerNorm_0")
+
+
+def test_every_parameter_of_nnx_is_read_or_refused():
+    kernels = {gates: {"dense_i": {"kernel": np.ones((I, gates * H), np.float32)},
+                       "dense_h": {"kernel": np.ones((H, gates * H), np.float32)}} for gates in (1, 3, 4)}  # fmt: skip
+    for gates, params in kernels.items():
+        other, right = ("dense_i", "dense_h") if gates == 4 else ("dense_h", "dense_i")
+        for name, weight in (("bias", other), ("scale", other), ("scale", right)):
+            more = changed(
+                params, (weight,), lambda entry, name=name, gates=gates: entry | {name: np.ones(gates * H, np.float32)}
+            )
+            assert_refused(lambda more=more: convert.from_nnx(more), ValueError, "source", weight, "kernel", name)
+        assert convert.from_nnx(
+            changed(params, (right,), lambda entry, gates=gates: entry | {"bias": np.ones(gates * H, np.float32)})
+        )
+        assert_refused(
+            lambda params=params: convert.from_nnx(params | {"dense_i": {}}), ValueError, "source", "dense_i"
+        )
+    lstm = convert.to_linen(make(rnnjax.LSTM))
+    both = {name.replace("if", "if_"): entry for name, entry in lstm.items()}
+    assert conversions.same_bits(convert.from_nnx(both), make(rnnjax.LSTM))
+    assert_refused(lambda: convert.from_nnx(both | {"hf_": both["hf"]}), ValueError, "source", "hf_")
+
+
+def test_every_parameter_of_haiku_is_read_or_refused():
+    params = convert.to_haiku(make(rnnjax.Elman, activation=jax.nn.relu))
+    extra = changed(params, ("vanilla_rnn/linear_1",), lambda entry: entry | {"scale": entry["b"]})
+    assert_refused(lambda: convert.from_haiku(extra), ValueError, "params", "scale", "one module")
+    two = {"a/linear": params["vanilla_rnn/linear"], "b/linear_1": params["vanilla_rnn/linear_1"]}
+    assert_refused(lambda: convert.from_haiku(two), ValueError, "params", "b/linear_1", "one module")
+
+
+class Gained(eqx.nn.GRUCell):
+    """A user's cell of Equinox, with one more weight."""
+
+    gain: Any
+
+    def __init__(self, gain: Any):
+        super().__init__(I, H, key=key())
+        self.gain = gain
+
+
+def test_every_weight_of_equinox_is_read_or_refused():
+    assert isinstance(convert.from_equinox(Gained(None)), rnnjax.GRU)
+    assert_refused(lambda: convert.from_equinox(Gained(jnp.ones(H))), ValueError, "cell", "bias_n", "gain")
+
+
+def test_modules_of_linen_say_what_parameters_do_not():
+    nn = pytest.importorskip("flax.linen")
+    rnn = lambda cell=nn.GRUCell, **options: nn.RNN(cell(H, **options))  # noqa: E731
+    bound = lambda module: module.bind(jax.eval_shape(module.init, key(), jnp.ones((2, I), jnp.float32)))  # noqa: E731
+    filled = lambda module: module.bind(  # noqa: E731
+        jax.tree.map(
+            lambda leaf: np.ones(leaf.shape, leaf.dtype),
+            jax.eval_shape(module.init, key(), jnp.ones((2, I), jnp.float32)),
+        )
+    )
+    assert type(convert.from_linen(filled(nn.Bidirectional(rnn(), rnn())))) is rnnjax.Bidirectional
+    relu = convert.from_linen(filled(rnn(nn.SimpleCell, activation_fn=jax.nn.relu)))
+    assert relu.activation == jax.nn.relu
+    cases = [
+        (nn.Bidirectional(rnn(), rnn(), merge_fn=jnp.add), "merge_fn", "concatenation", "add"),
+        (rnn(nn.SimpleCell, residual=True), "residual", "False", "kernel of h"),
+        (rnn(gate_fn=jax.nn.hard_sigmoid), "gate_fn", "sigmoid", "hard_sigmoid"),
+        (rnn(nn.LSTMCell, activation_fn=jax.nn.relu), "activation_fn", "tanh", "relu"),
+        (nn.RNN(nn.GRUCell(H), reverse=True), "reverse", "False", "Reversed"),
+    ]
+    for module, *fragments in cases:
+        assert_refused(lambda module=module: convert.from_linen(bound(module)), ValueError, *fragments)
+    assert_refused(lambda: convert.from_linen(rnn()), ValueError, "source", "bound", "module.bind")
+    assert_refused(lambda: convert.from_linen(nn.Dense(H)), TypeError, "source", "GRUCell", "Dense")
+    assert_refused(lambda: convert.from_linen(bound(rnn()), activation=jnp.tanh), TypeError, "activation", "module")
+
+
 def test_linen_says_no_activation_of_gates():
     params = convert.to_linen(make(rnnjax.LSTM))
     assert_refused(lambda: convert.from_linen(params, activation=jnp.tanh), ValueError, "activation", "SimpleCell")
     del params["hf"]
-    assert_refused(lambda: convert.from_linen(params), ValueError, "params", "OptimizedLSTMCell", "'hg'")
+    assert_refused(lambda: convert.from_linen(params), ValueError, "source", "OptimizedLSTMCell", "'hg'")
     network = rnnjax.Bidirectional(make(rnnjax.GRU), make(rnnjax.GRU), merge=rnnjax.networks.add)
     assert_refused(lambda: convert.to_linen(network), ValueError, "merge", "concatenate", "add")
 
@@ -181,6 +295,14 @@ def test_keras_refuses_what_changes_the_numbers():
     even = layers.ConvLSTM1D(H, 2)
     even.build((None, 2, 5, I))
     assert_refused(lambda: convert.from_keras(even), ValueError, "kernel_size", "odd", "(2,)")
+
+    class Scaled(layers.GRUCell):
+        def build(self, input_shape: Any) -> None:
+            super().build(input_shape)
+            self.scale = self.add_weight(shape=(H,), name="scale")
+
+    scaled = built(layers.RNN(Scaled(H)))
+    assert_refused(lambda: convert.from_keras(scaled), ValueError, "source", "recurrent_kernel, bias alone", "scale")
     deep = rnnjax.Stack([make(rnnjax.LSTM), rnnjax.GRU(H, H, key=key())], dropout=0.5)
     assert_refused(lambda: convert.to_keras(deep), ValueError, "dropout", "0.5", "keras.layers.Dropout")
     assert_refused(lambda: convert.to_keras(make(rnnjax.MinGRU)), ValueError, "network", "Elman", "MinGRU")
@@ -221,4 +343,12 @@ def test_nnx_refuses_what_changes_the_numbers():
     assert_refused(
         lambda: convert.from_nnx(nnx.Linear(I, H, rngs=nnx.Rngs(0))), TypeError, "source", "GRUCell", "Linear"
     )
+
+    class Averaged(nnx.GRUCell):
+        def __init__(self, *sizes: int, **options: Any):
+            super().__init__(*sizes, **options)
+            self.mean = nnx.BatchStat(jnp.ones(H))
+
+    averaged = Averaged(I, H, **options)
+    assert_refused(lambda: convert.from_nnx(averaged), ValueError, "source", "GRUCell", "mean")
     assert_refused(lambda: convert.to_nnx(make(rnnjax.GRU)), ValueError, "candidate_bias", "None", "to_linen")

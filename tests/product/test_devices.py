@@ -44,6 +44,7 @@ CHECKS = (
         "training_over_batch",
         "an_estimator_over_batch",
         "a_key_for_each_device",
+        "an_unknown_token_on_one_device",
     ),
     *("parts_are_refused_as_parts", "what_newton_refuses", "a_batch_that_the_devices_do_not_divide"),
 )

@@ -51,6 +51,27 @@ def train(
 # Metrics
 
 
+def test_metrics_that_are_no_numbers_are_json(tmp_path):
+    """NaN and infinities are strings in the file, and numbers again when they are read."""
+    values = {"below": -np.inf, "above": np.inf, "none": np.nan}
+    loss = lambda *arguments: (*plain(*arguments), {name: jnp.asarray(value) for name, value in values.items()})  # noqa: E731
+    train(loss, steps=4, validate=lambda _: np.inf, folder=tmp_path)
+
+    def strictly(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    written = [
+        json.loads(line, parse_constant=strictly) for line in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    expected = {"below": "-Infinity", "above": "Infinity", "none": "NaN", "validation": "Infinity"}
+    assert [{name: line[name] for name in expected} for line in written] == [expected] * 2
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    for line in lines:
+        np.testing.assert_equal({name: line[name] for name in expected}, values | {"validation": np.inf})
+    train(loss, steps=6, validate=lambda _: np.inf, folder=tmp_path, resume=True)  # which writes the lines anew
+    assert str(read_metrics(tmp_path / "metrics.jsonl")[:2]) == str(lines)
+
+
 def path() -> tuple[list[float], list[float], list[np.ndarray]]:
     """By hand, of each step: the distance and the number above; and the weights after each."""
     weights, distances, above = [np.zeros(3)], [], []
@@ -180,6 +201,13 @@ def test_an_iterator_is_taken_no_further_than_the_steps():
     left = iter(map(noise, range(9)))
     train(plain, left, steps=3)
     np.testing.assert_array_equal(next(left), noise(3))
+
+
+def test_an_iterator_keeps_the_batch_after_an_early_stop():
+    left = iter(map(noise, range(20)))
+    fitted = train(plain, left, steps=20, every=2, validate=lambda model: 1.0 + 0 * float(model[0]), patience=2)
+    assert fitted.steps == 6
+    np.testing.assert_array_equal(next(left), noise(6))
 
 
 def test_a_run_ends_with_its_iterator(tmp_path):

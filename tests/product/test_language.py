@@ -278,6 +278,14 @@ def test_greedy_takes_the_likeliest_after_the_whole_prefix():
     assert tokens == said(lively(), 30, 22, temperature=0.0)
 
 
+@pytest.mark.parametrize("options", [{}, slow({"top_p": 0.9}), {"top_k": 3, "top_p": 0.9}], ids=str)
+def test_a_tiny_temperature_takes_the_likeliest(options):
+    """Though logits divided by it overflow, here all of those above 0, of which the first is not the likeliest."""
+    logits = 1e9 * LOGITS[::-1]
+    assert np.flatnonzero(logits > 0)[0] != logits.argmax()
+    assert said(memoryless(logits), 20, temperature=1e-300, **options) == [int(logits.argmax())] * 20
+
+
 @pytest.mark.slow
 def test_the_one_likeliest_is_what_greedy_takes():
     assert said(lively(), 30, top_k=1) == said(lively(), 30, temperature=0.0)

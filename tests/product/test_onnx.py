@@ -773,6 +773,65 @@ def test_a_network_that_onnx_cannot_say_is_refused_and_the_file_stays(name, tmp_
     assert [*tmp_path.iterdir()] == [path]
 
 
+class Outputs(NamedTuple):
+    """A state whose fields are named as outputs are."""
+
+    h: Any
+    y: Any
+    ys: Any
+
+
+class Twofold(rnnjax.AbstractGatedCell):
+    """h_t = tanh(u + v), and sums over time of h / 8 and of -h / 8."""
+
+    gates = "n"
+    state_type = Outputs
+    input_weight: Any
+    recurrent_weight: Any
+    bias: None = None
+    initial_state: None = None
+
+    def pointwise(self, parameters: None, u: Any, v: Any, state: Outputs) -> Outputs:
+        del parameters
+        h = jnp.tanh(u[0] + v[0])
+        return Outputs(h, state.y + h / 8, state.ys - h / 8)
+
+
+def test_values_and_nodes_have_names_of_their_own(tmp_path):
+    """Whatever the fields of the state are called, and in a loop as well."""
+    W, R = (np.random.default_rng(size).normal(0, 0.5, (size, H)).astype(np.float32) for size in (I, H))
+    to_onnx(Stack([Twofold(W, R), Twofold(R, R)]), tmp_path / "file.onnx", lengths=False)
+    graph = onnx.load(tmp_path / "file.onnx").graph
+    bodies = [each.g for one in graph.node for each in one.attribute if each.HasField("g")]
+    assert len(bodies) == 2
+    for names in (
+        [one.name for part in (graph, *bodies) for one in part.node],
+        [name for part in (graph, *bodies) for one in part.node for name in one.output],
+    ):
+        assert len({"", *names}) == 1 + len(names)
+    xs, zeros = given("lstm")[1], np.zeros((B, H), np.float32)
+    feeds = {f"state.{number}.{field}": zeros for number in range(2) for field in Outputs._fields}
+    ys, *last = Session(tmp_path / "file.onnx").run(xs=xs, **feeds)
+    below, states = xs, []
+    for weight in (W, R):
+        h, outputs = zeros, []
+        for time in range(T):
+            h = np.tanh(below[:, time] @ weight + h @ R)
+            outputs.append(h)
+        below = np.stack(outputs, axis=1)
+        states += [h, below.sum(1) / 8, -below.sum(1) / 8]
+    assert_close([ys, *last], [below, *states])
+
+
+def test_dropout_of_equinox_is_written_as_at_inference(tmp_path):
+    linear, drop = eqx.nn.Linear(H, 2, dtype=F32, key=grid.KEY), eqx.nn.Dropout(0.5)
+    for name, head in (("with", eqx.nn.Sequential([drop, linear, drop])), ("without", linear)):
+        to_onnx(draw(Tagger(cell(GRU), head), seed=2), tmp_path / name, lengths=False, states=False)
+    xs = given("gru")[1]
+    one, other = (Session(tmp_path / name).run(xs=xs) for name in ("with", "without"))
+    assert_close(one, other)
+
+
 class Louder(GRU):
     """A cell that inherits from one that ONNX has, and is another."""
 

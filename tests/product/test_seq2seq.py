@@ -562,21 +562,21 @@ def table_step(logits: Any, alignments: Any) -> Any:
 
 
 @lru_cache
-def searching(width: int, max_length: int) -> Callable[..., Any]:
+def searching(width: int, max_length: int, **options: Any) -> Callable[..., Any]:
     """Searches of many tables, by one program for all penalties."""
 
     def search(logits: Any, alignments: Any, alpha: Any, beta: Any) -> Any:
         limits = {"width": width, "start": START, "end": END, "max_length": max_length}
         penalties = {"length_penalty": alpha, "coverage_penalty": beta}
-        return beam_search(table_step(logits, alignments), jnp.asarray(-1), **limits, **penalties)
+        return beam_search(table_step(logits, alignments), jnp.asarray(-1), **limits, **penalties, **options)
 
     return jax.jit(jax.vmap(search, (0, 0, None, None)))
 
 
 def beams(
-    drawn: list[Any], width: int, max_length: int, penalties: tuple[float, float]
+    drawn: list[Any], width: int, max_length: int, penalties: tuple[float, float], **options: Any
 ) -> list[rnnjax.models.Hypothesis]:
-    return rows(searching(width, max_length)(*map(np.stack, zip(*drawn, strict=True)), *penalties))
+    return rows(searching(width, max_length, **options)(*map(np.stack, zip(*drawn, strict=True)), *penalties))
 
 
 def rows(found: Any) -> list[rnnjax.models.Hypothesis]:
@@ -643,6 +643,85 @@ def test_a_narrow_beam_keeps_the_likeliest_and_what_has_ended(width):
             assert said(one) == numpy_beam(*table, width, 4, *penalties)
             assert float(one.score) == pytest.approx(rescore(said(one), *table, *penalties), rel=1e-12)
         assert len({int(one.length) for one in found}) > 1
+
+
+@pytest.mark.parametrize("keep_width", [False, True])
+def test_the_best_hypotheses_come_in_order(keep_width):
+    """A beam that holds all sequences finds them all; of one row more, nothing has a probability."""
+    few = [0, 2, 3]
+    drawn = [tables(seed, 16, 3, few) for seed in range(6)]
+    for penalties in PENALTIES:
+        found = beams(drawn, 16, 3, penalties, number=16, keep_width=keep_width)
+        for several, table in zip(found, drawn, strict=True):
+            scores = {tokens: rescore(tokens, *table, *penalties) for tokens in sequences(few, END, 3)}
+            expected = sorted(scores, key=scores.__getitem__, reverse=True)
+            *hypotheses, none = rows(several)
+            assert [said(one) for one in hypotheses] == expected
+            np.testing.assert_allclose(several.score[:-1], sorted(scores.values(), reverse=True), rtol=1e-12)
+            assert none.score == -np.inf
+
+
+def numpy_full_beam(
+    logits: Any, alignments: Any, width: int, max_length: int, alpha: float, beta: float
+) -> list[tuple[int, ...]]:
+    """Hypotheses that end leave the beam, if they are among the likeliest, which others fill up again; best first."""
+    log_probability = lambda tokens: rescore(tokens, logits, alignments, 0.0, 0.0)  # noqa: E731
+    ended, live = [], [()]
+    for _ in range(max_length):
+        grown = [(*tokens, token) for tokens in live for token in range(logits.shape[1])]
+        ordered = sorted(grown, key=log_probability, reverse=True)
+        ended += [tokens for tokens in ordered[:width] if tokens[-1] == END]
+        live = [tokens for tokens in ordered if tokens[-1] != END][:width]
+    return sorted(ended + live, key=lambda tokens: rescore(tokens, logits, alignments, alpha, beta), reverse=True)
+
+
+@pytest.mark.parametrize("width", [slow(1), 3])
+def test_a_beam_that_keeps_its_width_moves_what_has_ended_to_a_list(width):
+    drawn = [tables(seed, 5, 4) for seed in range(20)]
+    differ = 0
+    for penalties in ((0.0, 0.0), (0.8, 0.5), (-0.5, 0.0), (1.5, -0.3)):
+        found = beams(drawn, width, 4, penalties, number=width, keep_width=True)
+        for several, table in zip(found, drawn, strict=True):
+            expected = numpy_full_beam(*table, width, 4, *penalties)[:width]
+            assert [said(one) for one in rows(several)] == expected
+            scores = [rescore(tokens, *table, *penalties) for tokens in expected]
+            np.testing.assert_allclose(several.score, scores, rtol=1e-12)
+            differ += expected[0] != numpy_beam(*table, width, 4, *penalties)
+    assert differ > 0
+    for one, several in zip(beams(drawn, width, 4, penalties, keep_width=True), found, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, jax.tree.map(lambda leaf: leaf[0], several))
+
+
+def counted(options: dict[str, Any]) -> tuple[Any, Any]:
+    """A search for up to 50 tokens, each of which is `end` by 3/4, and how many steps it takes."""
+    logits = jnp.log(jnp.asarray([1 / 12, 1 / 12, 3 / 4, 1 / 12]))
+    step = lambda steps, token: (steps + 1, logits, None)  # noqa: ARG005, E731
+    carried = []
+
+    def counting(steps: Any, token: Any) -> Any:
+        jax.debug.callback(lambda steps: carried.append(int(steps)), steps)
+        return step(steps, token)
+
+    found = jax.jit(partial(beam_search, counting, end=2, start=0, max_length=50, width=2, **options))(jnp.asarray(0))
+    jax.effects_barrier()
+    return found, 1 + max(carried)
+
+
+def test_a_beam_that_keeps_its_width_stops_when_nothing_better_can_come():
+    found, steps = counted({"keep_width": True})
+    assert (said(found), steps) == ((2,), 1)
+    several, steps = counted({"keep_width": True, "number": 2})
+    assert [said(one) for one in rows(several)] == [(2,), (0, 2)]
+    assert steps == 2
+    _, steps = counted({"keep_width": True, "number": 2, "length_penalty": 3.0})  # long ones may be better
+    assert steps == 50
+
+
+def test_a_beam_that_keeps_its_width_shows_nan():
+    step = lambda state, token: (state, jnp.full(5, jnp.nan), None)  # noqa: ARG005, E731
+    found = jax.jit(partial(beam_search, step, width=2, start=START, end=END, max_length=3, keep_width=True))(())
+    assert np.isnan(found.score)
+    assert found.tokens.tolist()[0] == -1
 
 
 SOURCES = np.random.default_rng(11).integers(0, V, (10, 5))
@@ -737,6 +816,28 @@ def test_draws_have_the_frequencies_of_the_model_at_that_temperature():
     log_probabilities = logits - np.log(np.exp(logits).sum())
     for tokens, length, score in list(zip(*found[:3], strict=True))[:20]:
         assert score == pytest.approx(log_probabilities[tokens[:length]].sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", slow("float64")])
+def test_near_a_temperature_of_0_the_likeliest_is_drawn(dtype):
+    """One of them, where several are the likeliest. A negative temperature is shown as NaN."""
+    logits = jnp.asarray(1e9 * np.array([0.5, 1.5, -1.0, 1.5, -np.inf]), dtype)
+    step = lambda state, token: (state, logits, None)  # noqa: ARG005, E731
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    @partial(jax.vmap, in_axes=(None, 0))
+    def draw(temperature: Any, key: Any) -> Any:
+        return sample_sequence(step, (), start=0, end=4, max_length=3, key=key, temperature=temperature)
+
+    temperatures = jnp.asarray([1e-30, 1e-37, 1e-42, 0.0, -1.0, np.nan], dtype)
+    found = draw(temperatures, jax.random.split(key(), 20))
+    for tokens in np.asarray(found.tokens[:4]):
+        assert set(tokens.ravel().tolist()) == {1, 3}
+    assert set(np.asarray(found.tokens[4:])[..., 0].ravel().tolist()) == {-1}
+    assert np.isnan(found.score[4:]).all()
+    known = jax.jit(partial(sample_sequence, step, start=0, end=4, max_length=3, key=key(), temperature=1e-50))
+    assert set(np.asarray(known(()).tokens).tolist()) <= {1, 3}
 
 
 @pytest.mark.slow  # as a quick test has it of captions
@@ -854,6 +955,9 @@ MISUSES = {
     "forcing_without_key": (lambda: read(teacher_forcing=0.5), ValueError, ["key", "teacher_forcing", "None"]),
     "beam_over": (lambda: search(width=6), ValueError, ["width", "vocabulary of 5", "6"]),
     "beam_of_none": (lambda: search(width=0), ValueError, ["width", "positive", "0"]),
+    "more_than_the_beam": (lambda: search(number=3), ValueError, ["number", "width=2", "3"]),
+    "number_of_none": (lambda: search(number=0), ValueError, ["number", "0"]),
+    "width_maybe_kept": (lambda: search(keep_width="yes"), TypeError, ["keep_width", "True or False", "yes"]),
     "no_length": (lambda: search(max_length=0), ValueError, ["max_length", "positive", "0"]),
     "unknown_end": (lambda: search(end=5), ValueError, ["end", "from 0 to 4", "5"]),
     "unknown_start": (lambda: search(start=-1), ValueError, ["start", "-1"]),

@@ -156,6 +156,25 @@ def test_what_a_cell_raises_is_in_the_report(monkeypatch):
     assert "raised AttributeError: 'Hidden' object has no attribute 'missing'" in str(report)
 
 
+class HasNoInput(Plain):
+    def input_type(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.missing.shape, jnp.float32)
+
+
+class HasAnotherInput(Plain):
+    def input_type(self) -> Any:
+        return (H,)
+
+
+@pytest.mark.usefixtures("as_it_comes", "annotations_unchecked")
+def test_an_input_type_that_raises_is_in_the_report():
+    report = check_cell(plain(HasNoInput))
+    assert report.broken == ("input_type",)
+    assert "raised AttributeError: 'HasNoInput' object has no attribute 'missing'" in str(report)
+    report = check_cell(plain(HasAnotherInput))
+    assert report.broken == ("input_type",)
+
+
 def test_what_is_no_cell_is_refused():
     with pytest.raises(TypeError, match=r"cell: expected an AbstractCell, got .*Pass a cell, such as rnnjax.LSTM"):
         check_cell(jnp.tanh)

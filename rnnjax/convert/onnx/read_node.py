@@ -10,6 +10,7 @@ from .direction import GATES
 from .read_function import ALONG_FEATURES, POINTWISE, embedding, function_node
 from .read_merge import directions_merged, doubled, halved, merged, parts
 from .read_operator import read_operator
+from .read_padding import as_lengths, keeps_the_steps, read_padding
 from .values import Attributes, Bookkeeping, Constant, Given, Last, Steps, Value, Zeros, as_steps
 
 SAME = ("Identity", "Cast", "Dropout")
@@ -23,7 +24,6 @@ PLUMBING = (
     "Concat",
     "Slice",
     "Gather",
-    "Where",
     "Expand",
 )
 MERGES = {"Add": add, "Mul": multiply, "Concat": concatenate}
@@ -32,10 +32,17 @@ FLOATING = (1, 10, 11, 16)  # by the numbers of ONNX: a Cast to any other dtype 
 
 
 class Node:
-    """A node with its attributes as Python has them, and its inputs as far as they are known."""
+    """A node with its attributes as Python has them, and its inputs as far as they are known.
 
-    def __init__(self, name: str, operator: str, attributes: Attributes, inputs: list[Value | None], outputs: int):
+    name      for messages: it may be that of several nodes
+    number    its place in the graph
+    """
+
+    def __init__(
+        self, name: str, number: int, operator: str, attributes: Attributes, inputs: list[Value | None], outputs: int
+    ):
         self.name = name
+        self.number = number
         self.operator = operator
         self.attributes = attributes
         self.inputs = inputs
@@ -45,16 +52,42 @@ class Node:
         """The outputs; None for a node that has no counterpart."""
         known = [value for value in self.inputs if value is not None]
         if self.operator in GATES:
-            return read_operator(self.name, self.operator, self.attributes, self.inputs)
+            return read_operator(self.number, self.operator, self.attributes, self.inputs)
+        padding = read_padding(self.operator, self.attributes, known, self.outputs)
+        if padding is not None:
+            return padding
         if self.operator == "Shape":
             return [Bookkeeping()]
+        if self.operator == "Where":
+            return self._where(known)
         if self.operator == "Gather" and isinstance(known[0], Constant) and isinstance(known[1], Given):
             return [embedding(known[0].array, known[1])] if len(known[1].axes or "") == 2 else None
         if any(isinstance(value, Steps) for value in known) or self._begins(known):
             return self._of_steps([as_steps(value) or value for value in known])
         if last := [value.nodes for value in known if isinstance(value, Last)]:
-            return [Last(frozenset[str]().union(*last))] * self.outputs if self.operator in PLUMBING else None
+            return [Last(frozenset[int]().union(*last))] * self.outputs if self.operator in PLUMBING else None
         return self._of_inputs(known)
+
+    def _where(self, known: list[Value]) -> Sequence[Value]:
+        """Padding replaced by a constant, which no step reads, or by the zeros that `unroll` puts out."""
+        if last := [value.nodes for value in known if isinstance(value, Last)]:
+            return [Last(frozenset[int]().union(*last))]
+        if not any(isinstance(value, Steps) or (isinstance(value, Given) and value.axes != "L") for value in known):
+            return [Bookkeeping()]
+        mask, values, otherwise = known
+        number = otherwise.array if isinstance(otherwise, Constant) and otherwise.array.size == 1 else None
+        if (
+            number is None
+            or not isinstance(values, Given | Steps)
+            or not keeps_the_steps(mask, values)
+            or (isinstance(values, Steps) and number.any())
+        ):
+            raise ValueError(
+                f"model: expected Where to replace the steps from sequence_lens on by a constant, by zero behind a "
+                f"recurrent node, got masks or values that are not known to do so in {self.name}. "
+                "Drop that node from the model, and mask its values outside"
+            )
+        return [values]
 
     def _begins(self, known: list[Value]) -> bool:
         return self.operator in READS and as_steps(known[0]) is not None
@@ -64,9 +97,6 @@ class Node:
             casts = self.operator == "Cast" and self.attributes["to"] not in FLOATING
             training = self.operator == "Dropout" and len(known) > 2 and known[2] != Constant(np.array(False))
             return None if casts or training else known[:1]
-        if self.operator == "Where" and isinstance(known[0], Bookkeeping) and isinstance(known[1], Steps):
-            zeros = isinstance(known[2], Constant) and not known[2].array.any()
-            return [known[1]] if zeros else None
         if self.operator in ("Transpose", "Squeeze", "Reshape", "Split") and isinstance(known[0], Steps):
             return _rearranged(self.operator, self.attributes, known[0], known[1:])
         if len(known) == 2 and all(isinstance(value, Steps) for value in known):
@@ -90,24 +120,25 @@ class Node:
         """Values beside the sequence: shapes, lengths, states, and inputs whose axes are moved."""
         if self.operator == "Transpose" and isinstance(known[0], Given) and known[0].axes is not None:
             return [known[0]._replace(axes="".join(known[0].axes[axis] for axis in self.attributes["perm"]))]
+        if self.operator == "Cast" and as_lengths(known[0]) is not None:
+            return [Bookkeeping()]  # to a dtype that may change them
         if self.operator in SAME and known:
             rounds = self.operator == "Cast" and self.attributes["to"] not in FLOATING
             features = isinstance(known[0], Given) and len(known[0].axes or "") == 3
             return None if rounds and features else known[:1]
-        if self.operator == "Where" and isinstance(known[0], Bookkeeping) and isinstance(known[1], Given):
-            return [known[1]]
         if self.operator == "ConstantOfShape":
             value = self.attributes.get("value")
             return [Zeros() if value is None or not np.any(value) else Bookkeeping()]
         if self.operator == "Expand" and isinstance(known[0], Constant):
             return known[:1]
-        sources = frozenset[str]().union(*(value.sources for value in known if isinstance(value, Bookkeeping)))
         given = [value for value in known if isinstance(value, Given)]
+        if self.operator == "Concat" and any(isinstance(value, Constant) and value.array.any() for value in known):
+            return [Bookkeeping()]
         if self.operator in PLUMBING and given:
             return [given[0]._replace(axes=None)] * self.outputs
         if self.operator in PLUMBING and any(isinstance(value, Zeros) for value in known):
             return [Zeros()] * self.outputs
-        return [Bookkeeping(sources.union(value.source for value in given))] * self.outputs
+        return [Bookkeeping()] * self.outputs
 
 
 def _rearranged(operator: str, attributes: Attributes, steps: Steps, rest: list[Value]) -> Sequence[Value] | None:

@@ -31,7 +31,7 @@ class Operator(NamedTuple):
         return NAMES[self.attributes.get("direction", "forward")]
 
 
-def read_operator(name: str, operator: str, attributes: Attributes, inputs: list[Value | None]) -> list[Value]:
+def read_operator(number: int, operator: str, attributes: Attributes, inputs: list[Value | None]) -> list[Value]:
     """The outputs Y, Y_h and Y_c."""
     words = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
     given = {word: value for word, value in zip(words, inputs, strict=False) if value is not None}
@@ -54,8 +54,8 @@ def read_operator(name: str, operator: str, attributes: Attributes, inputs: list
     else:
         layer = Reversed(kept[0]) if attributes.get("direction") == "reverse" else kept[0]
         (state,) = states
-    ys = xs.then(layer, state, axes=axes, time=time, features=cells[0].hidden_size, nodes=xs.nodes.union([name]))
-    return [ys, *[Last(frozenset([name]))] * 2]
+    ys = xs.then(layer, state, axes=axes, time=time, features=cells[0].hidden_size, nodes=xs.nodes.union([number]))
+    return [ys, *[Last(frozenset([number]))] * 2]
 
 
 def _directions(node: Operator) -> list[Direction]:

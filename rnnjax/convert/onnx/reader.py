@@ -21,7 +21,8 @@ from .direction import GATES
 from .package import onnx_package
 from .read_merge import directions_merged, sole
 from .read_node import Node
-from .values import Bookkeeping, Constant, Given, Last, Steps, Value
+from .read_padding import as_lengths
+from .values import Constant, Given, Last, Lengths, Mask, Steps, Value
 
 
 class Serialised(Protocol):
@@ -70,7 +71,8 @@ def from_onnx(model: Checked[str | Path | Serialised]) -> Imported:
         raise TypeError(f"model: expected a path or an onnx.ModelProto, got {model!r}. Pass the path of the file")
     opset = max(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
     graph = _Graph(onnx, proto.graph, opset)
-    steps, lengths = graph.network(), graph.lengths()
+    steps = graph.network()
+    lengths = graph.lengths(steps.time)
     network, state = sole(steps.layers, steps.states)
     rows = {len(leaf) for leaf in jax.tree.leaves(state)}
     if len(rows) > 1:
@@ -89,18 +91,18 @@ class _Graph:
         self.opset = opset
         self.graph = graph
         self.values: dict[str, Value] = {}
-        self.lengths_of: dict[str, Value | None] = {}  # by the node
-        self.masks: list[Bookkeeping] = []
+        self.lengths_of: list[tuple[str, Value | None]] = []  # the name of each recurrent node, and its sequence_lens
+        self.masks: list[Mask] = []
         self.deepest: list[Steps] = []  # what the last recurrent node puts out
         for tensor in graph.initializer:
             self.values[tensor.name] = Constant(onnx.numpy_helper.to_array(tensor))
         for given in graph.input:
             if given.name not in self.values:
                 sizes = [size.dim_value or None for size in given.type.tensor_type.shape.dim]
-                axes = {2: "ab", 3: "abF"}.get(len(sizes))
+                axes = {1: "L", 2: "ab", 3: "abF"}.get(len(sizes))
                 self.values[given.name] = Given(given.name, axes, sizes[-1] if sizes else None)
-        for node in graph.node:
-            self._read(node)
+        for number, node in enumerate(graph.node):
+            self._read(number, node)
 
     def network(self) -> Steps:
         """The sequence that the graph puts out."""
@@ -121,43 +123,58 @@ class _Graph:
         (whole, *_) = steps
         return directions_merged(whole, concatenate) if isinstance(whole.layers[-1], tuple) else whole
 
-    def lengths(self) -> np.ndarray | None:
-        """The lengths that the file holds, once all nodes are seen to have the same, and masks to follow from them."""
-        values = [*self.lengths_of.values()]
-        arrays = [value.array.tolist() if isinstance(value, Constant) else value for value in values]
-        if any(array != arrays[0] for array in arrays):
+    def lengths(self, time: str | None) -> np.ndarray | None:
+        """The lengths that the file holds, once all nodes are seen to have the same, and masks to follow from them.
+
+        time   the axis of time in the sequence
+        """
+        values = [value.array.tolist() if isinstance(value, Constant) else value for _, value in self.lengths_of]
+        if any(value != values[0] for value in values):
             raise ValueError(
                 f"model: expected one and the same sequence_lens for all recurrent nodes, got others in "
-                f"{[*self.lengths_of]}. Give them all, or none of them, these lengths"
+                f"{[name for name, _ in self.lengths_of]}. Give them all, or none of them, these lengths"
             )
-        (value, *_) = values
-        sources = {value.source} if isinstance(value, Given) else getattr(value, "sources", frozenset())
-        if any(mask.sources != sources for mask in self.masks):
+        (_, value), *_ = self.lengths_of
+        lengths = as_lengths(value)
+        bounded = lengths is None or lengths.bound in (None, time)
+        if not isinstance(value, Constant | Given | Lengths | None) or not bounded:
+            raise ValueError(
+                "model: expected sequence_lens to be an input, a constant or none, got one that is computed from "
+                "others. Make the lengths themselves an input of the model"
+            )
+        if any(lengths is None or mask.source != lengths.source or mask.time != time for mask in self.masks):
             raise ValueError(
                 "model: expected masks that follow from sequence_lens, got others. Drop the nodes Where from the model"
             )
         return value.array if isinstance(value, Constant) else None
 
-    def _read(self, proto: Any) -> None:
+    def _read(self, number: int, proto: Any) -> None:
         inputs = [self.values[name] if name else None for name in proto.input]
         attributes = {each.name: self._attribute(each) for each in proto.attribute}
         if self.opset < 13 and proto.op_type in ("Softmax", "LogSoftmax"):
             attributes.setdefault("axis", 1)
         known = [value for value in inputs if value is not None]
+        name = proto.name or next(filter(None, proto.output), proto.op_type)
         if proto.op_type != "Expand" and all(isinstance(value, Constant) for value in known):
             found = self._computed(proto, [value.array for value in known if isinstance(value, Constant)])
         else:
-            found = Node(proto.name or proto.output[0], proto.op_type, attributes, inputs, len(proto.output)).read()
+            found = Node(name, number, proto.op_type, attributes, inputs, len(proto.output)).read()
         if found is None:
             raise ValueError(
                 f"model: expected nodes of a network of RNN, LSTM and GRU, got {proto.op_type} {proto.name} "
                 f"of {', '.join(proto.input)}. Cut it off, or rebuild that part with rnnjax"
             )
+        twice = [output for output in proto.output if output in self.values and output]
+        if twice:
+            raise ValueError(
+                f"model: expected a name of its own for each value, got {twice} once more from {proto.op_type} {name}. "
+                "Check the file with onnx.checker"
+            )
         self.values |= {name: value for name, value in zip(proto.output, found, strict=False) if name}
         if proto.op_type in GATES:
-            self.lengths_of[proto.name or proto.output[0]] = inputs[4] if len(inputs) > 4 else None
+            self.lengths_of.append((name, inputs[4] if len(inputs) > 4 else None))
             self.deepest = [value for value in found if isinstance(value, Steps)]
-        if proto.op_type == "Where" and isinstance(found[0], Steps | Given) and isinstance(inputs[0], Bookkeeping):
+        if proto.op_type == "Where" and isinstance(found[0], Steps | Given) and isinstance(inputs[0], Mask):
             self.masks.append(inputs[0])
 
     def _attribute(self, proto: Any) -> Any:

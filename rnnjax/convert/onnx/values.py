@@ -21,23 +21,55 @@ class Zeros(NamedTuple):
 
 
 class Given(NamedTuple):
-    """An input of the graph, or a part of one, whose axes are then not known."""
+    """An input of the graph, or a part of one, whose axes are then not known. One of one axis may be lengths, "L"."""
 
     source: str
     axes: str | None = None
     features: int | None = None
 
 
-class Bookkeeping(NamedTuple):
-    """Lengths and masks: values computed from shapes, and from these inputs."""
+class Sizes(NamedTuple):
+    """The sizes of these axes of the sequence: a vector, or the number of one axis, of rank 0."""
 
-    sources: frozenset[str] = frozenset()
+    axes: str
+    rank: int = 1
+
+
+class Times(NamedTuple):
+    """The numbers of the steps, 0 to T - 1, along the axis of this letter; further axes are 1."""
+
+    axes: str
+
+
+class Lengths(NamedTuple):
+    """The lengths of the sequences, from the input `source`, along the axis L; further axes are 1.
+
+    bound    the axis whose size no length exceeds; None: none
+    exact    False where 0 has become 1
+    """
+
+    source: str
+    axes: str = "L"
+    bound: str | None = None
+    exact: bool = True
+
+
+class Mask(NamedTuple):
+    """Whether a step is before the length of its sequence: number < length, along the axes `time` and L."""
+
+    source: str
+    axes: str
+    time: str
+
+
+class Bookkeeping(NamedTuple):
+    """Any other value that is computed from shapes and inputs."""
 
 
 class Last(NamedTuple):
     """Last states of these nodes, or parts of them."""
 
-    nodes: frozenset[str]
+    nodes: frozenset[int]
 
 
 class Both(NamedTuple):
@@ -52,7 +84,7 @@ class Steps(NamedTuple):
 
     axes      one letter each: F for features, D for directions, and two of its own, of which one is `time`
     states    the initial state of each layer, arrays [B, H], or None where it is that of the layer
-    nodes     the recurrent nodes among them, by name
+    nodes     the recurrent nodes among them, by their place in the graph
     """
 
     source: str
@@ -61,7 +93,7 @@ class Steps(NamedTuple):
     features: int | None
     layers: tuple[Any, ...] = ()
     states: tuple[Any, ...] = ()
-    nodes: frozenset[str] = frozenset()
+    nodes: frozenset[int] = frozenset()
 
     def then(self, layer: Layer | Both | tuple, state: State | None = None, **changed: object) -> "Steps":
         """The sequence after one more layer."""
@@ -77,7 +109,7 @@ class Steps(NamedTuple):
         return self.source == other.source and len(self.layers) >= len(other.layers) and all(a is b for a, b in common)
 
 
-Value: TypeAlias = Constant | Zeros | Given | Bookkeeping | Last | Steps
+Value: TypeAlias = Constant | Zeros | Given | Sizes | Times | Lengths | Mask | Bookkeeping | Last | Steps
 
 
 def as_steps(value: Value | None) -> Steps | None:

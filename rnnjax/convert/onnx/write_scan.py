@@ -38,7 +38,7 @@ def write_scan(cell: AbstractGatedCell, context: Context, state: Names, xs: str)
     outputs = graph.node(
         "Scan",
         *(*before, *scanned),
-        outputs=(*(f".{name}" for name in state._fields), ".ys"),
+        outputs=(*(f".{name}" for name in state._fields), ""),  # "" is the name of no field
         body=_body(cell, step, context),
         num_scan_inputs=len(scanned),
         scan_input_directions=[int(context.reverse)] * len(scanned),
@@ -75,8 +75,9 @@ def _body(cell: AbstractGatedCell, step: Step, context: Context) -> object:
     after = write_expressions(body, step.graph, step.after, named)
     if valid is not None:
         after = [body.node("Where", valid, new, old) for new, old in zip(after, before, strict=True)]
-    for name, value in zip((*names, "y"), (*after, after[0]), strict=True):
-        body.output(f"{body.prefix}after.{name}", value, context.dtype, ("batch", H))
+    outputs = (*(f"after.{name}" for name in names), "output")
+    for name, value in zip(outputs, (*after, after[0]), strict=True):
+        body.output(f"{body.prefix}{name}", value, context.dtype, ("batch", H))
     return body.graph("step")
 
 

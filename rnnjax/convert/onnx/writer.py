@@ -50,7 +50,8 @@ def to_onnx(
               `Bidirectional`, `SharedBidirectional`, `Reversed`, `residual`, `skip`, regularised layers as they are
               without a key, and `TimeDistributed` of `eqx.nn.Linear`, `LayerNorm`, `Embedding`, `MLP`, `Sequential`
               and elementwise functions. A `Tagger` or a `LanguageModel` of these puts out its answers or logits; a
-              `Classifier` with `last`, `ends`, `mean` or `maximum` its answer `y` [B, O], and has no states.
+              `Classifier` with `last`, `ends`, `mean` or `maximum` its answer `y` [B, O], and has no states. Files have
+              no dropout: `eqx.nn.Dropout` is written as `eqx.nn.inference_mode` leaves it.
     lengths   False leaves them out: all steps count
     states    False leaves them out: every sequence begins in the network's initial state
 
@@ -58,7 +59,8 @@ def to_onnx(
     ONNX cannot say, and an ImportError where `onnx` is missing; then no file is written, and one that was there stays.
     """
     check.flags(lengths=lengths, states=states)
-    onnx, dtype, model = onnx_package(), _dtype(network), model_of(network)
+    onnx, dtype = onnx_package(), _dtype(network)
+    model = model_of(eqx.nn.inference_mode(network))
     graph = Builder(onnx)
     xs = graph.input("xs", model.form.dtype, ("batch", "time", *model.form.shape))
     batch, steps = graph.node("Split", graph.node("Shape", xs, end=2), axis=0, outputs=(".batch", ".time"))
