@@ -19,10 +19,13 @@ from ..gradients.estimator import AbstractEstimator
 from ..hints import OF_TRAINING, instead
 from .devices import DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
+from .log import Log, Metrics
 from .metrics import Answer, of_validation
 from .objective import Loss, StepLoss, choose_objective
-from .run import Log, Metrics, Run
+from .one_file import OneFile
+from .run import Run, place
 from .source import Batches, source
+from .store import AbstractStore
 from .update import Optimiser, compile_update
 
 Model = TypeVar("Model")
@@ -51,7 +54,8 @@ def fit(
     every: int = 100,
     patience: int | None = None,
     report: Checked[Callable[[Mapping[str, float]], object] | None] = None,
-    folder: str | Path | None = None,
+    folder: Checked[str | Path | None] = None,
+    store: Checked[AbstractStore] = OneFile(),
     resume: bool = False,
     progress: bool = True,
     mesh: Mesh | None = None,
@@ -114,7 +118,8 @@ def fit(
     no sense.
     """
     check.flags(resume=resume, progress=progress)
-    _check_arguments(steps, every, patience, validate, report, folder, resume)
+    _check_arguments(steps, every, patience, validate, report)
+    _check_folder(folder, store, resume)
     supply = source(batches, resume)
     objective = choose_objective(model, loss, gradient)
     devices = OneDevice() if mesh is None else DataParallel(mesh)
@@ -122,10 +127,8 @@ def fit(
     run = _start(weights, optimiser, objective.begin(model, carry, supply, key), key)
     from tqdm import tqdm  # by training alone: a checkout can be imported without it
 
-    with nullcontext() if folder is None else Log(Path(folder), devices) as log:
-        if log is not None:
-            run = log.open(run, resume)
-        run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
+    with nullcontext() if folder is None else Log(Path(folder), store, devices) as log:
+        run = place(run, devices) if log is None else log.open(run, resume)
         update = compile_update(objective, optimiser, static, devices)
         measured, begun = [], time.perf_counter()
         with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
@@ -162,9 +165,7 @@ def fit(
         return Fitted(eqx.combine(kept, static), carry, int(run.step))
 
 
-def _check_arguments(
-    steps: int, every: int, patience: int | None, validate: Any, report: Any, folder: Any, resume: bool
-) -> None:
+def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, report: Any) -> None:
     if patience is not None and validate is None:
         raise ValueError(
             "patience: expected a `validate` to be patient about, got none. Pass `validate`, or leave `patience` out"
@@ -178,6 +179,23 @@ def _check_arguments(
     check.count("every", every)
     if patience is not None:
         check.count("patience", patience)
+
+
+def _check_folder(folder: Any, store: Any, resume: bool) -> None:
+    if not isinstance(store, AbstractStore):
+        raise TypeError(
+            f"store: expected rnnjax.training.Orbax(), got {store!r}. Pass one, or leave store out for a single file"
+        )
+    if folder is None and store != OneFile():
+        raise ValueError(
+            f"store: expected a `folder` to keep checkpoints in, got none with {store!r}. "
+            "Pass `folder`, or leave `store` out"
+        )
+    if folder is not None and "://" in str(folder):
+        raise ValueError(
+            f"folder: expected a path of the file system, got the address {str(folder)!r}. "
+            "Pass the path under which that storage is mounted"
+        )
     if resume and folder is None:
         raise ValueError(
             "resume: expected a `folder` to resume from, got none. "
