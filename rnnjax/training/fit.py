@@ -88,6 +88,8 @@ def fit(
 
     folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere. Of a run that
                 was killed, `rnnjax.load(folder / "checkpoint", model)` gives the model
+    store       how checkpoints are kept in `folder`: as one file, unless this is `Orbax(keep=3)`, for runs that span
+                hosts: sharded, written while the next steps run, the last ones kept
     resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted; where there
                 is none yet the run starts, and a warning is logged: a job that may be killed always passes True
     mesh        data parallel: batch and carry, which lead with the batch, are split over the first axis of this mesh.

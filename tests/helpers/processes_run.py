@@ -1,6 +1,6 @@
-"""For `test_devices`: a run over two devices, of one process or of two, with everything to hand on from a killed one.
+"""A run over two devices, of one process or of two, with everything to hand on from a killed one.
 
-`python processes_run.py FOLDER [resume] [kill]`, alone or by `rnnjax.training.launch`.
+`python processes_run.py FOLDER [resume] [kill] [orbax]`, alone or by `rnnjax.training.launch`.
 """
 
 import os
@@ -13,7 +13,8 @@ import optax
 
 import rnnjax
 
-STEPS, FATAL = 8, 5
+STEPS = 8
+FATAL = 4 if "orbax" in sys.argv else 5  # by Orbax, the checkpoint of the fourth step is being written then
 TOKENS = np.random.default_rng(0).integers(0, 7, 150)
 
 
@@ -43,6 +44,7 @@ def main() -> None:
         validate=validate,
         every=2,
         folder=sys.argv[1],
+        **({"store": rnnjax.training.Orbax(keep=2)} if "orbax" in sys.argv else {}),
         resume="resume" in sys.argv,
         progress=False,
         mesh=jax.make_mesh((2,), ("batch",)),
