@@ -17,7 +17,7 @@ from ..arrays import PyTree
 from ..checked import Checked
 from ..gradients.estimator import AbstractEstimator
 from ..hints import OF_TRAINING, instead
-from .devices import DataParallel, OneDevice
+from .devices import AbstractDevices, DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
 from .log import Log, Metrics
 from .metrics import Answer, of_validation
@@ -152,7 +152,7 @@ def fit(
                 if validate is not None:
                     line |= of_validation(validate(eqx.combine(devices.gather(run.weights), static)), line)
                     check_judged(line["validation"], step + 1, log)
-                    run = _judge(run, line["validation"])
+                    run = _judge(run, line["validation"], devices)
                 bar.set_postfix({name: f"{number:.4g}" for name, number in line.items() if name != "step"})
                 line["seconds"] = round(time.perf_counter() - begun, 3)
                 if log is not None:
@@ -212,9 +212,10 @@ def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArr
     return Run(weights, state, carry, zero, key, weights, infinity, zero)
 
 
-def _judge(run: Run, value: float) -> Run:
+def _judge(run: Run, value: float, devices: AbstractDevices) -> Run:
     """The run with its best weights and its patience brought up to date."""
     rounded = jnp.asarray(value, jnp.float32)  # as the best one is, or its like would pass for better
     if rounded < run.best_loss:
-        return run._replace(best=run.weights, best_loss=rounded, waited=jnp.zeros_like(run.waited))
+        best_loss, waited = devices.share("validate", (rounded, jnp.zeros((), jnp.int32)))
+        return run._replace(best=run.weights, best_loss=best_loss, waited=waited)
     return run._replace(waited=run.waited + 1)

@@ -52,8 +52,10 @@ class Log:
         run = self.checkpoints.read(run) if resumed else place(run, self.devices)
         self.step = int(run.step)
         self.devices.wait()  # all have read the folder before anything is written
-        if self.devices.writes:
-            self._forget_after(self.step) if resumed else write_atomically(self.metrics, b"")
+        if self.devices.writes and resumed:
+            self._forget_after(self.step)
+        elif self.devices.writes:
+            write_atomically(self.metrics, b"")
         if not resumed:
             self.checkpoints.write(run)
             self.checkpoints.wait()  # a folder with metrics always has a checkpoint

@@ -44,6 +44,11 @@ class Orbax(AbstractStore):
 
     def open(self, folder: Path, devices: AbstractDevices) -> AbstractCheckpoints:
         """The checkpoints of the run in `folder`. Raises ImportError where Orbax is missing."""
+        if jax.process_count() > 1 and not devices.several:
+            raise ValueError(
+                f"store: expected a mesh over all {jax.process_count()} processes, which write together, got one over "
+                "this process alone. Pass mesh=jax.make_mesh((jax.device_count(),), ('batch',)), or leave store out"
+            )
         return _Checkpoints(folder, devices, self.keep)
 
     def load(self, folder: str | Path, model: Model, step: int | None = None) -> Model:
@@ -56,7 +61,7 @@ class Orbax(AbstractStore):
 
         Raises FileNotFoundError where there is none, and CheckpointError where it is damaged or of another model.
         """
-        files = OrbaxFolder(Path(folder) / "checkpoint", None, several=False)
+        files = OrbaxFolder(Path(folder) / "checkpoint", None)
         steps = files.steps()
         if not steps:
             raise FileNotFoundError(
@@ -76,7 +81,7 @@ class _Checkpoints(AbstractCheckpoints):
         self.folder = folder
         self.path = folder / "checkpoint"
         self.devices = devices
-        self.files = OrbaxFolder(self.path, keep, devices.several)
+        self.files = OrbaxFolder(self.path, keep)
 
     def exist(self) -> bool:
         if self.path.is_file():

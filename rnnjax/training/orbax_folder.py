@@ -38,15 +38,14 @@ def orbax_package() -> Any:
 class OrbaxFolder:
     """The checkpoints in the folder `path`.
 
-    keep       how many of the last stay; None: it is read alone, and another process may write to it
-    several    whether all processes write one folder, and call all methods alike; else this process is alone with it
+    keep    how many of the last stay, where all processes call all methods alike; None: this process only reads, alone,
+            while others may write
     """
 
-    def __init__(self, path: Path, keep: int | None, several: bool):
+    def __init__(self, path: Path, keep: int | None):
         self.orbax = orbax_package()
         self.path = path.absolute()
         self.keep = keep
-        self.several = several
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are whole, in order."""
@@ -57,11 +56,9 @@ class OrbaxFolder:
         """Begin to write arrays and a description, when what was begun before is on disk. Raises OSError."""
         arguments = self.orbax.args
         entry = {"format": FORMAT, "checksums": checksums(arrays), **description._asdict()}
-        if not self.several:
-            arrays = jax.device_get(arrays)  # Orbax takes arrays of one process for a mistake if there are several
-        run = arguments.PyTreeSave(_coded(arrays))
+        items = arguments.Composite(run=arguments.PyTreeSave(_coded(arrays)), description=arguments.JsonSave(entry))
         with _as_os_error():
-            self._manager.save(step, args=arguments.Composite(run=run, description=arguments.JsonSave(entry)))
+            self._manager.save(step, args=items, force=True)
 
     def describe(self, step: int) -> tuple[Description, dict[str, Any]]:
         """The description of a checkpoint, and the checksums of its arrays; those that are empty have none."""
@@ -121,22 +118,20 @@ class OrbaxFolder:
 
     @cached_property
     def _manager(self) -> Any:
-        if not self.several:
-            self.path.mkdir(parents=True, exist_ok=True)  # Orbax creates it only for all processes together
-        options = self.orbax.CheckpointManagerOptions(
-            preservation_policy=self.orbax.checkpoint_managers.LatestN(self.keep),
-            cleanup_tmp_directories=self.keep is not None,  # what a kill has left
-            create=self.several,
-            save_root_metadata=False,
-            multiprocessing_options=self._processes(),
-        )
+        common = {"save_root_metadata": False, "multiprocessing_options": self._processes()}
+        writing = {} if self.keep is None else self._retention(self.keep)
+        options = self.orbax.CheckpointManagerOptions(**({"create": False} | common | writing))
         return self.orbax.CheckpointManager(self.path, options=options, item_names=("run", "description"))
 
+    def _retention(self, keep: int) -> dict[str, Any]:
+        """The last ones stay, and what a kill has left goes."""
+        policy = self.orbax.checkpoint_managers.LatestN(keep)
+        return {"create": True, "preservation_policy": policy, "cleanup_tmp_directories": True}
+
     def _processes(self) -> Any:
-        if self.several:
-            return self.orbax.options.MultiprocessingOptions()
+        options = self.orbax.options.MultiprocessingOptions
         own = jax.process_index()
-        return self.orbax.options.MultiprocessingOptions(own, {own}, f"process{own}")
+        return options(own, {own}, f"process{own}") if self.keep is None else options()
 
 
 def _coded(arrays: Arrays) -> Arrays:

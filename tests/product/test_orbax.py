@@ -77,7 +77,7 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of the last checkpoint, by Orbax or in one file."""
     if (folder / "checkpoint").is_file():
         return load_file(folder / "checkpoint")
-    files = OrbaxFolder(folder / "checkpoint", None, several=False)
+    files = OrbaxFolder(folder / "checkpoint", None)
     step = files.steps()[-1]
     description, sums = files.describe(step)
     arrays = files.read_here(step, list(sums), sums)
@@ -304,6 +304,13 @@ def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_that_do_not_run_together_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"^store: expected a mesh over all 2 processes, .*Pass mesh="):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Processes of their own
 
 
@@ -340,16 +347,16 @@ def test_killed_at_twenty_moments_and_resumed_ends_in_the_same_bits(tmp_path, co
 def test_two_processes_write_their_parts_and_a_killed_one_is_resumed(tmp_path, compiled):
     """By two processes, and by one with two devices: the bits of a run that nothing disturbed."""
     script, launch = processes_run.__file__, ("-m", "rnnjax.training.launch", "--processes", "2")
-    straight = run(script, tmp_path / "straight", **compiled)
-    assert straight.returncode == 0, straight.stderr
     killed = run(*launch, script, tmp_path / "two", "kill", "orbax", **compiled)
     assert "launch: process 1 of 2 was killed by SIGKILL; the others were stopped" in killed.stderr
     assert [line["step"] for line in metrics_of(tmp_path / "two")] == [2, 4]
     shutil.copytree(tmp_path / "two", tmp_path / "one")
-    for command, name in (((*launch, script), "two"), ((script,), "one")):
-        resumed = run(*command, tmp_path / name, "resume", "orbax", **compiled)
-        assert resumed.returncode == 0, resumed.stderr
+    resumed = run(*launch, script, tmp_path / "two", "resume", "orbax", **compiled)
+    assert resumed.returncode == 0, resumed.stderr
+    alone = run(script, tmp_path / "straight", "--", tmp_path / "one", "resume", "orbax", **compiled)
+    assert alone.returncode == 0, alone.stderr
+    for name in ("one", "two"):
         assert_same_run(tmp_path / name, tmp_path / "straight")
         assert kept(tmp_path / name) == [6, 8]
-    parts = [(tmp_path / "two" / "checkpoint" / "8" / "run" / f"ocdbt.process_{number}" / "d") for number in (0, 1)]
+    parts = [tmp_path / "two" / "checkpoint" / "8" / "run" / f"ocdbt.process_{number}" / "d" for number in (0, 1)]
     assert all(any(part.iterdir()) for part in parts)
