@@ -112,6 +112,7 @@ def after_four(straight, tmp_path) -> Path:
     folder = shutil.copytree(straight, tmp_path / "killed")
     (folder / "checkpoint" / "6").rename(folder / "checkpoint" / "6.orbax-checkpoint-tmp")
     (folder / "checkpoint" / "6.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").unlink()
+    (folder / "checkpoint" / "5.orbax-checkpoint-tmp").mkdir()  # of a kill before that
     return folder
 
 
@@ -130,7 +131,7 @@ def test_an_earlier_one_is_the_run_of_fewer_steps(straight, tmp_path):
 
 
 def test_killed_while_one_is_written_resumes(after_four, straight):
-    """The partial folder is removed, and the line of the step that is taken again is written once."""
+    """The partial folders are removed, and the line of the step that is taken again is written once."""
     assert [line["step"] for line in metrics_of(after_four)] == [2, 4, 6]
     train(after_four, resume=True)
     assert_same_run(after_four, straight)
