@@ -7,7 +7,7 @@ and the `Description` of the tree.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import PyTree
+from ..arrays import AnyArray, PyTree
+from ..checked import Checked
 from .atomic import write_atomically
 from .description import SOLE, Description, describe, form, is_array, is_key, named_leaves
 
@@ -130,7 +131,7 @@ def check_same(path: Path, like: PyTree, description: Description) -> None:
 # Arrays
 
 
-def stored_form(name: str, leaf: Any) -> np.ndarray:
+def stored_form(name: str, leaf: Checked[AnyArray]) -> np.ndarray:
     """An array as the file has it."""
     check_dtype(name, leaf)
     array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
@@ -139,7 +140,7 @@ def stored_form(name: str, leaf: Any) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def check_dtype(name: str, leaf: Any) -> None:
+def check_dtype(name: str, leaf: Checked[AnyArray]) -> None:
     """Raise TypeError for an array of a dtype that is not kept."""
     if not is_key(leaf) and leaf.dtype.name not in (*DTYPES, "complex64", "complex128"):
         raise TypeError(
@@ -228,7 +229,7 @@ def _unreadable(path: Path) -> CheckpointError:
     )
 
 
-def read_description(entry: dict[str, Any]) -> Description | None:
+def read_description(entry: Mapping[str, object]) -> Description | None:
     """The description in an entry of the metadata; None if it is not one of this format."""
     tree, values = entry.get("tree"), entry.get("values")
     texts = [part for part in map(entry.get, ("classes", "static", "arrays")) if isinstance(part, dict)]

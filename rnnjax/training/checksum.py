@@ -4,17 +4,19 @@ The 32-bit words of an array are mixed with their places in it and added, modulo
 device adds up its own part. The mixing is the finaliser of MurmurHash3 (Appleby, 2011), a bijection of words.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
+from ..arrays import AnyArray
+
 ODD = np.uint32(0x9E3779B9)  # so that each place has a number of its own
 
 
-def checksums(arrays: dict[str, Any]) -> dict[str, int]:
+def checksums(arrays: Mapping[str, AnyArray]) -> dict[str, int]:
     """The checksum of each array, by its name. The arrays are JAX's, on any devices, or NumPy's."""
     if not arrays:
         return {}
@@ -22,7 +24,7 @@ def checksums(arrays: dict[str, Any]) -> dict[str, int]:
     return dict(zip(sorted(arrays), sums.tolist(), strict=True))
 
 
-def _narrow(array: Any) -> Array:
+def _narrow(array: AnyArray) -> Array:
     """An array of NumPy, whose dtype JAX may not have, as words; one of JAX as it is."""
     if not isinstance(array, np.ndarray):
         return array

@@ -17,11 +17,12 @@ from urllib.parse import quote
 import jax
 import numpy as np
 
+from ..arrays import AnyArray
 from .checkpoint import FORMAT, CheckpointError, read_description
 from .checksum import checksums
 from .description import Description
 
-Arrays = dict[str, Any]
+Arrays = dict[str, AnyArray]
 
 
 def orbax_package() -> Any:
@@ -60,7 +61,7 @@ class OrbaxFolder:
         with _as_os_error():
             self._manager.save(step, args=items, force=True)
 
-    def describe(self, step: int) -> tuple[Description, dict[str, Any]]:
+    def describe(self, step: int) -> tuple[Description, dict[str, int]]:
         """The description of a checkpoint, and the checksums of its arrays; those that are empty have none."""
         entry = self._restore(step, description=self.orbax.args.JsonRestore()).description
         description = read_description(entry) if isinstance(entry, dict) else None
@@ -68,12 +69,12 @@ class OrbaxFolder:
             raise self.unreadable(step, "it has no description")
         return description, entry["checksums"]
 
-    def read(self, step: int, like: Arrays, expected: dict[str, Any]) -> Arrays:
+    def read(self, step: int, like: Arrays, expected: dict[str, int]) -> Arrays:
         """Arrays on the devices and of the dtypes of `like`, once they are known to have the checksums expected."""
         place = lambda leaf: self.orbax.ArrayRestoreArgs(sharding=leaf.sharding)  # noqa: E731
         return self._read(step, like, place, expected)
 
-    def read_here(self, step: int, names: list[str], expected: dict[str, Any]) -> Arrays:
+    def read_here(self, step: int, names: list[str], expected: dict[str, int]) -> Arrays:
         """Arrays of NumPy, by their names."""
         place = lambda leaf: self.orbax.RestoreArgs(restore_type=np.ndarray)  # noqa: ARG005, E731
         return self._read(step, dict.fromkeys(names, 0), place, expected)
@@ -90,7 +91,7 @@ class OrbaxFolder:
             with _as_os_error():
                 self._manager.close()
 
-    def _read(self, step: int, like: Arrays, place: Callable[[Any], Any], expected: dict[str, Any]) -> Arrays:
+    def _read(self, step: int, like: dict[str, Any], place: Callable[[Any], Any], expected: dict[str, int]) -> Arrays:
         coded = _coded(like)
         places = {name: place(leaf) for name, leaf in coded.items()}
         restore = self.orbax.args.PyTreeRestore(coded, restore_args=places, partial_restore=True)
@@ -126,7 +127,14 @@ class OrbaxFolder:
     def _retention(self, keep: int) -> dict[str, Any]:
         """The last ones stay, and what a kill has left goes."""
         policy = self.orbax.checkpoint_managers.LatestN(keep)
-        return {"create": True, "preservation_policy": policy, "cleanup_tmp_directories": True}
+        # Else a folder that cannot be created leaves threads that wait for it, and keep the process from its end.
+        create = self.orbax.AsyncOptions(create_directories_asynchronously=False)
+        return {
+            "create": True,
+            "preservation_policy": policy,
+            "cleanup_tmp_directories": True,
+            "async_options": create,
+        }
 
     def _processes(self) -> Any:
         options = self.orbax.options.MultiprocessingOptions
@@ -134,7 +142,7 @@ class OrbaxFolder:
         return options(own, {own}, f"process{own}") if self.keep is None else options()
 
 
-def _coded(arrays: Arrays) -> Arrays:
+def _coded(arrays: dict[str, Any]) -> dict[str, Any]:
     """The arrays under names that are names of files, too."""
     return {quote(name, safe=""): array for name, array in arrays.items()}
 
