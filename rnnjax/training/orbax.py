@@ -123,7 +123,7 @@ def _with_arrays(run: Run, arrays: Arrays) -> Run:
     """The run with these arrays in place of its own."""
 
     def fill(name: str, leaf: Any) -> Any:
-        found = arrays.get(name, leaf)
+        found: Any = arrays.get(name, leaf)
         return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf)) if is_key(leaf) else found
 
     return jax.tree.unflatten(jax.tree.structure(run), [fill(*each) for each in named_leaves(run).items()])

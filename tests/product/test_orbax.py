@@ -168,9 +168,8 @@ def test_a_failed_run_has_its_last_checkpoint_and_names_the_call(tmp_path):
         train(tmp_path)
 
 
-@pytest.mark.parametrize("steps", [4, 8])
-def test_one_that_cannot_be_written_is_an_error_though_it_was_begun(steps, tmp_path):
-    """At the end of the run or by the next one: when step 4 is written, a file is in the place of the folder."""
+def test_one_that_cannot_be_written_is_an_error_that_names_the_call(tmp_path):
+    """When step 4 is written, a file is in the place of the folder."""
 
     def losing(model: Any) -> float:
         if len(read_metrics(tmp_path / "metrics.jsonl")) == 1:
@@ -180,8 +179,10 @@ def test_one_that_cannot_be_written_is_an_error_though_it_was_begun(steps, tmp_p
             (tmp_path / "checkpoint").write_bytes(b"in its way")
         return total(model)
 
-    with pytest.raises(OSError, match=r"while step [46] was written to .*resume=True.*Orbax\(\)\.load\("):
-        train(tmp_path, validate=losing, steps=steps)
+    with pytest.raises(
+        OSError, match=r"Not a directory.* while step 4 was written to .*resume=True.*Orbax\(\)\.load\("
+    ):
+        train(tmp_path, validate=losing)
 
 
 # Damage
