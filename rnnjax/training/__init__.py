@@ -10,5 +10,6 @@ from .checkpoint import load as load
 from .checkpoint import save as save
 from .fit import Fitted as Fitted
 from .fit import fit as fit
+from .log import read_metrics as read_metrics
+from .orbax import Orbax as Orbax
 from .pad import pad as pad
-from .run import read_metrics as read_metrics

@@ -7,7 +7,7 @@ and the `Description` of the tree.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import PyTree
+from ..arrays import AnyArray, PyTree
+from ..checked import Checked
 from .atomic import write_atomically
 from .description import SOLE, Description, describe, form, is_array, is_key, named_leaves
 
@@ -55,7 +56,7 @@ def save(path: str | Path, tree: PyTree) -> None:
     from safetensors import numpy  # by training alone: a checkout can be imported without it
 
     description = describe(tree)
-    arrays = {name: _store(name, leaf) for name, leaf in named_leaves(tree).items() if is_array(leaf)}
+    arrays = {name: stored_form(name, leaf) for name, leaf in named_leaves(tree).items() if is_array(leaf)}
     digest = _digest(description, (array.tobytes() for array in arrays.values()))
     entry = {"format": FORMAT, "sha256": digest, **description._asdict()}
     write_atomically(path, numpy.save(arrays, {ENTRY: json.dumps(entry)}))
@@ -76,11 +77,11 @@ def load(path: str | Path, like: PyTree) -> PyTree:
     path = Path(path)
     found, description = _read(path)
     if description.tree == RUN and _is_no_run(like):
-        return _load_from_run(path, found, description, like)
+        return load_from_run(path, found, description, like)
     return _fill(path, found, description, like)
 
 
-def _load_from_run(path: Path, found: dict[str, Stored], description: Description, like: PyTree) -> PyTree:
+def load_from_run(path: Path, found: dict[str, Stored], description: Description, like: PyTree) -> PyTree:
     """The model of a run, of which the run holds the floating-point arrays; `like` has the rest."""
     trained, rest = eqx.partition(like, lambda leaf: is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact))
     missing = [name for name, leaf in named_leaves(rest).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
@@ -106,12 +107,7 @@ def _is_no_run(like: PyTree) -> bool:
 
 def _fill(path: Path, found: dict[str, Stored], description: Description, like: PyTree) -> PyTree:
     """`like` with its leaves from the file, if that is of the same model."""
-    expected, got = describe(like).flat(), description.flat()
-    if expected != got:
-        raise CheckpointError(
-            f"checkpoint: {path} is of another model: {_differences(expected, got)}. "
-            "Pass `like` built as the model that was saved"
-        )
+    check_same(path, like, description)
 
     def fill(name: str, leaf: Any) -> Any:
         if is_array(leaf):
@@ -122,20 +118,35 @@ def _fill(path: Path, found: dict[str, Stored], description: Description, like: 
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def check_same(path: Path, like: PyTree, description: Description) -> None:
+    """Raise CheckpointError, with the names that differ, unless this is the description of `like`."""
+    expected, got = describe(like).flat(), description.flat()
+    if expected != got:
+        raise CheckpointError(
+            f"checkpoint: {path} is of another model: {_differences(expected, got)}. "
+            "Pass `like` built as the model that was saved"
+        )
+
+
 # Arrays
 
 
-def _store(name: str, leaf: Any) -> np.ndarray:
+def stored_form(name: str, leaf: Checked[AnyArray]) -> np.ndarray:
     """An array as the file has it."""
+    check_dtype(name, leaf)
     array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
     if np.iscomplexobj(array):
         array = np.stack([np.real(array), np.imag(array)], -1)
-    if array.dtype.name not in DTYPES:
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def check_dtype(name: str, leaf: Checked[AnyArray]) -> None:
+    """Raise TypeError for an array of a dtype that is not kept."""
+    if not is_key(leaf) and leaf.dtype.name not in (*DTYPES, "complex64", "complex128"):
         raise TypeError(
             f"tree: expected arrays of {', '.join(DTYPES)}, complex64 or complex128, got {form(leaf)} at {name}. "
             "Cast it to one of them"
         )
-    return array.astype(array.dtype.newbyteorder("="))
 
 
 def _restore(path: Path, name: str, stored: Stored, like: Any) -> Any:
@@ -190,7 +201,7 @@ def _read(path: Path) -> tuple[dict[str, Stored], Description]:
     found = {
         name: Stored(names.get(each["dtype"], ""), tuple(each["shape"]), bytes(each["data"])) for name, each in tensors
     }
-    description = _description(entry)
+    description = read_description(entry)
     if description is None:
         raise _unreadable(path)
     is_complete = found.keys() == description.arrays.keys()
@@ -218,8 +229,8 @@ def _unreadable(path: Path) -> CheckpointError:
     )
 
 
-def _description(entry: dict[str, Any]) -> Description | None:
-    """The description in an entry of the metadata; None if it is not one that `save` wrote."""
+def read_description(entry: Mapping[str, object]) -> Description | None:
+    """The description in an entry of the metadata; None if it is not one of this format."""
     tree, values = entry.get("tree"), entry.get("values")
     texts = [part for part in map(entry.get, ("classes", "static", "arrays")) if isinstance(part, dict)]
     if entry.get("format") != FORMAT or not isinstance(tree, str) or not isinstance(values, dict) or len(texts) != 3:

@@ -88,12 +88,12 @@ def is_array(leaf: object) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, np.generic | jax.ShapeDtypeStruct)
 
 
-def is_key(leaf: Checked[Shaped]) -> bool:
+def is_key(leaf: Checked[Shaped | np.ndarray]) -> bool:
     """Whether it is an array of keys of `jax.random`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def form(leaf: Checked[Shaped]) -> str:
+def form(leaf: Checked[Shaped | np.ndarray]) -> str:
     """Dtype and shape, as in float32[3,4]."""
     return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
 

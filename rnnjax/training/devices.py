@@ -19,6 +19,7 @@ class AbstractDevices(abc.ABC):
     """The operations that `fit` needs of its devices."""
 
     writes: bool = True  # whether this process writes the files of the run
+    several: bool = False  # whether they are those of several processes
 
     @abc.abstractmethod
     def over_batch(self, gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:

@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from ..arrays import PyTree
 from .devices import AbstractDevices
-from .run import Log, Metrics, Run
+from .log import Log, Metrics
+from .run import Run
 
 
 def summarise(measured: Sequence[Mapping[str, Array | float]]) -> Metrics:
@@ -60,7 +61,4 @@ def _is_finite(tree: PyTree) -> Array:
 
 
 def _kept(log: Log | None) -> str:
-    if log is None:
-        return ""
-    path = str(log.checkpoint)
-    return f" The last good weights are in {path}. Call rnnjax.load({path!r}, model) to have the model back."
+    return "" if log is None else log.advice()

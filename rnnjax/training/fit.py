@@ -17,12 +17,15 @@ from ..arrays import PyTree
 from ..checked import Checked
 from ..gradients.estimator import AbstractEstimator
 from ..hints import OF_TRAINING, instead
-from .devices import DataParallel, OneDevice
+from .devices import AbstractDevices, DataParallel, OneDevice
 from .finite import check_finite, check_judged, check_loss, summarise
+from .log import Log, Metrics
 from .metrics import Answer, of_validation
 from .objective import Loss, StepLoss, choose_objective
-from .run import Log, Metrics, Run
+from .one_file import OneFile
+from .run import Run, place
 from .source import Batches, source
+from .store import AbstractStore
 from .update import Optimiser, compile_update
 
 Model = TypeVar("Model")
@@ -51,7 +54,8 @@ def fit(
     every: int = 100,
     patience: int | None = None,
     report: Checked[Callable[[Mapping[str, float]], object] | None] = None,
-    folder: str | Path | None = None,
+    folder: Checked[str | Path | None] = None,
+    store: Checked[AbstractStore] = OneFile(),
     resume: bool = False,
     progress: bool = True,
     mesh: Mesh | None = None,
@@ -85,6 +89,8 @@ def fit(
 
     folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere. Of a run that
                 was killed, `rnnjax.load(folder / "checkpoint", model)` gives the model
+    store       how checkpoints are kept in `folder`: as one file, unless this is `Orbax(keep=3)`, for runs that span
+                hosts: sharded, written while the next steps run, the last ones kept
     resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted; where there
                 is none yet the run starts, and a warning is logged: a job that may be killed always passes True
     mesh        data parallel: batch and carry, which lead with the batch, are split over the first axis of this mesh.
@@ -115,7 +121,8 @@ def fit(
     no sense.
     """
     check.flags(resume=resume, progress=progress)
-    _check_arguments(steps, every, patience, validate, report, folder, resume)
+    _check_arguments(steps, every, patience, validate, report)
+    _check_folder(folder, store, resume)
     supply = source(batches, resume)
     objective = choose_objective(model, loss, gradient)
     devices = OneDevice() if mesh is None else DataParallel(mesh)
@@ -123,10 +130,8 @@ def fit(
     run = _start(weights, optimiser, objective.begin(model, carry, supply, key), key)
     from tqdm import tqdm  # by training alone: a checkout can be imported without it
 
-    with nullcontext() if folder is None else Log(Path(folder), devices) as log:
-        if log is not None:
-            run = log.open(run, resume)
-        run = devices.share("model", run._replace(carry=None))._replace(carry=devices.split("carry", run.carry))
+    with nullcontext() if folder is None else Log(Path(folder), store, devices) as log:
+        run = place(run, devices) if log is None else log.open(run, resume)
         update = compile_update(objective, optimiser, static, devices)
         measured, begun = [], time.perf_counter()
         with tqdm(total=steps, initial=int(run.step), disable=not (progress and devices.writes), unit="step") as bar:
@@ -150,7 +155,7 @@ def fit(
                 if validate is not None:
                     line |= of_validation(validate(eqx.combine(devices.gather(run.weights), static)), line)
                     check_judged(line["validation"], step + 1, log)
-                    run = _judge(run, line["validation"])
+                    run = _judge(run, line["validation"], devices)
                 bar.set_postfix({name: f"{number:.4g}" for name, number in line.items() if name != "step"})
                 line["seconds"] = round(time.perf_counter() - begun, 3)
                 if log is not None:
@@ -166,9 +171,7 @@ def fit(
         return Fitted(eqx.combine(kept, static), carry, int(run.step))
 
 
-def _check_arguments(
-    steps: int, every: int, patience: int | None, validate: Any, report: Any, folder: Any, resume: bool
-) -> None:
+def _check_arguments(steps: int, every: int, patience: int | None, validate: Any, report: Any) -> None:
     if patience is not None and validate is None:
         raise ValueError(
             "patience: expected a `validate` to be patient about, got none. Pass `validate`, or leave `patience` out"
@@ -182,6 +185,23 @@ def _check_arguments(
     check.count("every", every)
     if patience is not None:
         check.count("patience", patience)
+
+
+def _check_folder(folder: Any, store: Any, resume: bool) -> None:
+    if not isinstance(store, AbstractStore):
+        raise TypeError(
+            f"store: expected rnnjax.training.Orbax(), got {store!r}. Pass one, or leave store out for a single file"
+        )
+    if folder is None and store != OneFile():
+        raise ValueError(
+            f"store: expected a `folder` to keep checkpoints in, got none with {store!r}. "
+            "Pass `folder`, or leave `store` out"
+        )
+    if folder is not None and "://" in str(folder):
+        raise ValueError(
+            f"folder: expected a path of the file system, got the address {str(folder)!r}. "
+            "Pass the path under which that storage is mounted"
+        )
     if resume and folder is None:
         raise ValueError(
             "resume: expected a `folder` to resume from, got none. "
@@ -196,9 +216,10 @@ def _start(weights: PyTree, optimiser: Optimiser, carry: PyTree, key: PRNGKeyArr
     return Run(weights, state, carry, zero, key, weights, infinity, zero)
 
 
-def _judge(run: Run, value: float) -> Run:
+def _judge(run: Run, value: float, devices: AbstractDevices) -> Run:
     """The run with its best weights and its patience brought up to date."""
     rounded = jnp.asarray(value, jnp.float32)  # as the best one is, or its like would pass for better
     if rounded < run.best_loss:
-        return run._replace(best=run.weights, best_loss=rounded, waited=jnp.zeros_like(run.waited))
+        best_loss, waited = devices.share("validate", (rounded, jnp.zeros((), jnp.int32)))
+        return run._replace(best=run.weights, best_loss=best_loss, waited=waited)
     return run._replace(waited=run.waited + 1)

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from ..check import show
 from ..checked import Checked
-from .run import Metrics
+from .log import Metrics
 
 OWN = "step", "loss", "gradient_norm", "validation", "seconds"  # what `fit` itself writes
 Answer = SupportsFloat | Mapping[str, SupportsFloat]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .run import read_metrics
+from .log import read_metrics
 
 
 def draw_curve(metrics: str | Path, picture: str | Path, *, scale: float = 1.0, unit: str = "loss") -> None:

@@ -16,8 +16,7 @@ import pytest
 
 import rnnjax
 from rnnjax import load, save
-from rnnjax.training import CheckpointError, read_metrics
-from rnnjax.training import run as runs
+from rnnjax.training import CheckpointError, one_file, read_metrics
 
 LAUNCH = (sys.executable, "-m", "rnnjax.training.launch", "--processes", "2")
 
@@ -110,7 +109,7 @@ def test_a_full_disk_is_named_with_what_is_left(tmp_path, monkeypatch):
         raise full
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save", save_nothing)
+        patch.setattr(one_file, "save", save_nothing)
         with pytest.raises(OSError, match=r"No space left .* step 6 .*resume=True") as caught:
             train(tmp_path, steps=8, resume=True)
     assert caught.value.errno == errno.ENOSPC
