@@ -132,9 +132,8 @@ HEAD = (
     f"{'ms':>9}{'spread':>8}{'GF/s':>7}{'of peak':>9}{'ratio':>7}"
 )
 LEGEND = (
-    "ms: median per call, or per step; spread: interquartile range / median;\n"
-    "GF/s: 10^9 operations per second, of matrix products; of peak: as a share of torch.mm's rate at 1024^3, in the same\n"
-    "dtype; ratio: time / Scan's, below 1 is faster"
+    "ms: median per call, or per step; spread: interquartile range / median; ratio: time / Scan's, below 1 is faster;\n"
+    "GF/s: 10^9 operations per second, of matrix products; of peak: share of torch.mm's rate at 1024^3, in that dtype"
 )
 
 
