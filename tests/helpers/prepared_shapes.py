@@ -17,7 +17,7 @@ from rnnjax.kernels import CPU, InstructionSet
 
 MOST, FEW = 70, 5  # of B, T, I and H
 WIDE = 200  # units of some cells, whose steps several cores share
-TOGETHER = 24  # cases of one program
+TOGETHER = 20  # cases of one program
 STORED = {None: None, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
 BARS = {"float64": 1e-11, "float32": 3e-6}  # relative to the largest state, or to 1
 CELLS: dict[str, Callable[..., rnnjax.AbstractGatedCell]] = {
