@@ -49,6 +49,8 @@ PEER_SHAPES = (
     (1, 256, 32, 32),
     (8, 1000, 64, 64),
 )
+STEP_SIZES = 64, 256, 1024  # inputs and units, as many of each, of one step of one sequence
+QUICK_STEP_SIZES = (16,)
 
 QUICK_SHAPES = ((4, 8, 16, 16), (2, 128, 16, 16))
 QUICK_CASES = tuple(Case(cell, *shape) for cell in CELLS for shape in QUICK_SHAPES)

@@ -1,18 +1,22 @@
-"""rnnjax against the same layer in torch, ONNX Runtime, Flax, Equinox, Keras and plain JAX; needs the group `peers`."""
+"""rnnjax against the same layer in torch, ONNX Runtime, Flax, Equinox, Keras and plain JAX; needs the group `peers`.
+
+In float32 also one step at a time, B = 1: prepared cells beside torch's cells, its layers in int8, and ONNX Runtime.
+"""
 
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
 
+import jax.numpy as jnp
 from common.command_line import command_line, option
 from tqdm import tqdm
 
 from benchmarks import measure, report
-from benchmarks.cases import ENGINES, GATES, PEER_SHAPES, QUICK_SHAPES, Case
+from benchmarks.cases import ENGINES, GATES, PEER_SHAPES, QUICK_SHAPES, QUICK_STEP_SIZES, STEP_SIZES, Case
 from benchmarks.engines import plot
-from benchmarks.layers.layer import FORWARD, GRADIENT, AbstractLayer, draw_work, operations
-from benchmarks.layers.scans import Ours, PlainScan
+from benchmarks.layers.layer import FORWARD, GRADIENT, STEP, STEPS, AbstractLayer, draw_work, operations
+from benchmarks.layers.scans import Ours, PlainScan, Prepared
 from benchmarks.measure import Record
 from benchmarks.report import JSON, PLOT, QUICK
 from benchmarks.summary import summary
@@ -21,6 +25,8 @@ from benchmarks.turns import take_turns
 OURS = ("Fused", "Scan")
 PEERS = (  # what must be installed, and where its layer is
     ("torch", "pytorch", "Torch"),
+    ("torch", "pytorch", "TorchCell"),
+    ("torch", "pytorch", "QuantisedTorch"),
     ("onnxruntime", "onnx_runtime", "OnnxRuntime"),
     ("flax", "flax_nnx", "Flax"),
     ("equinox", "equinox_nn", "Equinox"),
@@ -52,22 +58,30 @@ def main() -> None:
     shapes = options.shapes or (QUICK_SHAPES if options.quick else PEER_SHAPES)
     print(report.heading(), flush=True)
     cases = [Case(cell, *shape, dtype=options.dtype) for cell in options.cells for shape in shapes]
-    records = run(cases, QUICK_SECONDS if options.quick else SECONDS)
+    steps = [] if options.shapes or options.dtype != "float32" else step_cases(options.cells, options.quick)
+    work = [*product(cases, (FORWARD, GRADIENT)), *product(steps, (STEP,))]
+    records = run(work, QUICK_SECONDS if options.quick else SECONDS)
     print("\n".join(summary(records)))
     measure.write(options.json, records)
     if options.plot:
-        plot(options.plot, records)
+        plot(options.plot, [record for record in records if record.direction != STEP])
 
 
-def run(cases: Sequence[Case], seconds: float) -> list[Record]:
-    """Measure every case in both directions, and print a line for each contestant as it is done."""
+def step_cases(cells: Sequence[str], quick: bool) -> list[Case]:
+    """One step of one sequence."""
+    return [Case(cell, 1, 1, size, size) for cell in cells for size in (QUICK_STEP_SIZES if quick else STEP_SIZES)]
+
+
+def run(work: Sequence[tuple[Case, str]], seconds: float) -> list[Record]:
+    """Measure every case in its direction, and print a line for each contestant as it is done."""
     layers, skipped = installed_layers()
     print(f"{LEGEND}\n{HEAD}", flush=True)
     records = []
-    for case, direction in tqdm(list(product(cases, (FORWARD, GRADIENT))), unit="case"):
-        reasons = [layer.refusal(case, direction) for layer in layers]
+    for case, direction in tqdm(work, unit="case"):
+        able = [layer for layer in layers if direction in layer.directions]
+        reasons = [layer.refusal(case, direction) for layer in able]
         skipped |= dict.fromkeys(reason for reason in reasons if reason)
-        taking_part = [layer for layer, reason in zip(layers, reasons, strict=True) if reason is None]
+        taking_part = [layer for layer, reason in zip(able, reasons, strict=True) if reason is None]
         for record in compare(case, direction, taking_part, seconds):
             records.append(record)
             tqdm.write(row(record))
@@ -79,7 +93,7 @@ def run(cases: Sequence[Case], seconds: float) -> list[Record]:
 def installed_layers() -> tuple[list[AbstractLayer], dict[str, None]]:
     """What can be measured here, and a sentence for each library that is missing."""
     layers: list[AbstractLayer] = [Ours(name, ENGINES[name]) for name in OURS if name in ENGINES]
-    layers.append(PlainScan())
+    layers += [Prepared(), Prepared(jnp.bfloat16), Prepared(jnp.int8), PlainScan()]
     missing = [package for package, _, _ in PEERS if find_spec(package) is None]
     for package, module, name in PEERS:
         if package not in missing:
@@ -88,12 +102,15 @@ def installed_layers() -> tuple[list[AbstractLayer], dict[str, None]]:
 
 
 def compare(case: Case, direction: str, layers: Sequence[AbstractLayer], seconds: float) -> list[Record]:
-    """Records of every layer, measured in turn with each other and, where torch is there, with the machine's peak."""
+    """Records of every layer, measured in turn with each other and, where torch is there, with the machine's peak.
+
+    Steps are not compared with the peak: what they take is the time to read the weights.
+    """
     given = draw_work(case, direction)
     contestants = [layer.contestant(given) for layer in layers]
     calls = [contestant.call for contestant in contestants]
     rate = 1e-6 * operations(case, direction)  # gigaflops, times milliseconds
-    if find_spec("torch") is None:
+    if direction == STEP or find_spec("torch") is None:
         times = take_turns(calls, seconds)
         shares = [None for _ in times]
     else:
@@ -101,6 +118,8 @@ def compare(case: Case, direction: str, layers: Sequence[AbstractLayer], seconds
         *times, peak = take_turns([*calls, torch.peak(case.dtype)], seconds)
         work = operations(case, direction) / torch.PEAK_OPERATIONS
         shares = [work * measure.median_ratio(peak, milliseconds) for milliseconds in times]
+    if direction == STEP:
+        times = [[milliseconds / STEPS for milliseconds in own] for own in times]
     made = measure.records(case, direction, contestants, times)
     return [
         record._replace(gigaflops=rate / record.milliseconds, fraction_of_peak=share)
@@ -113,8 +132,8 @@ HEAD = (
     f"{'ms':>9}{'spread':>8}{'GF/s':>7}{'of peak':>9}{'ratio':>7}"
 )
 LEGEND = (
-    "ms: median per call; spread: interquartile range / median; GF/s: 10^9 operations per second, of matrix products;\n"
-    "of peak: as a share of torch.mm's rate at 1024^3, in the same dtype; ratio: time / Scan's, below 1 is faster"
+    "ms: median per call, or per step; spread: interquartile range / median; ratio: time / Scan's, below 1 is faster;\n"
+    "GF/s: 10^9 operations per second, of matrix products; of peak: share of torch.mm's rate at 1024^3, in that dtype"
 )
 
 
@@ -124,7 +143,8 @@ def row(record: Record) -> str:
     share = "" if record.fraction_of_peak is None else f"{record.fraction_of_peak:.2f}"
     return (
         f"{record.cell:<6}{record.direction:<10}{record.B:>4}{record.T:>5}{record.I:>4}{record.H:>4}  {layer:<24}"
-        f"{record.milliseconds:>9.3f}{record.spread:>8.0%}{record.gigaflops:>7.1f}{share:>9}{record.ratio_to_scan:>7.2f}"
+        f"{record.milliseconds:>9.4g}{record.spread:>8.0%}{record.gigaflops:>7.1f}{share:>9}"
+        f"{record.ratio_to_scan:>7.2f}"
     )
 
 

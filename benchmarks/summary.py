@@ -1,8 +1,10 @@
-"""A summary of the records of `peers.py`: speed relative to torch and to a scan, and relative to the peak."""
+"""A summary of the records of `peers.py`: speed relative to torch and to a scan, to the peak, and of single steps."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from benchmarks.layers.layer import STEP
+from benchmarks.layers.scans import prepared
 from benchmarks.measure import Record
 
 LARGE_BATCH, LARGE_STATE = 16, 128  # sizes from which the peak can be reached
@@ -13,11 +15,46 @@ HEAD = (
 )
 
 
+STORED = "float32", "bfloat16", "int8"  # how a prepared cell has its weights
+HEAD_OF_STEPS = (
+    f"{'cell':<6}{'direction':<10}{'prepared':<10}{'sizes':>7}{'torch cell / ours':>20}{'torch int8 / ours':>20}"
+    f"{'ONNX Runtime / ours':>22}{'float32 / ours':>20}"
+)
+
+
 def summary(records: Sequence[Record]) -> list[str]:
-    """A table: a line per cell and direction."""
-    lines = ["", "ratios of times, above 1: ours is faster; geometric mean over the shapes (and the least)", HEAD]
-    for cell, direction in dict.fromkeys((record.cell, record.direction) for record in records):
-        lines.append(line([record for record in records if (record.cell, record.direction) == (cell, direction)]))
+    """Two tables: sequences, a line per cell and direction; steps, a line per cell and dtype of prepared weights."""
+    lines = ["", "ratios of times, above 1: ours is faster; geometric mean over the shapes (and the least)"]
+    sequences = [record for record in records if record.direction != STEP]
+    steps = [record for record in records if record.direction == STEP]
+    if sequences:
+        lines.append(HEAD)
+    for cell, direction in dict.fromkeys((record.cell, record.direction) for record in sequences):
+        lines.append(line([record for record in sequences if (record.cell, record.direction) == (cell, direction)]))
+    if steps:
+        lines.append(HEAD_OF_STEPS)
+    for cell in dict.fromkeys(record.cell for record in steps):
+        lines += lines_of_steps([record for record in steps if record.cell == cell])
+    return lines
+
+
+def lines_of_steps(records: Sequence[Record]) -> list[str]:
+    """The lines of one cell: prepared in each dtype, beside what others have for single steps."""
+    cell = records[0].cell
+    float32 = by_shape(records, lambda record: record.engine == prepared("float32"))
+    others = [
+        by_shape(records, lambda record: record.peer == "torch" and "int8" not in record.engine),
+        by_shape(records, lambda record: record.peer == "torch" and "int8" in record.engine),
+        by_shape(records, lambda record: record.peer == "onnxruntime"),
+        float32,
+    ]
+    lines = []
+    for dtype in STORED:
+        ours = by_shape(records, lambda record, dtype=dtype: record.engine == prepared(dtype))
+        columns = [f"{mean_and_least(ratios(theirs, ours)):>20}" for theirs in others]
+        lines.append(
+            f"{cell:<6}{STEP:<10}{dtype:<10}{len(ours):>7}{columns[0]}{columns[1]}{columns[2]:>22}{columns[3]}"
+        )
     return lines
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from benchmarks.cases import GATES, Case
 from benchmarks.measure import Contestant, compile_program
 
-FORWARD, GRADIENT = "forward", "gradient"
+FORWARD, GRADIENT, STEP = "forward", "gradient", "step"
+STEPS = 20  # that a call makes: a single one is too short to be timed
 
 
 class Work(NamedTuple):
@@ -20,6 +21,7 @@ class Work(NamedTuple):
 
     forward   all outputs [B, T, H] and the last state, nothing kept for a gradient
     gradient  the loss sum(y * cotangent), and its derivatives by weights, biases, inputs and initial state
+    step      T = 1: STEPS steps from Python, each from the state that the one before has returned
     """
 
     case: Case
@@ -44,7 +46,19 @@ def operations(case: Case, direction: str) -> int:
     each product once more by the weight's transpose and once more for the weight's gradient.
     """
     forward = 2 * case.T * case.B * (case.I + case.H // case.heads) * GATES[case.cell] * case.H
-    return forward if direction == FORWARD else 3 * forward
+    return 3 * forward if direction == GRADIENT else forward
+
+
+def carried(step: Callable[[Any], Any], state: Any) -> Callable[[], Any]:
+    """A call of STEPS steps, of which each waits for the state of the one before, as a user does for every result."""
+    held = [state]
+
+    def call() -> Any:
+        for _ in range(STEPS):
+            held[0] = jax.block_until_ready(step(held[0]))
+        return held[0]
+
+    return call
 
 
 class AbstractLayer(abc.ABC):

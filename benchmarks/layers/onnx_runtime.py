@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
 from benchmarks.cases import GATES, Case
-from benchmarks.layers.layer import FORWARD, AbstractLayer, Work
+from benchmarks.layers.layer import FORWARD, STEP, AbstractLayer, Work, carried
 from benchmarks.measure import Contestant
 from benchmarks.report import cores
 
@@ -17,11 +17,14 @@ OPSET, FORMAT = 22, 10  # versions that every ONNX Runtime of the last years can
 
 
 class OnnxRuntime(AbstractLayer):
-    """Time first: the only layout that its CPU operators have. Results stay in its own memory, uncopied."""
+    """No gradients. Time first: the only layout that its CPU operators have. Results stay in its own memory, uncopied.
+
+    So does the state from one step to the next.
+    """
 
     peer = "onnxruntime"
     package = "onnxruntime"
-    directions = (FORWARD,)
+    directions = FORWARD, STEP
 
     def names(self) -> Mapping[str, str]:
         return {"LSTM": "LSTM", "GRU": "GRU", "Elman": "RNN"}
@@ -34,7 +37,14 @@ class OnnxRuntime(AbstractLayer):
             f"{field}_before": array[None] for field, array in zip(fields, work.state, strict=True)
         }
         values = {key: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for key, array in given.items()}
-        return Contestant(name, lambda: session.run_with_ort_values(["ys", *fields], values))
+        if work.direction == FORWARD:
+            return Contestant(name, lambda: session.run_with_ort_values(["ys", *fields], values))
+        before = [f"{field}_before" for field in fields]
+
+        def step(state: Any) -> Any:
+            return session.run_with_ort_values(fields, {"xs": values["xs"]} | dict(zip(before, state, strict=True)))
+
+        return Contestant(name, carried(step, [values[field] for field in before]))
 
 
 def options() -> SessionOptions:

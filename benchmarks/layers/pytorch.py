@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case
-from benchmarks.layers.layer import FORWARD, AbstractLayer, Work
+from benchmarks.layers.layer import FORWARD, STEP, AbstractLayer, Work, carried
 from benchmarks.measure import Contestant
 from benchmarks.report import cores
 
@@ -58,6 +58,47 @@ class Torch(AbstractLayer):
         for tensor in (xs, *states):
             tensor.requires_grad_()
         return Contestant(name, gradient)
+
+
+class TorchCell(Torch):
+    """`LSTMCell`, `GRUCell` and `RNNCell`, which torch has for single steps."""
+
+    directions = (STEP,)
+    dtypes = ("float32",)
+
+    def names(self) -> Mapping[str, str]:
+        return {"LSTM": "LSTMCell", "GRU": "GRUCell", "Elman": "RNNCell"}
+
+    def prepare(self, work: Work) -> Contestant:
+        name = self.names()[work.case.cell]
+        cell = getattr(torch.nn, name)(work.case.I, work.case.H)
+        x, fields = torch.from_numpy(work.xs[0]), [torch.from_numpy(field) for field in work.state]
+        step = torch.no_grad()(lambda state: cell(x, state))
+        return Contestant(name, carried(step, tuple(fields) if len(fields) > 1 else fields[0]))
+
+
+class QuantisedTorch(Torch):
+    """Layers by `quantize_dynamic`: weights of int8, and inputs that each call rounds to 8 bits, too."""
+
+    directions = (STEP,)
+    dtypes = ("float32",)
+
+    def names(self) -> Mapping[str, str]:
+        return {"LSTM": "LSTM, dynamic int8", "GRU": "GRU, dynamic int8"}
+
+    def refusal(self, case: Case, direction: str) -> str | None:
+        if case.cell not in self.names():
+            return f"torch does not quantise {super().names()[case.cell]}"
+        return super().refusal(case, direction)
+
+    def prepare(self, work: Work) -> Contestant:
+        kind = getattr(torch.nn, work.case.cell)
+        network = torch.nn.Sequential(kind(work.case.I, work.case.H))
+        layer = torch.ao.quantization.quantize_dynamic(network, {kind}, dtype=torch.qint8)[0]
+        x, fields = torch.from_numpy(work.xs), [torch.from_numpy(field)[None] for field in work.state]
+        step = torch.no_grad()(lambda state: layer(x, state)[1])
+        name = self.names()[work.case.cell]
+        return Contestant(name, carried(step, tuple(fields) if len(fields) > 1 else fields[0]))
 
 
 def synchronise() -> None:

@@ -10,8 +10,10 @@ import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
+import prepared_shapes
 import pytest
 from jaxtyping import PyTree
+from prepared_shapes import STORED, with_rounded_weights
 
 import rnnjax
 from rnnjax.kernels import CPU, InstructionSet
@@ -20,7 +22,6 @@ from rnnjax.kernels.recurrence.prepared.cell import PreparedCell
 
 B, T = 5, 7
 ONE = np.ones((1, 3), np.float32)
-STORED = {None: None, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
 CELLS = {
     "lstm": lambda **o: rnnjax.LSTM(3, 37, key=grid.KEY, peepholes=True, learn_initial=True, **o),
     "gru": lambda **o: rnnjax.GRU(5, 16, key=grid.KEY, **o),
@@ -36,22 +37,6 @@ def drawn(cell: Any) -> Any:
     return eqx.combine(
         jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape) / 3, leaf.dtype), arrays), static
     )
-
-
-def rounded(weight: np.ndarray, stored: str | None) -> np.ndarray:
-    """What the definition makes of a matrix [..., K, GH], in NumPy."""
-    if stored is None:
-        return weight
-    if stored == "bfloat16":
-        return weight.astype(jnp.bfloat16).astype(weight.dtype)
-    scale = np.abs(weight).max(-2, keepdims=True) / 127
-    return np.rint(weight / scale) * scale
-
-
-def with_rounded_weights(cell: Any, stored: str | None) -> Any:
-    """A plain cell whose matrices are what the prepared one has stored."""
-    matrices = lambda cell: (cell.input_weight, cell.recurrent_weight)  # noqa: E731
-    return eqx.tree_at(matrices, cell, [jnp.asarray(rounded(np.asarray(leaf), stored)) for leaf in matrices(cell)])
 
 
 class Batch(NamedTuple):
@@ -147,6 +132,14 @@ def test_odd_sizes(units):
     cell = rnnjax.prepare(drawn(rnnjax.GRU(units, units, key=grid.KEY, dtype="float64")), jnp.int8)
     got, expected = by_both(cell, xs)
     alike(got, expected, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [0, prepared_shapes.TOGETHER])
+def test_random_shapes(first):
+    """Every weight type, dtype and instruction set; groups, heads, lengths, resets and directions at random."""
+    for case, found in prepared_shapes.errors(range(first, first + prepared_shapes.TOGETHER)):
+        assert found <= prepared_shapes.BARS[case.dtype], (case.title, found)
 
 
 def test_members_of_an_ensemble_have_weights_of_their_own():
