@@ -180,7 +180,7 @@ def search_widely(model: rnnjax.models.Seq2Seq, source: Array, length: Array) ->
 
     def one(source: Array, length: Array) -> rnnjax.models.Hypothesis:
         step, state, mask = model.decoding(source, length=length)
-        limits = {"start": START, "end": END, "max_length": LONGEST}
+        limits: dict[str, Any] = {"start": START, "end": END, "max_length": LONGEST}
         return rnnjax.models.beam_search(step, state, width=width, length_penalty=LENGTH_PENALTY, mask=mask, **limits)
 
     return jax.vmap(one)(source, length)

@@ -83,10 +83,11 @@ class S6(AbstractLinearCell):
 
     @property
     def weight_shapes(self) -> Shapes:
-        (units, states), rank = self.log_rate.shape, self.step_weight.shape[0]
+        (units, columns), rank = self.selection_weight.shape, self.step_weight.shape[0]
+        states = max(1, (columns - rank) // 2)
         return {
-            "log_rate": (units, states),
             "selection_weight": (units, rank + 2 * states),
+            "log_rate": (units, states),
             "step_weight": (rank, units),
             "step_bias": (units,),
             "skip": (units,),

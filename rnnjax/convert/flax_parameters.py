@@ -90,7 +90,7 @@ def check_residual(residual: bool, hidden: str) -> None:
         )
 
 
-def check_merge(merge: Callable[[np.ndarray, np.ndarray], object]) -> None:
+def check_merge(merge: Callable[..., object]) -> None:
     """Raise unless this function concatenates the features of two outputs."""
     zero, one = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
     with jax.ensure_compile_time_eval():

@@ -37,6 +37,10 @@ class MatrixOfInputs(rnnjax.cells.AbstractMatrixCell):
         array = lambda *shape: place(generator.normal(size=shape).astype(dtype) / 2)  # noqa: E731
         return MatrixOfInputs(array(inputs, 2 * 17), rnnjax.cells.Matrix(array(2, 3, 2)))
 
+    @property
+    def weight_shapes(self):
+        return {"weight": (self.weight.shape[0], 2 * 17), "initial_state": (2, 3, 2)}
+
     def input_type(self):
         return jax.ShapeDtypeStruct(self.weight.shape[:1], self.weight.dtype)
 
@@ -188,6 +192,7 @@ def grouped(cell: str, *others: str) -> Any:
 
 
 # The engines that do not run every cell, and the cells that they run.
+EMITTING = ("s6", "matrix")  # cells whose steps emit something else than their state
 LINEAR = ("min_gru", "min_lstm", "linear_rnn", "sru", "lru", "s5", "s6")
 GATED = ("elman", "lstm", "lstm_options", "gru")
 ADMITTED: dict[str, tuple[str, ...]] = {

@@ -28,9 +28,11 @@ MATRICES: dict[str, tuple[str, ...]] = {  # of each cell of the grid; all else a
     "sru": STATE_SPACE,
     "lru": STATE_SPACE,
     "s5": STATE_SPACE,
+    "s6": (".selection_weight", ".step_weight", ".log_rate"),
+    "matrix": (".weight",),
     **dict.fromkeys(("min_gru", "min_lstm", "linear_rnn", "ind_rnn", "diagonal_gru", "diagonal_lstm"), DENSE[:1]),
 }
-BLOCKS = {"lstm_options": (".recurrent_weight",)}  # one matrix for each head, [N, D, GD]
+BLOCKS = {"lstm_options": (".recurrent_weight",), "matrix": (".initial_state.S",)}  # a matrix for each head
 
 
 def ranks(tree: PyTree) -> dict[str, int]:
