@@ -79,8 +79,14 @@ class ResettingCell(AbstractCell):
         return self.cell.project(xs[0]), xs[1]
 
     def step(self, state: State, u: tuple[PyTree[Array], PyTree[Bool[Array, ""]]]) -> State:
+        return self.cell.step(self._reset(state, u[1]), u[0])
+
+    def emit(self, state: State, before: State, u: tuple[PyTree[Array], PyTree[Bool[Array, ""]]]) -> PyTree[Array]:
+        return self.cell.emit(state, self._reset(before, u[1]), u[0])
+
+    def _reset(self, state: State, flags: PyTree[Bool[Array, ""]]) -> State:
         reset = lambda own, flag, initial, before: select(flag, initial, before) if own else before  # noqa: E731
-        return self.cell.step(jax.tree.map(reset, self.parts, u[1], self.cell.initial(), state), u[0])
+        return jax.tree.map(reset, self.parts, flags, self.cell.initial(), state)
 
     def readout(self, states: States, xs: tuple[PyTree[Array], PyTree[Flags]]) -> PyTree[Array]:
         return self.cell.readout(states, xs[0])
