@@ -225,3 +225,20 @@ def test_a_step_of_its_own_is_not_run_in_chunks():
     drawn = grid.MatrixOfInputs.draw(3, "float32")
     counts = Counts(drawn.weight, drawn.initial_state)
     assert "overrides `step`" in (grid.refusal(Chunked(), counts, jnp.zeros((5, 3))) or "")
+
+
+# Cells that emit something else than their state, inside of others
+
+
+def test_wrappers_emit_what_their_cell_does():
+    cell, xs = grid.build("s6"), grid.inputs(9)
+    _, expected = rnnjax.unroll(cell, None, xs)
+    rarely = rnnjax.regularise.Zoneout(cell, 1e-12)
+    _, ys = rnnjax.unroll(rarely, None, xs, key=grid.KEY)
+    grid.assert_close(ys, expected)
+    loss = lambda last, ys: grid.contract((last, ys))  # noqa: E731
+    by_lag = [
+        rnnjax.diagnose.gradient_by_lag(loss, cell, None, xs, engine=engine)
+        for engine in (rnnjax.Scan(), rnnjax.Associative(block=4))
+    ]
+    grid.assert_close(by_lag[1], by_lag[0])
