@@ -18,7 +18,7 @@ from ..kernels.linear_scan.primitive import linear_scan
 from ..kernels.linear_scan.sharded import scan_part
 from ..marks import Marks, StepMarks
 from ..refusal import Refusal
-from .segments import in_segments
+from ..segments import in_segments
 
 SEGMENT = 64  # steps, of a cell that emits something else than its state
 

@@ -13,7 +13,7 @@ from ..cell import AbstractCell
 from ..engine import AbstractEngine, Plan, refuse_symbolic, scan_body
 from ..marks import Marks, StepMarks
 from ..refusal import Refusal
-from .segments import in_segments
+from ..segments import in_segments
 
 
 class Checkpointed(AbstractEngine):

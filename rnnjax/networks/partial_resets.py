@@ -126,7 +126,7 @@ def flag_types(parts: Parts) -> PyTree[jax.ShapeDtypeStruct | None]:
     return jax.tree.map(lambda own: jax.ShapeDtypeStruct((), jnp.bool_) if own else None, parts)
 
 
-def check_parts(layer: Layer, parts: Any, name: str = "parts") -> None:
+def check_parts(layer: Layer, parts: Checked[Parts], name: str = "parts") -> None:
     """Raise unless it is True or False, or has that for each part of the state of a cell or a stack."""
     if isinstance(parts, bool):
         return

@@ -14,6 +14,7 @@ from kernel import NO_KERNEL
 
 import rnnjax
 from rnnjax.arrays import carry_dtype
+from rnnjax.cell import carried_copy
 from rnnjax.cells import LSTMState
 
 T, I, H, B = 12, 3, 8, 5  # noqa: E741
@@ -45,7 +46,7 @@ class MatrixOfInputs(rnnjax.cells.AbstractMatrixCell):
         return jax.ShapeDtypeStruct(self.weight.shape[:1], self.weight.dtype)
 
     def initial(self):
-        return rnnjax.cells.Matrix(self.initial_state.S.astype(carry_dtype(self.weight.dtype)))
+        return carried_copy(self.initial_state, self.weight.dtype)
 
     def project(self, xs):
         return (xs @ self.weight).reshape(-1, 2, 17)

@@ -18,7 +18,7 @@ FLOORS = (
     ("initialise",),
     ("cell", "flat", "marks"),
     ("matrix_cell",),
-    ("engine", "function", "mask"),
+    ("engine", "function", "mask", "segments"),
     ("cells/*", "kernels/*", "network"),
     ("engines/*", "weights"),
     ("engines/auto",),

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..arrays import PyTree, State, count_steps, widen
-from ..cell import AbstractCell
-from ..marks import Marks, StepMarks
+from .arrays import PyTree, State, count_steps, widen
+from .cell import AbstractCell
+from .marks import Marks, StepMarks
 
 Run = Callable[[AbstractCell, State, PyTree[Array], StepMarks], tuple[State, PyTree[Array]]]
 
