@@ -42,7 +42,7 @@ class Messages(Sequence[str]):
         if iteration == 0:
             return (
                 f"Newton cannot start on {self.cell}: its first steps, or their derivatives, are not finite. "
-                "Check that its weights are finite, or scale them down."
+                "Check that its weights are finite, scale weights or inputs down, or use Scan()."
             )
         return (
             f"Newton overflowed on {self.cell} at iteration {iteration} of at most {iterations}, where products of "
