@@ -2,8 +2,9 @@
 
     xs --project--> us --step, step, step--> states --emit, readout--> ys        y_t may depend on x_t, too
 
-Four families, each with more engines: any cell; the gated cells, which kernels can fuse; the diagonal cells, whose
-units do not depend on each other's past; and of these the linear ones, which can run in parallel along time.
+Families, each with more engines: any cell; the gated cells, which kernels can fuse; the diagonal cells, whose units do
+not depend on each other's past; of these the linear ones, which can run in parallel along time; and the cells whose
+state is a matrix (`matrix_cell.py`), which run by matrix products.
 A cell takes one sequence; use `jax.vmap` for a batch.
 """
 
@@ -80,10 +81,15 @@ class AbstractCell(eqx.Module):
         """What one step puts out, from the states after and before it: by default the state after it.
 
         Engines return what was emitted over time, and so need not hold a large state at every step if a small part of
-        it is emitted. `Fused` refuses a cell that overrides this.
+        it is emitted. `Fused`, the forward gradient estimators and `to_onnx` refuse a cell that overrides this.
         """
         del before, u
         return state
+
+    @property
+    def emits_states(self) -> bool:
+        """Whether a step emits its state, so that an engine that has all states need not call `emit`."""
+        return type(self).emit is AbstractCell.emit
 
     @abc.abstractmethod
     def readout(self, states: States, xs: PyTree[Array]) -> PyTree[Array]:
@@ -236,11 +242,6 @@ class AbstractLinearCell(AbstractDiagonalCell):
     def step(self, state: Hidden, u: PyTree[Array]) -> Hidden:
         a, b = self.coefficients(u)
         return Hidden(a * state.h + b)
-
-
-def emits_states(cell: AbstractCell) -> bool:
-    """Whether a step of `cell` emits its state, so that an engine that has all states need not call `emit`."""
-    return type(cell).emit is AbstractCell.emit
 
 
 def unchanged(values: Array) -> Array:

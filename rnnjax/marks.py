@@ -110,6 +110,41 @@ def mark_touched(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Arr
     return select(touched, invalid, tree)
 
 
+def poisoned(
+    run: Callable[[State, PyTree[Array], Marks], tuple[State, PyTree[Array]]],
+    state: State,
+    xs: PyTree[Array],
+    marks: Marks,
+) -> tuple[State, PyTree[Array]]:
+    """`run(state, xs, marks)` of safe values; NaN, in the gradient too, from the first that is not finite to a reset.
+
+    For engines that compute many steps at once, where a value that is not finite would reach earlier steps.
+    """
+    T = jax.tree.leaves(xs)[0].shape[0]
+    resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
+    safe = quarantine(xs, state, marks.length, resets, marks.initial)
+    last, emitted = run(safe.state, safe.xs, marks)
+    if marks.length is None:
+        return _poison(safe.last_touched, last), _poison(safe.touched, emitted)
+    any_valid = marks.length > 0
+    last = select(any_valid, _poison(safe.last_touched & any_valid, last), state)
+    return last, _poison(safe.touched & any_valid, emitted)
+
+
+def _poison(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
+    """`tree` with NaN where `touched`, in its gradient, too: a product with NaN does both, and `where` would not."""
+
+    def leaf(values: Array) -> Array:
+        if not _inexact(values):
+            return values
+        if jnp.iscomplexobj(values):
+            return jax.lax.complex(leaf(values.real), leaf(values.imag))
+        factor = jnp.where(touched, jnp.nan, 1.0).astype(values.dtype)
+        return values * factor.reshape(factor.shape + (1,) * (values.ndim - factor.ndim))
+
+    return jax.tree.map(leaf, tree)
+
+
 def isolate(function: Callable[..., PyTree[Array]], *arguments: PyTree[Array]) -> PyTree[Array]:
     """`function` of arrays over time. A step whose arguments are not finite gives NaN and passes on no gradient."""
     bad = ~_finite(arguments)

@@ -44,7 +44,7 @@ class AbstractMatrixCell(AbstractCell):
 
     Linear attention, the gated linear recurrences (RetNet, GLA, Mamba-2, mLSTM) and the delta rules are of this form.
     Everything that makes the coefficients from x (gates, feature maps, normalisation) belongs to the network around it.
-    The engine `Chunked` runs such a cell by matrix products; every engine that goes step by step runs it, too.
+    `engine=rnnjax.engines.Chunked()` runs such a cell by matrix products; `Auto` takes `Scan`.
 
     Subclass requirements: `coefficients`, the fields below, and `input_type`, `initial`, `project`, `readout`.
     """

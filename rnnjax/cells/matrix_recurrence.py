@@ -21,13 +21,15 @@ class MatrixRecurrence(AbstractMatrixCell):
         y_t = S_t' query                                                           y: [N, V]
 
         recurrence = rnnjax.cells.MatrixRecurrence(heads=4, key_size=64, value_size=64, scalar_decay=True)
-        state, ys = rnnjax.unroll(recurrence, None, rnnjax.cells.Transition(decay, key, value, query))
+        state, ys = rnnjax.unroll(recurrence, None, xs, engine=rnnjax.engines.Chunked())
+
+    where `xs = rnnjax.cells.Transition(decay, key, value, query)`. `Auto` takes `Scan`, whose gradient stores the state
+    of each step.
 
     `decay` may be any number: zero, negative, complex, and above one in modulus, where the state may overflow. With
     `key=k`, `erase=b k` and `value=b v`, where k has norm 1, it is the delta rule: what k stood for is moved by b
-    towards v. Rows of `key`, `query`, `erase` and `erase_key` may be shared by several heads. The
-    arithmetic is float32 or wider; outputs have the dtype of the inputs. The step is exact for all inputs, whatever the
-    engine.
+    towards v. Rows of `key`, `query`, `erase` and `erase_key` may be shared by several heads. The arithmetic is float32
+    or wider; outputs have the dtype of the inputs.
     """
 
     initial_state: Matrix | None
@@ -81,7 +83,9 @@ class MatrixRecurrence(AbstractMatrixCell):
         self.reads_before, self.scalar_decay = reads_before, scalar_decay
         self.erases, self.has_erase_key = erases, has_erase_key
         self.heads, self.key_heads, self.key_size, self.value_size = heads, key_heads, key_size, value_size
-        self.dtype = np.dtype(jnp.zeros((), dtype).dtype)
+        self.dtype = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+        if not jnp.issubdtype(self.dtype, jnp.inexact):
+            raise TypeError(f"dtype: expected a floating or complex dtype, got {self.dtype}. Pass jnp.float32, say")
         self.initial_state = learnable_zeros(learn_initial, Matrix, self._shape, dtype)
 
     @property

@@ -33,8 +33,8 @@ class S6(AbstractLinearCell):
 
     The state is stored as one vector [HN]. As in the authors' program, the input is multiplied by d B, where the paper
     has the exact integral. This is the recurrence alone: a Mamba block has a convolution before it and a gate after it.
-    A step emits its read h C [H], so no engine stores the states of all steps: the memory of the gradient is that of
-    the reads, of the inputs, and of the states of one segment (`Associative`, `Checkpointed`).
+    A step emits its read h C [H]. `Associative`, which `Auto` takes, and `Checkpointed` store the states of one segment
+    only; the gradient by `Scan` stores those of all steps.
     """
 
     selection_weight: Float[Array, "H R2N"]  # W

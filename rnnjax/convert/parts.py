@@ -18,6 +18,7 @@ from ..cells.gru import GRU
 from ..cells.lstm import LSTM
 from ..cells.projected_lstm import ProjectedLSTM
 from ..cells.reset_before_gru import ResetBeforeGRU
+from ..networks.bidirectional import SharedBidirectional
 from ..weights import check_weights
 from .layout import Weight, absent, join, one_dtype, place, read, reorder
 
@@ -152,7 +153,10 @@ def check_no_activation(activation: object, layer: str, arrays: str) -> None:
 
 def refuse(cell: object, target: str, expected: str) -> ValueError:
     """The error that a cell or network has no counterpart."""
-    return ValueError(f"network: expected {expected} for {target}, got {describe(cell)}. Use rnnjax itself to run it")
+    remedy = "Use rnnjax itself to run it"
+    if isinstance(cell, SharedBidirectional):
+        remedy = "Pass Bidirectional(layer, layer), which gives the same outputs"
+    return ValueError(f"network: expected {expected} for {target}, got {describe(cell)}. {remedy}")
 
 
 def check_plain(cell: Convertible, target: str) -> None:

@@ -13,6 +13,7 @@ from ..cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, Abstra
 from ..engine import AbstractEngine
 from ..engines.associative import Associative
 from ..engines.checkpointed import Checkpointed
+from ..engines.chunked import Chunked
 from ..engines.fused import Fused
 from ..engines.newton.diagonal import Diagonal
 from ..engines.newton.newton import Newton
@@ -25,6 +26,7 @@ ENGINES = {
     "Associative": Associative(),
     "Newton": Newton(),
     "Fused": Fused(),
+    "Chunked": Chunked(size=2),
 }
 DIAGONAL = {"Newton(Diagonal())": Newton(Diagonal())}
 Run = Callable[[AbstractCell, State, PyTree[Array]], PyTree]

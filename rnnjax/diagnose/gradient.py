@@ -105,6 +105,10 @@ class DisturbedCell(AbstractCell):
         add = lambda leaf, disturbance: leaf if disturbance is None else leaf + disturbance  # noqa: E731
         return jax.tree.map(add, self.cell.step(state, u[0]), u[1], is_leaf=lambda leaf: leaf is None)
 
+    @property
+    def emits_states(self) -> bool:
+        return self.cell.emits_states
+
     def emit(self, state: State, before: State, u: tuple[PyTree[Array], State]) -> PyTree[Array]:
         return self.cell.emit(state, before, u[0])
 

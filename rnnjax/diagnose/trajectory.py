@@ -46,14 +46,17 @@ def check_lags(lags: Checked[int | None], T: int) -> int:
 
 
 def befores(cell: AbstractCell, state: State, xs: PyTree[Array], engine: Checked[AbstractEngine]) -> States:
-    """The state before each step, run by `engine`."""
+    """The state before each step, run by `engine`; step by step where a cell emits something else than its state."""
     check_engine(engine)
     return _befores(cell, state, xs, plan_or_raise(engine, cell, xs))
 
 
 @compiled
 def _befores(cell: AbstractCell, state: State, xs: PyTree[Array], plan: Plan) -> States:
-    _, states = plan.run(cell, state, xs, Marks(None, None, cell.initial()))
+    if cell.emits_states:
+        _, states = plan.run(cell, state, xs, Marks(None, None, cell.initial()))
+    else:
+        _, states = jax.lax.scan(lambda before, u: (cell.step(before, u),) * 2, state, cell.project(xs))
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), state, states)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..arrays import PyTree, Shaped, State, States, Units, UnitsOverTime, count_steps, leading, select
-from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe, emits_states
+from ..cell import AbstractCell, AbstractLinearCell, Hidden, describe
 from ..check import flags, positive, show
 from ..engine import AbstractEngine, Plan, before_step, refuse_symbolic
 from ..kernels.linear_scan import cpu
@@ -69,7 +69,7 @@ class Associative(AbstractEngine):
         if symbolic is not None:
             return symbolic
         T = count_steps(xs)
-        if not emits_states(cell):
+        if not cell.emits_states:
             segment = min(T, SEGMENT if self.block is None else self.block)
             return EmittingPlan(segment, self.block, self.pallas).over_parts(axis)
         return AssociativePlan(self.block, self.pallas, axis, self.block is None and cpu.pays_for(T))

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .. import check
-from ..arrays import PyTree, Shaped, State, count_steps, select
+from ..arrays import PyTree, Shaped, State, count_steps, select, widen
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.matrix_scan.chunk import Resets, run_chunk
-from ..marks import Marks, StepMarks
+from ..marks import Marks, StepMarks, poisoned
 from ..matrix_cell import AbstractMatrixCell, Matrix, Transition
 from ..refusal import Refusal
 
@@ -23,9 +23,13 @@ class Chunked(AbstractEngine):
     arXiv:2202.10447; Yang et al. 2024, arXiv:2312.06635 and arXiv:2406.06484).
 
     One state passes through memory for each chunk in place of one for each step, and the gradient stores no more: it
-    computes each chunk a second time. The values are those of `Scan` for any decays: they are multiplied, and never
-    divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not overflow.
-    T need not be a multiple of `size`.
+    computes each chunk a second time. Decays are multiplied, and never divided or taken the logarithm of, so zero,
+    negative and complex decays are exact, and small ones do not overflow. T need not be a multiple of `size`.
+
+    `Auto` does not choose it: pass `engine=rnnjax.engines.Chunked()`. From the first input on that is not finite, all
+    heads are NaN up to the next reset, and their gradients. If decays may exceed one in modulus, or an erase grows the
+    state, a product of many steps can overflow and make a whole chunk NaN, where step by step a state of zero would
+    stay zero, or a reset would end the overflow: use `Scan`.
 
     size    the number of steps in a chunk, a power of two
     """
@@ -61,7 +65,11 @@ class ChunkedPlan(Plan):
         return f"Chunked: matrix products in chunks of {self.size} steps that the gradient computes again"
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
+        return poisoned(partial(self._run, cell), state, xs, marks)
+
+    def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
         assert isinstance(cell, AbstractMatrixCell)
+        wide, narrow = widen(cell)
         T = count_steps(xs)
         spare = -T % self.size
         us, steps = cell.project(xs), marks.over_time(T)
@@ -72,7 +80,7 @@ class ChunkedPlan(Plan):
 
         @jax.checkpoint
         def body(state: Matrix, chunk: tuple[PyTree[Array], StepMarks]) -> tuple[Matrix, Array]:
-            return _run(cell, state, *chunk, start)
+            return _run(narrow(wide), state, *chunk, start)
 
         state, emitted = jax.lax.scan(body, state, jax.tree.map(cut, (us, steps)))
         return state, emitted.reshape(-1, *emitted.shape[2:])[:T]
@@ -83,6 +91,7 @@ def _run(
 ) -> tuple[Matrix, Array]:
     """The state after one chunk, and what its steps emit, [C, N, V]."""
     steps = jax.vmap(cell.coefficients)(us)
+    _check(cell, steps, state.S)
     if marks.ignored is not None:
         steps = _without(steps, marks.ignored)
     heads = partial(run_chunk, reads_before=cell.reads_before)
@@ -90,6 +99,18 @@ def _run(
     axes = None if resets is None else Resets(None, None if start is None else 0)  # type: ignore[arg-type]
     S, ys = jax.vmap(heads, (0, 1, axes), (0, 1))(state.S, steps, resets)
     return Matrix(S), ys
+
+
+def _check(cell: AbstractMatrixCell, steps: Transition, S: Array) -> None:
+    """Raise unless the coefficients have the heads and sizes of the state, and its dtype."""
+    N, K, V = S.shape
+    sizes = (1, K), (K,), (V,), (K,), (K,), (K,)
+    for name, leaf, allowed in zip(Transition._fields, steps, sizes, strict=True):
+        if leaf is not None and (leaf.shape[1:-1] != (N,) or leaf.shape[-1] not in allowed or leaf.dtype != S.dtype):
+            raise ValueError(
+                f"{describe(cell)}.coefficients: expected a {name} [{N}, {allowed[-1]}] in {S.dtype} for the state "
+                f"{check.show(S)}, got {check.show(leaf[0])}. Return a row for each head, in the dtype of the state"
+            )
 
 
 def _without(steps: Transition, ignored: Array) -> Transition:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, flat
 from ..arrays import PyTree, State, carry_dtype, count_steps
-from ..cell import AbstractCell, describe, emits_states
+from ..cell import AbstractCell, describe
 from ..checked import Checked
 from ..network import Layer
 from .composite import as_cell, as_layer, is_part, parts_of, step
@@ -87,8 +87,9 @@ class AbstractForward(AbstractEstimator):
                 f"{name} cannot train {place}: it needs {self.needs}, or a Stack, residual or skip of such cells and "
                 "TimeDistributed layers. Use BPTT() or TruncatedBPTT"
             )
-        if isinstance(part, AbstractCell) and not emits_states(part):
-            return f"{name} cannot train {place}: its steps emit something else than its state. Use BPTT()"
+        if isinstance(part, AbstractCell) and not part.emits_states:
+            reason = "its steps emit something else than its state"
+            return f"{name} cannot train {place}: {reason}. Use BPTT() or TruncatedBPTT"
         if isinstance(part, AbstractCell) and not self._serves(part):
             return f"{name} cannot train {place}: it needs {self.needs}. Use RTRL(), BPTT() or TruncatedBPTT"
         narrow = [leaf.dtype for leaf in jax.tree.leaves(split(part)[0]) if carry_dtype(leaf.dtype) != leaf.dtype]

@@ -62,7 +62,8 @@ class BahdanauDecoder(AbstractDecoder):
         key: PRNGKeyArray | None,
     ) -> tuple[State, Float[Array, "T F"], Float[Array, "T S"] | None]:
         cell = self.recurrence
-        if not isinstance(cell, AbstractAffineCell) or 0 in (embedded.shape[0], memory.mask.shape[0]):
+        empty = 0 in (embedded.shape[0], memory.mask.shape[0])
+        if not isinstance(cell, AbstractAffineCell) or not cell.emits_states or empty:
             return super().run(memory, state, embedded, engine=engine, key=key)
         state, features, alignments = _run_affine(cell, self.score, memory, state, embedded)
         return state, jax.vmap(self.readout)(features), alignments

@@ -157,16 +157,17 @@ def known_token(logits: Array, token: Array) -> Array:
 
 
 def at_temperature(logits: Array, temperature: float | Array) -> Array:
-    """The logits divided by a temperature.
+    """How far the logits are below the largest, divided by a temperature; -inf stays -inf.
 
-    Where one would overflow, the largest is 0 in place of infinity, and those far below it are -inf: near 0 the most
-    likely token is drawn, of several one of them.
+    Without overflow and without rounding away what is drawn: near 0 the most likely token is drawn, of several one of
+    them; at infinity each that has a probability is as likely as the others.
     """
-    temperature = jnp.asarray(temperature, logits.dtype)
-    divided = logits / temperature
-    overflows = (jnp.isfinite(logits) & ~jnp.isfinite(divided)).any()
-    below = (logits - jnp.nanmax(logits)) / jnp.maximum(temperature, jnp.finfo(logits.dtype).tiny)
-    return jnp.where(overflows, below, divided)
+    wide = carry_dtype(logits.dtype)
+    logits, temperature = logits.astype(wide), jnp.asarray(temperature, wide)
+    largest = jnp.nanmax(logits)
+    below = jnp.where(logits == largest, 0, logits - largest)
+    divided = below / jnp.maximum(temperature, jnp.finfo(wide).tiny)
+    return jnp.where(logits == -jnp.inf, -jnp.inf, divided)
 
 
 def log_softmax(logits: Array) -> Array:

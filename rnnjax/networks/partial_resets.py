@@ -81,6 +81,10 @@ class ResettingCell(AbstractCell):
     def step(self, state: State, u: tuple[PyTree[Array], PyTree[Bool[Array, ""]]]) -> State:
         return self.cell.step(self._reset(state, u[1]), u[0])
 
+    @property
+    def emits_states(self) -> bool:
+        return self.cell.emits_states
+
     def emit(self, state: State, before: State, u: tuple[PyTree[Array], PyTree[Bool[Array, ""]]]) -> PyTree[Array]:
         return self.cell.emit(state, self._reset(before, u[1]), u[0])
 

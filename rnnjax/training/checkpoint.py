@@ -189,8 +189,13 @@ def _read(path: Path) -> tuple[dict[str, Stored], Description]:
     from safetensors import SafetensorError, deserialize
 
     if not path.is_file():
-        what = f"a folder. Pass {path / 'checkpoint'}, or the path" if path.is_dir() else "none. Pass the path"
-        raise FileNotFoundError(f"checkpoint: expected a file at {path}, found {what} that `save` wrote to")
+        what = "a folder" if path.is_dir() else "none"
+        advice = "Pass the path that `save` wrote to"
+        if (path / "checkpoint").is_file():
+            advice = f"Pass {path / 'checkpoint'}"
+        elif path.is_dir():
+            advice += "; the model of a run with store=Orbax() is that of rnnjax.training.Orbax().load(folder, model)"
+        raise FileNotFoundError(f"checkpoint: expected a file at {path}, found {what}. {advice}")
     content = path.read_bytes()
     try:
         tensors = deserialize(content)

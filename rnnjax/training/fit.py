@@ -88,7 +88,8 @@ def fit(
                     report=lambda line: [board.add_scalar(name, value, line["step"]) for name, value in line.items()]
 
     folder      where `metrics.jsonl` and `checkpoint` are written, every `every` steps; None: nowhere. Of a run that
-                was killed, `rnnjax.load(folder / "checkpoint", model)` gives the model
+                was killed, `rnnjax.load(folder / "checkpoint", model)` gives the model; with a `store`,
+                `Orbax().load(folder, model)`
     store       how checkpoints are kept in `folder`: as one file, unless this is `Orbax(keep=3)`, for runs that span
                 hosts: sharded, written while the next steps run, the last ones kept
     resume      go on from the checkpoint in `folder`, bit for bit as if the run had not been interrupted; where there
@@ -98,7 +99,8 @@ def fit(
                 averaged over the devices, and so are those of one device, in another order of summation. The key is
                 another one on each device. A token outside the vocabulary makes the loss NaN, as no device may raise by
                 itself. Further axes are left to the loss, for `Sharded`. Where the mesh spans processes, all call `fit`
-                alike, each with the whole batch; the first one writes, into a folder that all can read
+                alike, each with the whole batch; the first one writes, into a folder that all can read. With `Orbax`
+                each process writes its part
 
     With an estimator four of these have another form; checkpoints, validation and all else stay the same.
 

@@ -54,13 +54,24 @@ class Log:
         self.devices.wait()  # all have read the folder before anything is written
         if self.devices.writes and resumed:
             self._forget_after(self.step)
-        elif self.devices.writes:
-            write_atomically(self.metrics, b"")
         if not resumed:
-            self.checkpoints.write(run)
-            self.checkpoints.wait()  # a folder with metrics always has a checkpoint
+            self._begin(run)
         self.devices.wait()
         return run
+
+    def _begin(self, run: Run) -> None:
+        """Write the first checkpoint, and metrics of no step yet."""
+        try:
+            if self.devices.writes:
+                write_atomically(self.metrics, b"")
+            self.checkpoints.write(run)
+            self.checkpoints.wait()  # a folder with metrics always has a checkpoint
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"{error.strerror}, while the first checkpoint was written to {self.folder}. Nothing of this run is "
+                "kept. Make room there, or pass another folder",
+            ) from error
 
     def _check_empty(self) -> None:
         """Raise if there is a run, or the metrics of one whose checkpoint is lost."""
@@ -111,9 +122,9 @@ class Log:
     def _explain(self, error: OSError) -> OSError:
         return type(error)(
             error.errno,
-            f"{error.strerror}, while step {self.step} was written to {self.folder}. The weights of the checkpoint "
-            f"before are in {self.checkpoints.path}, if it is still there. Call fit(..., resume=True) to go on from "
-            f"it, or {self.checkpoints.call()} to have its model",
+            f"{error.strerror}, while a checkpoint up to step {self.step} was written to {self.folder}. "
+            f"The weights of the last whole one are in {self.checkpoints.path}, if it is still there. "
+            f"Call fit(..., resume=True) to go on from it, or {self.checkpoints.call()} to have its model",
         )
 
     def _take(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import check
@@ -98,7 +99,7 @@ class _Checkpoints(AbstractCheckpoints):
         step = self.files.steps()[-1]
         description, sums = self.files.describe(step)
         check_same(self.files.path / str(step), run, description)
-        run = place(run, self.devices)
+        run = jax.tree.map(jnp.asarray, place(run, self.devices))  # a model may hold arrays of NumPy
         return _with_arrays(run, self.files.read(step, _arrays(run), sums))
 
     def write(self, run: Run) -> None:

@@ -175,7 +175,7 @@ def test_diagonal_cells_are_all_there():
 
 def test_a_cell_that_emits_something_else_than_its_state_is_refused():
     reason = rnnjax.gradients.RTRL().refusal(grid.build("s6"))
-    assert reason == "RTRL cannot train S6: its steps emit something else than its state. Use BPTT()"
+    assert reason == "RTRL cannot train S6: its steps emit something else than its state. Use BPTT() or TruncatedBPTT"
 
 
 # Step by step, for what follows in NumPy

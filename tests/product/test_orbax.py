@@ -180,7 +180,7 @@ def test_one_that_cannot_be_written_is_an_error_that_names_the_call(tmp_path):
         return total(model)
 
     with pytest.raises(
-        OSError, match=r"Not a directory.* while step 4 was written to .*resume=True.*Orbax\(\)\.load\("
+        OSError, match=r"Not a directory.* while a checkpoint up to step 4 was written .*resume=True.*Orbax\(\)\.load"
     ):
         train(tmp_path, validate=losing)
 

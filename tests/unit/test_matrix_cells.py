@@ -167,7 +167,8 @@ def test_narrow_inputs_have_a_wide_state():
     _, _, xs = draw(Form(9, 4, erases=True))
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, "bfloat16"), xs)
     cell = MatrixRecurrence(N, K, V, erases=True, dtype="bfloat16")
-    last, ys = rnnjax.unroll(cell, None, narrow, engine=Chunked(4))
+    with jax.numpy_rank_promotion("raise"):
+        last, ys = rnnjax.unroll(cell, None, narrow, engine=Chunked(4))
     expected, expected_ys = rnnjax.unroll(cell, None, narrow, engine=rnnjax.Scan())
     assert (last.S.dtype, ys.dtype) == ("float32", "bfloat16")
     grid.assert_close(last, expected, "float32")
@@ -242,3 +243,72 @@ def test_wrappers_emit_what_their_cell_does():
         for engine in (rnnjax.Scan(), rnnjax.Associative(block=4))
     ]
     grid.assert_close(by_lag[1], by_lag[0])
+
+
+def test_a_value_that_is_not_finite_reaches_no_earlier_step_of_its_chunk():
+    _, _, xs = draw(Form(12, 16))
+    cell = MatrixRecurrence(N, K, V, dtype="float64")
+    spoiled = xs._replace(value=np.where(np.arange(12)[:, None, None] == 9, np.nan, xs.value))
+    early = lambda xs: rnnjax.unroll(cell, None, xs, engine=Chunked())[1]  # noqa: E731
+    ys, expected = early(spoiled), early(xs)
+    grid.assert_close(ys[:9], expected[:9])
+    assert np.isnan(ys[9:]).all()
+
+
+def test_narrow_weights_of_coefficients_have_a_gradient_summed_in_float32():
+    """Over 4,096 chunks of one step; in bfloat16 the sum would stop growing at a tenth of it."""
+    cell, xs = grid.MatrixOfInputs.draw(3, "bfloat16"), jnp.ones((4096, 3), "bfloat16")
+
+    def gradient(engine: rnnjax.AbstractEngine) -> Any:
+        def loss(cell: Any) -> jax.Array:
+            _, ys = rnnjax.unroll(WeightedSteps(cell.weight, cell.initial_state), None, xs, engine=engine)
+            return ys.astype("float32").sum()
+
+        return jax.jit(jax.grad(loss))(cell).weight
+
+    by_chunks, by_steps = (np.asarray(gradient(engine), "float64") for engine in (Chunked(1), rnnjax.Scan()))
+    assert np.linalg.norm(by_chunks - by_steps) <= 2e-2 * np.linalg.norm(by_steps)
+
+
+class WeightedSteps(grid.MatrixOfInputs):
+    """A cell whose weights are in its coefficients, in the loop, and not in `project`."""
+
+    def project(self, xs):
+        return xs
+
+    def coefficients(self, u):
+        return super().coefficients((u @ self.weight).reshape(2, 17))
+
+
+class TooFewRows(grid.MatrixOfInputs):
+    """A cell with one key for both heads, which broadcasts step by step."""
+
+    def coefficients(self, u):
+        steps = super().coefficients(u)
+        return steps._replace(key=steps.key[:1])
+
+
+def test_coefficients_of_other_shapes_are_named():
+    drawn = grid.MatrixOfInputs.draw(3, "float32")
+    cell = TooFewRows(drawn.weight, drawn.initial_state)
+    with pytest.raises(ValueError, match=r"^TooFewRows.coefficients: expected a key \[2, 3\] .* got .* Return a row"):
+        rnnjax.unroll(cell, None, jnp.zeros((5, 3), "float32"), engine=Chunked(4))
+    with pytest.raises(TypeError, match=r"^dtype: expected a floating or complex dtype, got int32. Pass"):
+        MatrixRecurrence(2, 3, 4, dtype="int32")
+
+
+class Twice(rnnjax.GRU):
+    """A GRU that puts out twice its state."""
+
+    def emit(self, state, before, u):
+        del before, u
+        return type(state)(2 * state.h)
+
+
+def test_what_reads_states_does_not_take_what_is_emitted_for_them():
+    gru, twice = (kind(3, 4, key=grid.KEY, dtype="float64") for kind in (rnnjax.GRU, Twice))
+    xs = grid.inputs(5)
+    grid.assert_close(rnnjax.diagnose.jacobians(twice, None, xs), rnnjax.diagnose.jacobians(gru, None, xs))
+    _, ys = rnnjax.unroll(gru, None, xs)
+    grid.assert_close(rnnjax.unroll(twice, None, xs)[1], 2 * ys)
+    assert rnnjax.diagnose.jacobians(grid.build("matrix"), None, xs).shape == (5, 12, 12)

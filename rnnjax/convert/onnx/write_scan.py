@@ -5,7 +5,7 @@ from collections.abc import Hashable
 import jax
 import numpy as np
 
-from ...cell import AbstractAffineCell, AbstractGatedCell, describe
+from ...cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe
 from ...kernels.recurrence.contract import Pointwise
 from ...kernels.recurrence.pointwise.step import Step, translate
 from ...refusal import Refusal
@@ -17,6 +17,7 @@ from .write_function import write_affine
 
 INHERITED = (  # what the loop is written by
     *((AbstractGatedCell, name) for name in ("step", "advance")),
+    (AbstractCell, "emit"),
     *((AbstractAffineCell, name) for name in ("project", "readout")),
 )
 

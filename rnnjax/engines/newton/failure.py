@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 from jaxtyping import Array, Int
 
 from ...arrays import States
+from ...runtime_error import error_by_number_where
 from .solver import Settings, Solution
 
 TOO_FEW, TOO_LITTLE, OVERFLOWN = range(3)  # iterations; damping; from the last on, at which iteration
@@ -53,7 +53,7 @@ class Messages(Sequence[str]):
 def insist(solution: Solution, cell: str, settings: Settings) -> States:
     """The states. Raises at run time unless they have converged."""
     messages = Messages(cell, settings)
-    return eqx.branched_error_if(solution.states, ~solution.converged, _reason(solution, settings), messages)
+    return error_by_number_where(solution.states, ~solution.converged, _reason(solution, settings), messages)
 
 
 def _reason(solution: Solution, settings: Settings) -> Int[Array, "..."]:

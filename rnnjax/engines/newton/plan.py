@@ -1,15 +1,15 @@
 """The plan of `Newton` for one cell: all states as a solution, and NaN from the first value that is not finite."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
-from ...arrays import PyTree, State, States, count_steps, select
-from ...cell import AbstractCell, describe, emits_states
+from ...arrays import PyTree, State, States, count_steps
+from ...cell import AbstractCell, describe
 from ...engine import Plan, before_step
-from ...marks import Marks, quarantine
+from ...marks import Marks, poisoned
 from .failure import insist
 from .problem import Problem
 from .solver import Settings, Solution
@@ -37,15 +37,7 @@ class NewtonPlan(Plan):
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         if self.settings.axis is not None:
             return self._run(cell, state, xs, marks)
-        T = count_steps(xs)
-        resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
-        safe = quarantine(xs, state, marks.length, resets, marks.initial)
-        last, states = self._run(cell, safe.state, safe.xs, marks)
-        if marks.length is None:
-            return _spoil(safe.last_touched, last), _spoil(safe.touched, states)
-        any_valid = marks.length > 0
-        last = select(any_valid, _spoil(safe.last_touched & any_valid, last), state)
-        return last, _spoil(safe.touched & any_valid, states)
+        return poisoned(partial(self._run, cell), state, xs, marks)
 
     def solve(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, *, fall_back: bool) -> Solution:
         """The solution, which may not have converged."""
@@ -59,7 +51,7 @@ class NewtonPlan(Plan):
 
     def _emitted(self, problem: Problem, states: States) -> PyTree[Array]:
         """What the cell emits at each step of the solution."""
-        if emits_states(problem.cell):
+        if problem.cell.emits_states:
             return states
         jacobian = self.settings.jacobian
         befores = befores_of(self.settings, problem, jax.vmap(jacobian.pack)(states))
@@ -70,15 +62,3 @@ class NewtonPlan(Plan):
 
 def _problem(cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> Problem:
     return Problem(cell, state, cell.project(xs), marks.initial, marks.over_time(count_steps(xs)))
-
-
-def _spoil(touched: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree` with NaN where `touched`, in its gradient, too: a product with NaN does both, and `where` would not."""
-
-    def leaf(values: Array) -> Array:
-        if jnp.iscomplexobj(values):
-            return jax.lax.complex(leaf(values.real), leaf(values.imag))
-        factor = jnp.where(touched, jnp.nan, 1.0).astype(values.dtype)
-        return values * factor.reshape(factor.shape + (1,) * (values.ndim - factor.ndim))
-
-    return jax.tree.map(leaf, tree)

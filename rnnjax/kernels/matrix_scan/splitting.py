@@ -55,7 +55,7 @@ def _split(readers: Array, writers: Array, decay: Array) -> tuple[Inexact[Array,
     cut = lambda array: array.reshape(*array.shape[:-3], n * parts, C // parts, array.shape[-1])  # noqa: E731
     readers, writers = cut(readers), cut(writers)
     inner, decays = _split(readers, writers, cut(decay))
-    joined = _join(readers * decays.before, writers * decays.after, inner, decays.total, parts)
+    joined = _join(readers * decays.before[None], writers * decays.after[None], inner, decays.total, parts)
     return joined, _merge(decays, parts)
 
 

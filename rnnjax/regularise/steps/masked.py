@@ -37,6 +37,10 @@ class MaskedCell(AbstractCell):
     def step(self, state: State, u: tuple[PyTree[Array], PyTree[Array]]) -> State:
         return self.change(self.regulariser, state, *u)
 
+    @property
+    def emits_states(self) -> bool:
+        return self.regulariser.layer.emits_states
+
     def emit(self, state: State, before: State, u: tuple[PyTree[Array], PyTree[Array]]) -> PyTree[Array]:
         return self.regulariser.layer.emit(state, before, u[0])
 
