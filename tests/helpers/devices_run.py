@@ -188,6 +188,16 @@ def check_newton_unsolved() -> None:
         jax.block_until_ready(eqx.filter_jit(rnnjax.unroll)(grid.build("gru"), None, grid.inputs(16), engine=hasty))
 
 
+def check_newton_unsolved_on_one_device() -> None:
+    """The others would wait for ever for one that raises: its states are NaN."""
+    cell = jax.tree.map(lambda leaf: leaf * 20, grid.build("elman"))
+    engine = rnnjax.Newton(iterations=2)
+    run = lambda xs: jax.lax.pmean(rnnjax.unroll(cell, None, xs[0], engine=engine)[1].sum(), "batch")  # noqa: E731
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.shard_map(run, mesh=mesh, in_specs=jax.P("batch"), out_specs=jax.P(), check_vma=False)
+    assert np.isnan(jax.jit(spread)(grid.inputs(2, 16)))
+
+
 def gradient(engine: rnnjax.AbstractEngine, cell: Any, xs: jax.ShapeDtypeStruct) -> Any:
     """The compiled gradient, by weights and inputs, of a sequence that ends before its last part does."""
     weights, static = eqx.partition(cell, eqx.is_inexact_array)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, Int
 
@@ -53,6 +54,8 @@ class Messages(Sequence[str]):
 def insist(solution: Solution, cell: str, settings: Settings) -> States:
     """The states. Raises at run time unless they have converged."""
     messages = Messages(cell, settings)
+    if settings.axis is not None:  # the parts of time agree on the reason, so that all devices raise
+        return eqx.branched_error_if(solution.states, ~solution.converged, _reason(solution, settings), messages)
     return error_by_number_where(solution.states, ~solution.converged, _reason(solution, settings), messages)
 
 

@@ -49,7 +49,8 @@ class Newton(AbstractEngine):
     From the first non-finite input on, or if the given state is NaN, all states and their gradients are NaN, in all
     units. (Step by step, a gate could still close and hide it.)
 
-    A program of `jax.export` cannot raise the error of what did not converge: pass `fall_back=True` there.
+    A program of `jax.export`, or of several devices but for `Sharded`, cannot raise the error of what did not converge:
+    there its states are NaN, unless `fall_back=True`.
     """
 
     jacobian: AbstractJacobian = Dense()
