@@ -18,7 +18,7 @@ from rnnjax.arrays import carry_dtype
 BARS = {"bfloat16": 1e-2, "float16": 2e-3}  # for any T
 SINGLE = 3e-6  # in float32 at T = 100; the carry rounds at every step, so that it may grow as the square root of T
 # Small differences of large terms, each rounded with its u and y: by decay, frequency and step.
-CANCELLING = {"s5": 8.0, "lru": 3.0, "linear_rnn": 4.0}
+CANCELLING = {"s5": 8.0, "lru": 3.0, "linear_rnn": 4.0, "s6": 2.0}
 # The sum over the source of what a query does to its alignment, which sums to 1.
 CANCELLING_LEAVES = {".decoder.score.query_weight": 8.0}
 # Every cell on the engine that sums in a way of its own, where it has one. `Scan` and `Checkpointed` see a pytree.
