@@ -583,7 +583,7 @@ def test_truncated_cuts_exactly_at_its_windows(every, back, given):
 def test_backward_estimators_take_networks(name):
     whole = learned(rnnjax.gradients.BPTT(), name, 12)
     chex.assert_trees_all_equal(learned(rnnjax.gradients.TruncatedBPTT(12), name, 12).gradient, whole.gradient)
-    if name != "stack_of_bidirectional":  # which sees no further than its window
+    if name not in ("stack_of_bidirectional", "qrnn"):  # one sees its window alone, one draws for each window
         grid.assert_close(learned(rnnjax.gradients.TruncatedBPTT(5, 15), name, 12), whole)
 
 

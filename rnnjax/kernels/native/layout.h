@@ -85,9 +85,7 @@ struct Layout {
   int64_t first_unit(int64_t block) const { return head(block) * shape.D + block % head_blocks * L; }
 };
 
-// Sequences are dealt out to tiles like cards, longest first, so that all tiles have about the same work. Without lengths a
-// tile takes neighbours: its rows lie closer together, and if the distance between two sequences is a multiple of a large
-// power of two, what a step reads and writes falls into more sets of the second-level cache.
+// Sequences are dealt out to tiles like cards, longest first, so that all tiles have about the same work.
 struct Tiles {
   int64_t count;  // of each group
 
@@ -96,9 +94,6 @@ struct Tiles {
     count = ceiling(ceiling(shape.B, MOST_ROWS), hands) * hands;
   }
   int64_t rows(const Shape& shape, int64_t tile) const { return (shape.B - tile + count - 1) / count; }
-  int64_t place(const Shape& shape, int64_t tile, int64_t row, bool dealt) const {
-    return dealt ? tile + row * count : tile * (shape.B / count) + least(tile, shape.B % count) + row;
-  }
 };
 
 // A step is shared by several cores where tiles are too few for them, down to so many multiplications for each: with
@@ -135,7 +130,7 @@ struct Rows {
     const Shape& shape = problem.shape;
     count = tiles.rows(shape, tile);
     for (int64_t row = 0; row < count; ++row) {
-      const int64_t place = group * shape.B + tiles.place(shape, tile, row, problem.order);
+      const int64_t place = group * shape.B + tile + row * tiles.count;
       sequence[row] = problem.order ? problem.order[place] : place;
       length[row] = problem.length ? problem.length[sequence[row]] : shape.T;
     }
