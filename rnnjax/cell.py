@@ -80,8 +80,9 @@ class AbstractCell(eqx.Module):
     def emit(self, state: State, before: State, u: PyTree[Array]) -> PyTree[Array]:
         """What one step puts out, from the states after and before it: by default the state after it.
 
-        Engines return what was emitted over time, and so need not hold a large state at every step if a small part of
-        it is emitted. `Fused`, the forward gradient estimators and `to_onnx` refuse a cell that overrides this.
+        Engines return the emitted values over time. If these are a small part of a large state, no engine has to store
+        that state at every step. `Fused`, the forward gradient estimators and `to_onnx` refuse a cell that overrides
+        this.
         """
         del before, u
         return state
@@ -93,7 +94,7 @@ class AbstractCell(eqx.Module):
 
     @abc.abstractmethod
     def readout(self, states: States, xs: PyTree[Array]) -> PyTree[Array]:
-        """What was emitted over time, by default the states, and the inputs, to the outputs `ys` over time."""
+        """`states`, the emitted values over time, and the inputs to the outputs `ys` over time."""
 
     def hidden(self, state: State) -> Float[Array, " H"] | None:
         """The part of a state that attention and decoders read. By default its only array, if that is real."""

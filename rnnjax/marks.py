@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .arrays import Flags, Length, PyTree, State, select
+from .arrays import Flags, Length, PyTree, State, count_steps, select
 from .compiled import compiled
 
 
@@ -61,6 +61,16 @@ def fill(tree: PyTree, length: Length | None, T: int) -> PyTree:
         return select(valid_steps(length, T), values, jnp.broadcast_to(safe, values.shape))
 
     return jax.tree.map(leaf, tree)
+
+
+def padded(xs: PyTree[Array], marks: Marks, steps: int) -> tuple[PyTree[Array], Marks]:
+    """The inputs with their last step, which is safe, repeated `steps` times, and marks by which these are ignored."""
+    if steps == 0:
+        return xs, marks
+    length = jnp.asarray(count_steps(xs)) if marks.length is None else marks.length
+    resets = None if marks.resets is None else jnp.pad(marks.resets, (0, steps))  # none in ignored steps
+    repeat = lambda leaf: jnp.pad(leaf, [(0, steps)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")  # noqa: E731
+    return jax.tree.map(repeat, xs), marks._replace(length=length, resets=resets)
 
 
 def flip(tree: PyTree, length: Length | None) -> PyTree:
@@ -120,8 +130,7 @@ def poisoned(
 
     For engines that compute many steps at once, where a value that is not finite would reach earlier steps.
     """
-    T = jax.tree.leaves(xs)[0].shape[0]
-    resets = jnp.zeros(T, bool) if marks.resets is None else marks.resets
+    resets = jnp.zeros(count_steps(xs), bool) if marks.resets is None else marks.resets
     safe = quarantine(xs, state, marks.length, resets, marks.initial)
     last, emitted = run(safe.state, safe.xs, marks)
     if marks.length is None:

@@ -17,10 +17,10 @@ Run = Callable[[AbstractCell, State, PyTree[Array], StepMarks], tuple[State, PyT
 def in_segments(
     run: Run, segment: int, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks
 ) -> tuple[State, PyTree[Array]]:
-    """The last state and what is emitted over time, by `run(cell, state, xs, marks)` of each segment.
+    """The last state, and the emitted values over time.
 
-    All segments have `segment` steps, but for the last one, which may be shorter. The gradient stores the states
-    between them and the inputs.
+    `run(cell, state, xs, marks)` runs one segment, and returns the same of it. A segment has `segment` steps; the last
+    one may be shorter. The gradient stores the inputs, and the states between segments.
     """
     T = count_steps(xs)
     whole = T - T % segment

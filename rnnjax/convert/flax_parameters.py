@@ -1,7 +1,8 @@
 """The common part of linen and nnx: names of parameters, kernels [in, out] and biases, both directions."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,30 @@ from .layout import Weight, place, read
 from .parts import check_plain, refuse
 
 Parameters = Mapping[str, Any]
+Module: TypeAlias = Any  # of linen or nnx, which are not imported here
+
+
+def from_module(module: Module, flax: ModuleType, from_cell: Callable[[Module], Layer]) -> Layer:
+    """The cell of a module of `flax`, which is linen or nnx, by `from_cell`; `Bidirectional` and `RNN` around it."""
+    if isinstance(module, flax.Bidirectional):
+        check_merge(module.merge_fn)
+        directions = module.forward_rnn, module.backward_rnn
+        return Bidirectional(*(from_module(each, flax, from_cell) for each in directions))
+    if isinstance(module, flax.RNN):
+        check_forward(module.reverse)
+        return from_module(module.cell, flax, from_cell)
+    kinds = flax.SimpleCell, flax.LSTMCell, flax.OptimizedLSTMCell, flax.GRUCell
+    if not isinstance(module, kinds):
+        raise TypeError(
+            f"source: expected a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got {type(module).__name__}. "
+            "Pass the cell alone"
+        )
+    if all(type(module).__call__ is not kind.__call__ for kind in kinds):
+        raise TypeError(
+            f"source: expected a cell with the step of Flax, got {type(module).__name__}, which has its own. "
+            "Write it as a cell of your own, as examples/new_cell.py does"
+        )
+    return from_cell(module)
 
 
 def inner(params: Parameters) -> Parameters:

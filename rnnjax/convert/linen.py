@@ -14,11 +14,10 @@ from ..network import Layer
 from ..networks.bidirectional import Bidirectional
 from .flax_parameters import (
     both_directions,
-    check_forward,
     check_functions,
-    check_merge,
     check_residual,
     dense,
+    from_module,
     has_directions,
     inner,
     known,
@@ -58,23 +57,14 @@ def from_linen(
     if isinstance(source, Mapping):
         return _from_parameters(source, activation)
     check_no_activation(activation, "module", "parameters of a SimpleCell")
-    return _from_module(source)
-
-
-def _from_module(module: Any) -> Layer:
     from flax import linen as nn
 
-    if isinstance(module, nn.Bidirectional):
-        check_merge(module.merge_fn)
-        return Bidirectional(_from_module(module.forward_rnn), _from_module(module.backward_rnn))
-    if isinstance(module, nn.RNN):
-        check_forward(module.reverse)
-        return _from_module(module.cell)
-    if not isinstance(module, nn.SimpleCell | nn.LSTMCell | nn.OptimizedLSTMCell | nn.GRUCell):
-        raise TypeError(
-            f"source: expected a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got {type(module).__name__}. "
-            "Pass the cell alone"
-        )
+    return from_module(source, nn, _from_cell)
+
+
+def _from_cell(module: Any) -> Layer:
+    from flax import linen as nn
+
     if module.scope is None:
         raise ValueError(
             "source: expected a module that is bound to its parameters, got one that is not. "

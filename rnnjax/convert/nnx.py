@@ -15,11 +15,10 @@ from ..network import Layer
 from ..networks.bidirectional import Bidirectional
 from .flax_parameters import (
     both_directions,
-    check_forward,
     check_functions,
-    check_merge,
     check_residual,
     dense,
+    from_module,
     has_directions,
     inner,
     known,
@@ -58,23 +57,14 @@ def from_nnx(
     if isinstance(source, Mapping):
         return _from_parameters(source, activation)
     check_no_activation(activation, "module", "parameters of a SimpleCell")
-    return _from_module(source)
-
-
-def _from_module(module: Any) -> Layer:
     from flax import nnx
 
-    if isinstance(module, nnx.Bidirectional):
-        check_merge(module.merge_fn)
-        return Bidirectional(_from_module(module.forward_rnn), _from_module(module.backward_rnn))
-    if isinstance(module, nnx.RNN):
-        check_forward(module.reverse)
-        return _from_module(module.cell)
-    if not isinstance(module, nnx.SimpleCell | nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell):
-        raise TypeError(
-            f"source: expected a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell, got {type(module).__name__}. "
-            "Pass the cell alone"
-        )
+    return from_module(source, nnx, _from_cell)
+
+
+def _from_cell(module: Any) -> Layer:
+    from flax import nnx
+
     params = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState)))
     if isinstance(module, nnx.SimpleCell):
         check_residual(module.residual, "dense_h")

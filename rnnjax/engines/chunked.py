@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from ..arrays import PyTree, Shaped, State, count_steps, select, widen
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
 from ..kernels.matrix_scan.chunk import Resets, run_chunk
-from ..marks import Marks, StepMarks, poisoned
+from ..marks import Marks, StepMarks, padded, poisoned
 from ..matrix_cell import AbstractMatrixCell, Matrix, Transition
 from ..refusal import Refusal
 
@@ -71,10 +72,8 @@ class ChunkedPlan(Plan):
         assert isinstance(cell, AbstractMatrixCell)
         wide, narrow = widen(cell)
         T = count_steps(xs)
-        spare = -T % self.size
-        us, steps = cell.project(xs), marks.over_time(T)
-        if spare:
-            us, steps = _pad(us, spare), _ignore_last(steps, T, spare)
+        xs, marks = padded(xs, marks, -T % self.size)
+        inputs = cell.project(xs), marks.over_time(count_steps(xs))
         cut = lambda leaf: leaf.reshape(-1, self.size, *leaf.shape[1:])  # noqa: E731
         start = None if cell.initial_state is None else marks.initial
 
@@ -82,7 +81,7 @@ class ChunkedPlan(Plan):
         def body(state: Matrix, chunk: tuple[PyTree[Array], StepMarks]) -> tuple[Matrix, Array]:
             return _run(narrow(wide), state, *chunk, start)
 
-        state, emitted = jax.lax.scan(body, state, jax.tree.map(cut, (us, steps)))
+        state, emitted = jax.lax.scan(body, state, jax.tree.map(cut, inputs))
         return state, emitted.reshape(-1, *emitted.shape[2:])[:T]
 
 
@@ -96,8 +95,10 @@ def _run(
         steps = _without(steps, marks.ignored)
     heads = partial(run_chunk, reads_before=cell.reads_before)
     resets = None if marks.reset is None else Resets(marks.reset, None if start is None else start.S)
-    axes = None if resets is None else Resets(None, None if start is None else 0)  # type: ignore[arg-type]
-    S, ys = jax.vmap(heads, (0, 1, axes), (0, 1))(state.S, steps, resets)
+    by_head: Any = None if start is None else 0
+    shared: Any = None
+    of_resets = None if resets is None else Resets(shared, by_head)
+    S, ys = jax.vmap(heads, (0, 1, of_resets), (0, 1))(state.S, steps, resets)
     return Matrix(S), ys
 
 
@@ -119,15 +120,3 @@ def _without(steps: Transition, ignored: Array) -> Transition:
     nothing = jax.tree.map(jnp.zeros_like, changed)._replace(decay=jnp.ones_like(steps.decay))
     kept = select(ignored, nothing, changed)
     return steps._replace(decay=kept.decay, key=kept.key, erase=kept.erase)
-
-
-def _pad(tree: PyTree[Array], steps: int) -> PyTree[Array]:
-    """`tree` over time with its last step, which is safe, repeated `steps` times."""
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, steps)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), tree)
-
-
-def _ignore_last(marks: StepMarks, T: int, spare: int) -> StepMarks:
-    """The marks of T steps, and of `spare` more that are ignored."""
-    ignored = jnp.zeros(T, bool) if marks.ignored is None else marks.ignored
-    reset = None if marks.reset is None else jnp.pad(marks.reset, (0, spare))
-    return StepMarks(jnp.pad(ignored, (0, spare), constant_values=True), reset)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ..arrays import PyTree, Shaped, State, States, count_steps, widen
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan
-from ..marks import Marks
+from ..marks import Marks, padded
 from ..refusal import Refusal
 
 
@@ -98,12 +98,7 @@ class ShardedPlan(Plan):
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
         T = count_steps(xs)
-        spare = -T % self.mesh.shape[self.axis]
-        if spare:
-            length = jnp.asarray(T) if marks.length is None else marks.length
-            resets = None if marks.resets is None else jnp.pad(marks.resets, (0, spare))  # none in ignored steps
-            marks = marks._replace(length=length, resets=resets)
-        last, states = self._spread(cell, state, _pad(xs, spare), marks)
+        last, states = self._spread(cell, state, *padded(xs, marks, -T % self.mesh.shape[self.axis]))
         return jax.tree.map(lambda leaf: leaf[-1], last), jax.tree.map(lambda leaf: leaf[:T], states)
 
     def _spread(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, States]:
@@ -138,8 +133,3 @@ class ShardedPlan(Plan):
 def _like(devices: int, axis: str) -> str:
     """Code that makes a mesh of one axis, for messages."""
     return f"jax.make_mesh(({devices},), ({axis!r},), axis_types=(jax.sharding.AxisType.Auto,))"
-
-
-def _pad(tree: PyTree[Array], steps: int) -> PyTree[Array]:
-    """`tree` over time with its last step, which is safe, repeated `steps` times."""
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, steps)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), tree)

@@ -18,9 +18,10 @@ class RTRL(AbstractForward):
         M_t = J_t M_{t-1} + ds_t/dweights |_{s_{t-1}}         J_t = ds_t/ds_{t-1}
 
     M, the influence matrix, has D x P entries for a state of D numbers and P weights: H^3 for an Elman network. Each
-    step multiplies it by J, at a cost of D^2 P products, so it suits tens of units. Any cell, in float32 or wider, and
-    any `Stack`, `residual` or `skip` of cells and `TimeDistributed` layers, with D and P of all layers: the influence
-    of lower layers on the states above them is in M, so the gradient is exact at any depth.
+    step multiplies it by J, at a cost of D^2 P products, so it suits tens of units. It takes any cell that emits its
+    state, in float32 or wider, and any `Stack`, `residual` or `skip` of cells and `TimeDistributed` layers, with D and
+    P of all layers: the influence of lower layers on the states above them is in M, so the gradient is exact at any
+    depth.
     """
 
     def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Trained:

@@ -26,9 +26,9 @@ class UORO(AbstractForward):
 
     The mean of a_t w_t over nu is RTRL's influence matrix for any p and q. They are chosen so that both terms of a sum
     have the same norm, which lowers the variance. The variance is still large and grows with the memory of the cell:
-    use low learning rates. Needs a key for every chunk, and for `start`. Any cell, in float32 or wider, and any
-    `Stack`, `residual` or `skip` of cells and `TimeDistributed` layers, in D + P numbers: the states and the weights of
-    all layers.
+    use low learning rates. It needs a key for every chunk, and for `start`. It takes any cell that emits its state, in
+    float32 or wider, and any `Stack`, `residual` or `skip` of cells and `TimeDistributed` layers, in D + P numbers: the
+    states and the weights of all layers.
     """
 
     def _begin(self, cell: AbstractCell, start: State | None, key: PRNGKeyArray | None) -> Product:

@@ -83,7 +83,7 @@ def test_engine_equals_scan(cell, engine):
 # step by step sees a pytree, of fields of one size or several, real or complex; `Associative` sees coefficients, real
 # or complex, and `Newton` Jacobians. The other engines add nothing: the primitives under `Fused` and `Associative` fold
 # a batch before any kernel or block sees it (`test_fused`, `test_linear_scan`), `Unrolled` is a loop of Python, and
-# `Scan` is what is compared with.
+# The oracle is `Scan`.
 STAND_FOR_OTHERS = {
     "checkpointed": ("projected_lstm", "lru"),
     "associative": ("min_gru", "lru"),

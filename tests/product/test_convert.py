@@ -229,6 +229,13 @@ def test_modules_of_linen_say_what_parameters_do_not():
     assert_refused(lambda: convert.from_linen(nn.Dense(H)), TypeError, "source", "GRUCell", "Dense")
     assert_refused(lambda: convert.from_linen(bound(rnn()), activation=jnp.tanh), TypeError, "activation", "module")
 
+    class Doubled(nn.GRUCell):
+        def __call__(self, carry: Any, inputs: Any) -> Any:
+            carry, y = super().__call__(carry, inputs)
+            return carry, 2 * y
+
+    assert_refused(lambda: convert.from_linen(filled(rnn(Doubled))), TypeError, "source", "step of Flax", "Doubled")
+
 
 def test_linen_says_no_activation_of_gates():
     params = convert.to_linen(make(rnnjax.LSTM))
@@ -343,6 +350,14 @@ def test_nnx_refuses_what_changes_the_numbers():
     assert_refused(
         lambda: convert.from_nnx(nnx.Linear(I, H, rngs=nnx.Rngs(0))), TypeError, "source", "GRUCell", "Linear"
     )
+
+    class Doubled(nnx.GRUCell):
+        def __call__(self, carry: Any, inputs: Any) -> Any:
+            carry, y = super().__call__(carry, inputs)
+            return carry, 2 * y
+
+    doubled = Doubled(I, H, rngs=nnx.Rngs(0))
+    assert_refused(lambda: convert.from_nnx(doubled), TypeError, "source", "step of Flax", "Doubled")
 
     class Averaged(nnx.GRUCell):
         def __init__(self, *sizes: int, **options: Any):

@@ -1,13 +1,16 @@
 """One chunk of time of a matrix-state recurrence, as matrix products: the file to read first.
 
-The state S_0 before the chunk and what its steps have written are read by every later step. With P[t, j] the product of
-the decays between steps j and t (see `splitting`), and scores A_xy[t, j] = x_t' (P[t, j] y_j) for j < t:
+A step reads the state S_0 before the chunk, and the writes of all earlier steps of the chunk. q, k, v, r and e stand
+for query, key, value, erase and erase_key. P[t, j] is the product of the decays between the steps j and t (see
+`splitting`), and A_xy[t, j] = x_t' (P[t, j] * y_j) for j < t.
 
-    (I + A_re) Z = R S_0 + A_rk V                         z_t = S_{t-1}' r_t, what is erased; R: r_t times the decays
-    Y   = Q S_0 + A_qk V - A_qe Z                         before it in the chunk
-    S_C = P S_0 + K' V - E' Z                             K, E: each times the decays after it in the chunk
+    (I + A_re) Z = R S_0 + A_rk V                         z_t = S_{t-1}' r_t, the values that step t erases
+    Y   = Q S_0 + A_qk V - A_qe Z
+    S_C = P S_0 + K' V - E' Z
 
-A query that reads after its step's write is one that reads before it, decayed by the step, plus the step itself.
+In Q and R each row is multiplied by the decays of all earlier steps of the chunk, in K and E by those of all later
+steps; P is the product of all. These queries read before the write of their step. One that reads after it is the query
+times the decay of the step, which reads before it, plus a read of the step's own write.
 """
 
 from typing import NamedTuple
