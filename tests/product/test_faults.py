@@ -118,6 +118,15 @@ def test_a_full_disk_is_named_with_what_is_left(tmp_path, monkeypatch):
     assert steps(tmp_path) == [2, 4, 6, 8]
 
 
+def test_a_disk_that_is_full_at_the_first_checkpoint_is_named(tmp_path, monkeypatch):
+    def save_nothing(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(one_file, "save", save_nothing)
+    with pytest.raises(OSError, match=r"No space left .* first checkpoint .* Nothing of this run is kept. Make room"):
+        train(tmp_path)
+
+
 def test_a_file_system_that_syncs_no_folders_will_do(tmp_path, monkeypatch):
     """As on Windows, and on some networks."""
 

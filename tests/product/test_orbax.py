@@ -185,6 +185,19 @@ def test_one_that_cannot_be_written_is_an_error_that_names_the_call(tmp_path):
         train(tmp_path, validate=losing)
 
 
+def test_a_model_of_numpy_arrays_is_resumed(tmp_path):
+    arrays = {name: np.asarray(leaf) if eqx.is_array(leaf) else leaf for name, leaf in model().items()}
+    train(tmp_path, model=arrays, steps=4)
+    resumed = train(tmp_path, model=arrays, resume=True)
+    expected = train(None, model=arrays, store=rnnjax.training.one_file.OneFile())
+    np.testing.assert_array_equal(resumed.model["w"], expected.model["w"])
+
+
+def test_the_loader_of_files_names_the_loader_of_its_runs(straight):
+    with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file .* a folder. .*training.Orbax\(\)\.load"):
+        rnnjax.load(straight / "checkpoint", model())
+
+
 # Damage
 
 

@@ -31,6 +31,7 @@ from rnnjax.models import (
     seq2seq_loss,
 )
 from rnnjax.models.attention import align
+from rnnjax.models.search import at_temperature
 
 E, D, H, A = 4, 3, 5, 2  # features of a source token, of a target token, units of the encoder, attentional features
 M, V, W = 2 * H, 7, 8  # features of the memory, source tokens, target tokens
@@ -838,6 +839,15 @@ def test_near_a_temperature_of_0_the_likeliest_is_drawn(dtype):
     assert np.isnan(found.score[4:]).all()
     known = jax.jit(partial(sample_sequence, step, start=0, end=4, max_length=3, key=key(), temperature=1e-50))
     assert set(np.asarray(known(()).tokens).tolist()) <= {1, 3}
+
+
+def test_logits_at_extreme_temperatures():
+    """None is NaN, what cannot be drawn stays so, and equal ones stay equal, also beside rounding."""
+    logits = jnp.asarray([3.0, 3.0, 0.0, -np.inf], "float32")
+    np.testing.assert_array_equal(at_temperature(logits, np.inf), [0, 0, 0, -np.inf])
+    np.testing.assert_allclose(at_temperature(logits, 1e-8), [0, 0, -3e8, -np.inf], rtol=1e-6)
+    np.testing.assert_array_equal(at_temperature(jnp.asarray([np.inf, 1.0]), 2.0), [0, -np.inf])
+    assert np.isnan(at_temperature(jnp.asarray([np.nan, 1.0]), 2.0)).tolist() == [True, False]
 
 
 @pytest.mark.slow  # as a quick test has it of captions

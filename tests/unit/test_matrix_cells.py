@@ -231,6 +231,45 @@ def test_a_step_of_its_own_is_not_run_in_chunks():
 # Cells that emit something else than their state, inside of others
 
 
+class Lagged(rnnjax.MinGRU):
+    """A cell that puts out the state before its step."""
+
+    def emit(self, state, before, u):
+        del state, u
+        return before
+
+
+def test_every_engine_emits_by_the_state_before_the_step():
+    """After a reset that is the initial state; at the first step, the given one."""
+    cell = Lagged(3, 4, key=grid.KEY, learn_initial=True, dtype="float64")
+    cell = eqx.tree_at(lambda cell: cell.initial_state.h, cell, np.full(4, 0.5))
+    xs, state, resets = grid.inputs(9), rnnjax.Hidden(np.full(4, 0.25)), np.arange(9) == 5
+    plain = rnnjax.MinGRU(3, 4, key=grid.KEY, learn_initial=True, dtype="float64")
+    plain = jax.tree.unflatten(jax.tree.structure(plain), jax.tree.leaves(cell))
+    _, after = rnnjax.unroll(plain, state, xs, resets=resets)
+    expected = np.concatenate([state.h[None], after[:-1]])
+    expected[5] = 0.5
+    engines = [rnnjax.Scan(), rnnjax.Checkpointed(segment=4), rnnjax.Associative(), rnnjax.Associative(block=4)]
+    for engine in (*engines, rnnjax.Unrolled(), rnnjax.Newton(rnnjax.engines.Diagonal())):
+        grid.assert_close(rnnjax.unroll(cell, state, xs, resets=resets, engine=engine)[1], expected)
+
+
+class LaggedLSTM(rnnjax.LSTM):
+    """An LSTM that puts out the state before its step."""
+
+    def emit(self, state, before, u):
+        del state, u
+        return before
+
+
+def test_a_partial_reset_comes_before_the_state_that_is_emitted():
+    cell = LaggedLSTM(3, 4, key=grid.KEY, dtype="float64")
+    layer = rnnjax.networks.PartialResets(cell, rnnjax.cells.LSTMState(h=True, c=False))
+    flags = rnnjax.cells.LSTMState(h=jnp.arange(5) == 3, c=None)
+    _, ys = rnnjax.unroll(layer, None, (grid.inputs(5), flags))
+    assert (np.abs(ys).max(1) == 0).tolist() == [True, False, False, True, False]
+
+
 def test_wrappers_emit_what_their_cell_does():
     cell, xs = grid.build("s6"), grid.inputs(9)
     _, expected = rnnjax.unroll(cell, None, xs)
