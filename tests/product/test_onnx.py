@@ -742,6 +742,14 @@ def test_inputs_that_are_rounded_are_refused():
         from_onnx(chained(*casts, lstm("x", 0, outputs=["Y"]), held=weights(0, I)))
 
 
+class Twice(GRU):
+    """A GRU that puts out twice its state."""
+
+    def emit(self, state: Any, before: Any, u: Any) -> Any:
+        del before, u
+        return type(state)(2 * state.h)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "min_gru": (partial(cell, rnnjax.MinGRU), ["MinGRU", "jax.export"]),
     "convolution": (partial(rnnjax.networks.CausalConvolution, I, H, window=2, key=grid.KEY), ["CausalConvolution"]),
@@ -757,6 +765,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: Tagger(cell(GRU), eqx.nn.Linear(H, 2, dtype=jnp.float64, key=grid.KEY)),
         ["float32", "float64"],
     ),
+    "emits": (partial(cell, Twice), ["emit", "Twice", "overrides"]),
     "no_counterpart": (partial(cell, Elman, activation=lambda n: jnp.arctan2(n, 1.0 + n)), ["atan2"]),
 }
 

@@ -194,7 +194,9 @@ def test_a_model_of_numpy_arrays_is_resumed(tmp_path):
 
 
 def test_the_loader_of_files_names_the_loader_of_its_runs(straight):
-    with pytest.raises(FileNotFoundError, match=r"^checkpoint: expected a file .* a folder. .*training.Orbax\(\)\.load"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^checkpoint: expected a file .* a folder. .*training.Orbax\(\)\.load"
+    ):
         rnnjax.load(straight / "checkpoint", model())
 
 

@@ -30,7 +30,7 @@ from rnnjax.models import (
     sample_sequence,
     seq2seq_loss,
 )
-from rnnjax.models.attention import align
+from rnnjax.models.attention import align, remember
 from rnnjax.models.search import at_temperature
 
 E, D, H, A = 4, 3, 5, 2  # features of a source token, of a target token, units of the encoder, attentional features
@@ -255,6 +255,25 @@ def numpy_logits(model: Seq2Seq, source: Any, target: Any, seen: Any = slice(Non
 
 def assert_close(got: Any, expected: Any, tolerance: float = 1e-12) -> None:
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+class Twice(GRU):
+    """A GRU that puts out twice its state."""
+
+    def emit(self, state: Any, before: Any, u: Any) -> Any:
+        del before, u
+        return type(state)(2 * state.h)
+
+
+def test_a_decoder_reads_what_its_cell_emits():
+    decoder = BahdanauDecoder(Twice(D + M, 4, key=key(), dtype=F64), additive(4))
+    generator = np.random.default_rng(5)
+    memory = remember(decoder.score, generator.normal(size=(3, M)), np.ones(3, bool))
+    state, embedded = decoder.recurrence.initial(), generator.normal(size=(4, D))
+    _, once, _ = decoder.run(memory, state, jnp.asarray(embedded), engine=rnnjax.Scan(), key=None)
+    for features, one in zip(once, embedded, strict=True):
+        state, stepped, _ = decoder.step(memory, state, jnp.asarray(one), key=None)
+        assert_close(features, stepped)
 
 
 QUICK = ("bahdanau_additive", "bahdanau_stack", "bahdanau_deep", "luong_dot", "context")
