@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
 from . import check
-from .arrays import Flags, IntegerLike, PyTree, State, count_steps, select
+from .arrays import Flags, IntegerLike, PyTree, State, States, count_steps, select
 from .cell import AbstractCell, describe
 from .checked import Checked
 from .compiled import compiled
@@ -26,6 +26,7 @@ S = TypeVar("S")
 X = TypeVar("X")
 Y = TypeVar("Y")
 Run: TypeAlias = Callable[[PyTree[Array], Options], tuple[State, PyTree[Array]]]
+Read: TypeAlias = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]  # of emitted values, and inputs, over time
 
 
 @overload
@@ -112,6 +113,13 @@ def unroll(
     return last.state, ys
 
 
+def unroll_to_states(
+    cell: AbstractCell, state: State, xs: PyTree[Array], options: Options
+) -> tuple[State, tuple[PyTree[Array], States]]:
+    """The last state of a cell, and the pair of its outputs and its states over time; of what a network is run with."""
+    return _run_cell(_COMPILED_TO_STATES, cell, state, xs, options)
+
+
 def _inputs(cell: Layer, xs: PyTree[ArrayLike]) -> PyTree[Array]:
     """`xs` as arrays over time that the cell or network takes."""
     return check.inputs(xs, cell.input_type(), describe(cell))
@@ -178,23 +186,41 @@ def _run_cell(
 def _run(
     cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
 ) -> tuple[State, PyTree[Array]]:
-    """Run one cell in running order. With resets, values that are not finite are replaced: see `quarantine`.
+    """Run one cell in running order."""
+    return _run_and_read(cell.readout, cell, state, xs, marks, engine)
+
+
+def _run_to_states(
+    cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
+) -> tuple[State, tuple[PyTree[Array], States]]:
+    """The same; the states over time stand beside the outputs."""
+
+    def read(states: States, xs: PyTree[Array]) -> tuple[PyTree[Array], States]:
+        return cell.readout(states, xs), states
+
+    return _run_and_read(read, cell, state, xs, marks, engine)
+
+
+def _run_and_read(
+    read: Read, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks, engine: AbstractEngine
+) -> tuple[State, PyTree[Array]]:
+    """Run one cell, and `read` what it emits. With resets, values that are not finite are replaced: see `quarantine`.
 
     Its weights are checked here: once for each program that is traced, and never when it runs.
     """
     check_weights(cell)
     if count_steps(xs) == 0:
-        return state, cell.readout(_emitted_by_no_step(cell, state, xs), xs)
+        return state, read(_emitted_by_no_step(cell, state, xs), xs)
     plan = plan_or_raise(engine, cell, xs)
     if marks.resets is None:
         last, emitted = plan.run(cell, state, xs, marks)
-        return last, cell.readout(emitted, xs)
+        return last, read(emitted, xs)
     safe = quarantine(xs, state, marks.length, marks.resets, marks.initial)
     last, emitted = plan.run(cell, safe.state, safe.xs, marks)
     last = mark_touched(safe.last_touched, last)
     if marks.length is not None:
         last = select(marks.length > 0, last, state)
-    return last, mark_touched(safe.touched, cell.readout(emitted, safe.xs))
+    return last, mark_touched(safe.touched, read(emitted, safe.xs))
 
 
 def _emitted_by_no_step(cell: AbstractCell, state: State, xs: PyTree[Array]) -> PyTree[Array]:
@@ -208,4 +234,4 @@ def _emitted_by_no_step(cell: AbstractCell, state: State, xs: PyTree[Array]) -> 
     return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), emitted)
 
 
-_COMPILED = compiled(_run)
+_COMPILED, _COMPILED_TO_STATES = compiled(_run), compiled(_run_to_states)

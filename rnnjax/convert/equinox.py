@@ -24,12 +24,18 @@ def from_equinox(cell: Checked[eqx.nn.LSTMCell | eqx.nn.GRUCell]) -> LSTM | GRU:
         bias              bias
         candidate_bias    bias_n, of a GRU
 
-    Raises a TypeError for any other module, and a ValueError for a subclass with further weights.
+    Raises a TypeError for any other module and for a subclass with a step of its own, and a ValueError for a subclass
+    with further weights.
     """
     if not isinstance(cell, eqx.nn.LSTMCell | eqx.nn.GRUCell):
         raise TypeError(
             f"cell: expected an eqx.nn.LSTMCell or eqx.nn.GRUCell, got {type(cell).__name__}. "
             "Pass the cell alone; Equinox has no other recurrent ones"
+        )
+    if all(type(cell).__call__ is not kind.__call__ for kind in (eqx.nn.LSTMCell, eqx.nn.GRUCell)):
+        raise TypeError(
+            f"cell: expected one with the step of Equinox, got {type(cell).__name__}, which has its own. "
+            "Write it as a cell of your own, as examples/new_cell.py does"
         )
     superfluous = [name for name, value in vars(cell).items() if name not in WEIGHTS and _has_arrays(value)]
     if superfluous:

@@ -203,6 +203,18 @@ def test_every_weight_of_equinox_is_read_or_refused():
     assert_refused(lambda: convert.from_equinox(Gained(jnp.ones(H))), ValueError, "cell", "bias_n", "gain")
 
 
+class Halved(eqx.nn.LSTMCell):
+    """A user's cell of Equinox, with a step of its own."""
+
+    def __call__(self, x: Any, hidden: Any, *, key: Any = None) -> Any:
+        return jax.tree.map(lambda leaf: leaf / 2, super().__call__(x, hidden, key=key))
+
+
+def test_a_step_of_ones_own_is_refused():
+    halved = Halved(I, H, key=key())
+    assert_refused(lambda: convert.from_equinox(halved), TypeError, "cell", "step of Equinox", "Halved")
+
+
 def test_modules_of_linen_say_what_parameters_do_not():
     nn = pytest.importorskip("flax.linen")
     rnn = lambda cell=nn.GRUCell, **options: nn.RNN(cell(H, **options))  # noqa: E731

@@ -425,6 +425,15 @@ COMPOSITION = [
         ["xs", "LSTMState(h=bool[], c=None)", "PartialResets", "f32[12,3]"],
         id="no_flags",
     ),
+    pytest.param(
+        lambda: rnnjax.networks.AllStates(built("stack")), TypeError, ["cell", "Stack", "one by one"], id="all_of_stack"
+    ),
+    pytest.param(
+        lambda: rnnjax.networks.AllStates(rnnjax.cells.S6(3, key=key())),
+        TypeError,
+        ["cell", "S6", "emits its states", "cell.step(state, u)"],
+        id="states_not_emitted",
+    ),
     pytest.param(partial(Stack, []), ValueError, ["layers", "at least one", "none"], id="no_layers"),
     pytest.param(
         lambda: Stack([built("lstm"), GRU(H, 7, key=key()), GRU(H, 7, key=key())]),

@@ -31,6 +31,7 @@ PARTS = {  # and the leaves of their state, from 0, that are hidden, side by sid
     "rg_lru": (lambda: rnnjax.RGLRU(H, key=KEY), [0]),
     "cg_lru": (lambda: rnnjax.networks.CGLRU(2 * H, key=KEY), [0]),
     "partial resets": (lambda: rnnjax.networks.PartialResets(lstm(), True), [0]),
+    "all states": (lambda: rnnjax.networks.AllStates(lstm()), [0]),
     "reversed": (lambda: Reversed(lstm()), [0]),
     "skip": (lambda: rnnjax.skip(lstm()), [0]),
     "dropout": (lambda: rnnjax.regularise.VariationalDropout(lstm(), inputs=0.5), [0]),

@@ -5,6 +5,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any
 
+import chex
 import equinox as eqx
 import grid
 import jax
@@ -164,6 +165,33 @@ def test_merges(merge):
         "pair": lambda: rnnjax.networks.Directions(first, second),
     }
     grid.assert_close(ys[merge], expected[merge]())
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused"])
+def test_all_states_are_the_last_states_of_shorter_sequences(engine):
+    """Beside the outputs of the cell; zero at ignored steps, whose inputs have no effect; with gradients."""
+    cell, xs = grid.build("lstm_options"), np.array(grid.inputs(T))
+    xs[3] = np.nan
+    options: dict[str, Any] = {"mask": np.arange(T) != 3, "resets": np.arange(T) == 2, "engine": grid.ENGINES[engine]}
+
+    @eqx.filter_jit
+    def run(cell: Any, xs: jax.Array) -> Any:
+        state, (ys, states) = unroll(rnnjax.networks.AllStates(cell), None, xs, **options)
+        shorter = [unroll(cell, None, xs, length=n + 1, **options) for n in range(T)]
+        by_c = jax.grad(lambda cell: unroll(rnnjax.networks.AllStates(cell), None, xs, **options)[1][1].c.sum())(cell)
+        expected = jax.grad(lambda cell: sum(unroll(cell, None, xs, length=n + 1, **options)[0].c.sum() for n in LIVE))
+        return (state, ys, states, by_c), (shorter, expected(cell))
+
+    (state, ys, states, by_c), (shorter, expected) = run(cell, jnp.asarray(xs))
+    for n, (last, outputs) in enumerate(shorter):
+        alone = jax.tree.map(lambda leaf, n=n: leaf[n], states)
+        chex.assert_trees_all_close(alone, last if n in LIVE else jax.tree.map(jnp.zeros_like, last), rtol=1e-12)
+        np.testing.assert_allclose(ys[: n + 1], outputs[: n + 1], rtol=1e-12)
+    chex.assert_trees_all_close(state, shorter[-1][0], rtol=1e-12)
+    chex.assert_trees_all_close(by_c, expected, rtol=1e-9, atol=1e-12)
+
+
+LIVE = 0, 1, 2, 4  # the valid steps of the test above
 
 
 def test_shared_weights_are_trained_by_both_directions():
