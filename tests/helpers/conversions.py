@@ -325,14 +325,18 @@ def same_bits(tree: Any, other: Any) -> bool:
 
 def main() -> None:
     """Print the table."""
-    jax.config.update("jax_enable_x64", True)
     print(f"{'library':8} {'layer':40} {'dtype':8} {'values':>9} {'gradients':>9}  round trip")
     for case in cases():
         for dtype in ("float32", "float64") if case.installed else ():
-            original = case.build(dtype)
-            found, network = differences(original), original.network(original.parameters)
-            trip = "same bits" if same_bits(original.there_and_back(network), network) else "rounded"
-            print(f"{case.library:8} {case.name:40} {dtype:8} {found.values:9.1e} {found.gradients:9.1e}  {trip}")
+            with jax.enable_x64(dtype == "float64"):  # with it Keras's GRU without a bias mixes float32 and float64
+                print_row(case, dtype)
+
+
+def print_row(case: Case, dtype: str) -> None:
+    original = case.build(dtype)
+    found, network = differences(original), original.network(original.parameters)
+    trip = "same bits" if same_bits(original.there_and_back(network), network) else "rounded"
+    print(f"{case.library:8} {case.name:40} {dtype:8} {found.values:9.1e} {found.gradients:9.1e}  {trip}", flush=True)
 
 
 if __name__ == "__main__":
