@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,11 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .. import check
-from ..arrays import PyTree, Shaped, State, count_steps, select, widen
+from ..arrays import PyTree, Shaped, State, count_steps, select
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
-from ..kernels.matrix_scan.chunk import Resets, run_chunk
-from ..marks import Marks, StepMarks, padded, poisoned
+from ..kernels.matrix_scan import cpu
+from ..kernels.matrix_scan.contract import Operands
+from ..kernels.matrix_scan.primitive import matrix_scan
+from ..marks import Marks, poisoned
 from ..matrix_cell import AbstractMatrixCell, Matrix, Transition
 from ..refusal import Refusal
 
@@ -70,36 +71,15 @@ class ChunkedPlan(Plan):
 
     def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
         assert isinstance(cell, AbstractMatrixCell)
-        wide, narrow = widen(cell)
-        T = count_steps(xs)
-        xs, marks = padded(xs, marks, -T % self.size)
-        inputs = cell.project(xs), marks.over_time(count_steps(xs))
-        cut = lambda leaf: leaf.reshape(-1, self.size, *leaf.shape[1:])  # noqa: E731
-        start = None if cell.initial_state is None else marks.initial
-
-        @jax.checkpoint
-        def body(state: Matrix, chunk: tuple[PyTree[Array], StepMarks]) -> tuple[Matrix, Array]:
-            return _run(narrow(wide), state, *chunk, start)
-
-        state, emitted = jax.lax.scan(body, state, jax.tree.map(cut, inputs))
-        return state, emitted.reshape(-1, *emitted.shape[2:])[:T]
-
-
-def _run(
-    cell: AbstractMatrixCell, state: Matrix, us: PyTree[Array], marks: StepMarks, start: Matrix | None
-) -> tuple[Matrix, Array]:
-    """The state after one chunk, and what its steps emit, [C, N, V]."""
-    steps = jax.vmap(cell.coefficients)(us)
-    _check(cell, steps, state.S)
-    if marks.ignored is not None:
-        steps = _without(steps, marks.ignored)
-    heads = partial(run_chunk, reads_before=cell.reads_before)
-    resets = None if marks.reset is None else Resets(marks.reset, None if start is None else start.S)
-    by_head: Any = None if start is None else 0
-    shared: Any = None
-    of_resets = None if resets is None else Resets(shared, by_head)
-    S, ys = jax.vmap(heads, (0, 1, of_resets), (0, 1))(state.S, steps, resets)
-    return Matrix(S), ys
+        steps = jax.vmap(cell.coefficients)(cell.project(xs))
+        _check(cell, steps, state.S)
+        ignored, resets = marks.over_time(count_steps(xs))
+        if ignored is not None:
+            steps = _without(steps, ignored)
+        start = None if cell.initial_state is None or resets is None else marks.initial.S
+        operands = Operands(steps, state.S, start, resets)
+        ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size)
+        return Matrix(last), ys
 
 
 def _check(cell: AbstractMatrixCell, steps: Transition, S: Array) -> None:

@@ -7,7 +7,7 @@
 namespace rnnjax {
 
 // Counted up with every change to what Python hands over: its arrays, its attributes, or the meaning of a number in them.
-constexpr int32_t INTERFACE = 5;
+constexpr int32_t INTERFACE = 6;
 
 struct Instruction {
   int32_t operation, destination, a, b, c;
@@ -150,10 +150,53 @@ struct LinearScans {
   LinearScanCode float32, float64, complex64, complex128;
 };
 
+// S = decay S - erase_key (erase' S) + key value', and of each step S' query; B sequences of N heads, K keys by V values.
+struct MatrixScan {
+  int64_t B, T, N, K, V;
+  int64_t decays;         // of a head at each step: K, or 1
+  bool reads_before;      // the query reads the state before the step
+  const void* decay;      // [B T N decays]
+  const void* key;        // [B T N K]
+  const void* value;      // [B T N V]
+  const void* query;      // [B T N K]
+  const void* erase;      // [B T N K], or null
+  const void* erase_key;  // [B T N K], or null: the key
+  const void* state;      // [B N K V]
+  const void* start;      // [B N K V], the state after a reset, or null: zeros
+  const uint8_t* resets;  // [B T], or null
+};
+struct MatrixScanForward {
+  MatrixScan problem;
+  void* ys;    // [B T N V]
+  void* last;  // [B N K V]
+};
+struct MatrixScanBackward {
+  MatrixScan problem;
+  const void* dys;
+  const void* dlast;
+  void* ddecay;  // these: like the arrays that they belong to, or null where not needed
+  void* dkey;
+  void* dvalue;
+  void* dquery;
+  void* derase;
+  void* derase_key;
+  void* dstate;
+  void* dstart;
+};
+// Both halves for one dtype; each returns false when out of memory.
+struct MatrixScanCode {
+  bool (*forward)(const MatrixScanForward&, const Crew&);
+  bool (*backward)(const MatrixScanBackward&, const Crew&);
+};
+struct MatrixScans {
+  MatrixScanCode float32, float64;
+};
+
 // All of one instruction set.
 struct Target {
   Kernel float32, float64, bfloat16;
   LinearScans linear_scan;
+  MatrixScans matrix_scan;
   const PreparedKernels* prepared;
 };
 

@@ -11,12 +11,19 @@ import jax
 from ..recurrence.pointwise.operations import MEANINGS
 
 VARIABLE = "RNNJAX_CPU_KERNEL"  # "off", or the path of another build of the library
-ENTRY_POINTS = ("rnnjax_forward", "rnnjax_backward", "rnnjax_linear_scan", "rnnjax_prepared")
+ENTRY_POINTS = (
+    "rnnjax_forward",
+    "rnnjax_backward",
+    "rnnjax_linear_scan",
+    "rnnjax_matrix_scan",
+    "rnnjax_matrix_scan_backward",
+    "rnnjax_prepared",
+)
 NOT_BUILT = (  # a plain `pip install` would take the wheel without the library again, from the index or pip's cache
     "it was not built when rnnjax was installed. Install GCC or Clang, then run `pip install --force-reinstall "
     "--no-deps --no-cache-dir --no-binary rnnjax rnnjax`, or `pip install .` in a checkout"
 )
-INTERFACE = 5  # the version of the interface between Python and C++, as in interface.h
+INTERFACE = 6  # the version of the interface between Python and C++, as in interface.h
 
 
 def custom_call(entry_point: str) -> str:

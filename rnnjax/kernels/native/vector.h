@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <type_traits>
+#include <utility>
 
 namespace rnnjax {
 namespace RNNJAX_TARGET {
@@ -74,6 +75,39 @@ inline void store_part(E* to, V<E> value, int count) {
   } else {
     memcpy(to, &value, count * sizeof(E));
   }
+}
+
+// Two vectors of groups of lanes to one of twice as many groups, half as wide: each is the sum of the halves of its group;
+// groups of the two take turns.
+template <class E, int group>
+constexpr int half_of(int lane) {
+  return lane / (group / 2) % 2 * Vector<E>::lanes + lane / group * group + lane % (group / 2);
+}
+template <class E, int group, int... lane>
+inline V<E> halved(V<E> one, V<E> other, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(one, other, half_of<E, group>(lane)...) +
+         __builtin_shufflevector(one, other, (half_of<E, group>(lane) + group / 2)...);
+#else
+  return __builtin_shuffle(one, other, M<E>{half_of<E, group>(lane)...}) +
+         __builtin_shuffle(one, other, M<E>{(half_of<E, group>(lane) + group / 2)...});
+#endif
+}
+template <class E, int group>
+inline V<E> sums_of(V<E>* rows) {
+  if constexpr (group > 1) {
+    for (int row = 0; row < group / 2; ++row)
+      rows[row] = halved<E, group>(rows[row], rows[row + group / 2], std::make_integer_sequence<int, Vector<E>::lanes>{});
+    return sums_of<E, group / 2>(rows);
+  }
+  return rows[0];
+}
+// Of as many vectors as there are lanes, one after the other in memory: the sum of the lanes of each.
+template <class E>
+inline V<E> lane_sums(const E* from) {
+  V<E> rows[Vector<E>::lanes];
+  for (int row = 0; row < Vector<E>::lanes; ++row) rows[row] = load(from + row * Vector<E>::lanes);
+  return sums_of<E, Vector<E>::lanes>(rows);
 }
 
 // How numbers may be stored: the upper half of a float, in which they are computed.

@@ -1,0 +1,211 @@
+"""The matrix-state recurrence as primitives with all of JAX's rules, by compiled code on CPUs and by plain JAX elsewhere.
+
+    forward     operands -> what the steps emit, the last state
+    tangent     its derivative, linear in the tangents that are not zero: plain JAX, in forward mode
+    backward    the transpose of `tangent`; it needs the operands alone, and computes the states again
+
+All operands have an axis B. A mapped axis is folded into it, so that `grad(vmap(f))` and `vmap(grad(f))` are both one
+call of `backward`. Second derivatives are those of the plain form.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import compress
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
+
+from ...exporting import is_for_export
+from ..varying import vary_alike
+from . import cpu, reference
+from .contract import Emitted, Operands, State
+
+
+def matrix_scan(operands: Operands, *, reads_before: bool, size: int) -> tuple[Emitted, State]:
+    """What the steps of one sequence emit, and its last state.
+
+    On CPUs the compiled code runs float32 and float64. Where it is missing, in complex numbers, on other platforms and
+    in programs of `jax.export`, it is plain JAX, in chunks of `size` steps, a power of two.
+    """
+    if not cpu.is_here_for(operands.state.dtype):
+        return reference.scan(operands, reads_before=reads_before, size=size)
+    leaves, form = jax.tree.flatten(vary_alike(operands))
+    ys, last = forward_p.bind(*(leaf[None] for leaf in leaves), form=form, reads_before=reads_before, size=size)
+    return ys[0], last[0]
+
+
+# In plain JAX. The operands are the leaves of `Operands`, by its structure `form`; `moving` says of each whether it has a
+# tangent, or needs a gradient.
+
+
+def _forward(*leaves: Array, form: Any, **static: Any) -> list[Array]:
+    return list(jax.vmap(partial(reference.scan, **static))(jax.tree.unflatten(form, leaves)))
+
+
+def _tangent(*leaves: Array, moving: tuple[bool, ...], **static: Any) -> list[Array]:
+    """Operands, then tangents, to the tangents of both results."""
+    operands, tangents = leaves[: len(moving)], leaves[len(moving) :]
+    run, at = _of_moving(operands, moving, **static)
+    return jax.jvp(run, at, tangents)[1]
+
+
+def _backward(*leaves: Array, moving: tuple[bool, ...], **static: Any) -> list[Array]:
+    """Operands, then the cotangents of both results, to gradients."""
+    *operands, dys, dlast = leaves
+    run, at = _of_moving(operands, moving, **static)
+    return list(jax.vjp(run, *at)[1]([dys, dlast]))
+
+
+def _of_moving(operands: Any, moving: tuple[bool, ...], **static: Any) -> tuple[Callable[..., list[Array]], Any]:
+    """`forward` as a function of some operands, and what they are."""
+
+    def run(*values: Array) -> list[Array]:
+        given = iter(values)
+        every = [next(given) if moves else leaf for leaf, moves in zip(operands, moving, strict=True)]
+        return _forward(*every, **static)
+
+    return run, tuple(compress(operands, moving))
+
+
+# By compiled code, with the same arguments
+
+
+def _forward_on_cpu(*leaves: Array, form: Any, reads_before: bool, size: int) -> list[Array]:
+    del size
+    return list(cpu.forward(jax.tree.unflatten(form, leaves), reads_before=reads_before))
+
+
+def _backward_on_cpu(
+    *leaves: Array, form: Any, moving: tuple[bool, ...], reads_before: bool, size: int
+) -> list[Array]:
+    del size
+    *operands, dys, dlast = leaves
+    given = jax.tree.unflatten(form, operands)
+    return cpu.backward(given, dys, dlast, reads_before=reads_before, needs_gradient=moving)
+
+
+# Derivatives
+
+
+def _forward_jvp(primals: Any, tangents: Any, **static: Any) -> tuple[list[Array], list[Array]]:
+    results = forward_p.bind(*primals, **static)
+    moving = tuple(map(_moves, tangents))
+    return results, tangent_p.bind(*primals, *compress(tangents, moving), moving=moving, **static)
+
+
+def _tangent_transpose(cotangents: Any, *leaves: Any, moving: tuple[bool, ...], **static: Any) -> list[Any]:
+    """Bind `backward` for the tangents that need a gradient."""
+    operands, tangents = leaves[: len(moving)], leaves[len(moving) :]
+    linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
+    if all(isinstance(cotangent, ad.Zero) for cotangent in cotangents):
+        gradients = [ad.Zero(tangent.aval) for tangent in compress(tangents, linear)]
+    else:
+        places = iter(linear)
+        needed = tuple(moves and next(places) for moves in moving)
+        cotangents = map(ad.instantiate_zeros, cotangents)
+        gradients = backward_p.bind(*operands, *cotangents, moving=needed, **static)
+    answers = iter(gradients)
+    return [*(None for _ in operands), *(next(answers) if is_linear else None for is_linear in linear)]
+
+
+def _jvp_by_reference(
+    primitive: Primitive, plain: Callable[..., list[Array]], primals: Any, tangents: Any, **static: Any
+) -> tuple[list[Array], list[Array]]:
+    """`primitive`, and its tangent by plain JAX, which has all derivatives."""
+    moving = list(map(_moves, tangents))
+
+    def run(*values: Array) -> list[Array]:
+        given = iter(values)
+        return plain(*(next(given) if moves else leaf for leaf, moves in zip(primals, moving, strict=True)), **static)
+
+    derivative = jax.jvp(run, tuple(compress(primals, moving)), tuple(compress(tangents, moving)))[1]
+    return primitive.bind(*primals, **static), derivative
+
+
+def _moves(tangent: Any) -> bool:
+    return not isinstance(tangent, ad.Zero) and tangent.dtype != jax.dtypes.float0
+
+
+# Batches
+
+
+def _batch(primitive: Primitive, mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
+    """Fold a mapped axis into B, as its outer part. What is not mapped is copied."""
+    fronted = [
+        batching.bdim_at_front(operand, axis, mapped.size, mapped.explicit_mesh_axis)
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    B = fronted[0].shape[1]
+    results = primitive.bind(*(leaf.reshape(mapped.size * B, *leaf.shape[2:]) for leaf in fronted), **static)
+    split = [leaf.reshape(mapped.size, B, *leaf.shape[1:]) for leaf in results]
+    return split, [0] * len(split)
+
+
+# Types
+
+
+def _forward_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
+    del static
+    steps, state, _, _ = jax.tree.unflatten(form, leaves[: form.num_leaves])
+    return [_like(steps.value), _like(state)]
+
+
+def _backward_types(*leaves: Any, moving: tuple[bool, ...], **static: Any) -> list[Any]:
+    del static
+    return [_like(leaf) for leaf in compress(leaves, moving)]
+
+
+def _like(aval: Any) -> Any:
+    return aval.update(weak_type=False)
+
+
+# The primitives
+
+
+def _primitive(
+    name: str, types: Callable[..., list[Any]], plain: Callable[..., list[Array]], compiled: Callable[..., list[Array]]
+) -> Primitive:
+    """A primitive that is `compiled` on CPUs, but for `jax.export`, and `plain` elsewhere."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    jitted = jax.jit(primitive.bind, static_argnames=("form", "moving", "reads_before", "size"))
+    primitive.def_impl(partial(_compiled, jitted))
+    primitive.def_abstract_eval(types)
+    for platform in (None, "cpu"):
+        mlir.register_lowering(primitive, partial(_lower, plain, compiled, platform), platform=platform)
+    batching.fancy_primitive_batchers[primitive] = partial(_batch, primitive)
+    return primitive
+
+
+def _compiled(run: Callable[..., list[Array]], *operands: Array, **static: Any) -> list[Array]:
+    """A primitive is compiled even under `jax.disable_jit`, since it has no implementation but its lowering rule."""
+    with jax.disable_jit(False):
+        return run(*operands, **static)
+
+
+def _lower(
+    plain: Callable[..., list[Array]],
+    compiled: Callable[..., list[Array]],
+    platform: str | None,
+    context: Any,
+    *operands: Any,
+    **static: Any,
+) -> Any:
+    """All operands vary over the same axes of a `jax.shard_map`, which are hidden from what is lowered."""
+    nothing = jax.sharding.ManualAxisType()
+    hidden = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
+    on_cpu = platform == "cpu" and not is_for_export(context)
+    return mlir.lower_fun(partial(compiled if on_cpu else plain, **static))(hidden, *operands)
+
+
+forward_p = _primitive("matrix_scan", _forward_types, _forward, _forward_on_cpu)
+tangent_p = _primitive("matrix_scan_tangent", _forward_types, _tangent, _tangent)
+backward_p = _primitive("matrix_scan_backward", _backward_types, _backward, _backward_on_cpu)
+
+ad.primitive_jvps[forward_p] = _forward_jvp
+ad.primitive_jvps[tangent_p] = partial(_jvp_by_reference, tangent_p, _tangent)
+ad.primitive_jvps[backward_p] = partial(_jvp_by_reference, backward_p, _backward)
+ad.primitive_transposes[tangent_p] = _tangent_transpose
