@@ -19,6 +19,11 @@ from .merge import average as average
 from .merge import concatenate as concatenate
 from .merge import multiply as multiply
 from .merge import pair as pair
+from .mixers import DeltaNet as DeltaNet
+from .mixers import GatedDeltaNet as GatedDeltaNet
+from .mixers import Mamba2 as Mamba2
+from .mixers import MatrixMixer as MatrixMixer
+from .mixers import MixerState as MixerState
 from .partial_resets import PartialResets as PartialResets
 from .qrnn import QRNN as QRNN
 from .qrnn import QRNNState as QRNNState

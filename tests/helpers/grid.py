@@ -162,11 +162,22 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "partial_resets": with_flags,
     "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
+    "delta_net": lambda inputs, dtype: rnnjax.networks.DeltaNet(
+        inputs, key=KEY, heads=1, negative_eigenvalues=True, convolution=None, dtype=dtype
+    ),
+    "gated_delta_net": lambda inputs, dtype: rnnjax.networks.GatedDeltaNet(
+        inputs, key=KEY, heads=2, key_heads=1, key_size=3, value_size=2, learn_initial=True, dtype=dtype
+    ),
+    "mamba2": lambda inputs, dtype: rnnjax.networks.Mamba2(
+        inputs, key=KEY, head_size=3, states=2, groups=2, dtype=dtype
+    ),
 }
+MIXERS = ("delta_net", "gated_delta_net", "mamba2")  # networks around a matrix cell
 POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
     *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
+    *MIXERS,
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
