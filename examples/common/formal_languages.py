@@ -9,17 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.questions import Questions
+
 MODULUS = 5
 PLUS, MINUS, TIMES, EQUALS = range(MODULUS, MODULUS + 4)  # the tokens below are the digits
 S3 = tuple(permutations(range(3)))
-
-
-class Questions(NamedTuple):
-    """B sequences of T tokens, the answer after each of them, and where it is asked for: [B, T] each."""
-
-    tokens: np.ndarray
-    answers: np.ndarray
-    asked: np.ndarray
 
 
 class Language(NamedTuple):
