@@ -13,6 +13,8 @@ from .convolution import CausalConvolution as CausalConvolution
 from .depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
 from .gated_lru import RGLRUState as RGLRUState
 from .layers import layers as layers
+from .mamba import Mamba as Mamba
+from .mamba import MambaState as MambaState
 from .merge import Directions as Directions
 from .merge import add as add
 from .merge import average as average
@@ -28,6 +30,15 @@ from .partial_resets import PartialResets as PartialResets
 from .qrnn import QRNN as QRNN
 from .qrnn import QRNNState as QRNNState
 from .rg_lru import RGLRU as RGLRU
+from .rwkv.block import RWKVBlock as RWKVBlock
+from .rwkv.block import RWKVBlockState as RWKVBlockState
+from .rwkv.block import rwkv6_layers as rwkv6_layers
+from .rwkv.block import rwkv7_layers as rwkv7_layers
+from .rwkv.channel_mixing import ChannelMixing as ChannelMixing
+from .rwkv.parts import LowRank as LowRank
+from .rwkv.parts import RWKVState as RWKVState
+from .rwkv.rwkv6 import RWKV6 as RWKV6
+from .rwkv.rwkv7 import RWKV7 as RWKV7
 from .stack import Stack as Stack
 from .time_distributed import TimeDistributed as TimeDistributed
 from .window import Window as Window
