@@ -19,6 +19,11 @@ from .merge import average as average
 from .merge import concatenate as concatenate
 from .merge import multiply as multiply
 from .merge import pair as pair
+from .mlstm import MLSTM as MLSTM
+from .mlstm_recurrence import MLSTMInputs as MLSTMInputs
+from .mlstm_recurrence import MLSTMRecurrence as MLSTMRecurrence
+from .mlstm_recurrence import MLSTMState as MLSTMState
+from .mlstm_recurrence import SigmoidMLSTMRecurrence as SigmoidMLSTMRecurrence
 from .partial_resets import PartialResets as PartialResets
 from .qrnn import QRNN as QRNN
 from .qrnn import QRNNState as QRNNState
