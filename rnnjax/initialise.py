@@ -36,6 +36,11 @@ def lecun(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32)
     return random.array(random.truncated_normal(key, shape, dtype) * scale, dtype)
 
 
+def small(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
+    """Normal with a variance of 2 / (5 in) (Nguyen & Salazar 2019, "Transformers without tears", arXiv:1910.05895)."""
+    return random.array(random.normal(key, shape, dtype) * (2 / (5 * math.prod(shape[:-1]))) ** 0.5, dtype)
+
+
 def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2014, arXiv:1312.6120)."""
     return random.array(random.orthogonal(key, shape, dtype), dtype)

@@ -26,6 +26,11 @@ from .mixers import GatedDeltaNet as GatedDeltaNet
 from .mixers import Mamba2 as Mamba2
 from .mixers import MatrixMixer as MatrixMixer
 from .mixers import MixerState as MixerState
+from .mlstm import MLSTM as MLSTM
+from .mlstm_recurrence import MLSTMInputs as MLSTMInputs
+from .mlstm_recurrence import MLSTMRecurrence as MLSTMRecurrence
+from .mlstm_recurrence import MLSTMState as MLSTMState
+from .mlstm_recurrence import SigmoidMLSTMRecurrence as SigmoidMLSTMRecurrence
 from .partial_resets import PartialResets as PartialResets
 from .qrnn import QRNN as QRNN
 from .qrnn import QRNNState as QRNNState
