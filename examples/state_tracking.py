@@ -29,23 +29,22 @@ B, TESTED, BLOCKS = 64, 512, 2
 LEARNING_RATE, DECAY = 3e-3, 0.1
 
 
-def draw(language: Language, lengths: tuple[int, int], size: int, generator: np.random.Generator) -> Questions:
-    """Words of these lengths, the last one included."""
-    least, most = lengths
-    return language.draw(generator, generator.integers(least, most + 1, size), most)
+def draw(language: Language, lengths: tuple[int, int], T: int, size: int, generator: np.random.Generator) -> Questions:
+    """Words of these lengths, the last one included, in arrays of T steps."""
+    return language.draw(generator, generator.integers(lengths[0], lengths[1] + 1, size), T)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record of each mixer and seed."""
     language = LANGUAGES[options.task]
     lengths = {"short": SHORT, "test": LONG}
-    tests = {name: draw(language, each, TESTED, np.random.default_rng(0)) for name, each in lengths.items()}
+    tests = {name: draw(language, each, LONG[1], TESTED, np.random.default_rng(0)) for name, each in lengths.items()}
     seeds = range(options.seed, options.seed + options.seeds)
     for name in options.mixers:
         sizes = language.vocabulary, options.width, options.heads
         records = train_and_test(
             partial(build_language_model, *sizes, [name] * options.blocks, perceptrons=True),
-            partial(draw, language, SHORT, B),
+            partial(draw, language, SHORT, SHORT[1], B),
             tests,
             seeds,
             steps=options.steps,

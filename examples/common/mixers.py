@@ -29,6 +29,16 @@ def mamba2(width: int, heads: int, key: PRNGKeyArray) -> Any:
     return networks.Mamba2(width, head_size=2 * width // heads, states=width // heads, key=key)
 
 
+def with_units(layer: Callable[..., Any]) -> Mixer:
+    """A layer of heads with as many units as the width."""
+    return lambda width, heads, key: layer(width, width, heads=heads, key=key)
+
+
+def rwkv7(width: int, heads: int, key: PRNGKeyArray) -> Any:
+    """The time mixing without value residual."""
+    return networks.RWKV7(width, head_size=width // heads, key=key)
+
+
 def without_heads(cell: Callable[..., rnnjax.AbstractCell]) -> Mixer:
     """A cell of as many units as the width."""
     return lambda width, _, key: cell(width, width, key=key)
@@ -40,6 +50,8 @@ MIXERS: dict[str, Mixer] = {
     "gated_deltanet": gated_deltanet,
     "gated_deltanet_signed": partial(gated_deltanet, negative_eigenvalues=True),
     "mamba2": mamba2,
+    "mlstm": with_units(networks.MLSTM),
+    "rwkv7": rwkv7,
     "lstm": without_heads(rnnjax.LSTM),
     "gru": without_heads(rnnjax.GRU),
     "elman": without_heads(rnnjax.Elman),

@@ -15,7 +15,7 @@ import rnnjax
 from common.command_line import Option, option
 from common.mixers import ENGINE
 
-JUDGED_AT_ONCE, REPORTS = 64, 5
+JUDGED_AT_ONCE, REPORTS = 64, 20
 SEEDS: Option = option(
     "--seeds", type=int, default=1, metavar="N", help="N seeds from --seed on, at once (%(default)s)"
 )
@@ -62,14 +62,17 @@ def judge(model: Model, questions: Questions) -> tuple[Array, Array]:
     return average(losses), average(right.astype(losses.dtype))
 
 
-def accuracies(models: Model, questions: Questions) -> np.ndarray:
+@eqx.filter_jit
+def judge_each(models: Model, questions: Questions) -> Array:
     """The share of right answers of each model, all of which are asked the same."""
-    in_one = eqx.filter_jit(eqx.filter_vmap(judge, in_axes=(eqx.if_array(0), None)))
-    parts = [
-        Questions(*(leaf[at : at + JUDGED_AT_ONCE] for leaf in questions))
-        for at in range(0, len(questions[0]), JUDGED_AT_ONCE)
-    ]
-    shares = [np.asarray(in_one(models, Questions(*map(jnp.asarray, part)))[1]) for part in parts]
+    return eqx.filter_vmap(judge, in_axes=(eqx.if_array(0), None))(models, questions)[1]
+
+
+def accuracies(models: Model, questions: Questions) -> np.ndarray:
+    """The same, of many questions."""
+    starts = range(0, len(questions.tokens), JUDGED_AT_ONCE)
+    parts = [Questions(*(leaf[at : at + JUDGED_AT_ONCE] for leaf in questions)) for at in starts]
+    shares = [np.asarray(judge_each(models, jax.tree.map(jnp.asarray, part))) for part in parts]
     return np.average(shares, 0, weights=[part.asked.sum() for part in parts])
 
 
@@ -108,7 +111,6 @@ def train_and_test(
         steps=steps,
         key=jax.random.key(0),  # which nothing draws from
         every=-(-steps // REPORTS),
-        report=lambda line: print("step {step}: {cross_entropy:.3f} nats, {accuracy:.1%} right".format(**line)),
     )
     shares = {name: accuracies(fitted.model, questions) for name, questions in tests.items()}
     weights = rnnjax.diagnose.count(models) // len(seeds)
