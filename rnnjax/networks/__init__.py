@@ -21,11 +21,17 @@ from .merge import average as average
 from .merge import concatenate as concatenate
 from .merge import multiply as multiply
 from .merge import pair as pair
+from .mixers import GLA as GLA
+from .mixers import HGRN2 as HGRN2
+from .mixers import KDA as KDA
 from .mixers import DeltaNet as DeltaNet
+from .mixers import DeltaProduct as DeltaProduct
 from .mixers import GatedDeltaNet as GatedDeltaNet
+from .mixers import LinearAttention as LinearAttention
 from .mixers import Mamba2 as Mamba2
 from .mixers import MatrixMixer as MatrixMixer
 from .mixers import MixerState as MixerState
+from .mixers import RetNet as RetNet
 from .mlstm import MLSTM as MLSTM
 from .mlstm_recurrence import MLSTMInputs as MLSTMInputs
 from .mlstm_recurrence import MLSTMRecurrence as MLSTMRecurrence

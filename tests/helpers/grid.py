@@ -162,17 +162,32 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "partial_resets": with_flags,
     "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
+    "linear_attention": lambda inputs, dtype: rnnjax.networks.LinearAttention(
+        inputs, key=KEY, heads=1, value_size=2, learn_initial=True, dtype=dtype
+    ),
+    "ret_net": lambda inputs, dtype: rnnjax.networks.RetNet(inputs, key=KEY, heads=2, key_size=4, dtype=dtype),
+    "gla": lambda inputs, dtype: rnnjax.networks.GLA(inputs, key=KEY, heads=1, key_size=2, rank=2, dtype=dtype),
+    "hgrn2": lambda inputs, dtype: rnnjax.networks.HGRN2(
+        inputs, key=KEY, key_size=2, heads=3, lower_bound=0.2, dtype=dtype
+    ),
+    "mamba2": lambda inputs, dtype: rnnjax.networks.Mamba2(
+        inputs, key=KEY, expansion=4, head_size=3, states=2, groups=2, dtype=dtype
+    ),
     "delta_net": lambda inputs, dtype: rnnjax.networks.DeltaNet(
         inputs, key=KEY, heads=1, negative_eigenvalues=True, convolution=None, dtype=dtype
     ),
     "gated_delta_net": lambda inputs, dtype: rnnjax.networks.GatedDeltaNet(
-        inputs, key=KEY, heads=2, key_heads=1, key_size=3, value_size=2, learn_initial=True, dtype=dtype
+        inputs, key=KEY, heads=2, key_heads=1, key_size=3, value_size=2, dtype=dtype
     ),
-    "mamba2": lambda inputs, dtype: rnnjax.networks.Mamba2(
-        inputs, key=KEY, head_size=3, states=2, groups=2, dtype=dtype
+    "kda": lambda inputs, dtype: rnnjax.networks.KDA(inputs, key=KEY, heads=2, key_size=2, value_size=3, dtype=dtype),
+    "delta_product": lambda inputs, dtype: rnnjax.networks.DeltaProduct(
+        inputs, key=KEY, heads=2, householders=3, key_size=2, value_size=3, learn_initial=True, dtype=dtype
     ),
 }
-MIXERS = ("delta_net", "gated_delta_net", "mamba2")  # networks around a matrix cell
+MIXERS = (  # networks around a matrix cell
+    *("linear_attention", "ret_net", "gla", "hgrn2", "mamba2"),
+    *("delta_net", "gated_delta_net", "kda", "delta_product"),
+)
 POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
@@ -211,7 +226,7 @@ ADMITTED: dict[str, tuple[str, ...]] = {
     "associative": LINEAR,
     "associative_blocks": LINEAR,
     "newton_diagonal": tuple(cell for cell in CELLS if cell not in ("projected_lstm", "matrix")),
-    "chunked": ("matrix",),
+    "chunked": ("matrix", *MIXERS),
     **dict.fromkeys(("fused_tpu", "fused_gpu"), GATED),
     "fused": () if NO_KERNEL else GATED,
 }

@@ -8,6 +8,7 @@ one field and of two, `Associative` for every linear cell. Of engines that take 
 state of one field, one of two sizes and a complex one will do; `test_grid` has more pairs, without marks.
 `Auto` runs these short sequences by `Scan`, which would be compared with itself, or a linear cell by `Associative`,
 which has pairs of its own: so it is compared with `Scan` only for networks that hold a linear cell.
+`Auto` runs mixers by `Scan`, too: their pairs are with `Chunked`.
 SRU is one more: its output is not linear in its input. ConvLSTM stands for ConvGRU.
 """
 
@@ -31,6 +32,7 @@ FEW = {  # the cells of an engine that is not seen with every cell that it admit
     "associative_blocks": ("lru", "s6"),
     "newton": ("gru", "projected_lstm", "lru"),
     "newton_diagonal": ("lru",),
+    "chunked": ("matrix", "ret_net", "mamba2", "delta_product"),
     **dict.fromkeys(("fused_tpu", "fused_gpu"), ("gru", "lstm_options")),
 }
 PAIRS = [
@@ -45,6 +47,7 @@ QUICK_PAIRS = {
     *(("lru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
     *(("gru", "fused"), ("gru", "fused_tpu"), ("lstm_options", "fused_gpu")),
 }
+SLOW = {SAME_AS_BIDIRECTIONAL, *grid.MIXERS} - {"delta_product"}  # which has a convolution and several micro-steps
 
 
 def case(part, engine, *others, quick):
@@ -59,9 +62,9 @@ def is_quick(part, engine, law):
     few = {
         "everything_composes": ("stack_of_bidirectional", "qrnn", "rg_lru"),
         "length_is_a_shorter_sequence": ("projected_lstm", "min_gru", "bidirectional", "qrnn", "convolution"),
-        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in FORWARD)),
+        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in (*FORWARD, *grid.MIXERS))),
     }
-    return engine == "auto" and part in few.get(law, [part for part in PARTS if part != SAME_AS_BIDIRECTIONAL])
+    return engine == "auto" and part in few.get(law, [part for part in PARTS if part not in SLOW])
 
 
 def cases(named, parts):

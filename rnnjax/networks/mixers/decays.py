@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import softplus
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
@@ -38,17 +39,16 @@ class WriteDecay(eqx.Module):
 
 
 class FixedDecay(eqx.Module):
-    """A decay for each head, and for each of its keys if there are angles, which the complex decay turns by."""
+    """A decay for each head, or with `angles` a complex one for each head and key: decay exp(-i angle)."""
 
     decays: tuple[float, ...] = eqx.field(static=True)
-    angles: tuple[float, ...] = eqx.field(static=True, default=(0.0,))
+    angles: tuple[float, ...] | None = eqx.field(static=True, default=None)
 
     def __call__(self, projected: Projected) -> Inexact[Array, "T N D"]:
-        dtype = projected.key.dtype
-        sizes = jnp.asarray(self.decays, jnp.finfo(dtype).dtype)[:, None]
-        turned = jnp.asarray([complex(math.cos(angle), -math.sin(angle)) for angle in self.angles], dtype)
-        decays = sizes * turned[None]
-        return jnp.broadcast_to(decays[None], (len(projected.x), *decays.shape))
+        values = np.asarray(self.decays)[:, None]
+        if self.angles is not None:
+            values = values * np.exp(-1j * np.asarray(self.angles))[None]
+        return jnp.broadcast_to(jnp.asarray(values, projected.key.dtype)[None], (len(projected.x), *values.shape))
 
 
 def rest_of_key(projected: Projected) -> Float[Array, "T N K"]:

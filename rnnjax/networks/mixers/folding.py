@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from ...matrix_cell import Transition
@@ -32,7 +33,7 @@ def spread(
     if erase is not None:  # each head erases by a strength of its own, so that keys are no longer shared
         query, key = (jnp.repeat(shared, heads // shared.shape[2], axis=2) for shared in (query, key))
         erase = _by_micro_step(erase, micro_steps) * decay * key
-    dtype = jnp.result_type(query, key, value, decay)
+    dtype = np.result_type(*(leaf.dtype for leaf in (query, key, value, decay)))
     steps = Transition(decay, key, value, query, erase)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), steps)
 

@@ -22,7 +22,7 @@ from ..window import Remembered, Window
 from .folding import fold_options, fold_rows, last_micro_steps, spread
 from .maps import unchanged
 from .projected import Coefficient, Projected, by_row
-from .rows import check_heads, check_reads, check_rows
+from .rows import check_heads, check_learned, check_reads, check_rows
 
 
 @exportable
@@ -163,6 +163,7 @@ class MatrixMixer(AbstractNetwork):
         one = lambda size: jax.ShapeDtypeStruct((1, size), self.input_weight.dtype)  # noqa: E731
         steps, read = jax.eval_shape(lambda *arrays: self.coefficients(*arrays), one(inputs), one(columns))
         *_, N, V = steps.value.shape
+        check_learned(learn_initial, steps.key.dtype)
         recurrence = MatrixRecurrence(
             N,
             steps.key.shape[-1],

@@ -1,5 +1,6 @@
 """Checks of what the modules of a matrix mixer return."""
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from ... import check
@@ -29,6 +30,14 @@ def check_heads(heads: int, key_heads: int) -> None:
         raise ValueError(
             f"key_heads: expected a divisor of heads={heads}, got {key_heads}. "
             "Let the same number of heads share each key"
+        )
+
+
+def check_learned(learn_initial: bool, dtype: jnp.dtype) -> None:
+    """Raise if weights would be complex, which optimisers do not treat rightly."""
+    if learn_initial and jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"learn_initial: expected False for a state of {dtype}, got True. Pass False, or maps that return real keys"
         )
 
 
