@@ -24,7 +24,8 @@ PARTS = [part for part in [*grid.REPRESENTATIVES, "sru", *grid.NETWORKS] if part
 CASES = [(part, "auto") for part in PARTS]
 CASES += [("min_gru", engine) for engine in ("scan", "unrolled", "checkpointed", "associative_blocks")]
 CASES += [("lstm_options", "fused"), ("diagonal_lstm", "newton_diagonal")]
-LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets")
+LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets", "mamba")
+SLOW_PARTS = ("rwkv6", "mamba")
 FEW = {  # the cells of an engine that is not seen with every cell that it admits
     "scan": [cell for cell in grid.CELLS if cell not in (*grid.LINEAR, *grid.GATED, *(part for part, _ in CASES))],
     **dict.fromkeys(("unrolled", "checkpointed"), ("projected_lstm", "lru")),
@@ -39,7 +40,8 @@ PAIRS = [
     for part in FEW.get(engine, grid.CELLS)
     if (part, engine) not in CASES and grid.admits(engine, part)
 ]
-FORWARD = ("cg_lru", "partial_resets")  # in the quick tier
+PAIRS += [("rwkv7", "chunked")]
+FORWARD = ("cg_lru", "partial_resets", "rwkv7")  # in the quick tier
 IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")
 QUICK_PAIRS = {
     *(("lru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
@@ -61,7 +63,8 @@ def is_quick(part, engine, law):
         "length_is_a_shorter_sequence": ("projected_lstm", "min_gru", "bidirectional", "qrnn", "convolution"),
         **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in FORWARD)),
     }
-    return engine == "auto" and part in few.get(law, [part for part in PARTS if part != SAME_AS_BIDIRECTIONAL])
+    others = [part for part in PARTS if part != SAME_AS_BIDIRECTIONAL]
+    return engine == "auto" and part not in SLOW_PARTS and part in few.get(law, others)
 
 
 def cases(named, parts):
