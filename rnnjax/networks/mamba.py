@@ -9,7 +9,7 @@ from jax.nn import silu
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, random
-from ..arrays import DType, Inputs, Units, carry_dtype
+from ..arrays import DType, Inputs, Units, UnitsOverTime, carry_dtype
 from ..cell import Hidden
 from ..cells.s6 import S6
 from ..exporting import exportable
@@ -102,16 +102,16 @@ class Mamba(AbstractNetwork):
         after, ys = unroll(self.recurrence, Hidden(state.h), selected, **options._asdict())
         return MambaState(window.inputs, after.h), options.over_time(self._outputs, ys, gates)
 
-    def _project(self, xs: Inputs) -> tuple[Inputs, Inputs]:
+    def _project(self, xs: Inputs) -> tuple[UnitsOverTime, UnitsOverTime]:
         inner, gates = jnp.split(xs @ self.input_weight, 2, axis=1)
         return inner, gates
 
-    def _outputs(self, ys: Inputs, gates: Inputs) -> Inputs:
+    def _outputs(self, ys: UnitsOverTime, gates: UnitsOverTime) -> Inputs:
         wide = carry_dtype(ys.dtype)
         return (ys.astype(wide) * silu(gates.astype(wide))).astype(ys.dtype) @ self.output_weight
 
 
-def _silu(xs: Inputs) -> Inputs:
+def _silu(xs: UnitsOverTime) -> UnitsOverTime:
     return silu(xs.astype(carry_dtype(xs.dtype))).astype(xs.dtype)
 
 

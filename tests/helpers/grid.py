@@ -106,10 +106,23 @@ def both_ways(x: Array) -> Array:
     return jnp.concatenate([x, x[::-1]])
 
 
-def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
-    """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
+def doubled(inputs: int, network: Callable[..., Any], **options: Any) -> rnnjax.Stack:
+    """A network that is built as `network(2 * inputs, **options)`, of inputs that are doubled."""
     enter = rnnjax.TimeDistributed(both_ways, inputs, dtype=options["dtype"])
-    return rnnjax.Stack([enter, rnnjax.networks.CGLRU(2 * inputs, **options)])
+    return rnnjax.Stack([enter, network(2 * inputs, **options)])
+
+
+def valued(x: Array) -> tuple[Array, Array]:
+    """An input twice, and values of as many features."""
+    return both_ways(x), both_ways(x[::-1])
+
+
+def rwkv7_block(inputs: int, **options: Any) -> rnnjax.Stack:
+    """A block of RWKV-7 that takes values from below, of two heads."""
+    H, names = 2 * inputs, rnnjax.networks
+    time = names.RWKV7(H, head_size=inputs, takes_value=True, learn_initial=True, **options)
+    enter = rnnjax.TimeDistributed(valued, inputs, dtype=options["dtype"])
+    return rnnjax.Stack([enter, names.RWKVBlock(time, names.ChannelMixing(H, inner_size=5, **options))])
 
 
 def flagged(x: Array) -> tuple[Array, LSTMState]:
@@ -161,7 +174,6 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     ),
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "partial_resets": with_flags,
-    "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "linear_attention": lambda inputs, dtype: rnnjax.networks.LinearAttention(
         inputs, key=KEY, heads=1, value_size=2, learn_initial=True, dtype=dtype
     ),
@@ -183,6 +195,12 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "delta_product": lambda inputs, dtype: rnnjax.networks.DeltaProduct(
         inputs, key=KEY, heads=2, householders=3, key_size=2, value_size=3, learn_initial=True, dtype=dtype
     ),
+    "cg_lru": lambda inputs, dtype: doubled(
+        inputs, rnnjax.networks.CGLRU, key=KEY, heads=inputs, learn_initial=True, dtype=dtype
+    ),
+    "rwkv6": lambda inputs, dtype: doubled(inputs, rnnjax.networks.RWKV6, key=KEY, head_size=inputs, dtype=dtype),
+    "rwkv7": lambda inputs, dtype: rwkv7_block(inputs, key=KEY, dtype=dtype),
+    "mamba": lambda inputs, dtype: rnnjax.networks.Mamba(inputs, key=KEY, states=2, learn_initial=True, dtype=dtype),
 }
 MIXERS = (  # networks around a matrix cell
     *("linear_attention", "ret_net", "gla", "hgrn2", "mamba2"),
@@ -193,6 +211,7 @@ CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
     *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
     *MIXERS,
+    *("rwkv6", "rwkv7", "mamba"),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {

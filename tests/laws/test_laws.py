@@ -25,7 +25,7 @@ PARTS = [part for part in [*grid.REPRESENTATIVES, "sru", *grid.NETWORKS] if part
 CASES = [(part, "auto") for part in PARTS]
 CASES += [("min_gru", engine) for engine in ("scan", "unrolled", "checkpointed", "associative_blocks")]
 CASES += [("lstm_options", "fused"), ("diagonal_lstm", "newton_diagonal")]
-LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets")
+LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets", "mamba")
 FEW = {  # the cells of an engine that is not seen with every cell that it admits
     "scan": [cell for cell in grid.CELLS if cell not in (*grid.LINEAR, *grid.GATED, *(part for part, _ in CASES))],
     **dict.fromkeys(("unrolled", "checkpointed"), ("projected_lstm", "lru")),
@@ -41,13 +41,16 @@ PAIRS = [
     for part in FEW.get(engine, grid.CELLS)
     if (part, engine) not in CASES and grid.admits(engine, part)
 ]
-FORWARD = ("cg_lru", "partial_resets")  # in the quick tier
+PAIRS += [("rwkv7", "chunked")]
+FORWARD = ("cg_lru", "partial_resets", "rwkv7")  # in the quick tier
 IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")
 QUICK_PAIRS = {
     *(("lru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
     *(("gru", "fused"), ("gru", "fused_tpu"), ("lstm_options", "fused_gpu")),
 }
-SLOW = {SAME_AS_BIDIRECTIONAL, *grid.MIXERS} - {"delta_product"}  # which has a convolution and several micro-steps
+SLOW = {SAME_AS_BIDIRECTIONAL, "rwkv6", "mamba", *grid.MIXERS} - {
+    "delta_product"
+}  # which has a convolution and several micro-steps
 
 
 def case(part, engine, *others, quick):

@@ -16,6 +16,7 @@ from ..stack import Stack
 from ..time_distributed import TimeDistributed
 from ..window import Window
 from .channel_mixing import ChannelMixing
+from .norm import layer_norm
 from .parts import RWKVState
 from .rwkv6 import RWKV6
 from .rwkv7 import RWKV7, Valued
@@ -50,7 +51,7 @@ class RWKVBlock(AbstractNetwork):
                 f"time_mixing, got {check.show(one)}. Give the two layers one size and one dtype"
             )
         self.time_mixing, self.channel_mixing = time_mixing, channel_mixing
-        self.time_norm, self.channel_norm = (eqx.nn.LayerNorm(one.shape, dtype=one.dtype) for _ in range(2))
+        self.time_norm, self.channel_norm = (layer_norm(one.shape[0], one.dtype) for _ in range(2))
 
     def input_type(self) -> Any:
         return self.time_mixing.input_type()
@@ -120,7 +121,7 @@ def _layers(
     mixing: Any, size: int, layers: int, key: PRNGKeyArray, channel: dict[str, Any], dtype: DType, options: dict
 ) -> Stack:
     check.sizes(layers=layers)
-    norms = [TimeDistributed(eqx.nn.LayerNorm(size, dtype=dtype), size, dtype=dtype) for _ in range(2)]
+    norms = [TimeDistributed(layer_norm(size, dtype), size, dtype=dtype) for _ in range(2)]
     blocks = []
     for layer, layer_key in enumerate(random.split(key, layers)):
         keys, place = random.split(layer_key, 2), {"layer": layer, "layers": layers, "dtype": dtype}

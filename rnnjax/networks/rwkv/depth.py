@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
@@ -43,11 +42,10 @@ class Depth(NamedTuple):
         """How much each feature takes from the step before: all of the first one, and less and less of the others."""
         return 1 - (np.arange(size) / size) ** (power * self.above)
 
-    def norm(self, heads: int, size: int, dtype: DType) -> eqx.nn.GroupNorm:
-        """The normalisation of each head's read, of epsilon 64e-5 and a weight that grows with the depth."""
-        norm = eqx.nn.GroupNorm(heads, size, eps=64e-5, dtype=dtype)
-        weight = random.array(np.full(size, ((self.layer + 1) / self.layers) ** 0.7), dtype)
-        return eqx.tree_at(lambda norm: norm.weight, norm, weight)
+    @property
+    def norm_weight(self) -> float:
+        """The initial weight of the normalisation of what the heads read."""
+        return ((self.layer + 1) / self.layers) ** 0.7
 
 
 def ramp(size: int) -> np.ndarray:

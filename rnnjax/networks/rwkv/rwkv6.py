@@ -16,6 +16,7 @@ from ...network import AbstractNetwork, Options
 from ...unroll import unroll
 from ..window import look_back
 from .depth import Depth, heads_of, orthogonal, ramp, uniform
+from .norm import group_norm
 from .parts import LowRank, RWKVState, bonus, mixed, normalised, product, row
 
 
@@ -105,7 +106,7 @@ class RWKV6(AbstractNetwork):
         self.decay = LowRank(random.zeros((H, decay_rank), dtype), up, random.array(w_0, dtype))
         zigzag = ((np.arange(H) + 1) % 3 - 1) * 0.1
         self.bonus = random.array(depth.below * (1 - ramp(H)) + zigzag, dtype)
-        self.norm = depth.norm(heads, H, dtype)
+        self.norm = group_norm(heads, H, depth.norm_weight, dtype)
         self.recurrence = MatrixRecurrence(
             heads, head_size, head_size, reads_before=True, learn_initial=learn_initial, dtype=carry_dtype(dtype)
         )

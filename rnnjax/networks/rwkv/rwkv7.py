@@ -20,6 +20,7 @@ from ...network import AbstractNetwork, Options
 from ...unroll import unroll
 from ..window import look_back
 from .depth import Depth, heads_of, orthogonal, ramp
+from .norm import group_norm
 from .parts import LowRank, RWKVState, bonus, mixed, normalised, product, row
 
 Valued: TypeAlias = tuple[Inputs, Inputs]  # inputs or outputs, and the values of the first layer
@@ -140,7 +141,7 @@ class RWKV7(AbstractNetwork):
             self.value_gate = _low_rank(keys[5], "value_rank", value_rank, 1.7, vector(0.73 - 0.4 * middle))
         self.gate = _low_rank(keys[6], "gate_rank", gate_rank, 5.0, vector(0.0), has_offset=False)
         self.removal_scale, self.rate_share = vector(0.71 - 0.1 * middle), vector(1.02)
-        self.bonus, self.norm = vector(-0.04), depth.norm(heads, H, dtype)
+        self.bonus, self.norm = vector(-0.04), group_norm(heads, H, depth.norm_weight, dtype)
         options: Any = {"erases": True, "has_erase_key": True, "learn_initial": learn_initial}
         self.recurrence = MatrixRecurrence(heads, head_size, head_size, **options, dtype=carry_dtype(dtype))
         self.gives_value = gives_value
