@@ -57,7 +57,7 @@ MIXERS: dict[str, Mixer] = {
     "elman": without_heads(rnnjax.Elman),
     "min_gru": without_heads(rnnjax.MinGRU),
 }
-ENGINE = rnnjax.Auto((rnnjax.engines.Chunked(16), *rnnjax.Auto().candidates))
+ENGINE = rnnjax.Auto((rnnjax.engines.Chunked(8), *rnnjax.Auto().candidates))
 
 
 def beside(width: int, layer: Any) -> rnnjax.AbstractNetwork:
