@@ -20,6 +20,8 @@ from .merge import concatenate as concatenate
 from .merge import multiply as multiply
 from .merge import pair as pair
 from .mlstm import MLSTM as MLSTM
+from .mlstm_block import MLSTMBlock as MLSTMBlock
+from .mlstm_block import MLSTMBlockState as MLSTMBlockState
 from .mlstm_recurrence import MLSTMInputs as MLSTMInputs
 from .mlstm_recurrence import MLSTMRecurrence as MLSTMRecurrence
 from .mlstm_recurrence import MLSTMState as MLSTMState
@@ -28,6 +30,8 @@ from .partial_resets import PartialResets as PartialResets
 from .qrnn import QRNN as QRNN
 from .qrnn import QRNNState as QRNNState
 from .rg_lru import RGLRU as RGLRU
+from .slstm_block import SLSTMBlock as SLSTMBlock
+from .slstm_block import SLSTMBlockState as SLSTMBlockState
 from .stack import Stack as Stack
 from .time_distributed import TimeDistributed as TimeDistributed
 from .window import Window as Window
