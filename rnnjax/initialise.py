@@ -63,6 +63,12 @@ def identity(key: PRNGKeyArray, shape: tuple[int, int], dtype: DType = jnp.float
     return random.array(np.eye(shape[0], shape[1]), dtype)
 
 
+def zero_weights(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
+    """Weights of zero: before training, no unit depends on the others."""
+    del key
+    return random.zeros(shape, dtype)
+
+
 def interval(least: float, most: float) -> Initialiser:
     """Weights uniform between `least` and `most`, for the diagonal of an R."""
     if not check.number("least", least) <= check.number("most", most):
@@ -109,6 +115,27 @@ def chrono(longest: int) -> Initialiser:
         memories = random.uniform(key, (hidden_size,), dtype, 1.0, longest - 1.0)
         keep = random.numpy_for(memories).log(memories)
         return _biases(gates, hidden_size, dtype, keep=keep, write=-keep)
+
+    return draw
+
+
+def power_law(heads: int = 1, depth: float = 0.0) -> Initialiser:
+    """Biases of the sLSTM (Beck et al. 2024, arXiv:2405.04517, as in its program): zero, but those of the gate f.
+
+    These fall from 5 to -7 over the units j = 0 .. D - 1 of each head, as 5 - 12 (j / (D - 1))^(0.3 + 1.3 depth).
+
+    depth   where the layer is: 0 for the lowest block, 1 for the highest
+    """
+    check.sizes(heads=heads)
+    if not 0 <= check.number("depth", depth) <= 1:
+        raise ValueError(f"depth: expected 0 <= depth <= 1, got {depth}. Pass block / (blocks - 1)")
+
+    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
+        del key
+        units = hidden_size // heads
+        places = np.arange(units) / max(units - 1, 1)
+        forget = np.tile(5 - 12 * places ** (0.3 + 1.3 * depth), heads)
+        return _biases(gates, hidden_size, dtype, keep=forget, write=0.0)
 
     return draw
 

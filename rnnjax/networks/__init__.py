@@ -33,6 +33,8 @@ from .mixers import MatrixMixer as MatrixMixer
 from .mixers import MixerState as MixerState
 from .mixers import RetNet as RetNet
 from .mlstm import MLSTM as MLSTM
+from .mlstm_block import MLSTMBlock as MLSTMBlock
+from .mlstm_block import MLSTMBlockState as MLSTMBlockState
 from .mlstm_recurrence import MLSTMInputs as MLSTMInputs
 from .mlstm_recurrence import MLSTMRecurrence as MLSTMRecurrence
 from .mlstm_recurrence import MLSTMState as MLSTMState
@@ -50,6 +52,8 @@ from .rwkv.parts import LowRank as LowRank
 from .rwkv.parts import RWKVState as RWKVState
 from .rwkv.rwkv6 import RWKV6 as RWKV6
 from .rwkv.rwkv7 import RWKV7 as RWKV7
+from .slstm_block import SLSTMBlock as SLSTMBlock
+from .slstm_block import SLSTMBlockState as SLSTMBlockState
 from .stack import Stack as Stack
 from .time_distributed import TimeDistributed as TimeDistributed
 from .window import Window as Window

@@ -1,6 +1,5 @@
 """The matrix LSTM: a layer around its recurrence."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,7 @@ class MLSTM(AbstractNetwork):
     """Beck et al. 2024, "xLSTM", arXiv:2405.04517: the matrix LSTM, with a layer norm of each head as in its releases.
 
         q, k, v, o~ = W x_t                 i~, f~ = P x_t + p          for each head: q, k: [K], v, o~: [V], i~, f~: []
-        h~_t = recurrence(q, k, v, i~, f~)                              `MLSTMRecurrence`: its docstring has the equations
+        h~_t = C_t' q / max(|n_t' q|, 1)    `MLSTMRecurrence`, whose docstring has the equations of C and n
         y_t  = sigmoid(o~) * norm(h~_t) * scale                         y: [H], H = N V, the heads side by side
 
     The state is that of the recurrence: an `MLSTMState`. With `sigmoid_input_gate` it is the mLSTMsig of Beck et al.
@@ -79,14 +78,8 @@ class MLSTM(AbstractNetwork):
         self.gate_weight = random.zeros((input_size, 2 * heads), dtype)
         self.gate_bias = draw_gate_bias(keys[1], heads, dtype)
         self.norm_scale = random.array(np.ones(hidden_size), dtype)
-        self.recurrence = recurrence(
-            heads,
-            key_size,
-            value_size,
-            sigmoid_input_gate=sigmoid_input_gate,
-            exponential_forget_gate=exponential_forget_gate,
-            dtype=dtype,
-        )
+        sizes = heads, key_size, value_size
+        self.recurrence = _recurrence(sizes, sigmoid_input_gate, exponential_forget_gate, dtype)
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
@@ -115,26 +108,19 @@ class MLSTM(AbstractNetwork):
         return (sigmoid(o) * head_norm(hs, self.norm_scale)).astype(self.input_weight.dtype)
 
 
-def recurrence(
-    heads: int,
-    key_size: int,
-    value_size: int,
-    *,
-    sigmoid_input_gate: bool,
-    exponential_forget_gate: bool,
-    dtype: DType,
+def _recurrence(
+    sizes: tuple[int, int, int], sigmoid_input_gate: bool, exponential_forget_gate: bool, dtype: DType
 ) -> MLSTMRecurrence | SigmoidMLSTMRecurrence:
-    """The recurrence with these gates."""
+    """The recurrence with these gates, of sizes N, K and V."""
     check.flags(sigmoid_input_gate=sigmoid_input_gate, exponential_forget_gate=exponential_forget_gate)
     if not sigmoid_input_gate:
-        forget = exponential_forget_gate
-        return MLSTMRecurrence(heads, key_size, value_size, exponential_forget_gate=forget, dtype=dtype)
+        return MLSTMRecurrence(*sizes, exponential_forget_gate=exponential_forget_gate, dtype=dtype)
     if exponential_forget_gate:
         raise ValueError(
             "exponential_forget_gate: expected False with sigmoid_input_gate=True, whose state has no stabiliser, "
             "got True. Pass one of the two"
         )
-    return SigmoidMLSTMRecurrence(heads, key_size, value_size, dtype=dtype)
+    return SigmoidMLSTMRecurrence(*sizes, dtype=dtype)
 
 
 def gates(

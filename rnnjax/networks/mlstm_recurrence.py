@@ -1,7 +1,7 @@
 """The recurrences of the matrix LSTM without weights: their queries, keys, values and gates are their inputs."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ Read = Float[Array, "T N V"]
 
 @exportable
 class MLSTMInputs(NamedTuple):
-    """The inputs of one step of a matrix LSTM, or over time with a leading axis T; N heads. Gates are pre-activations."""
+    """The inputs of one step of a matrix LSTM, or over time with an axis T in front; gates are pre-activations."""
 
     query: Float[Array, "*T N K"]
     key: Float[Array, "*T N K"]
@@ -109,13 +109,14 @@ class MLSTMRecurrence(AbstractNetwork):
 
 
 class SigmoidMLSTMRecurrence(AbstractNetwork):
-    """Beck et al. 2025, "Tiled flash linear attention", arXiv:2503.14376: the mLSTM with a sigmoid input gate, mLSTMsig.
+    """Beck et al. 2025, "Tiled flash linear attention", arXiv:2503.14376: the mLSTM with a sigmoid input gate.
 
         i, f = sigmoid(i~), sigmoid(f~)
         C_t = f C_{t-1} + i k v'                h_t = C_t' q                q = query / sqrt(K)
 
-    Its gates are bounded, so that it needs neither m nor the normaliser n; a norm follows it. It has the inputs of an
-    `MLSTMRecurrence`; its state is a `Matrix`. (The authors' program can normalise it by max(|n' q|, 1), too.)
+    It is their mLSTMsig. Its gates are bounded, so that it needs neither m nor the normaliser n; a norm follows it. Its
+    inputs are those of an `MLSTMRecurrence`, and its state is a `Matrix`. (The authors' program can normalise it by
+    max(|n' q|, 1), too.)
     """
 
     heads: int = eqx.field(static=True)
@@ -151,8 +152,12 @@ class SigmoidMLSTMRecurrence(AbstractNetwork):
 
 def inputs_of(heads: int, key_size: int, value_size: int, dtype: np.dtype) -> MLSTMInputs:
     """The inputs of one step, by shape and dtype."""
-    shapes = (heads, key_size), (heads, key_size), (heads, value_size), (heads,), (heads,)
-    return MLSTMInputs(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+
+    def one(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    key, gate = one(heads, key_size), one(heads)
+    return MLSTMInputs(key, key, one(heads, value_size), gate, gate)
 
 
 def _stabilised(
