@@ -1,7 +1,6 @@
 """Recurrent layers by name, and language models that stack them in blocks."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,32 +10,22 @@ from jaxtyping import PRNGKeyArray
 import rnnjax
 from rnnjax import networks
 
-Mixer = Callable[[int, int, PRNGKeyArray], Any]  # of width, heads and key: a layer from a width to the same
+Mixer = Callable[[int, int, PRNGKeyArray], Any]  # of width, heads and key: a layer of that width
 
 
-def with_heads(layer: Callable[..., Any], **options: Any) -> Mixer:
-    """A layer whose heads have keys of width / heads."""
+def of_heads(layer: Callable[..., Any], **options: Any) -> Mixer:
+    """A layer whose heads have width / heads keys and values."""
     return lambda width, heads, key: layer(width, heads=heads, key=key, **options)
 
 
-def gated_deltanet(width: int, heads: int, key: PRNGKeyArray, **options: Any) -> Any:
-    """Keys of width / heads and values of twice that, as `mamba2` has: states of the same size."""
-    return networks.GatedDeltaNet(width, heads=heads, key_size=width // heads, key=key, **options)
+def of_wide_heads(layer: Callable[..., Any], **options: Any) -> Mixer:
+    """A layer whose heads have width / heads keys and twice as many values, which is what Mamba-2 has."""
+    return lambda width, heads, key: layer(width, heads=heads, key_size=width // heads, key=key, **options)
 
 
-def mamba2(width: int, heads: int, key: PRNGKeyArray) -> Any:
-    """Keys of width / heads, which the heads share, and values of twice that."""
-    return networks.Mamba2(width, head_size=2 * width // heads, states=width // heads, key=key)
-
-
-def with_units(layer: Callable[..., Any]) -> Mixer:
-    """A layer of heads with as many units as the width."""
+def of_units(layer: Callable[..., Any]) -> Mixer:
+    """A layer of as many units as the width, in heads."""
     return lambda width, heads, key: layer(width, width, heads=heads, key=key)
-
-
-def rwkv7(width: int, heads: int, key: PRNGKeyArray) -> Any:
-    """The time mixing without value residual."""
-    return networks.RWKV7(width, head_size=width // heads, key=key)
 
 
 def without_heads(cell: Callable[..., rnnjax.AbstractCell]) -> Mixer:
@@ -45,13 +34,25 @@ def without_heads(cell: Callable[..., rnnjax.AbstractCell]) -> Mixer:
 
 
 MIXERS: dict[str, Mixer] = {
-    "deltanet": with_heads(networks.DeltaNet),
-    "deltanet_signed": with_heads(networks.DeltaNet, negative_eigenvalues=True),
-    "gated_deltanet": gated_deltanet,
-    "gated_deltanet_signed": partial(gated_deltanet, negative_eigenvalues=True),
-    "mamba2": mamba2,
-    "mlstm": with_units(networks.MLSTM),
-    "rwkv7": rwkv7,
+    "linear_attention": of_heads(networks.LinearAttention),
+    "retnet": of_heads(networks.RetNet),
+    "gla": of_heads(networks.GLA),
+    "hgrn2": lambda width, heads, key: networks.HGRN2(width, key_size=width // heads, key=key),
+    "mamba": lambda width, _, key: networks.Mamba(width, key=key),
+    "mamba2": lambda width, heads, key: networks.Mamba2(
+        width, head_size=2 * width // heads, states=width // heads, key=key
+    ),
+    "deltanet": of_heads(networks.DeltaNet),
+    "deltanet_signed": of_heads(networks.DeltaNet, negative_eigenvalues=True),
+    "deltaproduct": of_wide_heads(networks.DeltaProduct, forget_gate=False, negative_eigenvalues=False),
+    "deltaproduct_signed": of_wide_heads(networks.DeltaProduct, forget_gate=False),
+    "gated_deltanet": of_wide_heads(networks.GatedDeltaNet),
+    "gated_deltanet_signed": of_wide_heads(networks.GatedDeltaNet, negative_eigenvalues=True),
+    "kda": of_heads(networks.KDA),
+    "mlstm": of_units(networks.MLSTM),
+    "slstm": of_units(rnnjax.cells.SLSTM),
+    "rwkv6": lambda width, heads, key: networks.RWKV6(width, head_size=width // heads, key=key),
+    "rwkv7": lambda width, heads, key: networks.RWKV7(width, head_size=width // heads, key=key),
     "lstm": without_heads(rnnjax.LSTM),
     "gru": without_heads(rnnjax.GRU),
     "elman": without_heads(rnnjax.Elman),
