@@ -2,7 +2,7 @@
 
     python -m benchmarks.curves long_memory --json FILE --minutes 2 --lengths 1000
     python -m benchmarks.curves pixel_digits --json FILE --model lru --epochs 4
-    python -m benchmarks.curves minimal_rnns --json FILE --minutes 100 --folder FOLDER
+    python -m benchmarks.curves shakespeare --json FILE --minutes 100 --folder FOLDER
 
 What follows FILE goes to the example. A record takes the place of one like it in FILE; the others stay.
 """
@@ -16,7 +16,7 @@ from benchmarks import report
 ALIKE = {  # the fields by which the records of an example are told apart
     "long_memory": ("task", "T", "model"),
     "pixel_digits": ("task", "model"),
-    "minimal_rnns": ("task", "cell", "width"),
+    "shakespeare": ("task", "mixer", "width"),
 }
 
 

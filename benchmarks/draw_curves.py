@@ -22,7 +22,7 @@ parse = command_line(
 def main() -> None:
     """Two pictures, from the three files of records in a folder."""
     folder = parse().folder
-    memory, digits, texts = (read(folder, name) for name in ("long_memory", "pixel_digits", "minimal_rnns"))
+    memory, digits, texts = (read(folder, name) for name in ("long_memory", "pixel_digits", "shakespeare"))
     draw_memory(memory, folder / "long_memory.png")
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
     draw_digits(axes[0], digits)
@@ -62,12 +62,13 @@ def draw_digits(axis: Axes, records: list[dict[str, Any]]) -> None:
 
 
 def draw_texts(axis: Axes, records: list[dict[str, Any]]) -> None:
-    """Nats a character of the text held out, as training goes on; a star for what was published."""
+    """Nats a character of the text held out, as training goes on; a star for a published figure."""
     for record in records:
         steps, losses, _, _ = zip(*record["curve"], strict=True)
-        (line,) = axis.plot(steps, losses, label=f"{record['cell']}, width {record['width']}")
-        place = record["published_steps"], record["published"]
-        axis.plot(*place, "*", color=line.get_color(), label=f"{record['cell']}, published")
+        (line,) = axis.plot(steps, losses, label=f"{record['mixer']}, width {record['width']}")
+        if "published" in record:
+            place = record["published_steps"], record["published"]
+            axis.plot(*place, "*", color=line.get_color(), label=f"{record['mixer']}, published")
     axis.set(title=records[0]["task"], xlabel="steps", ylabel="nats a character")
     axis.legend(frameon=False, fontsize="small")
 

@@ -3,7 +3,7 @@
     python examples/next_word.py --recipe awd
     RNNJAX_DATA=folder python examples/next_word.py --recipe zaremba --steps 4000
 
-The text is the manual that comes with Python, or Tiny Shakespeare: RNNJAX_DATA is as in minimal_rnns.py. All words that
+The text is the manual that comes with Python, or Tiny Shakespeare: RNNJAX_DATA is as in shakespeare.py. All words that
 are rare in training are one word. Of every ten blocks eight are for training, one for validation and one for testing.
 The test perplexity is shown beside those of unigram and bigram counts (Kneser & Ney 1995). The dropout rates are lower
 than the papers', for smaller networks and shorter training: after 2,000 steps on the manual all three are equally good.

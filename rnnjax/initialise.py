@@ -36,6 +36,11 @@ def lecun(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32)
     return random.array(random.truncated_normal(key, shape, dtype) * scale, dtype)
 
 
+def small(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
+    """Normal with a variance of 2 / (5 in) (Nguyen & Salazar 2019, "Transformers without tears", arXiv:1910.05895)."""
+    return random.array(random.normal(key, shape, dtype) * (2 / (5 * math.prod(shape[:-1]))) ** 0.5, dtype)
+
+
 def orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2014, arXiv:1312.6120)."""
     return random.array(random.orthogonal(key, shape, dtype), dtype)
@@ -56,6 +61,12 @@ def identity(key: PRNGKeyArray, shape: tuple[int, int], dtype: DType = jnp.float
     """The identity: with `Elman(activation=jax.nn.relu)` the IRNN (Le et al. 2015, arXiv:1504.00941)."""
     del key
     return random.array(np.eye(shape[0], shape[1]), dtype)
+
+
+def zero_weights(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
+    """Weights of zero: before training, no unit depends on the others."""
+    del key
+    return random.zeros(shape, dtype)
 
 
 def interval(least: float, most: float) -> Initialiser:
@@ -104,6 +115,27 @@ def chrono(longest: int) -> Initialiser:
         memories = random.uniform(key, (hidden_size,), dtype, 1.0, longest - 1.0)
         keep = random.numpy_for(memories).log(memories)
         return _biases(gates, hidden_size, dtype, keep=keep, write=-keep)
+
+    return draw
+
+
+def power_law(heads: int = 1, depth: float = 0.0) -> Initialiser:
+    """Biases of the sLSTM (Beck et al. 2024, arXiv:2405.04517, as in its program): zero, but those of the gate f.
+
+    These fall from 5 to -7 over the units j = 0 .. D - 1 of each head, as 5 - 12 (j / (D - 1))^(0.3 + 1.3 depth).
+
+    depth   where the layer is: 0 for the lowest block, 1 for the highest
+    """
+    check.sizes(heads=heads)
+    if not 0 <= check.number("depth", depth) <= 1:
+        raise ValueError(f"depth: expected 0 <= depth <= 1, got {depth}. Pass block / (blocks - 1)")
+
+    def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
+        del key
+        units = hidden_size // heads
+        places = np.arange(units) / max(units - 1, 1)
+        forget = np.tile(5 - 12 * places ** (0.3 + 1.3 * depth), heads)
+        return _biases(gates, hidden_size, dtype, keep=forget, write=0.0)
 
     return draw
 

@@ -37,4 +37,6 @@ from .projected_lstm import ProjectedLSTM as ProjectedLSTM
 from .reset_before_gru import ResetBeforeGRU as ResetBeforeGRU
 from .s5 import S5 as S5
 from .s6 import S6 as S6
+from .slstm import SLSTM as SLSTM
+from .slstm import SLSTMState as SLSTMState
 from .sru import SRU as SRU

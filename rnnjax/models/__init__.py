@@ -61,3 +61,4 @@ from .tagger import total_steps as total_steps
 from .trees import TreeClassifier as TreeClassifier
 from .trees import count_right_roots as count_right_roots
 from .trees import tree_loss as tree_loss
+from .xlstm import xlstm_layers as xlstm_layers

@@ -106,10 +106,23 @@ def both_ways(x: Array) -> Array:
     return jnp.concatenate([x, x[::-1]])
 
 
-def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
-    """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
+def doubled(inputs: int, network: Callable[..., Any], **options: Any) -> rnnjax.Stack:
+    """A network that is built as `network(2 * inputs, **options)`, of inputs that are doubled."""
     enter = rnnjax.TimeDistributed(both_ways, inputs, dtype=options["dtype"])
-    return rnnjax.Stack([enter, rnnjax.networks.CGLRU(2 * inputs, **options)])
+    return rnnjax.Stack([enter, network(2 * inputs, **options)])
+
+
+def valued(x: Array) -> tuple[Array, Array]:
+    """An input twice, and values of as many features."""
+    return both_ways(x), both_ways(x[::-1])
+
+
+def rwkv7_block(inputs: int, **options: Any) -> rnnjax.Stack:
+    """A block of RWKV-7 that takes values from below, of two heads."""
+    H, names = 2 * inputs, rnnjax.networks
+    time = names.RWKV7(H, head_size=inputs, takes_value=True, learn_initial=True, **options)
+    enter = rnnjax.TimeDistributed(valued, inputs, dtype=options["dtype"])
+    return rnnjax.Stack([enter, names.RWKVBlock(time, names.ChannelMixing(H, inner_size=5, **options))])
 
 
 def flagged(x: Array) -> tuple[Array, LSTMState]:
@@ -161,12 +174,44 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     ),
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "partial_resets": with_flags,
-    "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
+    "linear_attention": lambda inputs, dtype: rnnjax.networks.LinearAttention(
+        inputs, key=KEY, heads=1, value_size=2, learn_initial=True, dtype=dtype
+    ),
+    "ret_net": lambda inputs, dtype: rnnjax.networks.RetNet(inputs, key=KEY, heads=2, key_size=4, dtype=dtype),
+    "gla": lambda inputs, dtype: rnnjax.networks.GLA(inputs, key=KEY, heads=1, key_size=2, rank=2, dtype=dtype),
+    "hgrn2": lambda inputs, dtype: rnnjax.networks.HGRN2(
+        inputs, key=KEY, key_size=2, heads=3, lower_bound=0.2, dtype=dtype
+    ),
+    "mamba2": lambda inputs, dtype: rnnjax.networks.Mamba2(
+        inputs, key=KEY, expansion=4, head_size=3, states=2, groups=2, dtype=dtype
+    ),
+    "delta_net": lambda inputs, dtype: rnnjax.networks.DeltaNet(
+        inputs, key=KEY, heads=1, negative_eigenvalues=True, convolution=None, dtype=dtype
+    ),
+    "gated_delta_net": lambda inputs, dtype: rnnjax.networks.GatedDeltaNet(
+        inputs, key=KEY, heads=2, key_heads=1, key_size=3, value_size=2, dtype=dtype
+    ),
+    "kda": lambda inputs, dtype: rnnjax.networks.KDA(inputs, key=KEY, heads=2, key_size=2, value_size=3, dtype=dtype),
+    "delta_product": lambda inputs, dtype: rnnjax.networks.DeltaProduct(
+        inputs, key=KEY, heads=2, householders=3, key_size=2, value_size=3, learn_initial=True, dtype=dtype
+    ),
+    "cg_lru": lambda inputs, dtype: doubled(
+        inputs, rnnjax.networks.CGLRU, key=KEY, heads=inputs, learn_initial=True, dtype=dtype
+    ),
+    "rwkv6": lambda inputs, dtype: doubled(inputs, rnnjax.networks.RWKV6, key=KEY, head_size=inputs, dtype=dtype),
+    "rwkv7": lambda inputs, dtype: rwkv7_block(inputs, key=KEY, dtype=dtype),
+    "mamba": lambda inputs, dtype: rnnjax.networks.Mamba(inputs, key=KEY, states=2, learn_initial=True, dtype=dtype),
 }
+MIXERS = (  # networks around a matrix cell
+    *("linear_attention", "ret_net", "gla", "hgrn2", "mamba2"),
+    *("delta_net", "gated_delta_net", "kda", "delta_product"),
+)
 POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
     *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
+    *MIXERS,
+    *("rwkv6", "rwkv7", "mamba"),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
@@ -200,7 +245,7 @@ ADMITTED: dict[str, tuple[str, ...]] = {
     "associative": LINEAR,
     "associative_blocks": LINEAR,
     "newton_diagonal": tuple(cell for cell in CELLS if cell not in ("projected_lstm", "matrix")),
-    "chunked": ("matrix",),
+    "chunked": ("matrix", *MIXERS),
     **dict.fromkeys(("fused_tpu", "fused_gpu"), GATED),
     "fused": () if NO_KERNEL else GATED,
 }

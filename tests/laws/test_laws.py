@@ -8,6 +8,7 @@ one field and of two, `Associative` for every linear cell. Of engines that take 
 state of one field, one of two sizes and a complex one will do; `test_grid` has more pairs, without marks.
 `Auto` runs these short sequences by `Scan`, which would be compared with itself, or a linear cell by `Associative`,
 which has pairs of its own: so it is compared with `Scan` only for networks that hold a linear cell.
+`Auto` runs mixers by `Scan`, too: their pairs are with `Chunked`.
 SRU is one more: its output is not linear in its input. ConvLSTM stands for ConvGRU.
 """
 
@@ -24,13 +25,14 @@ PARTS = [part for part in [*grid.REPRESENTATIVES, "sru", *grid.NETWORKS] if part
 CASES = [(part, "auto") for part in PARTS]
 CASES += [("min_gru", engine) for engine in ("scan", "unrolled", "checkpointed", "associative_blocks")]
 CASES += [("lstm_options", "fused"), ("diagonal_lstm", "newton_diagonal")]
-LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets")
+LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets", "mamba")
 FEW = {  # the cells of an engine that is not seen with every cell that it admits
     "scan": [cell for cell in grid.CELLS if cell not in (*grid.LINEAR, *grid.GATED, *(part for part, _ in CASES))],
     **dict.fromkeys(("unrolled", "checkpointed"), ("projected_lstm", "lru")),
     "associative_blocks": ("lru", "s6"),
     "newton": ("gru", "projected_lstm", "lru"),
     "newton_diagonal": ("lru",),
+    "chunked": ("matrix", "ret_net", "mamba2", "delta_product"),
     **dict.fromkeys(("fused_tpu", "fused_gpu"), ("gru", "lstm_options")),
 }
 PAIRS = [
@@ -39,12 +41,16 @@ PAIRS = [
     for part in FEW.get(engine, grid.CELLS)
     if (part, engine) not in CASES and grid.admits(engine, part)
 ]
-FORWARD = ("cg_lru", "partial_resets")  # in the quick tier
+PAIRS += [("rwkv7", "chunked")]
+FORWARD = ("cg_lru", "partial_resets", "rwkv7")  # in the quick tier
 IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")
 QUICK_PAIRS = {
     *(("lru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
     *(("gru", "fused"), ("gru", "fused_tpu"), ("lstm_options", "fused_gpu")),
 }
+SLOW = {SAME_AS_BIDIRECTIONAL, "rwkv6", "mamba", *grid.MIXERS} - {
+    "delta_product"
+}  # which has a convolution and several micro-steps
 
 
 def case(part, engine, *others, quick):
@@ -59,9 +65,9 @@ def is_quick(part, engine, law):
     few = {
         "everything_composes": ("stack_of_bidirectional", "qrnn", "rg_lru"),
         "length_is_a_shorter_sequence": ("projected_lstm", "min_gru", "bidirectional", "qrnn", "convolution"),
-        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in FORWARD)),
+        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in (*FORWARD, *grid.MIXERS))),
     }
-    return engine == "auto" and part in few.get(law, [part for part in PARTS if part != SAME_AS_BIDIRECTIONAL])
+    return engine == "auto" and part in few.get(law, [part for part in PARTS if part not in SLOW])
 
 
 def cases(named, parts):

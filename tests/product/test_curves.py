@@ -36,9 +36,9 @@ def test_records_are_drawn(monkeypatch, tmp_path):
     memory = {"task": "adding", "T": 3, "model": "lru", "ignorance": 0.16, "curve": [[1, 0.2], [2, 0.1]]}
     digits = {"task": "digits", "model": "lru", "weights": 1000, "curve": [[1, 0.5, 9], [2, 0.6, 18]]}
     digits["published"] = [40, 50]
-    text = {"task": "text", "cell": "min_gru", "width": 8, "curve": [[5, 2.0, 2.1, 9], [10, 1.9, 2.0, 18]]}
+    text = {"task": "text", "mixer": "min_gru", "width": 8, "curve": [[5, 2.0, 2.1, 9], [10, 1.9, 2.0, 18]]}
     text |= {"published": 1.5, "published_steps": 10}
-    for name, record in (("long_memory", memory), ("pixel_digits", digits), ("minimal_rnns", text)):
+    for name, record in (("long_memory", memory), ("pixel_digits", digits), ("shakespeare", text)):
         (tmp_path / f"{name}.json").write_text(json.dumps([record]))
     monkeypatch.setattr(sys, "argv", ["draw_curves", "--folder", str(tmp_path)])
     draw_curves.main()

@@ -15,7 +15,6 @@ import fitzhugh_nagumo
 import grid
 import jax
 import long_memory
-import minimal_rnns
 import mnist1d
 import moving_digits
 import next_word
@@ -25,6 +24,7 @@ import pixel_digits
 import pytest
 import sentiment_sequence
 import sentiment_trees
+import shakespeare
 import speaker_recognition
 from common import blocks, memory_tasks, training
 
@@ -57,9 +57,9 @@ def trace_a_step(
     raise InterruptedError(f"{options.get('picture')}")
 
 
-def shrink_minimal_rnns(monkeypatch):
-    for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1}.items():
-        monkeypatch.setattr(minimal_rnns, name, value)
+def shrink_shakespeare(monkeypatch):
+    for name, value in {"T": 8, "B": 4, "BLOCKS": 1, "EVERY": 1, "HEAD": 4}.items():
+        monkeypatch.setattr(shakespeare, name, value)
     monkeypatch.setattr(common.text, "read_text", lambda _: "all the world's a stage " * 40)
 
 
@@ -134,7 +134,10 @@ def test_the_example_takes_a_step_and_draws_its_course_where_it_is_asked_for(exa
 # The examples that call `rnnjax.training.fit` themselves, and what tells their models apart.
 STEPS = {
     **{f"long_memory {name}": (long_memory, ["--lengths", "20", "--models", name]) for name in long_memory.MODELS},
-    **{f"minimal_rnns {name}": (minimal_rnns, ["--width", "8", "--cell", name]) for name in minimal_rnns.CELLS},
+    **{
+        f"shakespeare {name}": (shakespeare, ["--width", "8", "--mixer", name])
+        for name in ("min_gru", "min_lstm", "mamba2")
+    },
     **{f"pixel_digits {name}": (pixel_digits, ["--model", name]) for name in pixel_digits.MODELS},
     "moving_digits": (moving_digits, []),
 }
@@ -147,7 +150,7 @@ def test_the_example_takes_a_step(name, monkeypatch, tmp_path):
     monkeypatch.setattr(rnnjax.training, "fit", trace_a_step)
     monkeypatch.setattr(moving_digits, "JUDGED", 1)
     monkeypatch.setattr(example, "BLOCKS", 1, raising=False)
-    shrink_minimal_rnns(monkeypatch)
+    shrink_shakespeare(monkeypatch)
     monkeypatch.setattr(example, "count_steps", lambda *_: 2, raising=False)  # where epochs are not counted
     with pytest.raises(InterruptedError):
         run(example, *words)
@@ -189,29 +192,29 @@ def test_long_memory_trains(monkeypatch, capsys):
 
 
 def test_pieces_are_the_text_in_order():
-    tokens = np.arange((minimal_rnns.B + 3) * minimal_rnns.T + 5)
-    chunks = minimal_rnns.pieces(tokens)
-    assert [len(chunk.inputs) for chunk in chunks] == [minimal_rnns.B, 3]
+    tokens = np.arange((shakespeare.B + 3) * shakespeare.T + 5)
+    chunks = shakespeare.pieces(tokens)
+    assert [len(chunk.inputs) for chunk in chunks] == [shakespeare.B, 3]
     read = np.concatenate([chunk.inputs.ravel() for chunk in chunks])
     np.testing.assert_array_equal(read, tokens[:-5])
     np.testing.assert_array_equal(np.concatenate([chunk.targets.ravel() for chunk in chunks]), read + 1)
 
 
 def test_what_is_drawn_is_followed_by_what_is_next():
-    chunk = minimal_rnns.draw(np.arange(1000), 0, 3)
-    assert chunk.inputs.shape == (minimal_rnns.B, minimal_rnns.T)
+    chunk = shakespeare.draw(np.arange(1000), 0, 3)
+    assert chunk.inputs.shape == (shakespeare.B, shakespeare.T)
     np.testing.assert_array_equal(chunk.targets, chunk.inputs + 1)
     np.testing.assert_array_equal(np.diff(chunk.inputs), 1)
     assert chunk.targets.max() < 1000
-    assert (minimal_rnns.draw(np.arange(1000), 0, 4).inputs != chunk.inputs).any()
+    assert (shakespeare.draw(np.arange(1000), 0, 4).inputs != chunk.inputs).any()
 
 
 @pytest.mark.slow
-def test_minimal_rnns_train_and_go_on(monkeypatch, tmp_path, capsys):
+def test_shakespeare_train_and_go_on(monkeypatch, tmp_path, capsys):
     """Four steps, and two more after a kill on the way to the third, are the same."""
-    shrink_minimal_rnns(monkeypatch)
-    steps_to_take(monkeypatch, minimal_rnns, 4)
-    straight, killed, draw = tmp_path / "straight", tmp_path / "killed", minimal_rnns.draw
+    shrink_shakespeare(monkeypatch)
+    steps_to_take(monkeypatch, shakespeare, 4)
+    straight, killed, draw = tmp_path / "straight", tmp_path / "killed", shakespeare.draw
 
     def copying(tokens, seed, step):
         """The batch of a step; before the third, the folder is copied as a kill would leave it."""
@@ -219,10 +222,10 @@ def test_minimal_rnns_train_and_go_on(monkeypatch, tmp_path, capsys):
             shutil.copytree(straight, killed)
         return draw(tokens, seed, step)
 
-    monkeypatch.setattr(minimal_rnns, "draw", copying)
+    monkeypatch.setattr(shakespeare, "draw", copying)
     curves = []
     for folder, more in ((straight, ()), (killed, ("--resume",))):
-        (record,) = run(minimal_rnns, "--width", "4", "--folder", str(folder), *more)
+        (record,) = run(shakespeare, "--width", "4", "--folder", str(folder), *more)
         assert "published" not in record
         curves.append([line[:3] for line in record["curve"]])
         assert len(rnnjax.training.read_metrics(killed / "metrics.jsonl")) == (2 if folder == straight else 4)
@@ -233,11 +236,11 @@ def test_minimal_rnns_train_and_go_on(monkeypatch, tmp_path, capsys):
 
 def test_a_run_that_is_there_or_is_not(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run(minimal_rnns, "--resume")
+        run(shakespeare, "--resume")
     assert "--resume: expected a run in --folder" in capsys.readouterr().err
     (tmp_path / "checkpoint").touch()
     with pytest.raises(SystemExit):
-        run(minimal_rnns, "--folder", str(tmp_path))
+        run(shakespeare, "--folder", str(tmp_path))
     assert "holds a run. Add --resume" in capsys.readouterr().err
 
 

@@ -60,6 +60,16 @@ CELLS: dict[str, Callable[..., Any]] = {  # by their class, and what is special
     "CGLRU no bias": partial(rnnjax.networks.CGLRU, 80, heads=2, bias=False),
     "S5 with a bound": partial(rnnjax.S5, 24, 62, largest_real_part=-1e-4, discretise=rnnjax.cells.bilinear),
     "RGLRU no bias": partial(rnnjax.RGLRU, 72, heads=2, bias=False),
+    "MatrixMixer": partial(rnnjax.networks.MatrixMixer, 27, heads=3, key_size=5, value_size=7, learn_initial=True),
+    "LinearAttention": partial(rnnjax.networks.LinearAttention, 28),
+    "RetNet": partial(rnnjax.networks.RetNet, 80),
+    "GLA": partial(rnnjax.networks.GLA, 56),
+    "HGRN2": partial(rnnjax.networks.HGRN2, 30, key_size=6),
+    "Mamba2": partial(rnnjax.networks.Mamba2, 54, head_size=9),
+    "DeltaNet": partial(rnnjax.networks.DeltaNet, 44),
+    "GatedDeltaNet": partial(rnnjax.networks.GatedDeltaNet, 104),
+    "KDA": partial(rnnjax.networks.KDA, 112),
+    "DeltaProduct": partial(rnnjax.networks.DeltaProduct, 88),
 }
 
 

@@ -1,16 +1,18 @@
-"""Tiny Shakespeare by the recipe of "Were RNNs all we needed?" (Feng et al. 2024, arXiv:2410.01201): MinGRU or MinLSTM.
+"""Tiny Shakespeare by the recipe of "Were RNNs all we needed?" (Feng et al. 2024, arXiv:2410.01201), for any mixer.
 
-    RNNJAX_DATA=folder python examples/minimal_rnns.py --minutes 60
-    python examples/minimal_rnns.py --cell min_lstm --width 128 --minutes 5
+    RNNJAX_DATA=folder python examples/shakespeare.py --minutes 60
+    python examples/shakespeare.py --mixer min_lstm --width 128 --minutes 5
+    RNNJAX_DATA=folder python examples/shakespeare.py --mixer gated_deltanet --minutes 120 --folder runs/gated_deltanet
 
 RNNJAX_DATA is a folder with tinyshakespeare/input.txt, which is
 https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. Without it the manual that
 comes with Python is used. Nine tenths are for training. The loss of the last tenth is shown beside the published one:
-1.548 nats per character for minGRU after 575 steps, 1.555 for minLSTM after 625.
+1.548 nats per character for minGRU after 575 steps, 1.555 for minLSTM after 625, and 1.575 for Mamba.
 
 The sizes of batch, sequences and layers, the dropout, the clipping, the learning rate and the order of the layers of a
 block are those of the paper. The normalisation before each layer, the depthwise convolution, the tied output and the
-weight decay are chosen here.
+weight decay are chosen here. MinGRU and MinLSTM have a convolution before them and twice the width; the other mixers,
+those of common/mixers.py, have heads of 64 units, and a convolution only if their papers do.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from common.command_line import FOLDER, RESUME, choice, command_line, main, minutes_option, option
+from common.mixers import ENGINE, MIXERS
 from common.text import SHAKESPEARE, read_corpus
 from common.training import count_steps, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
@@ -34,6 +37,7 @@ import rnnjax
 B, T, BLOCKS, WINDOW, EXPANSION = 64, 256, 3, 4, 2
 DROPOUT, CLIP, LEARNING_RATE, DECAY, EVERY = 0.2, 0.25, 1e-3, 0.01, 25
 CELLS = {"min_gru": rnnjax.MinGRU, "min_lstm": rnnjax.MinLSTM}
+HEAD = 64  # the width of a head of the other mixers
 PUBLISHED = {"min_gru": (1.548, 575), "min_lstm": (1.555, 625)}
 
 
@@ -49,19 +53,22 @@ def beside(width: int, *parts: Any) -> rnnjax.AbstractNetwork:
 
 
 def block(name: str, width: int, key: PRNGKeyArray) -> rnnjax.AbstractNetwork:
-    """A convolution over four steps, a minimal recurrence of twice the width, and a perceptron."""
+    """The layers of a mixer, and a perceptron."""
     keys = jax.random.split(key, 5)
+    mixer = (
+        minimal(name, width, keys) if name in CELLS else [beside(width, MIXERS[name](width, width // HEAD, keys[1]))]
+    )
+    up, down = eqx.nn.Linear(width, 4 * width, key=keys[3]), eqx.nn.Linear(4 * width, width, key=keys[4])
+    return rnnjax.Stack([*mixer, beside(width, layer(width, up, jax.nn.gelu, down))])
+
+
+def minimal(name: str, width: int, keys: PRNGKeyArray) -> list[rnnjax.AbstractNetwork]:
+    """A convolution over four steps, and a minimal recurrence of twice the width."""
     wide = EXPANSION * width
     cell = CELLS[name](width, wide, activation=rnnjax.cells.positive, key=keys[1])
     narrow = eqx.nn.Linear(wide, width, use_bias=False, key=keys[2])
-    up, down = eqx.nn.Linear(width, 4 * width, key=keys[3]), eqx.nn.Linear(4 * width, width, key=keys[4])
-    return rnnjax.Stack(
-        [
-            beside(width, rnnjax.networks.DepthwiseConvolution(width, window=WINDOW, key=keys[0])),
-            beside(width, cell, layer(wide, narrow)),
-            beside(width, layer(width, up, jax.nn.gelu, down)),
-        ]
-    )
+    convolution = rnnjax.networks.DepthwiseConvolution(width, window=WINDOW, key=keys[0])
+    return [beside(width, convolution), beside(width, cell, layer(wide, narrow))]
 
 
 def build(name: str, width: int, vocabulary: int) -> rnnjax.models.LanguageModel:
@@ -90,7 +97,7 @@ def pieces(tokens: np.ndarray) -> list[rnnjax.training.Chunk]:
 def loss(model: rnnjax.models.LanguageModel, carry: None, chunk: rnnjax.training.Chunk, key: Any) -> tuple[Array, None]:
     """Nats a character."""
     states = rnnjax.models.batch_of_states(model, chunk.inputs.shape[0])
-    return rnnjax.models.language_loss(model, states, chunk, key)[0], carry
+    return rnnjax.models.language_loss(model, states, chunk, key, engine=ENGINE)[0], carry
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -105,16 +112,26 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with temporary_folder() as folder:
             curve = train(options, len(vocabulary), training, held_out, folder)
     best, at = min((loss, step) for step, loss, *_ in curve)
-    print(f"{options.cell}-{options.width} on {name}: {best:.3f} nats after {at} steps")
-    record = {"task": name, "cell": options.cell, "width": options.width, "B": B, "T": T, "best": best, "curve": curve}
-    if name == SHAKESPEARE:
-        record["published"], record["published_steps"] = PUBLISHED[options.cell]
-        print("published: {} nats after {} steps of width 384".format(*PUBLISHED[options.cell]))
+    print(f"{options.mixer}-{options.width} on {name}: {best:.3f} nats after {at} steps")
+    record = {
+        "task": name,
+        "mixer": options.mixer,
+        "width": options.width,
+        "B": B,
+        "T": T,
+        "best": best,
+        "curve": curve,
+    }
+    if name == SHAKESPEARE and options.mixer in PUBLISHED:
+        record["published"], record["published_steps"] = PUBLISHED[options.mixer]
+        print("published: {} nats after {} steps of width 384".format(*PUBLISHED[options.mixer]))
     yield record
 
 
-def check_folder(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """The folder holds a run exactly if that is to be resumed."""
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """The folder holds a run exactly if that is to be resumed, and heads fill the width."""
+    if options.mixer not in CELLS and options.width % HEAD:
+        parser.error(f"--width: expected a multiple of {HEAD} for {options.mixer}, got {options.width}")
     held = options.folder is not None and (options.folder / "checkpoint").exists()
     if options.resume and not held:
         parser.error(f"--resume: expected a run in --folder, found none in {options.folder}")
@@ -124,12 +141,12 @@ def check_folder(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 parse = command_line(
     __doc__,
-    choice("--cell", CELLS, "min_gru"),
+    choice("--mixer", {**CELLS, **MIXERS}, "min_gru"),
     option("--width", type=int, default=384, help="of the layers (%(default)s)"),
     minutes_option(60.0, "those before --resume included"),
     FOLDER,
     RESUME,
-    check=check_folder,
+    check=check_options,
 )
 
 
@@ -137,7 +154,7 @@ def train(
     options: argparse.Namespace, vocabulary: int, training: np.ndarray, held_out: np.ndarray, folder: Path
 ) -> list[tuple[float, ...]]:
     """Steps, validation loss and training loss in nats, and seconds since the run began or was resumed."""
-    model, batches = build(options.cell, options.width, vocabulary), partial(draw, training, 0)
+    model, batches = build(options.mixer, options.width, vocabulary), partial(draw, training, 0)
     steps = count_steps(model, loss, batches, options.minutes)
     print(f"{rnnjax.diagnose.count(model)} weights; {steps} steps take about {options.minutes:g} minutes", flush=True)
     rule = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(LEARNING_RATE, weight_decay=DECAY))

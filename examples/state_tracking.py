@@ -1,0 +1,81 @@
+"""State tracking: which recurrences learn parity, arithmetic modulo 5 and products of permutations, at any length.
+
+    python examples/state_tracking.py
+    python examples/state_tracking.py --task s3 --mixers deltaproduct_signed deltanet_signed deltaproduct
+    python examples/state_tracking.py --task arithmetic --width 64 --steps 20000 --seeds 3
+
+Trained on words of 3 to 40 symbols, the models are tested on words of 40 to 256 (Beck et al. 2024, arXiv:2405.04517;
+Grazzi et al. 2024, arXiv:2411.12537). A recurrence whose state can only fade, with eigenvalues in [0, 1], may learn the
+short words, but not the rule; one with an eigenvalue of -1 can change the sign of its state at each one it reads.
+A product of three permutations needs more than one reflection in a step (Siems et al. 2025, arXiv:2502.10297).
+
+Prints for each mixer the scaled accuracy on short and on long words, over the seeds: 0 is guessing and 1 is perfect.
+`deltanet` has eigenvalues in [0, 1], `deltanet_signed` in [-1, 1].
+"""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from common.command_line import SEED, choice, command_line, main, option, steps_option
+from common.formal_languages import LANGUAGES, Language
+from common.mixers import MIXERS, build_language_model
+from common.questions import SEEDS, Questions, spread, train_and_test
+
+SHORT, LONG = (3, 40), (40, 256)
+B, TESTED, BLOCKS = 64, 512, 2
+LEARNING_RATE, DECAY = 3e-3, 0.1
+
+
+def draw(language: Language, lengths: tuple[int, int], T: int, size: int, generator: np.random.Generator) -> Questions:
+    """Words of these lengths, the last one included, in arrays of T steps."""
+    return language.draw(generator, generator.integers(lengths[0], lengths[1] + 1, size), T)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A record of each mixer and seed."""
+    language = LANGUAGES[options.task]
+    lengths = {"short": SHORT, "test": LONG}
+    tests = {name: draw(language, each, LONG[1], TESTED, np.random.default_rng(0)) for name, each in lengths.items()}
+    seeds = range(options.seed, options.seed + options.seeds)
+    for name in options.mixers:
+        sizes = language.vocabulary, options.width, options.heads
+        records = train_and_test(
+            partial(build_language_model, *sizes, [name] * options.blocks, perceptrons=True),
+            partial(draw, language, SHORT, SHORT[1], B),
+            tests,
+            seeds,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            weight_decay=DECAY,
+        )
+        for record in records:
+            record |= {test: scaled(record[test], language.classes) for test in tests}
+        figures = {test: spread([record[test] for record in records]) for test in tests}
+        print(f"{options.task}, {name}: {figures['short']} to length 40, {figures['test']} beyond", flush=True)
+        yield from ({"task": options.task, "mixer": name, **record} for record in records)
+
+
+def scaled(accuracy: float, classes: int) -> float:
+    """(accuracy - chance) / (1 - chance): 0 for guessing, 1 for no error."""
+    return (accuracy - 1 / classes) / (1 - 1 / classes)
+
+
+parse = command_line(
+    __doc__,
+    choice("--task", LANGUAGES, "parity"),
+    option("--mixers", nargs="+", choices=MIXERS, default=["deltanet", "deltanet_signed"], help="default: %(default)s"),
+    option("--width", type=int, default=16, help="of the layers (%(default)s)"),
+    option("--heads", type=int, default=1, help="of each layer (%(default)s)"),
+    option("--blocks", type=int, default=BLOCKS, help="of a mixer and a perceptron (%(default)s)"),
+    option("--learning-rate", type=float, default=LEARNING_RATE, help="the largest (%(default)s)"),
+    steps_option(600),
+    SEED,
+    SEEDS,
+)
+
+
+if __name__ == "__main__":
+    main(parse, run)

@@ -1,0 +1,50 @@
+"""Normalisation of what the queries of a matrix mixer read, [N, V] at each step."""
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from ... import random
+from ...arrays import DType
+
+
+class HeadNorm(eqx.Module):
+    """RMSNorm of each head by itself; all heads share one weight [V]."""
+
+    weight: Float[Array, " V"]
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, value_size: int, *, epsilon: float = 1e-5, dtype: DType):
+        """The weight is one."""
+        self.weight = random.array(np.ones(value_size), dtype)
+        self.epsilon = epsilon
+
+    def __call__(self, reads: Float[Array, "N V"]) -> Float[Array, "N V"]:
+        return jax.vmap(_rms_norm, (0, None, None))(reads, self.weight, self.epsilon)
+
+
+class GroupedNorm(eqx.Module):
+    """RMSNorm of each group of heads, taken together: the weight is [groups, N V / groups]."""
+
+    weight: Float[Array, "G S"]
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, size: int, groups: int = 1, *, epsilon: float = 1e-5, dtype: DType):
+        """The weight is one; `size` is N V."""
+        self.weight = random.array(np.ones((groups, size // groups)), dtype)
+        self.epsilon = epsilon
+
+    def __call__(self, reads: Float[Array, "N V"]) -> Float[Array, "N V"]:
+        normed = jax.vmap(_rms_norm, (0, 0, None))(reads.reshape(self.weight.shape), self.weight, self.epsilon)
+        return normed.reshape(reads.shape)
+
+
+def weighted_mean(reads: Float[Array, "N W"]) -> Float[Array, "N V"]:
+    """The reads divided by the last of them, which is the sum of the weights."""
+    return reads[:, :-1] / (reads[:, -1:] + 1e-6)
+
+
+def _rms_norm(values: Float[Array, " S"], weight: Float[Array, " S"], epsilon: float) -> Float[Array, " S"]:
+    norm = eqx.nn.RMSNorm(values.shape, eps=epsilon, use_weight=False, use_bias=False)
+    return weight.astype(values.dtype) * norm(values)

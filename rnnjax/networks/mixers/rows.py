@@ -1,0 +1,61 @@
+"""Checks of what the modules of a matrix mixer return."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ... import check
+from .projected import Coefficient, Projected
+
+
+def check_rows(
+    name: str, coefficient: Coefficient | None, projected: Projected, rows: int, *sizes: int
+) -> Array | None:
+    """What a module returns. Raise unless it is [T, rows, size] in one of these sizes; None if there is no module."""
+    if coefficient is None:
+        return None
+    made = coefficient(projected)
+    steps = len(projected.x)
+    if made.ndim != 3 or made.shape[:2] != (steps, rows) or made.shape[2] not in sizes:
+        allowed = " or ".join(f"[T, {rows}, {size}]" for size in sorted({*sizes}))
+        raise ValueError(
+            f"{name}: expected a module that returns {allowed}, got {check.show(made)} of T={steps}. "
+            "Return a row for each head, of each micro-step if there are several"
+        )
+    return made
+
+
+def check_heads(heads: int, key_heads: int) -> None:
+    """Raise unless the same number of heads shares each key."""
+    if heads % key_heads:
+        raise ValueError(
+            f"key_heads: expected a divisor of heads={heads}, got {key_heads}. "
+            "Let the same number of heads share each key"
+        )
+
+
+def check_learned(learn_initial: bool, dtype: jnp.dtype) -> None:
+    """Raise if weights would be complex, which optimisers do not treat rightly."""
+    if learn_initial and jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"learn_initial: expected False for a state of {dtype}, got True. Pass False, or maps that return real keys"
+        )
+
+
+def check_reads(reads: Array, heads: int, value_size: int) -> None:
+    """Raise unless the norm has returned [T, N, V]."""
+    if reads.shape[1:] != (heads, value_size):
+        raise ValueError(
+            f"norm: expected a module that returns [{heads}, {value_size}] at each step, got {list(reads.shape[1:])}. "
+            "Return value_size numbers for each head, whatever the size that value_map makes"
+        )
+
+
+def divided(name: str, input_size: int, part: float, heads: int) -> int:
+    """The size of one head if all heads together have `part` of the input's size. Raise unless it is an integer."""
+    size = part * input_size / heads
+    if size != int(size) or size < 1:
+        raise ValueError(
+            f"{name}: expected a size for each head, since heads={heads} does not divide "
+            f"{part:g} * input_size={input_size}, got None. Pass {name}, or other heads"
+        )
+    return int(size)

@@ -1,0 +1,228 @@
+"""Matrix mixers equal the equations of their papers, in NumPy and in float64, given the same weights."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import equinox as eqx
+import grid
+import jax
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax.engines import Chunked
+from rnnjax.networks import MixerState
+
+T = 11
+Array = np.ndarray
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def softplus(x: Array) -> Array:
+    return np.log1p(np.exp(x))
+
+
+def normalised(x: Array) -> Array:
+    return x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6)
+
+
+def root_mean_square_norm(x: Array, weight: Any) -> Array:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * np.asarray(weight)
+
+
+def linear(projection: Any, xs: Array) -> Array:
+    """Of a matrix, or of two."""
+    if hasattr(projection, "down"):
+        return linear(projection.up, linear(projection.down, xs))
+    return xs @ np.asarray(projection.weight) + (0 if projection.bias is None else np.asarray(projection.bias))
+
+
+class Steps:
+    """Queries, keys and values of a sequence before their maps, in heads, and the window after it."""
+
+    def __init__(self, layer: Any, state: MixerState, xs: Array):
+        projected = xs @ np.asarray(layer.input_weight)
+        self.window = None
+        if layer.convolution is not None:
+            weight, bias, before = layer.convolution.weight, layer.convolution.bias, np.asarray(state.inputs)
+            padded = np.concatenate([before, projected])
+            self.window = padded[len(padded) - len(before) :]
+            ages = [padded[len(before) - age :][: len(xs)] * np.asarray(weight[age]) for age in range(len(weight))]
+            projected = sum(ages) + (0 if bias is None else np.asarray(bias))
+        n, shared, K, V = layer.micro_steps, layer.key_heads, layer.key_size, layer.value_size
+        query, key, value = np.split(projected, np.cumsum([shared * K, n * shared * K]), axis=1)
+        repeat = lambda array: np.repeat(array, layer.heads // shared, axis=-2)  # noqa: E731
+        self.query = repeat(query.reshape(-1, shared, K))
+        self.key = repeat(key.reshape(-1, n, shared, K))
+        self.value = value.reshape(-1, n, layer.heads, V)
+
+
+def delta(S: Array, decay: Array, key: Array, value: Array, strength: float) -> Array:
+    """(I - b k k') diag(a) S + b k v', of one head, as it is written."""
+    decays = np.diag(np.broadcast_to(decay, key.shape))
+    return (np.eye(len(key)) - strength * np.outer(key, key)) @ decays @ S + strength * np.outer(key, value)
+
+
+def recur(S: Array, steps: int, advance: Callable[[int, int, Array], Array], query: Array) -> tuple[Array, Array]:
+    """Every step of every head by `advance(t, n, S)`: the last state and what the queries read."""
+    S, reads = np.array(S), np.zeros((steps, len(S), S.shape[2]))
+    for t in range(steps):
+        for n in range(len(S)):
+            S[n] = advance(t, n, S[n])
+            reads[t, n] = S[n].T @ query[t, n]
+    return S, reads
+
+
+def delta_rule(layer: Any, state: MixerState, xs: Array, decay: Array, gate: Array) -> tuple[MixerState, Array]:
+    """DeltaNet, its gated forms, and its products: `decay` [T, N, K] or [T, N, 1], `gate` [T, N, V]."""
+    made = Steps(layer, state, xs)
+    query, key, value = normalised(silu(made.query)), normalised(silu(made.key)), silu(made.value)
+    twice = layer.write.activation.function.__name__ == "twice_sigmoid"
+    strength = (2 if twice else 1) * sigmoid(linear(layer.write.projection, xs)).reshape(key.shape[:3])
+
+    def advance(t: int, n: int, S: Array) -> Array:
+        for j in range(layer.micro_steps):
+            S = delta(S, decay[t, n] if j == 0 else 1.0, key[t, j, n], value[t, j, n], strength[t, j, n])
+        return S
+
+    S, reads = recur(state.S, len(xs), advance, query / np.sqrt(layer.key_size))
+    ys = root_mean_square_norm(reads, layer.norm.weight) * gate
+    return MixerState(made.window, S), ys.reshape(len(xs), -1) @ np.asarray(layer.output_weight)
+
+
+def delta_net(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    return delta_rule(layer, state, xs, np.ones((len(xs), layer.heads, 1)), np.ones(()))
+
+
+def gated(layer: Any, state: MixerState, xs: Array, activation: Callable) -> tuple[MixerState, Array]:
+    step_sizes = softplus(linear(layer.decay.projection, xs)).reshape(len(xs), layer.heads, -1)
+    decay = np.exp(-np.exp(np.asarray(layer.decay.log_rate))[:, None] * step_sizes)
+    gate = activation(linear(layer.gate.projection, xs)).reshape(len(xs), layer.heads, -1)
+    return delta_rule(layer, state, xs, decay, gate)
+
+
+def gated_delta_net(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    return gated(layer, state, xs, silu)
+
+
+def kda(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    return gated(layer, state, xs, sigmoid)
+
+
+def mamba2(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    made = Steps(layer, state, xs)
+    C, B, u = silu(made.query), silu(made.key)[:, 0], silu(made.value)[:, 0]
+    d, A = softplus(linear(layer.write.projection, xs)), np.exp(np.asarray(layer.decay.log_rate))
+    S, reads = recur(
+        state.S, len(xs), lambda t, n, S: np.exp(-A[n] * d[t, n]) * S + d[t, n] * np.outer(B[t, n], u[t, n]), C
+    )
+    ys = (reads + np.asarray(layer.skip.weight)[:, None] * u).reshape(len(xs), -1)
+    gated = ys * silu(linear(layer.gate.projection, xs))
+    normed = root_mean_square_norm(gated.reshape(len(xs), *layer.norm.weight.shape), layer.norm.weight)
+    return MixerState(made.window, S), normed.reshape(len(xs), -1) @ np.asarray(layer.output_weight)
+
+
+def gla(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    made = Steps(layer, state, xs)
+    a = sigmoid(linear(layer.decay.projection, xs)).reshape(made.query.shape) ** (1 / 16)
+    S, reads = recur(
+        state.S,
+        len(xs),
+        lambda t, n, S: a[t, n][:, None] * S + np.outer(made.key[t, 0, n], made.value[t, 0, n]),
+        made.query / np.sqrt(layer.key_size),
+    )
+    gate = silu(linear(layer.gate.projection, xs)).reshape(reads.shape)
+    ys = (root_mean_square_norm(reads, layer.norm.weight) * gate).reshape(len(xs), -1)
+    return MixerState(None, S), ys @ np.asarray(layer.output_weight)
+
+
+def hgrn2(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    made = Steps(layer, state, xs)
+    f = 0.2 + 0.8 * sigmoid(made.key)[:, 0]
+    S, reads = recur(
+        state.S,
+        len(xs),
+        lambda t, n, S: np.diag(f[t, n]) @ S + np.outer(1 - f[t, n], made.value[t, 0, n]),
+        silu(made.query) / np.sqrt(layer.key_size),
+    )
+    ys = root_mean_square_norm(reads.reshape(len(xs), -1), layer.norm.weight[0])
+    return MixerState(None, S), ys @ np.asarray(layer.output_weight)
+
+
+def linear_attention(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    """As a weighted mean of all values so far, of which the state given has some."""
+    made = Steps(layer, state, xs)
+    phi = lambda x: np.where(x > 0, x + 1, np.exp(x))  # noqa: E731
+    query, key, value = phi(made.query), phi(made.key)[:, 0], made.value[:, 0]
+    S = np.asarray(state.S) + np.einsum("tnk,tnv->nkv", key, np.concatenate([value, np.ones_like(value[..., :1])], -1))
+    scores = np.einsum("tnk,snk->tsn", query, key) * np.tri(len(xs))[:, :, None]
+    given = np.einsum("tnk,nkv->tnv", query, np.asarray(state.S))
+    sums = given[..., :-1] + np.einsum("tsn,snv->tnv", scores, value)
+    ys = sums / (given[..., -1:] + scores.sum(1)[..., None] + 1e-6)
+    return MixerState(None, S), ys.reshape(len(xs), -1) @ np.asarray(layer.output_weight)
+
+
+def ret_net(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
+    """In the paper's parallel form, of queries and keys that are rotated by their positions; it starts from zero."""
+    made = Steps(layer, state, xs)
+    steps, K = np.arange(len(xs)), layer.key_size
+    angles = steps[:, None] * 10000.0 ** (-2 * np.arange(K // 2) / K)[None]
+
+    def rotated(vectors: Array) -> Array:
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        first, second = np.split(vectors, 2, axis=-1)
+        return np.concatenate([first * cos - second * sin, first * sin + second * cos], -1)
+
+    query, key, value = rotated(made.query), rotated(made.key[:, 0]), made.value[:, 0]
+    decay = 1 - 2.0 ** (-5 - np.arange(layer.heads))
+    distance = steps[:, None] - steps
+    powers = np.where(distance[..., None] >= 0, decay ** np.maximum(distance, 0)[..., None], 0)
+    reads = np.einsum("tnk,snk,tsn,snv->tnv", query, key, powers, value) / np.sqrt(K)
+    gate = silu(linear(layer.gate.projection, xs)).reshape(reads.shape)
+    ys = (root_mean_square_norm(reads, layer.norm.weight) * gate).reshape(len(xs), -1)
+    turned = (key[..., : K // 2] + 1j * key[..., K // 2 :]) * np.exp(-1j * angles[-1])
+    S = np.einsum("snk,sn,snv->nkv", turned, powers[-1], value)
+    return MixerState(None, S), ys @ np.asarray(layer.output_weight)
+
+
+EQUATIONS = {
+    "linear_attention": linear_attention,
+    "ret_net": ret_net,
+    "gla": gla,
+    "hgrn2": hgrn2,
+    "mamba2": mamba2,
+    "delta_net": delta_net,
+    "gated_delta_net": gated_delta_net,
+    "kda": kda,
+    "delta_product": gated_delta_net,
+}
+
+
+def state_of(name: str) -> MixerState:
+    """A state with sums of features that are positive; the equations of RetNet start from zero."""
+    state = jax.tree.map(np.asarray, grid.random_state(grid.build(name)))
+    scale = 0 if name == "ret_net" else 1
+    return state._replace(S=scale * (np.abs(state.S) if name == "linear_attention" else state.S))
+
+
+@lru_cache
+def evaluated(engine: rnnjax.AbstractEngine) -> dict[str, Any]:
+    """The last states and outputs of all layers, as one compiled program."""
+    given = {name: (grid.build(name), state_of(name)) for name in EQUATIONS}
+    run = lambda given, xs: {name: rnnjax.unroll(*each, xs, engine=engine) for name, each in given.items()}  # noqa: E731
+    return eqx.filter_jit(run)(given, grid.inputs(T))
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.parametrize("engine", [rnnjax.Scan(), pytest.param(Chunked(4), marks=pytest.mark.slow)])
+def test_values_are_those_of_the_equations(name, engine):
+    expected = EQUATIONS[name](grid.build(name), state_of(name), np.asarray(grid.inputs(T)))
+    grid.assert_close(evaluated(engine)[name], expected)
