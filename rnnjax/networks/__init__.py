@@ -2,6 +2,7 @@
 
 from ..network import AbstractNetwork as AbstractNetwork
 from ..network import Options as Options
+from . import mixers as mixers
 from .all_states import AllStates as AllStates
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Reversed as Reversed
