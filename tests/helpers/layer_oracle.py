@@ -72,9 +72,7 @@ def rwkv7(network: networks.RWKV7, state: State, x: Any) -> tuple[State, Any]:
     (before,), S = state
     x_r, x_w, x_k, x_v, x_a, x_g = (lerp(x, before, share) for share in network.mix)
     r, k, v = x_r @ network.receptance_weight, x_k @ network.key_weight, x_v @ network.value_weight
-    w = np.exp(
-        -np.exp(-0.5) * sigmoid(network.decay.offset + np.tanh(x_w @ network.decay.down) @ network.decay.up)
-    )
+    w = np.exp(-np.exp(-0.5) * sigmoid(network.decay.offset + np.tanh(x_w @ network.decay.down) @ network.decay.up))
     if first is None:
         first = v
     else:

@@ -147,6 +147,4 @@ class RWKV6(AbstractNetwork):
 
 def _initial_mix(size: int, depth: Depth, dtype: DType) -> RWKV6Mix:
     full, half = depth.shift(size, 1.0), depth.shift(size, 0.5)
-    return RWKV6Mix(
-        *(random.array(share, dtype) for share in (full, full, full, full - 0.3 * depth.below, half, half))
-    )
+    return RWKV6Mix(*(random.array(share, dtype) for share in (full, full, full, full - 0.3 * depth.below, half, half)))

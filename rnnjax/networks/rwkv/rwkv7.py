@@ -153,9 +153,7 @@ class RWKV7(AbstractNetwork):
     def initial(self) -> RWKVState:
         return RWKVState(jnp.zeros((1, *self.bonus.shape), self.bonus.dtype), self.recurrence.initial().S)
 
-    def run(
-        self, state: RWKVState, xs: Inputs | Valued, options: Options
-    ) -> tuple[RWKVState, Inputs | Valued]:
+    def run(self, state: RWKVState, xs: Inputs | Valued, options: Options) -> tuple[RWKVState, Inputs | Valued]:
         xs, first = (xs, None) if isinstance(xs, Array) else xs
         last, (xs, before) = look_back(state.inputs, xs, options)
         steps = options.over_time(self._steps, xs, before, first)
