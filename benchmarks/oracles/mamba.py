@@ -1,8 +1,8 @@
-"""Mamba beside the released code: `python -m benchmarks.oracles.mamba mamba`, a clone of github.com/state-spaces/mamba.
+"""Mamba beside the released code: `python -m benchmarks.oracles.mamba FOLDER`.
 
-Needs torch and einops. The module `Mamba` runs its slow path, with `selective_scan_ref` in place of the kernel of CUDA,
-and random weights: outputs, last states, and the gradients by all weights and inputs. In float64 the torch code casts to
-float64 where it casts to float32.
+The folder is a clone of github.com/state-spaces/mamba. Needs torch and einops. The module `Mamba` runs its slow path,
+with `selective_scan_ref` in place of the kernel of CUDA, and random weights: outputs, last states, and the gradients by
+all weights and inputs. In float64, the torch code casts to float64 wherever it casts to float32.
 """
 
 import math

@@ -1,10 +1,10 @@
-"""RWKV-6 and RWKV-7 beside the released code: `python -m benchmarks.oracles.rwkv RWKV-LM [flash-linear-attention]`.
+"""RWKV-6 and RWKV-7 beside the released code: `python -m benchmarks.oracles.rwkv FOLDER [FOLDER_OF_FLA]`.
 
 The folders are clones of github.com/BlinkDL/RWKV-LM and github.com/fla-org/flash-linear-attention; the second is for
-RWKV-6, whose authors have no recurrence for CPUs. Needs torch. Whole networks of blocks and normalisations are compared,
-with random weights: outputs, last states, and the gradients by all weights and inputs. In float64 the torch code casts
-to float64 where it casts to float32. `initial` compares the initial values that are not random with the code for
-training.
+RWKV-6, whose authors released no recurrence for CPUs. Needs torch. Whole networks of blocks and normalisations are
+compared, with random weights: outputs, last states, and the gradients by all weights and inputs. In float64, the torch
+code casts to float64 wherever it casts to float32. The last rows compare the initial values that are not random with
+those of the code for training.
 """
 
 import math
