@@ -88,10 +88,10 @@ class RWKV6(AbstractNetwork):
         learn_initial          train the initial S in place of zeros
         dtype                  of weights, inputs and outputs; decays, gates and S are float32 or wider
         """
-        heads, depth = heads_of(hidden_size, head_size), Depth.of(layer, layers)
-        check.sizes(mix_rank=mix_rank, decay_rank=decay_rank)
         check.flags(learn_initial=learn_initial)
         check.dtype(dtype)
+        heads, depth = heads_of(hidden_size, head_size), Depth.of(layer, layers)
+        check.sizes(mix_rank=mix_rank, decay_rank=decay_rank)
         keys, H = random.split(key, 6), hidden_size
         self.mix = _initial_mix(H, depth, dtype)
         self.mix_down = random.zeros((H, 5 * mix_rank), dtype)

@@ -122,9 +122,9 @@ class RWKV7(AbstractNetwork):
         learn_initial             train the initial S in place of zeros
         dtype                     of weights, inputs and outputs; decays, gates and S are float32 or wider
         """
-        heads, depth, H = heads_of(hidden_size, head_size), Depth.of(layer, layers), hidden_size
         check.flags(takes_value=takes_value, gives_value=gives_value, learn_initial=learn_initial)
         check.dtype(dtype)
+        heads, depth, H = heads_of(hidden_size, head_size), Depth.of(layer, layers), hidden_size
         vector = lambda values: random.array(np.broadcast_to(values, (H,)), dtype)  # noqa: E731
         keys, middle, zigzag = random.split(key, 7), ramp(H) - 0.5, _zigzag(H, head_size)
         powers = RWKV7Mix(r=0.2, w=0.9, k=0.7, v=0.7, a=0.9, g=0.2)
