@@ -73,6 +73,7 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "gru": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, learn_initial=True, bias=False, dtype=dtype),
     "reset_before_gru": lambda inputs, dtype: rnnjax.ResetBeforeGRU(inputs, H, key=KEY, dtype=dtype),
     "lem": lambda inputs, dtype: rnnjax.LEM(inputs, H, key=KEY, time_step=0.7, learn_initial=True, dtype=dtype),
+    "slstm": lambda inputs, dtype: rnnjax.cells.SLSTM(inputs, H, key=KEY, heads=2, dtype=dtype),
     "min_gru": lambda inputs, dtype: rnnjax.MinGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),
     "diagonal_gru": lambda inputs, dtype: rnnjax.DiagonalGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
@@ -110,6 +111,13 @@ def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
     """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
     enter = rnnjax.TimeDistributed(both_ways, inputs, dtype=options["dtype"])
     return rnnjax.Stack([enter, rnnjax.networks.CGLRU(2 * inputs, **options)])
+
+
+def xlstm_of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
+    """Both kinds of xLSTM blocks, of inputs that are doubled, so that they have two heads."""
+    enter = rnnjax.TimeDistributed(both_ways, inputs, dtype=options["dtype"])
+    matrix = rnnjax.networks.MLSTMBlock(2 * inputs, heads=2, inner_size=8, **options)
+    return rnnjax.Stack([enter, matrix, rnnjax.networks.SLSTMBlock(2 * inputs, heads=2, **options)])
 
 
 def flagged(x: Array) -> tuple[Array, LSTMState]:
@@ -162,11 +170,14 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "rg_lru": lambda inputs, dtype: rnnjax.RGLRU(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "partial_resets": with_flags,
     "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
+    "mlstm": lambda inputs, dtype: rnnjax.networks.MLSTM(inputs, H, heads=2, key_size=3, key=KEY, dtype=dtype),
+    "xlstm": lambda inputs, dtype: xlstm_of_pairs(inputs, key=KEY, dtype=dtype),
 }
 POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
     *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
+    *("mlstm", "xlstm"),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
@@ -195,7 +206,7 @@ def grouped(cell: str, *others: str) -> Any:
 # The engines that do not run every cell, and the cells that they run.
 EMITTING = ("s6", "matrix")  # cells whose steps emit something else than their state
 LINEAR = ("min_gru", "min_lstm", "linear_rnn", "sru", "lru", "s5", "s6")
-GATED = ("elman", "lstm", "lstm_options", "gru")
+GATED = ("elman", "lstm", "lstm_options", "gru", "slstm")
 ADMITTED: dict[str, tuple[str, ...]] = {
     "associative": LINEAR,
     "associative_blocks": LINEAR,
