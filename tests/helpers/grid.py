@@ -219,12 +219,8 @@ POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which on
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
     *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
-<<<<<<< HEAD
     *MIXERS,
-    *("rwkv6", "rwkv7", "mamba"),
-=======
-    *("mlstm", "xlstm"),
->>>>>>> s8/xlstm
+    *("rwkv6", "rwkv7", "mamba", "mlstm", "xlstm"),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
