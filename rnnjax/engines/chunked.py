@@ -4,20 +4,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from .. import check
-from ..arrays import PyTree, Shaped, State, count_steps, select
+from ..arrays import PyTree, Shaped, State, count_steps
 from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
-from ..kernels.matrix_scan import cpu
-from ..kernels.matrix_scan.contract import Operands
 from ..kernels.matrix_scan.primitive import matrix_scan
 from ..marks import Marks, poisoned
-from ..matrix_cell import AbstractMatrixCell, Matrix, Transition
+from ..matrix_cell import AbstractMatrixCell, Matrix
 from ..refusal import Refusal
+from .chunked_parts import ChunkedPartsPlan
+from .matrix_operands import operands_of
 
 
 class Chunked(AbstractEngine):
@@ -54,7 +52,9 @@ class Chunked(AbstractEngine):
         if symbolic is not None:
             return symbolic
         T = max(1, count_steps(xs))
-        return ChunkedPlan(min(self.size, 1 << (T - 1).bit_length())).over_parts(axis)
+        size = min(self.size, 1 << (T - 1).bit_length())
+        plan = ChunkedPlan(size)
+        return plan if axis is None else ChunkedPartsPlan(plan, size, axis)
 
 
 @dataclass(frozen=True)
@@ -71,32 +71,6 @@ class ChunkedPlan(Plan):
 
     def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
         assert isinstance(cell, AbstractMatrixCell)
-        steps = jax.vmap(cell.coefficients)(cell.project(xs))
-        _check(cell, steps, state.S)
-        ignored, resets = marks.over_time(count_steps(xs))
-        if ignored is not None:
-            steps = _without(steps, ignored)
-        start = None if cell.initial_state is None or resets is None else marks.initial.S
-        operands = Operands(steps, state.S, start, resets)
+        operands = operands_of(cell, state, xs, marks)
         ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size)
         return Matrix(last), ys
-
-
-def _check(cell: AbstractMatrixCell, steps: Transition, S: Array) -> None:
-    """Raise unless the coefficients have the heads and sizes of the state, and its dtype."""
-    N, K, V = S.shape
-    sizes = (1, K), (K,), (V,), (K,), (K,), (K,)
-    for name, leaf, allowed in zip(Transition._fields, steps, sizes, strict=True):
-        if leaf is not None and (leaf.shape[1:-1] != (N,) or leaf.shape[-1] not in allowed or leaf.dtype != S.dtype):
-            raise ValueError(
-                f"{describe(cell)}.coefficients: expected a {name} [{N}, {allowed[-1]}] in {S.dtype} for the state "
-                f"{check.show(S)}, got {check.show(leaf[0])}. Return a row for each head, in the dtype of the state"
-            )
-
-
-def _without(steps: Transition, ignored: Array) -> Transition:
-    """The steps, of which the ignored ones leave the state alone."""
-    changed = steps._replace(value=None, query=None, erase_key=None)
-    nothing = jax.tree.map(jnp.zeros_like, changed)._replace(decay=jnp.ones_like(steps.decay))
-    kept = select(ignored, nothing, changed)
-    return steps._replace(decay=kept.decay, key=kept.key, erase=kept.erase)

@@ -24,9 +24,7 @@ class AllStates(AbstractWrapper):
     def __init__(self, cell: Checked[AbstractCell]):
         """Raises a TypeError for a network, and for a cell whose steps emit something other than their states."""
         if not isinstance(cell, AbstractCell):
-            raise TypeError(
-                f"cell: expected a cell, got {describe(cell)}. Pass the cells of a network one by one"
-            )
+            raise TypeError(f"cell: expected a cell, got {describe(cell)}. Pass the cells of a network one by one")
         if not cell.emits_states:
             raise TypeError(
                 f"cell: expected one that emits its states, got {describe(cell)}, which does not. "

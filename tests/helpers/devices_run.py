@@ -126,6 +126,8 @@ SAME: dict[str, tuple[Any, ...]] = {
     "associative": ("rotating", rnnjax.Associative(), ragged),  # a complex cell
     "associative_in_reverse": ("rotating", rnnjax.Associative(), short),
     "associative_forward_mode": ("rotating", rnnjax.Associative(), forward_mode),
+    "chunked": ("matrix", rnnjax.engines.Chunked(4), ragged, forward_mode),
+    "chunked_in_reverse": ("matrix", rnnjax.engines.Chunked(4), short),
     "layers": ("stack", rnnjax.Auto(), short),  # each by the engine that fits it
     "newton": ("gru", rnnjax.Newton(), ragged),  # a dense Jacobian
     "newton_in_reverse": ("gru", rnnjax.Newton(), short),
@@ -283,6 +285,36 @@ def check_training_over_batch() -> None:
 
 def check_training_over_batch_and_time() -> None:
     trains_alike(rnnjax.Sharded(rnnjax.Scan(), two_axes(), "time"), two_axes())
+
+
+def check_what_is_not_finite_ends_at_a_reset_of_another_part() -> None:
+    """Of a matrix cell on eight devices, as on one: in the last state, in outputs and in gradients."""
+    cell, resets = grid.build("matrix"), np.arange(24) == 14
+    xs = np.array(grid.inputs(24))
+    xs[4] = np.nan  # on the second device; the reset is on the fifth
+
+    @eqx.filter_jit
+    def run(cell: Any, xs: Array, resets: Array | None) -> PyTree:
+        late = (
+            lambda cell, engine: grid.contract(  # noqa: E731
+                jax.tree.map(lambda leaf: leaf[14:], rnnjax.unroll(cell, None, xs, resets=resets, engine=engine)[1])
+            )
+        )
+        engines = over_time(rnnjax.engines.Chunked(4)), grid.ORACLE
+        whole = [rnnjax.unroll(cell, None, xs, resets=resets, engine=engine) for engine in engines]
+        return whole, [jax.grad(late)(cell, engine) for engine in engines]
+
+    (ours, oracle), gradients = run(cell, xs, resets)
+    assert np.isnan(oracle[1]).any(1).tolist() == [4 <= t < 14 for t in range(24)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11), ours, oracle)
+    grid.assert_close(*gradients)
+    (ours, _), gradients = run(cell, xs, None)
+    assert np.isnan(ours[1]).all(1).tolist() == [t >= 4 for t in range(24)]
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves((ours[0], gradients[0].weight)))
+    xs[4] = 1e200  # whose products overflow
+    (ours, oracle), _ = run(cell, xs, resets)
+    np.testing.assert_allclose(ours[1][14:], oracle[1][14:], rtol=1e-11, atol=1e-11)
+    assert not np.isfinite(oracle[1][:14]).all()
 
 
 def check_an_estimator_over_batch() -> None:

@@ -51,6 +51,7 @@ CHECKS = (
 SLOW_CHECKS = (
     *("scan", "scan_in_reverse", "fused_in_reverse", "checkpointed", "layers"),
     *("associative_in_reverse", "associative_forward_mode", "batch_and_time"),
+    *("chunked", "chunked_in_reverse", "what_is_not_finite_ends_at_a_reset_of_another_part"),
     *("newton_in_reverse", "newton_of_blocks", "newton_diagonal", "newton_unsolved", "newton_unsolved_on_one_device"),
     *("memory", "training_over_batch_and_time"),
 )
