@@ -29,22 +29,26 @@ B, TESTED, BLOCKS = 64, 512, 2
 LEARNING_RATE, DECAY = 3e-3, 0.1
 
 
-def draw(language: Language, lengths: tuple[int, int], T: int, size: int, generator: np.random.Generator) -> Questions:
-    """Words of these lengths, the last one included, in arrays of T steps."""
-    return language.draw(generator, generator.integers(lengths[0], lengths[1] + 1, size), T)
+def draw(
+    language: Language, lengths: tuple[int, int], T: int, size: int, every: bool, generator: np.random.Generator
+) -> Questions:
+    """Words of these lengths, the last one included, in arrays of T steps. With `every`, each of their symbols asks."""
+    drawn = generator.integers(lengths[0], lengths[1] + 1, size)
+    questions = language.draw(generator, drawn, T)
+    return questions._replace(asked=np.arange(T) < drawn[:, None]) if every else questions
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record of each mixer and seed."""
     language = LANGUAGES[options.task]
-    lengths = {"short": SHORT, "test": LONG}
-    tests = {name: draw(language, each, LONG[1], TESTED, np.random.default_rng(0)) for name, each in lengths.items()}
+    judged = lambda lengths: draw(language, lengths, LONG[1], TESTED, False, np.random.default_rng(0))  # noqa: E731
+    tests = {"short": judged(SHORT), "test": judged(LONG)}
     seeds = range(options.seed, options.seed + options.seeds)
     for name in options.mixers:
         sizes = language.vocabulary, options.width, options.heads
         records = train_and_test(
             partial(build_language_model, *sizes, [name] * options.blocks, perceptrons=True),
-            partial(draw, language, SHORT, SHORT[1], B),
+            partial(draw, language, SHORT, SHORT[1], B, options.asked == "every"),
             tests,
             seeds,
             steps=options.steps,
@@ -67,6 +71,7 @@ parse = command_line(
     __doc__,
     choice("--task", LANGUAGES, "parity"),
     option("--mixers", nargs="+", choices=MIXERS, default=["deltanet", "deltanet_signed"], help="default: %(default)s"),
+    choice("--asked", ("every", "last"), "every"),
     option("--width", type=int, default=16, help="of the layers (%(default)s)"),
     option("--heads", type=int, default=1, help="of each layer (%(default)s)"),
     option("--blocks", type=int, default=BLOCKS, help="of a mixer and a perceptron (%(default)s)"),
