@@ -182,8 +182,6 @@ def test_every_mixer_can_be_asked(name):
 
 
 def shrink(monkeypatch):
-    monkeypatch.setattr(state_tracking, "SHORT", (2, 4))
-    monkeypatch.setattr(state_tracking, "LONG", (4, 6))
     for example in (state_tracking, recall):
         monkeypatch.setattr(example, "TESTED", 100)
 
@@ -226,3 +224,10 @@ def test_pairs_that_do_not_fit(words, capsys):
     with pytest.raises(SystemExit):
         recall.parse(words)
     assert f"{words[0]}: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lengths", [(1, 4, 5), (5, 4, 5), (3, 5, 4)])
+def test_lengths_out_of_order(lengths, capsys):
+    with pytest.raises(SystemExit):
+        state_tracking.parse(["--lengths", *map(str, lengths)])
+    assert "--lengths: expected 2 <= A <= B <= C, got" in capsys.readouterr().err
