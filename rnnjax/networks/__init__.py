@@ -2,6 +2,7 @@
 
 from ..network import AbstractNetwork as AbstractNetwork
 from ..network import Options as Options
+from . import mixers as mixers
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Reversed as Reversed
 from .bidirectional import SharedBidirectional as SharedBidirectional

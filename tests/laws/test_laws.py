@@ -32,7 +32,7 @@ FEW = {  # the cells of an engine that is not seen with every cell that it admit
     "associative_blocks": ("lru", "s6"),
     "newton": ("gru", "projected_lstm", "lru"),
     "newton_diagonal": ("lru",),
-    "chunked": ("matrix", "ret_net", "mamba2", "delta_product"),
+    "chunked": ("matrix", "ret_net", "delta_product"),
     **dict.fromkeys(("fused_tpu", "fused_gpu"), ("gru", "lstm_options")),
 }
 PAIRS = [
@@ -48,9 +48,8 @@ QUICK_PAIRS = {
     *(("lru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
     *(("gru", "fused"), ("gru", "fused_tpu"), ("lstm_options", "fused_gpu")),
 }
-SLOW = {SAME_AS_BIDIRECTIONAL, "rwkv6", "mamba", *grid.MIXERS} - {
-    "delta_product"
-}  # which has a convolution and several micro-steps
+SLOW = {SAME_AS_BIDIRECTIONAL, "rwkv6", "mamba", *grid.MIXERS} - {"delta_product"}  # which has several micro-steps
+ALIKE = ("gla", "hgrn2", "delta_net", "kda")  # other coefficients of the same code: without the laws of more programs
 
 
 def case(part, engine, *others, quick):
@@ -78,6 +77,7 @@ def cases(named, parts):
         if part in parts
         for law in named
         if law != "everything_composes" or engine != "auto" or part in LINEAR_INSIDE
+        if part not in ALIKE or law not in ("length_is_a_shorter_sequence", *IN_REVERSE)
     ]
 
 

@@ -182,6 +182,9 @@ FLAGGED = [
         rnnjax.networks.CGLRU,
         rnnjax.networks.CausalConvolution,
     ),
+    *(rnnjax.networks.MatrixMixer, rnnjax.networks.LinearAttention, rnnjax.networks.GLA, rnnjax.networks.HGRN2),
+    *(rnnjax.networks.Mamba2, rnnjax.networks.DeltaNet, rnnjax.networks.GatedDeltaNet, rnnjax.networks.KDA),
+    rnnjax.networks.DeltaProduct,
     *(
         rnnjax.networks.DepthwiseConvolution,
         rnnjax.models.LanguageModel,
@@ -390,6 +393,74 @@ LINEAR = [
     pytest.param(run("rg_lru_of_four"), ValueError, ["xs", "[T, 4]", "RGLRU", "[12, 3]"], id="rg_lru_inputs"),
 ]
 
+as_complex = rnnjax.networks.mixers.as_complex
+make_mixer = partial(keyed(rnnjax.networks.MatrixMixer), 4, heads=2, key_size=3, value_size=5)
+
+
+def rows(*shape: int) -> Callable[[Any], jax.Array]:
+    """A module of a mixer that returns an array of that shape for each step."""
+    return lambda projected: jnp.ones((len(projected.x), *shape), F32)
+
+
+MIXERS = [
+    pytest.param(partial(make_mixer, key_heads=3), ValueError, ["key_heads", "heads=2", "3"], id="key_heads"),
+    pytest.param(
+        partial(make_mixer, decay=rows(2, 4)), ValueError, ["decay", "[T, 2, 1] or [T, 2, 3]", "[1,2,4]"], id="decay"
+    ),
+    pytest.param(
+        partial(make_mixer, micro_steps=2, write=rows(2, 1)), ValueError, ["write", "[T, 4, 1]", "[1,2,1]"], id="write"
+    ),
+    pytest.param(partial(make_mixer, erase=rows(2)), ValueError, ["erase", "[T, 2, 1]", "[1,2]"], id="erase"),
+    pytest.param(partial(make_mixer, gate=rows(2, 1)), ValueError, ["gate", "[T, 2, 5]", "[1,2,1]"], id="mixer_gate"),
+    pytest.param(partial(make_mixer, norm=jnp.sum), ValueError, ["norm", "[2, 5]", "[]"], id="norm"),
+    pytest.param(
+        partial(make_mixer, key_size=4, key_map=as_complex),
+        ValueError,
+        ["query_map", "[T, 2, 2]", "key_map", "[1,2,4]"],
+        id="query_map",
+    ),
+    pytest.param(partial(make_mixer, value_map=jnp.sum), ValueError, ["value_map", "[T, 2, size]", "[]"], id="map"),
+    pytest.param(partial(make_mixer, convolution=0), ValueError, ["convolution", "positive", "0"], id="mixer_window"),
+    pytest.param(partial(make_mixer, scale="1"), TypeError, ["scale", "number", "'1'"], id="scale"),
+    pytest.param(
+        partial(make_mixer, key_map=as_complex, query_map=as_complex, key_size=4, learn_initial=True),
+        ValueError,
+        ["learn_initial", "False", "complex64", "True"],
+        id="complex_start",
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.GatedDeltaNet), 20),
+        ValueError,
+        ["key_size", "heads=6", "0.75 * input_size=20", "None"],
+        id="head_size",
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.Mamba2), 20), ValueError, ["head_size", "=40", "groups=1", "64"], id="mamba2"
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.Mamba2), 6, head_size=4, groups=2),
+        ValueError,
+        ["head_size", "=12", "groups=2", "4"],
+        id="mamba2_groups",
+    ),
+    pytest.param(partial(keyed(rnnjax.networks.HGRN2), 20), ValueError, ["key_size", "=20", "128"], id="hgrn2"),
+    pytest.param(
+        partial(keyed(rnnjax.networks.HGRN2), 8, key_size=4, lower_bound=1.0),
+        ValueError,
+        ["lower_bound", "0 <= p < 1", "1.0"],
+        id="lower_bound",
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.RetNet), 8, key_size=3), ValueError, ["key_size", "even", "3"], id="ret_net_odd"
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.LinearAttention), 8, feature_map=eqx.nn.PReLU()),
+        ValueError,
+        ["feature_map", "without weights", "PReLU"],
+        id="feature_map",
+    ),
+]
+
 H_ALONE = rnnjax.cells.LSTMState(h=True, c=False)
 COMPOSITION = [
     pytest.param(
@@ -498,9 +569,9 @@ SELF_EXPLANATORY = {
     *("reverse_string", "fall_back", "pallas"),
     *("hidden_size_zero", "hidden_size_float", "hidden_size_bool", "input_size_negative", "heads_zero"),
     *("projected_size_zero", "lru_size", "output_size_zero", "s5_blocks_zero"),
-    *("convolution_window", "convolution_inputs", "depthwise_window", "qrnn_window"),
+    *("mixer_window", "convolution_window", "convolution_inputs", "depthwise_window", "qrnn_window"),
 }
-CASES = INPUTS + STATES + MARKS + OPTIONS + ENGINES + CONSTRUCTION + LINEAR + COMPOSITION + FUNCTIONS
+CASES = INPUTS + STATES + MARKS + OPTIONS + ENGINES + CONSTRUCTION + LINEAR + MIXERS + COMPOSITION + FUNCTIONS
 
 
 @pytest.mark.usefixtures("annotations_unchecked")

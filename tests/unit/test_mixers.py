@@ -226,3 +226,28 @@ def evaluated(engine: rnnjax.AbstractEngine) -> dict[str, Any]:
 def test_values_are_those_of_the_equations(name, engine):
     expected = EQUATIONS[name](grid.build(name), state_of(name), np.asarray(grid.inputs(T)))
     grid.assert_close(evaluated(engine)[name], expected)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_narrow_weights_have_wide_states(name):
+    layer, xs = grid.build(name, "bfloat16"), grid.inputs(T, dtype="bfloat16")
+    state, ys = eqx.filter_eval_shape(rnnjax.unroll, layer, None, xs)
+    assert ys.dtype == "bfloat16"
+    assert np.finfo(state.S.dtype).dtype == "float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ret_net", "mamba2", "kda"])
+def test_narrow_weights_have_the_values_and_gradients_of_wide_ones(name):
+    grid.assert_close(grid.rounded(name, Chunked(4))["bfloat16"], grid.expected_rounded(name)["bfloat16"], "bfloat16")
+
+
+def test_a_classifier_and_a_language_model_are_made_of_residual_mixers():
+    """Traced without running: the gradients have the form of the models."""
+    network = rnnjax.Stack([rnnjax.residual(rnnjax.networks.GatedDeltaNet(8, heads=2, key=grid.KEY)) for _ in range(2)])
+    model = rnnjax.models.LanguageModel(13, network, key=grid.KEY)
+    classifier = rnnjax.models.Classifier(network, eqx.nn.Linear(8, 3, key=grid.KEY, dtype="float32"))
+    loss = lambda models, tokens, xs: models[0].logits(models[0].initial(), tokens)[1].sum() + models[1](xs).sum()  # noqa: E731
+    shapes = jax.ShapeDtypeStruct((5,), "int32"), jax.ShapeDtypeStruct((5, 8), "float32")
+    gradient = eqx.filter_eval_shape(eqx.filter_grad(loss), (model, classifier), *shapes)
+    assert jax.tree.structure(gradient) == jax.tree.structure(eqx.filter((model, classifier), eqx.is_inexact_array))

@@ -12,10 +12,17 @@ from .hgrn2 import HGRN2 as HGRN2
 from .kda import KDA as KDA
 from .linear_attention import LinearAttention as LinearAttention
 from .mamba2 import Mamba2 as Mamba2
+from .maps import as_complex as as_complex
+from .maps import as_conjugate as as_conjugate
+from .maps import normalised_silu as normalised_silu
+from .maps import positive_elu as positive_elu
+from .maps import twice_sigmoid as twice_sigmoid
+from .maps import with_one as with_one
 from .matrix_mixer import MatrixMixer as MatrixMixer
 from .matrix_mixer import MixerState as MixerState
 from .norms import GroupedNorm as GroupedNorm
 from .norms import HeadNorm as HeadNorm
+from .norms import weighted_mean as weighted_mean
 from .projected import Gate as Gate
 from .projected import Linear as Linear
 from .projected import LowRank as LowRank

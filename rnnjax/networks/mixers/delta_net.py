@@ -47,7 +47,8 @@ class DeltaNet(MatrixMixer):
         The other arguments are as in `MatrixMixer`.
         """
         check.sizes(input_size=input_size, heads=heads)
-        check.flags(negative_eigenvalues=negative_eigenvalues)
+        check.flags(negative_eigenvalues=negative_eigenvalues, learn_initial=learn_initial)
+        check.dtype(dtype)
         key_size = divided("key_size", input_size, 1.0, heads) if key_size is None else key_size
         value_size = divided("value_size", input_size, 1.0, heads) if value_size is None else value_size
         own, strengths = random.split(key, 2)

@@ -52,7 +52,7 @@ class DeltaProduct(MatrixMixer):
         The other arguments are as in `MatrixMixer`.
         """
         check.sizes(input_size=input_size, householders=householders, heads=heads)
-        check.flags(forget_gate=forget_gate, negative_eigenvalues=negative_eigenvalues)
+        check.flags(forget_gate=forget_gate, negative_eigenvalues=negative_eigenvalues, learn_initial=learn_initial)
         check.dtype(dtype)
         key_size = divided("key_size", input_size, 0.75, heads) if key_size is None else key_size
         value_size = 2 * key_size if value_size is None else value_size

@@ -1,11 +1,13 @@
 """Micro-steps of a matrix mixer: n erasures and writes for each input, as n steps of the recurrence."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
-from ...matrix_cell import Transition
+from ...cells.matrix_recurrence import MatrixRecurrence
+from ...matrix_cell import Matrix, Transition
 from ...network import Options
 from .projected import Projected
 
@@ -41,6 +43,22 @@ def spread(
 def _by_micro_step(rows: Inexact[Array, "T M S"], micro_steps: int) -> Inexact[Array, "T n N S"]:
     steps, count, size = rows.shape
     return rows.reshape(steps, micro_steps, count // micro_steps, size)
+
+
+def recurrence_of(steps: Transition, initial_state: Matrix | None) -> MatrixRecurrence:
+    """The recurrence of these transitions, [T, n, N, ..], from a learned initial state if there is one."""
+    *_, heads, value_size = steps.value.shape
+    *_, key_heads, key_size = steps.key.shape
+    recurrence = MatrixRecurrence(
+        heads,
+        key_size,
+        value_size,
+        scalar_decay=steps.decay.shape[-1] == 1,
+        erases=steps.erase is not None,
+        key_heads=key_heads,
+        dtype=steps.key.dtype,
+    )
+    return eqx.tree_at(lambda cell: cell.initial_state, recurrence, initial_state, is_leaf=lambda leaf: leaf is None)
 
 
 def fold_rows(steps: Transition) -> Transition:

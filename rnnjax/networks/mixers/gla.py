@@ -46,6 +46,7 @@ class GLA(MatrixMixer):
         The other arguments are as in `MatrixMixer`.
         """
         check.sizes(input_size=input_size, heads=heads, rank=rank)
+        check.flags(learn_initial=learn_initial)
         check.dtype(dtype)
         key_size = divided("key_size", input_size, 0.5, heads) if key_size is None else key_size
         value_size = divided("value_size", input_size, 1.0, heads) if value_size is None else value_size

@@ -48,6 +48,7 @@ class HGRN2(MatrixMixer):
         The other arguments are as in `MatrixMixer`.
         """
         check.sizes(input_size=input_size, key_size=key_size)
+        check.flags(learn_initial=learn_initial)
         check.dtype(dtype)
         bound = check.probability("lower_bound", lower_bound, "keeping at least this part of the state")
         if heads is None and input_size % key_size:

@@ -48,6 +48,7 @@ class LinearAttention(MatrixMixer):
         The other arguments are as in `MatrixMixer`.
         """
         check.sizes(input_size=input_size, heads=heads)
+        check.flags(learn_initial=learn_initial)
         check.dtype(dtype)
         check.activations(feature_map=feature_map)
         if any(map(eqx.is_array, jax.tree.leaves(feature_map))):

@@ -60,6 +60,7 @@ class Mamba2(MatrixMixer):
         The other arguments are as in `MatrixMixer`.
         """
         check.sizes(input_size=input_size, expansion=expansion, head_size=head_size, states=states, groups=groups)
+        check.flags(learn_initial=learn_initial)
         check.dtype(dtype)
         width = expansion * input_size
         heads = width // head_size

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from ... import check, initialise, random
 from ...arrays import DType, Inputs, carry_dtype, cast
-from ...cells.matrix_recurrence import MatrixRecurrence
+from ...cell import initial_or_zeros, learnable_zeros
 from ...checked import Checked
 from ...exporting import exportable
 from ...matrix_cell import Matrix, Transition
@@ -19,10 +20,10 @@ from ...network import AbstractNetwork, Options
 from ...unroll import unroll
 from ..depthwise_convolution import DepthwiseConvolution
 from ..window import Remembered, Window
-from .folding import fold_options, fold_rows, last_micro_steps, spread
+from .folding import fold_options, fold_rows, last_micro_steps, recurrence_of, spread
 from .maps import unchanged
 from .projected import Coefficient, Projected, by_row
-from .rows import check_heads, check_learned, check_reads, check_rows
+from .rows import check_heads, check_learned, check_maps, check_reads, check_rows
 
 
 @exportable
@@ -63,7 +64,7 @@ class MatrixMixer(AbstractNetwork):
     input_weight: Float[Array, "I C"]  # of queries, keys and values
     output_weight: Float[Array, "O I"]
     convolution: DepthwiseConvolution | None
-    recurrence: MatrixRecurrence
+    initial_state: Matrix | None
     query_map: Callable[[Array], Array] = eqx.field(converter=as_module)
     key_map: Callable[[Array], Array] = eqx.field(converter=as_module)
     value_map: Callable[[Array], Array] = eqx.field(converter=as_module)
@@ -80,6 +81,8 @@ class MatrixMixer(AbstractNetwork):
     key_size: int = eqx.field(static=True)
     value_size: int = eqx.field(static=True)
     micro_steps: int = eqx.field(static=True)
+    state_shape: tuple[int, int, int] = eqx.field(static=True)
+    is_complex: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -148,7 +151,10 @@ class MatrixMixer(AbstractNetwork):
         width = heads * value_size
         drawn = input_initialiser(keys[4], (width, input_size), carry_dtype(dtype))
         self.output_weight = random.array(random.known(drawn), dtype)
-        self.recurrence = self._recurrence(learn_initial)
+        steps = self._check_modules()
+        self.state_shape = heads, steps.key.shape[-1], steps.value.shape[-1]
+        self.is_complex = check_learned(learn_initial, steps.key.dtype)
+        self.initial_state = learnable_zeros(learn_initial, Matrix, self.state_shape, dtype)
 
     @property
     def _projections(self) -> tuple[tuple[int, int], ...]:
@@ -157,33 +163,23 @@ class MatrixMixer(AbstractNetwork):
         keys = self.key_heads, self.key_size
         return keys, (n * keys[0], keys[1]), (n * self.heads, self.value_size)
 
-    def _recurrence(self, learn_initial: bool) -> MatrixRecurrence:
-        """The recurrence of the sizes that the maps and coefficients have."""
+    def _check_modules(self) -> Transition:
+        """Shapes and dtypes of one step's coefficients. Raise unless all modules return arrays of their sizes."""
         inputs, columns = self.input_weight.shape
         one = lambda size: jax.ShapeDtypeStruct((1, size), self.input_weight.dtype)  # noqa: E731
         steps, read = jax.eval_shape(lambda *arrays: self.coefficients(*arrays), one(inputs), one(columns))
-        *_, N, V = steps.value.shape
-        check_learned(learn_initial, steps.key.dtype)
-        recurrence = MatrixRecurrence(
-            N,
-            steps.key.shape[-1],
-            V,
-            scalar_decay=steps.decay.shape[-1] == 1,
-            erases=steps.erase is not None,
-            key_heads=steps.key.shape[-2],
-            learn_initial=learn_initial,
-            dtype=steps.key.dtype,
-        )
-        reads = jax.ShapeDtypeStruct((1, N, V), carry_dtype(self.input_weight.dtype))
+        reads = jax.ShapeDtypeStruct((1, self.heads, steps.value.shape[-1]), carry_dtype(self.input_weight.dtype))
         jax.eval_shape(lambda *arrays: self._outputs(*arrays), reads, read)
-        return recurrence
+        return steps
 
     def input_type(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.input_weight.shape[:1], self.input_weight.dtype)
 
     def initial(self) -> MixerState:
         inputs = None if self.convolution is None else self.convolution.initial().inputs
-        return MixerState(inputs, self.recurrence.initial().S)
+        wide = carry_dtype(self.input_weight.dtype)
+        dtype = np.result_type(wide, np.complex64) if self.is_complex else wide
+        return MixerState(inputs, initial_or_zeros(Matrix, self.initial_state, self.state_shape, dtype).S)
 
     def hidden(self, state: MixerState) -> None:
         """None: attention and decoders read a vector of hidden units, and a matrix state has none."""
@@ -196,7 +192,8 @@ class MatrixMixer(AbstractNetwork):
             (inputs,), projected = unroll(self.convolution, Window(inputs), projected, **options._asdict())
         steps, read = options.over_time(self.coefficients, xs, projected)
         folded = fold_options(options, self.micro_steps, len(xs))
-        after, reads = unroll(self.recurrence, Matrix(state.S), fold_rows(steps), **folded._asdict())
+        recurrence = recurrence_of(steps, None if self.initial_state is None else Matrix(self.initial().S))
+        after, reads = unroll(recurrence, Matrix(state.S), fold_rows(steps), **folded._asdict())
         reads = last_micro_steps(reads, self.micro_steps).real
         return MixerState(inputs, after.S), options.over_time(self._outputs, reads, read)
 
@@ -224,7 +221,8 @@ class MatrixMixer(AbstractNetwork):
             function(by_row(part, rows))
             for function, part, (rows, _) in zip(maps, parts, self._projections, strict=True)
         )
-        return Projected(xs, query, key, value)
+        queries, keys, values = (rows for rows, _ in self._projections)
+        return check_maps(Projected(xs, query, key, value), (queries, keys, values))
 
     def _outputs(self, reads: Float[Array, "T N V"], read: Read) -> Inputs:
         ys = reads if read.skip is None else reads + read.skip

@@ -40,9 +40,9 @@ class GroupedNorm(eqx.Module):
         return normed.reshape(reads.shape)
 
 
-def weighted_mean(reads: Float[Array, "N W"]) -> Float[Array, "N V"]:
+def weighted_mean(reads: Float[Array, "N W"], epsilon: float = 1e-6) -> Float[Array, "N V"]:
     """The reads divided by the last of them, which is the sum of the weights."""
-    return reads[:, :-1] / (reads[:, -1:] + 1e-6)
+    return reads[:, :-1] / (reads[:, -1:] + epsilon)
 
 
 def _rms_norm(values: Float[Array, " S"], weight: Float[Array, " S"], epsilon: float) -> Float[Array, " S"]:

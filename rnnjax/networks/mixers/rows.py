@@ -24,6 +24,23 @@ def check_rows(
     return made
 
 
+def check_maps(projected: Projected, rows: tuple[int, int, int]) -> Projected:
+    """What the maps return. Raise unless it has the rows of its argument, and queries have the size of keys."""
+    steps, size = len(projected.x), projected.key.shape[-1:]
+    for name, made, count in zip(("query", "key", "value"), projected[1:4], rows, strict=True):
+        if made.ndim != 3 or made.shape[:2] != (steps, count):
+            raise ValueError(
+                f"{name}_map: expected a function that returns [T, {count}, size], got {check.show(made)} of "
+                f"T={steps}. Return a vector for each vector, on the last axis"
+            )
+    if projected.query.shape[-1:] != size:
+        raise ValueError(
+            f"query_map: expected a function that returns [T, {rows[0]}, {size[0]}], as key_map does, "
+            f"got {check.show(projected.query)} of T={steps}. Give both one size"
+        )
+    return projected
+
+
 def check_heads(heads: int, key_heads: int) -> None:
     """Raise unless the same number of heads shares each key."""
     if heads % key_heads:
@@ -33,12 +50,14 @@ def check_heads(heads: int, key_heads: int) -> None:
         )
 
 
-def check_learned(learn_initial: bool, dtype: jnp.dtype) -> None:
-    """Raise if weights would be complex, which optimisers do not treat rightly."""
-    if learn_initial and jnp.issubdtype(dtype, jnp.complexfloating):
+def check_learned(learn_initial: bool, dtype: jnp.dtype) -> bool:
+    """Whether a state is complex. Raise if it is to be learned: optimisers do not treat complex weights rightly."""
+    is_complex = bool(jnp.issubdtype(dtype, jnp.complexfloating))
+    if learn_initial and is_complex:
         raise ValueError(
             f"learn_initial: expected False for a state of {dtype}, got True. Pass False, or maps that return real keys"
         )
+    return is_complex
 
 
 def check_reads(reads: Array, heads: int, value_size: int) -> None:
