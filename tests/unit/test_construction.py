@@ -60,6 +60,11 @@ CELLS: dict[str, Callable[..., Any]] = {  # by their class, and what is special
     "CGLRU no bias": partial(rnnjax.networks.CGLRU, 80, heads=2, bias=False),
     "S5 with a bound": partial(rnnjax.S5, 24, 62, largest_real_part=-1e-4, discretise=rnnjax.cells.bilinear),
     "RGLRU no bias": partial(rnnjax.RGLRU, 72, heads=2, bias=False),
+    "RWKV6": partial(rnnjax.networks.RWKV6, 82, head_size=41, learn_initial=True),
+    "RWKV7": partial(rnnjax.networks.RWKV7, 86, head_size=43, takes_value=True),
+    "ChannelMixing": partial(rnnjax.networks.ChannelMixing, 87),
+    "ChannelMixing gated": partial(rnnjax.networks.ChannelMixing, 91, gated=True),
+    "Mamba": partial(rnnjax.networks.Mamba, 46, states=5, layers=3),
 }
 
 
@@ -91,6 +96,7 @@ def stack(key: jax.Array) -> rnnjax.Stack:
 
 PARTS: dict[str, Callable[..., Any]] = {
     "stack": stack,
+    "rwkv7 layers": partial(rnnjax.networks.rwkv7_layers, 94, 2, head_size=47),
     "language model": of_cell(partial(rnnjax.models.LanguageModel, 77), 23, 29),
     "language model, tied": of_cell(partial(rnnjax.models.LanguageModel, 78, tied=True), 26, 26, rnnjax.LSTM),
     "tree classifier": of_cell(

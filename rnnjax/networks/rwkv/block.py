@@ -81,7 +81,7 @@ def rwkv6_layers(
     key: PRNGKeyArray,
     inner_size: int | None = None,
     dtype: DType = jnp.float32,
-    **options: Any,
+    **options: object,
 ) -> Stack:
     """The network of RWKV-6: a layer normalisation, blocks of `RWKV6` and gated `ChannelMixing`, a normalisation.
 
@@ -97,7 +97,7 @@ def rwkv7_layers(
     key: PRNGKeyArray,
     inner_size: int | None = None,
     dtype: DType = jnp.float32,
-    **options: Any,
+    **options: object,
 ) -> Stack:
     """The network of RWKV-7: a layer normalisation, blocks of `RWKV7` and `ChannelMixing`, a normalisation.
 
@@ -118,7 +118,13 @@ def rwkv7_layers(
 
 
 def _layers(
-    mixing: Any, size: int, layers: int, key: PRNGKeyArray, channel: dict[str, Any], dtype: DType, options: dict
+    mixing: Any,
+    size: int,
+    layers: int,
+    key: PRNGKeyArray,
+    channel: dict[str, Any],
+    dtype: DType,
+    options: dict[str, Any],
 ) -> Stack:
     check.sizes(layers=layers)
     norms = [TimeDistributed(layer_norm(size, dtype), size, dtype=dtype) for _ in range(2)]

@@ -1,6 +1,7 @@
 """The time mixing of RWKV-7."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -21,7 +22,7 @@ from ...unroll import unroll
 from ..window import look_back
 from .depth import Depth, heads_of, orthogonal, ramp
 from .norm import group_norm
-from .parts import LowRank, RWKVState, bonus, mixed, normalised, product, row
+from .parts import LowRank, RWKVState, bonus, by_head, mixed, normalised, product, row
 
 Valued: TypeAlias = tuple[Inputs, Inputs]  # inputs or outputs, and the values of the first layer
 
@@ -127,8 +128,8 @@ class RWKV7(AbstractNetwork):
         heads, depth, H = heads_of(hidden_size, head_size), Depth.of(layer, layers), hidden_size
         vector = lambda values: random.array(np.broadcast_to(values, (H,)), dtype)  # noqa: E731
         keys, middle, zigzag = random.split(key, 7), ramp(H) - 0.5, _zigzag(H, head_size)
-        powers = RWKV7Mix(r=0.2, w=0.9, k=0.7, v=0.7, a=0.9, g=0.2)
-        self.mix = RWKV7Mix(*(vector(depth.shift(H, power)) for power in powers))
+        powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+        self.mix = RWKV7Mix(**{name: vector(depth.shift(H, power)) for name, power in powers.items()})
         self.receptance_weight = orthogonal(keys[0], H, H, 1.0, dtype)
         self.key_weight = orthogonal(keys[1], H, H, 0.1, dtype)
         self.value_weight = orthogonal(keys[2], H, H, 1.0, dtype)
@@ -167,7 +168,7 @@ class RWKV7(AbstractNetwork):
         """The coefficients of the recurrence, the gates and the values, over time."""
         xs, before = cast((xs, before), carry_dtype(xs.dtype))
         shifted = RWKV7Mix(*(mixed(xs, before, share) for share in self.mix))
-        heads = lambda flat: flat.reshape(len(flat), self.recurrence.heads, -1)  # noqa: E731
+        heads = partial(by_head, heads=self.recurrence.heads)
         r = product(shifted.r, self.receptance_weight)
         decay = jnp.exp(-DECAY * sigmoid(self.decay(shifted.w, jnp.tanh)))
         k, v = product(shifted.k, self.key_weight), product(shifted.v, self.value_weight)
@@ -183,7 +184,7 @@ class RWKV7(AbstractNetwork):
     def _outputs(self, reads: Float[Array, "T N V"], steps: Steps) -> Inputs:
         _, key, value, query, *_ = steps.transition
         extra = bonus(self.bonus, query, key, value)
-        ys = normalised(self.norm, reads) + extra.reshape(len(extra), -1)
+        ys = normalised(self.norm, reads) + extra.reshape(extra.shape[0], -1)
         return product(ys * steps.gates, self.output_weight).astype(self.bonus.dtype)
 
 
