@@ -53,7 +53,7 @@ def heads(network: Any, *vectors: Vector) -> list[Vector]:
 def rwkv6(network: networks.RWKV6, state: State, x: Vector) -> tuple[State, Vector]:
     (before,), S = state
     low = np.tanh(lerp(x, before, network.mix.x) @ network.mix_down).reshape(5, -1)
-    shares = [m + l @ B for m, l, B in zip(network.mix[1:], low, network.mix_up, strict=True)]
+    shares = [m + part @ B for m, part, B in zip(network.mix[1:], low, network.mix_up, strict=True)]
     x_w, x_k, x_v, x_r, x_g = (lerp(x, before, share) for share in shares)
     lora = network.decay
     w = np.exp(-np.exp(lora.offset + np.tanh(x_w @ lora.down) @ lora.up))
@@ -72,9 +72,7 @@ def rwkv7(network: networks.RWKV7, state: State, x: Any) -> tuple[State, Any]:
     (before,), S = state
     x_r, x_w, x_k, x_v, x_a, x_g = (lerp(x, before, share) for share in network.mix)
     r, k, v = x_r @ network.receptance_weight, x_k @ network.key_weight, x_v @ network.value_weight
-    w = np.exp(
-        -np.exp(-0.5) * sigmoid(network.decay.offset + np.tanh(x_w @ network.decay.down) @ network.decay.up)
-    )
+    w = np.exp(-np.exp(-0.5) * sigmoid(network.decay.offset + np.tanh(x_w @ network.decay.down) @ network.decay.up))
     if first is None:
         first = v
     else:

@@ -192,6 +192,7 @@ FLAGGED = [
         rnnjax.trees.NaryTreeLSTM,
     ),
     *(rnnjax.trees.RecursiveNetwork, rnnjax.trees.RNTN),
+    *(rnnjax.networks.RWKV6, rnnjax.networks.RWKV7, rnnjax.networks.ChannelMixing, rnnjax.networks.Mamba),
 ]
 FLAGS = [
     (constructor, name, value)
