@@ -73,6 +73,7 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "gru": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, learn_initial=True, bias=False, dtype=dtype),
     "reset_before_gru": lambda inputs, dtype: rnnjax.ResetBeforeGRU(inputs, H, key=KEY, dtype=dtype),
     "lem": lambda inputs, dtype: rnnjax.LEM(inputs, H, key=KEY, time_step=0.7, learn_initial=True, dtype=dtype),
+    "slstm": lambda inputs, dtype: rnnjax.cells.SLSTM(inputs, H, key=KEY, heads=2, dtype=dtype),
     "min_gru": lambda inputs, dtype: rnnjax.MinGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),
     "diagonal_gru": lambda inputs, dtype: rnnjax.DiagonalGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
@@ -123,6 +124,13 @@ def rwkv7_block(inputs: int, **options: Any) -> rnnjax.Stack:
     time = names.RWKV7(H, head_size=inputs, takes_value=True, learn_initial=True, **options)
     enter = rnnjax.TimeDistributed(valued, inputs, dtype=options["dtype"])
     return rnnjax.Stack([enter, names.RWKVBlock(time, names.ChannelMixing(H, inner_size=5, **options))])
+
+
+def xlstm_of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
+    """Both kinds of xLSTM blocks, of inputs that are doubled, so that they have two heads."""
+    enter = rnnjax.TimeDistributed(both_ways, inputs, dtype=options["dtype"])
+    matrix = rnnjax.networks.MLSTMBlock(2 * inputs, heads=2, inner_size=8, **options)
+    return rnnjax.Stack([enter, matrix, rnnjax.networks.SLSTMBlock(2 * inputs, heads=2, **options)])
 
 
 def flagged(x: Array) -> tuple[Array, LSTMState]:
@@ -201,6 +209,8 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "rwkv6": lambda inputs, dtype: doubled(inputs, rnnjax.networks.RWKV6, key=KEY, head_size=inputs, dtype=dtype),
     "rwkv7": lambda inputs, dtype: rwkv7_block(inputs, key=KEY, dtype=dtype),
     "mamba": lambda inputs, dtype: rnnjax.networks.Mamba(inputs, key=KEY, states=2, learn_initial=True, dtype=dtype),
+    "mlstm": lambda inputs, dtype: rnnjax.networks.MLSTM(inputs, H, heads=2, key_size=3, key=KEY, dtype=dtype),
+    "xlstm": lambda inputs, dtype: xlstm_of_pairs(inputs, key=KEY, dtype=dtype),
 }
 MIXERS = (  # networks around a matrix cell
     *("linear_attention", "ret_net", "gla", "hgrn2", "mamba2"),
@@ -212,6 +222,7 @@ CAUSAL = (  # those that read their sequence from the left alone
     *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
     *MIXERS,
     *("rwkv6", "rwkv7", "mamba"),
+    *("mlstm", "xlstm"),
 )
 
 ENGINES: dict[str, rnnjax.AbstractEngine] = {
@@ -240,7 +251,7 @@ def grouped(cell: str, *others: str) -> Any:
 # The engines that do not run every cell, and the cells that they run.
 EMITTING = ("s6", "matrix")  # cells whose steps emit something else than their state
 LINEAR = ("min_gru", "min_lstm", "linear_rnn", "sru", "lru", "s5", "s6")
-GATED = ("elman", "lstm", "lstm_options", "gru")
+GATED = ("elman", "lstm", "lstm_options", "gru", "slstm")
 ADMITTED: dict[str, tuple[str, ...]] = {
     "associative": LINEAR,
     "associative_blocks": LINEAR,

@@ -152,6 +152,24 @@ def lem(cell: rnnjax.LEM, state: State, x: Vector) -> State:
     return (1.0 - e) * h + e * candidate, z
 
 
+def normalised_memory(f: Vector, m: Vector, i: Vector) -> tuple[Vector, Vector, Vector]:
+    """What keeps the memory, what writes into it, and the new stabiliser, from log f and the i before its exp."""
+    larger = np.maximum(f + m, i)
+    return np.exp(f + m - larger), np.exp(i - larger), larger
+
+
+def log_forget(gate: Vector, exponential: bool) -> Vector:
+    return gate if exponential else np.log(sigmoid(gate))
+
+
+def slstm(cell: rnnjax.cells.SLSTM, state: State, x: Vector) -> State:
+    h, c, n, m = state
+    i, f, z, o = (both(cell, x, h, gate) for gate in range(4))
+    keep, write, m = normalised_memory(log_forget(f, cell.exponential_forget_gate), m, i)
+    c, n = keep * c + write * np.tanh(z), keep * n + write
+    return sigmoid(o) * c / n, c, n, m
+
+
 def min_gru(cell: rnnjax.MinGRU, state: State, x: Vector) -> State:
     (h,) = state
     write, g = sigmoid(from_input(cell, x, 0)), ACTIVATIONS[cell.activation](from_input(cell, x, 1))
@@ -290,6 +308,38 @@ def cg_lru(network: rnnjax.networks.CGLRU, state: State, x: Vector) -> tuple[Sta
     return (h, np.True_), np.concatenate([h.real, h.imag])
 
 
+def of_heads(rows: Vector, heads: int) -> np.ndarray:
+    return rows.reshape(heads, -1)
+
+
+def normed(h: np.ndarray) -> np.ndarray:
+    """The layer norm of the last axis."""
+    return (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+
+
+def matrix_lstm(recurrence: Any, state: State, q: Any, k: Any, v: Any, i: Vector, f: Vector) -> tuple[State, Vector]:
+    """One step of the recurrence of `MLSTM`: the state, and what each head reads."""
+    q, outer = q / np.sqrt(q.shape[1]), k[:, :, None] * v[:, None, :]
+    if isinstance(recurrence, rnnjax.networks.SigmoidMLSTMRecurrence):
+        S = sigmoid(f)[:, None, None] * state[0] + sigmoid(i)[:, None, None] * outer
+        return (S,), np.einsum("nkv,nk->nv", S, q)
+    C, n, m = state
+    keep, write, m = normalised_memory(log_forget(f, recurrence.exponential_forget_gate), m, i)
+    C = keep[:, None, None] * C + write[:, None, None] * outer
+    n = keep[:, None] * n + write[:, None] * k
+    divisor = np.maximum(np.abs(np.sum(n * q, 1)), np.exp(-m))
+    return (C, n, m), np.einsum("nkv,nk->nv", C, q) / divisor[:, None]
+
+
+def mlstm(network: rnnjax.networks.MLSTM, state: State, x: Vector) -> tuple[State, Vector]:
+    recurrence = network.recurrence
+    N, K, V = recurrence.heads, recurrence.key_size, recurrence.value_size
+    q, k, v, o = np.split(x @ float64(network.input_weight), np.cumsum([N * K, N * K, N * V]))
+    i, f = np.split(x @ float64(network.gate_weight) + float64(network.gate_bias), 2)
+    state, h = matrix_lstm(recurrence, state, *(of_heads(rows, N) for rows in (q, k, v)), i, f)
+    return state, sigmoid(o) * normed(h).reshape(-1) * float64(network.norm_scale)
+
+
 STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.Elman: elman,
     rnnjax.LSTM: lstm,
@@ -297,6 +347,7 @@ STEPS: dict[type, Callable[[Any, State, Vector], State]] = {
     rnnjax.GRU: gru,
     rnnjax.ResetBeforeGRU: reset_before_gru,
     rnnjax.LEM: lem,
+    rnnjax.cells.SLSTM: slstm,
     rnnjax.MinGRU: min_gru,
     rnnjax.IndRNN: ind_rnn,
     rnnjax.DiagonalGRU: diagonal_gru,
@@ -313,4 +364,5 @@ READERS: dict[type, Callable[[Any, State, Vector], tuple[State, Vector]]] = {  #
     rnnjax.QRNN: qrnn,
     rnnjax.RGLRU: rg_lru,
     rnnjax.networks.CGLRU: cg_lru,
+    rnnjax.networks.MLSTM: mlstm,
 }

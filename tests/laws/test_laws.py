@@ -19,12 +19,16 @@ import pytest
 
 import rnnjax
 
-SAME_AS_BIDIRECTIONAL = "shared_bidirectional"  # as `test_shared_weights_are_trained_by_both_directions` shows
-ENGINES = {"auto": rnnjax.Auto(), **grid.ENGINES}
+NOT_QUICK = (
+    "shared_bidirectional",  # as `bidirectional`: see `test_shared_weights_are_trained_by_both_directions`
+    "xlstm",  # of layers that are quick by themselves
+)
+OWN = rnnjax.Auto((rnnjax.Fused(), rnnjax.engines.Chunked(size=4), rnnjax.Scan()))
+ENGINES = {"auto": rnnjax.Auto(), "own": OWN, **grid.ENGINES}
 PARTS = [part for part in [*grid.REPRESENTATIVES, "sru", *grid.NETWORKS] if part != "conv_gru"]
 CASES = [(part, "auto") for part in PARTS]
 CASES += [("min_gru", engine) for engine in ("scan", "unrolled", "checkpointed", "associative_blocks")]
-CASES += [("lstm_options", "fused"), ("diagonal_lstm", "newton_diagonal")]
+CASES += [("lstm_options", "fused"), ("diagonal_lstm", "newton_diagonal"), ("mlstm", "chunked"), ("xlstm", "own")]
 LINEAR_INSIDE = ("stack", "stack_of_bidirectional", "time_distributed", *grid.POOLED, "partial_resets", "mamba")
 FEW = {  # the cells of an engine that is not seen with every cell that it admits
     "scan": [cell for cell in grid.CELLS if cell not in (*grid.LINEAR, *grid.GATED, *(part for part, _ in CASES))],
@@ -42,7 +46,7 @@ PAIRS = [
     if (part, engine) not in CASES and grid.admits(engine, part)
 ]
 PAIRS += [("rwkv7", "chunked")]
-FORWARD = ("cg_lru", "partial_resets", "rwkv7")  # in the quick tier
+FORWARD = ("cg_lru", "partial_resets", "rwkv7", "mlstm")  # in the quick tier
 IN_REVERSE = ("padding_is_ignored", "reverse_flips_the_valid_part")
 QUICK_PAIRS = {
     *(("lru", "unrolled"), ("projected_lstm", "checkpointed"), ("lru", "associative"), ("gru", "newton")),
@@ -64,9 +68,9 @@ def is_quick(part, engine, law):
     few = {
         "everything_composes": ("stack_of_bidirectional", "qrnn", "rg_lru"),
         "length_is_a_shorter_sequence": ("projected_lstm", "min_gru", "bidirectional", "qrnn", "convolution"),
-        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in (*FORWARD, *grid.MIXERS))),
+        **dict.fromkeys(IN_REVERSE, tuple(part for part in PARTS if part not in (*FORWARD, *grid.MIXERS, *NOT_QUICK))),
     }
-    return engine == "auto" and part in few.get(law, [part for part in PARTS if part not in SLOW])
+    return engine == "auto" and part in few.get(law, [part for part in PARTS if part not in (*SLOW, *NOT_QUICK)])
 
 
 def cases(named, parts):

@@ -66,6 +66,11 @@ VARIANTS = lstm_variants() | {
         rnnjax.ResetBeforeGRU, activation=jax.nn.soft_sign, gate_activation=jax.nn.hard_sigmoid
     ),
     "reset_before_gru_heads": partial(rnnjax.ResetBeforeGRU, heads=HEADS),
+    "slstm": rnnjax.cells.SLSTM,
+    "slstm_exponential_heads": partial(
+        rnnjax.cells.SLSTM, heads=HEADS, exponential_forget_gate=True, recurrent_initialiser=initialise.orthogonal
+    ),
+    "slstm_no_bias": partial(rnnjax.cells.SLSTM, bias=False),
     "lem": rnnjax.LEM,
     "lem_no_bias": partial(rnnjax.LEM, time_step=0.4, bias=False),
     "min_gru": rnnjax.MinGRU,
@@ -108,6 +113,9 @@ NETWORKS = {
     "cg_lru_heads_no_bias": lambda inputs, _, **options: rnnjax.networks.CGLRU(
         2 * inputs, heads=inputs, bias=False, **options
     ),
+    "mlstm": partial(rnnjax.networks.MLSTM, heads=HEADS, key_size=3),
+    "mlstm_sigmoid": partial(rnnjax.networks.MLSTM, heads=HEADS, sigmoid_input_gate=True),
+    "mlstm_exponential": partial(rnnjax.networks.MLSTM, heads=HEADS, exponential_forget_gate=True),
     "rg_lru_heads_no_bias": lambda inputs, _, **options: rnnjax.RGLRU(inputs, heads=inputs, bias=False, **options),
 }
 CELLS = {
@@ -139,7 +147,7 @@ QUICK_LSTM = (  # peepholes alone, and all options together; most other combinat
 )
 QUICK_GRADIENTS = (  # a cell for each way to be different; other gradients are slow
     *("lstm_peepholes_coupled_clip_heads", "projected_lstm", "gru", "reset_before_gru", "lem", "diagonal_lstm"),
-    *("min_lstm", "sru", "lru", "qrnn", "rg_lru", "cg_lru"),
+    *("min_lstm", "sru", "lru", "qrnn", "rg_lru", "cg_lru", "slstm", "mlstm"),
 )
 QUICK_STARTS = ("lstm", "projected_lstm", "gru", "min_gru", "lru")  # a cell for each way to begin
 UNIFORM = ("lem",)  # which draws all its weights as torch does

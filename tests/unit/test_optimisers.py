@@ -32,7 +32,11 @@ MATRICES: dict[str, tuple[str, ...]] = {  # of each cell of the grid; all else a
     "matrix": (".weight",),
     **dict.fromkeys(("min_gru", "min_lstm", "linear_rnn", "ind_rnn", "diagonal_gru", "diagonal_lstm"), DENSE[:1]),
 }
-BLOCKS = {"lstm_options": (".recurrent_weight",), "matrix": (".initial_state.S",)}  # a matrix for each head
+BLOCKS = {
+    "lstm_options": (".recurrent_weight",),
+    "slstm": (".recurrent_weight",),
+    "matrix": (".initial_state.S",),
+}  # a matrix for each head
 
 
 def ranks(tree: PyTree) -> dict[str, int]:
