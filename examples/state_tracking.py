@@ -24,27 +24,32 @@ from common.formal_languages import LANGUAGES, Language
 from common.mixers import MIXERS, build_language_model
 from common.questions import SEEDS, Questions, spread, train_and_test
 
-SHORT, LONG = (3, 40), (40, 256)
 B, TESTED, BLOCKS = 64, 512, 2
+LENGTHS = "trained on words of A to B symbols, tested on words of B to C (3 40 256)"
 LEARNING_RATE, DECAY = 3e-3, 0.1
 
 
-def draw(language: Language, lengths: tuple[int, int], T: int, size: int, generator: np.random.Generator) -> Questions:
-    """Words of these lengths, the last one included, in arrays of T steps."""
-    return language.draw(generator, generator.integers(lengths[0], lengths[1] + 1, size), T)
+def draw(
+    language: Language, lengths: tuple[int, int], T: int, size: int, every: bool, generator: np.random.Generator
+) -> Questions:
+    """Words of these lengths, the last one included, in arrays of T steps. With `every`, each of their symbols asks."""
+    drawn = generator.integers(lengths[0], lengths[1] + 1, size)
+    questions = language.draw(generator, drawn, T)
+    return questions._replace(asked=np.arange(T) < drawn[:, None]) if every else questions
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record of each mixer and seed."""
     language = LANGUAGES[options.task]
-    lengths = {"short": SHORT, "test": LONG}
-    tests = {name: draw(language, each, LONG[1], TESTED, np.random.default_rng(0)) for name, each in lengths.items()}
+    least, trained, most = options.lengths
+    judged = lambda *lengths: draw(language, lengths, most, TESTED, False, np.random.default_rng(0))  # noqa: E731
+    tests = {"short": judged(least, trained), "test": judged(trained, most)}
     seeds = range(options.seed, options.seed + options.seeds)
     for name in options.mixers:
         sizes = language.vocabulary, options.width, options.heads
         records = train_and_test(
             partial(build_language_model, *sizes, [name] * options.blocks, perceptrons=True),
-            partial(draw, language, SHORT, SHORT[1], B),
+            partial(draw, language, (least, trained), trained, B, options.asked == "every"),
             tests,
             seeds,
             steps=options.steps,
@@ -54,7 +59,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for record in records:
             record |= {test: scaled(record[test], language.classes) for test in tests}
         figures = {test: spread([record[test] for record in records]) for test in tests}
-        print(f"{options.task}, {name}: {figures['short']} to length 40, {figures['test']} beyond", flush=True)
+        print(f"{options.task}, {name}: {figures['short']} to length {trained}, {figures['test']} beyond", flush=True)
         yield from ({"task": options.task, "mixer": name, **record} for record in records)
 
 
@@ -63,10 +68,18 @@ def scaled(accuracy: float, classes: int) -> float:
     return (accuracy - 1 / classes) / (1 - 1 / classes)
 
 
+def check_lengths(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """The shortest word of arithmetic has two symbols."""
+    if not 2 <= options.lengths[0] <= options.lengths[1] <= options.lengths[2]:
+        parser.error(f"--lengths: expected 2 <= A <= B <= C, got {options.lengths}")
+
+
 parse = command_line(
     __doc__,
     choice("--task", LANGUAGES, "parity"),
     option("--mixers", nargs="+", choices=MIXERS, default=["deltanet", "deltanet_signed"], help="default: %(default)s"),
+    option("--lengths", nargs=3, type=int, metavar=("A", "B", "C"), default=(3, 40, 256), help=LENGTHS),
+    choice("--asked", ("every", "last"), "every"),
     option("--width", type=int, default=16, help="of the layers (%(default)s)"),
     option("--heads", type=int, default=1, help="of each layer (%(default)s)"),
     option("--blocks", type=int, default=BLOCKS, help="of a mixer and a perceptron (%(default)s)"),
@@ -74,6 +87,7 @@ parse = command_line(
     steps_option(600),
     SEED,
     SEEDS,
+    check=check_lengths,
 )
 
 

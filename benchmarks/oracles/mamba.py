@@ -5,12 +5,12 @@ with `selective_scan_ref` in place of the kernel of CUDA, and random weights: ou
 all weights and inputs. In float64, the torch code casts to float64 wherever it casts to float32.
 """
 
+import importlib
 import math
 import types
 from pathlib import Path
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from common.command_line import command_line, option
 
 from benchmarks import report
-from benchmarks.oracles.reference import difference, parts, show
+from benchmarks.oracles.reference import difference, gradient_of, parts, show
 from benchmarks.report import JSON
 from rnnjax import Associative, Scan, networks, unroll
 
@@ -82,8 +82,8 @@ def compare(source: Path, dtype: str, engine: str) -> dict[str, Any]:
     inputs = torch.tensor(xs, requires_grad=True)
     ys = module(inputs)
     (ys * torch.tensor(weights_of_loss(xs))).sum().backward()
-    expected = {"xs": inputs.grad.numpy()}
-    expected |= {name: weight.grad.numpy().reshape(weights[name].shape) for name, weight in named.items()}
+    expected = {"xs": gradient_of(inputs)}
+    expected |= {name: gradient_of(weight).reshape(weights[name].shape) for name, weight in named.items()}
     got_ys, got_states, got_gradient = ours(layer, xs, engine)
     record: dict[str, Any] = {"layer": f"Mamba, {engine}", "dtype": dtype, "reference": "mamba_simple.py"}
     record |= {"outputs": difference(got_ys, ys.detach().numpy()), "states": difference(got_states, states(module, xs))}
@@ -92,6 +92,7 @@ def compare(source: Path, dtype: str, engine: str) -> dict[str, Any]:
 
 def reference(source: Path, *, doubles: bool) -> torch.nn.Module:
     """The authors' module, without any of its kernels."""
+    einops = importlib.import_module("einops")
     rearranging = {"rearrange": einops.rearrange, "repeat": einops.repeat}
     given = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math, **rearranging}
     given |= {"Tensor": torch.Tensor, "Optional": Any, "mamba_inner_fn": None, "selective_state_update": None}

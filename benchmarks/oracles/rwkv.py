@@ -19,7 +19,7 @@ import torch
 from common.command_line import command_line, option
 
 from benchmarks import report
-from benchmarks.oracles.reference import difference, parts, show
+from benchmarks.oracles.reference import difference, gradient_of, parts, show
 from benchmarks.report import JSON
 from rnnjax import Scan, networks, unroll
 from rnnjax.engines import Chunked
@@ -152,8 +152,8 @@ def of_torch(file: Path, version: int, dtype: str, engine: str, fla: Path | None
         x, first = block(x, first) if version == 7 else (block(x), first)
     ys = norm(x)[0]
     (ys * torch.tensor(weights_of_loss(xs))).sum().backward()
-    gradient = {name: named[name].grad.numpy().reshape(weights[name].shape) for name in weights}
-    expected = {"xs": inputs.grad[0].numpy()} | gradient
+    gradient = {name: gradient_of(named[name]).reshape(weights[name].shape) for name in weights}
+    expected = {"xs": gradient_of(inputs)[0]} | gradient
     got_ys, got_states, got_gradient = ours(network, xs, engine)
     record: dict[str, Any] = {"layer": f"RWKV-{version}, {engine}", "dtype": dtype, "reference": file.name}
     record |= {"outputs": difference(got_ys, ys.detach().numpy()), "gradients": difference(got_gradient, expected)}
@@ -211,7 +211,7 @@ def of_initial(file: Path, version: int) -> dict[str, Any]:
     """The record of the initial values that are not random."""
     make = networks.rwkv7_layers if version == 7 else networks.rwkv6_layers
     weights = named_weights(make(H, LAYERS, key=jax.random.key(0), head_size=HEAD))
-    given = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math}
+    given: dict[str, Any] = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math}
     given |= {"MyModule": torch.nn.Module, "MyFunction": lambda function: function}
     classes = {"att": f"RWKV_Tmix_x0{version}0", "ffn": f"RWKV_CMix_x0{version}0"}
     parts(file, list(classes.values()), given)

@@ -147,9 +147,7 @@ class MLSTMBlock(AbstractNetwork):
         heads = lambda rows: rows.reshape(len(rows), self.recurrence.heads, -1)  # noqa: E731
         return active, MLSTMInputs(heads(q), heads(k), heads(v), i, f)
 
-    def _readout(
-        self, xs: Inputs, hs: Float[Array, "T N V"], active: UnitsOverTime, gate: UnitsOverTime
-    ) -> UnitsOverTime:
+    def _readout(self, xs: Inputs, hs: Float[Array, "T N V"], active: UnitsOverTime, gate: UnitsOverTime) -> Inputs:
         hs, active, gate, skip = cast((hs, active, gate, self.skip), carry_dtype(xs.dtype))
         gated = (head_norm(hs, self.norm_scale) + skip[None] * active) * silu(gate)
         return xs + gated.astype(xs.dtype) @ self.down_weight

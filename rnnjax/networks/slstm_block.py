@@ -117,30 +117,36 @@ class SLSTMBlock(AbstractNetwork):
         return jax.ShapeDtypeStruct(self.up_weight.shape[:1], self.up_weight.dtype)
 
     def initial(self) -> SLSTMBlockState:
-        return SLSTMBlockState(self.convolution.initial(), jax.vmap(HeadOfSLSTM.initial)(self._heads()))
+        of_head = lambda *weights: HeadOfSLSTM(*weights).initial()  # noqa: E731
+        return SLSTMBlockState(self.convolution.initial(), jax.vmap(of_head)(*self._heads()))
 
-    def run(self, state: SLSTMBlockState, xs: Inputs, options: Options) -> tuple[SLSTMBlockState, UnitsOverTime]:
+    def run(self, state: SLSTMBlockState, xs: Inputs, options: Options) -> tuple[SLSTMBlockState, Inputs]:
         normed = options.over_time(jax.vmap(self.norm), xs)
         window, convolved = unroll(self.convolution, state.window, normed, **options._asdict())
         inputs = options.over_time(self._inputs, normed, convolved)
-        run_head = lambda cell, state, xs: unroll(cell, state, xs, **options._asdict())  # noqa: E731
+
+        def run_head(
+            weights: tuple[Array, Array, Array], state: SLSTMState, xs: Inputs
+        ) -> tuple[SLSTMState, UnitsOverTime]:
+            return unroll(HeadOfSLSTM(*weights), state, xs, **options._asdict())
+
         after, hs = jax.vmap(run_head, (0, 0, 1), (0, 1))(self._heads(), state.slstm, inputs)
         return SLSTMBlockState(window, after), options.over_time(self._readout, xs, hs)
 
-    def _heads(self) -> HeadOfSLSTM:
-        """The sLSTM of each head, of inputs that are 2 D features: i and f read the first D, g and o the others."""
+    def _heads(self) -> tuple[Float[Array, "N DD GD"], Float[Array, "N D GD"], Float[Array, "N GD"]]:
+        """The weights of each head, of inputs that are 2 D features: i and f read the first D, g and o the others."""
         of_gate = by_gate(self.input_weight, 4)
         nothing = jnp.zeros_like(of_gate[:, :, :2])
         of_convolved = jnp.concatenate([of_gate[:, :, :2], nothing], axis=2)
         of_normed = jnp.concatenate([nothing, of_gate[:, :, 2:]], axis=2)
         weight = jnp.concatenate([of_convolved, of_normed], axis=1)
-        return HeadOfSLSTM(weight.reshape(*weight.shape[:2], -1), self.recurrent_weight, self.bias)
+        return weight.reshape(*weight.shape[:2], -1), self.recurrent_weight, self.bias
 
     def _inputs(self, normed: UnitsOverTime, convolved: UnitsOverTime) -> Float[Array, "T N DD"]:
         heads = lambda rows: rows.reshape(len(rows), len(self.bias), -1)  # noqa: E731
         return jnp.concatenate([heads(silu(convolved)), heads(normed)], axis=-1)
 
-    def _readout(self, xs: Inputs, hs: Float[Array, "T N D"]) -> UnitsOverTime:
+    def _readout(self, xs: Inputs, hs: Float[Array, "T N D"]) -> Inputs:
         xs = xs + head_norm(hs, self.norm_scale)
         z, w = jnp.split(jax.vmap(self.up_norm)(xs) @ self.up_weight, 2, axis=1)
         return xs + (gelu(z, approximate=False) * w) @ self.down_weight

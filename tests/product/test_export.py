@@ -189,7 +189,10 @@ def test_a_file_with_the_kernels_calls_runs_where_rnnjax_is_imported(tmp_path):
 
 # Everything with sizes that are symbols
 
-PARTS = *grid.REPRESENTATIVES, "stack_of_bidirectional", "time_distributed", "conv_lstm", "convolution", *grid.POOLED
+PARTS = (
+    *(*grid.REPRESENTATIVES, "stack_of_bidirectional", "time_distributed", "conv_lstm", "convolution"),
+    *(*grid.POOLED, "rwkv7", "mamba"),
+)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
-"""The examples of mixers: words and questions are right by other formulas, seeds are independent, and each mixer trains."""
+"""The examples of mixers: questions and answers are right by other formulas, seeds are independent, mixers train."""
 
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,6 @@ import pytest
 import recall
 import state_tracking
 from common import formal_languages, mixers, questions
-
-import rnnjax
-from benchmarks import published
 
 pytestmark = pytest.mark.usefixtures("as_it_comes")
 
@@ -63,7 +61,7 @@ def test_words_of_permutations_are_products_of_matrices():
 
 @pytest.mark.parametrize("name", formal_languages.LANGUAGES)
 def test_answers_are_spread_over_their_classes(name):
-    """No answer is much more frequent than chance, or scaled accuracy would reward a constant; zero is so in products."""
+    """No answer is much more frequent than chance, for which scaled accuracy would reward a constant."""
     language = formal_languages.LANGUAGES[name]
     answers = np.concatenate([answers for _, answers in words_of(name, np.full(2000, 40), 40)])
     shares = np.bincount(answers, minlength=language.classes) / len(answers)
@@ -72,10 +70,21 @@ def test_answers_are_spread_over_their_classes(name):
 
 
 def test_lengths_are_all_of_those_named():
-    drawn = state_tracking.draw(formal_languages.LANGUAGES["parity"], (3, 5), 8, 400, np.random.default_rng(0))
+    drawn = state_tracking.draw(formal_languages.LANGUAGES["parity"], (3, 5), 8, 400, False, np.random.default_rng(0))
     assert drawn.tokens.shape == (400, 8)
     np.testing.assert_array_equal(drawn.asked.sum(1), 1)
     assert set(drawn.asked.argmax(1)) == {2, 3, 4}
+
+
+def test_each_symbol_may_ask_for_the_value_so_far():
+    """The value of what is read is that of the word that ends there."""
+    language = formal_languages.LANGUAGES["arithmetic"]
+    drawn = state_tracking.draw(language, (6, 9), 10, 50, True, np.random.default_rng(0))
+    for row, answers, asked in zip(*drawn, strict=True):
+        assert 6 <= asked.sum() <= 9
+        assert (np.diff(asked.astype(int)) <= 0).all()
+        text = "".join("01234+-*="[token] for token in row)
+        assert [eval(text[: t + 1]) % 5 for t in range(0, 5, 2)] == list(answers[0:5:2])
 
 
 def test_guessing_scales_to_zero():
@@ -101,3 +110,124 @@ def test_keys_are_drawn_by_their_weights_without_putting_back():
     assert (order[:, 0] != order[:, 1]).all()
     np.testing.assert_allclose(np.bincount(order[:, 0]) / len(order), [4 / 7, 2 / 7, 1 / 7], atol=0.015)
     assert abs(((order[:, 0] == 0) & (order[:, 1] == 1)).mean() - 8 / 21) < 0.015
+
+
+# Models of several seeds
+
+
+def build(name):
+    return partial(mixers.build_language_model, 2, WIDTH, HEADS, [name], perceptrons=True)
+
+
+def draw_short(generator):
+    return formal_languages.parity(generator, generator.integers(3, 8, 5), 8)
+
+
+def test_seeds_do_not_depend_on_each_other():
+    """Weights, batches, losses and updates of seed 4 are the same beside another seed as alone."""
+    rule = questions.optimiser(0.1, 10, 0.1)
+
+    @eqx.filter_jit
+    def second_update(models, batch):
+        """The rate of the first one is zero."""
+        losses = lambda models: questions.loss(models, None, batch, None)[::2]  # noqa: E731
+        (total, measured), slope = eqx.filter_value_and_grad(losses, has_aux=True)(models)
+        weights = eqx.filter(models, eqx.is_inexact_array)
+        _, state = rule.update(slope, rule.init(weights), weights)
+        return total, measured["cross_entropy"], rule.update(slope, state, weights)[0]
+
+    def of(seeds):
+        batch = questions.batches(draw_short, seeds)(6)
+        return second_update(questions.build_each(build("elman"), seeds), jax.tree.map(jnp.asarray, batch))
+
+    total, mean, alone = of([4])
+    total_of_both, mean_of_both, together = of([2, 4])
+    assert total == pytest.approx(mean) != total_of_both == pytest.approx(2 * mean_of_both)
+    for one, two in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        assert np.any(one[0])
+        np.testing.assert_allclose(one[0], two[1], rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_answers_that_are_asked_for_count():
+    """By hand from the logits of one word after the other; the other answers may be anything."""
+    model = jax.tree.map(
+        lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, questions.build_each(build("elman"), [0])
+    )
+    asked = draw_short(np.random.default_rng(0))
+    spoilt = asked._replace(answers=np.where(asked.asked, asked.answers, 1 - asked.answers))
+    judge = eqx.filter_jit(questions.judge)
+    logits = np.asarray(eqx.filter_jit(jax.vmap(lambda row: model.logits(model.initial(), row)[1]))(asked.tokens))
+    chosen, answers = logits[asked.asked], asked.answers[asked.asked]
+    expected = np.log(np.exp(chosen).sum(1)) - chosen[np.arange(len(answers)), answers]
+    for batch in (asked, spoilt):
+        loss, share = judge(model, jax.tree.map(jnp.asarray, batch))
+        np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+        np.testing.assert_allclose(share, (chosen.argmax(1) == answers).mean(), rtol=1e-6)
+
+
+QUICK = ("deltaproduct", "mamba2", "slstm")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in mixers.MIXERS]
+)
+def test_every_mixer_can_be_asked(name):
+    """Traced, not compiled: the layer fits the width, and one of the engines runs it."""
+    batch = jax.tree.map(jnp.asarray, draw_short(np.random.default_rng(0)))
+    judged = eqx.filter_eval_shape(lambda key: questions.judge(build(name)(key), batch), jax.random.key(0))
+    assert [(each.shape, each.dtype) for each in judged] == [((), np.float32)] * 2
+
+
+# The examples
+
+
+def shrink(monkeypatch):
+    for example in (state_tracking, recall):
+        monkeypatch.setattr(example, "TESTED", 100)
+
+
+@pytest.mark.slow
+def test_state_tracking_reports_each_seed(monkeypatch, capsys):
+    shrink(monkeypatch)
+    words = [
+        "--task",
+        "s3",
+        "--mixers",
+        "gru",
+        "--steps",
+        "150",
+        "--learning-rate",
+        "0.03",
+        "--seed",
+        "3",
+        "--seeds",
+        "2",
+    ]
+    records = run(state_tracking, *words)
+    assert [(record["mixer"], record["seed"]) for record in records] == [("gru", 3), ("gru", 4)]
+    assert all(record["short"] > 0.9 for record in records)
+    assert records[0]["test"] != records[1]["test"]
+    assert "s3, gru: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_recall_learns_what_a_state_can_hold(monkeypatch, capsys):
+    shrink(monkeypatch)
+    sizes = ["--vocabulary", "8", "--length", "8", "--pairs", "2", "--width", "16"]
+    (record,) = run(recall, *sizes, "--mixers", "gated_deltanet", "--steps", "300", "--learning-rate", "0.02")
+    assert record["test"] > 0.9  # of four values
+    assert "2 pairs in 8 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--length", "62"], ["--length", "65"], ["--vocabulary", "32"]])
+def test_pairs_that_do_not_fit(words, capsys):
+    with pytest.raises(SystemExit):
+        recall.parse(words)
+    assert f"{words[0]}: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lengths", [(1, 4, 5), (5, 4, 5), (3, 5, 4)])
+def test_lengths_out_of_order(lengths, capsys):
+    with pytest.raises(SystemExit):
+        state_tracking.parse(["--lengths", *map(str, lengths)])
+    assert "--lengths: expected 2 <= A <= B <= C, got" in capsys.readouterr().err

@@ -187,6 +187,24 @@ def test_a_task_without_a_bar_is_neither_met_nor_missed(monkeypatch):
     )
 
 
+def test_seeds_that_are_trained_at_once_are_one_training(monkeypatch):
+    calls = []
+    run = staticmethod(lambda words: calls.append(words) or [{"test": 0.9 + 0.02 * seed} for seed in range(3)])
+    example = type("example", (), {"parse": staticmethod(list), "run": run})
+    monkeypatch.setitem(sys.modules, "state_tracking", example)
+    record = published.run("parity to length 256, sLSTM", 3)
+    assert [words[-2:] for words in calls] == [["--seeds", "3"]]
+    np.testing.assert_allclose(record["seeds"], [0.9, 0.92, 0.94])
+    assert record["met"] is False
+
+
+def test_made_up_data_need_no_folder():
+    """Nor does the table; all tasks together do, as `test_what_stands_in_for_data_is_not_recorded` has it for one."""
+    assert published.parse(["recall of 16 pairs, width 32, Mamba-2"]).tasks
+    with pytest.raises(SystemExit):
+        published.parse([])
+
+
 def test_every_task_names_an_example():
     for task in published.TASKS.values():
         module, *words = task.words

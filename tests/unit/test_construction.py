@@ -70,6 +70,11 @@ CELLS: dict[str, Callable[..., Any]] = {  # by their class, and what is special
     "GatedDeltaNet": partial(rnnjax.networks.GatedDeltaNet, 104),
     "KDA": partial(rnnjax.networks.KDA, 112),
     "DeltaProduct": partial(rnnjax.networks.DeltaProduct, 88),
+    "RWKV6": partial(rnnjax.networks.RWKV6, 82, head_size=41, learn_initial=True),
+    "RWKV7": partial(rnnjax.networks.RWKV7, 86, head_size=43, takes_value=True),
+    "ChannelMixing": partial(rnnjax.networks.ChannelMixing, 87),
+    "ChannelMixing gated": partial(rnnjax.networks.ChannelMixing, 91, gated=True),
+    "Mamba": partial(rnnjax.networks.Mamba, 46, states=5, layers=3),
 }
 
 
@@ -101,6 +106,7 @@ def stack(key: jax.Array) -> rnnjax.Stack:
 
 PARTS: dict[str, Callable[..., Any]] = {
     "stack": stack,
+    "rwkv7 layers": partial(rnnjax.networks.rwkv7_layers, 94, 2, head_size=47),
     "language model": of_cell(partial(rnnjax.models.LanguageModel, 77), 23, 29),
     "language model, tied": of_cell(partial(rnnjax.models.LanguageModel, 78, tied=True), 26, 26, rnnjax.LSTM),
     "tree classifier": of_cell(

@@ -30,6 +30,7 @@ PARTS = {  # and the leaves of their state, from 0, that are hidden, side by sid
     "qrnn": (lambda: rnnjax.QRNN(I, H, key=KEY), [1]),
     "rg_lru": (lambda: rnnjax.RGLRU(H, key=KEY), [0]),
     "cg_lru": (lambda: rnnjax.networks.CGLRU(2 * H, key=KEY), [0]),
+    "mamba": (lambda: rnnjax.networks.Mamba(H, key=KEY), [1]),
     "partial resets": (lambda: rnnjax.networks.PartialResets(lstm(), True), [0]),
     "all states": (lambda: rnnjax.networks.AllStates(lstm()), [0]),
     "reversed": (lambda: Reversed(lstm()), [0]),

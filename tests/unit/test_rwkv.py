@@ -28,12 +28,12 @@ LAYERS = {
     ),
     "channel mixing": lambda **options: networks.ChannelMixing(H, inner_size=5, key=KEY, **options),
     "channel mixing, gated": lambda **options: networks.ChannelMixing(H, gated=True, key=KEY, **options),
-    "rwkv6 layers": lambda **options: networks.rwkv6_layers(H, 2, learn_initial=True, **SMALL, **options),
+    "rwkv6 layers": lambda **options: networks.rwkv6_layers(H, 1, learn_initial=True, **SMALL, **options),
     "rwkv7 layers": lambda **options: networks.rwkv7_layers(H, 2, gate_rank=2, learn_initial=True, **SMALL, **options),
     "mamba": lambda **options: networks.Mamba(H, states=3, learn_initial=True, key=KEY, **options),
 }
 CHUNKED, BY_STEPS = Chunked(4), rnnjax.Scan()
-QUICK = {"rwkv6": CHUNKED, "rwkv7 with values": CHUNKED, "channel mixing, gated": BY_STEPS, "mamba": BY_STEPS}
+QUICK = {"rwkv6 layers": CHUNKED, "rwkv7 with values": CHUNKED, "mamba": BY_STEPS}
 CASES = [
     *(pytest.param(name, engine) for name, engine in QUICK.items()),
     *(pytest.param(name, BY_STEPS, marks=pytest.mark.slow) for name in LAYERS if QUICK.get(name) != BY_STEPS),
@@ -218,6 +218,16 @@ def test_a_language_model_of_rwkv7_gives_the_same_logits_token_by_token():
     assert whole.std() > 0.1
 
 
+def test_weight_decay_by_the_mask_of_the_docstring():
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path[-1].name.endswith("weight") and leaf.ndim > 1, language_model()
+    )
+    decayed = {path[-1].name for path, leaf in jax.tree_util.tree_leaves_with_path(mask) if leaf}
+    assert decayed == {"weight", *(f"{name}_weight" for name in ("receptance", "key", "value", "output"))}
+    assert not any(jax.tree.leaves(mask.network.layers[0]))  # a normalisation
+    assert mask.embedding.weight
+
+
 # Errors
 
 ERRORS = [
@@ -241,6 +251,12 @@ ERRORS = [
         ValueError,
         ["channel_mixing", "f32[6]", "f32[12]"],
         id="block",
+    ),
+    pytest.param(
+        lambda: networks.RWKVBlock(networks.RWKV6(H, **SMALL), jnp.tanh),
+        TypeError,
+        ["channel_mixing", "a cell or a network"],
+        id="no_layer",
     ),
     pytest.param(
         lambda: rnnjax.unroll(networks.RWKV7(H, **SMALL, takes_value=True), None, np.zeros((T, H), "float32")),

@@ -12,6 +12,7 @@ from ...arrays import DType, Inputs
 from ...exporting import exportable
 from ...network import AbstractNetwork, Options
 from ...unroll import unroll
+from ..layer import check_layer
 from ..stack import Stack
 from ..time_distributed import TimeDistributed
 from ..window import Window
@@ -44,6 +45,8 @@ class RWKVBlock(AbstractNetwork):
 
     def __init__(self, time_mixing: RWKV6 | RWKV7, channel_mixing: ChannelMixing):
         """Two layers of one size and one dtype; the norms are new."""
+        check_layer("time_mixing", time_mixing)
+        check_layer("channel_mixing", channel_mixing)
         one = channel_mixing.input_type()
         if jax.tree.leaves(time_mixing.input_type())[0] != one:
             raise ValueError(
@@ -81,7 +84,7 @@ def rwkv6_layers(
     key: PRNGKeyArray,
     inner_size: int | None = None,
     dtype: DType = jnp.float32,
-    **options: Any,
+    **options: object,
 ) -> Stack:
     """The network of RWKV-6: a layer normalisation, blocks of `RWKV6` and gated `ChannelMixing`, a normalisation.
 
@@ -97,16 +100,23 @@ def rwkv7_layers(
     key: PRNGKeyArray,
     inner_size: int | None = None,
     dtype: DType = jnp.float32,
-    **options: Any,
+    **options: object,
 ) -> Stack:
     """The network of RWKV-7: a layer normalisation, blocks of `RWKV7` and `ChannelMixing`, a normalisation.
 
         network = rnnjax.networks.rwkv7_layers(512, 6, key=key)
         model = rnnjax.models.LanguageModel(vocabulary_size, network, key=key)
 
-    The values of the first layer are handed on to all others: see `RWKV7`, which also says how to train it. The author
-    draws the embedding uniform within 1e-4, and the output weight [V, I] orthogonal, times half the root of V / I if
-    that is above one. A `LanguageModel` draws its own; `eqx.tree_at` replaces them.
+    The values of the first layer are handed on to all others: see `RWKV7`, which also says how to train it. Its weight
+    decay is for these leaves:
+
+        def decays(path, leaf):
+            return path[-1].name.endswith("weight") and leaf.ndim > 1
+
+        mask = jax.tree_util.tree_map_with_path(decays, model)  # of optax.adamw(..., mask=mask)
+
+    The author draws the embedding uniform within 1e-4; and the output weight [V, I] orthogonal, with a gain of
+    0.5 sqrt(max(1, V / I)). A `LanguageModel` draws its own; `eqx.tree_at` replaces them.
 
     hidden_size   of inputs and outputs, a multiple of `head_size`
     layers        how many blocks
@@ -118,7 +128,13 @@ def rwkv7_layers(
 
 
 def _layers(
-    mixing: Any, size: int, layers: int, key: PRNGKeyArray, channel: dict[str, Any], dtype: DType, options: dict
+    mixing: Any,
+    size: int,
+    layers: int,
+    key: PRNGKeyArray,
+    channel: dict[str, Any],
+    dtype: DType,
+    options: dict[str, Any],
 ) -> Stack:
     check.sizes(layers=layers)
     norms = [TimeDistributed(layer_norm(size, dtype), size, dtype=dtype) for _ in range(2)]

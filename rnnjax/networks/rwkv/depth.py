@@ -1,5 +1,6 @@
 """Initial values of RWKV that depend on a layer's depth and on the place of a unit."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 from ... import check, initialise, random
 from ...arrays import DType, carry_dtype
 from ...checked import Checked
+from .parts import LowRank
 
 
 class Depth(NamedTuple):
@@ -74,3 +76,20 @@ def orthogonal(key: PRNGKeyArray, inputs: int, outputs: int, gain: float, dtype:
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: float, dtype: DType) -> Array:
     """Weights uniform within `bound`."""
     return random.array(random.uniform(key, shape, dtype, -bound, bound), dtype)
+
+
+def zigzag_of(size: int, head_size: int) -> np.ndarray:
+    """From -1 to 1 within each head, flat in the middle."""
+    place = 2 * ramp(head_size) - 1
+    return np.tile(place * np.abs(place), size // head_size)
+
+
+def low_rank(
+    key: PRNGKeyArray, name: str, rank: Checked[int | None], scale: float, offset: Array, has_offset: bool = True
+) -> LowRank:
+    """Of `rank`, or of the one that `scale` gives; A is zero and B orthogonal."""
+    (size,), dtype = offset.shape, offset.dtype
+    rank = max(32, round(scale * math.sqrt(size) / 32) * 32) if rank is None else rank
+    check.sizes(**{name: rank})
+    up = orthogonal(key, rank, size, 0.1 * math.sqrt(max(1.0, rank / size)), dtype)
+    return LowRank(random.zeros((size, rank), dtype), up, offset if has_offset else None)

@@ -49,6 +49,11 @@ def mixed(xs: Inputs, before: Inputs, share: Float[Array, " I"]) -> Inputs:
     return xs + row(share, xs) * (before - xs)
 
 
+def by_head(flat: Float[Array, "T H"], heads: int) -> Float[Array, "T N K"]:
+    """The features of each head."""
+    return flat.reshape(flat.shape[0], heads, -1)
+
+
 def normalised(norm: eqx.nn.GroupNorm, reads: Float[Array, "T N V"]) -> Float[Array, "T H"]:
     """What the heads read, each normalised, side by side."""
     return jax.vmap(norm)(reads.reshape(reads.shape[0], -1))

@@ -1,5 +1,6 @@
 """The time mixing of RWKV-6."""
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -17,7 +18,7 @@ from ...unroll import unroll
 from ..window import look_back
 from .depth import Depth, heads_of, orthogonal, ramp, uniform
 from .norm import group_norm
-from .parts import LowRank, RWKVState, bonus, mixed, normalised, product, row
+from .parts import LowRank, RWKVState, bonus, by_head, mixed, normalised, product, row
 
 
 class RWKV6Mix(NamedTuple):
@@ -127,7 +128,7 @@ class RWKV6(AbstractNetwork):
         """The coefficients of the recurrence and the gate, over time."""
         xs, before = cast((xs, before), carry_dtype(xs.dtype))
         w, k, v, r, g = self._shifted(xs, before)
-        heads = lambda flat: flat.reshape(len(flat), self.recurrence.heads, -1)  # noqa: E731
+        heads = partial(by_head, heads=self.recurrence.heads)
         decay = jnp.exp(-jnp.exp(self.decay(w, jnp.tanh)))
         projected = product(k, self.key_weight), product(v, self.value_weight), product(r, self.receptance_weight)
         return Transition(*map(heads, (decay, *projected))), jax.nn.silu(product(g, self.gate_weight))

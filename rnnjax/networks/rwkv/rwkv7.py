@@ -1,6 +1,7 @@
 """The time mixing of RWKV-7."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -14,14 +15,13 @@ from ... import check, random
 from ...arrays import DType, Inputs, carry_dtype, cast
 from ...cells.elman import linear
 from ...cells.matrix_recurrence import MatrixRecurrence
-from ...checked import Checked
 from ...matrix_cell import Matrix, Transition
 from ...network import AbstractNetwork, Options
 from ...unroll import unroll
 from ..window import look_back
-from .depth import Depth, heads_of, orthogonal, ramp
+from .depth import Depth, heads_of, low_rank, orthogonal, ramp, zigzag_of
 from .norm import group_norm
-from .parts import LowRank, RWKVState, bonus, mixed, normalised, product, row
+from .parts import LowRank, RWKVState, bonus, by_head, mixed, normalised, product, row
 
 Valued: TypeAlias = tuple[Inputs, Inputs]  # inputs or outputs, and the values of the first layer
 
@@ -126,20 +126,20 @@ class RWKV7(AbstractNetwork):
         check.dtype(dtype)
         heads, depth, H = heads_of(hidden_size, head_size), Depth.of(layer, layers), hidden_size
         vector = lambda values: random.array(np.broadcast_to(values, (H,)), dtype)  # noqa: E731
-        keys, middle, zigzag = random.split(key, 7), ramp(H) - 0.5, _zigzag(H, head_size)
-        powers = RWKV7Mix(r=0.2, w=0.9, k=0.7, v=0.7, a=0.9, g=0.2)
-        self.mix = RWKV7Mix(*(vector(depth.shift(H, power)) for power in powers))
+        keys, middle, zigzag = random.split(key, 7), ramp(H) - 0.5, zigzag_of(H, head_size)
+        powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+        self.mix = RWKV7Mix(**{name: vector(depth.shift(H, power)) for name, power in powers.items()})
         self.receptance_weight = orthogonal(keys[0], H, H, 1.0, dtype)
         self.key_weight = orthogonal(keys[1], H, H, 0.1, dtype)
         self.value_weight = orthogonal(keys[2], H, H, 1.0, dtype)
         self.output_weight = random.zeros((H, H), dtype)
         w_0 = -6 + 6 * ramp(H) ** (1 + depth.below**0.3) + 0.5 + 2.5 * zigzag
-        self.decay = _low_rank(keys[3], "decay_rank", decay_rank, 2.5, vector(w_0))
-        self.rate = _low_rank(keys[4], "rate_rank", rate_rank, 2.5, vector(-0.19 + 0.3 * zigzag + 0.4 * middle))
+        self.decay = low_rank(keys[3], "decay_rank", decay_rank, 2.5, vector(w_0))
+        self.rate = low_rank(keys[4], "rate_rank", rate_rank, 2.5, vector(-0.19 + 0.3 * zigzag + 0.4 * middle))
         self.value_gate = None
         if takes_value:
-            self.value_gate = _low_rank(keys[5], "value_rank", value_rank, 1.7, vector(0.73 - 0.4 * middle))
-        self.gate = _low_rank(keys[6], "gate_rank", gate_rank, 5.0, vector(0.0), has_offset=False)
+            self.value_gate = low_rank(keys[5], "value_rank", value_rank, 1.7, vector(0.73 - 0.4 * middle))
+        self.gate = low_rank(keys[6], "gate_rank", gate_rank, 5.0, vector(0.0), has_offset=False)
         self.removal_scale, self.rate_share = vector(0.71 - 0.1 * middle), vector(1.02)
         self.bonus, self.norm = vector(-0.04), group_norm(heads, H, depth.norm_weight, dtype)
         options: Any = {"erases": True, "has_erase_key": True, "learn_initial": learn_initial}
@@ -167,7 +167,7 @@ class RWKV7(AbstractNetwork):
         """The coefficients of the recurrence, the gates and the values, over time."""
         xs, before = cast((xs, before), carry_dtype(xs.dtype))
         shifted = RWKV7Mix(*(mixed(xs, before, share) for share in self.mix))
-        heads = lambda flat: flat.reshape(len(flat), self.recurrence.heads, -1)  # noqa: E731
+        heads = partial(by_head, heads=self.recurrence.heads)
         r = product(shifted.r, self.receptance_weight)
         decay = jnp.exp(-DECAY * sigmoid(self.decay(shifted.w, jnp.tanh)))
         k, v = product(shifted.k, self.key_weight), product(shifted.v, self.value_weight)
@@ -183,7 +183,7 @@ class RWKV7(AbstractNetwork):
     def _outputs(self, reads: Float[Array, "T N V"], steps: Steps) -> Inputs:
         _, key, value, query, *_ = steps.transition
         extra = bonus(self.bonus, query, key, value)
-        ys = normalised(self.norm, reads) + extra.reshape(len(extra), -1)
+        ys = normalised(self.norm, reads) + extra.reshape(extra.shape[0], -1)
         return product(ys * steps.gates, self.output_weight).astype(self.bonus.dtype)
 
 
@@ -191,20 +191,3 @@ def _unit(vectors: Float[Array, "T N K"]) -> Float[Array, "T N K"]:
     """Vectors of norm 1; a vector shorter than 1e-12 stays short, with a finite gradient."""
     squares = jnp.sum(vectors**2, axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
-
-
-def _zigzag(size: int, head_size: int) -> np.ndarray:
-    """From -1 to 1 within each head, flat in the middle."""
-    place = 2 * ramp(head_size) - 1
-    return np.tile(place * np.abs(place), size // head_size)
-
-
-def _low_rank(
-    key: PRNGKeyArray, name: str, rank: Checked[int | None], scale: float, offset: Array, has_offset: bool = True
-) -> LowRank:
-    """Of `rank`, or of the one that `scale` gives; A is zero and B orthogonal."""
-    (size,), dtype = offset.shape, offset.dtype
-    rank = max(32, round(scale * math.sqrt(size) / 32) * 32) if rank is None else rank
-    check.sizes(**{name: rank})
-    up = orthogonal(key, rank, size, 0.1 * math.sqrt(max(1.0, rank / size)), dtype)
-    return LowRank(random.zeros((size, rank), dtype), up, offset if has_offset else None)
