@@ -18,34 +18,34 @@ struct Row {
   static constexpr int64_t L = Vector<E>::lanes;
   V<E> part[count];
 
-  static Row load(const E* from, int64_t width) {
+  RNNJAX_INLINE static Row load(const E* from, int64_t width) {
     Row row;
     for (int p = 0; p < count; ++p) row.part[p] = load_part(from + p * L, int(least(L, width - p * L)));
     return row;
   }
-  static Row load(const E* from) {
+  RNNJAX_INLINE static Row load(const E* from) {
     Row row;
     for (int p = 0; p < count; ++p) row.part[p] = RNNJAX_TARGET::load(from + p * L);
     return row;
   }
-  void store(E* to, int64_t width) const {
+  RNNJAX_INLINE void store(E* to, int64_t width) const {
     for (int p = 0; p < count; ++p) store_part(to + p * L, part[p], int(least(L, width - p * L)));
   }
-  void store(E* to) const {
+  RNNJAX_INLINE void store(E* to) const {
     for (int p = 0; p < count; ++p) RNNJAX_TARGET::store(to + p * L, part[p]);
   }
   // factor * other, added to it or taken from it
-  void add(V<E> factor, const Row& other) {
+  RNNJAX_INLINE void add(V<E> factor, const Row& other) {
     for (int p = 0; p < count; ++p) part[p] += factor * other.part[p];
   }
-  void subtract(V<E> factor, const Row& other) {
+  RNNJAX_INLINE void subtract(V<E> factor, const Row& other) {
     for (int p = 0; p < count; ++p) part[p] -= factor * other.part[p];
   }
-  void scale(V<E> factor) {
+  RNNJAX_INLINE void scale(V<E> factor) {
     for (int p = 0; p < count; ++p) part[p] *= factor;
   }
   // The products with the columns of `other`, added up but for the lanes.
-  V<E> times(const Row& other) const {
+  RNNJAX_INLINE V<E> times(const Row& other) const {
     V<E> sum = part[0] * other.part[0];
     for (int p = 1; p < count; ++p) sum += part[p] * other.part[p];
     return sum;
@@ -53,12 +53,15 @@ struct Row {
 };
 
 // `visit(key, chain)` for all keys. Neighbouring ones are on different chains, since a sum has to wait for its last addition.
+template <class Visit, int... chain>
+RNNJAX_INLINE inline void each_chain(int64_t k, const Visit& visit, std::integer_sequence<int, chain...>) {
+  (visit(k + chain, std::integral_constant<int, chain>{}), ...);
+}
 template <int chains, class Visit>
-inline void each_key(int64_t K, const Visit& visit) {
+RNNJAX_INLINE inline void each_key(int64_t K, const Visit& visit) {
   int64_t k = 0;
-  for (; k + chains <= K; k += chains)
-    for (int chain = 0; chain < chains; ++chain) visit(k + chain, chain);
-  for (; k < K; ++k) visit(k, 0);
+  for (; k + chains <= K; k += chains) each_chain(k, visit, std::make_integer_sequence<int, chains>{});
+  for (; k < K; ++k) visit(k, std::integral_constant<int, 0>{});
 }
 template <class E, int count, int chains>
 inline Row<E, count> total(const Row<E, count> (&sums)[chains]) {
@@ -156,12 +159,12 @@ struct ScanStep {
         erase_key(own ? row_of<E>(call.erase_key, call, at, t, K) : nullptr),
         erased{}, written(R::load(row_of<E>(call.value, call, at, t, call.V) + at.column, at.width)) {}
 
-  static R at(const E* S, int64_t k) { return R::load(S + k * count * L); }
+  RNNJAX_INLINE static R at(const E* S, int64_t k) { return R::load(S + k * count * L); }
 
   void look(const E* before) {
     if (!erase) return;
     R sums[READ_CHAINS] = {};
-    each_key<READ_CHAINS>(K, [&](int64_t k, int chain) { sums[chain].add(splat(erase[k]), at(before, k)); });
+    each_key<READ_CHAINS>(K, [&](int64_t k, auto chain) RNNJAX_INLINE { sums[chain].add(splat(erase[k]), at(before, k)); });
     look_at(total(sums));
   }
   void look_at(const R& found) {
@@ -171,8 +174,8 @@ struct ScanStep {
 
   // From the state before the step to the one after it, which may take its place; `visit(k, chain, before, after)`.
   template <class Visit>
-  void advance(const E* before, E* after, const Visit& visit) const {
-    each_key<CHAINS>(K, [&](int64_t k, int chain) {
+  RNNJAX_INLINE void advance(const E* before, E* after, const Visit& visit) const {
+    each_key<CHAINS>(K, [&](int64_t k, auto chain) RNNJAX_INLINE {
       const R old = at(before, k);
       R now = old;
       now.scale(splat(decay[k * decay_stride]));
@@ -186,9 +189,9 @@ struct ScanStep {
   R advance_and_read(E* S) const {
     R sums[CHAINS] = {};
     if (reads_before) {
-      advance(S, S, [&](int64_t k, int chain, const R& old, const R&) { sums[chain].add(splat(query[k]), old); });
+      advance(S, S, [&](int64_t k, auto chain, const R& old, const R&) RNNJAX_INLINE { sums[chain].add(splat(query[k]), old); });
     } else {
-      advance(S, S, [&](int64_t k, int chain, const R&, const R& now) { sums[chain].add(splat(query[k]), now); });
+      advance(S, S, [&](int64_t k, auto chain, const R&, const R& now) RNNJAX_INLINE { sums[chain].add(splat(query[k]), now); });
     }
     return total(sums);
   }

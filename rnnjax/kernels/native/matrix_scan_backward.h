@@ -182,7 +182,7 @@ struct MatrixScanBackwardPass<E>::StripBackward {
     Step step(problem, at, t);
     const E* state = before(t, from);
     step.look(state);
-    step.advance(state, to, [](int64_t, int, const R&, const R&) {});
+    step.advance(state, to, [](int64_t, auto, const R&, const R&) {});
   }
 
   void take_back(int64_t chunk) const {
@@ -202,9 +202,9 @@ struct MatrixScanBackwardPass<E>::StripBackward {
     step.erased.store(erased);
     const R dy = row(call.dys, t);
     if (problem.reads_before) {
-      step.advance(state, to, [&](int64_t k, int, const R& old, const R&) { store(scratch.query + k * L, old.times(dy)); });
+      step.advance(state, to, [&](int64_t k, auto, const R& old, const R&) RNNJAX_INLINE { store(scratch.query + k * L, old.times(dy)); });
     } else {
-      step.advance(state, to, [&](int64_t k, int, const R&, const R& now) { store(scratch.query + k * L, now.times(dy)); });
+      step.advance(state, to, [&](int64_t k, auto, const R&, const R& now) RNNJAX_INLINE { store(scratch.query + k * L, now.times(dy)); });
     }
     add_lanes(scratch.query, gradients.query, t);
   }
@@ -233,7 +233,7 @@ struct MatrixScanBackwardPass<E>::StripBackward {
     const R dy = row(call.dys, t);
     R dwritten[CHAINS] = {}, derased[CHAINS] = {};
     V<E> ddecay[CHAINS] = {};
-    each_key<CHAINS>(K, [&](int64_t k, int chain) {
+    each_key<CHAINS>(K, [&](int64_t k, auto chain) RNNJAX_INLINE {
       R g = Step::at(scratch.G, k);
       const R old = Step::at(state, k);
       if (!reads_before) g.add(splat(step.query[k]), dy);
@@ -263,7 +263,7 @@ struct MatrixScanBackwardPass<E>::StripBackward {
     if (!step.erase) return;
     R dfound = own ? total(derased) : R{};
     if (!own) dfound.subtract(splat(E(1)), dvalue);
-    each_key<1>(K, [&](int64_t k, int) {
+    each_key<1>(K, [&](int64_t k, auto) RNNJAX_INLINE {
       R g = Step::at(scratch.G, k);
       store(scratch.erase + k * L, dfound.times(Step::at(state, k)));
       g.scale(splat(step.decay[k * step.decay_stride]));

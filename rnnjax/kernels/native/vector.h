@@ -12,6 +12,9 @@
 namespace rnnjax {
 namespace RNNJAX_TARGET {
 
+// Where a call would keep sums in memory: a compiler does not inline large bodies by itself.
+#define RNNJAX_INLINE __attribute__((always_inline))
+
 template <class E>
 struct Lane;
 template <>
