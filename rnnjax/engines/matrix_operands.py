@@ -18,7 +18,7 @@ def transitions(cell: AbstractMatrixCell, xs: PyTree[Array]) -> Transition:
 
 
 def operands_of(cell: AbstractMatrixCell, state: Matrix, xs: PyTree[Array], marks: Marks) -> Operands:
-    """The coefficients, those of ignored steps such that the state stays as it is, and where it is reset, and to what."""
+    """The coefficients, by which ignored steps leave the state alone, and where it is reset, and to what."""
     steps = transitions(cell, xs)
     _check(cell, steps, state.S)
     ignored, resets = marks.over_time(count_steps(xs))
