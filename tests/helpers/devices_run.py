@@ -295,11 +295,10 @@ def check_what_is_not_finite_ends_at_a_reset_of_another_part() -> None:
 
     @eqx.filter_jit
     def run(cell: Any, xs: Array, resets: Array | None) -> PyTree:
-        late = (
-            lambda cell, engine: grid.contract(  # noqa: E731
-                jax.tree.map(lambda leaf: leaf[14:], rnnjax.unroll(cell, None, xs, resets=resets, engine=engine)[1])
-            )
-        )
+        def late(cell: Any, engine: rnnjax.AbstractEngine) -> Array:
+            ys = rnnjax.unroll(cell, None, xs, resets=resets, engine=engine)[1]
+            return grid.contract(ys[14:])
+
         engines = over_time(rnnjax.engines.Chunked(4)), grid.ORACLE
         whole = [rnnjax.unroll(cell, None, xs, resets=resets, engine=engine) for engine in engines]
         return whole, [jax.grad(late)(cell, engine) for engine in engines]
