@@ -14,8 +14,6 @@ from . import networks as networks
 from . import regularise as regularise
 from . import training as training
 from . import trees as trees
-from .cell import AbstractAffineCell as AbstractAffineCell
-from .cell import AbstractCandidateCell as AbstractCandidateCell
 from .cell import AbstractCell as AbstractCell
 from .cell import AbstractDiagonalCell as AbstractDiagonalCell
 from .cell import AbstractGatedCell as AbstractGatedCell
@@ -33,6 +31,7 @@ from .cells.linear_recurrence import LinearRecurrence as LinearRecurrence
 from .cells.linear_rnn import LinearRNN as LinearRNN
 from .cells.lru import LRU as LRU
 from .cells.lstm import LSTM as LSTM
+from .cells.matrix_recurrence import MatrixRecurrence as MatrixRecurrence
 from .cells.min_gru import MinGRU as MinGRU
 from .cells.min_lstm import MinLSTM as MinLSTM
 from .cells.projected_lstm import ProjectedLSTM as ProjectedLSTM
@@ -43,6 +42,7 @@ from .engine import AbstractEngine as AbstractEngine
 from .engines.associative import Associative as Associative
 from .engines.auto import Auto as Auto
 from .engines.checkpointed import Checkpointed as Checkpointed
+from .engines.chunked import Chunked as Chunked
 from .engines.fused import Fused as Fused
 from .engines.newton.newton import Newton as Newton
 from .engines.scan import Scan as Scan

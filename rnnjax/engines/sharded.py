@@ -21,9 +21,9 @@ class Sharded(AbstractEngine):
     """Sequence parallel: each device of the mesh axis `axis` stores and runs its part of time, by `engine`.
 
     For sequences that do not fit into the memory of one device: the memory of the gradient is divided by the number of
-    devices. `Associative` runs all parts at once, unless the cell emits something else than its state. The engines that
-    run step by step pass the state from device to device, one after the other: their time is not divided (see `Relay`
-    in `rnnjax/engine.py`).
+    devices. `Chunked` runs all parts at once, and so does `Associative`, unless the cell emits something else than its
+    state. The engines that run step by step pass the state from device to device, one after the other: their time is
+    not divided (see `Relay` in `rnnjax/engine.py`).
 
     Pass `xs` sharded along time, `jax.device_put(xs, jax.NamedSharding(mesh, jax.P(axis)))`, and call `unroll` under
     `jax.jit`: the states, and the outputs computed from them, stay on their devices. If T is not a multiple of the
