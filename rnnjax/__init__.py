@@ -42,7 +42,7 @@ from .engine import AbstractEngine as AbstractEngine
 from .engines.associative import Associative as Associative
 from .engines.auto import Auto as Auto
 from .engines.checkpointed import Checkpointed as Checkpointed
-from .engines.chunked import Chunked as Chunked
+from .engines.chunked.chunked import Chunked as Chunked
 from .engines.fused import Fused as Fused
 from .engines.newton.newton import Newton as Newton
 from .engines.scan import Scan as Scan

@@ -13,7 +13,7 @@ from ..cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, Abstra
 from ..engine import AbstractEngine
 from ..engines.associative import Associative
 from ..engines.checkpointed import Checkpointed
-from ..engines.chunked import Chunked
+from ..engines.chunked.chunked import Chunked
 from ..engines.fused import Fused
 from ..engines.newton.diagonal import Diagonal
 from ..engines.newton.newton import Newton

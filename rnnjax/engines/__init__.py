@@ -9,7 +9,7 @@ from ..refusal import Refusal as Refusal
 from .associative import Associative as Associative
 from .auto import Auto as Auto
 from .checkpointed import Checkpointed as Checkpointed
-from .chunked import Chunked as Chunked
+from .chunked.chunked import Chunked as Chunked
 from .fused import Fused as Fused
 from .newton.dense import Dense as Dense
 from .newton.diagonal import Diagonal as Diagonal

@@ -36,6 +36,7 @@ WITHIN = (
     "cells/*",
     "kernels/*",
     "engines/newton/*",
+    "engines/chunked/*",
     "models/*",
     "networks/*",
     "trees/*",

@@ -6,16 +6,16 @@ from functools import partial
 import equinox as eqx
 from jaxtyping import Array
 
-from .. import check
-from ..arrays import PyTree, Shaped, State, count_steps
-from ..cell import AbstractCell, describe
-from ..engine import AbstractEngine, Plan, refuse_symbolic
-from ..kernels.matrix_scan.primitive import matrix_scan
-from ..marks import Marks, poisoned
-from ..matrix_cell import AbstractMatrixCell, Matrix
-from ..refusal import Refusal
-from .chunked_parts import ChunkedPartsPlan
-from .matrix_operands import operands_of
+from ... import check
+from ...arrays import PyTree, Shaped, State, count_steps
+from ...cell import AbstractCell, describe
+from ...engine import AbstractEngine, Plan, refuse_symbolic
+from ...kernels.matrix_scan.primitive import matrix_scan
+from ...marks import Marks, poisoned
+from ...matrix_cell import AbstractMatrixCell, Matrix
+from ...refusal import Refusal
+from .operands import operands_of
+from .parts import ChunkedPartsPlan
 
 
 class Chunked(AbstractEngine):

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .. import check
-from ..arrays import PyTree, count_steps, select
-from ..cell import describe
-from ..kernels.matrix_scan.contract import Operands
-from ..marks import Marks
-from ..matrix_cell import AbstractMatrixCell, Matrix, Transition
+from ... import check
+from ...arrays import PyTree, count_steps, select
+from ...cell import describe
+from ...kernels.matrix_scan.contract import Operands
+from ...marks import Marks
+from ...matrix_cell import AbstractMatrixCell, Matrix, Transition
 
 
 def transitions(cell: AbstractMatrixCell, xs: PyTree[Array]) -> Transition:

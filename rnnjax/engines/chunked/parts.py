@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ..arrays import PyTree, State
-from ..cell import AbstractCell
-from ..engine import Plan
-from ..kernels.matrix_scan.contract import Operands
-from ..kernels.matrix_scan.primitive import matrix_scan
-from ..marks import Marks, poisoned
-from ..matrix_cell import AbstractMatrixCell, Matrix
-from .matrix_operands import operands_of, transitions
+from ...arrays import PyTree, State
+from ...cell import AbstractCell
+from ...engine import Plan
+from ...kernels.matrix_scan.contract import Operands
+from ...kernels.matrix_scan.primitive import matrix_scan
+from ...marks import Marks, poisoned
+from ...matrix_cell import AbstractMatrixCell, Matrix
+from .operands import operands_of, transitions
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The engine `Chunked`, for cells whose state is a matrix."""
