@@ -113,6 +113,11 @@ def doubled(inputs: int, network: Callable[..., Any], **options: Any) -> rnnjax.
     return rnnjax.Stack([enter, network(2 * inputs, **options)])
 
 
+def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
+    """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
+    return doubled(inputs, rnnjax.networks.CGLRU, **options)
+
+
 def valued(x: Array) -> tuple[Array, Array]:
     """An input twice, and values of as many features."""
     return both_ways(x), both_ways(x[::-1])
