@@ -14,6 +14,7 @@ from common.questions import Questions
 MODULUS = 5
 PLUS, MINUS, TIMES, EQUALS = range(MODULUS, MODULUS + 4)  # the tokens below are the digits
 S3 = tuple(permutations(range(3)))
+BEGIN = len(S3)
 
 
 class Language(NamedTuple):
@@ -50,13 +51,18 @@ def arithmetic(generator: np.random.Generator, lengths: np.ndarray, T: int) -> Q
 
 
 def s3_words(generator: np.random.Generator, lengths: np.ndarray, T: int) -> Questions:
-    """Permutations of three things, and after each the product so far: the one read last is applied last."""
+    """BEGIN, then permutations of three things, and after each the product so far: the last one is applied last.
+
+    The token at the beginning, which counts as a symbol, is that of the DeltaProduct paper's program.
+    """
     tokens = generator.integers(0, len(S3), (len(lengths), T))
     table = np.array([[S3.index(tuple(second[i] for i in first)) for second in S3] for first in S3])
-    answers = tokens.copy()
+    tokens[:, 0] = BEGIN
+    answers = np.zeros_like(tokens)  # of the identity
     for t in range(1, T):
         answers[:, t] = table[answers[:, t - 1], tokens[:, t]]
-    return Questions(tokens, answers, np.arange(T) < lengths[:, None])
+    places = np.arange(T)
+    return Questions(tokens, answers, (places > 0) & (places < lengths[:, None]))
 
 
 def _is_last(lengths: np.ndarray, T: int) -> np.ndarray:
@@ -67,5 +73,5 @@ def _is_last(lengths: np.ndarray, T: int) -> np.ndarray:
 LANGUAGES = {
     "parity": Language(2, 2, parity),
     "arithmetic": Language(MODULUS + 4, MODULUS, arithmetic),
-    "s3": Language(len(S3), len(S3), s3_words),
+    "s3": Language(len(S3) + 1, len(S3), s3_words),
 }

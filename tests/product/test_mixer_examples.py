@@ -53,9 +53,10 @@ def test_words_of_permutations_are_products_of_matrices():
     """The matrix of a permutation p maps e_i to e_p(i); the last one read stands on the left."""
     matrices = [np.eye(3, dtype=int)[list(p)].T for p in formal_languages.S3]
     for length, (word, answers) in zip(LENGTHS, words_of("s3"), strict=True):
-        assert len(word) == len(answers) == length
+        assert len(word) == len(answers) + 1 == length
+        assert word[0] == formal_languages.BEGIN
         for t, answer in enumerate(answers):
-            product = reduce(lambda before, token: matrices[token] @ before, word[: t + 1], np.eye(3, dtype=int))
+            product = reduce(lambda before, token: matrices[token] @ before, word[1 : t + 2], np.eye(3, dtype=int))
             np.testing.assert_array_equal(product, matrices[answer])
 
 
