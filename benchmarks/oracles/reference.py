@@ -25,7 +25,8 @@ def parts(file: Path, names: Sequence[str], given: dict[str, Any], *, doubles: b
     """
     tree = ast.parse(file.read_text())
     tree = _Doubles().visit(tree) if doubles else tree
-    found = {name: node for node in ast.walk(tree) for name in _defines(node) if name in names}
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    found = {name: node for node in statements for name in _defines(node) if name in names}
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{file}: expected definitions of {missing}, found none. Pass the folder of a newer clone")
@@ -34,7 +35,7 @@ def parts(file: Path, names: Sequence[str], given: dict[str, Any], *, doubles: b
     return given
 
 
-def _defines(node: ast.AST) -> list[str]:
+def _defines(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     if isinstance(node, ast.Assign):
@@ -51,6 +52,11 @@ def difference(got: Any, expected: Any) -> float:
         assert one.shape == other.shape
         worst = max(worst, float(np.max(abs(one - other)) / max(1.0, np.max(abs(other)))))
     return worst
+
+
+def gradient_of(tensor: Any) -> np.ndarray:
+    """The gradient of a tensor of torch, which has one."""
+    return tensor.grad.numpy()
 
 
 def show(record: dict[str, Any]) -> dict[str, Any]:
