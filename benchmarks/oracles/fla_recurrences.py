@@ -125,13 +125,15 @@ def compare(source: Source, name: str, dtype: str, engine: AbstractEngine) -> di
     given = {key: torch.tensor(value, requires_grad=True) for key, value in inputs.items()}
     made = case.theirs(naive, dict(given))
     weights = [np.cos(np.arange(part.numel())).reshape(part.shape).astype(dtype) for part in made]
-    sum((part * torch.tensor(weight)).sum() for part, weight in zip(made, weights, strict=True)).backward()
+    pairs = zip(made, weights, strict=True)
+    torch.stack([(part * torch.tensor(weight)).sum() for part, weight in pairs]).sum().backward()
 
     @jax.jit
     def run(inputs: Inputs) -> tuple[Any, Any]:
         def loss(inputs: Inputs) -> tuple[jax.Array, Any]:
             made = jax.vmap(lambda inputs: ours(case, inputs, engine))(inputs)
-            return sum(jnp.sum(part * weight) for part, weight in zip(made, weights, strict=True)), made
+            sums = [jnp.sum(part * weight) for part, weight in zip(made, weights, strict=True)]
+            return sums[0] + sums[1], made
 
         return jax.grad(loss, has_aux=True)(inputs)
 
@@ -139,4 +141,6 @@ def compare(source: Source, name: str, dtype: str, engine: AbstractEngine) -> di
     expected_ys, expected_S = (part.detach().numpy() for part in made)
     record: dict[str, Any] = {"layer": name, "dtype": dtype, "reference": f"ops/{case.file}/naive.py"}
     record |= {"outputs": difference(ys, expected_ys), "states": difference(S, expected_S)}
-    return show(record | {"gradients": difference(gradient, {key: value.grad.numpy() for key, value in given.items()})})
+    return show(
+        record | {"gradients": difference(gradient, {key: np.asarray(value.grad) for key, value in given.items()})}
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import einops
+import einops  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
