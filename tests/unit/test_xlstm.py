@@ -55,7 +55,7 @@ def mlstm_block(block: Any, xs: np.ndarray) -> np.ndarray:
     state = np.zeros((N, E // N, E // N)), np.zeros((N, E // N)), np.full(N, -1e30)
     seen, ys = [], []
     for x in xs:
-        a, z = np.split((oracle.normed(x) * block.norm.weight) @ block.up_weight, 2)
+        a, z = np.split((oracle.normed(x) * block.input_scale) @ block.up_weight, 2)
         seen.append(a)
         c = convolved(block.convolution, seen)
         q, k = (rows.reshape(-1) for rows in np.split(block_diagonal(block.query_key_weight, c), 2, 1))
@@ -73,7 +73,7 @@ def slstm_block(block: Any, xs: np.ndarray) -> np.ndarray:
     h, c, n, m = (np.full((N, xs.shape[1] // N), start) for start in (0.0, 0.0, 0.0, -1e30))
     seen, ys = [], []
     for x in xs:
-        a = oracle.normed(x) * block.norm.weight
+        a = oracle.normed(x) * block.input_scale
         seen.append(a)
         of_convolved, of_a = (
             block_diagonal(block.input_weight, rows) for rows in (convolved(block.convolution, seen), a)
@@ -85,7 +85,7 @@ def slstm_block(block: Any, xs: np.ndarray) -> np.ndarray:
         c, n = keep * c + write * np.tanh(z), keep * n + write
         h = oracle.sigmoid(o) * c / n
         x = x + oracle.normed(h).reshape(-1) * block.norm_scale
-        gate, up = np.split((oracle.normed(x) * block.up_norm.weight) @ block.up_weight, 2)
+        gate, up = np.split((oracle.normed(x) * block.up_scale) @ block.up_weight, 2)
         ys.append(x + (gate * (1 + erf(gate / np.sqrt(2))) / 2 * up) @ block.down_weight)
     return np.stack(ys)
 
