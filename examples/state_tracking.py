@@ -24,9 +24,9 @@ from common.formal_languages import LANGUAGES, Language
 from common.mixers import MIXERS, build_language_model
 from common.questions import SEEDS, Questions, spread, train_and_test
 
-B, TESTED, BLOCKS = 64, 512, 2
+B, TESTED = 64, 512
 LENGTHS = "trained on words of A to B symbols, tested on words of B to C (3 40 256)"
-LEARNING_RATE, DECAY = 3e-3, 0.1
+LEARNING_RATE, DECAY = 2e-2, 0.1
 
 
 def draw(
@@ -81,8 +81,8 @@ parse = command_line(
     option("--lengths", nargs=3, type=int, metavar=("A", "B", "C"), default=(3, 40, 256), help=LENGTHS),
     choice("--asked", ("every", "last"), "every"),
     option("--width", type=int, default=16, help="of the layers (%(default)s)"),
-    option("--heads", type=int, default=1, help="of each layer (%(default)s)"),
-    option("--blocks", type=int, default=BLOCKS, help="of a mixer and a perceptron (%(default)s)"),
+    option("--heads", type=int, default=8, help="of each layer (%(default)s)"),
+    option("--blocks", type=int, default=1, help="of a mixer and a perceptron (%(default)s)"),
     option("--learning-rate", type=float, default=LEARNING_RATE, help="the largest (%(default)s)"),
     steps_option(600),
     SEED,
