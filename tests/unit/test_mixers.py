@@ -15,7 +15,7 @@ from rnnjax.engines import Chunked
 from rnnjax.networks import MixerState
 
 T = 11
-Array = np.ndarray
+Array = Any  # of NumPy
 
 
 def sigmoid(x: Array) -> Array:
@@ -50,7 +50,7 @@ class Steps:
 
     def __init__(self, layer: Any, state: MixerState, xs: Array):
         projected = xs @ np.asarray(layer.input_weight)
-        self.window = None
+        self.window: Any = None
         if layer.convolution is not None:
             weight, bias, before = layer.convolution.weight, layer.convolution.bias, np.asarray(state.inputs)
             padded = np.concatenate([before, projected])
@@ -126,7 +126,8 @@ def mamba2(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]
     )
     ys = (reads + np.asarray(layer.skip.weight)[:, None] * u).reshape(len(xs), -1)
     gated = ys * silu(linear(layer.gate.projection, xs))
-    normed = root_mean_square_norm(gated.reshape(len(xs), *layer.norm.weight.shape), layer.norm.weight)
+    weight = np.asarray(layer.norm.weight).reshape(2, -1)  # two groups
+    normed = root_mean_square_norm(gated.reshape(len(xs), *weight.shape), weight)
     return MixerState(made.window, S), normed.reshape(len(xs), -1) @ np.asarray(layer.output_weight)
 
 
@@ -153,7 +154,7 @@ def hgrn2(layer: Any, state: MixerState, xs: Array) -> tuple[MixerState, Array]:
         lambda t, n, S: np.diag(f[t, n]) @ S + np.outer(1 - f[t, n], made.value[t, 0, n]),
         silu(made.query) / np.sqrt(layer.key_size),
     )
-    ys = root_mean_square_norm(reads.reshape(len(xs), -1), layer.norm.weight[0])
+    ys = root_mean_square_norm(reads.reshape(len(xs), -1), layer.norm.weight)
     return MixerState(None, S), ys @ np.asarray(layer.output_weight)
 
 
@@ -217,7 +218,8 @@ def state_of(name: str) -> MixerState:
 def evaluated(engine: rnnjax.AbstractEngine) -> dict[str, Any]:
     """The last states and outputs of all layers, as one compiled program."""
     given = {name: (grid.build(name), state_of(name)) for name in EQUATIONS}
-    run = lambda given, xs: {name: rnnjax.unroll(*each, xs, engine=engine) for name, each in given.items()}  # noqa: E731
+    one = lambda given, xs: rnnjax.unroll(given[0], given[1], xs, engine=engine)  # noqa: E731
+    run = lambda given, xs: {name: one(each, xs) for name, each in given.items()}  # noqa: E731
     return eqx.filter_jit(run)(given, grid.inputs(T))
 
 

@@ -25,19 +25,20 @@ class HeadNorm(eqx.Module):
 
 
 class GroupedNorm(eqx.Module):
-    """RMSNorm of each group of heads, taken together: the weight is [groups, N V / groups]."""
+    """RMSNorm of each group of heads, taken together; the weight has one number for each value of each head."""
 
-    weight: Float[Array, "G S"]
+    weight: Float[Array, " NV"]
+    groups: int = eqx.field(static=True)
     epsilon: float = eqx.field(static=True)
 
     def __init__(self, size: int, groups: int = 1, *, epsilon: float = 1e-5, dtype: DType):
-        """The weight is one; `size` is N V."""
-        self.weight = random.array(np.ones((groups, size // groups)), dtype)
-        self.epsilon = epsilon
+        """The weight is one; `size` is N V, a multiple of `groups`."""
+        self.weight = random.array(np.ones(size), dtype)
+        self.groups, self.epsilon = groups, epsilon
 
     def __call__(self, reads: Float[Array, "N V"]) -> Float[Array, "N V"]:
-        normed = jax.vmap(_rms_norm, (0, 0, None))(reads.reshape(self.weight.shape), self.weight, self.epsilon)
-        return normed.reshape(reads.shape)
+        grouped, weights = (array.reshape(self.groups, -1) for array in (reads, self.weight))
+        return jax.vmap(_rms_norm, (0, 0, None))(grouped, weights, self.epsilon).reshape(reads.shape)
 
 
 def weighted_mean(reads: Float[Array, "N W"], epsilon: float = 1e-6) -> Float[Array, "N V"]:
