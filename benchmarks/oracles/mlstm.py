@@ -156,7 +156,10 @@ def inputs(dtype: str, *shape: int) -> np.ndarray:
 
 def gates(dtype: str) -> networks.MLSTMInputs:
     generator = np.random.default_rng(1)
-    draw = lambda *shape: generator.normal(size=(T, N, *shape)).astype(dtype)  # noqa: E731
+
+    def draw(*shape: int) -> Any:
+        return generator.normal(size=(T, N, *shape)).astype(dtype)
+
     return networks.MLSTMInputs(draw(K), draw(K), draw(V), 2 * draw(), 2 * draw() + 1)
 
 
@@ -180,7 +183,10 @@ def of_parallel(kernels: Path, sigmoid: bool, dtype: str, engine: Any) -> tuple[
 def of_steps(kernels: Path, dtype: str, engine: Any) -> tuple[Outcome, Outcome]:
     """The recurrence, from a state that is given."""
     generator = np.random.default_rng(2)
-    draw = lambda *shape: generator.normal(size=(N, *shape)).astype(dtype)  # noqa: E731
+
+    def draw(*shape: int) -> Any:
+        return generator.normal(size=(N, *shape)).astype(dtype)
+
     state, xs = networks.MLSTMState(draw(K, V), draw(K), draw()), gates(dtype)
     ys, last, (_, of_state, of_xs) = run(networks.MLSTMRecurrence(N, K, V, dtype=jnp.dtype(dtype)), state, xs, engine)
     step = file(kernels / NATIVE / "recurrent/native_step.py").mlstm_recurrent_step__native
@@ -234,7 +240,7 @@ def of_matrix(layer: Any) -> dict[str, Any]:
     i, f = jnp.split(layer.gate_weight, 2, axis=1)
     b_i, b_f = jnp.split(layer.gate_bias, 2)
     return convolution(layer) | {
-        "xlstm_norm.weight": layer.norm.weight,
+        "xlstm_norm.weight": layer.input_scale,
         "xlstm.proj_up.weight": layer.up_weight.T,
         "xlstm.q_proj.weight": blocks(q),
         "xlstm.k_proj.weight": blocks(k),
@@ -254,12 +260,12 @@ def of_scalar(layer: Any) -> dict[str, Any]:
     heads, units = layer.input_weight.shape[:2]
     gates = zip(("fgate", "igate", "zgate", "ogate"), jnp.split(layer.input_weight, 4, axis=2), strict=True)
     return convolution(layer) | {
-        "xlstm_norm.weight": layer.norm.weight,
+        "xlstm_norm.weight": layer.input_scale,
         **{f"xlstm.{gate}.weight": blocks(weight) for gate, weight in gates},
         "xlstm.slstm_cell._recurrent_kernel_": blocks(layer.recurrent_weight),
         "xlstm.slstm_cell._bias_": jnp.swapaxes(layer.bias.reshape(heads, 4, units), 0, 1).reshape(-1),
         "xlstm.group_norm.weight": layer.norm_scale,
-        "ffn_norm.weight": layer.up_norm.weight,
+        "ffn_norm.weight": layer.up_scale,
         "ffn.proj_up.weight": layer.up_weight.T,
         "ffn.proj_down.weight": layer.down_weight.T,
     }
@@ -281,7 +287,7 @@ def stored(name: str, weight: Any) -> torch.Tensor:
 
 
 def compare_modules(
-    layer: Any, module: torch.nn.Module, names: Callable[[Any], dict[str, Any]], dtype: str, engine: Any
+    layer: Any, module: Any, names: Callable[[Any], dict[str, Any]], dtype: str, engine: Any
 ) -> tuple[Outcome, Outcome, Any]:
     """Outputs and gradients of a layer, and of a module with its weights; and the layer's last state."""
     xs = inputs(dtype, T, I)
@@ -294,8 +300,7 @@ def compare_modules(
     x = leaf(xs)
     hs = module(x[None])[0]
     backward(hs)
-    of_module = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
-    got, expected = names(slope) | {"x": of_xs}, of_module | {"x": x.grad.numpy()}
+    got, expected = names(slope) | {"x": of_xs}, slopes(dict(module.named_parameters()) | {"x": x})
     return (ys, None, got), (numbers(hs), None, expected), last
 
 

@@ -43,10 +43,11 @@ class AbstractSLSTM(AbstractGatedCell):
         del parameters
         i, f, g, o = u + v
         log_forget = f if self.exponential_forget_gate else _log_sigmoid(f)
-        excess = i - log_forget - state.m  # one of the factors below is exactly one, so that n is never below one
-        keep, write = jnp.exp(-jnp.maximum(excess, 0)), jnp.exp(jnp.minimum(excess, 0))
+        carried = log_forget + state.m
+        m = jnp.maximum(carried, i)
+        keep, write = jnp.exp(carried - m), jnp.exp(i - m)  # one of the two is exactly one, so that n is one or more
         c, n = keep * state.c + write * jnp.tanh(g), keep * state.n + write
-        return SLSTMState(sigmoid(o) * c / n, c, n, jnp.maximum(log_forget + state.m, i))
+        return SLSTMState(sigmoid(o) * c / n, c, n, m)
 
 
 class SLSTM(AbstractSLSTM):

@@ -38,7 +38,8 @@ def running_maximum(start: Vector, shifts: VectorOverTime, entries: VectorOverTi
         return _maxima(start, shifts, entries, None, end)
     rest = jnp.full_like(start, START)
     safe = quarantine((shifts, entries), start, options.length, options.resets, rest)
-    found = _maxima(safe.state, *safe.xs, options.resets, end)
+    safe_shifts, safe_entries = safe.xs
+    found = _maxima(safe.state, safe_shifts, safe_entries, options.resets, end)
     last = select(jnp.asarray(end) > 0, mark_touched(safe.last_touched, found.last), start)
     before, after = mark_touched(safe.touched, (found.before, found.after))
     return Maxima(last, before, after)

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from ..exporting import exportable
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .depthwise_convolution import DepthwiseConvolution
-from .head_norm import head_norm
+from .head_norm import head_norm, layer_norm
 from .mlstm import draw_gate_bias, gates
 from .mlstm_recurrence import MLSTMInputs, MLSTMRecurrence, MLSTMState
 from .window import Window
@@ -51,18 +50,18 @@ class MLSTMBlock(AbstractNetwork):
     less one. `models.xlstm_layers` makes a stack of blocks.
 
     Shapes:
-        norm              a layer norm of x without bias
+        input_scale       [I], of the layer norm of x
         up_weight         U [I, 2 E], the columns of a, then of z
         convolution       of E features, with bias
         query_key_weight  [E / 4, 4, 8], for each block the columns of q, then of k
         value_weight      [E / 4, 4, 4]
         gate_weight       P [3 E, 2 N], the columns of i, then of f
         gate_bias         p [2 N]
-        norm_scale, skip  [E]
+        norm_scale, skip  [E], the first of the norm of each head
         down_weight       D [E, I]
     """
 
-    norm: eqx.nn.LayerNorm
+    input_scale: Float[Array, " I"]
     up_weight: Float[Array, "I EE"]
     convolution: DepthwiseConvolution
     query_key_weight: Float[Array, "M b bb"]
@@ -109,7 +108,7 @@ class MLSTMBlock(AbstractNetwork):
         keys = random.split(key, 6)
         small = (2 / (5 * input_size)) ** 0.5
         by_block = (inner // projection_block, projection_block)
-        self.norm = eqx.nn.LayerNorm(input_size, use_bias=False, dtype=dtype)
+        self.input_scale = random.array(np.ones(input_size), dtype)
         self.up_weight = draw(keys[0], (input_size, 2 * inner), small, dtype)
         self.convolution = short_convolution(keys[1], inner, window, dtype)
         self.query_key_weight = draw(keys[2], (*by_block, 2 * projection_block), small, dtype)
@@ -136,7 +135,7 @@ class MLSTMBlock(AbstractNetwork):
         return MLSTMBlockState(window, after), ys
 
     def _project(self, xs: Inputs) -> Projected:
-        return Projected(*jnp.split(jax.vmap(self.norm)(xs) @ self.up_weight, 2, axis=1))
+        return Projected(*jnp.split(layer_norm(xs, self.input_scale) @ self.up_weight, 2, axis=1))
 
     def _inputs(self, inner: UnitsOverTime, convolved: UnitsOverTime) -> tuple[UnitsOverTime, MLSTMInputs]:
         """The convolution after its nonlinearity, and the inputs of the recurrence."""

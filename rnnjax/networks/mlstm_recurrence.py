@@ -163,23 +163,17 @@ def inputs_of(heads: int, key_size: int, value_size: int, dtype: np.dtype) -> ML
 def _stabilised(
     xs: MLSTMInputs, log_forget: Float[Array, "T N"], before: Float[Array, "T N"], after: Float[Array, "T N"]
 ) -> tuple[Transition, Float[Array, "T N"]]:
-    """The coefficients of C and n times exp(-m), and the least denominator, exp(-m).
-
-    With d = i~ - log f - m_{t-1}, by which the new maximum exceeds the old one, f exp(m_{t-1} - m_t) = exp(-max(d, 0))
-    and exp(i~ - m_t) = exp(min(d, 0)). One of the two is exactly one, however m_t was rounded, so the rounding of m
-    does not accumulate.
-    """
-    excess = xs.input_gate - log_forget - before
-    keep, write = jnp.exp(-jnp.maximum(excess, 0)), jnp.exp(jnp.minimum(excess, 0))
+    """The coefficients of C exp(-m) and n exp(-m), and the least denominator, exp(-m)."""
+    keep, write = jnp.exp(log_forget + before - after), jnp.exp(xs.input_gate - after)
     ones = jnp.ones_like(xs.value[..., :1])
     value = jnp.concatenate([xs.value, ones], axis=-1)
     return Transition(keep[..., None], write[..., None] * xs.key, value, _scaled(xs.query)), _least(after)
 
 
 def _least(m: Float[Array, "T N"]) -> Float[Array, "T N"]:
-    """exp(-m), kept where it does not overflow, and where the square of its reciprocal does not."""
+    """exp(-m), bounded so that neither it nor its inverse square, which is in the gradient, overflows."""
     largest = -math.log(float(jnp.finfo(m.dtype).tiny))
-    return jnp.exp(jnp.clip(-m, -largest / 2, largest))
+    return jnp.exp(jnp.clip(-m, -0.45 * largest, largest))
 
 
 def _normalised(reads: Float[Array, "T N W"], least: Float[Array, "T N"]) -> Read:

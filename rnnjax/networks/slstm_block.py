@@ -16,7 +16,7 @@ from ..exporting import exportable
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .depthwise_convolution import DepthwiseConvolution
-from .head_norm import head_norm
+from .head_norm import head_norm, layer_norm
 from .mlstm_block import check_divisor, draw, short_convolution
 from .window import Window
 
@@ -51,23 +51,23 @@ class SLSTMBlock(AbstractNetwork):
     the norms less one. `models.xlstm_layers` makes a stack of blocks.
 
     Shapes:
-        norm, up_norm     layer norms of x and x' without bias
+        input_scale       [I], of the layer norm of x; up_scale is that of x'
         convolution       of I features, with bias
         input_weight      W [N, D, 4 D], for each head the columns of i, then of f, g and o
         recurrent_weight  R [N, D, 4 D], likewise
         bias              b [N, 4 D]
-        norm_scale        [I]
+        norm_scale        [I], of the norm of each head
         up_weight         U [I, 2 E], the columns of z, then of w
         down_weight       D [E, I]
     """
 
-    norm: eqx.nn.LayerNorm
+    input_scale: Float[Array, " I"]
     convolution: DepthwiseConvolution
     input_weight: Float[Array, "N D GD"]
     recurrent_weight: Float[Array, "N D GD"]
     bias: Float[Array, "N GD"]
     norm_scale: Float[Array, " I"]
-    up_norm: eqx.nn.LayerNorm
+    up_scale: Float[Array, " I"]
     up_weight: Float[Array, "I EE"]
     down_weight: Float[Array, "E I"]
 
@@ -102,14 +102,14 @@ class SLSTMBlock(AbstractNetwork):
         check_divisor("heads", heads, input_size)
         keys = random.split(key, 4)
         small, units = (2 / (5 * input_size)) ** 0.5, input_size // heads
-        self.norm = eqx.nn.LayerNorm(input_size, use_bias=False, dtype=dtype)
+        self.input_scale = random.array(np.ones(input_size), dtype)
         self.convolution = short_convolution(keys[0], input_size, window, dtype)
         self.input_weight = draw(keys[1], (heads, units, 4 * units), small, dtype)
         self.recurrent_weight = random.zeros((heads, units, 4 * units), dtype)
         of_head = random.known(initialise.power_law(1, depth)(key, HeadOfSLSTM.gates, units, dtype)).reshape(-1)
         self.bias = random.array(np.tile(of_head, (heads, 1)), dtype)
         self.norm_scale = random.array(np.ones(input_size), dtype)
-        self.up_norm = eqx.nn.LayerNorm(input_size, use_bias=False, dtype=dtype)
+        self.up_scale = random.array(np.ones(input_size), dtype)
         self.up_weight = draw(keys[2], (input_size, 2 * inner), small, dtype)
         self.down_weight = draw(keys[3], (inner, input_size), 2 / (blocks * input_size**0.5), dtype)
 
@@ -121,7 +121,7 @@ class SLSTMBlock(AbstractNetwork):
         return SLSTMBlockState(self.convolution.initial(), jax.vmap(of_head)(*self._heads()))
 
     def run(self, state: SLSTMBlockState, xs: Inputs, options: Options) -> tuple[SLSTMBlockState, Inputs]:
-        normed = options.over_time(jax.vmap(self.norm), xs)
+        normed = options.over_time(lambda xs: layer_norm(xs, self.input_scale), xs)
         window, convolved = unroll(self.convolution, state.window, normed, **options._asdict())
         inputs = options.over_time(self._inputs, normed, convolved)
 
@@ -148,5 +148,5 @@ class SLSTMBlock(AbstractNetwork):
 
     def _readout(self, xs: Inputs, hs: Float[Array, "T N D"]) -> Inputs:
         xs = xs + head_norm(hs, self.norm_scale)
-        z, w = jnp.split(jax.vmap(self.up_norm)(xs) @ self.up_weight, 2, axis=1)
+        z, w = jnp.split(layer_norm(xs, self.up_scale) @ self.up_weight, 2, axis=1)
         return xs + (gelu(z, approximate=False) * w) @ self.down_weight

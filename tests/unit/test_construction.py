@@ -58,6 +58,10 @@ CELLS: dict[str, Callable[..., Any]] = {  # by their class, and what is special
     "RGLRU": partial(rnnjax.RGLRU, 70, heads=2, learn_initial=True),
     "CGLRU": partial(rnnjax.networks.CGLRU, 76, heads=2, learn_initial=True),
     "CGLRU no bias": partial(rnnjax.networks.CGLRU, 80, heads=2, bias=False),
+    "MLSTM": partial(rnnjax.networks.MLSTM, 19, 48, heads=2, key_size=13),
+    "MLSTM sigmoid": partial(rnnjax.networks.MLSTM, 19, 50, heads=2, sigmoid_input_gate=True),
+    "MLSTMBlock": partial(rnnjax.networks.MLSTMBlock, 26),
+    "SLSTMBlock": partial(rnnjax.networks.SLSTMBlock, 28, depth=0.5),
     "S5 with a bound": partial(rnnjax.S5, 24, 62, largest_real_part=-1e-4, discretise=rnnjax.cells.bilinear),
     "RGLRU no bias": partial(rnnjax.RGLRU, 72, heads=2, bias=False),
     "MatrixMixer": partial(rnnjax.networks.MatrixMixer, 27, heads=3, key_size=5, value_size=7, learn_initial=True),
@@ -105,6 +109,7 @@ def stack(key: jax.Array) -> rnnjax.Stack:
 
 
 PARTS: dict[str, Callable[..., Any]] = {
+    "slstm": partial(rnnjax.cells.SLSTM, 19, 48, heads=2),
     "stack": stack,
     "rwkv7 layers": partial(rnnjax.networks.rwkv7_layers, 94, 2, head_size=47),
     "language model": of_cell(partial(rnnjax.models.LanguageModel, 77), 23, 29),
