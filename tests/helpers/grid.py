@@ -113,6 +113,11 @@ def doubled(inputs: int, network: Callable[..., Any], **options: Any) -> rnnjax.
     return rnnjax.Stack([enter, network(2 * inputs, **options)])
 
 
+def of_pairs(inputs: int, **options: Any) -> rnnjax.Stack:
+    """A CGLRU, whose features are real and imaginary parts, of inputs that are real parts and doubled."""
+    return doubled(inputs, rnnjax.networks.CGLRU, **options)
+
+
 def valued(x: Array) -> tuple[Array, Array]:
     """An input twice, and values of as many features."""
     return both_ways(x), both_ways(x[::-1])
@@ -203,9 +208,7 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "delta_product": lambda inputs, dtype: rnnjax.networks.DeltaProduct(
         inputs, key=KEY, heads=2, householders=3, key_size=2, value_size=3, learn_initial=True, dtype=dtype
     ),
-    "cg_lru": lambda inputs, dtype: doubled(
-        inputs, rnnjax.networks.CGLRU, key=KEY, heads=inputs, learn_initial=True, dtype=dtype
-    ),
+    "cg_lru": lambda inputs, dtype: of_pairs(inputs, key=KEY, heads=inputs, learn_initial=True, dtype=dtype),
     "rwkv6": lambda inputs, dtype: doubled(inputs, rnnjax.networks.RWKV6, key=KEY, head_size=inputs, dtype=dtype),
     "rwkv7": lambda inputs, dtype: rwkv7_block(inputs, key=KEY, dtype=dtype),
     "mamba": lambda inputs, dtype: rnnjax.networks.Mamba(inputs, key=KEY, states=2, learn_initial=True, dtype=dtype),
