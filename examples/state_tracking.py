@@ -26,7 +26,7 @@ import numpy as np
 from common.command_line import SEED, choice, command_line, main, option, steps_option
 from common.formal_languages import LANGUAGES, Language
 from common.mixers import MIXERS, build_language_model
-from common.questions import SEEDS, Questions, spread, train_and_test
+from common.questions import SEEDS, TEST, Questions, spread, train_and_test
 
 B, TESTED = 64, 512
 LENGTHS = "trained on words of A to B symbols, tested on words of B to C (3 40 256)"
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record of each mixer and seed."""
     language = LANGUAGES[options.task]
     least, trained, most = options.lengths
-    judged = lambda *lengths: draw(language, lengths, most, TESTED, False, np.random.default_rng(0))  # noqa: E731
+    judged = lambda *lengths: draw(language, lengths, most, TESTED, False, np.random.default_rng(TEST))  # noqa: E731
     tests = {"short": judged(least, trained), "test": judged(trained, most)}
     seeds = range(options.seed, options.seed + options.seeds)
     for name in options.mixers:
