@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from common.command_line import SEED, command_line, main, option, steps_option
 from common.mixers import MIXERS, build_language_model
-from common.questions import SEEDS, Questions, spread, train_and_test
+from common.questions import SEEDS, TEST, Questions, spread, train_and_test
 
 BLANK = 0
 B, TESTED, BLOCKS = 64, 1000, 2
@@ -55,7 +55,7 @@ def _distinct(generator: np.random.Generator, weights: np.ndarray, count: int) -
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record of each mixer and seed."""
     sizes = options.vocabulary, options.length, options.pairs
-    tests = {"test": draw(np.random.default_rng(0), TESTED, *sizes)}
+    tests = {"test": draw(np.random.default_rng(TEST), TESTED, *sizes)}
     seeds = range(options.seed, options.seed + options.seeds)
     print(
         f"{options.pairs} pairs in {options.length} steps; a guess is right in {2 / options.vocabulary:.1%}", flush=True

@@ -19,6 +19,7 @@ JUDGED_AT_ONCE, REPORTS = 64, 20
 SEEDS: Option = option(
     "--seeds", type=int, default=1, metavar="N", help="N seeds from --seed on, at once (%(default)s)"
 )
+TEST = (0, 0, 1)  # the seed of test data, which no batch has: a batch has (seed, step)
 Model = rnnjax.models.LanguageModel
 
 

@@ -124,6 +124,14 @@ def draw_short(generator):
     return formal_languages.parity(generator, generator.integers(3, 8, 5), 8)
 
 
+def test_no_batch_is_drawn_like_the_test():
+    """NumPy pads seeds with zeros: 0 would be (0, 0), that of the first batch."""
+    draws = {
+        tuple(np.random.default_rng(seed).integers(0, 1000, 9)) for seed in [questions.TEST, (0, 0), (0, 1), (1, 0)]
+    }
+    assert len(draws) == 4
+
+
 def test_seeds_do_not_depend_on_each_other():
     """Weights, batches, losses and updates of seed 4 are the same beside another seed as alone."""
     rule = questions.optimiser(0.1, 10, 0.1)
