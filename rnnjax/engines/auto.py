@@ -10,6 +10,7 @@ from ..engine import AbstractEngine, Plan
 from ..marks import Marks
 from ..refusal import Refusal
 from .associative import Associative
+from .chunked import Chunked
 from .fused import Fused
 from .scan import Scan
 
@@ -29,7 +30,12 @@ class Auto(AbstractEngine):
     microseconds for very small arrays, and by up to a half for many sequences of one to three units.
     """
 
-    candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(min_steps=32, min_units=16), Scan())
+    candidates: tuple[AbstractEngine, ...] = (
+        Associative(),
+        Fused(min_steps=32, min_units=16),
+        Chunked(min_steps=4, needs_kernel=True),
+        Scan(),
+    )
 
     def __check_init__(self):
         if not isinstance(self.candidates, tuple) or not self.candidates:

@@ -132,8 +132,11 @@ def _moves(tangent: Any) -> bool:
 # Batches
 
 
-def _batch(primitive: Primitive, mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
+def _batch(primitive: Primitive, mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[list[Array], Any]:
     """Fold a mapped axis into B, as its outer part. What is not mapped is copied."""
+    if all(axis is None for axis in axes):
+        results = primitive.bind(*operands, **static)
+        return results, [None] * len(results)
     fronted = [
         batching.bdim_at_front(operand, axis, mapped.size, mapped.explicit_mesh_axis)
         for operand, axis in zip(operands, axes, strict=True)
