@@ -63,7 +63,9 @@ class Chunked(AbstractEngine):
             return symbolic
         T = max(1, count_steps(xs))
         if self.min_steps > T:
-            return Refusal(f"Chunked(min_steps={self.min_steps}) does not run {T} steps of {describe(cell)}. Use Scan().")
+            return Refusal(
+                f"Chunked(min_steps={self.min_steps}) does not run {T} steps of {describe(cell)}. Use Scan()."
+            )
         compiled = cpu.is_here_for(jax.eval_shape(cell.initial).S.dtype)
         if self.needs_kernel and not compiled:
             return Refusal(

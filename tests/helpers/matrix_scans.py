@@ -70,10 +70,10 @@ def draw(seed: int, *, most: int = 40) -> Case:
     needs = (generator.random(count) < 0.8) | bool(generator.integers(2))
     needs[generator.integers(count)] = True
     needed = (*needs.tolist(), *([False] if flags is not None else []))
-    title = f"{seed}: {dtype} B {B} T {T} N {N} K {K} V {V} {scalar=} {erases=} {own=} {resets=} {learned=} {reads_before=}"
-    return Case(
-        title, operands, normal(B, T, N, V), normal(B, N, K, V), reads_before, needed, INSTRUCTIONS[seed % 3]
+    title = (
+        f"{seed}: {dtype} B {B} T {T} N {N} K {K} V {V} {scalar=} {erases=} {own=} {resets=} {learned=} {reads_before=}"
     )
+    return Case(title, operands, normal(B, T, N, V), normal(B, N, K, V), reads_before, needed, INSTRUCTIONS[seed % 3])
 
 
 def by_loop(operands: Operands, dys: Any, dlast: Any, *, reads_before: bool) -> Any:

@@ -33,7 +33,9 @@ pytestmark = needs_kernel
 # The kernel against the loop
 
 
-@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(TOGETHER, 300, TOGETHER))])
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(TOGETHER, 300, TOGETHER))]
+)
 def test_random_shapes(first):
     """Every instruction set in both dtypes; many in a program, whose calls share the cores."""
     for case, made in by_kernel(map(draw, range(first, first + TOGETHER))):
@@ -239,18 +241,21 @@ def test_auto_takes_it_where_the_kernel_runs_it(monkeypatch):
 
 def call(operands: Operands, types: list[Any], half: str, *more: Any) -> Any:
     made = jax.ffi.ffi_call(library.custom_call(half), types)
-    arrays = [np.zeros((0,), bool if n == 8 else "float32") if leaf is None else leaf for n, leaf in enumerate(
-        [*operands.steps, *operands[1:]]
-    )]
+    arrays = [
+        np.zeros((0,), bool if n == 8 else "float32") if leaf is None else leaf
+        for n, leaf in enumerate([*operands.steps, *operands[1:]])
+    ]
     return jax.block_until_ready(made(*arrays, *more, reads_before=False, max_instruction_set=np.int32(3)))
 
 
 FAULTS: dict[str, tuple[Callable[[Operands], Operands], str]] = {
     "a key of another size": (
-        lambda it: it._replace(steps=it.steps._replace(key=it.steps.key[..., :2])), "the shape or dtype of key"
+        lambda it: it._replace(steps=it.steps._replace(key=it.steps.key[..., :2])),
+        "the shape or dtype of key",
     ),
     "a decay of another dtype": (
-        lambda it: it._replace(steps=it.steps._replace(decay=it.steps.decay.astype("float64"))), "the shape or dtype of"
+        lambda it: it._replace(steps=it.steps._replace(decay=it.steps.decay.astype("float64"))),
+        "the shape or dtype of",
     ),
     "integers": (lambda it: jax.tree.map(lambda leaf: leaf.astype("int32"), it), "expected float32 or float64"),
     "a key of nothing": (lambda it: it._replace(steps=it.steps._replace(erase=None)), "expected an erase with its key"),

@@ -78,9 +78,7 @@ def _forward_on_cpu(*leaves: Array, form: Any, reads_before: bool, size: int) ->
     return list(cpu.forward(jax.tree.unflatten(form, leaves), reads_before=reads_before))
 
 
-def _backward_on_cpu(
-    *leaves: Array, form: Any, moving: tuple[bool, ...], reads_before: bool, size: int
-) -> list[Array]:
+def _backward_on_cpu(*leaves: Array, form: Any, moving: tuple[bool, ...], reads_before: bool, size: int) -> list[Array]:
     del size
     *operands, dys, dlast = leaves
     given = jax.tree.unflatten(form, operands)
