@@ -1,7 +1,8 @@
 """Matrix-state cells, Chunked against Scan: time forward and of the gradient, compile time, temporary memory.
 
-`Chunked()` is the compiled recurrence; `Chunked(32), plain` is what runs where there is no CPU kernel. Four sequences, four heads of 64 keys and 64 values, float32, of three kinds: a decay for each head, a decay for each
-key, and the gated delta rule. The gradient is that by all inputs, of a loss on all outputs.
+`Chunked()` is the compiled recurrence; `Chunked(32), plain` is what runs where there is no CPU kernel. Four sequences,
+four heads of 64 keys and 64 values, float32, of three kinds: a decay for each head, a decay for each key, and the gated
+delta rule. The gradient is that by all inputs, of a loss on all outputs.
 """
 
 import time

@@ -21,19 +21,19 @@ from ..refusal import Refusal
 
 
 class Chunked(AbstractEngine):
-    """Matrix-state cells: on CPUs a compiled recurrence, elsewhere matrix products in chunks of `size` steps (Hua et al.
-    2022, arXiv:2202.10447; Yang et al. 2024, arXiv:2312.06635 and arXiv:2406.06484).
+    """Matrix-state cells: on CPUs a compiled recurrence, elsewhere matrix products in chunks of `size` steps (Hua et
+    al. 2022, arXiv:2202.10447; Yang et al. 2024, arXiv:2312.06635 and arXiv:2406.06484).
 
     The compiled code runs real cells step by step, on a state that stays in the first-level cache; its gradient stores
-    nothing, and computes the states again. In chunks one state passes through memory for each chunk in place of one for
-    each step, and the gradient stores no more: it computes each chunk a second time. Decays are multiplied, and never
-    divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not overflow. T
-    need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode and second
+    nothing, and computes the states again. In chunks one state passes through memory for each chunk in place of one
+    for each step, and the gradient stores no more: it computes each chunk a second time. Decays are multiplied, and
+    never divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not
+    overflow. T need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode and second
     derivatives, and everything if the CPU kernel was not built.
 
-    From the first input on that is not finite, all heads are NaN up to the next reset, and their gradients. In chunks, if
-    decays may exceed one in modulus, or an erase grows the state, a product of many steps can overflow and make a whole
-    chunk NaN, where step by step a state of zero would stay zero, or a reset would end the overflow: use `Scan`.
+    From the first input on that is not finite, all heads are NaN up to the next reset, and their gradients. In chunks,
+    if decays may exceed one in modulus, or an erase grows the state, a product of many steps can overflow and make a
+    whole chunk NaN, where step by step a state of zero would stay zero, or a reset would end the overflow: use `Scan`.
 
     size          the number of steps in a chunk, a power of two
     min_steps     shorter sequences are refused

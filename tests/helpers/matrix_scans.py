@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def draw(seed: int, *, most: int = 40) -> Case:
-    """Instruction sets and dtypes in turn, all else at random: sizes from 1 on, T from 0 on; zero and negative decays."""
+    """Instruction sets and dtypes in turn, all else at random: any sizes from 1 on; zero and negative decays."""
     generator = np.random.default_rng(seed)
     dtype = list(BARS)[seed // 3 % 2]
     few = lambda: int(generator.integers(1, generator.choice([3, 9, most]), endpoint=True))  # noqa: E731

@@ -1,8 +1,8 @@
 """The matrix-state recurrence for CPUs: compiled code that goes through time step by step, in both halves.
 
-A part of the state stays in the first-level cache for all of time: some value columns of one head, which do not depend on
-the others. The backward half gets nothing from the forward half: it computes the states again, one chunk of time after the
-other, so that they stay in the second-level cache.
+A part of the state stays in the first-level cache for all of time: some value columns of one head, which do not depend
+on the others. The backward half gets nothing from the forward half: it computes the states again, one chunk of time
+after the other, so that they stay in the second-level cache.
 """
 
 from itertools import compress

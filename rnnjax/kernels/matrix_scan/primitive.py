@@ -1,4 +1,4 @@
-"""The matrix-state recurrence as primitives with all of JAX's rules, by compiled code on CPUs and by plain JAX elsewhere.
+"""The matrix-state recurrence as primitives with all of JAX's rules: compiled code on CPUs, plain JAX elsewhere.
 
     forward     operands -> what the steps emit, the last state
     tangent     its derivative, linear in the tangents that are not zero: plain JAX, in forward mode
@@ -37,8 +37,8 @@ def matrix_scan(operands: Operands, *, reads_before: bool, size: int) -> tuple[E
     return ys[0], last[0]
 
 
-# In plain JAX. The operands are the leaves of `Operands`, by its structure `form`; `moving` says of each whether it has a
-# tangent, or needs a gradient.
+# In plain JAX. The operands are the leaves of `Operands`, by its structure `form`; `moving` says of each whether it has
+# a tangent, or needs a gradient.
 
 
 def _forward(*leaves: Array, form: Any, **static: Any) -> list[Array]:
