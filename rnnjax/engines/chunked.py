@@ -28,8 +28,8 @@ class Chunked(AbstractEngine):
     nothing, and computes the states again. In chunks one state passes through memory for each chunk in place of one
     for each step, and the gradient stores no more: it computes each chunk a second time. Decays are multiplied, and
     never divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not
-    overflow. T need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode and second
-    derivatives, and everything if the CPU kernel was not built.
+    overflow. T need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode
+    and second derivatives, and everything if the CPU kernel was not built.
 
     From the first input on that is not finite, all heads are NaN up to the next reset, and their gradients. In chunks,
     if decays may exceed one in modulus, or an erase grows the state, a product of many steps can overflow and make a
