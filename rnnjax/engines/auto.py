@@ -25,7 +25,8 @@ class Auto(AbstractEngine):
     A program of `jax.export` holds plain JAX alone, and so runs without rnnjax. If its T is a symbol, the plan is that
     of `Scan`; if it is a number, the plan is the one that runs here, with plain JAX in place of the CPU kernels.
 
-    Matrix-state cells run by `Chunked` where the CPU kernel is installed and runs them, and else by `Scan`.
+    Matrix-state cells run by `Chunked` where JAX runs on CPUs by default and the compiled recurrence is there for them,
+    and else by `Scan`.
 
     `python -m benchmarks.fused_against_scan` measures the sizes from which Fused pays off. Associative has no such
     bound: if its kernel would not pay off, it runs step by step. On a CPU it is still slower than Scan by some

@@ -29,7 +29,7 @@ class Chunked(AbstractEngine):
     for each step, and the gradient stores no more: it computes each chunk a second time. Decays are multiplied, and
     never divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not
     overflow. T need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode
-    and second derivatives, and everything if the CPU kernel was not built.
+    and second derivatives, and everything if the CPU kernel was not built, or if JAX runs on GPUs or TPUs by default.
 
     From the first input on that is not finite, all heads are NaN up to the next reset, and their gradients. In chunks,
     if decays may exceed one in modulus, or an erase grows the state, a product of many steps can overflow and make a
@@ -69,7 +69,7 @@ class Chunked(AbstractEngine):
         compiled = cpu.is_here_for(jax.eval_shape(cell.initial).S.dtype)
         if self.needs_kernel and not compiled:
             return Refusal(
-                f"Chunked(needs_kernel=True) cannot run {describe(cell)}: there is no compiled recurrence for it. "
+                f"Chunked(needs_kernel=True) cannot run {describe(cell)}: there is no compiled recurrence for it here. "
                 "Use Scan() or Chunked()."
             )
         return ChunkedPlan(min(self.size, 1 << (T - 1).bit_length()), compiled).over_parts(axis)

@@ -28,7 +28,8 @@ def matrix_scan(operands: Operands, *, reads_before: bool, size: int) -> tuple[E
     """What the steps of one sequence emit, and its last state.
 
     On CPUs the compiled code runs float32 and float64. Where it is missing, in complex numbers, on other platforms and
-    in programs of `jax.export`, it is plain JAX, in chunks of `size` steps, a power of two.
+    in programs of `jax.export`, it is plain JAX, in chunks of `size` steps, a power of two. If JAX runs on another
+    platform by default, it is plain JAX everywhere.
     """
     if not cpu.is_here_for(operands.state.dtype):
         return reference.scan(operands, reads_before=reads_before, size=size)
