@@ -21,10 +21,11 @@ class MatrixRecurrence(AbstractMatrixCell):
         y_t = S_t' query                                                           y: [N, V]
 
         recurrence = rnnjax.cells.MatrixRecurrence(heads=4, key_size=64, value_size=64, scalar_decay=True)
-        state, ys = rnnjax.unroll(recurrence, None, xs, engine=rnnjax.engines.Chunked())
+        state, ys = rnnjax.unroll(recurrence, None, xs)
 
-    where `xs = rnnjax.cells.Transition(decay, key, value, query)`. `Auto` takes `Scan`, whose gradient stores the state
-    of each step.
+    where `xs = rnnjax.cells.Transition(decay, key, value, query)`. `Auto` takes `Chunked` from 4 steps on where the CPU
+    kernel is installed. Elsewhere it takes `Scan`, whose gradient stores the state of each step: pass
+    `engine=rnnjax.engines.Chunked()`, as for complex numbers.
 
     `decay` may be any number: zero, negative, complex, and above one in modulus, where the state may overflow. With
     `key=k`, `erase=b k` and `value=b v`, where k has norm 1, it is the delta rule: what k stood for is moved by b

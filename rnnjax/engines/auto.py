@@ -10,6 +10,7 @@ from ..engine import AbstractEngine, Plan
 from ..marks import Marks
 from ..refusal import Refusal
 from .associative import Associative
+from .chunked import Chunked
 from .fused import Fused
 from .scan import Scan
 
@@ -24,12 +25,20 @@ class Auto(AbstractEngine):
     A program of `jax.export` holds plain JAX alone, and so runs without rnnjax. If its T is a symbol, the plan is that
     of `Scan`; if it is a number, the plan is the one that runs here, with plain JAX in place of the CPU kernels.
 
+    Matrix-state cells run by `Chunked` where JAX runs on CPUs by default and the compiled recurrence is there for them,
+    and else by `Scan`.
+
     `python -m benchmarks.fused_against_scan` measures the sizes from which Fused pays off. Associative has no such
     bound: if its kernel would not pay off, it runs step by step. On a CPU it is still slower than Scan by some
     microseconds for very small arrays, and by up to a half for many sequences of one to three units.
     """
 
-    candidates: tuple[AbstractEngine, ...] = (Associative(), Fused(min_steps=32, min_units=16), Scan())
+    candidates: tuple[AbstractEngine, ...] = (
+        Associative(),
+        Fused(min_steps=32, min_units=16),
+        Chunked(min_steps=4, needs_kernel=True),
+        Scan(),
+    )
 
     def __check_init__(self):
         if not isinstance(self.candidates, tuple) or not self.candidates:

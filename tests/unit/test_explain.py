@@ -14,6 +14,7 @@ from rnnjax.engines import Plan, Refusal
 H, T = 32, 40  # from 32 steps and 16 units on, `Auto` takes `Fused`
 NOT_LINEAR = "Associative cannot run {}: it needs an AbstractLinearCell. Use Scan()."
 NOT_GATED = "Fused cannot run {}: it needs an AbstractGatedCell. Use Scan()."
+NOT_MATRIX = "Chunked cannot run {}: it needs an AbstractMatrixCell. Use Scan()."
 
 
 def cell(kind, inputs=H):
@@ -70,6 +71,7 @@ def test_every_cell_of_a_network_has_its_path_its_engine_and_the_reasons():
         "    Scan: step by step",
         f"    {NOT_LINEAR.format('IndRNN')}",
         f"    {NOT_GATED.format('IndRNN')}",
+        f"    {NOT_MATRIX.format('IndRNN')}",
     ]
 
 

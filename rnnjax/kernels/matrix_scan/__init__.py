@@ -1,1 +1,1 @@
-"""The matrix-state recurrence: chunks of time as matrix products."""
+"""The matrix-state recurrence: by compiled code on CPUs, and by chunks of time as matrix products elsewhere."""

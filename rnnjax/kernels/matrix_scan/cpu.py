@@ -1,8 +1,8 @@
 """The matrix-state recurrence for CPUs: compiled code that goes through time step by step, in both halves.
 
-A part of the state stays in the first-level cache for all of time: some value columns of one head, which do not depend on
-the others. The backward half gets nothing from the forward half: it computes the states again, one chunk of time after the
-other, so that they stay in the second-level cache.
+A part of the state stays in the first-level cache for all of time: some value columns of one head, which do not depend
+on the others. The backward half gets nothing from the forward half: it computes the states again, one chunk of time
+after the other, so that they stay in the second-level cache.
 """
 
 from itertools import compress
@@ -21,8 +21,12 @@ DTYPES = "float32", "float64"
 
 
 def is_here_for(dtype: DType) -> bool:
-    """Whether the compiled code is available, for states of `dtype`."""
-    return np.dtype(dtype).name in DTYPES and library.absence() is None
+    """Whether the compiled code is available, for states of `dtype`, and JAX runs on CPUs by default.
+
+    Where it runs on GPUs or TPUs, the plain form is better differentiated by JAX itself: the rule of `backward`, which
+    gets nothing from the forward half, would run it once more.
+    """
+    return np.dtype(dtype).name in DTYPES and library.absence() is None and jax.default_backend() == "cpu"
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""The matrix-state recurrence as primitives with all of JAX's rules, by compiled code on CPUs and by plain JAX elsewhere.
+"""The matrix-state recurrence as primitives with all of JAX's rules: compiled code on CPUs, plain JAX elsewhere.
 
     forward     operands -> what the steps emit, the last state
     tangent     its derivative, linear in the tangents that are not zero: plain JAX, in forward mode
@@ -28,7 +28,8 @@ def matrix_scan(operands: Operands, *, reads_before: bool, size: int) -> tuple[E
     """What the steps of one sequence emit, and its last state.
 
     On CPUs the compiled code runs float32 and float64. Where it is missing, in complex numbers, on other platforms and
-    in programs of `jax.export`, it is plain JAX, in chunks of `size` steps, a power of two.
+    in programs of `jax.export`, it is plain JAX, in chunks of `size` steps, a power of two. If JAX runs on another
+    platform by default, it is plain JAX everywhere.
     """
     if not cpu.is_here_for(operands.state.dtype):
         return reference.scan(operands, reads_before=reads_before, size=size)
@@ -37,8 +38,8 @@ def matrix_scan(operands: Operands, *, reads_before: bool, size: int) -> tuple[E
     return ys[0], last[0]
 
 
-# In plain JAX. The operands are the leaves of `Operands`, by its structure `form`; `moving` says of each whether it has a
-# tangent, or needs a gradient.
+# In plain JAX. The operands are the leaves of `Operands`, by its structure `form`; `moving` says of each whether it has
+# a tangent, or needs a gradient.
 
 
 def _forward(*leaves: Array, form: Any, **static: Any) -> list[Array]:
@@ -130,8 +131,11 @@ def _moves(tangent: Any) -> bool:
 # Batches
 
 
-def _batch(primitive: Primitive, mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
+def _batch(primitive: Primitive, mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[list[Array], Any]:
     """Fold a mapped axis into B, as its outer part. What is not mapped is copied."""
+    if all(axis is None for axis in axes):
+        results = primitive.bind(*operands, **static)
+        return results, [None] * len(results)
     fronted = [
         batching.bdim_at_front(operand, axis, mapped.size, mapped.explicit_mesh_axis)
         for operand, axis in zip(operands, axes, strict=True)
