@@ -113,15 +113,15 @@ MUTATIONS = (
     # Engines
     Mutation(  # nothing is forgotten: the gradient takes the memory that the engine is there to save
         "checkpointed_keeps_all",
-        "rnnjax/engines/checkpointed.py",
-        "jax.lax.scan(jax.checkpoint(partial(run_segment, self.segment))",
-        "jax.lax.scan(jax.jit(partial(run_segment, self.segment))",
+        "rnnjax/segments.py",
+        "jax.lax.scan(jax.checkpoint(partial(run_segment, segment))",
+        "jax.lax.scan(jax.jit(partial(run_segment, segment))",
         "test_memory",
     ),
     Mutation(  # a reset leads to zero, and not to the initial state that was learned (a mark, too)
         "associative_reset_to_zero",
         "rnnjax/engines/associative.py",
-        "(jnp.zeros_like(a), a * leading(marks.initial.h, a.ndim) + b)",
+        "(jnp.zeros_like(a), a * leading(initial, a.ndim) + b)",
         "(jnp.zeros_like(a), b)",
         "test_law and lru",
     ),
