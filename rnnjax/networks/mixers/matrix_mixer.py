@@ -191,7 +191,7 @@ class MatrixMixer(AbstractNetwork):
             assert inputs is not None
             (inputs,), projected = unroll(self.convolution, Window(inputs), projected, **options._asdict())
         steps, read = options.over_time(self.coefficients, xs, projected)
-        folded = fold_options(options, self.micro_steps, len(xs))
+        folded = fold_options(options, self.micro_steps, xs.shape[0])
         recurrence = recurrence_of(steps, None if self.initial_state is None else Matrix(self.initial().S))
         after, reads = unroll(recurrence, Matrix(state.S), fold_rows(steps), **folded._asdict())
         reads = last_micro_steps(reads, self.micro_steps).real
@@ -233,7 +233,9 @@ class MatrixMixer(AbstractNetwork):
             ys = jax.vmap(self.norm)(ys)
         check_reads(ys, self.heads, self.value_size)
         ys = ys if self.gate_first else gate(ys)
-        return cast(ys.reshape(len(ys), -1), self.output_weight.dtype) @ self.output_weight
+        return (
+            cast(ys.reshape(ys.shape[0], self.heads * self.value_size), self.output_weight.dtype) @ self.output_weight
+        )
 
 
 def _draw_convolution(
