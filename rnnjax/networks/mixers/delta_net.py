@@ -22,7 +22,7 @@ class DeltaNet(MatrixMixer):
         y_t   = W_o norm(S_t' q / sqrt(K))                        x, y: [I]
 
     The eigenvalues of I - b k k' are in [0, 1]; with `negative_eigenvalues`, b is 2 sigmoid(W x) and they are in
-    [-1, 1], which tracking states such as parity needs (Grazzini et al. 2024, arXiv:2411.12537). The rule is that of
+    [-1, 1], which tracking states such as parity needs (Grazzi et al. 2024, arXiv:2411.12537). The rule is that of
     Schlag et al. 2021, arXiv:2102.11174, whose keys are normalised by their sum. As in the released code
     (flash-linear-attention), the normalisation is v / sqrt(|v|^2 + 1e-6), and there is no output gate.
     """

@@ -22,7 +22,7 @@ class GatedDeltaNet(MatrixMixer):
         S_t   = a (I - b k k') S_{t-1} + b k v'                            S: [K, V] for each of N heads
         y_t   = W_o (norm(S_t' q / sqrt(K)) * silu(W x))                   x, y: [I]
 
-    With `negative_eigenvalues`, b is 2 sigmoid(W x), so that a (I - b k k') has eigenvalues down to -1 (Grazzini et al.
+    With `negative_eigenvalues`, b is 2 sigmoid(W x), so that a (I - b k k') has eigenvalues down to -1 (Grazzi et al.
     2024, arXiv:2411.12537). As in the released code (flash-linear-attention), SiLU comes before the normalisation,
     v / sqrt(|v|^2 + 1e-6), and the norm before the gate. There exp(L) is drawn uniform from 0 to 16, whose logarithm
     may be infinite; here it is from 0.001. Its weights are normal with a deviation of 0.02.

@@ -49,8 +49,8 @@ class MatrixMixer(AbstractNetwork):
         y_t = W_o (norm(S_t' (scale q) + skip) * gate)
 
     for each of N heads; q, k: [K], v: [V], S: [K, V]. `decay` and `erase` are a number for each head, or a vector of
-    its keys; `write` is a number for each head, or a vector of its values. `DeltaNet`, `GatedDeltaNet`, `Mamba2` and the
-    other named layers are settings of it. The recurrence is `rnnjax.cells.MatrixRecurrence`, which the given engine
+    its keys; `write` is a number for each head, or a vector of its values. `DeltaNet`, `GatedDeltaNet`, `Mamba2` and
+    the other named layers are settings of it. The recurrence is `rnnjax.cells.MatrixRecurrence`, which the given engine
     runs: `engine=rnnjax.engines.Chunked()` computes it by matrix products.
 
     Inputs and outputs are [T, I]. The state has the inputs of the last steps of the convolution, so feeding a sequence
