@@ -8,6 +8,7 @@ recurrences alone are compared, too, from a random state, with the gradients by 
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,28 +24,31 @@ from benchmarks.oracles import fla_recurrences
 from benchmarks.oracles.fla_source import Source
 from benchmarks.oracles.reference import difference, show
 from benchmarks.report import JSON
-from rnnjax import networks, unroll
-from rnnjax.engines import Chunked
+from rnnjax import Scan, networks, unroll
 from rnnjax.named import as_module
 from rnnjax.networks.mixers import weighted_mean
 
 I, T, B = 48, 21, 2  # noqa: E741
-ENGINE = Chunked(8)
+ENGINE = Scan()  # the tests compare `Chunked` with it
 Weights = dict[str, Any]
 
-parse = command_line(__doc__, JSON, option("source", type=Path, help="flash-linear-attention"))
+parse = command_line(
+    __doc__,
+    JSON,
+    option("source", type=Path, help="flash-linear-attention"),
+    option("--dtypes", nargs="+", default=["float32", "float64"], help="float32, float64 or both"),
+)
 
 
 def main() -> None:
     options = parse()
     jax.config.update("jax_enable_x64", True)
     print(report.heading(), flush=True)
-    records = []
-    for dtype in ("float32", "float64"):
+    for dtype in options.dtypes:
         source = Source(options.source, doubles=dtype == "float64")
-        records += [compare(source, name, dtype) for name in LAYERS]
-        records += fla_recurrences.compare_all(source, dtype, ENGINE)
-    report.write(options.json, [record | report.machine() for record in records])
+        layers = (compare(source, name, dtype) for name in LAYERS)
+        for record in chain(layers, fla_recurrences.compare_all(source, dtype, ENGINE)):
+            report.keep(options.json, record | report.machine(), ("layer", "dtype"))
 
 
 class Case(NamedTuple):

@@ -1,6 +1,6 @@
 """The recurrences of mixers beside the plain functions of flash-linear-attention, for `benchmarks.oracles.fla`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -113,8 +113,9 @@ def ours(case: Recurrence, inputs: Inputs, engine: AbstractEngine) -> tuple[jax.
     return last_micro_steps(reads, m), state.S
 
 
-def compare_all(source: Source, dtype: str, engine: AbstractEngine) -> list[dict[str, Any]]:
-    return [compare(source, name, dtype, engine) for name in RECURRENCES]
+def compare_all(source: Source, dtype: str, engine: AbstractEngine) -> Iterator[dict[str, Any]]:
+    """The records of all recurrences, one after the other."""
+    return (compare(source, name, dtype, engine) for name in RECURRENCES)
 
 
 def compare(source: Source, name: str, dtype: str, engine: AbstractEngine) -> dict[str, Any]:

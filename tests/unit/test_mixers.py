@@ -9,6 +9,7 @@ import grid
 import jax
 import numpy as np
 import pytest
+from jax.export import export, symbolic_shape
 
 import rnnjax
 from rnnjax.engines import Chunked
@@ -253,3 +254,15 @@ def test_a_classifier_and_a_language_model_are_made_of_residual_mixers():
     shapes = jax.ShapeDtypeStruct((5,), "int32"), jax.ShapeDtypeStruct((5, 8), "float32")
     gradient = eqx.filter_eval_shape(eqx.filter_grad(loss), (model, classifier), *shapes)
     assert jax.tree.structure(gradient) == jax.tree.structure(eqx.filter((model, classifier), eqx.is_inexact_array))
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_any_number_of_steps():
+    """None at all, and a number that is known only when an exported program runs."""
+    layer = grid.build("delta_product")
+    run = jax.jit(lambda xs: rnnjax.unroll(layer, None, xs, engine=rnnjax.Scan()))
+    _, ys = jax.eval_shape(run, grid.inputs(0))
+    assert ys.shape == (0, grid.I)
+    (steps,) = symbolic_shape("T")
+    exported = export(run)(jax.ShapeDtypeStruct((steps, grid.I), "float64"))
+    assert [str(size) for size in exported.out_avals[-1].shape] == ["T", str(grid.I)]

@@ -48,7 +48,7 @@ class FixedDecay(eqx.Module):
         values = np.asarray(self.decays)[:, None]
         if self.angles is not None:
             values = values * np.exp(-1j * np.asarray(self.angles))[None]
-        return jnp.broadcast_to(jnp.asarray(values, projected.key.dtype)[None], (len(projected.x), *values.shape))
+        return jnp.broadcast_to(jnp.asarray(values, projected.key.dtype)[None], (projected.x.shape[0], *values.shape))
 
 
 def rest_of_key(projected: Projected) -> Float[Array, "T N K"]:

@@ -27,8 +27,8 @@ def spread(
     _, query, key, value, write = projected
     query = jnp.repeat(scale * query[:, None], micro_steps, axis=1)
     key, value = _by_micro_step(key, micro_steps), _by_micro_step(value, micro_steps)
-    decay = jnp.ones((len(value), heads, 1), key.dtype) if decay is None else decay
-    rest = jnp.ones((len(decay), micro_steps - 1, *decay.shape[1:]), decay.dtype)
+    decay = jnp.ones((value.shape[0], heads, 1), key.dtype) if decay is None else decay
+    rest = jnp.ones((decay.shape[0], micro_steps - 1, *decay.shape[1:]), decay.dtype)
     decay = jnp.concatenate([decay[:, None], rest], axis=1) if micro_steps > 1 else decay[:, None]
     if write is not None:
         value = value * _by_micro_step(write, micro_steps)

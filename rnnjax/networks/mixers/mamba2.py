@@ -34,7 +34,8 @@ class Mamba2(MatrixMixer):
     C, B and u are queries, keys and values; queries are not scaled, and the heads of one of G groups share B and C. The
     norm comes after the gate, over the heads of a group together. As in the released code (mamba), the input is
     multiplied by d B, where the paper has the exact integral. There the order of the projection is gate, u, B, C, d;
-    its weights are torch's, and the convolution's bias is drawn, too.
+    its weights are torch's, and the convolution's bias is drawn, too. Head n is of group n // (N / G) there and here;
+    the path without kernels of flash-linear-attention has n % G.
     """
 
     def __init__(

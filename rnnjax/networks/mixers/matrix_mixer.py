@@ -45,13 +45,13 @@ class MatrixMixer(AbstractNetwork):
     """A layer whose state is a matrix for each head: the modules passed make it one of the linear recurrent networks.
 
         q, k, v = query_map(c(W_q x)), key_map(c(W_k x)), value_map(c(W_v x))    c: a causal depthwise convolution
-        S_t = (I - e k k') (a * S_{t-1}) + k (w v)'                              a decay, w write, e erase: of x
+        S_t = (I - k (e * k)') (a * S_{t-1}) + k (w * v)'                        a decay, w write, e erase: of x
         y_t = W_o (norm(S_t' (scale q) + skip) * gate)
 
-    for each of N heads; q, k: [K], v: [V], S: [K, V]. A decay is a number for each head, or a vector of its keys, and
-    `write` and `erase` are numbers for each head. `DeltaNet`, `GatedDeltaNet`, `Mamba2` and the other named layers are
-    settings of it. The recurrence is `rnnjax.cells.MatrixRecurrence`, which the given engine runs:
-    `engine=rnnjax.engines.Chunked()` computes it by matrix products.
+    for each of N heads; q, k: [K], v: [V], S: [K, V]. `decay` and `erase` are a number for each head, or a vector of its
+    keys; `write` is a number for each head, or a vector of its values. `DeltaNet`, `GatedDeltaNet`, `Mamba2` and the
+    other named layers are settings of it. The recurrence is `rnnjax.cells.MatrixRecurrence`, which the given engine
+    runs: `engine=rnnjax.engines.Chunked()` computes it by matrix products.
 
     Inputs and outputs are [T, I]. The state has the inputs of the last steps of the convolution, so feeding a sequence
     in chunks gives the same result as feeding it whole. Coefficients, state and norm are float32 or wider; for narrower
@@ -120,7 +120,8 @@ class MatrixMixer(AbstractNetwork):
                                       the size, and be complex
         scale                         of the queries; None: K^-1/2
         decay                         a: `Projected` to [T, N, 1] or [T, N, K]; None: 1
-        write, erase                  w, e: `Projected` to [T, N, 1]; None: 1 for w, no erasing for e. `decay` and
+        write                         w: `Projected` to [T, N, 1] or [T, N, V]; None: 1
+        erase                         e: `Projected` to [T, N, 1] or [T, N, K]; None: nothing is erased. `decay` and
                                       `erase` may use `projected.write`
         skip, gate                    `Projected` to [T, N, V]; None: none
         norm                          [N, V] of one step to [N, V]; None: none
@@ -191,7 +192,7 @@ class MatrixMixer(AbstractNetwork):
             assert inputs is not None
             (inputs,), projected = unroll(self.convolution, Window(inputs), projected, **options._asdict())
         steps, read = options.over_time(self.coefficients, xs, projected)
-        folded = fold_options(options, self.micro_steps, len(xs))
+        folded = fold_options(options, self.micro_steps, xs.shape[0])
         recurrence = recurrence_of(steps, None if self.initial_state is None else Matrix(self.initial().S))
         after, reads = unroll(recurrence, Matrix(state.S), fold_rows(steps), **folded._asdict())
         reads = last_micro_steps(reads, self.micro_steps).real
@@ -233,7 +234,9 @@ class MatrixMixer(AbstractNetwork):
             ys = jax.vmap(self.norm)(ys)
         check_reads(ys, self.heads, self.value_size)
         ys = ys if self.gate_first else gate(ys)
-        return cast(ys.reshape(len(ys), -1), self.output_weight.dtype) @ self.output_weight
+        return (
+            cast(ys.reshape(ys.shape[0], self.heads * self.value_size), self.output_weight.dtype) @ self.output_weight
+        )
 
 
 def _draw_convolution(

@@ -19,7 +19,7 @@ class Projected(NamedTuple):
     query: Inexact[Array, "T N K"]
     key: Inexact[Array, "T M K"]
     value: Inexact[Array, "T M V"]
-    write: Float[Array, "T M 1"] | None = None  # the strength of writing; None while it is computed, or if it is one
+    write: Float[Array, "T M S"] | None = None  # the strength of writing; None while it is computed, or if it is one
 
 
 Coefficient = Callable[[Projected], Inexact[Array, "T M S"]]  # S is 1 or a size
@@ -103,7 +103,7 @@ def by_row(array: Float[Array, "T MS"], rows: int) -> Float[Array, "T M S"]:
     return array.reshape(steps, rows, columns // rows)
 
 
-def written(projected: Projected) -> Float[Array, "T M 1"]:
+def written(projected: Projected) -> Float[Array, "T M S"]:
     """The strength of writing, as the strength of erasing: the delta rule."""
     assert projected.write is not None
     return projected.write

@@ -14,7 +14,7 @@ def check_rows(
     if coefficient is None:
         return None
     made = coefficient(projected)
-    steps = len(projected.x)
+    steps = projected.x.shape[0]
     if made.ndim != 3 or made.shape[:2] != (steps, rows) or made.shape[2] not in sizes:
         allowed = " or ".join(f"[T, {rows}, {size}]" for size in sorted({*sizes}))
         raise ValueError(
@@ -26,7 +26,7 @@ def check_rows(
 
 def check_maps(projected: Projected, rows: tuple[int, int, int]) -> Projected:
     """What the maps return. Raise unless it has the rows of its argument, and queries have the size of keys."""
-    steps, size = len(projected.x), projected.key.shape[-1:]
+    steps, size = projected.x.shape[0], projected.key.shape[-1:]
     for name, made, count in zip(("query", "key", "value"), projected[1:4], rows, strict=True):
         if made.ndim != 3 or made.shape[:2] != (steps, count):
             raise ValueError(
