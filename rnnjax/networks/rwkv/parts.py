@@ -59,7 +59,7 @@ def normalised(norm: eqx.nn.GroupNorm, reads: Float[Array, "T N V"]) -> Float[Ar
     return jax.vmap(norm)(reads.reshape(reads.shape[0], -1))
 
 
-def bonus(
+def bonus_read(
     weight: Float[Array, " H"], query: Float[Array, "T N K"], key: Float[Array, "T N K"], value: Float[Array, "T N V"]
 ) -> Float[Array, "T N V"]:
     """(q . (u * k)) v: what each head reads of its own step, outside of the recurrence."""

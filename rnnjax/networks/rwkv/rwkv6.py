@@ -18,7 +18,7 @@ from ...unroll import unroll
 from ..window import look_back
 from .depth import Depth, heads_of, orthogonal, ramp, uniform
 from .norm import group_norm
-from .parts import LowRank, RWKVState, bonus, by_head, mixed, normalised, product, row
+from .parts import LowRank, RWKVState, bonus_read, by_head, mixed, normalised, product, row
 
 
 class RWKV6Mix(NamedTuple):
@@ -142,7 +142,7 @@ class RWKV6(AbstractNetwork):
         return [xs + share * (before - xs) for share in shares]
 
     def _outputs(self, reads: Float[Array, "T N V"], steps: Transition, gates: Float[Array, "T H"]) -> Inputs:
-        reads = reads + bonus(self.bonus, steps.query, steps.key, steps.value)
+        reads = reads + bonus_read(self.bonus, steps.query, steps.key, steps.value)
         return product(normalised(self.norm, reads) * gates, self.output_weight).astype(self.bonus.dtype)
 
 

@@ -21,7 +21,7 @@ from ...unroll import unroll
 from ..window import look_back
 from .depth import Depth, heads_of, low_rank, orthogonal, ramp, zigzag_of
 from .norm import group_norm
-from .parts import LowRank, RWKVState, bonus, by_head, mixed, normalised, product, row
+from .parts import LowRank, RWKVState, bonus_read, by_head, mixed, normalised, product, row
 
 Valued: TypeAlias = tuple[Inputs, Inputs]  # inputs or outputs, and the values of the first layer
 
@@ -64,19 +64,20 @@ class RWKV7(AbstractNetwork):
 
     The value residual moves the values of all layers towards those of the first one, v_first. So the first layer has
     `gives_value`, and its outputs are pairs (out, v_first); the others have `takes_value`, and their inputs are pairs
-    (x, v_first). Without both, inputs and outputs are arrays, and the layer stacks like any other, without residual.
-    **`rwkv7_layers` makes the whole stack, and is what to use.**
+    (x, v_first). Without both, inputs and outputs are arrays, and the layer stacks like any other, but without the
+    value residual. Use `rwkv7_layers`, which makes the whole network.
 
-    The author warns that RWKV-7 is a whole model, and that a layer is not RWKV-7 if it is drawn or trained in another
-    way. Initial values are those that his code for training starts from (RWKV-v7/train_temp, `generate_init_weight`);
-    W_o is zero, so that a new layer puts out zeros. He trains by Adam with betas 0.9 and 0.99 and an epsilon of 1e-18,
-    with a learning rate from 6e-4 (12 layers of 768; 3e-4 for 24 of 2048) down to a tenth of it, twice that for
-    `decay.offset` (w_0), and with weight decay only for the matrices named `..._weight`, for the embedding and for the
-    output layer. Decay on the others makes it much worse.
+    The author warns that RWKV-7 is a whole model, and that a layer that is drawn or trained in another way is not
+    RWKV-7. Initial values are those with which his code begins to train (RWKV-v7/train_temp, `generate_init_weight`);
+    W_o is zero, so that a new layer puts out zeros. He trains by Adam, with betas 0.9 and 0.99 and an epsilon of 1e-18.
+    The learning rate falls from 6e-4 (12 layers of 768; 3e-4 for 24 of 2048) to a tenth of that; it is twice as high
+    for `decay.offset` (w_0). Weight decay, of 0.001, is for the matrices named `..._weight`, the embedding and the
+    output layer alone; on the others it makes the model much worse.
 
-    The published code differs from the paper in the ranks, which it computes from the size: max(32, s sqrt(I) to the
-    next multiple of 32), where s is 2.5 for w and a, 1.7 for v and 5 for the gate. The constructors of its layers draw
-    uniform W, which `generate_init_weight` replaces by orthogonal ones; the latter are drawn here.
+    Paper and released code have the same equations. The code computes the ranks from the size: s sqrt(I), rounded to a
+    multiple of 32 and at least 32, where s is 2.5 for w and a, 1.7 for v and 5 for the gate. (The released model of
+    2048 features has 96, 96, 64 and 256.) The constructors of its layers draw uniform W; `generate_init_weight`
+    replaces them by orthogonal ones, which are drawn here.
     """
 
     mix: RWKV7Mix
@@ -182,7 +183,7 @@ class RWKV7(AbstractNetwork):
 
     def _outputs(self, reads: Float[Array, "T N V"], steps: Steps) -> Inputs:
         _, key, value, query, *_ = steps.transition
-        extra = bonus(self.bonus, query, key, value)
+        extra = bonus_read(self.bonus, query, key, value)
         ys = normalised(self.norm, reads) + extra.reshape(extra.shape[0], -1)
         return product(ys * steps.gates, self.output_weight).astype(self.bonus.dtype)
 
