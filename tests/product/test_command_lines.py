@@ -11,8 +11,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "tests/README.md", "benchmarks/README.md", "examples/README.md")
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 SERVER = "commit_server"  # started by `benchmarks.commits`, for an earlier version of the library
-RUN = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
-BENCHMARKS = sorted({*RUN} - {SERVER, "gpu"})  # `gpu` needs torch
+FILES = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if "__main__" in path.read_text()]
+RUN = [".".join(path.relative_to(ROOT / "benchmarks").with_suffix("").parts) for path in FILES]
+ORACLES = {name for name in RUN if name.startswith("oracles.")}
+BENCHMARKS = sorted({*RUN} - ORACLES - {SERVER, "gpu"})  # oracles and `gpu` need torch
 
 REQUIRED = {"benchmarks.commits": ["HEAD"], "benchmarks.curves": ["long_memory", "--json", "records.json"]}
 
@@ -46,13 +48,13 @@ def test_the_pages_list_every_example_and_every_benchmark():
     listed = set(re.findall(r"^\| \[`(\w+)\.py`\]", (ROOT / "examples" / "README.md").read_text(), re.MULTILINE))
     assert listed == set(EXAMPLES)
     table = (ROOT / "benchmarks" / "README.md").read_text().partition("\n## ")[0]
-    assert set(re.findall(r"python -m benchmarks\.(\w+)", table)) == {*RUN} - {SERVER}
+    assert set(re.findall(r"python -m benchmarks\.(\w+(?:\.\w+)*)", table)) == {*RUN} - {SERVER}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_can_be_run(page):
     text = re.sub(r"\s+", " ", (ROOT / page).read_text())
-    assert set(re.findall(r"python -m benchmarks\.([a-z_]+)", text)) <= {*RUN}
+    assert set(re.findall(r"python -m benchmarks\.([a-z_]+(?:\.[a-z_]+)*)", text)) <= {*RUN}
     assert set(re.findall(r"python examples/([a-z_0-9]+)\.py", text)) <= {*EXAMPLES}
     assert "python benchmarks/" not in text
 
