@@ -10,7 +10,7 @@ from ..engine import AbstractEngine, Plan
 from ..marks import Marks
 from ..refusal import Refusal
 from .associative import Associative
-from .chunked import Chunked
+from .chunked.chunked import Chunked
 from .fused import Fused
 from .scan import Scan
 
