@@ -45,7 +45,7 @@ class AbstractMatrixCell(AbstractCell):
     Linear attention, the gated linear recurrences (RetNet, GLA, Mamba-2, mLSTM) and the delta rules are of this form.
     Everything that makes the coefficients from x (gates, feature maps, normalisation) belongs to the network around it.
     The engine `Chunked` runs such a cell by a compiled recurrence on CPUs, and by matrix products elsewhere. `Auto`
-    takes it from 4 steps on where the CPU kernel is installed, and otherwise `Scan`.
+    takes it from 8 steps on where the CPU kernel is installed, and otherwise `Scan`.
 
     Subclass requirements: `coefficients`, the fields below, and `input_type`, `initial`, `project`, `readout`.
     """

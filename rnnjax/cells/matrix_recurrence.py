@@ -23,7 +23,7 @@ class MatrixRecurrence(AbstractMatrixCell):
         recurrence = rnnjax.cells.MatrixRecurrence(heads=4, key_size=64, value_size=64, scalar_decay=True)
         state, ys = rnnjax.unroll(recurrence, None, xs)
 
-    where `xs = rnnjax.cells.Transition(decay, key, value, query)`. `Auto` takes `Chunked` from 4 steps on where the CPU
+    where `xs = rnnjax.cells.Transition(decay, key, value, query)`. `Auto` takes `Chunked` from 8 steps on where the CPU
     kernel is installed. Elsewhere it takes `Scan`, whose gradient stores the state of each step: pass
     `engine=rnnjax.engines.Chunked()`, as for complex numbers.
 

@@ -36,7 +36,7 @@ class Auto(AbstractEngine):
     candidates: tuple[AbstractEngine, ...] = (
         Associative(),
         Fused(min_steps=32, min_units=16),
-        Chunked(min_steps=4, needs_kernel=True),
+        Chunked(min_steps=8, needs_kernel=True),
         Scan(),
     )
 

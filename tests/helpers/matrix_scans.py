@@ -52,8 +52,8 @@ def draw(seed: int, *, most: int = 40) -> Case:
     B, N = generator.integers(1, 4, 2).tolist()
     T, K, V = few() - int(generator.random() < 0.1), few(), few()
     scalar, erases, own, resets, learned, reads_before = (generator.random(6) < 0.5).tolist()
-    normal = lambda *shape: generator.normal(size=shape).astype(dtype)  # noqa: E731
-    decay = generator.uniform(-0.3, 1, (B, T, N, 1 if scalar else K)) * (generator.random((B, T, N, 1)) > 0.1)
+    normal: Any = lambda *shape: generator.normal(size=shape).astype(dtype)  # noqa: E731
+    decay: Any = generator.uniform(-0.3, 1, (B, T, N, 1 if scalar else K)) * (generator.random((B, T, N, 1)) > 0.1)
     keys = [normal(B, T, N, K) / np.sqrt(K, dtype=dtype) for _ in range(4)]
     steps = Transition(
         decay.astype(dtype),
@@ -63,7 +63,7 @@ def draw(seed: int, *, most: int = 40) -> Case:
         keys[2] / 2 if erases else None,
         keys[3] / 2 if erases and own else None,
     )
-    flags = generator.random((B, T)) < 0.3 if resets else None
+    flags: Any = generator.random((B, T)) < 0.3 if resets else None
     start = normal(B, N, K, V) if resets and learned else None
     operands = Operands(steps, normal(B, N, K, V), start, flags)
     count = len(jax.tree.leaves(operands)) - (flags is not None)
@@ -90,7 +90,9 @@ def by_loop(operands: Operands, dys: Any, dlast: Any, *, reads_before: bool) -> 
         z = np.zeros_like(value[:, t]) if erase is None else np.einsum("bnkv,bnk->bnv", before, erase[:, t])
         S = decay[:, t, :, :, None] * before + outer(key[:, t], value[:, t]) - outer(write_key[:, t], z)
         ys[:, t] = np.einsum("bnkv,bnk->bnv", before if reads_before else S, query[:, t])
-        befores.append(before), afters.append(S), found.append(z)
+        befores.append(before)
+        afters.append(S)
+        found.append(z)
     gradients = jax.tree.map(np.zeros_like, wide)._replace(resets=None)
     G = np.asarray(dlast, np.float64)
     for t in reversed(range(value.shape[1])):

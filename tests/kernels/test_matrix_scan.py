@@ -45,8 +45,8 @@ def test_random_shapes(first):
 def sized(B: int, T: int, N: int, K: int, V: int, dtype: str = "float64", **options: Any) -> Operands:
     """Operands of these sizes, with an erase that has a key of its own."""
     generator = np.random.default_rng(0)
-    normal = lambda *shape: generator.normal(size=shape).astype(dtype)  # noqa: E731
-    decay = generator.uniform(0.9, 1, (B, T, N, K)).astype(dtype)
+    normal: Any = lambda *shape: generator.normal(size=shape).astype(dtype)  # noqa: E731
+    decay: Any = generator.uniform(0.9, 1, (B, T, N, K)).astype(dtype)
     keys = [(normal(B, T, N, K) / np.sqrt(K)).astype(dtype) for _ in range(4)]
     steps = Transition(decay, keys[0], normal(B, T, N, V), *keys[1:])
     return Operands(steps, normal(B, N, K, V), None, None)._replace(**options)
@@ -192,7 +192,7 @@ HALVES = ["rnnjax_matrix_scan", "rnnjax_matrix_scan_backward"]
 @pytest.mark.parametrize("engine", [Chunked(), rnnjax.Auto()])
 def test_a_gradient_is_one_call_of_each_half_and_no_loop(engine):
     cell, xs = batch()
-    text = jax.jit(gradient_of(cell, engine)).lower(xs).compile().as_text()
+    text: Any = jax.jit(gradient_of(cell, engine)).lower(xs).compile().as_text()
     assert sorted(re.findall(r'custom_call_target="(rnnjax_\w+)_v\d+"', text)) == HALVES
     assert " while(" not in text
 
