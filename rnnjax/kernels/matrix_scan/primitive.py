@@ -31,9 +31,10 @@ def matrix_scan(operands: Operands, *, reads_before: bool, size: int) -> tuple[E
     in programs of `jax.export`, it is plain JAX, in chunks of `size` steps, a power of two. If JAX runs on another
     platform by default, it is plain JAX everywhere.
     """
+    operands = vary_alike(operands)
     if not cpu.is_here_for(operands.state.dtype):
         return reference.scan(operands, reads_before=reads_before, size=size)
-    leaves, form = jax.tree.flatten(vary_alike(operands))
+    leaves, form = jax.tree.flatten(operands)
     ys, last = forward_p.bind(*(leaf[None] for leaf in leaves), form=form, reads_before=reads_before, size=size)
     return ys[0], last[0]
 
@@ -131,7 +132,9 @@ def _moves(tangent: Any) -> bool:
 # Batches
 
 
-def _batch(primitive: Primitive, mapped: Any, operands: Any, axes: Any, **static: Any) -> tuple[list[Array], Any]:
+def _batch(
+    primitive: Primitive, mapped: Any, operands: Any, axes: Any, **static: Any
+) -> tuple[list[Array], list[int | None]]:
     """Fold a mapped axis into B, as its outer part. What is not mapped is copied."""
     if all(axis is None for axis in axes):
         results = primitive.bind(*operands, **static)

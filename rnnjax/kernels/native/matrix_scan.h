@@ -90,8 +90,10 @@ struct ColumnBlocks {
   int64_t N, vectors, heads, each;
   int widest;
 
-  explicit ColumnBlocks(const MatrixScan& shape) : N(shape.N), vectors(ceiling(shape.V, L)), heads(shape.B * shape.N) {
-    each = least(vectors, ceiling(FEW, most(1, heads)));
+  // `limit`: into how many blocks a head may be divided.
+  explicit ColumnBlocks(const MatrixScan& shape, int64_t limit = FEW)
+      : N(shape.N), vectors(ceiling(shape.V, L)), heads(shape.B * shape.N) {
+    each = least(vectors, least(limit, ceiling(FEW, most(1, heads))));
     widest = MOST;
     while (widest > 1 && (shape.K * widest * RNNJAX_BYTES > CACHE || widest > ceiling(vectors, each))) widest /= 2;
   }

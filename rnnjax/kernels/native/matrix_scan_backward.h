@@ -21,7 +21,7 @@ template <class E>
 class MatrixScanBackwardPass {
  public:
   MatrixScanBackwardPass(const MatrixScanBackward& call, const Crew& crew)
-      : call_(call), problem_(call.problem), crew_(crew), blocks_(call.problem) {
+      : call_(call), problem_(call.problem), crew_(crew), blocks_(call.problem, most_blocks(call.problem)) {
     state_ = problem_.K * blocks_.widest * L;
     chunk_ = most(1, CACHE / (state_ * int64_t(sizeof(E))));
     while (problem_.T / chunk_ > MOST_BORDERS * chunk_) chunk_ *= 2;
@@ -50,6 +50,7 @@ class MatrixScanBackwardPass {
   static constexpr int64_t CACHE = 256 << 10;   // bytes of the second-level cache, for the states of a chunk
   static constexpr int64_t MOST_BORDERS = 16;   // times the states of a chunk
   static constexpr int64_t PIECES = 16;         // of each gradient, to be added up
+  static constexpr int64_t MANY = 4 << 20;      // numbers that more than two blocks of a head may take
 
   // What one task works in.
   struct Scratch {
@@ -71,6 +72,13 @@ class MatrixScanBackwardPass {
     }
     static int64_t blocks_width(const MatrixScanBackwardPass& pass) { return pass.blocks_.widest * L; }
   };
+
+  // Every block but the first takes as much memory as the gradients that are sums over columns: two, or more if that is
+  // little.
+  static int64_t most_blocks(const MatrixScan& shape) {
+    const int64_t numbers = shape.B * shape.T * shape.N * (4 * shape.K + shape.decays);
+    return most(2, 1 + MANY / most(1, numbers));
+  }
 
   int64_t key_rows() const { return problem_.B * problem_.T * problem_.N; }
 
