@@ -7,7 +7,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import DType, Inputs, State, UnitsOverTime, carry_dtype, cast, shift
+from ..arrays import DType, Inputs, State, UnitsOverTime, carry_dtype, cast
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .head_norm import head_norm
@@ -126,8 +126,9 @@ def _recurrence(
 def gates(
     xs: Inputs, weight: Float[Array, "I NN"], bias: Float[Array, " NN"]
 ) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
-    """The pre-activations of i and f."""
-    i, f = jnp.split(shift(xs @ weight, bias), 2, axis=1)
+    """The pre-activations of i and f, in float32 or wider."""
+    wide = carry_dtype(xs.dtype)
+    i, f = jnp.split(jnp.matmul(xs, weight, preferred_element_type=wide) + bias.astype(wide)[None], 2, axis=1)
     return i, f
 
 

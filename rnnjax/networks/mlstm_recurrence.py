@@ -52,7 +52,7 @@ class MLSTMRecurrence(AbstractNetwork):
 
     without overflow: the state has C exp(-m), n exp(-m) and m_t = max(log f + m_{t-1}, i~), which starts at -1e30. h
     does not depend on m. All m are found by an associative scan; C and n are a `MatrixRecurrence`, which the given
-    engine runs: `Chunked` by matrix products. Gates and states are float32 or wider.
+    engine runs: `Chunked` by matrix products. Gates and states are float32 or wider, also as inputs.
 
     As in NX-AI's `mlstm_kernels` the query is divided by sqrt(K). The paper, and NX-AI's `xlstm`, divide the key: their
     C and n are smaller by that factor, so states cannot be exchanged, though h is the same. Both programs add 1e-6 to
@@ -151,13 +151,11 @@ class SigmoidMLSTMRecurrence(AbstractNetwork):
 
 
 def inputs_of(heads: int, key_size: int, value_size: int, dtype: np.dtype) -> MLSTMInputs:
-    """The inputs of one step, by shape and dtype."""
-
-    def one(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    key, gate = one(heads, key_size), one(heads)
-    return MLSTMInputs(key, key, one(heads, value_size), gate, gate)
+    """The inputs of one step, by shape and dtype; gates are float32 or wider."""
+    key: Any = jax.ShapeDtypeStruct((heads, key_size), dtype)
+    value: Any = jax.ShapeDtypeStruct((heads, value_size), dtype)
+    gate: Any = jax.ShapeDtypeStruct((heads,), carry_dtype(dtype))
+    return MLSTMInputs(key, key, value, gate, gate)
 
 
 def _stabilised(

@@ -263,3 +263,11 @@ def test_errors_say_what_to_do():
         (lambda: rnnjax.initialise.power_law(depth=1.5), ("depth", "0 <= depth <= 1", "got 1.5")),
     ):
         grid.assert_error(call, ValueError, fragments)
+
+
+def test_an_slstm_whose_first_input_gate_is_almost_closed_has_written_once():
+    """Its first output is sigmoid(o) tanh(z), whatever i is; from m = 0 it would be 0 / 0 in float32."""
+    cell = jax.tree.map(jnp.zeros_like, rnnjax.cells.SLSTM(1, 1, key=grid.KEY))
+    cell = eqx.tree_at(lambda cell: cell.bias, cell, jnp.asarray([-110.0, 0.0, 1.0, 0.0], "float32"))
+    ys = eqx.filter_jit(rnnjax.unroll)(cell, None, np.zeros((1, 1), "float32"))[1]
+    np.testing.assert_allclose(ys, np.tanh([[1.0]]) / 2, rtol=1e-6)
