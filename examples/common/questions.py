@@ -33,7 +33,7 @@ class Questions(NamedTuple):
 
 def build_each(build: Callable[[PRNGKeyArray], Model], seeds: Sequence[int]) -> Model:
     """The models that `build` draws from the keys of `seeds`, stacked: each weight has a leading axis of models."""
-    keys = jax.random.wrap_key_data(np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds]))
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     return eqx.filter_jit(eqx.filter_vmap(build))(keys)
 
 
