@@ -36,10 +36,12 @@ LEARNING_RATE, DECAY = 2e-2, 0.1
 def draw(
     language: Language, lengths: tuple[int, int], T: int, size: int, every: bool, generator: np.random.Generator
 ) -> Questions:
-    """Words of these lengths, the last one included, in arrays of T steps. With `every`, each of their symbols asks."""
-    drawn = generator.integers(lengths[0], lengths[1] + 1, size)
-    questions = language.draw(generator, drawn, T)
-    return questions._replace(asked=np.arange(T) < drawn[:, None]) if every else questions
+    """Words of these lengths, the last one included, in arrays of T steps. With `every`, each symbol of a word asks."""
+    questions = language.draw(generator, generator.integers(lengths[0], lengths[1] + 1, size), T)
+    if not every:
+        return questions
+    until_last = np.logical_or.accumulate(questions.asked[:, ::-1], axis=1)[:, ::-1]
+    return questions._replace(asked=until_last)
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -58,8 +58,6 @@ MIXERS: dict[str, Mixer] = {
     "elman": without_heads(rnnjax.Elman),
     "min_gru": without_heads(rnnjax.MinGRU),
 }
-# Chunks this small suit the narrow heads of the examples; cells of other kinds run as by `Auto()`.
-ENGINE = rnnjax.Auto((rnnjax.engines.Chunked(8), *rnnjax.Auto().candidates))
 
 
 def beside(width: int, layer: Any) -> rnnjax.AbstractNetwork:

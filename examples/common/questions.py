@@ -13,7 +13,6 @@ from jaxtyping import Array, PRNGKeyArray
 
 import rnnjax
 from common.command_line import Option, option
-from common.mixers import ENGINE
 
 JUDGED_AT_ONCE, REPORTS = 64, 20
 SEEDS: Option = option(
@@ -57,7 +56,7 @@ def loss(models: Model, carry: None, batch: Questions, key: PRNGKeyArray) -> tup
 
 def judge(model: Model, questions: Questions) -> tuple[Array, Array]:
     """The mean cross-entropy of the answers that are asked for, and the share of those that are right."""
-    logits = jax.vmap(lambda tokens: model.logits(model.initial(), tokens, engine=ENGINE)[1])(questions.tokens)
+    logits = jax.vmap(lambda tokens: model.logits(model.initial(), tokens)[1])(questions.tokens)
     losses = rnnjax.models.cross_entropy(logits, questions.answers)
     right = logits.argmax(-1) == questions.answers
     average = lambda values: values.mean(where=questions.asked)  # noqa: E731
