@@ -132,6 +132,11 @@ def power_law(heads: int = 1, depth: float = 0.0) -> Initialiser:
 
     def draw(key: PRNGKeyArray, gates: str, hidden_size: int, dtype) -> Gates:
         del key
+        if hidden_size % heads:
+            raise ValueError(
+                f"heads: expected a divisor of hidden_size={hidden_size}, got {heads}. "
+                "Pass the number of heads of the cell to power_law"
+            )
         units = hidden_size // heads
         places = np.arange(units) / max(units - 1, 1)
         forget = np.tile(5 - 12 * places ** (0.3 + 1.3 * depth), heads)

@@ -1,9 +1,10 @@
 """xLSTM: a stack of blocks around matrix LSTMs and sLSTMs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .. import check, random
@@ -33,7 +34,7 @@ def xlstm_layers(
 
     `networks.MLSTMBlock` everywhere but at the places `slstm_at`, which have `networks.SLSTMBlock`. xLSTM[a:b] of the
     paper has a blocks of the first kind to b of the second; xLSTM[7:1] with 48 blocks has those at 3, 5, 7, 40, 42, 44.
-    `engine=Auto((Fused(), engines.Chunked(), Scan()))` runs each kind by the engine made for it.
+    `Auto` runs each kind by the engine made for it, from the number of steps on from which that is faster.
 
     input_size   the features of inputs, of outputs and between the blocks
     blocks       how many there are
@@ -43,12 +44,7 @@ def xlstm_layers(
     dtype        of weights, inputs and outputs
     """
     check.sizes(input_size=input_size, blocks=blocks)
-    places = set(slstm_at)
-    for place in places:
-        if not 0 <= place < blocks:
-            raise ValueError(
-                f"slstm_at: expected places from 0 to {blocks - 1}, got {place}. Count the blocks from 0, the lowest"
-            )
+    places = _places(slstm_at, blocks)
     made: list[AbstractNetwork] = []
     for place, block_key in enumerate(random.split(key, blocks)):
         options = {"key": block_key, "heads": heads, "window": window, "blocks": blocks, "dtype": dtype}
@@ -58,3 +54,16 @@ def xlstm_layers(
         )
     norm = eqx.nn.LayerNorm(input_size, use_bias=False, dtype=dtype)
     return Stack([*made, TimeDistributed(norm, input_size, dtype=dtype)])
+
+
+def _places(slstm_at: object, blocks: int) -> set[int]:
+    """Raise unless they are places of blocks."""
+    if not isinstance(slstm_at, Iterable):
+        raise TypeError(f"slstm_at: expected places of blocks, got {slstm_at!r}. Write slstm_at=[1]")
+    places = list(slstm_at)
+    for place in places:
+        if not isinstance(place, int | np.integer) or not 0 <= place < blocks:
+            raise ValueError(
+                f"slstm_at: expected integers from 0 to {blocks - 1}, got {place!r}. Count blocks from 0, the lowest"
+            )
+    return set(places)

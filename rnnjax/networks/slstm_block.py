@@ -55,7 +55,7 @@ class SLSTMBlock(AbstractNetwork):
         convolution       of I features, with bias
         input_weight      W [N, D, 4 D], for each head the columns of i, then of f, g and o
         recurrent_weight  R [N, D, 4 D], likewise
-        bias              b [N, 4 D]
+        bias              b [4 I], the 4 D of each head one after the other
         norm_scale        [I], of the norm of each head
         up_weight         U [I, 2 E], the columns of z, then of w
         down_weight       D [E, I]
@@ -65,7 +65,7 @@ class SLSTMBlock(AbstractNetwork):
     convolution: DepthwiseConvolution
     input_weight: Float[Array, "N D GD"]
     recurrent_weight: Float[Array, "N D GD"]
-    bias: Float[Array, "N GD"]
+    bias: Float[Array, " GI"]
     norm_scale: Float[Array, " I"]
     up_scale: Float[Array, " I"]
     up_weight: Float[Array, "I EE"]
@@ -107,7 +107,7 @@ class SLSTMBlock(AbstractNetwork):
         self.input_weight = draw(keys[1], (heads, units, 4 * units), small, dtype)
         self.recurrent_weight = random.zeros((heads, units, 4 * units), dtype)
         of_head = random.known(initialise.power_law(1, depth)(key, HeadOfSLSTM.gates, units, dtype)).reshape(-1)
-        self.bias = random.array(np.tile(of_head, (heads, 1)), dtype)
+        self.bias = random.array(np.tile(of_head, heads), dtype)
         self.norm_scale = random.array(np.ones(input_size), dtype)
         self.up_scale = random.array(np.ones(input_size), dtype)
         self.up_weight = draw(keys[2], (input_size, 2 * inner), small, dtype)
@@ -140,10 +140,10 @@ class SLSTMBlock(AbstractNetwork):
         of_convolved = jnp.concatenate([of_gate[:, :, :2], nothing], axis=2)
         of_normed = jnp.concatenate([nothing, of_gate[:, :, 2:]], axis=2)
         weight = jnp.concatenate([of_convolved, of_normed], axis=1)
-        return weight.reshape(*weight.shape[:2], -1), self.recurrent_weight, self.bias
+        return weight.reshape(*weight.shape[:2], -1), self.recurrent_weight, self.bias.reshape(len(weight), -1)
 
     def _inputs(self, normed: UnitsOverTime, convolved: UnitsOverTime) -> Float[Array, "T N DD"]:
-        heads = lambda rows: rows.reshape(len(rows), len(self.bias), -1)  # noqa: E731
+        heads = lambda rows: rows.reshape(len(rows), len(self.input_weight), -1)  # noqa: E731
         return jnp.concatenate([heads(silu(convolved)), heads(normed)], axis=-1)
 
     def _readout(self, xs: Inputs, hs: Float[Array, "T N D"]) -> Inputs:

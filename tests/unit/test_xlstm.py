@@ -69,7 +69,7 @@ def mlstm_block(block: Any, xs: np.ndarray) -> np.ndarray:
 
 
 def slstm_block(block: Any, xs: np.ndarray) -> np.ndarray:
-    N = len(block.bias)
+    N = len(block.input_weight)
     h, c, n, m = (np.full((N, xs.shape[1] // N), start) for start in (0.0, 0.0, 0.0, -1e30))
     seen, ys = [], []
     for x in xs:
@@ -78,7 +78,7 @@ def slstm_block(block: Any, xs: np.ndarray) -> np.ndarray:
         of_convolved, of_a = (
             block_diagonal(block.input_weight, rows) for rows in (convolved(block.convolution, seen), a)
         )
-        recurrent = np.einsum("np,npg->ng", h, block.recurrent_weight) + block.bias
+        recurrent = np.einsum("np,npg->ng", h, block.recurrent_weight) + block.bias.reshape(N, -1)
         i, f = np.split(of_convolved + recurrent, 4, 1)[:2]
         z, o = np.split(of_a + recurrent, 4, 1)[2:]
         keep, write, m = oracle.normalised_memory(np.log(oracle.sigmoid(f)), m, i)
@@ -260,9 +260,16 @@ def test_errors_say_what_to_do():
             ("exponential_forget_gate", "expected False", "Pass one of the two"),
         ),
         (lambda: rnnjax.models.xlstm_layers(6, 2, slstm_at=[2], key=grid.KEY), ("slstm_at", "from 0 to 1", "got 2")),
+        (lambda: rnnjax.models.xlstm_layers(6, 2, slstm_at=[0.5], key=grid.KEY), ("slstm_at", "integers", "got 0.5")),
+        (
+            lambda: rnnjax.cells.SLSTM(3, 8, heads=2, bias_initialiser=rnnjax.initialise.power_law(3), key=grid.KEY),
+            ("heads", "divisor of hidden_size=8", "got 3"),
+        ),
         (lambda: rnnjax.initialise.power_law(depth=1.5), ("depth", "0 <= depth <= 1", "got 1.5")),
     ):
         grid.assert_error(call, ValueError, fragments)
+    number = lambda: rnnjax.models.xlstm_layers(6, 2, slstm_at=1, key=grid.KEY)  # noqa: E731
+    grid.assert_error(number, TypeError, ("slstm_at", "places", "[1]"))
 
 
 def test_an_slstm_whose_first_input_gate_is_almost_closed_has_written_once():
