@@ -10,7 +10,7 @@ from jax.nn import softplus
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import DType, Inputs, Units, UnitsOverTime, carry_dtype, cast, shift
+from ..arrays import DType, Inputs, Units, UnitsOverTime, carry_dtype, cast, finite_exp, shift
 from ..cell import AbstractLinearCell, Hidden, Shapes, initial_or_zeros, learnable_zeros
 
 
@@ -109,7 +109,7 @@ class S6(AbstractLinearCell):
 
     def coefficients(self, u: Selection) -> tuple[Units, Units]:
         step_size, x, write, _ = cast(u, carry_dtype(u.x.dtype))
-        rate = jnp.exp(self.log_rate.astype(step_size.dtype))
+        rate = finite_exp(self.log_rate.astype(step_size.dtype))
         a = jnp.exp(-rate * step_size[:, None])
         return a.reshape(-1), ((step_size * x)[:, None] * write[None]).reshape(-1)
 

@@ -10,7 +10,7 @@ from jax.nn import softplus
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from ... import random
-from ...arrays import DType, Inputs
+from ...arrays import DType, Inputs, finite_exp
 from .projected import Projected, by_row
 
 
@@ -57,7 +57,7 @@ def rest_of_key(projected: Projected) -> Float[Array, "T N K"]:
 
 
 def _decay(log_rate: Float[Array, " N"], sizes: Float[Array, "T N D"]) -> Float[Array, "T N D"]:
-    return jnp.exp(-jnp.exp(log_rate.astype(sizes.dtype))[None, :, None] * sizes)
+    return jnp.exp(-finite_exp(log_rate.astype(sizes.dtype))[None, :, None] * sizes)
 
 
 def draw_log_rate(key: PRNGKeyArray, heads: int, least: float, dtype: DType) -> Float[Array, " N"]:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jax.nn import elu, log_sigmoid, sigmoid, silu
+from jax.nn import log_sigmoid, sigmoid, silu
 from jaxtyping import Array, Complex, Float, Inexact
 
 
@@ -18,8 +18,8 @@ def normalised_silu(vectors: Float[Array, "*T K"]) -> Float[Array, "*T K"]:
 
 
 def positive_elu(vectors: Float[Array, "*T K"]) -> Float[Array, "*T K"]:
-    """1 + ELU, the feature map of Katharopoulos et al. 2020."""
-    return 1 + elu(vectors)
+    """1 + ELU, the feature map of Katharopoulos et al. 2020: below zero it is exp(v), so that small values are exact."""
+    return jnp.where(vectors > 0, 1 + vectors, jnp.exp(jnp.minimum(vectors, 0)))
 
 
 def with_one(vectors: Float[Array, "*T V"]) -> Float[Array, "*T W"]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ... import check, random
-from ...arrays import DType, Inputs, carry_dtype, cast
+from ...arrays import DType, Inputs, carry_dtype, cast, finite_exp
 from ...cells.matrix_recurrence import MatrixRecurrence
 from ...matrix_cell import Matrix, Transition
 from ...network import AbstractNetwork, Options
@@ -129,7 +129,7 @@ class RWKV6(AbstractNetwork):
         xs, before = cast((xs, before), carry_dtype(xs.dtype))
         w, k, v, r, g = self._shifted(xs, before)
         heads = partial(by_head, heads=self.recurrence.heads)
-        decay = jnp.exp(-jnp.exp(self.decay(w, jnp.tanh)))
+        decay = jnp.exp(-finite_exp(self.decay(w, jnp.tanh)))
         projected = product(k, self.key_weight), product(v, self.value_weight), product(r, self.receptance_weight)
         return Transition(*map(heads, (decay, *projected))), jax.nn.silu(product(g, self.gate_weight))
 
