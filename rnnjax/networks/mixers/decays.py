@@ -34,7 +34,8 @@ class WriteDecay(eqx.Module):
     log_rate: Float[Array, " N"]
 
     def __call__(self, projected: Projected) -> Float[Array, "T N 1"]:
-        assert projected.write is not None
+        if projected.write is None:
+            raise ValueError("decay: expected a mixer with `write` for WriteDecay, got write=None. Pass write, too")
         return _decay(self.log_rate, projected.write)
 
 

@@ -23,7 +23,7 @@ from ..window import Remembered, Window
 from .folding import fold_options, fold_rows, last_micro_steps, recurrence_of, spread
 from .maps import unchanged
 from .projected import Coefficient, Projected, by_row
-from .rows import check_heads, check_learned, check_maps, check_reads, check_rows
+from .rows import check_callable, check_heads, check_learned, check_maps, check_reads, check_rows
 
 
 @exportable
@@ -137,6 +137,8 @@ class MatrixMixer(AbstractNetwork):
         check.flags(gate_first=gate_first, convolution_bias=convolution_bias, learn_initial=learn_initial)
         check.dtype(dtype)
         check_heads(heads, key_heads)
+        check_callable(query_map=query_map, key_map=key_map, value_map=value_map)
+        check_callable(decay=decay, write=write, erase=erase, skip=skip, gate=gate, norm=norm)
         self.heads, self.key_heads, self.micro_steps = heads, key_heads, micro_steps
         self.key_size, self.value_size = key_size, value_size
         self.query_map, self.key_map, self.value_map = query_map, key_map, value_map
