@@ -15,6 +15,7 @@ from jax.export import export, symbolic_shape
 import rnnjax
 from rnnjax.engines import Chunked
 from rnnjax.networks import MixerState
+from rnnjax.networks.mixers import matrix_mixer
 
 T = 11
 Array = Any  # of NumPy
@@ -233,11 +234,15 @@ def test_values_are_those_of_the_equations(name, engine):
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_narrow_weights_have_wide_states(name):
+def test_narrow_weights_have_wide_states_and_coefficients(name, monkeypatch):
+    coefficients, found = [], matrix_mixer.check_rows
+    monkeypatch.setattr(
+        matrix_mixer, "check_rows", lambda *given: coefficients.append(found(*given)) or coefficients[-1]
+    )
     layer, xs = grid.build(name, "bfloat16"), grid.inputs(T, dtype="bfloat16")
     state, ys = eqx.filter_eval_shape(rnnjax.unroll, layer, None, xs)
     assert ys.dtype == "bfloat16"
-    assert np.finfo(state.S.dtype).dtype == "float32"
+    assert {np.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves((state.S, coefficients))} == {np.dtype("float32")}
 
 
 def saturated() -> dict[str, Any]:

@@ -42,7 +42,7 @@ class HGRN2(MatrixMixer):
     ):
         """Draw the weights; V is I / N.
 
-        key_size       K, the factor by which the state is larger than in a recurrence of vectors
+        key_size       K, keys of each head; the state has K numbers for each unit
         heads          N; None: I / K
         lower_bound    l, 0 <= l < 1
         The other arguments are as in `MatrixMixer`.

@@ -24,6 +24,8 @@ class KDA(MatrixMixer):
 
     With `negative_eigenvalues`, b is 2 sigmoid(W x). As in the released code (flash-linear-attention), SiLU comes
     before the normalisation, v / sqrt(|v|^2 + 1e-6). Its bounded gate, for kernels that divide by decays, is not here.
+    With `key_heads`, each head has a decay and a strength of its own. That and the draw of d are those of its newest
+    version; earlier ones have decays and strengths for key heads alone, and d is zero at first.
     """
 
     def __init__(

@@ -50,8 +50,10 @@ class MatrixMixer(AbstractNetwork):
 
     for each of N heads; q, k: [K], v: [V], S: [K, V]. `decay` and `erase` are a number for each head, or a vector of
     its keys; `write` is a number for each head, or a vector of its values. `DeltaNet`, `GatedDeltaNet`, `Mamba2` and
-    the other named layers are settings of it. The recurrence is `rnnjax.cells.MatrixRecurrence`, which the given engine
-    runs: `engine=rnnjax.engines.Chunked()` computes it by matrix products.
+    the other named layers are settings of it. The recurrence is a `rnnjax.MatrixRecurrence`, whose docstring says which
+    engine `Auto` takes; where that is `Scan`, as for complex keys, `engine=rnnjax.Chunked()` stores fewer states for
+    the gradient. A `query_map` has the queries alone, and so Comba (arXiv:2506.02475), which reads with q - D k, is not
+    a setting.
 
     Inputs and outputs are [T, I]. The state has the inputs of the last steps of the convolution, so feeding a sequence
     in chunks gives the same result as feeding it whole. Coefficients, state and norm are float32 or wider; for narrower
