@@ -74,9 +74,7 @@ class S6(AbstractLinearCell):
         bound = rank**-0.5
         drawn = random.uniform(keys[1], (rank, hidden_size), dtype, -bound, bound)
         self.step_weight = random.array(drawn, dtype)
-        logarithm = random.uniform(keys[2], (hidden_size,), dtype, math.log(1e-3), math.log(0.1))
-        xp = random.numpy_for(logarithm)
-        self.step_bias = random.array(xp.log(xp.expm1(xp.exp(logarithm))), dtype)
+        self.step_bias = draw_step_bias(keys[2], hidden_size, dtype)
         self.log_rate = random.array(np.tile(np.log(np.arange(1, states + 1)), (hidden_size, 1)), dtype)
         self.skip = random.array(np.ones(hidden_size), dtype)
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size * states, dtype)
@@ -123,3 +121,10 @@ class S6(AbstractLinearCell):
 
     def hidden(self, state: Hidden) -> Units:
         return state.h
+
+
+def draw_step_bias(key: PRNGKeyArray, size: int, dtype: DType) -> Float[Array, " S"]:
+    """Biases b of which softplus(b), the step size, is log-uniform from 0.001 to 0.1."""
+    logarithm = random.uniform(key, (size,), dtype, math.log(1e-3), math.log(0.1))
+    xp = random.numpy_for(logarithm)
+    return random.array(xp.log(xp.expm1(xp.exp(logarithm))), dtype)

@@ -1,6 +1,5 @@
 """Decays of matrix mixers: how much of its state each step keeps."""
 
-import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -65,10 +64,3 @@ def draw_log_rate(key: PRNGKeyArray, heads: int, least: float, dtype: DType) -> 
     """The logarithm of rates uniform from `least` to 16."""
     rates = random.uniform(key, (heads,), dtype, least, 16.0)
     return random.array(random.numpy_for(rates).log(rates), dtype)
-
-
-def draw_step_bias(key: PRNGKeyArray, size: int, dtype: DType) -> Float[Array, " S"]:
-    """Biases b of which softplus(b), the step size, is log-uniform from 0.001 to 0.1."""
-    logarithm = random.uniform(key, (size,), dtype, math.log(1e-3), math.log(0.1))
-    xp = random.numpy_for(logarithm)
-    return random.array(xp.log(xp.expm1(xp.exp(logarithm))), dtype)

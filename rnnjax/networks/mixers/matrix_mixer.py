@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 from ... import check, initialise, random
 from ...arrays import DType, Inputs, carry_dtype, cast
 from ...cell import initial_or_zeros, learnable_zeros
+from ...cells.matrix_recurrence import check_key_heads
 from ...checked import Checked
 from ...exporting import exportable
 from ...matrix_cell import Matrix, Transition
@@ -23,7 +24,7 @@ from ..window import Remembered, Window
 from .folding import fold_options, fold_rows, last_micro_steps, recurrence_of, spread
 from .maps import unchanged
 from .projected import Coefficient, Projected, by_row
-from .rows import check_callable, check_heads, check_learned, check_maps, check_reads, check_rows
+from .rows import check_callable, check_learned, check_maps, check_reads, check_rows
 
 
 @exportable
@@ -138,7 +139,7 @@ class MatrixMixer(AbstractNetwork):
         check.sizes(key_heads=key_heads, micro_steps=micro_steps)
         check.flags(gate_first=gate_first, convolution_bias=convolution_bias, learn_initial=learn_initial)
         check.dtype(dtype)
-        check_heads(heads, key_heads)
+        check_key_heads(heads, key_heads)
         check_callable(query_map=query_map, key_map=key_map, value_map=value_map)
         check_callable(decay=decay, write=write, erase=erase, skip=skip, gate=gate, norm=norm)
         self.heads, self.key_heads, self.micro_steps = heads, key_heads, micro_steps

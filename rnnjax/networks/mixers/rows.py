@@ -41,15 +41,6 @@ def check_maps(projected: Projected, rows: tuple[int, int, int]) -> Projected:
     return projected
 
 
-def check_heads(heads: int, key_heads: int) -> None:
-    """Raise unless the same number of heads shares each key."""
-    if heads % key_heads:
-        raise ValueError(
-            f"key_heads: expected a divisor of heads={heads}, got {key_heads}. "
-            "Let the same number of heads share each key"
-        )
-
-
 def check_learned(learn_initial: bool, dtype: jnp.dtype) -> bool:
     """Whether a state is complex. Raise if it is to be learned: optimisers do not treat complex weights rightly."""
     is_complex = bool(jnp.issubdtype(dtype, jnp.complexfloating))
