@@ -139,13 +139,11 @@ def rwkv7_layers(
     The other arguments are as in `RWKV7`.
     """
     ranks = {"decay_rank": decay_rank, "rate_rank": rate_rank, "value_rank": value_rank, "gate_rank": gate_rank}
+    of_all = partial(RWKV7, head_size=head_size, learn_initial=learn_initial, dtype=dtype, **ranks)
 
-    def make(size: int, *, layer: int, layers: int, key: PRNGKeyArray) -> RWKV7:
-        values = {"takes_value": layer > 0, "gives_value": layer + 1 < layers}
-        place = {"layer": layer, "layers": layers}
-        return RWKV7(
-            size, key=key, head_size=head_size, learn_initial=learn_initial, dtype=dtype, **values, **ranks, **place
-        )
+    def make(size: int, *, key: PRNGKeyArray, layer: int, layers: int) -> RWKV7:
+        takes, gives = layer > 0, layer + 1 < layers
+        return of_all(size, key=key, layer=layer, layers=layers, takes_value=takes, gives_value=gives)
 
     return _layers(make, partial(ChannelMixing, inner_size=inner_size, dtype=dtype), hidden_size, layers, key, dtype)
 
