@@ -13,6 +13,7 @@ Arrays
 A plural runs over time: `xs`, `us`, `states`, `ys`.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -74,6 +75,11 @@ def carry_dtype(dtype: DType) -> jnp.dtype:
 def cast(tree: PyTree, dtype: DType) -> PyTree:
     """`tree` with every array in `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def finite_exp(exponents: Float[Array, "..."]) -> Float[Array, "..."]:
+    """exp(x), but never infinite: in exp(-exp(x)) an infinity would make the derivative 0 * inf, which is NaN."""
+    return jnp.exp(jnp.minimum(exponents, math.log(jnp.finfo(exponents.dtype).max) - 1))
 
 
 def widen(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

@@ -74,11 +74,7 @@ class MatrixRecurrence(AbstractMatrixCell):
         check.flags(reads_before=reads_before, learn_initial=learn_initial, **flags)
         key_heads = heads if key_heads is None else key_heads
         check.sizes(key_heads=key_heads)
-        if heads % key_heads:
-            raise ValueError(
-                f"key_heads: expected a divisor of heads={heads}, got {key_heads}. "
-                "Let the same number of heads share each key"
-            )
+        check_key_heads(heads, key_heads)
         if has_erase_key and not erases:
             raise ValueError("has_erase_key: expected erases=True with it, got False. Pass both, or neither")
         self.reads_before, self.scalar_decay = reads_before, scalar_decay
@@ -125,3 +121,12 @@ class MatrixRecurrence(AbstractMatrixCell):
     def readout(self, states: Inexact[Array, "T N V"], xs: PyTree[Array]) -> Inexact[Array, "T N V"]:
         del xs
         return states.astype(self.dtype)
+
+
+def check_key_heads(heads: int, key_heads: int) -> None:
+    """Raise unless the same number of heads shares each key."""
+    if heads % key_heads:
+        raise ValueError(
+            f"key_heads: expected a divisor of heads={heads}, got {key_heads}. "
+            "Let the same number of heads share each key"
+        )

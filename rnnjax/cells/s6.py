@@ -10,7 +10,7 @@ from jax.nn import softplus
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
-from ..arrays import DType, Inputs, Units, UnitsOverTime, carry_dtype, cast, shift
+from ..arrays import DType, Inputs, Units, UnitsOverTime, carry_dtype, cast, finite_exp, shift
 from ..cell import AbstractLinearCell, Hidden, Shapes, initial_or_zeros, learnable_zeros
 
 
@@ -74,9 +74,7 @@ class S6(AbstractLinearCell):
         bound = rank**-0.5
         drawn = random.uniform(keys[1], (rank, hidden_size), dtype, -bound, bound)
         self.step_weight = random.array(drawn, dtype)
-        logarithm = random.uniform(keys[2], (hidden_size,), dtype, math.log(1e-3), math.log(0.1))
-        xp = random.numpy_for(logarithm)
-        self.step_bias = random.array(xp.log(xp.expm1(xp.exp(logarithm))), dtype)
+        self.step_bias = draw_step_bias(keys[2], hidden_size, dtype)
         self.log_rate = random.array(np.tile(np.log(np.arange(1, states + 1)), (hidden_size, 1)), dtype)
         self.skip = random.array(np.ones(hidden_size), dtype)
         self.initial_state = learnable_zeros(learn_initial, Hidden, hidden_size * states, dtype)
@@ -109,7 +107,7 @@ class S6(AbstractLinearCell):
 
     def coefficients(self, u: Selection) -> tuple[Units, Units]:
         step_size, x, write, _ = cast(u, carry_dtype(u.x.dtype))
-        rate = jnp.exp(self.log_rate.astype(step_size.dtype))
+        rate = finite_exp(self.log_rate.astype(step_size.dtype))
         a = jnp.exp(-rate * step_size[:, None])
         return a.reshape(-1), ((step_size * x)[:, None] * write[None]).reshape(-1)
 
@@ -123,3 +121,10 @@ class S6(AbstractLinearCell):
 
     def hidden(self, state: Hidden) -> Units:
         return state.h
+
+
+def draw_step_bias(key: PRNGKeyArray, size: int, dtype: DType) -> Float[Array, " S"]:
+    """Biases b of which softplus(b), the step size, is log-uniform from 0.001 to 0.1."""
+    logarithm = random.uniform(key, (size,), dtype, math.log(1e-3), math.log(0.1))
+    xp = random.numpy_for(logarithm)
+    return random.array(xp.log(xp.expm1(xp.exp(logarithm))), dtype)

@@ -403,7 +403,49 @@ def rows(*shape: int) -> Callable[[Any], jax.Array]:
     return lambda projected: jnp.ones((len(projected.x), *shape), F32)
 
 
+mixers = rnnjax.networks.mixers
+three_columns = mixers.Linear(4, 3, key=jax.random.key(0))
+
 MIXERS = [
+    pytest.param(
+        partial(keyed(rnnjax.networks.GatedDeltaNet), 10),
+        ValueError,
+        ["heads", "0.75 * input_size=7.5", "got 6", "Pass key_size itself"],
+        id="no_head_size",
+    ),
+    pytest.param(
+        partial(keyed(rnnjax.networks.HGRN2), 24, heads=5),
+        ValueError,
+        ["heads", "=24, got 5", "heads=4"],
+        id="hgrn2_heads",
+    ),
+    pytest.param(partial(make_mixer, query_map=3), TypeError, ["query_map", "function", "3", "silu"], id="number_map"),
+    pytest.param(partial(make_mixer, decay=0.9), TypeError, ["decay", "0.9", "FixedDecay((0.9,)"], id="number_decay"),
+    pytest.param(partial(make_mixer, norm=eqx.nn.RMSNorm), TypeError, ["norm", "RMSNorm", "HeadNorm"], id="norm_class"),
+    pytest.param(
+        partial(make_mixer, erase=mixers.written),
+        ValueError,
+        ["erase", "write", "Pass write"],
+        id="erase_without_write",
+    ),
+    pytest.param(
+        partial(make_mixer, decay=mixers.WriteDecay(jnp.zeros(2))),
+        ValueError,
+        ["decay", "write", "Pass write"],
+        id="decay_without_write",
+    ),
+    pytest.param(
+        partial(make_mixer, write=mixers.Gate(three_columns, jax.nn.sigmoid, 2)),
+        ValueError,
+        ["projection", "multiple of 2", "got 3", "4 columns"],
+        id="gate_columns",
+    ),
+    pytest.param(
+        partial(make_mixer, key_map=as_complex), ValueError, ["key_size", "even", "got 3", "Pass 4"], id="odd_complex"
+    ),
+    pytest.param(
+        lambda: mixers.GroupedNorm(10, 3, dtype=F32), ValueError, ["groups", "size=10", "3"], id="norm_groups"
+    ),
     pytest.param(partial(make_mixer, key_heads=3), ValueError, ["key_heads", "heads=2", "3"], id="key_heads"),
     pytest.param(
         partial(make_mixer, decay=rows(2, 4)), ValueError, ["decay", "[T, 2, 1] or [T, 2, 3]", "[1,2,4]"], id="decay"
@@ -432,7 +474,7 @@ MIXERS = [
     pytest.param(
         partial(keyed(rnnjax.networks.GatedDeltaNet), 20),
         ValueError,
-        ["key_size", "heads=6", "0.75 * input_size=20", "None"],
+        ["heads", "0.75 * input_size=15", "key_size", "got 6", "heads=5, or key_size"],
         id="head_size",
     ),
     pytest.param(
@@ -448,7 +490,7 @@ MIXERS = [
     pytest.param(
         partial(keyed(rnnjax.networks.HGRN2), 8, key_size=4, lower_bound=1.0),
         ValueError,
-        ["lower_bound", "0 <= p < 1", "1.0"],
+        ["lower_bound", "0 <= lower_bound < 1", "1.0", "Pass 0"],
         id="lower_bound",
     ),
     pytest.param(

@@ -1,12 +1,13 @@
 """Matrix mixers equal the equations of their papers, in NumPy and in float64, given the same weights."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
 import grid
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.export import export, symbolic_shape
@@ -14,6 +15,7 @@ from jax.export import export, symbolic_shape
 import rnnjax
 from rnnjax.engines import Chunked
 from rnnjax.networks import MixerState
+from rnnjax.networks.mixers import matrix_mixer
 
 T = 11
 Array = Any  # of NumPy
@@ -232,11 +234,43 @@ def test_values_are_those_of_the_equations(name, engine):
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_narrow_weights_have_wide_states(name):
+def test_narrow_weights_have_wide_states_and_coefficients(name, monkeypatch):
+    coefficients, found = [], matrix_mixer.check_rows
+    monkeypatch.setattr(
+        matrix_mixer, "check_rows", lambda *given: coefficients.append(found(*given)) or coefficients[-1]
+    )
     layer, xs = grid.build(name, "bfloat16"), grid.inputs(T, dtype="bfloat16")
     state, ys = eqx.filter_eval_shape(rnnjax.unroll, layer, None, xs)
     assert ys.dtype == "bfloat16"
-    assert np.finfo(state.S.dtype).dtype == "float32"
+    assert {np.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves((state.S, coefficients))} == {np.dtype("float32")}
+
+
+def saturated() -> dict[str, Any]:
+    """Layers of which one rate, of forgetting a state, overflows."""
+    mixer, rate = partial(grid.build, dtype="float32"), lambda layer: layer.decay.log_rate
+    layers = {
+        "rwkv6": (rnnjax.networks.RWKV6(4, head_size=2, key=grid.KEY), lambda layer: layer.decay.offset),
+        "mamba2": (mixer("mamba2"), rate),
+        "kda": (mixer("kda"), rate),
+        "s6": (mixer("s6"), lambda cell: cell.log_rate),
+    }
+    return {name: eqx.tree_at(at, layer, at(layer).at[0].set(1e4)) for name, (layer, at) in layers.items()}
+
+
+def test_gradients_are_finite_where_a_state_is_forgotten_at_once():
+    def loss(layers: dict[str, Any]) -> Any:
+        xs = {name: jnp.ones((3, *layer.input_type().shape), "float32") for name, layer in layers.items()}
+        made = [rnnjax.unroll(layer, None, xs[name], engine=rnnjax.Scan()) for name, layer in layers.items()]
+        return sum(leaf.sum() for leaf in jax.tree.leaves(made))
+
+    for path, leaf in jax.tree.leaves_with_path(eqx.filter_jit(eqx.filter_grad(loss))(saturated())):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+
+
+def test_the_feature_map_of_linear_attention_keeps_small_values():
+    xs = np.asarray([-80, -18, -1, 0, 2], "float32")
+    got = rnnjax.networks.mixers.positive_elu(jnp.asarray(xs))
+    np.testing.assert_allclose(got, np.where(xs > 0, 1 + xs, np.exp(xs)), rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -54,6 +54,21 @@ def test_a_weight_is_a_matrix_or_a_vector(name):
     assert {*matrices, *BLOCKS.get(name, ())} <= set(found)
 
 
+NETWORKS = (*grid.MIXERS, "rwkv6", "rwkv7", "mamba", "mlstm")  # those with weights of their own
+VECTORS = (".norm", "time_norm", "channel_norm", "head_norm", "skip")  # modules whose weights are vectors
+MATRIX_NAMES = ("weight", "down", "up", "S", "log_rate")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_biases_and_weights_of_normalisations_in_networks_are_vectors(name):
+    found = ranks(grid.NETWORKS[name](grid.I, jnp.dtype("float32")))
+    for leaf, rank in found.items():
+        is_rate = leaf.endswith("decay.log_rate")  # one for each head
+        is_vector = is_rate or any(f"{owner}.weight" in leaf for owner in VECTORS) or not leaf.endswith(MATRIX_NAMES)
+        assert (rank == 1) == is_vector, leaf
+    assert max(found.values()) > 1
+
+
 # What optax's rules take
 
 

@@ -271,3 +271,8 @@ ERRORS = [
 @pytest.mark.parametrize(("call", "kind", "fragments"), ERRORS)
 def test_errors_name_the_argument(call, kind, fragments):
     assert_error(call, kind, fragments)
+
+
+def test_the_layers_of_a_network_have_no_option_that_depends_on_their_number():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'takes_value'"):
+        networks.rwkv7_layers(H, 2, **SMALL, takes_value=True)  # type: ignore[call-arg]

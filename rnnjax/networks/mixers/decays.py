@@ -1,6 +1,5 @@
 """Decays of matrix mixers: how much of its state each step keeps."""
 
-import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -10,7 +9,7 @@ from jax.nn import softplus
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from ... import random
-from ...arrays import DType, Inputs
+from ...arrays import DType, Inputs, finite_exp
 from .projected import Projected, by_row
 
 
@@ -34,7 +33,8 @@ class WriteDecay(eqx.Module):
     log_rate: Float[Array, " N"]
 
     def __call__(self, projected: Projected) -> Float[Array, "T N 1"]:
-        assert projected.write is not None
+        if projected.write is None:
+            raise ValueError("decay: expected a mixer with `write` for WriteDecay, got write=None. Pass write, too")
         return _decay(self.log_rate, projected.write)
 
 
@@ -57,17 +57,10 @@ def rest_of_key(projected: Projected) -> Float[Array, "T N K"]:
 
 
 def _decay(log_rate: Float[Array, " N"], sizes: Float[Array, "T N D"]) -> Float[Array, "T N D"]:
-    return jnp.exp(-jnp.exp(log_rate.astype(sizes.dtype))[None, :, None] * sizes)
+    return jnp.exp(-finite_exp(log_rate.astype(sizes.dtype))[None, :, None] * sizes)
 
 
 def draw_log_rate(key: PRNGKeyArray, heads: int, least: float, dtype: DType) -> Float[Array, " N"]:
     """The logarithm of rates uniform from `least` to 16."""
     rates = random.uniform(key, (heads,), dtype, least, 16.0)
     return random.array(random.numpy_for(rates).log(rates), dtype)
-
-
-def draw_step_bias(key: PRNGKeyArray, size: int, dtype: DType) -> Float[Array, " S"]:
-    """Biases b of which softplus(b), the step size, is log-uniform from 0.001 to 0.1."""
-    logarithm = random.uniform(key, (size,), dtype, math.log(1e-3), math.log(0.1))
-    xp = random.numpy_for(logarithm)
-    return random.array(xp.log(xp.expm1(xp.exp(logarithm))), dtype)

@@ -6,7 +6,8 @@ from jaxtyping import PRNGKeyArray
 
 from ... import check, initialise, random
 from ...arrays import DType
-from .decays import StepSizeDecay, draw_log_rate, draw_step_bias
+from ...cells.s6 import draw_step_bias
+from .decays import StepSizeDecay, draw_log_rate
 from .maps import normalised_silu, twice_sigmoid
 from .matrix_mixer import MatrixMixer
 from .norms import HeadNorm
@@ -23,10 +24,10 @@ class DeltaProduct(MatrixMixer):
         S       = (I - b_j k_j k_j') S + b_j k_j v_j'                       for each j in turn, and then S_t = S
         y_t     = W_o (norm(S_t' q / sqrt(K)) * silu(W x))                  x, y: [I]
 
-    A product of n Householder matrices can rotate n + 1 keys, where one can only reflect. It runs as n steps of the
-    recurrence for each input. Without `forget_gate` there is no decay, and S is the paper's DeltaProduct; with it, its
-    gated form. Without `negative_eigenvalues`, b is sigmoid(W x). As in the released code (flash-linear-attention),
-    the layer is otherwise that of `GatedDeltaNet`.
+    One Householder matrix reflects along one vector, and so can exchange two things; a product of n can permute n + 1.
+    It runs as n steps of the recurrence for each input. Without `forget_gate` there is no decay, and S is the paper's
+    DeltaProduct; with it, its gated form. Without `negative_eigenvalues`, b is sigmoid(W x). As in the released code
+    (flash-linear-attention), the layer is otherwise that of `GatedDeltaNet`.
     """
 
     def __init__(

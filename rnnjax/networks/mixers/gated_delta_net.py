@@ -6,7 +6,8 @@ from jaxtyping import PRNGKeyArray
 
 from ... import check, initialise, random
 from ...arrays import DType
-from .decays import StepSizeDecay, draw_log_rate, draw_step_bias
+from ...cells.s6 import draw_step_bias
+from .decays import StepSizeDecay, draw_log_rate
 from .maps import normalised_silu, twice_sigmoid
 from .matrix_mixer import MatrixMixer
 from .norms import HeadNorm

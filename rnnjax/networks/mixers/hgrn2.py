@@ -42,7 +42,7 @@ class HGRN2(MatrixMixer):
     ):
         """Draw the weights; V is I / N.
 
-        key_size       K, the factor by which the state is larger than in a recurrence of vectors
+        key_size       K, keys of each head; the state has K numbers for each unit
         heads          N; None: I / K
         lower_bound    l, 0 <= l < 1
         The other arguments are as in `MatrixMixer`.
@@ -50,7 +50,9 @@ class HGRN2(MatrixMixer):
         check.sizes(input_size=input_size, key_size=key_size)
         check.flags(learn_initial=learn_initial)
         check.dtype(dtype)
-        bound = check.probability("lower_bound", lower_bound, "keeping at least this part of the state")
+        bound = check.number("lower_bound", lower_bound)
+        if not 0 <= bound < 1:
+            raise ValueError(f"lower_bound: expected 0 <= lower_bound < 1, got {lower_bound!r}. Pass 0 for no bound")
         if heads is None and input_size % key_size:
             raise ValueError(
                 f"key_size: expected a divisor of input_size={input_size} where heads is not given, got {key_size}. "
@@ -62,7 +64,7 @@ class HGRN2(MatrixMixer):
             input_size,
             heads=heads,
             key_size=key_size,
-            value_size=divided("value_size", input_size, 1.0, heads),
+            value_size=divided(None, input_size, 1.0, heads),
             key=key,
             query_map=silu,
             key_map=partial(input_gate, lower_bound=bound),

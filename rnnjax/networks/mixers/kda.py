@@ -6,7 +6,8 @@ from jaxtyping import PRNGKeyArray
 
 from ... import check, initialise, random
 from ...arrays import DType
-from .decays import StepSizeDecay, draw_log_rate, draw_step_bias
+from ...cells.s6 import draw_step_bias
+from .decays import StepSizeDecay, draw_log_rate
 from .maps import normalised_silu, twice_sigmoid
 from .matrix_mixer import MatrixMixer
 from .norms import HeadNorm
@@ -24,6 +25,8 @@ class KDA(MatrixMixer):
 
     With `negative_eigenvalues`, b is 2 sigmoid(W x). As in the released code (flash-linear-attention), SiLU comes
     before the normalisation, v / sqrt(|v|^2 + 1e-6). Its bounded gate, for kernels that divide by decays, is not here.
+    With `key_heads`, each head has a decay and a strength of its own. That and the draw of d are those of its newest
+    version; earlier ones have decays and strengths for key heads alone, and d is zero at first.
     """
 
     def __init__(

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ... import check, initialise, random
 from ...arrays import DType
-from .decays import WriteDecay, draw_log_rate, draw_step_bias
+from ...cells.s6 import draw_step_bias
+from .decays import WriteDecay, draw_log_rate
 from .matrix_mixer import MatrixMixer
 from .norms import GroupedNorm
 from .projected import Gate, Linear, Projected

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jax.nn import elu, log_sigmoid, sigmoid, silu
+from jax.nn import log_sigmoid, sigmoid, silu
 from jaxtyping import Array, Complex, Float, Inexact
 
 
@@ -18,8 +18,8 @@ def normalised_silu(vectors: Float[Array, "*T K"]) -> Float[Array, "*T K"]:
 
 
 def positive_elu(vectors: Float[Array, "*T K"]) -> Float[Array, "*T K"]:
-    """1 + ELU, the feature map of Katharopoulos et al. 2020."""
-    return 1 + elu(vectors)
+    """1 + ELU, the feature map of Katharopoulos et al. 2020: exp(v) below zero, exact for small values."""
+    return jnp.where(vectors > 0, 1 + vectors, jnp.exp(jnp.minimum(vectors, 0)))
 
 
 def with_one(vectors: Float[Array, "*T V"]) -> Float[Array, "*T W"]:
@@ -29,6 +29,9 @@ def with_one(vectors: Float[Array, "*T V"]) -> Float[Array, "*T W"]:
 
 def as_complex(vectors: Float[Array, "*T K"]) -> Complex[Array, "*T H"]:
     """Complex numbers, whose real parts are the first half of the vector and their imaginary parts the second."""
+    size = vectors.shape[-1]
+    if size % 2:
+        raise ValueError(f"key_size: expected an even size for complex keys, got {size}. Pass {size + 1}, say")
     real, imaginary = jnp.split(vectors, 2, axis=-1)
     return lax.complex(real, imaginary)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 from ... import check, initialise, random
 from ...arrays import DType, Inputs, carry_dtype, cast
 from ...cell import initial_or_zeros, learnable_zeros
+from ...cells.matrix_recurrence import check_key_heads
 from ...checked import Checked
 from ...exporting import exportable
 from ...matrix_cell import Matrix, Transition
@@ -23,7 +24,7 @@ from ..window import Remembered, Window
 from .folding import fold_options, fold_rows, last_micro_steps, recurrence_of, spread
 from .maps import unchanged
 from .projected import Coefficient, Projected, by_row
-from .rows import check_heads, check_learned, check_maps, check_reads, check_rows
+from .rows import check_callable, check_learned, check_maps, check_reads, check_rows
 
 
 @exportable
@@ -50,8 +51,10 @@ class MatrixMixer(AbstractNetwork):
 
     for each of N heads; q, k: [K], v: [V], S: [K, V]. `decay` and `erase` are a number for each head, or a vector of
     its keys; `write` is a number for each head, or a vector of its values. `DeltaNet`, `GatedDeltaNet`, `Mamba2` and
-    the other named layers are settings of it. The recurrence is `rnnjax.cells.MatrixRecurrence`, which the given engine
-    runs: `engine=rnnjax.engines.Chunked()` computes it by matrix products.
+    the other named layers are settings of it. The recurrence is a `rnnjax.MatrixRecurrence`, whose docstring says which
+    engine `Auto` takes; where that is `Scan`, as for complex keys, `engine=rnnjax.Chunked()` stores fewer states for
+    the gradient. A `query_map` has the queries alone, and so Comba (arXiv:2506.02475), which reads with q - D k, is not
+    a setting.
 
     Inputs and outputs are [T, I]. The state has the inputs of the last steps of the convolution, so feeding a sequence
     in chunks gives the same result as feeding it whole. Coefficients, state and norm are float32 or wider; for narrower
@@ -136,7 +139,9 @@ class MatrixMixer(AbstractNetwork):
         check.sizes(key_heads=key_heads, micro_steps=micro_steps)
         check.flags(gate_first=gate_first, convolution_bias=convolution_bias, learn_initial=learn_initial)
         check.dtype(dtype)
-        check_heads(heads, key_heads)
+        check_key_heads(heads, key_heads)
+        check_callable(query_map=query_map, key_map=key_map, value_map=value_map)
+        check_callable(decay=decay, write=write, erase=erase, skip=skip, gate=gate, norm=norm)
         self.heads, self.key_heads, self.micro_steps = heads, key_heads, micro_steps
         self.key_size, self.value_size = key_size, value_size
         self.query_map, self.key_map, self.value_map = query_map, key_map, value_map

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ... import random
+from ... import check, random
 from ...arrays import DType
 
 
@@ -17,6 +17,8 @@ class HeadNorm(eqx.Module):
 
     def __init__(self, value_size: int, *, epsilon: float = 1e-5, dtype: DType):
         """The weight is one."""
+        check.sizes(value_size=value_size)
+        check.dtype(dtype)
         self.weight = random.array(np.ones(value_size), dtype)
         self.epsilon = epsilon
 
@@ -33,6 +35,12 @@ class GroupedNorm(eqx.Module):
 
     def __init__(self, size: int, groups: int = 1, *, epsilon: float = 1e-5, dtype: DType):
         """The weight is one; `size` is N V, a multiple of `groups`."""
+        check.sizes(size=size, groups=groups)
+        check.dtype(dtype)
+        if size % groups:
+            raise ValueError(
+                f"groups: expected a divisor of size={size}, got {groups}. Give each group the same number of values"
+            )
         self.weight = random.array(np.ones(size), dtype)
         self.groups, self.epsilon = groups, epsilon
 

@@ -100,10 +100,16 @@ class Gate(eqx.Module):
 def by_row(array: Float[Array, "T MS"], rows: int) -> Float[Array, "T M S"]:
     """A view in which each row has an axis of its own."""
     steps, columns = array.shape
+    if columns % rows:
+        raise ValueError(
+            f"projection: expected a multiple of {rows} columns, as many for each row, got {columns}. "
+            f"Pass a projection to {-(-columns // rows) * rows} columns, say, or another number of rows"
+        )
     return array.reshape(steps, rows, columns // rows)
 
 
 def written(projected: Projected) -> Float[Array, "T M S"]:
     """The strength of writing, as the strength of erasing: the delta rule."""
-    assert projected.write is not None
+    if projected.write is None:
+        raise ValueError("erase: expected a mixer with `write` for written, got write=None. Pass write, too")
     return projected.write

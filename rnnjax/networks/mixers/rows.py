@@ -41,15 +41,6 @@ def check_maps(projected: Projected, rows: tuple[int, int, int]) -> Projected:
     return projected
 
 
-def check_heads(heads: int, key_heads: int) -> None:
-    """Raise unless the same number of heads shares each key."""
-    if heads % key_heads:
-        raise ValueError(
-            f"key_heads: expected a divisor of heads={heads}, got {key_heads}. "
-            "Let the same number of heads share each key"
-        )
-
-
 def check_learned(learn_initial: bool, dtype: jnp.dtype) -> bool:
     """Whether a state is complex. Raise if it is to be learned: optimisers do not treat complex weights rightly."""
     is_complex = bool(jnp.issubdtype(dtype, jnp.complexfloating))
@@ -69,12 +60,36 @@ def check_reads(reads: Array, heads: int, value_size: int) -> None:
         )
 
 
-def divided(name: str, input_size: int, part: float, heads: int) -> int:
-    """The size of one head if all heads together have `part` of the input's size. Raise unless it is an integer."""
-    size = part * input_size / heads
-    if size != int(size) or size < 1:
-        raise ValueError(
-            f"{name}: expected a size for each head, since heads={heads} does not divide "
-            f"{part:g} * input_size={input_size}, got None. Pass {name}, or other heads"
-        )
-    return int(size)
+def divided(name: str | None, input_size: int, part: float, heads: int) -> int:
+    """The size of one head if all heads together have `part` of the input's size. Raise unless it is an integer.
+
+    `name` is the argument that would give the size, None if there is none.
+    """
+    width = part * input_size
+    share = f"{part:g} * input_size={width:g}" if part != 1 else f"input_size={width:g}"
+    if width % heads:
+        divisors = [each for each in range(min(input_size, heads), 0, -1) if width % each == 0]
+        ways = [*(f"heads={each}" for each in divisors[:1]), *([] if name is None else [f"{name} itself"])]
+        missing = "" if name is None else f", as {name} is not given"
+        raise ValueError(f"heads: expected a divisor of {share}{missing}, got {heads}. Pass {', or '.join(ways)}")
+    return int(width) // heads
+
+
+MODULES = {  # an example of each kind
+    **dict.fromkeys(("query_map", "key_map", "value_map"), "jax.nn.silu"),
+    "decay": "mixers.FixedDecay((0.9,) * heads)",
+    **dict.fromkeys(
+        ("write", "erase"), "mixers.Gate(mixers.Linear(input_size, heads, key=key), jax.nn.sigmoid, heads)"
+    ),
+    **dict.fromkeys(
+        ("skip", "gate"), "mixers.Gate(mixers.Linear(input_size, heads * value_size, key=key), ..., heads)"
+    ),
+    "norm": "mixers.HeadNorm(value_size, dtype=dtype)",
+}
+
+
+def check_callable(**modules: object) -> None:
+    """Raise unless these parts of a mixer are functions, where they are given."""
+    for name, module in modules.items():
+        if isinstance(module, type) or not (callable(module) or module is None):
+            raise TypeError(f"{name}: expected a function or a module, got {module!r}. Pass {MODULES[name]}, say")

@@ -1,5 +1,7 @@
 """Blocks of RWKV, and stacks of them."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -82,15 +84,22 @@ def rwkv6_layers(
     layers: int,
     *,
     key: PRNGKeyArray,
+    head_size: int = 64,
     inner_size: int | None = None,
+    mix_rank: int = 32,
+    decay_rank: int = 64,
+    learn_initial: bool = False,
     dtype: DType = jnp.float32,
-    **options: object,
 ) -> Stack:
     """The network of RWKV-6: a layer normalisation, blocks of `RWKV6` and gated `ChannelMixing`, a normalisation.
 
-    See `rwkv7_layers`.
+    The arguments are as in `rwkv7_layers` and `RWKV6`.
     """
-    return _layers(RWKV6, hidden_size, layers, key, {"inner_size": inner_size, "gated": True}, dtype, options)
+    make = partial(
+        RWKV6, head_size=head_size, mix_rank=mix_rank, decay_rank=decay_rank, learn_initial=learn_initial, dtype=dtype
+    )
+    channel = partial(ChannelMixing, inner_size=inner_size, gated=True, dtype=dtype)
+    return _layers(make, channel, hidden_size, layers, key, dtype)
 
 
 def rwkv7_layers(
@@ -98,9 +107,14 @@ def rwkv7_layers(
     layers: int,
     *,
     key: PRNGKeyArray,
+    head_size: int = 64,
     inner_size: int | None = None,
+    decay_rank: int | None = None,
+    rate_rank: int | None = None,
+    value_rank: int | None = None,
+    gate_rank: int | None = None,
+    learn_initial: bool = False,
     dtype: DType = jnp.float32,
-    **options: object,
 ) -> Stack:
     """The network of RWKV-7: a layer normalisation, blocks of `RWKV7` and `ChannelMixing`, a normalisation.
 
@@ -122,26 +136,31 @@ def rwkv7_layers(
     layers        how many blocks
     inner_size    of the channel mixing; None: as in `ChannelMixing`
     dtype         of weights, inputs and outputs
-    options       handed on to every time mixing, such as `head_size=32`
+    The other arguments are as in `RWKV7`.
     """
-    return _layers(RWKV7, hidden_size, layers, key, {"inner_size": inner_size}, dtype, options)
+    ranks = {"decay_rank": decay_rank, "rate_rank": rate_rank, "value_rank": value_rank, "gate_rank": gate_rank}
+    of_all = partial(RWKV7, head_size=head_size, learn_initial=learn_initial, dtype=dtype, **ranks)
+
+    def make(size: int, *, key: PRNGKeyArray, layer: int, layers: int) -> RWKV7:
+        takes, gives = layer > 0, layer + 1 < layers
+        return of_all(size, key=key, layer=layer, layers=layers, takes_value=takes, gives_value=gives)
+
+    return _layers(make, partial(ChannelMixing, inner_size=inner_size, dtype=dtype), hidden_size, layers, key, dtype)
 
 
 def _layers(
-    mixing: Any,
+    make: Callable[..., RWKV6 | RWKV7],
+    make_channel: Callable[..., ChannelMixing],
     size: int,
     layers: int,
     key: PRNGKeyArray,
-    channel: dict[str, Any],
     dtype: DType,
-    options: dict[str, Any],
 ) -> Stack:
     check.sizes(layers=layers)
     norms = [TimeDistributed(layer_norm(size, dtype), size, dtype=dtype) for _ in range(2)]
     blocks = []
     for layer, layer_key in enumerate(random.split(key, layers)):
-        keys, place = random.split(layer_key, 2), {"layer": layer, "layers": layers, "dtype": dtype}
-        values = {"takes_value": layer > 0, "gives_value": layer + 1 < layers} if mixing is RWKV7 else {}
-        time_mixing = mixing(size, key=keys[0], **values, **place, **options)
-        blocks.append(RWKVBlock(time_mixing, ChannelMixing(size, key=keys[1], **channel, **place)))
+        keys, place = random.split(layer_key, 2), {"layer": layer, "layers": layers}
+        time_mixing = make(size, key=keys[0], **place)
+        blocks.append(RWKVBlock(time_mixing, make_channel(size, key=keys[1], **place)))
     return Stack([norms[0], *blocks, norms[1]])

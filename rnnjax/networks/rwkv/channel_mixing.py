@@ -9,7 +9,7 @@ from ... import check, random
 from ...arrays import DType, Inputs, carry_dtype, cast
 from ...network import AbstractNetwork, Options
 from ..window import Window, look_back
-from .depth import Depth, orthogonal
+from .depth import Depth, orthogonal, shift
 from .parts import mixed, product
 
 
@@ -19,8 +19,10 @@ class ChannelMixing(AbstractNetwork):
         k   = relu(W_k (x_t + m_k * (x_{t-1} - x_t)))^2                       [inner_size]
         out = W_v k,  or with `gated`  sigmoid(W_r (x_t + m_r * (x_{t-1} - x_t))) * W_v k
 
-    The state is the last input, a `Window`. Initial values are those of the authors' code for training: W_v and W_r are
-    zero, so that a new layer puts out zeros. (His demonstration of RWKV-6 draws other m_k and m_r.)
+    The state is the last input, a `Window`. Initial values are those of the authors' code for training, for RWKV-7
+    RWKV-v7/train_temp and for RWKV-6 RWKV-v5/src/model.py: 1 - (i / I)^p for m_k and m_r of feature i, where p is
+    (1 - layer / layers)^4, or with `gated` the third power (the first, in early versions). W_v and W_r are zero, so
+    that a new layer puts out zeros.
     """
 
     key_mix: Float[Array, " I"]
@@ -55,7 +57,7 @@ class ChannelMixing(AbstractNetwork):
         if inner_size is None:
             inner_size = max(32, 7 * I // 64 * 32) if gated else 4 * I
         check.sizes(inner_size=inner_size)
-        share = depth.shift(I, depth.above ** (2 if gated else 3))
+        share = shift(I, depth.above ** (3 if gated else 4))
         self.key_mix = random.array(share, dtype)
         self.receptance_mix = random.array(share, dtype) if gated else None
         self.key_weight = orthogonal(key, I, inner_size, 1.0, dtype)

@@ -40,14 +40,15 @@ class Depth(NamedTuple):
         """The share of the layers that is not below this one: from 1 to almost 0."""
         return 1 - self.layer / self.layers
 
-    def shift(self, size: int, power: float) -> np.ndarray:
-        """How much each feature takes from the step before: all of the first one, and less and less of the others."""
-        return 1 - (np.arange(size) / size) ** (power * self.above)
-
     @property
     def norm_weight(self) -> float:
         """The initial weight of the normalisation of what the heads read."""
         return ((self.layer + 1) / self.layers) ** 0.7
+
+
+def shift(size: int, exponent: float) -> np.ndarray:
+    """How much each feature takes from the step before: all of the first one, and less and less of the others."""
+    return 1 - (np.arange(size) / size) ** exponent
 
 
 def ramp(size: int) -> np.ndarray:

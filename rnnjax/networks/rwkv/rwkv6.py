@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ... import check, random
-from ...arrays import DType, Inputs, carry_dtype, cast
+from ...arrays import DType, Inputs, carry_dtype, cast, finite_exp
 from ...cells.matrix_recurrence import MatrixRecurrence
 from ...matrix_cell import Matrix, Transition
 from ...network import AbstractNetwork, Options
 from ...unroll import unroll
 from ..window import look_back
-from .depth import Depth, heads_of, orthogonal, ramp, uniform
+from .depth import Depth, heads_of, orthogonal, ramp, shift, uniform
 from .norm import group_norm
 from .parts import LowRank, RWKVState, bonus_read, by_head, mixed, normalised, product, row
 
@@ -43,8 +43,8 @@ class RWKV6(AbstractNetwork):
         out     = W_o (norm(y) * SiLU(W_g x_g))                            norm: each head by itself
 
     That is the time mixing alone, of as many outputs as inputs; `rwkv6_layers` adds normalisations, residuals and the
-    `ChannelMixing`. It is a network around a `cells.MatrixRecurrence`, which the given engine runs: `Scan`, or
-    `engines.Chunked`. The state is the last input and the S of each head.
+    `ChannelMixing`. It is a network around a `rnnjax.MatrixRecurrence`, whose docstring says which
+    engine `Auto` takes. The state is the last input and the S of each head.
 
     Paper and released code have the same equations. Initial values are those of the authors' code for training, where
     W_o is zero, so that a new layer puts out zeros. The layer of flash-linear-attention differs: it has half as many
@@ -129,7 +129,7 @@ class RWKV6(AbstractNetwork):
         xs, before = cast((xs, before), carry_dtype(xs.dtype))
         w, k, v, r, g = self._shifted(xs, before)
         heads = partial(by_head, heads=self.recurrence.heads)
-        decay = jnp.exp(-jnp.exp(self.decay(w, jnp.tanh)))
+        decay = jnp.exp(-finite_exp(self.decay(w, jnp.tanh)))
         projected = product(k, self.key_weight), product(v, self.value_weight), product(r, self.receptance_weight)
         return Transition(*map(heads, (decay, *projected))), jax.nn.silu(product(g, self.gate_weight))
 
@@ -147,5 +147,5 @@ class RWKV6(AbstractNetwork):
 
 
 def _initial_mix(size: int, depth: Depth, dtype: DType) -> RWKV6Mix:
-    full, half = depth.shift(size, 1.0), depth.shift(size, 0.5)
+    full, half = shift(size, depth.above), shift(size, 0.5 * depth.above)
     return RWKV6Mix(*(random.array(share, dtype) for share in (full, full, full, full - 0.3 * depth.below, half, half)))

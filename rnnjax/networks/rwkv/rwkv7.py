@@ -19,7 +19,7 @@ from ...matrix_cell import Matrix, Transition
 from ...network import AbstractNetwork, Options
 from ...unroll import unroll
 from ..window import look_back
-from .depth import Depth, heads_of, low_rank, orthogonal, ramp, zigzag_of
+from .depth import Depth, heads_of, low_rank, orthogonal, ramp, shift, zigzag_of
 from .norm import group_norm
 from .parts import LowRank, RWKVState, bonus_read, by_head, mixed, normalised, product, row
 
@@ -59,8 +59,8 @@ class RWKV7(AbstractNetwork):
         S_t     = w * S_{t-1} - (n * a) (n' S_{t-1}) + k v'              y = S_t' r
         out     = W_o ((norm(y) + (r . (u * k)) v) * (sigmoid(x_g A_g) B_g))
 
-    That is one layer, of as many outputs as inputs. It is a network around a `cells.MatrixRecurrence`, which the given
-    engine runs: `Scan`, or `engines.Chunked`. The state is the last input and the S of each head.
+    That is one layer, of as many outputs as inputs. It is a network around a `rnnjax.MatrixRecurrence`, whose
+    docstring says which engine `Auto` takes. The state is the last input and the S of each head.
 
     The value residual moves the values of all layers towards those of the first one, v_first. So the first layer has
     `gives_value`, and its outputs are pairs (out, v_first); the others have `takes_value`, and their inputs are pairs
@@ -129,7 +129,7 @@ class RWKV7(AbstractNetwork):
         vector = lambda values: random.array(np.broadcast_to(values, (H,)), dtype)  # noqa: E731
         keys, middle, zigzag = random.split(key, 7), ramp(H) - 0.5, zigzag_of(H, head_size)
         powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
-        self.mix = RWKV7Mix(**{name: vector(depth.shift(H, power)) for name, power in powers.items()})
+        self.mix = RWKV7Mix(**{name: vector(shift(H, power * depth.above)) for name, power in powers.items()})
         self.receptance_weight = orthogonal(keys[0], H, H, 1.0, dtype)
         self.key_weight = orthogonal(keys[1], H, H, 0.1, dtype)
         self.value_weight = orthogonal(keys[2], H, H, 1.0, dtype)
