@@ -267,10 +267,11 @@ def test_gradients_are_finite_where_a_state_is_forgotten_at_once():
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
-def test_the_feature_map_of_linear_attention_keeps_small_values():
-    xs = np.asarray([-80, -18, -1, 0, 2], "float32")
-    got = rnnjax.networks.mixers.positive_elu(jnp.asarray(xs))
+def test_the_feature_map_of_linear_attention_keeps_small_values_and_slopes():
+    xs = jnp.asarray([-80, -18, -1, 0, 2], "float32")
+    got, slope = jax.jvp(rnnjax.networks.mixers.positive_elu, (xs,), (np.ones_like(xs),))
     np.testing.assert_allclose(got, np.where(xs > 0, 1 + xs, np.exp(xs)), rtol=1e-6)
+    np.testing.assert_allclose(slope, np.exp(np.minimum(xs, 0)), rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def normalised_silu(vectors: Float[Array, "*T K"]) -> Float[Array, "*T K"]:
 
 def positive_elu(vectors: Float[Array, "*T K"]) -> Float[Array, "*T K"]:
     """1 + ELU, the feature map of Katharopoulos et al. 2020: exp(v) below zero, exact for small values."""
-    return jnp.where(vectors > 0, 1 + vectors, jnp.exp(jnp.minimum(vectors, 0)))
+    return jnp.where(vectors > 0, 1 + vectors, jnp.exp(jnp.where(vectors > 0, 0, vectors)))
 
 
 def with_one(vectors: Float[Array, "*T V"]) -> Float[Array, "*T W"]:
