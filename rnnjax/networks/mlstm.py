@@ -23,10 +23,10 @@ class MLSTM(AbstractNetwork):
 
     The state is that of the recurrence: an `MLSTMState`. With `sigmoid_input_gate` it is the mLSTMsig of Beck et al.
     2025 (arXiv:2503.14376), `SigmoidMLSTMRecurrence`, whose state is a `Matrix`. There is no matrix product inside the
-    loop: `engine=rnnjax.engines.Chunked()` runs it by products of whole chunks.
+    loop, and `Chunked` runs it, as `Auto` chooses where there is a CPU kernel.
 
         layer = rnnjax.networks.MLSTM(64, 64, heads=4, key=jax.random.key(0))
-        state, ys = rnnjax.unroll(layer, None, xs, engine=rnnjax.engines.Chunked())
+        state, ys = rnnjax.unroll(layer, None, xs)
 
     This is the recurrent layer of xLSTM-7B (arXiv:2503.13427) without its output matrix and the soft cap of its gates;
     `MLSTMBlock` is the block of the first paper. The paper has biases on q, k, v and o, the releases have none.

@@ -52,7 +52,7 @@ class MLSTMRecurrence(AbstractNetwork):
 
     without overflow: the state has C exp(-m), n exp(-m) and m_t = max(log f + m_{t-1}, i~), which starts at -1e30. h
     does not depend on m. All m are found by an associative scan; C and n are a `MatrixRecurrence`, which the given
-    engine runs: `Chunked` by matrix products. Gates and states are float32 or wider, also as inputs.
+    engine runs. Gates and states are float32 or wider, also as inputs.
 
     As in NX-AI's `mlstm_kernels` the query is divided by sqrt(K). The paper, and NX-AI's `xlstm`, divide the key: their
     C and n are smaller by that factor, so states cannot be exchanged, though h is the same. Both programs add 1e-6 to

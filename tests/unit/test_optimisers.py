@@ -54,7 +54,7 @@ def test_a_weight_is_a_matrix_or_a_vector(name):
     assert {*matrices, *BLOCKS.get(name, ())} <= set(found)
 
 
-NETWORKS = (*grid.MIXERS, "rwkv6", "rwkv7", "mamba", "mlstm")  # those with weights of their own
+NETWORKS = (*grid.MIXERS, "rwkv6", "rwkv7", "mamba", "mlstm", "xlstm")  # those with weights of their own
 VECTORS = (".norm", "time_norm", "channel_norm", "head_norm", "skip")  # modules whose weights are vectors
 MATRIX_NAMES = ("weight", "down", "up", "S", "log_rate")
 
