@@ -71,6 +71,27 @@ def test_sizes_at_which_the_work_is_divided_in_another_way():
         assert max(matrix_scans.errors(case, made)) <= 1, case.title
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(0, 1, 2, 6), (7, 8, 12, 13), (14, 18, 19, 20)])
+def test_plain_chunks_equal_the_loop(seeds):
+    """What runs on other platforms, and in forward mode: the same problems in float64, in chunks of four steps."""
+    cases = [draw(seed, most=14) for seed in seeds]
+
+    def run(operands: Operands, dys: Any, dlast: Any, *, reads_before: bool) -> Any:
+        scan = jax.vmap(partial(reference.scan, reads_before=reads_before, size=4))
+        movable = operands._replace(resets=None)
+        results, transpose = jax.vjp(lambda each: scan(each._replace(resets=operands.resets)), movable)
+        return results, transpose((dys, dlast))
+
+    problems = [(case.operands, case.dys, case.dlast) for case in cases]
+    runs = [partial(run, reads_before=case.reads_before) for case in cases]
+    made = jax.jit(lambda given: [run(*each) for run, each in zip(runs, given, strict=True)])(problems)
+    for case, found in zip(cases, made, strict=True):
+        flags = [] if case.operands.resets is None else [False]
+        needed = (*[True] * len(jax.tree.leaves(case.operands._replace(resets=None))), *flags)
+        assert max(matrix_scans.errors(case._replace(needs_gradient=needed), found)) <= 1, case.title
+
+
 def test_float32_is_accurate_over_4096_steps():
     wide = sized(1, 4096, 2, 16, 8)
     keys = wide.steps.key / np.linalg.norm(wide.steps.key, axis=-1, keepdims=True)  # a delta rule, which does not grow

@@ -31,6 +31,10 @@ class Chunked(AbstractEngine):
     overflow. T need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode
     and second derivatives, and everything if the CPU kernel was not built, or if JAX runs on GPUs or TPUs by default.
 
+    The coefficients of all steps are computed at once, in the dtype of the state, with a row for each head also where
+    heads share keys. Under `jax.vmap` the batch is one call, for which what is not mapped is copied. A batch that is
+    sharded over devices stays so under `jax.shard_map`; without it the compiled recurrence gathers the batch.
+
     From the first input on that is not finite, all heads are NaN up to the next reset, and their gradients. In chunks,
     if decays may exceed one in modulus, or an erase grows the state, a product of many steps can overflow and make a
     whole chunk NaN, where step by step a state of zero would stay zero, or a reset would end the overflow: use `Scan`.
