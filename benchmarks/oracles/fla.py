@@ -5,6 +5,7 @@ weights, and with the plain functions of the clone in place of the Triton kernel
 gradients by all weights and inputs. In float64, the torch code casts to float64 wherever it casts to float32. The
 recurrences alone are compared, too, from a random state, with the gradients by it and by all inputs.
 """
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,5 @@
 """The recurrences of mixers beside the plain functions of flash-linear-attention, for `benchmarks.oracles.fla`."""
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

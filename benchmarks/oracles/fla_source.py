@@ -1,4 +1,5 @@
 """Layers and plain recurrences of flash-linear-attention without Triton: stand-ins for what its files import."""
+# pyright: reportMissingImports=false
 
 import math
 import types

@@ -4,6 +4,7 @@ The folder is a clone of github.com/state-spaces/mamba. Needs torch and einops. 
 with `selective_scan_ref` in place of the kernel of CUDA, and random weights: outputs, last states, and the gradients by
 all weights and inputs. In float64, the torch code casts to float64 wherever it casts to float32.
 """
+# pyright: reportMissingImports=false
 
 import importlib
 import math

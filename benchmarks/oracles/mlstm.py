@@ -6,6 +6,7 @@ inputs. Their constant in denominators, 1e-6, is set to zero. States of an mLSTM
 the programs begin with another m, which changes no output, and `xlstm` divides the key where this library divides the
 query.
 """
+# pyright: reportMissingImports=false
 
 import importlib
 import importlib.util

@@ -6,6 +6,7 @@ compared, with random weights: outputs, last states, and the gradients by all we
 code casts to float64 wherever it casts to float32. The last rows compare the initial values that are not random with
 those of the code for training.
 """
+# pyright: reportMissingImports=false
 
 import math
 import types
