@@ -16,7 +16,6 @@ from . import training as training
 from . import trees as trees
 from .cell import AbstractCell as AbstractCell
 from .cell import AbstractDiagonalCell as AbstractDiagonalCell
-from .cell import AbstractGatedCell as AbstractGatedCell
 from .cell import AbstractLinearCell as AbstractLinearCell
 from .cell import Hidden as Hidden
 from .cells.conv_gru import ConvGRU as ConvGRU
@@ -49,6 +48,7 @@ from .engines.scan import Scan as Scan
 from .engines.sharded import Sharded as Sharded
 from .engines.unrolled import Unrolled as Unrolled
 from .explain import explain as explain
+from .gated_cell import AbstractGatedCell as AbstractGatedCell
 from .kernels.native.library import absence
 from .network import AbstractNetwork as AbstractNetwork
 from .networks.bidirectional import Bidirectional as Bidirectional

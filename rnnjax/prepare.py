@@ -9,9 +9,10 @@ import numpy as np
 from jax.core import Tracer
 
 from .arrays import DType, carry_dtype
-from .cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe
+from .cell import AbstractCell, describe
 from .checked import Checked
 from .engines.fused import misfit
+from .gated_cell import AbstractAffineCell, AbstractGatedCell
 from .kernels.recurrence.prepared.cell import PreparedCell
 from .weights import check_weights
 

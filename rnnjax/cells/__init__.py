@@ -1,12 +1,12 @@
 """Cells of the literature, one published thing per file."""
 
-from ..cell import AbstractAffineCell as AbstractAffineCell
-from ..cell import AbstractCandidateCell as AbstractCandidateCell
 from ..cell import AbstractCell as AbstractCell
 from ..cell import AbstractDiagonalCell as AbstractDiagonalCell
-from ..cell import AbstractGatedCell as AbstractGatedCell
 from ..cell import AbstractLinearCell as AbstractLinearCell
 from ..cell import Hidden as Hidden
+from ..gated_cell import AbstractAffineCell as AbstractAffineCell
+from ..gated_cell import AbstractCandidateCell as AbstractCandidateCell
+from ..gated_cell import AbstractGatedCell as AbstractGatedCell
 from ..matrix_cell import AbstractMatrixCell as AbstractMatrixCell
 from ..matrix_cell import Matrix as Matrix
 from ..matrix_cell import Transition as Transition

@@ -8,7 +8,8 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, by_gate
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, Shapes, learnable_zeros
+from ..cell import AbstractDiagonalCell, Hidden, Shapes, learnable_zeros
+from ..gated_cell import AbstractAffineCell
 
 
 class DiagonalGRU(AbstractAffineCell, AbstractDiagonalCell):

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, by_gate
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Shapes, learnable_zeros
+from ..cell import AbstractDiagonalCell, Shapes, learnable_zeros
+from ..gated_cell import AbstractAffineCell
 from .lstm import LSTMState
 
 

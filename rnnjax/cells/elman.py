@@ -9,8 +9,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, RecurrentWeight, UnitGates
-from ..cell import AbstractGatedCell, Hidden, learnable_zeros
+from ..cell import Hidden, learnable_zeros
 from ..checked import Checked
+from ..gated_cell import AbstractGatedCell
 from ..hints import OF_LAYERS, instead
 from ..named import named
 

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
-from ..cell import AbstractCandidateCell, Hidden, learnable_zeros, unchanged
+from ..cell import Hidden, learnable_zeros
 from ..checked import Checked
+from ..gated_cell import AbstractCandidateCell, unchanged
 from ..hints import OF_LAYERS, instead
 from ..named import named
 

@@ -10,7 +10,8 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, Units
-from ..cell import AbstractAffineCell, AbstractDiagonalCell, Hidden, Shapes, learnable_zeros
+from ..cell import AbstractDiagonalCell, Hidden, Shapes, learnable_zeros
+from ..gated_cell import AbstractAffineCell
 from ..named import named
 
 

@@ -10,8 +10,9 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, Units
-from ..cell import AbstractAffineCell, Shapes, learnable_zeros, recur
+from ..cell import Shapes, learnable_zeros
 from ..exporting import exportable
+from ..gated_cell import AbstractAffineCell, recur
 
 
 @exportable

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, Shapes, learnable_zeros
+from ..cell import AbstractLinearCell, Hidden, Shapes, learnable_zeros
+from ..gated_cell import AbstractAffineCell
 
 
 class LinearRNN(AbstractAffineCell, AbstractLinearCell):

@@ -10,7 +10,8 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, Units, carry_dtype
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, learnable_zeros
+from ..cell import AbstractLinearCell, Hidden, learnable_zeros
+from ..gated_cell import AbstractAffineCell
 from ..named import named
 from .elman import linear
 

@@ -6,7 +6,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight, carry_dtype, cast
-from ..cell import AbstractAffineCell, Shapes, carried_copy, recur
+from ..cell import Shapes, carried_copy
+from ..gated_cell import AbstractAffineCell, recur
 from .lstm import LSTMState, Peepholes, check_clip, draw_peepholes, gate, gate_names
 
 

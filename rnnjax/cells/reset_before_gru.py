@@ -10,8 +10,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Gates, InputWeight, RecurrentWeight
-from ..cell import AbstractAffineCell, Hidden, Shapes, learnable_zeros, recur, recurrent_shape
+from ..cell import Hidden, Shapes, learnable_zeros
 from ..checked import Checked
+from ..gated_cell import AbstractAffineCell, recur, recurrent_shape
 from ..named import named
 
 

@@ -10,10 +10,11 @@ from jaxtyping import PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, InputWeight, PyTree, RecurrentWeight, Unit, UnitGates, Units
-from ..cell import AbstractGatedCell, initial_or_zeros
+from ..cell import initial_or_zeros
 from ..exporting import exportable
+from ..gated_cell import AbstractGatedCell
 
-START = -1e30  # of m: -inf less -inf would be NaN, and with 0 a first input gate of -110 would give 0 / 0 in float32
+START = -1e30  # of m, a maximum: -inf less -inf would be NaN, and from 0 a first input gate of -110 would give 0 / 0
 
 
 @exportable

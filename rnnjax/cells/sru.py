@@ -22,7 +22,8 @@ from ..arrays import (
     carry_dtype,
     shift,
 )
-from ..cell import AbstractAffineCell, AbstractLinearCell, Hidden, Shapes, affine, learnable_zeros
+from ..cell import AbstractLinearCell, Hidden, Shapes, learnable_zeros
+from ..gated_cell import AbstractAffineCell, affine
 from ..named import named
 
 

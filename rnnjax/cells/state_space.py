@@ -10,7 +10,8 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from .. import initialise, random
 from ..arrays import DType, Inputs, InputWeight, by_gate, carry_dtype
-from ..cell import AbstractLinearCell, Hidden, Shapes, affine
+from ..cell import AbstractLinearCell, Hidden, Shapes
+from ..gated_cell import affine
 
 OutputWeight = Float[Array, "PH O"]  # P = 2 parts
 

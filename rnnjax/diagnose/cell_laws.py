@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..arrays import PyTree, State, select
-from ..cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, AbstractLinearCell, recur
+from ..cell import AbstractCell, AbstractDiagonalCell, AbstractLinearCell
 from ..engine import AbstractEngine
 from ..engines.associative import Associative
 from ..engines.checkpointed import Checkpointed
@@ -18,6 +18,7 @@ from ..engines.fused import Fused
 from ..engines.newton.diagonal import Diagonal
 from ..engines.newton.newton import Newton
 from ..engines.scan import Scan
+from ..gated_cell import AbstractGatedCell, recur
 from ..unroll import unroll
 
 T, CUT, BAD = 6, 4, 1  # steps; the first one after a length, a reset or a part; one whose input is NaN

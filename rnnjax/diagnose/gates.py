@@ -10,10 +10,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..arrays import PyTree, State, largest
-from ..cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
+from ..cell import AbstractCell, AbstractDiagonalCell, describe
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..gated_cell import AbstractGatedCell, recur
 from .trajectory import befores, enter
 
 SMALL = 0.01  # times the largest derivative at rest: below, a unit is stuck

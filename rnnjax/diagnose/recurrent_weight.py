@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..arrays import by_gate, by_head, carry_dtype, largest
-from ..cell import AbstractCell, AbstractGatedCell
+from ..cell import AbstractCell
 from ..checked import Checked
+from ..gated_cell import AbstractGatedCell
 
 
 def norm_of_the_only_way(cell: Checked[AbstractCell]) -> float | None:

@@ -10,8 +10,9 @@ from jaxtyping import Array
 
 from .. import check
 from ..arrays import PyTree, Shaped, State, States, by_gate, by_head, carry_dtype, cast, count_steps
-from ..cell import AbstractCell, AbstractGatedCell, describe
+from ..cell import AbstractCell, describe
 from ..engine import AbstractEngine, Plan, refuse_symbolic
+from ..gated_cell import AbstractGatedCell
 from ..kernels.recurrence import primitive
 from ..kernels.recurrence.contract import AbstractKernel, Pointwise, Sequences, Trajectory, Weights
 from ..kernels.recurrence.cpu.cpu import CPU

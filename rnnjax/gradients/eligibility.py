@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import flat
 from ..arrays import PyTree, State, by_gate
-from ..cell import AbstractAffineCell, AbstractCell, AbstractGatedCell
+from ..cell import AbstractCell
+from ..gated_cell import AbstractAffineCell, AbstractGatedCell
 from .composite import Composite, Part, is_part, step
 from .estimator import Estimate, Loss, Weights, add
 from .forward import AbstractForward, Traced, Trained, split

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arrays import Gates, PyTree, State
-from ..cell import AbstractCell, AbstractGatedCell, recur
+from ..cell import AbstractCell
 from ..engines.newton.diagonal import own_past
+from ..gated_cell import AbstractGatedCell, recur
 from .composite import Composite, Part, keep, step
 from .eligibility import AbstractEligibility, add_to_parts
 from .estimator import Estimate, Loss, Weights, judge

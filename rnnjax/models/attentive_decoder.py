@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise
 from ..arrays import State, by_gate, widen
-from ..cell import AbstractAffineCell, affine
 from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..exporting import exportable
+from ..gated_cell import AbstractAffineCell, affine
 from ..named import as_module
 from ..network import Layer
 from ..networks.layer import output_type

@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import random
 from ..arrays import Bias, DType, Flags, Inputs, RecurrentWeight, Units, UnitsOverTime, by_gate
-from ..cell import Hidden, recur
+from ..cell import Hidden
 from ..cells.linear_recurrence import LinearRecurrence
 from ..exporting import exportable
+from ..gated_cell import recur
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 

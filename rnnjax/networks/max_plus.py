@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arrays import Flags, select
+from ..cells.slstm import START
 from ..kernels.linear_scan.primitive import linear_scan
 from ..marks import mark_touched, quarantine
 from ..network import Options
-
-START = -1e30  # the maximum of no number: finite, since -inf less -inf is NaN
 
 Vector = Float[Array, " N"]
 VectorOverTime = Float[Array, "T N"]

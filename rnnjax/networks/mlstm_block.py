@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import DType, Inputs, UnitsOverTime, carry_dtype, cast
-from ..cell import recur
 from ..exporting import exportable
+from ..gated_cell import recur
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .depthwise_convolution import DepthwiseConvolution

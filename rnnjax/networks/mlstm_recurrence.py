@@ -14,11 +14,12 @@ from .. import check
 from ..arrays import DType, carry_dtype, cast
 from ..cell import initial_or_zeros
 from ..cells.matrix_recurrence import MatrixRecurrence
+from ..cells.slstm import START
 from ..exporting import exportable
 from ..matrix_cell import Matrix, Transition
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
-from .max_plus import START, running_maximum
+from .max_plus import running_maximum
 
 Read = Float[Array, "T N V"]
 

@@ -10,10 +10,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .. import check, initialise, random
 from ..arrays import Bias, DType, Inputs, Units, UnitsOverTime, carry_dtype, count_steps
-from ..cell import Hidden, affine, initial_or_zeros, learnable_zeros
+from ..cell import Hidden, initial_or_zeros, learnable_zeros
 from ..cells.linear_recurrence import LinearRecurrence
 from ..checked import Checked
 from ..exporting import exportable
+from ..gated_cell import affine
 from ..network import AbstractNetwork, Options
 from ..unroll import unroll
 from .window import Remembered, look_back

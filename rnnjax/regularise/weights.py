@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import check
 from ..arrays import PyTree
-from ..cell import AbstractGatedCell
 from ..checked import Checked
+from ..gated_cell import AbstractGatedCell
 from .masks import keep, scale
 
 Model = TypeVar("Model")

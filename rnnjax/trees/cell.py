@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..arrays import Bias, GatesOverTime, Inputs, InputWeight, PyTree, State, States, by_gate, carry_dtype
-from ..cell import Hidden, affine
+from ..cell import Hidden
+from ..gated_cell import affine
 
 
 class AbstractTreeCell(eqx.Module):

@@ -1,4 +1,4 @@
-"""The matrix-state recurrence as a primitive: its kernel at any shape, nests of transformations, what is lowered."""
+"""The matrix-state recurrence as a primitive: its kernel at any shape, nested transformations, compiled programs."""
 
 import os
 import re
@@ -189,7 +189,7 @@ def test_the_gradient_under_shard_map():
     grid.assert_close(made, jax.jit(gradient)(leaves[0][0], *leaves[1:]))
 
 
-# What is lowered
+# Compiled programs
 
 
 def batch(dtype: str = "float32", T: int = 40) -> tuple[MatrixRecurrence, Any]:

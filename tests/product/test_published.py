@@ -199,7 +199,7 @@ def test_seeds_that_are_trained_at_once_are_one_training(monkeypatch):
 
 
 def test_made_up_data_need_no_folder():
-    """Nor does the table; all tasks together do, as `test_what_stands_in_for_data_is_not_recorded` has it for one."""
+    """A task on generated data runs without a data folder; without one, all tasks together are refused."""
     assert published.parse(["recall of 16 pairs, width 32, Mamba-2"]).tasks
     with pytest.raises(SystemExit):
         published.parse([])

@@ -17,7 +17,7 @@ FLOORS = (
     ("random",),
     ("initialise",),
     ("cell", "flat", "marks"),
-    ("matrix_cell",),
+    ("gated_cell", "matrix_cell"),
     ("engine", "function", "mask", "segments"),
     ("cells/*", "kernels/*", "network"),
     ("engines/*", "weights"),

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from ... import random
-from ...cell import AbstractAffineCell
 from ...cells.clipped import clipped
 from ...cells.elman import Elman
 from ...cells.gru import GRU
 from ...cells.lstm import LSTM, Peepholes
 from ...cells.reset_before_gru import ResetBeforeGRU
+from ...gated_cell import AbstractAffineCell
 from .activations import function_of
 from .direction import GATES, PEEPHOLES, Direction, reorder
 

@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Array
 
 from ...arrays import AnyArray
-from ...cell import AbstractAffineCell, AbstractCell
+from ...cell import AbstractCell
 from ...cells.elman import Elman
 from ...cells.gru import GRU
 from ...cells.lstm import LSTM
 from ...cells.reset_before_gru import ResetBeforeGRU
+from ...gated_cell import AbstractAffineCell
 from .activations import Activation, activation_of, unclipped
 from .direction import GATES, PEEPHOLES, Direction, reorder
 

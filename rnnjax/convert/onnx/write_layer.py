@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from ...cell import AbstractCell, AbstractGatedCell, describe
+from ...cell import AbstractCell, describe
+from ...gated_cell import AbstractGatedCell
 from ...network import Layer
 from ...networks.bidirectional import AbstractBidirectional, Bidirectional, Reversed, SharedBidirectional
 from ...networks.connected import Connected

@@ -5,7 +5,8 @@ from collections.abc import Hashable
 import jax
 import numpy as np
 
-from ...cell import AbstractAffineCell, AbstractCell, AbstractGatedCell, describe
+from ...cell import AbstractCell, describe
+from ...gated_cell import AbstractAffineCell, AbstractGatedCell
 from ...kernels.recurrence.contract import Pointwise
 from ...kernels.recurrence.pointwise.step import Step, translate
 from ...refusal import Refusal

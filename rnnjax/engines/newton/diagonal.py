@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...arrays import PyTree, State, by_gate, by_head
-from ...cell import AbstractCell, AbstractDiagonalCell, AbstractGatedCell, describe, recur
+from ...cell import AbstractCell, AbstractDiagonalCell, describe
+from ...gated_cell import AbstractGatedCell, recur
 from . import time
 from .blocks import Blocks, Vectors
 from .jacobian import AbstractJacobian

@@ -199,7 +199,7 @@ def _lower(
     *operands: Any,
     **static: Any,
 ) -> Any:
-    """All operands vary over the same axes of a `jax.shard_map`, which are hidden from what is lowered."""
+    """Lower one of the two forms. It does not see the axes of a `jax.shard_map` over which the operands vary."""
     nothing = jax.sharding.ManualAxisType()
     hidden = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
     on_cpu = platform == "cpu" and not is_for_export(context)

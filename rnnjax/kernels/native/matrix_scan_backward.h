@@ -4,7 +4,8 @@
 // chunk, the last one first, all states of the chunk are computed again, and its steps are taken back. Chunks are so short
 // that their states stay in the second-level cache, unless borders would be many more than the states of a chunk.
 //
-// The gradients of what is indexed by keys are sums over columns, of all strips of a head in order, then of its blocks.
+// The gradients of decay, key, query, erase and erase_key are sums over columns: first over the strips of a block, in
+// order, and then over the blocks of a head.
 #pragma once
 
 #include "matrix_scan.h"

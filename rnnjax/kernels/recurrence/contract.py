@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ...arrays import PyTree, Shaped, carry_dtype
-from ...cell import AbstractGatedCell
+from ...gated_cell import AbstractGatedCell
 from ...refusal import Refusal
 
 Form: TypeAlias = Any  # the structure of a primitive's operands, a PyTreeDef: no type that checkers know

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...arrays import PyTree, cast, select
-from ...cell import affine, recur
+from ...gated_cell import affine, recur
 from ...marks import StepMarks
 from .contract import Cotangents, NeedsGradient, PreparedWeights, Sequences, Weights, carried
 from .pointwise.step import Step

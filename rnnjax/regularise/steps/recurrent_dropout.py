@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool
 
 from ... import check
 from ...arrays import Gates, PyTree, State, UnitGates, cast, count_steps
-from ...cell import AbstractCandidateCell, AbstractGatedCell, recur
 from ...checked import Checked
+from ...gated_cell import AbstractCandidateCell, AbstractGatedCell, recur
 from ...network import Options
 from ...networks.layer import AbstractWrapper
 from ...unroll import unroll

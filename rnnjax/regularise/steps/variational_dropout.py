@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool
 
 from ... import check
 from ...arrays import Gates, PyTree, State, count_steps
-from ...cell import AbstractGatedCell, recur
 from ...checked import Checked
+from ...gated_cell import AbstractGatedCell, recur
 from ...network import Layer, Options
 from ...networks.layer import AbstractWrapper
 from ...unroll import unroll

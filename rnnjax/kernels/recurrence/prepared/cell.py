@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ....arrays import Gates, GatesOverTime, Inputs, State, States, Units, UnitsOverTime
-from ....cell import AbstractCell, AbstractGatedCell, describe
+from ....cell import AbstractCell, describe
+from ....gated_cell import AbstractGatedCell
 from ..contract import Pointwise, PreparedWeights
 from .packing import input_product, pack, state_product
 

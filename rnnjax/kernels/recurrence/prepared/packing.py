@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from ....arrays import DType, by_gate, by_head, carry_dtype, cast, largest
-from ....cell import AbstractGatedCell
+from ....gated_cell import AbstractGatedCell
 from ..contract import PreparedWeights
 
 PREPARED_UNITS = 16  # P, as in interface.h
