@@ -218,6 +218,15 @@ def test_a_gradient_is_one_call_of_each_half_and_no_loop(engine):
     assert " while(" not in text
 
 
+def test_what_is_not_mapped_runs_once():
+    cell, xs = batch()
+    one = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), xs)
+    run = lambda factor: factor * rnnjax.unroll(cell, None, one, engine=Chunked())[1]  # noqa: E731
+    text = str(jax.make_jaxpr(jax.vmap(run))(jnp.ones(7, "float32")))
+    (sequences,) = re.findall(r"\w+:f\d+\[(\d+),[\d,]+\] = matrix_scan\[", text)
+    assert sequences == "1"
+
+
 def test_other_platforms_complex_numbers_and_exports_run_plain_chunks():
     cell, xs = batch()
     traced = jax.jit(gradient_of(cell, Chunked(8))).trace(xs)
