@@ -99,7 +99,9 @@ def quarantine(xs: PyTree[Array], state: State, length: Length | None, resets: F
     """
     T = resets.shape[0]
     bad = ~_finite(xs)
-    bad_state = jnp.asarray([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state) if _inexact(leaf)]).any()
+    # behind a barrier, since XLA takes seconds to fold this of a large state that is constant
+    opaque = jax.lax.optimization_barrier(jax.lax.stop_gradient(state))
+    bad_state = jnp.asarray([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(opaque) if _inexact(leaf)]).any()
     steps = jnp.arange(T)
     last_reset = jax.lax.cummax(jnp.where(resets, steps, -1))
     seen = bad if length is None else bad & valid_steps(length, T)  # ignored steps have no effect
