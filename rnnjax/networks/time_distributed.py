@@ -1,6 +1,7 @@
 """Any function of one step, applied at every step: the layers between recurrent ones."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from ..arrays import DType, PyTree, Sizes
 from ..checked import Checked
 from ..named import as_module
 from ..network import AbstractNetwork, Layer, Options
+from ..over_steps import over_steps
 
 
 class TimeDistributed(AbstractNetwork):
@@ -62,4 +64,4 @@ class TimeDistributed(AbstractNetwork):
         return ()
 
     def run(self, state: tuple[()], xs: Array, options: Options) -> tuple[tuple[()], PyTree[Array]]:
-        return state, options.over_time(jax.vmap(self.function), xs)
+        return state, options.over_time(partial(over_steps, self.function), xs)

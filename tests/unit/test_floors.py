@@ -16,7 +16,7 @@ FLOORS = (
     ("check", "runtime_error"),
     ("random",),
     ("initialise",),
-    ("cell", "flat", "marks"),
+    ("cell", "flat", "marks", "over_steps"),
     ("gated_cell", "matrix_cell"),
     ("engine", "function", "mask", "segments"),
     ("cells/*", "kernels/*", "network"),
