@@ -13,8 +13,8 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 SERVER = "commit_server"  # started by `benchmarks.commits`, for an earlier version of the library
 FILES = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if "__main__" in path.read_text()]
 RUN = [".".join(path.relative_to(ROOT / "benchmarks").with_suffix("").parts) for path in FILES]
-ORACLES = {name for name in RUN if name.startswith("oracles.")}
-BENCHMARKS = sorted({*RUN} - ORACLES - {SERVER, "gpu"})  # oracles and `gpu` need torch
+NEED_TORCH = {"gpu", "matrix_state_peers", *(name for name in RUN if name.startswith("oracles."))}
+BENCHMARKS = sorted({*RUN} - NEED_TORCH - {SERVER})
 
 REQUIRED = {"benchmarks.commits": ["HEAD"], "benchmarks.curves": ["long_memory", "--json", "records.json"]}
 
