@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jaxtyping
 import meter
+import order
 import pytest
 from kernel import NO_KERNEL, needs_kernel
 
@@ -28,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(meter.Meter(config))
+    if config.pluginmanager.has_plugin("xdist"):
+        config.option.loadscopereorder = False  # xdist's own order, by the number of tests
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,6 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(needs_kernel)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if hasattr(config, "workerinput"):  # a worker of xdist, which gives out groups as they are collected
+        items[:] = order.longest_first(items)
 
 
 def pytest_collection_finish() -> None:

@@ -21,13 +21,13 @@ def cache_of_programs() -> Path:
 
 
 QUICK_COMPILER = [
-    "--xla_cpu_opt_preset=FAST_COMPILE",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",  # as one module: to split small programs takes a tenth longer
 ]
-if version("jaxlib").startswith("0.10."):  # later ones have only the emitter of loops that takes twice as long
-    QUICK_COMPILER.append("--xla_cpu_use_fusion_emitters=false")
+if version("jaxlib").startswith("0.10."):
+    QUICK_COMPILER += ["--xla_cpu_opt_preset=FAST_COMPILE", "--xla_cpu_use_fusion_emitters=false"]
+# Later ones have only the emitter that takes several times as long for each loop, and FAST_COMPILE fuses fewer loops.
 
 # In the environment rather than in `jax.config`: some tests run a script in a process of its own.
 os.environ["XLA_FLAGS"] = " ".join([*QUICK_COMPILER, os.environ.get("XLA_FLAGS", "")])  # the user's flags decide

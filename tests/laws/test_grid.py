@@ -57,13 +57,16 @@ def test_engines_admit_the_cells_of_the_table():
 
 # The cells of an engine that is not seen with every cell that it admits. `Scan`, `Unrolled` and `Checkpointed` call the
 # same `step`, so that a cell for each way to be different will do; blocks see arrays, real or complex. What Newton does
-# depends on the numbers of a nonlinear cell, and its `Diagonal` on whether the cell is diagonal.
+# depends on the numbers of a nonlinear cell, and its `Diagonal` on whether the cell is diagonal. `test_pallas`
+# sees the kernels of Pallas with the other cells, and `Fused` passes all cells on in the same way.
 FEW = {
     **dict.fromkeys(("scan", "unrolled", "checkpointed"), grid.REPRESENTATIVES),
     "associative_blocks": ("min_gru", "s5"),
     "newton": [cell for cell in grid.CELLS if cell not in grid.LINEAR or cell in grid.REPRESENTATIVES],
     "newton_diagonal": ("gru", "lstm_options", "lem", "ind_rnn", "diagonal_gru", "diagonal_lstm", "lru"),
     "newton_damped": ("ind_rnn",),
+    "fused_tpu": ("lstm_options", "slstm"),
+    "fused_gpu": ("gru", "slstm"),
 }
 EQUAL = [
     case(cell, engine)
