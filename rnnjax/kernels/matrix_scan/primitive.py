@@ -154,8 +154,8 @@ def _batch(
 
 def _forward_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
     del static
-    steps, state, _, _ = jax.tree.unflatten(form, leaves[: form.num_leaves])
-    return [_like(steps.value), _like(state)]
+    operands = jax.tree.unflatten(form, leaves[: form.num_leaves])
+    return [_like(operands.steps.value), _like(operands.state)]
 
 
 def _backward_types(*leaves: Any, moving: tuple[bool, ...], **static: Any) -> list[Any]:
