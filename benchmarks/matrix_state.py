@@ -67,7 +67,7 @@ def compare(kind: str, T: int, direction: str, seconds: float) -> list[dict[str,
     return records
 
 
-def problem(kind: str, T: int) -> tuple[MatrixRecurrence, Transition]:
+def problem(kind: str, T: int, dtype: str = "float32") -> tuple[MatrixRecurrence, Transition]:
     """A cell, and inputs like those that a layer computes: unit keys, decays from 0.9 to 1."""
     generator = np.random.default_rng(0)
     normal = lambda size: generator.normal(size=(B, T, HEADS, size))  # noqa: E731
@@ -78,8 +78,10 @@ def problem(kind: str, T: int) -> tuple[MatrixRecurrence, Transition]:
     erases = kind == "gated delta rule"
     value = normal(SIZE) * (strength if erases else 1)
     arrays = decay, key, value, normal(SIZE) / 8, *([decay * strength * key] if erases else [])
-    cell = MatrixRecurrence(HEADS, SIZE, SIZE, scalar_decay=kind != "decay of keys", erases=erases)
-    return cell, Transition(*(jnp.asarray(each, "float32") for each in arrays))
+    cell = MatrixRecurrence(
+        HEADS, SIZE, SIZE, scalar_decay=kind != "decay of keys", erases=erases, dtype=jnp.dtype(dtype)
+    )
+    return cell, Transition(*(jnp.asarray(each, dtype) for each in arrays))
 
 
 def compile_for(

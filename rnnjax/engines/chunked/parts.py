@@ -27,6 +27,7 @@ class ChunkedPartsPlan(Plan):
 
     part: Plan
     size: int
+    pallas: bool
     axis: str
 
     def __str__(self) -> str:
@@ -65,7 +66,7 @@ class ChunkedPartsPlan(Plan):
             state=state.S,
             start=None if operands.start is None else marks.initial.S,
         )
-        ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size)
+        ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size, pallas=self.pallas)
         return Matrix(last), ys
 
     def _hand_on(
