@@ -1,5 +1,6 @@
 """The columns of a state that a block of threads computes, and how it reads and writes its arrays."""
 
+from math import isqrt
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from ..contract import Operands
 
 STATE = 2048  # numbers of a tile of a state: 16 in each of 128 threads, and as many of its cotangent
 FEWEST = 8  # columns of a tile
-CHUNK = 64  # steps, all states of which are in memory at a time
+CHUNK = 64  # steps at most, all states of which are in memory at a time, beside one for each chunk
 
 
 class Form(NamedTuple):
@@ -28,7 +29,7 @@ class Form(NamedTuple):
     def of(cls, operands: Operands, reads_before: bool) -> "Form":
         T, (K, V) = operands.steps.value.shape[1], operands.state.shape[2:]
         columns = max(FEWEST, min(power_of_two(V), STATE // power_of_two(K)))
-        return cls(reads_before, T, K, V, columns, min(CHUNK, T))
+        return cls(reads_before, T, K, V, columns, min(CHUNK, power_of_two(isqrt(T))))
 
     @property
     def tiles(self) -> int:
