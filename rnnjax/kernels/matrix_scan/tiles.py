@@ -30,15 +30,10 @@ def misfit(keys: int, dtype: DType) -> str | None:
 
 def gradient_types(operands: Operands, tiles: int) -> Operands:
     """The types of the gradients that the tiles write: in float32, and that of the decay for each key."""
-
-    def by_tile(array: Array | None) -> jax.ShapeDtypeStruct | None:
-        return None if array is None else output((tiles, *operands.steps.key.shape), jnp.float32)
-
-    def alike(array: Array | None) -> jax.ShapeDtypeStruct | None:
-        return None if array is None else output(array.shape, jnp.float32)
-
-    steps = type(operands.steps)(*map(by_tile, operands.steps))._replace(value=alike(operands.steps.value))
-    return Operands(steps, output(operands.state.shape, jnp.float32), alike(operands.start), None, None)
+    alike = jax.tree.map(lambda leaf: output(leaf.shape, jnp.float32), operands._replace(resets=None, length=None))
+    of_tiles = output((tiles, *operands.steps.key.shape), jnp.float32)
+    steps = jax.tree.map(lambda _: of_tiles, operands.steps)
+    return alike._replace(steps=steps._replace(value=alike.steps.value))
 
 
 def added_up(gradients: Operands, operands: Operands, needs_gradient: tuple[bool, ...]) -> list[Array]:

@@ -1,8 +1,9 @@
 """The columns of a state that a block of threads computes, and how it reads and writes its arrays."""
 
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -59,17 +60,17 @@ class Place:
 
     def step(self, t: Array) -> Transition:
         """The coefficients of a step."""
-        one, *others = self.operands.steps._replace(value=None)
-        decay = one.at[self._time(t, self.keys if one.shape[-1] > 1 else jnp.zeros_like(self.keys))]
-        rows = [None if each is None else self.by_key(each, t) for each in others]
-        return Transition(_load(decay, self.of_keys), *rows)._replace(
-            value=self.by_column(self.operands.steps.value, t)
-        )
+        value = self.by_column(self.operands.steps.value, t)
+        rows = jax.tree.map(lambda each: self.by_key(each, t), self.operands.steps._replace(value=None))
+        return rows._replace(value=value)
 
     def by_key(self, array: Reference, t: Array) -> Array:
-        return _load(array.at[self._time(t, self.keys)], self.of_keys)
+        """A step of an array [B T N K], or of [B T N 1] with one number for all keys."""
+        keys = self.keys if array.shape[-1] == self.form.K else jnp.zeros_like(self.keys)
+        return _load(array.at[self._time(t, keys)], self.of_keys)
 
     def by_column(self, array: Reference, t: Array) -> Array:
+        """A step of an array [B T N V]."""
         return _load(array.at[self._time(t, self.columns)], self.of_columns)
 
     def write_by_key(self, array: Reference | None, t: Array, row: Array | None) -> None:
@@ -88,11 +89,12 @@ class Place:
         _store(array.at[self._state(step)], S, self.of_states)
 
     def valid_steps(self) -> Array:
-        T, length = jnp.int32(self.form.T), self.operands.length
+        T: Any = jnp.int32(self.form.T)
+        length: Any = self.operands.length
         return T if length is None else jnp.clip(triton.load(length.at[self.sequence]), 0, T)
 
     def is_reset(self, t: Array) -> Array | None:
-        resets = self.operands.resets
+        resets: Any = self.operands.resets
         return None if resets is None else triton.load(resets.at[self.sequence, t]) != 0
 
     def before(self, t: Array, S: Array) -> Array:

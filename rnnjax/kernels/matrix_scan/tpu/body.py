@@ -50,7 +50,7 @@ class Block:
         self.valid = jnp.clip(end - self.first, 0, steps)  # those of its steps that are not ignored
 
     def step(self, i: Array) -> Transition:
-        return Transition(*(None if each is None else row(each, i) for each in self.operands.steps))
+        return jax.tree.map(lambda each: row(each, i), self.operands.steps)
 
     def is_reset(self, i: Array, S: Array) -> Array | None:
         """For each number of a state, whether it is reset before step `i` of the block."""
@@ -126,7 +126,7 @@ def backward(
         before = block.before(i, states[i])
         of_step, G = pull(PRODUCTS, reads_before, before, block.step(i), row(dys, i), carry[...])
         for array, gradient in zip(to, of_step, strict=True):
-            if gradient is not None:
+            if array is not None and gradient is not None:
                 array[pallas.ds(i, 1), :] = gradient
         reset = block.is_reset(i, G)
         if reset is not None and dstart is not None:

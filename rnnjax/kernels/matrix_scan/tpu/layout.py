@@ -7,10 +7,10 @@ arrays   heads before time, float32, columns padded to whole tiles
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ....matrix_cell import Transition
 from ...pallas import pallas
 from ..contract import Operands
 
@@ -43,47 +43,42 @@ class Layout(NamedTuple):
     def _time(self, block: Any) -> Any:
         return self.blocks - 1 - block if self.reverse else block
 
-    def by_key(self, array: Array | None) -> Any:
+    def by_key(self, array: Array) -> Any:
         """Of an array [B N T K]."""
-        return None if array is None else self._spec((self.steps, array.shape[3]), lambda _, time: (time, 0))
+        return self._spec((self.steps, array.shape[3]), lambda _, time: (time, 0))
 
     def by_column(self) -> Any:
         """Of an array [B N T V]."""
         return self._spec((self.steps, self.columns), lambda tile, time: (time, tile))
 
-    def state(self, array: Array | None) -> Any:
+    def state(self) -> Any:
         """Of an array [B N K V]."""
-        return None if array is None else self._spec((self.K, self.columns), lambda tile, _: (0, tile))
+        return self._spec((self.K, self.columns), lambda tile, _: (0, tile))
 
     def border(self) -> Any:
         """Of an array [B N blocks K V]."""
         return self._spec((None, self.K, self.columns), lambda tile, time: (time, 0, tile))
 
-    def steps_of(self, steps: Transition) -> Transition:
-        return Transition(*map(self.by_key, steps))._replace(value=self.by_column())
-
     def operands(self, operands: Operands) -> Operands:
         """Of all operands; resets are [B T 1] and lengths [B 1 1]."""
-        resets = pallas.BlockSpec((None, self.steps, 1), lambda b, _head, _tile, block: (b, self._time(block), 0))
-        length = pallas.BlockSpec((None, 1, 1), lambda b, _head, _tile, _block: (b, 0, 0))
-        return Operands(
-            self.steps_of(operands.steps),
-            self.state(operands.state),
-            self.state(operands.start),
-            None if operands.resets is None else resets,
-            None if operands.length is None else length,
-        )
+        marks: Any = {
+            "resets": pallas.BlockSpec((None, self.steps, 1), lambda b, _head, _tile, block: (b, self._time(block), 0)),
+            "length": pallas.BlockSpec((None, 1, 1), lambda b, _head, _tile, _block: (b, 0, 0)),
+        }
+        there = {name: spec for name, spec in marks.items() if getattr(operands, name) is not None}
+        return self._numbers(operands, self.by_key)._replace(**there)
 
     def gradients(self, operands: Operands) -> Operands:
         """Of the gradients; those by key are [tiles B N T K]."""
+        shape = None, None, None, self.steps, self.K
+        of_tile = pallas.BlockSpec(shape, lambda b, n, tile, block: (tile, b, n, self._time(block), 0))
+        return self._numbers(operands, lambda _: of_tile)
 
-        def of_tile(array: Array | None) -> Any:
-            shape = None, None, None, self.steps, self.K
-            index = lambda b, n, tile, block: (tile, b, n, self._time(block), 0)  # noqa: E731
-            return None if array is None else pallas.BlockSpec(shape, index)
-
-        steps = Transition(*map(of_tile, operands.steps))._replace(value=self.by_column())
-        return Operands(steps, self.state(operands.state), self.state(operands.start), None, None)
+    def _numbers(self, operands: Operands, by_key: Callable[[Array], Any]) -> Operands:
+        """Of all but the marks."""
+        steps: Any = jax.tree.map(by_key, operands.steps)._replace(value=self.by_column())
+        state: Any = self.state()
+        return Operands(steps, state, None if operands.start is None else state, None, None)
 
     def _spec(self, shape: tuple[int | None, ...], index: Callable[[Any, Any], tuple[Any, ...]]) -> Any:
         return pallas.BlockSpec((None, None, *shape), lambda b, n, tile, block: (b, n, *index(tile, self._time(block))))
@@ -91,7 +86,7 @@ class Layout(NamedTuple):
 
 def by_head(operands: Operands) -> Operands:
     """The operands as the kernels read them: heads before time, in float32, whole tiles of columns."""
-    steps = Transition(*(None if each is None else heads_first(each.astype(jnp.float32)) for each in operands.steps))
+    steps = jax.tree.map(lambda each: heads_first(each.astype(jnp.float32)), operands.steps)
     resets, length = operands.resets, operands.length
     return Operands(
         steps._replace(value=_whole(steps.value)),

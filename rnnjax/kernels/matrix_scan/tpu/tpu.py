@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ....matrix_cell import Transition
 from ...pallas import Interpret, output, pallas, tpu
 from ..contract import Emitted, Operands, State
 from ..tiles import added_up, gradient_types
@@ -26,7 +26,7 @@ def forward(operands: Operands, *, reads_before: bool, interpret: Interpret = Fa
     layout = Layout.of(given)
     outputs = output(given.steps.value.shape, jnp.float32), output(given.state.shape, jnp.float32)
     program = partial(body.forward, reads_before, layout.T)
-    specs = layout.by_column(), layout.state(given.state)
+    specs = layout.by_column(), layout.state()
     ys, last = _call("forward", program, layout, (given, (), ()), (outputs, specs), interpret)
     return by_time(ys, operands.steps.value), cut(last, operands.state)
 
@@ -49,15 +49,15 @@ def backward(
     (befores,) = _call("borders", program, layout, (given, (), ()), (borders, (layout.border(),)), interpret)
     layout = layout._replace(reverse=True)
     others = befores, heads_first(wide(dys)), wide(dlast)
-    specs = layout.border(), layout.by_column(), layout.state(given.state)
+    specs = layout.border(), layout.by_column(), layout.state()
     outputs = (gradient_types(given, pallas.cdiv(V, layout.columns)),), (layout.gradients(given),)
     program = partial(body.backward, reads_before, layout.T)
     scratch = [(layout.steps + 1, K, layout.columns)]
     (gradients,) = _call("backward", program, layout, (given, others, specs), outputs, interpret, scratch)
-    steps = Transition(*(None if each is None else each.swapaxes(-2, -3) for each in gradients.steps))
+    steps = jax.tree.map(lambda each: each.swapaxes(-2, -3), gradients.steps)
     steps = steps._replace(value=by_time(gradients.steps.value, operands.steps.value))
-    states = (None if each is None else cut(each, operands.state) for each in (gradients.state, gradients.start))
-    return added_up(Operands(steps, *states, None, None), operands, needs_gradient)
+    dstate, dstart = (None if each is None else cut(each, operands.state) for each in gradients[1:3])
+    return added_up(gradients._replace(steps=steps, state=dstate, start=dstart), operands, needs_gradient)
 
 
 def _call(
