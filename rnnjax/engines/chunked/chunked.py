@@ -31,6 +31,7 @@ class Chunked(AbstractEngine):
     never divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not
     overflow. T need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode
     and second derivatives, and everything if the CPU kernel was not built, or if JAX runs on GPUs or TPUs by default.
+    Ignored steps cost no time in the compiled code.
 
     The coefficients of all steps are computed at once, in the dtype of the state, with a row for each head also where
     heads share keys. Under `jax.vmap` the batch is one call, for which what is not mapped is copied. A batch that is
