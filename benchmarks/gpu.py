@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from common.command_line import command_line, option
 
-from benchmarks import measure, report
+from benchmarks import matrix_state, measure, report
 from benchmarks.cases import GATES, Case, draw
 from benchmarks.layers.cudnn import CuDNN
 from benchmarks.layers.layer import FORWARD, GRADIENT, AbstractLayer, draw_work, operations
@@ -31,8 +31,8 @@ from benchmarks.layers.pytorch import Torch, synchronise
 from benchmarks.layers.scans import Ours
 from benchmarks.measure import Contestant, Record
 from benchmarks.report import JSON, ROOT
-from rnnjax import Fused, Scan, unroll
-from rnnjax.engines import Plan, Refusal
+from rnnjax import AbstractEngine, Fused, Scan, unroll
+from rnnjax.engines import Chunked, Plan, Refusal
 from rnnjax.kernels import GPU
 from rnnjax.kernels.linear_scan.primitive import linear_scan
 
@@ -55,6 +55,11 @@ CASES = (
         for cell in ("LSTM", "GRU")
     ),
     *(Case(cell, 16, T, 128, 128, "bfloat16") for T in (128, 4096, 16384) for cell in ("LSTM", "GRU")),
+)
+MATRICES = tuple(
+    Case(kind, matrix_state.B, T, matrix_state.SIZE, matrix_state.SIZE, heads=matrix_state.HEADS)
+    for T in (1024, 8192)
+    for kind in matrix_state.KINDS
 )
 SCANS = tuple(Case("h = a h + b", 8, T, 1536, 1536) for T in (4096, 1024, 16384, 65536))
 
@@ -80,7 +85,7 @@ def main() -> None:
     print(f"{report.heading()}, driver {driver()}", flush=True)
     found: dict[str, Any] = {"checks": checked(options.budget / 2), "rates": rates(), "records": []}
     work = [(prepared_layers, case) for case in CASES]
-    work[4:4] = [(prepared_scans, case) for case in SCANS]
+    work[4:4] = [*((prepared_scans, case) for case in SCANS), *((prepared_matrices, case) for case in MATRICES)]
     for prepare, case in work:
         for direction in (FORWARD, GRADIENT):
             if time.monotonic() < end:
@@ -132,6 +137,9 @@ def check() -> None:
                 check_one(str(case), FUSED.plan(*draw_one(case)), partial(error_of, case), TOLERANCE[dtype])
     for steps, units in ((5, 3), (5000, 70)):
         check_one(f"h = a h + b, {steps} steps", None, partial(error_of_scan, steps, units), TOLERANCE["float32"])
+    for kind in matrix_state.KINDS:
+        for steps in (5, 300):
+            check_one(f"{kind}, {steps} steps", None, partial(error_of_matrices, kind, steps), TOLERANCE["float32"])
 
 
 def check_one(what: str, plan: Plan | Refusal | None, error: Callable[[], float], tolerance: float) -> None:
@@ -156,6 +164,20 @@ def error_of_scan(steps: int, units: int) -> float:
     got = jax.jit(run)(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         return distance(got, jax.jit(run)(jnp.asarray(a), jnp.asarray(b)))
+
+
+def error_of_matrices(kind: str, steps: int) -> float:
+    """The distance of a matrix-state recurrence and its gradient from the same by `Scan` in float64 on the CPU."""
+
+    def run(engine: AbstractEngine, dtype: str) -> Any:
+        cell, xs = matrix_state.problem(kind, steps, dtype)
+        read = lambda xs: jax.vmap(lambda xs: unroll(cell, None, xs, engine=engine))(xs)  # noqa: E731
+        loss = lambda xs: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(read(xs)))  # noqa: E731
+        return jax.jit(lambda xs: (read(xs), jax.grad(loss)(xs)))(xs)
+
+    got = run(Chunked(pallas=True), "float32")
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        return distance(got, run(Scan(), "float64"))
 
 
 def distance(got: Any, exact: Any) -> float:
@@ -236,6 +258,20 @@ def prepared_scans(case: Case, direction: str) -> list[Contestant]:
     kernel = jax.vmap(lambda a, b: linear_scan(a, b, jnp.zeros_like(a[0]), pallas=True))
     named = {"Scan": by_scan, "linear_scan": kernel, "lax.associative_scan": associative}
     return [contestant(name, scan) for name, scan in named.items()]
+
+
+def prepared_matrices(case: Case, direction: str) -> list[Contestant]:
+    """A matrix-state recurrence by its kernel, by matrix products in chunks, and by `Scan`."""
+    print(f"{case} {direction}", flush=True)
+    cell, xs = matrix_state.problem(case.cell, case.T)
+
+    def contestant(name: str, engine: AbstractEngine) -> Contestant:
+        run = lambda xs: jax.vmap(lambda xs: unroll(cell, None, xs, engine=engine)[1])(xs)  # noqa: E731
+        loss = lambda xs: jnp.sum(jnp.sin(run(xs)))  # noqa: E731
+        return measure.compile_program(name, run if direction == FORWARD else jax.grad(loss), xs)
+
+    named = {"Scan": Scan(), "Chunked()": Chunked(), "Chunked(pallas=True)": Chunked(pallas=True)}
+    return [contestant(name, engine) for name, engine in named.items()]
 
 
 def measured(case: Case, direction: str, contestants: list[Contestant]) -> list[Record]:

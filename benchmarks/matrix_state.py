@@ -102,7 +102,9 @@ def compare(kind: str, T: int, size: int, direction: str, seconds: float) -> lis
     return records
 
 
-def problem(kind: str, T: int, size: int) -> tuple[MatrixRecurrence, Transition]:
+def problem(
+    kind: str, T: int, size: int = SIZE, dtype: str = "float32"
+) -> tuple[MatrixRecurrence, Transition]:
     """A cell, and inputs like those that a layer computes: unit keys, decays from 0.9 to 1."""
     generator = np.random.default_rng(0)
     normal = lambda: generator.normal(size=(B, T, HEADS, size))  # noqa: E731
@@ -113,8 +115,8 @@ def problem(kind: str, T: int, size: int) -> tuple[MatrixRecurrence, Transition]
     erases = kind == "gated delta rule"
     value = normal() * (strength if erases else 1)
     arrays = decay, key, value, normal() / size**0.5, *([decay * strength * key] if erases else [])
-    cell = MatrixRecurrence(HEADS, size, size, scalar_decay=kind != "decay of keys", erases=erases)
-    return cell, Transition(*(jnp.asarray(each, "float32") for each in arrays))
+    about = {"scalar_decay": kind != "decay of keys", "erases": erases, "dtype": jnp.dtype(dtype)}
+    return MatrixRecurrence(HEADS, size, size, **about), Transition(*(jnp.asarray(each, dtype) for each in arrays))
 
 
 def compile_for(

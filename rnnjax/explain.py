@@ -1,11 +1,13 @@
 """`explain`: the engine and kernel that would run each cell of a network, and why others were skipped."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from . import check
 from .arrays import PyTree, Shaped, State
@@ -15,6 +17,7 @@ from .engine import AbstractEngine, Plan, check_engine
 from .engines.auto import Auto
 from .engines.scan import Scan
 from .function import StepFunction
+from .matrix_cell import AbstractMatrixCell
 from .network import Layer
 from .refusal import Refusal
 from .unroll import unroll
@@ -27,7 +30,7 @@ def explain(
     *,
     state: State | None = None,
 ) -> "Explanation":
-    """How `unroll(cell, state, xs, engine=engine)` would run. Nothing is computed.
+    """How `unroll(cell, state, xs, engine=engine)` would run. No step is computed.
 
         >>> print(rnnjax.explain(rnnjax.Stack([LSTM(3, 32, key=key), MinGRU(32, 32, key=key)]), xs))
         layers[0], LSTM
@@ -44,6 +47,9 @@ def explain(
     For each cell it gives the path in the network, the plan, and the reasons of the engines and kernels that were
     skipped. A cell that a network creates when it runs has the path of that network. If the engine refuses a cell, the
     refusal is part of the result; all other errors are those of `unroll`.
+
+    If `cell` is a matrix-state cell and `xs` are arrays, a line warns of decays above 1 in modulus, by which the state
+    may overflow. Those of the layers of a network are known only when it runs.
     """
     check_engine(engine)
     if not jax.tree.leaves(xs) or not all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(xs)):
@@ -52,21 +58,42 @@ def explain(
         raise ValueError("xs: expected at least one step, got T=0, which runs no engine. Pass a longer sequence")
     record = Record(tuple(places(cell, "")))
     jax.eval_shape(lambda xs: unroll(cell, state, xs, engine=Recorder(engine, record)), xs)
-    return Explanation(tuple(dict.fromkeys(record.cells)))
+    warnings = _warnings(cell, xs)
+    return Explanation(tuple(replace(planned, warnings=warnings) for planned in dict.fromkeys(record.cells)))
+
+
+def _warnings(cell: Layer | StepFunction, xs: PyTree[Shaped]) -> tuple[str, ...]:
+    """What the decays of a matrix cell, from known inputs, give reason to warn of."""
+    if not isinstance(cell, AbstractMatrixCell):
+        return ()
+    if any(isinstance(leaf, jax.ShapeDtypeStruct | Tracer) for leaf in jax.tree.leaves((cell, xs))):
+        return ()
+    decays = np.abs(jax.vmap(cell.coefficients)(cell.project(xs)).decay)
+    above = decays[decays > 1]
+    if not above.size:
+        return ()
+    return (
+        f"{above.size} of {decays.size} decays are above 1 in modulus, the largest {above.max():.3g}: the state may "
+        "overflow, and so may products of decays in chunks. Use Scan() if results are not finite.",
+    )
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell, with its path in the network (empty for the network itself), its name, and its plan or refusal."""
+    """One cell, with its path in the network (empty for the network itself), its name, and its plan or refusal.
+
+    `warnings` are sentences about the inputs.
+    """
 
     path: str
     name: str
     plan: Plan | Refusal
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         notes = self.plan.notes if isinstance(self.plan, Plan) else ()
         title = f"{self.path}, {self.name}" if self.path else self.name
-        return "\n    ".join([title, str(self.plan), *notes])
+        return "\n    ".join([title, str(self.plan), *self.warnings, *notes])
 
 
 @dataclass(frozen=True, repr=False)

@@ -49,6 +49,14 @@ CASES = {  # cell, B, T, I, units, heads, dtype, marks
     ),
 }
 
+MATRICES: tuple[tuple[int, int, int, int, int, dict[str, Any], bool], ...] = (  # B, T, heads, K, V, options, marks
+    (4, 1024, 4, 64, 64, {"scalar_decay": True}, False),
+    (4, 1024, 4, 64, 64, {"erases": True, "has_erase_key": True, "learn_initial": True}, True),
+    (2, 100, 6, 256, 512, {"erases": True, "scalar_decay": True}, True),
+    (3, 33, 2, 512, 130, {"erases": True, "reads_before": True}, True),
+    (3, 5, 2, 5, 3, {"reads_before": True}, False),
+)
+
 
 def main() -> None:
     (platform,) = sys.argv[1:]
@@ -62,6 +70,9 @@ def main() -> None:
             lowered, described = lower(place, *case)
             memory = lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
             print(case[0].__name__, *case[1:], f"{memory:.0f} MiB:", described[platform], flush=True)
+        for matrices in MATRICES:
+            memory = lower_matrices(place, *matrices).compile().memory_analysis().temp_size_in_bytes / 2**20
+            print("MatrixRecurrence", *matrices, f"{memory:.0f} MiB", flush=True)
 
 
 def lower(place: Any, cell: type, B: int, T: int, I: int, units: int, heads: int, dtype: str, marked: bool) -> Any:  # noqa: E741
@@ -83,6 +94,22 @@ def lower(place: Any, cell: type, B: int, T: int, I: int, units: int, heads: int
 
     batch = shaped((B, T, I), jnp.dtype(dtype)), shaped((B,), jnp.int32), shaped((B, T), bool)
     return jax.jit(jax.grad(loss)).lower(weights, *batch), described
+
+
+def lower_matrices(
+    place: Any, B: int, T: int, heads: int, K: int, V: int, options: dict[str, Any], marked: bool
+) -> Any:
+    """The gradient of a batch of a matrix-state recurrence, lowered."""
+    cell = rnnjax.cells.MatrixRecurrence(heads, K, V, **options)
+    shaped = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=place)  # noqa: E731
+    xs = jax.tree.map(lambda leaf: shaped((B, T, *leaf.shape), leaf.dtype), cell.input_type())
+
+    def loss(xs: Any, length: jax.Array, resets: jax.Array) -> jax.Array:
+        marks = {"length": length, "resets": resets} if marked else {}
+        engine = rnnjax.Chunked(pallas=True)
+        return jax.vmap(lambda xs, marks: rnnjax.unroll(cell, None, xs, engine=engine, **marks)[1])(xs, marks).sum()
+
+    return jax.jit(jax.value_and_grad(loss)).lower(xs, shaped((B,), jnp.int32), shaped((B, T), bool))
 
 
 if __name__ == "__main__":

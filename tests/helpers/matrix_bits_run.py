@@ -20,7 +20,7 @@ def run(operands: Operands) -> object:
 def main() -> None:
     generator = np.random.default_rng(0)
     rows = [generator.normal(size=(B, T, N, size)).astype("float32") / 8 for size in (K, K, V, K, K, K)]
-    operands = Operands(Transition(*rows), np.ones((B, N, K, V), "float32"), None, None)
+    operands = Operands(Transition(*rows), np.ones((B, N, K, V), "float32"), None, None, None)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(jax.jit(run)(operands)):
         assert np.isfinite(leaf).all()

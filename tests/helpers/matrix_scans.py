@@ -41,7 +41,8 @@ class Case(NamedTuple):
     def expected(self) -> Any:
         results, gradients = by_loop(self.operands, self.dys, self.dlast, reads_before=self.reads_before)
         leaves = jax.tree.leaves(gradients)
-        return results, [leaf for leaf, needed in zip(leaves, self.needs_gradient, strict=True) if needed]
+        needs = self.needs_gradient[: len(leaves)]
+        return results, [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
 
 
 def draw(seed: int, *, most: int = 40) -> Case:
@@ -65,40 +66,56 @@ def draw(seed: int, *, most: int = 40) -> Case:
     )
     flags: Any = generator.random((B, T)) < 0.3 if resets else None
     start = normal(B, N, K, V) if resets and learned else None
-    operands = Operands(steps, normal(B, N, K, V), start, flags)
-    count = len(jax.tree.leaves(operands)) - (flags is not None)
+    operands = Operands(steps, normal(B, N, K, V), start, flags, draw_length(seed, B, T))
+    count = len(jax.tree.leaves(numbers(operands)))
     needs = (generator.random(count) < 0.8) | bool(generator.integers(2))
     needs[generator.integers(count)] = True
-    needed = (*needs.tolist(), *([False] if flags is not None else []))
+    needed = (*needs.tolist(), *(False for leaf in operands[3:] if leaf is not None))
     title = (
-        f"{seed}: {dtype} B {B} T {T} N {N} K {K} V {V} {scalar=} {erases=} {own=} {resets=} {learned=} {reads_before=}"
+        f"{seed}: {dtype} B {B} T {T} N {N} K {K} V {V} {scalar=} {erases=} {own=} {resets=} {learned=} "
+        f"{reads_before=} length {operands.length}"
     )
     return Case(title, operands, normal(B, T, N, V), normal(B, N, K, V), reads_before, needed, INSTRUCTIONS[seed % 3])
 
 
+def numbers(operands: Operands) -> Operands:
+    """The operands that may have a gradient."""
+    return operands._replace(resets=None, length=None)
+
+
+def draw_length(seed: int, B: int, T: int) -> Any:
+    """The lengths of some cases, some of them out of range; None in the others."""
+    generator = np.random.default_rng((seed, 1))
+    return generator.integers(-1, T + 2, B).astype("int32") if generator.random() < 0.4 else None
+
+
 def by_loop(operands: Operands, dys: Any, dlast: Any, *, reads_before: bool) -> Any:
     """What the steps emit and the last state, and the gradients of all operands, step by step in float64."""
-    wide = jax.tree.map(lambda leaf: leaf if leaf.dtype == bool else np.asarray(leaf, np.float64), operands)
-    (decay, key, value, query, erase, erase_key), state, start, resets = wide
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), numbers(operands))
+    (decay, key, value, query, erase, erase_key), state, start, _, _ = wide
     write_key = key if erase_key is None else erase_key
-    flags = np.zeros(value.shape[:2], bool) if resets is None else resets
+    B, T = value.shape[:2]
+    length = np.full(B, T) if operands.length is None else operands.length
+    valid = np.arange(T)[:, None, None, None, None] < length[:, None, None, None]  # of each step, for [B, N, K, V]
+    flags = np.zeros((B, T), bool) if operands.resets is None else operands.resets & valid[:, :, 0, 0, 0].T
     fresh = np.zeros_like(state) if start is None else start
     outer = lambda rows, columns: rows[..., :, None] * columns[..., None, :]  # noqa: E731
     S, befores, afters, found, ys = state, [], [], [], np.zeros(value.shape)
     for t in range(value.shape[1]):
         before = np.where(flags[:, t, None, None, None], fresh, S)
         z = np.zeros_like(value[:, t]) if erase is None else np.einsum("bnkv,bnk->bnv", before, erase[:, t])
-        S = decay[:, t, :, :, None] * before + outer(key[:, t], value[:, t]) - outer(write_key[:, t], z)
-        ys[:, t] = np.einsum("bnkv,bnk->bnv", before if reads_before else S, query[:, t])
+        after = decay[:, t, :, :, None] * before + outer(key[:, t], value[:, t]) - outer(write_key[:, t], z)
+        S = np.where(valid[t], after, before)
+        ys[:, t] = np.where(valid[t, :, 0], np.einsum("bnkv,bnk->bnv", before if reads_before else S, query[:, t]), 0)
         befores.append(before)
         afters.append(S)
         found.append(z)
-    gradients = jax.tree.map(np.zeros_like, wide)._replace(resets=None)
-    G = np.asarray(dlast, np.float64)
-    for t in reversed(range(value.shape[1])):
-        dy, before, z, to = np.asarray(dys[:, t], np.float64), befores[t], found[t], gradients.steps
+    gradients = jax.tree.map(np.zeros_like, wide)
+    arriving = np.asarray(dlast, np.float64)
+    for t in reversed(range(T)):
+        dy, before, z, to = np.where(valid[t, :, 0], dys[:, t], 0.0), befores[t], found[t], gradients.steps
         read = outer(query[:, t], dy)
-        G = G if reads_before else G + read
+        G = np.where(valid[t], arriving if reads_before else arriving + read, 0)  # of the step: none, if it is ignored
         to.query[:, t] = np.einsum("bnkv,bnv->bnk", before if reads_before else afters[t], dy)
         to.key[:, t] = np.einsum("bnkv,bnv->bnk", G, value[:, t])
         to.value[:, t] = np.einsum("bnkv,bnk->bnv", G, key[:, t])
@@ -114,9 +131,8 @@ def by_loop(operands: Operands, dys: Any, dlast: Any, *, reads_before: bool) -> 
         is_fresh = flags[:, t, None, None, None]
         if start is not None:
             gradients.start[...] += np.where(is_fresh, dbefore, 0)
-        G = np.where(is_fresh, 0, dbefore)
-    gradients = gradients._replace(state=G, resets=resets)
-    return (ys, S), gradients
+        arriving = np.where(valid[t], np.where(is_fresh, 0, dbefore), arriving)
+    return (ys, S), gradients._replace(state=arriving)
 
 
 def errors(case: Case, made: Any) -> list[float]:

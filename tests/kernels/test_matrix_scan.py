@@ -49,7 +49,7 @@ def sized(B: int, T: int, N: int, K: int, V: int, dtype: str = "float64", **opti
     decay: Any = generator.uniform(0.9, 1, (B, T, N, K)).astype(dtype)
     keys = [(normal(B, T, N, K) / np.sqrt(K)).astype(dtype) for _ in range(4)]
     steps = Transition(decay, keys[0], normal(B, T, N, V), *keys[1:])
-    return Operands(steps, normal(B, N, K, V), None, None)._replace(**options)
+    return Operands(steps, normal(B, N, K, V), None, None, None)._replace(**options)
 
 
 SIZES = {
@@ -79,17 +79,15 @@ def test_plain_chunks_equal_the_loop(seeds):
 
     def run(operands: Operands, dys: Any, dlast: Any, *, reads_before: bool) -> Any:
         scan = jax.vmap(partial(reference.scan, reads_before=reads_before, size=4))
-        movable = operands._replace(resets=None)
-        results, transpose = jax.vjp(lambda each: scan(each._replace(resets=operands.resets)), movable)
+        marks = {"resets": operands.resets, "length": operands.length}
+        results, transpose = jax.vjp(lambda each: scan(each._replace(**marks)), matrix_scans.numbers(operands))
         return results, transpose((dys, dlast))
 
     problems = [(case.operands, case.dys, case.dlast) for case in cases]
     runs = [partial(run, reads_before=case.reads_before) for case in cases]
     made = jax.jit(lambda given: [run(*each) for run, each in zip(runs, given, strict=True)])(problems)
     for case, found in zip(cases, made, strict=True):
-        flags = [] if case.operands.resets is None else [False]
-        needed = (*[True] * len(jax.tree.leaves(case.operands._replace(resets=None))), *flags)
-        assert max(matrix_scans.errors(case._replace(needs_gradient=needed), found)) <= 1, case.title
+        assert max(matrix_scans.errors(case._replace(needs_gradient=(True,) * 8), found)) <= 1, case.title
 
 
 def test_float32_is_accurate_over_4096_steps():
@@ -144,6 +142,9 @@ def first_order(scan: Any, leaves: list[Any], resets: Any) -> dict[str, Any]:
         "vmap of resets": jax.vmap(lambda flags: jax.grad(partial(total, scan, flags), 2)(*leaves))(
             jnp.stack([resets, ~resets])
         ),
+        "vmap of lengths": jax.vmap(
+            lambda length: jax.grad(partial(total, lambda it: scan(it._replace(length=length)), resets), 2)(*leaves)
+        )(jnp.arange(3, dtype="int32")),
         "jvp of one": jax.jvp(lambda key: loss(leaves[0], key, *leaves[2:]), leaves[1:2], leaves[3:4]),
     }
 
@@ -272,7 +273,7 @@ def test_auto_takes_it_where_the_kernel_runs_it(monkeypatch):
 def call(operands: Operands, types: list[Any], half: str, *more: Any) -> Any:
     made = jax.ffi.ffi_call(library.custom_call(half), types)
     arrays = [
-        np.zeros((0,), bool if n == 8 else "float32") if leaf is None else leaf
+        np.zeros((0,), {8: bool, 9: "int32"}.get(n, "float32")) if leaf is None else leaf
         for n, leaf in enumerate([*operands.steps, *operands[1:]])
     ]
     return jax.block_until_ready(made(*arrays, *more, reads_before=False, max_instruction_set=np.int32(3)))
@@ -290,6 +291,7 @@ FAULTS: dict[str, tuple[Callable[[Operands], Operands], str]] = {
     "integers": (lambda it: jax.tree.map(lambda leaf: leaf.astype("int32"), it), "expected float32 or float64"),
     "a key of nothing": (lambda it: it._replace(steps=it.steps._replace(erase=None)), "expected an erase with its key"),
     "states of another rank": (lambda it: it._replace(state=it.state[0]), "expected other ranks"),
+    "lengths of another dtype": (lambda it: it._replace(length=np.zeros(1, "int64")), "the shape or dtype of length"),
     "resets of another length": (lambda it: it._replace(resets=np.zeros((1, 4), bool)), "the shape or dtype of resets"),
 }
 

@@ -161,3 +161,17 @@ def test_auto_does_not_look_for_devices_whose_kernels_it_does_not_run(monkeypatc
 )
 def test_bad_input_is_answered_as_by_unroll(call, kind, fragments):
     grid.assert_error(call, kind, fragments)
+
+
+def test_decays_above_one_are_warned_of_where_they_are_known():
+    recurrence = rnnjax.cells.MatrixRecurrence(2, 3, 4, scalar_decay=True)
+    xs = jax.tree.map(lambda leaf: np.full((5, *leaf.shape), -1.0, leaf.dtype), recurrence.input_type())
+    assert "decays" not in str(explain(recurrence, xs))
+    xs.decay[1:3, 0] = -1.25
+    expected = "2 of 10 decays are above 1 in modulus, the largest 1.25: the state may overflow"
+    assert expected in str(explain(recurrence, xs))
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), xs)
+    assert "decays" not in str(explain(recurrence, abstract))
+    found: list[str] = []
+    jax.eval_shape(lambda xs: found.append(str(explain(recurrence, xs))), xs)
+    assert "decays" not in found[0]

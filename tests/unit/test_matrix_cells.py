@@ -12,6 +12,7 @@ import pytest
 import rnnjax
 from rnnjax.cells import Matrix, MatrixRecurrence, Transition
 from rnnjax.engines import Chunked
+from rnnjax.kernels.matrix_scan import cpu
 from rnnjax.kernels.matrix_scan.splitting import inverse, scores
 
 N, K, V = 4, 5, 3
@@ -292,6 +293,34 @@ def test_a_value_that_is_not_finite_reaches_no_earlier_step_of_its_chunk():
     ys, expected = early(spoiled), early(xs)
     grid.assert_close(ys[:9], expected[:9])
     assert np.isnan(ys[9:]).all()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_state_that_overflowed_stays_as_it_is_in_ignored_steps(compiled, monkeypatch):
+    """An ignored step erases nothing: zero times infinity would be NaN. Earlier steps have the gradient of `Scan`."""
+    if not compiled:
+        monkeypatch.setattr(cpu, "is_here_for", lambda _: False)
+    cell, T, length = MatrixRecurrence(1, 3, 2, erases=True), 11 + compiled, 5  # a cached trace for each T
+    xs = jax.tree.map(lambda leaf: np.full((T, *leaf.shape), 0.25, leaf.dtype), cell.input_type())
+    xs.decay[length - 1] = 1e38
+    xs.value[length - 2] = 1024.0
+
+    @jax.jit
+    def run(xs: Transition) -> Any:
+        def early(xs: Transition, engine: rnnjax.AbstractEngine) -> Any:
+            last, ys = rnnjax.unroll(cell, None, xs, engine=engine, length=length)
+            return ys[: length - 1].sum(), (last, ys)
+
+        return [jax.grad(early, has_aux=True)(xs, engine) for engine in (rnnjax.Scan(), Chunked(4))]
+
+    (by_steps, stepped), (by_chunks, chunked) = run(xs)
+    assert np.isinf(stepped[0].S).all()
+    assert np.array_equal(stepped[0].S, chunked[0].S)
+    for one, other in zip(
+        jax.tree.leaves((by_steps, stepped[1])), jax.tree.leaves((by_chunks, chunked[1])), strict=True
+    ):
+        grid.assert_close(other[: length - 1], one[: length - 1], "float32")
+        assert np.array_equal(other[length:], np.zeros_like(one[length:]))
 
 
 def test_narrow_weights_of_coefficients_have_a_gradient_summed_in_float32():

@@ -13,6 +13,7 @@ from ...cell import AbstractCell, describe
 from ...engine import AbstractEngine, Plan, refuse_symbolic
 from ...kernels.matrix_scan import cpu
 from ...kernels.matrix_scan.primitive import matrix_scan
+from ...kernels.matrix_scan.tiles import misfit
 from ...marks import Marks, poisoned
 from ...matrix_cell import AbstractMatrixCell, Matrix
 from ...refusal import Refusal
@@ -30,6 +31,7 @@ class Chunked(AbstractEngine):
     never divided or taken the logarithm of, so zero, negative and complex decays are exact, and small ones do not
     overflow. T need not be a multiple of `size`. Chunks also run complex cells, programs of `jax.export`, forward mode
     and second derivatives, and everything if the CPU kernel was not built, or if JAX runs on GPUs or TPUs by default.
+    Ignored steps cost no time in the compiled code.
 
     The coefficients of all steps are computed at once, in the dtype of the state, with a row for each head also where
     heads share keys. Under `jax.vmap` the batch is one call, for which what is not mapped is copied. A batch that is
@@ -42,11 +44,14 @@ class Chunked(AbstractEngine):
     size          the number of steps in a chunk, a power of two
     min_steps     shorter sequences are refused
     needs_kernel  whether to refuse cells that the compiled recurrence does not run
+    pallas        on CUDA and TPU, run the kernels written in Pallas, which keep the state on the chip. They are
+                  experimental: no device has measured them. Cells that they do not run are refused
     """
 
     size: int = eqx.field(static=True, default=64)
     min_steps: int = eqx.field(static=True, default=1)
     needs_kernel: bool = eqx.field(static=True, default=False)
+    pallas: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         remedy = "Pass a power of two, such as 64"
@@ -54,7 +59,7 @@ class Chunked(AbstractEngine):
         if self.size & (self.size - 1):
             raise ValueError(f"size: expected a power of two, got {self.size!r}. {remedy}")
         check.positive("min_steps", self.min_steps, "a positive number of steps", "Pass 1 for sequences of any length")
-        check.flags(needs_kernel=self.needs_kernel)
+        check.flags(needs_kernel=self.needs_kernel, pallas=self.pallas)
 
     def plan(self, cell: AbstractCell, xs: PyTree[Shaped], axis: str | None = None) -> Plan | Refusal:
         if not isinstance(cell, AbstractMatrixCell):
@@ -70,15 +75,18 @@ class Chunked(AbstractEngine):
             return Refusal(
                 f"Chunked(min_steps={self.min_steps}) does not run {T} steps of {describe(cell)}. Use Scan()."
             )
-        compiled = cpu.is_here_for(jax.eval_shape(cell.initial).S.dtype)
+        S = jax.eval_shape(cell.initial).S
+        compiled = cpu.is_here_for(S.dtype)
         if self.needs_kernel and not compiled:
             return Refusal(
                 f"Chunked(needs_kernel=True) cannot run {describe(cell)}: there is no compiled recurrence for it here. "
                 "Use Scan() or Chunked()."
             )
-        size = min(self.size, 1 << (T - 1).bit_length())
-        plan = ChunkedPlan(size, compiled)
-        return plan if axis is None else ChunkedPartsPlan(plan, size, axis)
+        unfit = misfit(S.shape[1], S.dtype) if self.pallas else None
+        if unfit is not None:
+            return Refusal(f"Chunked(pallas=True) cannot run {describe(cell)}: {unfit}. Use Scan() or Chunked().")
+        plan = ChunkedPlan(min(self.size, 1 << (T - 1).bit_length()), compiled, self.pallas)
+        return plan if axis is None else ChunkedPartsPlan(plan, plan.size, self.pallas, axis)
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,14 @@ class ChunkedPlan(Plan):
 
     size: int
     compiled: bool  # on a CPU
+    pallas: bool
 
     def __str__(self) -> str:
         chunks = f"matrix products in chunks of {self.size} steps that the gradient computes again"
+        others = "their kernels (experimental: no device has measured them)" if self.pallas else chunks
         if self.compiled:
-            return f"Chunked: compiled recurrence on CPUs; GPUs and TPUs by {chunks}"
-        return f"Chunked: {chunks}"
+            return f"Chunked: compiled recurrence on CPUs; GPUs and TPUs by {others}"
+        return f"Chunked: CPUs by {chunks}; GPUs and TPUs by {others}" if self.pallas else f"Chunked: {chunks}"
 
     def run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
         return poisoned(partial(self._run, cell), state, xs, marks)
@@ -100,5 +110,5 @@ class ChunkedPlan(Plan):
     def _run(self, cell: AbstractCell, state: State, xs: PyTree[Array], marks: Marks) -> tuple[State, PyTree[Array]]:
         assert isinstance(cell, AbstractMatrixCell)
         operands = operands_of(cell, state, xs, marks)
-        ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size)
+        ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size, pallas=self.pallas)
         return Matrix(last), ys

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ... import check
-from ...arrays import PyTree, count_steps, select
+from ...arrays import PyTree
 from ...cell import describe
 from ...kernels.matrix_scan.contract import Operands
 from ...marks import Marks
@@ -18,14 +18,12 @@ def transitions(cell: AbstractMatrixCell, xs: PyTree[Array]) -> Transition:
 
 
 def operands_of(cell: AbstractMatrixCell, state: Matrix, xs: PyTree[Array], marks: Marks) -> Operands:
-    """The coefficients, by which ignored steps leave the state alone, and where it is reset, and to what."""
+    """The coefficients of all steps, where the state is reset, and to what, and which steps are ignored."""
     steps = transitions(cell, xs)
     _check(cell, steps, state.S)
-    ignored, resets = marks.over_time(count_steps(xs))
-    if ignored is not None:
-        steps = _without(steps, ignored)
-    start = None if cell.initial_state is None or resets is None else marks.initial.S
-    return Operands(steps, state.S, start, resets)
+    start = None if cell.initial_state is None or marks.resets is None else marks.initial.S
+    length = None if marks.length is None else marks.length.astype(jnp.int32)
+    return Operands(steps, state.S, start, marks.resets, length)
 
 
 def _check(cell: AbstractMatrixCell, steps: Transition, S: Array) -> None:
@@ -38,11 +36,3 @@ def _check(cell: AbstractMatrixCell, steps: Transition, S: Array) -> None:
                 f"{describe(cell)}.coefficients: expected a {name} [{N}, {allowed[-1]}] in {S.dtype} for the state "
                 f"{check.show(S)}, got {check.show(leaf[0])}. Return a row for each head, in the dtype of the state"
             )
-
-
-def _without(steps: Transition, ignored: Array) -> Transition:
-    """The steps, of which the ignored ones leave the state alone."""
-    changed = steps._replace(value=None, query=None, erase_key=None)
-    nothing = jax.tree.map(jnp.zeros_like, changed)._replace(decay=jnp.ones_like(steps.decay))
-    kept = select(ignored, nothing, changed)
-    return steps._replace(decay=kept.decay, key=kept.key, erase=kept.erase)

@@ -10,7 +10,6 @@ from jaxtyping import Array, Inexact
 from ...arrays import PyTree, State
 from ...cell import AbstractCell
 from ...engine import Plan
-from ...kernels.matrix_scan.contract import Operands
 from ...kernels.matrix_scan.primitive import matrix_scan
 from ...marks import Marks, poisoned
 from ...matrix_cell import AbstractMatrixCell, Matrix
@@ -28,6 +27,7 @@ class ChunkedPartsPlan(Plan):
 
     part: Plan
     size: int
+    pallas: bool
     axis: str
 
     def __str__(self) -> str:
@@ -58,11 +58,15 @@ class ChunkedPartsPlan(Plan):
     ) -> tuple[Matrix, Inexact[Array, "T N W"]]:
         """[B, F] of a part, for V columns of values."""
         narrow = lambda matrix: Matrix(matrix.S[..., :V])  # noqa: E731
-        steps, _, start, resets = operands_of(cell, narrow(state), xs, marks._replace(initial=narrow(marks.initial)))
-        more = jnp.zeros((*steps.value.shape[:-1], state.S.shape[-1] - V), steps.value.dtype)
-        steps = steps._replace(value=_beside(steps.value, more))
-        operands = Operands(steps, state.S, None if start is None else marks.initial.S, resets)
-        ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size)
+        operands = operands_of(cell, narrow(state), xs, marks._replace(initial=narrow(marks.initial)))
+        value = operands.steps.value
+        more = jnp.zeros((*value.shape[:-1], state.S.shape[-1] - V), value.dtype)
+        operands = operands._replace(
+            steps=operands.steps._replace(value=_beside(value, more)),
+            state=state.S,
+            start=None if operands.start is None else marks.initial.S,
+        )
+        ys, last = matrix_scan(operands, reads_before=cell.reads_before, size=self.size, pallas=self.pallas)
         return Matrix(last), ys
 
     def _hand_on(

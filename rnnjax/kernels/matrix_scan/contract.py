@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Inexact, Int
 
 from ...matrix_cell import Transition
 
@@ -17,3 +17,4 @@ class Operands(NamedTuple):
     state: State  # before the first step
     start: State | None  # the state after a reset; None stands for zeros
     resets: Bool[Array, "*batch T"] | None  # the steps before which the state is reset
+    length: Int[Array, "*batch"] | None  # int32; steps from it on leave the state alone, and emit zeros; None: T

@@ -1,4 +1,4 @@
-"""The matrix-state recurrence as primitives with all of JAX's rules: compiled code on CPUs, plain JAX elsewhere.
+"""The matrix-state recurrence as primitives with all of JAX's rules: the kernel of a platform, or plain JAX.
 
     forward     operands -> what the steps emit, the last state
     tangent     its derivative, linear in the tangents that are not zero: plain JAX, in forward mode
@@ -22,20 +22,23 @@ from ...exporting import is_for_export
 from ..varying import vary_alike
 from . import cpu, reference
 from .contract import Emitted, Operands, State
+from .platforms import PLATFORMS, kernel_of
 
 
-def matrix_scan(operands: Operands, *, reads_before: bool, size: int) -> tuple[Emitted, State]:
+def matrix_scan(operands: Operands, *, reads_before: bool, size: int, pallas: bool = False) -> tuple[Emitted, State]:
     """What the steps of one sequence emit, and its last state.
 
     On CPUs the compiled code runs float32 and float64. Where it is missing, in complex numbers, on other platforms and
     in programs of `jax.export`, it is plain JAX, in chunks of `size` steps, a power of two. If JAX runs on another
-    platform by default, it is plain JAX everywhere.
+    platform by default, it is plain JAX everywhere. With `pallas` the kernels of CUDA and TPU, which are experimental,
+    run float32 and bfloat16 there.
     """
     operands = vary_alike(operands)
-    if not cpu.is_here_for(operands.state.dtype):
+    if not pallas and not cpu.is_here_for(operands.state.dtype):
         return reference.scan(operands, reads_before=reads_before, size=size)
     leaves, form = jax.tree.flatten(operands)
-    ys, last = forward_p.bind(*(leaf[None] for leaf in leaves), form=form, reads_before=reads_before, size=size)
+    how: dict[str, Any] = {"reads_before": reads_before, "size": size, "pallas": pallas}
+    ys, last = forward_p.bind(*(leaf[None] for leaf in leaves), form=form, **how)
     return ys[0], last[0]
 
 
@@ -72,19 +75,21 @@ def _of_moving(operands: Any, moving: tuple[bool, ...], **static: Any) -> tuple[
     return run, tuple(compress(operands, moving))
 
 
-# By compiled code, with the same arguments
+# By the kernel of a platform, with the same arguments
 
 
-def _forward_on_cpu(*leaves: Array, form: Any, reads_before: bool, size: int) -> list[Array]:
+def _forward_by(kernel: Any, *leaves: Array, form: Any, reads_before: bool, size: int) -> list[Array]:
     del size
-    return list(cpu.forward(jax.tree.unflatten(form, leaves), reads_before=reads_before))
+    return list(kernel.forward(jax.tree.unflatten(form, leaves), reads_before=reads_before))
 
 
-def _backward_on_cpu(*leaves: Array, form: Any, moving: tuple[bool, ...], reads_before: bool, size: int) -> list[Array]:
+def _backward_by(
+    kernel: Any, *leaves: Array, form: Any, moving: tuple[bool, ...], reads_before: bool, size: int
+) -> list[Array]:
     del size
     *operands, dys, dlast = leaves
     given = jax.tree.unflatten(form, operands)
-    return cpu.backward(given, dys, dlast, reads_before=reads_before, needs_gradient=moving)
+    return kernel.backward(given, dys, dlast, reads_before=reads_before, needs_gradient=moving)
 
 
 # Derivatives
@@ -112,7 +117,7 @@ def _tangent_transpose(cotangents: Any, *leaves: Any, moving: tuple[bool, ...], 
 
 
 def _jvp_by_reference(
-    primitive: Primitive, plain: Callable[..., list[Array]], primals: Any, tangents: Any, **static: Any
+    primitive: Primitive, plain: Callable[..., list[Array]], primals: Any, tangents: Any, *, pallas: bool, **static: Any
 ) -> tuple[list[Array], list[Array]]:
     """`primitive`, and its tangent by plain JAX, which has all derivatives."""
     moving = list(map(_moves, tangents))
@@ -122,7 +127,7 @@ def _jvp_by_reference(
         return plain(*(next(given) if moves else leaf for leaf, moves in zip(primals, moving, strict=True)), **static)
 
     derivative = jax.jvp(run, tuple(compress(primals, moving)), tuple(compress(tangents, moving)))[1]
-    return primitive.bind(*primals, **static), derivative
+    return primitive.bind(*primals, pallas=pallas, **static), derivative
 
 
 def _moves(tangent: Any) -> bool:
@@ -154,8 +159,8 @@ def _batch(
 
 def _forward_types(*leaves: Any, form: Any, **static: Any) -> list[Any]:
     del static
-    steps, state, _, _ = jax.tree.unflatten(form, leaves[: form.num_leaves])
-    return [_like(steps.value), _like(state)]
+    operands = jax.tree.unflatten(form, leaves[: form.num_leaves])
+    return [_like(operands.steps.value), _like(operands.state)]
 
 
 def _backward_types(*leaves: Any, moving: tuple[bool, ...], **static: Any) -> list[Any]:
@@ -171,16 +176,19 @@ def _like(aval: Any) -> Any:
 
 
 def _primitive(
-    name: str, types: Callable[..., list[Any]], plain: Callable[..., list[Array]], compiled: Callable[..., list[Array]]
+    name: str,
+    types: Callable[..., list[Any]],
+    plain: Callable[..., list[Array]],
+    by_kernel: Callable[..., list[Array]] | None = None,
 ) -> Primitive:
-    """A primitive that is `compiled` on CPUs, but for `jax.export`, and `plain` elsewhere."""
+    """A primitive that is `by_kernel` where a platform has one for the call, and `plain` elsewhere."""
     primitive = Primitive(name)
     primitive.multiple_results = True
-    jitted = jax.jit(primitive.bind, static_argnames=("form", "moving", "reads_before", "size"))
+    jitted = jax.jit(primitive.bind, static_argnames=("form", "moving", "reads_before", "size", "pallas"))
     primitive.def_impl(partial(_compiled, jitted))
     primitive.def_abstract_eval(types)
-    for platform in (None, "cpu"):
-        mlir.register_lowering(primitive, partial(_lower, plain, compiled, platform), platform=platform)
+    for platform in (None, *PLATFORMS):
+        mlir.register_lowering(primitive, partial(_lower, plain, by_kernel, platform), platform=platform)
     batching.fancy_primitive_batchers[primitive] = partial(_batch, primitive)
     return primitive
 
@@ -193,22 +201,26 @@ def _compiled(run: Callable[..., list[Array]], *operands: Array, **static: Any) 
 
 def _lower(
     plain: Callable[..., list[Array]],
-    compiled: Callable[..., list[Array]],
+    by_kernel: Callable[..., list[Array]] | None,
     platform: str | None,
     context: Any,
-    *operands: Any,
+    *leaves: Any,
+    pallas: bool,
     **static: Any,
 ) -> Any:
     """Lower one of the two forms. It does not see the axes of a `jax.shard_map` over which the operands vary."""
     nothing = jax.sharding.ManualAxisType()
     hidden = context.replace(avals_in=[aval.update(manual_axis_type=nothing) for aval in context.avals_in])
-    on_cpu = platform == "cpu" and not is_for_export(context)
-    return mlir.lower_fun(partial(compiled if on_cpu else plain, **static))(hidden, *operands)
+    form = static["form"]
+    operands = jax.tree.unflatten(form, hidden.avals_in[: form.num_leaves])
+    kernel = kernel_of(platform, operands, pallas=pallas, is_for_export=is_for_export(context))
+    run = plain if kernel is None or by_kernel is None else partial(by_kernel, kernel)
+    return mlir.lower_fun(partial(run, **static))(hidden, *leaves)
 
 
-forward_p = _primitive("matrix_scan", _forward_types, _forward, _forward_on_cpu)
-tangent_p = _primitive("matrix_scan_tangent", _forward_types, _tangent, _tangent)
-backward_p = _primitive("matrix_scan_backward", _backward_types, _backward, _backward_on_cpu)
+forward_p = _primitive("matrix_scan", _forward_types, _forward, _forward_by)
+tangent_p = _primitive("matrix_scan_tangent", _forward_types, _tangent)
+backward_p = _primitive("matrix_scan_backward", _backward_types, _backward, _backward_by)
 
 ad.primitive_jvps[forward_p] = _forward_jvp
 ad.primitive_jvps[tangent_p] = partial(_jvp_by_reference, tangent_p, _tangent)

@@ -7,7 +7,7 @@
 namespace rnnjax {
 
 // Counted up with every change to what Python hands over: its arrays, its attributes, or the meaning of a number in them.
-constexpr int32_t INTERFACE = 6;
+constexpr int32_t INTERFACE = 7;
 
 struct Instruction {
   int32_t operation, destination, a, b, c;
@@ -164,6 +164,7 @@ struct MatrixScan {
   const void* state;      // [B N K V]
   const void* start;      // [B N K V], the state after a reset, or null: zeros
   const uint8_t* resets;  // [B T], or null
+  const int32_t* length;  // [B], the steps from it on are ignored: they leave the state alone, and emit zeros; null: all T
 };
 struct MatrixScanForward {
   MatrixScan problem;

@@ -23,7 +23,7 @@ NOT_BUILT = (  # a plain `pip install` would take the wheel without the library 
     "it was not built when rnnjax was installed. Install GCC or Clang, then run `pip install --force-reinstall "
     "--no-deps --no-cache-dir --no-binary rnnjax rnnjax`, or `pip install .` in a checkout"
 )
-INTERFACE = 6  # the version of the interface between Python and C++, as in interface.h
+INTERFACE = 7  # the version of the interface between Python and C++, as in interface.h
 
 
 def custom_call(entry_point: str) -> str:

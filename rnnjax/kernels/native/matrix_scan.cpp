@@ -12,7 +12,7 @@ static const MatrixScanCode* code_of(ffi::DataType type, int32_t max_instruction
 static MatrixScan take_problem(Buffers& from, bool reads_before) {
   MatrixScan call = {};
   const auto& given = from.buffers;
-  if (given.size() < 9) return from.fault = "expected more arguments", call;
+  if (given.size() < 10) return from.fault = "expected more arguments", call;
   const auto decay = given[0].dimensions(), value = given[2].dimensions(), state = given[6].dimensions();
   if (decay.size() != 4 || value.size() != 4 || state.size() != 4) return from.fault = "expected other ranks", call;
   call = {value[0], value[1], value[2], state[2], value[3], decay[3] == 1 ? 1 : state[2], reads_before};
@@ -26,6 +26,7 @@ static MatrixScan take_problem(Buffers& from, bool reads_before) {
   call.state = from.take("state", states);
   call.start = from.take("start", states, true);
   call.resets = static_cast<const uint8_t*>(from.take("resets", ffi::DataType::PRED, {call.B, call.T}, true));
+  call.length = static_cast<const int32_t*>(from.take("length", ffi::DataType::S32, {call.B}, true));
   if (call.erase_key && !call.erase && from.fault.empty()) from.fault = "expected an erase with its key";
   return call;
 }
@@ -61,7 +62,7 @@ static ffi::Error entry(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi:
   return out_of_memory();
 }
 
-// Arguments decay, key, value, query, erase, erase_key, state, start, resets; results ys, last.
+// Arguments decay, key, value, query, erase, erase_key, state, start, resets, length; results ys, last.
 static ffi::Error forward(const MatrixScanCode& code, bool reads_before, Buffers& from, Buffers& to, ffi::ThreadPool pool) {
   MatrixScanForward call = {take_problem(from, reads_before)};
   const MatrixScan& sizes = call.problem;
@@ -70,8 +71,8 @@ static ffi::Error forward(const MatrixScanCode& code, bool reads_before, Buffers
   return checked_run(call, &MatrixScanCode::forward, code, from, to, pool);
 }
 
-// Arguments those of the forward half, dys, dlast; results the gradients of all arguments but resets, in their order. One
-// that is not needed has no elements.
+// Arguments those of the forward half, dys, dlast; results the gradients of all arguments but resets and length, in
+// their order. One that is not needed has no elements.
 static ffi::Error backward(const MatrixScanCode& code, bool reads_before, Buffers& from, Buffers& to, ffi::ThreadPool pool) {
   MatrixScanBackward call = {take_problem(from, reads_before)};
   const MatrixScan& sizes = call.problem;

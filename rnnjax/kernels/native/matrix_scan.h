@@ -203,6 +203,10 @@ inline bool is_reset(const MatrixScan& call, const Strip& at, int64_t t) {
   return call.resets && call.resets[at.sequence * call.T + t];
 }
 
+inline int64_t valid_steps(const MatrixScan& call, const Strip& at) {
+  return call.length ? least(call.T, most(0, call.length[at.sequence])) : call.T;
+}
+
 // About how many nanoseconds a thread takes for some operations on each entry of the state, at each step.
 template <class E>
 inline int64_t scan_work(const MatrixScan& call, int64_t operations) {
@@ -238,12 +242,17 @@ class MatrixScanForwardPass {
   template <int count, bool own>
   void strip(const Strip& at, E* S) const {
     load_state<E, count>(problem_.state, problem_, at, S);
-    for (int64_t t = 0; t < problem_.T; ++t) {
+    const auto emit = [&](int64_t t, const Row<E, count>& y) {
+      y.store(row_of<E>(call_.ys, problem_, at, t, problem_.V) + at.column, at.width);
+    };
+    const int64_t steps = valid_steps(problem_, at);
+    for (int64_t t = 0; t < steps; ++t) {
       if (is_reset(problem_, at, t)) load_state<E, count>(problem_.start, problem_, at, S);
       ScanStep<E, count, own> step(problem_, at, t);
       step.look(S);
-      step.advance_and_read(S).store(row_of<E>(call_.ys, problem_, at, t, problem_.V) + at.column, at.width);
+      emit(t, step.advance_and_read(S));
     }
+    for (int64_t t = steps; t < problem_.T; ++t) emit(t, {});
     store_state<E, count>(call_.last, problem_, at, S);
   }
 

@@ -166,18 +166,19 @@ struct MatrixScanBackwardPass<E>::StripBackward {
   const bool adds;
   const MatrixScanBackward& call = pass.call_;
   const MatrixScan& problem = call.problem;
-  const int64_t K = problem.K, size = K * WIDTH;
+  const int64_t K = problem.K, size = K * WIDTH, T = valid_steps(problem, at), chunks = ceiling(T, pass.chunk_);
 
   void run() const {
     load_state<E, count>(problem.start, problem, at, scratch.start);
     load_state<E, count>(problem.state, problem, at, scratch.borders);
-    for (int64_t chunk = 0; chunk + 1 < pass.chunks_; ++chunk) {
+    for (int64_t chunk = 0; chunk + 1 < chunks; ++chunk) {
       E* border = scratch.borders + chunk * size;
       for (int64_t i = 0; i < pass.chunk_; ++i) replay(chunk * pass.chunk_ + i, i ? border + size : border, border + size);
     }
     load_state<E, count>(call.dlast, problem, at, scratch.G);
     clear(scratch.dstart, size);
-    for (int64_t chunk = pass.chunks_ - 1; chunk >= 0; --chunk) take_back(chunk);
+    for (int64_t t = T; t < problem.T; ++t) ignore(t);
+    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) take_back(chunk);
     if (call.dstate) store_state<E, count>(call.dstate, problem, at, scratch.G);
     if (call.dstart) store_state<E, count>(call.dstart, problem, at, scratch.dstart);
   }
@@ -185,6 +186,17 @@ struct MatrixScanBackwardPass<E>::StripBackward {
   const E* before(int64_t t, const E* state) const { return is_reset(problem, at, t) ? scratch.start : state; }
   R row(const void* rows, int64_t t) const {
     return R::load(row_of<E>(rows, problem, at, t, problem.V) + at.column, at.width);
+  }
+
+  // Zeros as the gradients of an ignored step.
+  void ignore(int64_t t) const {
+    if (call.dvalue) R{}.store(row_of<E>(call.dvalue, problem, at, t, problem.V) + at.column, at.width);
+    if (adds) return;
+    const auto fill = [&](void* gradient, int64_t keys) {
+      if (gradient) clear(row_of<E>(gradient, problem, at, t, keys), keys);
+    };
+    fill(gradients.decay, problem.decays);
+    for (void* gradient : {gradients.key, gradients.query, gradients.erase, gradients.erase_key}) fill(gradient, K);
   }
 
   void replay(int64_t t, const E* from, E* to) const {
@@ -195,7 +207,7 @@ struct MatrixScanBackwardPass<E>::StripBackward {
   }
 
   void take_back(int64_t chunk) const {
-    const int64_t first = chunk * pass.chunk_, steps = least(pass.chunk_, problem.T - first);
+    const int64_t first = chunk * pass.chunk_, steps = least(pass.chunk_, T - first);
     const E* border = scratch.borders + chunk * size;
     for (int64_t i = 0; i < steps; ++i)
       read(first + i, i ? scratch.states + (i - 1) * size : border, scratch.states + i * size, scratch.erased + i * WIDTH);

@@ -1,0 +1,1 @@
+"""The matrix-state recurrence for CUDA, in Pallas for Triton."""

@@ -1,0 +1,1 @@
+"""The matrix-state recurrence for TPU, in Pallas for Mosaic."""
