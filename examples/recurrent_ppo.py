@@ -5,8 +5,8 @@
     python examples/recurrent_ppo.py --seeds 5
 
 Two tasks, in JAX below: CartPole of at most 500 steps whose velocities are not observed, so that they have to be
-estimated from earlier positions; and a memory chain, after that of bsuite (Osband et al. 2020, arXiv:1908.03568): a sign
-is shown at the first step alone, and asked for at the last one.
+estimated from earlier positions; and a memory chain, after that of bsuite (Osband et al. 2020, arXiv:1908.03568): a
+sign is shown at the first step alone, and asked for at the last one.
 
 PPO (Schulman et al. 2017, arXiv:1707.06347) with generalised advantages. Rollouts and learning are one program under
 `jit`, and `vmap` makes it one of several seeds. An agent's state lasts from one rollout to the next, and `resets=` sets

@@ -46,7 +46,7 @@ def check_input(cell: AbstractCell, x: object) -> PyTree[Array]:
 def check_starts(cell: AbstractCell, starts: object) -> State:
     """`starts` as arrays. Raises unless they are states of the cell, one or more, and finite."""
     expected = jax.eval_shape(cell.initial)
-    flat.parts(expected)  # a state without a floating number raises
+    jax.eval_shape(flat.pack, expected)  # a state without a floating number raises
     arrays = jax.tree.map(jnp.asarray, starts)
     leaves = jax.tree.leaves(arrays)
     count = leaves[0].shape[0] if leaves and leaves[0].ndim else 0

@@ -105,7 +105,9 @@ def classify(
     """
     eigenvalues = np.linalg.eigvals(jacobians).astype(complex)
     eigenvalues = np.take_along_axis(eigenvalues, np.argsort(-np.abs(eigenvalues), 1, kind="stable"), 1)
-    kinds = [_kind(np.abs(of_point), at_rest, margin) for of_point, at_rest in zip(eigenvalues, fixed, strict=True)]
+    kinds = [
+        _kind(np.abs(of_point), at_rest, margin) for of_point, at_rest in zip(eigenvalues, fixed.tolist(), strict=True)
+    ]
     order = np.asarray(
         sorted(range(len(kinds)), key=lambda point: (list(KINDS).index(kinds[point]), -abs(eigenvalues[point, 0]))), int
     )

@@ -36,35 +36,33 @@ def fixed_points(
     x: Checked[PyTree[ArrayLike]],
     starts: Checked[State],
     *,
-    steps: Checked[int] = 2000,
-    learning_rate: Checked[float] = 0.02,
+    steps: Checked[int] = 500,
     slow: Checked[float] = 1e-6,
 ) -> FixedPoints:
     """The fixed and slow points of `cell` at the constant input `x`, looked for from each of `starts`.
 
         q(s) = |step(s, x) - s|^2 / 2
 
-    Sussillo & Barak 2013, "Opening the black box" (Neural Computation 25:626). Adam lowers q from every start until it
-    is at most `slow`; Newton's method then looks for step(s, x) = s close by. Points closer than a thousandth of
+    Sussillo & Barak 2013, "Opening the black box" (Neural Computation 25:626). L-BFGS lowers q from every start until
+    it is at most `slow`; Newton's method then looks for step(s, x) = s close by. Points closer than a thousandth of
     sqrt(D) + |s| are one point.
 
     cell            any cell; the floating numbers of its state are D
     x               the input of one step, without an axis of time
     starts          S states along a first axis: states that the cell visits, with or without noise
-    steps           the largest number of Adam's steps; its rate falls from `learning_rate` to 0 along a cosine
+    steps           the largest number of steps of L-BFGS
     slow            q of a slow point: one that Newton's method does not find to be fixed, but that moves as slowly
 
     Returns `FixedPoints`, which prints a table. A start that ends with q > `slow` is not converged: it is in no point,
-    and the table says how many there are. Adam in float32 reaches q of about 1e-12. Nothing is found but from `starts`:
-    a fixed point may be missing. The number of points is known only when it has run, so it cannot be jitted.
+    and the table says how many there are: often it is at a minimum of q that is no fixed point. Only points near
+    `starts` are found. The number of points is known only when it has run, so it cannot be jitted.
     """
     cell = check_cell(cell)
     x, starts = check_input(cell, x), check_starts(cell, starts)
     check.count("steps", steps)
-    for name, value in (("learning_rate", learning_rate), ("slow", slow)):
-        if not 0 < check.number(name, value) < math.inf:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}. Pass the default, or leave it out")
-    found = jax.tree.map(np.asarray, _search(cell, x, starts, int(steps), float(learning_rate), float(slow)))
+    if not 0 < check.number("slow", slow) < math.inf:
+        raise ValueError(f"slow: expected a positive speed q, got {slow!r}. Pass that of a slow point, such as 1e-6")
+    found = jax.tree.map(np.asarray, _search(cell, x, starts, int(steps), float(slow)))
     size = math.sqrt(found.vectors.shape[1]) + np.linalg.norm(found.vectors, axis=1)
     chosen, reached = _merge(found, size, slow)
     padded = np.resize(chosen, BATCH * max(1, -(-len(chosen) // BATCH)))  # so that few numbers of points are compiled
@@ -78,12 +76,12 @@ def fixed_points(
 
 
 @compiled
-def _search(cell: Any, x: Any, starts: State, steps: int, learning_rate: float, slow: float) -> Found:
-    """Where Adam and then Newton's method take each start."""
+def _search(cell: Any, x: Any, starts: State, steps: int, slow: float) -> Found:
+    """Where L-BFGS and then Newton's method take each start."""
 
     def one(start: State) -> Found:
         step = at_input(cell, x, start)
-        vector = _descend(step, flat.pack(start), steps, learning_rate, slow)
+        vector = _descend(step, flat.pack(start), steps, slow)
         return Found(vector, _speed(step, vector))
 
     def close(inputs: tuple[State, Found]) -> Found:
@@ -99,24 +97,23 @@ def _speed(step: Step, vector: Float[Array, " D"]) -> Float[Array, ""]:
     return ((step(vector) - vector) ** 2).sum() / 2
 
 
-def _descend(
-    step: Step, vector: Float[Array, " D"], steps: int, learning_rate: float, slow: float
-) -> Float[Array, " D"]:
-    """The first vector on the way of Adam whose q is at most `slow`, or that after all steps."""
-    rule = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-    slope = jax.value_and_grad(lambda vector: _speed(step, vector))
+def _descend(step: Step, vector: Float[Array, " D"], steps: int, slow: float) -> Float[Array, " D"]:
+    """The first vector on the way of L-BFGS whose q is at most `slow`, or that after all steps."""
+    rule, speed = optax.lbfgs(), lambda vector: _speed(step, vector)
+    slope = optax.value_and_grad_from_state(speed)
 
     def goes_on(carry: Any) -> Array:
-        number, _, _, (speed, _) = carry
-        return (number < steps) & (speed > slow)
+        number, _, _, reached = carry
+        return (number < steps) & (reached > slow)
 
     def move(carry: Any) -> Any:
-        number, vector, state, (_, gradient) = carry
-        updates, state = rule.update(gradient, state)
+        number, vector, state, _ = carry
+        value, gradient = slope(vector, state=state)
+        updates, state = rule.update(gradient, state, vector, value=value, grad=gradient, value_fn=speed)
         vector = vector + updates
-        return number + 1, vector, state, slope(vector)
+        return number + 1, vector, state, speed(vector)
 
-    start = jnp.zeros((), jnp.int32), vector, rule.init(vector), slope(vector)
+    start = jnp.zeros((), jnp.int32), vector, rule.init(vector), speed(vector)
     return jax.lax.while_loop(goes_on, move, start)[1]
 
 

@@ -1,5 +1,6 @@
 """Plots of the diagnosis. They need matplotlib, which the library itself does not."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.axes import Axes
 
+from .. import check
 from ..arrays import States
 from ..checked import Checked
 from .fixed_point_table import FixedPoints
@@ -91,12 +93,13 @@ def draw_fixed_points(axes: Axes, points: FixedPoints, trajectories: States) -> 
 
     trajectories   states of the cell with two leading axes, B and T, on every array
     """
-    rows = _as_vectors(trajectories, 2)
-    if rows.ndim != 3 or not np.isfinite(rows).all():
+    like = jax.tree.map(lambda leaf: (*leaf.shape[1:],), points.states)
+    if jax.tree.map(lambda leaf: np.shape(leaf)[2:], trajectories) != like or jax.tree.leaves(trajectories)[0].ndim < 2:
         raise ValueError(
-            f"trajectories: expected finite states over time of one or more sequences, [B, T, ...], got {rows.shape}. "
-            "Pass the states that AllStates puts out, mapped over sequences"
+            f"trajectories: expected states [B, T, ...] like those of the points, {check.show(points.states)}, "
+            f"got {check.show(trajectories)}. Pass the states that AllStates puts out, mapped over sequences"
         )
+    rows = _as_vectors(trajectories, 2)
     flat = rows.reshape(-1, rows.shape[-1])
     mean = flat.mean(0)
     components = np.linalg.svd(flat - mean, full_matrices=False)[2][: 3 if axes.name == "3d" else 2]
@@ -114,7 +117,8 @@ def _as_vectors(states: States, leading: int) -> np.ndarray:
     """The arrays of a state side by side, after so many leading axes; a complex one as its two real parts."""
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
     reals = [part for leaf in arrays for part in ((leaf.real, leaf.imag) if np.iscomplexobj(leaf) else (leaf,))]
-    return np.concatenate([part.reshape(*part.shape[:leading], -1) for part in reals], -1)
+    rows = [part.reshape(*part.shape[:leading], math.prod(part.shape[leading:])) for part in reals]
+    return np.concatenate(rows, -1)
 
 
 def _positive(curve: np.ndarray) -> np.ndarray:

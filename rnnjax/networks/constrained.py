@@ -61,7 +61,7 @@ class ConnectionMask(eqx.Module):
     mask: Bool[Array, "H GH"]
 
     def __init__(self, mask: Checked[ArrayLike]):
-        """`mask` [H, G H]: whether a unit (row) sends to a gate of another (column), such as `~np.eye(H, dtype=bool)`."""
+        """`mask` [H, G H]: whether a unit (row) sends to a gate of another (column): `~np.eye(H, dtype=bool)`."""
         array = np.asarray(mask)
         if array.dtype != bool or array.ndim != 2:
             raise ValueError(
