@@ -60,7 +60,7 @@ class Line(NamedTuple):
 parse = command_line(
     __doc__,
     choice("--constraint", CELLS, "none"),
-    steps_option(1500),
+    steps_option(1000),
     SEED,
     picture_option("slow points and trajectories of both contexts"),
 )

@@ -42,7 +42,7 @@ CELLS = {
 loss = partial(tagger_loss, objective=squared_error)
 
 parse = command_line(
-    __doc__, choice("--cell", CELLS, "gru"), steps_option(1500), SEED, picture_option("points and trajectories")
+    __doc__, choice("--cell", CELLS, "gru"), steps_option(1000), SEED, picture_option("points and trajectories")
 )
 
 

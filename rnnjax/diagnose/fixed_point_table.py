@@ -75,7 +75,7 @@ class FixedPoints:
             moduli = np.abs(self.eigenvalues[point])
             starts = int((self.reached == point).sum())
             speed, unstable = f"{self.speeds[point]:.1e}", int(self.unstable[point])
-            rows.append(row(kind, speed, unstable, f"{moduli[0]:.4f}", f"{_slowest(moduli):.1f}", starts))
+            rows.append(row(kind, speed, unstable, f"{moduli[0]:.4f}", f"{_slowest(moduli):.3g}", starts))
         left = len(self) - LONGEST
         return [*rows, f"and {left} more"] if left > 0 else rows
 
