@@ -36,7 +36,7 @@ from rnnjax.regularise import NoisyStates
 B, T, UNITS, LEARNING_RATE = 64, 50, 64, 5e-3
 LEAK, NOISE = 0.2, 0.1  # dt / tau, and sigma_rec
 SIGNAL, SENSORY_NOISE = 0.1875, 0.5  # the strongest mean of an input, and the deviation of each step
-TESTED, STARTS = 512, 256
+TESTED, STARTS, SLOW = 512, 256, 3e-4  # trials; states to look from; q of a point of the line
 CONTEXTS = ("motion", "colour")
 CELLS = {
     "none": lambda key: rate_network(key),
@@ -89,8 +89,11 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     trials, means = draw(np.random.default_rng(10_000 + options.seed), TESTED)
     (ys, states), relevant = follow(cell, trials.xs), trials.xs[:, 0, 2:].argmax(1)
     choices = np.sign(np.asarray(jax.vmap(model.head)(ys[:, -1]))[:, 0])
-    share = float(np.mean(choices == np.sign(np.take_along_axis(means, relevant[:, None], 1)[:, 0])))
-    print(f"rate network, constraint {options.constraint}, seed {options.seed}: {share:.2%} right answers")
+    right = np.sign(np.take_along_axis(means, relevant[:, None], 1)[:, 0])
+    sums = trials.xs[np.arange(TESTED), :, relevant].sum(1)
+    share, best = float(np.mean(choices == right)), float(np.mean(np.sign(sums) == right))
+    title = f"rate network, constraint {options.constraint}, seed {options.seed}"
+    print(f"{title}: {share:.1%} right answers; {best:.1%} by a perfect integral")
     lines = []
     for context, name in enumerate(CONTEXTS):
         chosen = relevant == context
@@ -113,6 +116,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "constraint": options.constraint,
         "seed": options.seed,
         "test": share,
+        "perfect": best,
         "slowest": min(line.slowest for line in lines),
         "second": max(line.second for line in lines),
         "selection": min(line.relevant / line.irrelevant for line in lines),
@@ -141,7 +145,7 @@ def look(cell: rnnjax.AbstractCell, context: int, states: Any, seed: int) -> Lin
     x = np.concatenate([np.zeros(2), np.eye(2)[context]]).astype(np.float32)
     visited = np.asarray(states.h).reshape(-1, UNITS)
     starts = rnnjax.Hidden(visited[np.random.default_rng(seed).choice(len(visited), STARTS)])
-    points = rnnjax.diagnose.fixed_points(cell, x, starts)
+    points = rnnjax.diagnose.fixed_points(cell, x, starts, slow=SLOW)
     linear = jax.jit(jax.vmap(partial(rnnjax.diagnose.linearise, cell, x)))(points.states)
     constants, read = [], []
     for number in range(len(points)):
