@@ -109,11 +109,8 @@ def draw_fixed_points(axes: Axes, points: FixedPoints, trajectories: States) -> 
         found = (_as_vectors(points.of_kind(kind), 1) - mean) @ components.T
         if len(found):
             axes.scatter(*found.T, label=f"{kind}, {len(found)}", zorder=3, **mark)
-    labels = {
-        f"{axis}label": f"component {number}"
-        for number, axis in zip(range(1, len(components) + 1), "xyz", strict=False)
-    }
-    axes.set(**labels)
+    third = {"zlabel": "component 3"} if axes.name == "3d" else {}
+    axes.set(xlabel="component 1", ylabel="component 2", **third)
     axes.legend()
 
 
