@@ -98,10 +98,11 @@ class RateRNN(AbstractAffineCell):
 
     @property
     def weight_shapes(self) -> Shapes:
-        hidden_size = self.hidden_size
-        low = isinstance(self.recurrent_weight, LowRankWeight)
-        columns = self.recurrent_weight.m.shape[-1] if low else hidden_size
-        return super().weight_shapes | {"recurrent_weight": (hidden_size, columns)}
+        shapes, hidden_size, weight = super().weight_shapes, self.hidden_size, self.recurrent_weight
+        if not isinstance(weight, LowRankWeight):
+            return shapes | {"recurrent_weight": (hidden_size, hidden_size)}
+        rank = min(weight.m.shape[-1], weight.n.shape[-1])
+        return shapes | {f"recurrent_weight.{field}": (hidden_size, rank) for field in weight._fields}
 
     def step(self, state: Hidden, u: Gates) -> Hidden:
         v = _recur(self.recurrent_weight, self.activation(state.h))
