@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from common.command_line import SEED, choice, command_line, main, picture_option, steps_option
@@ -70,11 +71,15 @@ def rate_network(key: Any, **options: Any) -> rnnjax.cells.RateRNN:
     return rnnjax.cells.RateRNN(4, UNITS, leak=LEAK, key=key, **options)
 
 
+def cell_of(model: Tagger) -> Any:
+    """The cell of the model; of a constrained one, that of the constrained weight."""
+    return model.network.cell if isinstance(model.network, Constrained) else model.network
+
+
 def loss(model: Tagger, carry: None, batch: Sequences, key: Any) -> Any:
     """The squared error over time, with noise on the states."""
     deviation = (2 * LEAK) ** 0.5 * NOISE
-    cell = model.network.cell if isinstance(model.network, Constrained) else model.network
-    noisy = eqx.tree_at(lambda model: model.network, model, NoisyStates(cell, deviation))
+    noisy = eqx.tree_at(lambda model: model.network, model, NoisyStates(cell_of(model), deviation))
     return tagger_loss(noisy, carry, batch, key, objective=squared_error)
 
 
@@ -85,7 +90,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     batches = lambda step: draw(np.random.default_rng((options.seed, step)), B)[0]  # noqa: E731
     rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(constant_then_linear(LEARNING_RATE, options.steps)))
     model = rnnjax.training.fit(model, loss, batches, rule, steps=options.steps, key=keys[2], progress=False).model
-    cell = model.network.cell if isinstance(model.network, Constrained) else model.network
+    cell = cell_of(model)
     trials, means = draw(np.random.default_rng(10_000 + options.seed), TESTED)
     (ys, states), relevant = follow(cell, trials.xs), trials.xs[:, 0, 2:].argmax(1)
     choices = np.sign(np.asarray(jax.vmap(model.head)(ys[:, -1]))[:, 0])
@@ -144,7 +149,7 @@ def look(cell: rnnjax.AbstractCell, context: int, states: Any, seed: int) -> Lin
     """The slow points of one context without evidence, and the modes of the network there."""
     x = np.concatenate([np.zeros(2), np.eye(2)[context]]).astype(np.float32)
     visited = np.asarray(states.h).reshape(-1, UNITS)
-    starts = rnnjax.Hidden(visited[np.random.default_rng(seed).choice(len(visited), STARTS)])
+    starts = rnnjax.Hidden(jnp.asarray(visited[np.random.default_rng(seed).choice(len(visited), STARTS)]))
     points = rnnjax.diagnose.fixed_points(cell, x, starts, slow=SLOW)
     linear = jax.jit(jax.vmap(partial(rnnjax.diagnose.linearise, cell, x)))(points.states)
     constants, read = [], []

@@ -92,7 +92,7 @@ def follow(model: Tagger, sequences: Sequences) -> tuple[Any, float]:
     """The states over time of each sequence, and the share of bits whose sign is right."""
 
     @eqx.filter_jit
-    def states_and_answers(model: Tagger, xs: Any) -> tuple[Any, Any]:
+    def states_and_answers(model: Any, xs: Any) -> tuple[Any, Any]:
         ys, states = jax.vmap(lambda xs: rnnjax.unroll(rnnjax.networks.AllStates(model.network), None, xs)[1])(xs)
         return states, jax.vmap(jax.vmap(model.head))(ys)
 
@@ -118,7 +118,8 @@ def memories(model: Tagger, points: rnnjax.diagnose.FixedPoints) -> int:
     stable = points.of_kind("stable")
     if len(jax.tree.leaves(stable)[0]) == 0:
         return 0
-    answers = jax.vmap(lambda state: model.head(model.network.hidden(state)))(stable)
+    cell: Any = model.network
+    answers = jax.vmap(lambda state: model.head(cell.hidden(state)))(stable)
     _, counts = np.unique(np.sign(answers), axis=0, return_counts=True)
     return int((counts == 1).sum())
 

@@ -241,7 +241,7 @@ def update(environment: Environment, rule: Any, learner: Learner, _: None) -> tu
         agent, optimiser = carry
         gradient = jax.grad(loss)(agent, *jax.tree.map(lambda leaf: leaf[chosen], batch))
         updates, optimiser = rule.update(gradient, optimiser)
-        return (optax.apply_updates(agent, updates), optimiser), None
+        return (eqx.apply_updates(agent, updates), optimiser), None
 
     orders = jax.vmap(lambda key: jax.random.permutation(key, AGENTS))(jax.random.split(shuffling, EPOCHS))
     chosen = orders.reshape(EPOCHS * MINIBATCHES, -1)
@@ -269,7 +269,7 @@ def train(environment: Environment, cell: str, updates: int, seeds: range) -> Fl
     @jax.vmap
     def start(key: PRNGKeyArray) -> Learner:
         drawn, placed, key = jax.random.split(key, 3)
-        agent = Agent(cell, environment.inputs, environment.actions, key=drawn)
+        agent: Any = Agent(cell, environment.inputs, environment.actions, key=drawn)
         return Learner(agent, rule.init(agent), begin(environment, agent, AGENTS, placed), key)
 
     part = max(1, updates // REPORTS)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from messages import instructs
 
 import rnnjax
+from rnnjax import flat
 from rnnjax.cells import LSTMState
 from rnnjax.diagnose import fixed_points, linearise, plot
 
@@ -133,7 +134,7 @@ def test_a_linearisation_is_finite_differences_and_its_eigenvalues_those_of_the_
     cell, x, found = of_an_lstm()
     state = jax.tree.map(lambda leaf: leaf[0], found.states)
     linear = jax.jit(lambda state: linearise(cell, x, state))(state)
-    near = jax.jit(jax.vmap(lambda x, h, c: rnnjax.flat.pack(cell.step(LSTMState(h, c), cell.project(x[None])[0]))))
+    near = jax.jit(jax.vmap(lambda x, h, c: flat.pack(cell.step(LSTMState(h, c), cell.project(x[None])[0]))))
     center, step = np.concatenate([x, state.h, state.c]), 1e-6
     each = np.concatenate([center + step * np.eye(center.size), center - step * np.eye(center.size)])
     forth, back = np.split(np.asarray(near(*np.split(each, (x.size, x.size + state.h.size), 1))), 2)
