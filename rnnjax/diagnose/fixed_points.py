@@ -53,6 +53,9 @@ def fixed_points(
     steps           the largest number of steps of L-BFGS
     slow            q of a slow point: one that Newton's method does not find to be fixed, but that moves as slowly
 
+    A point may be where no state of the cell gets. Weights narrower than float32 round the state, so that no point is
+    quite fixed: cast them to float32 or float64 first.
+
     Returns `FixedPoints`, which prints a table. A start that ends with q > `slow` is not converged: it is in no point,
     and the table says how many there are: often it is at a minimum of q that is no fixed point. Only points near
     `starts` are found. The number of points is known only when it has run, so it cannot be jitted.

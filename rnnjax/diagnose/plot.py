@@ -117,7 +117,7 @@ def draw_fixed_points(axes: Axes, points: FixedPoints, trajectories: States) -> 
 def _as_vectors(states: States, leading: int) -> np.ndarray:
     """The arrays of a state side by side, after so many leading axes; a complex one as its two real parts."""
     arrays: list[np.ndarray] = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
-    reals = [part for leaf in arrays for part in ((leaf.real, leaf.imag) if np.iscomplexobj(leaf) else (leaf,))]
+    reals = [part for leaf in arrays for part in ((np.real(leaf), np.imag(leaf)) if np.iscomplexobj(leaf) else (leaf,))]
     rows = [part.reshape(*part.shape[:leading], math.prod(part.shape[leading:])) for part in reals]
     return np.concatenate(rows, -1)
 
