@@ -170,7 +170,7 @@ def error_of_matrices(kind: str, steps: int) -> float:
     """The distance of a matrix-state recurrence and its gradient from the same by `Scan` in float64 on the CPU."""
 
     def run(engine: AbstractEngine, dtype: str) -> Any:
-        cell, xs = matrix_state.problem(kind, steps, dtype)
+        cell, xs = matrix_state.problem(kind, steps, dtype=dtype)
         read = lambda xs: jax.vmap(lambda xs: unroll(cell, None, xs, engine=engine))(xs)  # noqa: E731
         loss = lambda xs: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(read(xs)))  # noqa: E731
         return jax.jit(lambda xs: (read(xs), jax.grad(loss)(xs)))(xs)

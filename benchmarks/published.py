@@ -42,7 +42,10 @@ def percent(words: tuple[str, ...], published: str, bar: float | None, seeds: in
     return Task(words, "%", published, bar, operator.ge, seeds, 100.0)
 
 
-MADE_UP = ("addition", "fitzhugh_nagumo", "long_memory", "recall", "state_tracking")  # examples that need no files
+MADE_UP = (  # examples that need no files
+    *("addition", "decision", "fitzhugh_nagumo", "flip_flop", "long_memory", "recall", "recurrent_ppo"),
+    "state_tracking",
+)
 TRANSLATION = ("translation", "--epochs", "5")
 HALF_FORCED = ("translation", "--epochs", "10", "--teacher-forcing", "0.5")  # as what is published was trained
 ADDING = ("long_memory", "--task", "adding", "--minutes", "2", "--models")
@@ -71,6 +74,17 @@ def tracked(mixer: str, published: str, bar: float, meets: Callable[[float, floa
 def recalled(mixer: str, published: str) -> Task:
     """A task whose figure is the share of keys of which the value is told."""
     return percent(("recall", "--mixers", mixer, "--steps", "4000"), published, None)._replace(at_once=True)
+
+
+def controlled(cell: str, bar: float, meets: Callable[[float, float], bool]) -> Task:
+    """A task whose figure is the return of the greedy policy in CartPole without velocities."""
+    return Task(("recurrent_ppo", "--cell", cell), "return, at most 500", "", bar, meets, at_once=True)
+
+
+def remembered(cell: str, published: str, bar: float | None) -> Task:
+    """A task whose figure is the share of right answers at the end of a memory chain."""
+    words = ("recurrent_ppo", "--task", "memory", "--length", "30", "--cell", cell)
+    return percent(words, published, bar)._replace(figure="right", at_once=True)
 
 
 TASKS = {
@@ -131,6 +145,12 @@ TASKS = {
     "words of S3 to length 64, DeltaNet, [-1, 1]": tracked("deltanet_signed", "not solved", 0.5, operator.le, *S3),
     "recall of 16 pairs, width 32, Gated DeltaNet": recalled("gated_deltanet", "79.0 of 8192 words"),
     "recall of 16 pairs, width 32, Mamba-2": recalled("mamba2", "75.1 of 8192 words"),
+    "flip-flop of 3 bits, GRU": Task(("flip_flop",), "memories at one stable point", "8", 8.0, operator.ge),
+    "context-dependent decision, rate network": percent(("decision",), "", None),
+    "CartPole without velocities, GRU": controlled("gru", 450.0, operator.ge),
+    "CartPole without velocities, no memory": controlled("memoryless", 120.0, operator.le),
+    "memory chain of 30 steps, GRU": remembered("gru", "", 95.0),
+    "memory chain of 30 steps, no memory": remembered("memoryless", "50, guessing", None),
 }
 
 

@@ -34,6 +34,8 @@ from .min_gru import MinGRU as MinGRU
 from .min_gru import positive as positive
 from .min_lstm import MinLSTM as MinLSTM
 from .projected_lstm import ProjectedLSTM as ProjectedLSTM
+from .rate_rnn import LowRankWeight as LowRankWeight
+from .rate_rnn import RateRNN as RateRNN
 from .reset_before_gru import ResetBeforeGRU as ResetBeforeGRU
 from .s5 import S5 as S5
 from .s6 import S6 as S6

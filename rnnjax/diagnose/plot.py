@@ -1,13 +1,25 @@
 """Plots of the diagnosis. They need matplotlib, which the library itself does not."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.axes import Axes
 
+from .. import check
+from ..arrays import States
 from ..checked import Checked
+from .fixed_point_table import FixedPoints
+
+MARKS = {  # of each kind of fixed points
+    "stable": {"marker": "o", "color": "black"},
+    "saddle": {"marker": "x", "color": "tab:red"},
+    "unstable": {"marker": "o", "color": "tab:red"},
+    "slow": {"marker": ".", "color": "tab:orange"},
+}
 
 
 def draw_spectrum(axes: Axes, singular_values: Checked[ArrayLike]) -> None:
@@ -74,6 +86,40 @@ def draw_alignment(
     if targets is not None:
         axes.set_yticks(range(len(targets)), targets)
     axes.set(xlabel="source", ylabel="target")
+
+
+def draw_fixed_points(axes: Axes, points: FixedPoints, trajectories: States) -> None:
+    """Points and trajectories in the first principal components of the trajectories: three on 3D axes, else two.
+
+    trajectories   states of the cell with two leading axes, B and T, on every array
+    """
+    like = jax.tree.map(lambda leaf: (*leaf.shape[1:],), points.states)
+    if jax.tree.map(lambda leaf: np.shape(leaf)[2:], trajectories) != like or jax.tree.leaves(trajectories)[0].ndim < 2:
+        raise ValueError(
+            f"trajectories: expected states [B, T, ...] like those of the points, {check.show(points.states)}, "
+            f"got {check.show(trajectories)}. Pass the states that AllStates puts out, mapped over sequences"
+        )
+    rows = _as_vectors(trajectories, 2)
+    flat = rows.reshape(-1, rows.shape[-1])
+    mean = flat.mean(0)
+    components = np.linalg.svd(flat - mean, full_matrices=False)[2][: 3 if axes.name == "3d" else 2]
+    for trajectory in (rows - mean) @ components.T:
+        axes.plot(*trajectory.T, color="tab:blue", linewidth=0.5, alpha=0.4)
+    for kind, mark in MARKS.items():
+        found = (_as_vectors(points.of_kind(kind), 1) - mean) @ components.T
+        if len(found):
+            axes.scatter(*found.T, label=f"{kind}, {len(found)}", zorder=3, **mark)
+    third = {"zlabel": "component 3"} if axes.name == "3d" else {}
+    axes.set(xlabel="component 1", ylabel="component 2", **third)
+    axes.legend()
+
+
+def _as_vectors(states: States, leading: int) -> np.ndarray:
+    """The arrays of a state side by side, after so many leading axes; a complex one as its two real parts."""
+    arrays: list[np.ndarray] = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
+    reals = [part for leaf in arrays for part in ((np.real(leaf), np.imag(leaf)) if np.iscomplexobj(leaf) else (leaf,))]
+    rows = [part.reshape(*part.shape[:leading], math.prod(part.shape[leading:])) for part in reals]
+    return np.concatenate(rows, -1)
 
 
 def _positive(curve: np.ndarray) -> np.ndarray:

@@ -11,6 +11,9 @@ from .cg_lru import CGLRU as CGLRU
 from .connected import Connected as Connected
 from .connected import residual as residual
 from .connected import skip as skip
+from .constrained import ConnectionMask as ConnectionMask
+from .constrained import Constrained as Constrained
+from .constrained import Dale as Dale
 from .convolution import CausalConvolution as CausalConvolution
 from .depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
 from .gated_lru import RGLRUState as RGLRUState

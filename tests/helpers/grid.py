@@ -73,6 +73,9 @@ CELLS: dict[str, Callable[..., rnnjax.AbstractCell]] = {
     "gru": lambda inputs, dtype: rnnjax.GRU(inputs, H, key=KEY, learn_initial=True, bias=False, dtype=dtype),
     "reset_before_gru": lambda inputs, dtype: rnnjax.ResetBeforeGRU(inputs, H, key=KEY, dtype=dtype),
     "lem": lambda inputs, dtype: rnnjax.LEM(inputs, H, key=KEY, time_step=0.7, learn_initial=True, dtype=dtype),
+    "rate_rnn": lambda inputs, dtype: rnnjax.cells.RateRNN(
+        inputs, H, key=KEY, leak=0.3, rank=2, learn_initial=True, dtype=dtype
+    ),
     "slstm": lambda inputs, dtype: rnnjax.cells.SLSTM(inputs, H, key=KEY, heads=2, dtype=dtype),
     "min_gru": lambda inputs, dtype: rnnjax.MinGRU(inputs, H, key=KEY, learn_initial=True, dtype=dtype),
     "ind_rnn": lambda inputs, dtype: rnnjax.IndRNN(inputs, H, key=KEY, activation=jnp.tanh, dtype=dtype),

@@ -95,6 +95,15 @@ def elman(cell: rnnjax.Elman, state: State, x: Vector) -> State:
     return ((1 - leak) * h + leak * ACTIVATIONS[cell.activation](both(cell, x, h, 0)),)
 
 
+def rate_rnn(cell: rnnjax.cells.RateRNN, state: State, x: Vector) -> tuple[State, Vector]:
+    (h,) = state
+    R, activation = cell.recurrent_weight, ACTIVATIONS[cell.activation]
+    if isinstance(R, rnnjax.cells.LowRankWeight):
+        R = float64(R.n) @ float64(R.m).T / len(h)
+    h = (1 - cell.leak) * h + cell.leak * (from_input(cell, x, 0) + activation(h) @ float64(R))
+    return (h,), activation(h)
+
+
 def memory(cell: Any, peepholes: Any, state: State, x: Vector) -> State:
     """What an LSTM puts out before any projection, and its cell state."""
     h, c = state
@@ -359,6 +368,7 @@ READERS: dict[type, Callable[[Any, State, Vector], tuple[State, Vector]]] = {  #
     rnnjax.LRU: lru,
     rnnjax.S5: s5,
     rnnjax.SRU: sru,
+    rnnjax.cells.RateRNN: rate_rnn,
     rnnjax.networks.CausalConvolution: convolution,
     rnnjax.networks.DepthwiseConvolution: depthwise_convolution,
     rnnjax.QRNN: qrnn,

@@ -56,6 +56,9 @@ VARIANTS = lstm_variants() | {
     "elman_linear": partial(rnnjax.Elman, activation=rnnjax.cells.linear),
     "elman_heads": partial(rnnjax.Elman, heads=HEADS),
     "elman_leak": partial(rnnjax.Elman, leak=0.3),
+    "rate_rnn": partial(rnnjax.cells.RateRNN, leak=0.3),
+    "rate_rnn_relu": partial(rnnjax.cells.RateRNN, leak=1.0, activation=jax.nn.relu, bias=False),
+    "rate_rnn_low_rank": partial(rnnjax.cells.RateRNN, leak=0.3, rank=2),
     "gru": rnnjax.GRU,
     "gru_no_bias": partial(rnnjax.GRU, bias=False),
     "gru_activations": partial(rnnjax.GRU, activation=jax.nn.soft_sign, gate_activation=jax.nn.hard_sigmoid),
@@ -147,7 +150,7 @@ QUICK_LSTM = (  # peepholes alone, and all options together; most other combinat
 )
 QUICK_GRADIENTS = (  # a cell for each way to be different; other gradients are slow
     *("lstm_peepholes_coupled_clip_heads", "projected_lstm", "gru", "reset_before_gru", "lem", "diagonal_lstm"),
-    *("min_lstm", "sru", "lru", "qrnn", "rg_lru", "cg_lru", "slstm", "mlstm"),
+    *("min_lstm", "sru", "lru", "qrnn", "rg_lru", "cg_lru", "slstm", "mlstm", "rate_rnn_low_rank"),
 )
 QUICK_STARTS = ("lstm", "projected_lstm", "gru", "min_gru", "lru")  # a cell for each way to begin
 UNIFORM = ("lem",)  # which draws all its weights as torch does

@@ -25,6 +25,7 @@ MATRICES: dict[str, tuple[str, ...]] = {  # of each cell of the grid; all else a
     "projected_lstm": (*DENSE, ".projection"),
     "reset_before_gru": (*DENSE, ".candidate_weight"),
     "lem": (*DENSE, ".candidate_weight"),
+    "rate_rnn": (".input_weight", ".recurrent_weight.m", ".recurrent_weight.n"),
     "sru": STATE_SPACE,
     "lru": STATE_SPACE,
     "s5": STATE_SPACE,
