@@ -13,6 +13,7 @@ from .connected import residual as residual
 from .connected import skip as skip
 from .convolution import CausalConvolution as CausalConvolution
 from .depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
+from .dilated import Dilated as Dilated
 from .gated_lru import RGLRUState as RGLRUState
 from .layers import layers as layers
 from .mamba import Mamba as Mamba

@@ -1,0 +1,216 @@
+"""ES-RNN: exponential smoothing of every series, and one network for all of them."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ... import check
+from ...arrays import AnyArray, IntegerLike, PyTree, look_up
+from ...checked import Checked
+from ...engine import AbstractEngine
+from ...engines.auto import Auto
+from ...marks import valid_steps
+from ...named import as_module
+from ...network import Layer
+from ...runtime_error import error_where
+from ...unroll import unroll
+from ..batches import batch_parts
+from .quantiles import Quantiles
+from .smoothing import Seasons, Smoothed, initial_seasons, smooth
+from .windows import check_head, past_windows
+
+
+class ESRNN(eqx.Module):
+    """Smyl 2020, "A hybrid method of exponential smoothing and recurrent neural networks", the winner of the M4.
+
+        z_t = log(y_{t-W+1} .. y_t, each / s) - log l_t            the levels l and factors s: see `smooth`
+        y_{t+k} = l_t s_{t+k} exp(q_k),  k = 1 .. horizon          q = head(network(z)_t)
+
+    Every series has smoothing rates and first seasonal factors of its own, which are learned together with the network
+    that all series share. q are quantiles, by the pinball loss; a factor s_{t+k} is the last known one of its phase.
+
+        network = Stack([Dilated(LSTM(24, 40, key=a), 1), Dilated(LSTM(40, 40, key=b), 24)])
+        head = eqx.nn.Linear(40, 48 * 3, key=c)
+        model = ESRNN(48, network, head, Quantiles((0.025, 0.5, 0.975)), series=series, periods=(24, 168))
+        bands = model(number, values)                                                              [3, 48]
+
+    All values must be positive. A constant series is not special: its level is the constant.
+    """
+
+    level_rate: Float[Array, " N"]  # before the sigmoid
+    season_rates: Seasons  # [N] for each period, before the sigmoid
+    seasons: Seasons  # [N, period] for each period: logarithms of the first factors
+    network: Layer
+    head: Callable[[Array], Array] = eqx.field(converter=as_module)
+    quantiles: Quantiles
+    horizon: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        horizon: int,
+        network: Layer,
+        head: Callable[[Array], Array],
+        quantiles: Quantiles,
+        *,
+        series: Checked[Sequence[AnyArray]],
+        periods: Checked[Sequence[int]] = (),
+        level_rate: float = 0.5,
+        season_rate: float = 0.1,
+    ):
+        """The parts as they are; rates and factors of these series, whose numbers are their places in the list.
+
+        horizon                  steps that are forecast
+        network                  any that reads vectors [W], the last W values; W is the window
+        head                     from an output of the network to [horizon * len(quantiles.levels)]
+        series                   the training series [T_n]; their first steps decide the first seasonal factors
+        periods                  of the seasons in steps, increasing; () for none
+        level_rate, season_rate  from which the smoothing rates start, 0 < rate < 1
+
+        Raises ValueError for a series shorter than two seasons, and for one whose values are not all positive.
+        """
+        check.sizes(horizon=horizon)
+        rates = {"level_rate": level_rate, "season_rate": season_rate}
+        logits = {name: _logit(name, rate) for name, rate in rates.items()}
+        (window,) = network.input_type().shape
+        del window
+        check_head(network, head, horizon * quantiles.size)
+        dtype = jnp.float32
+        self.seasons = tuple(jnp.asarray(factors, dtype) for factors in initial_seasons(series, periods))
+        self.level_rate = jnp.full(len(series), logits["level_rate"], dtype)
+        self.season_rates = tuple(jnp.full(len(series), logits["season_rate"], dtype) for _ in periods)
+        self.network = network
+        self.head = head
+        self.quantiles = quantiles
+        self.horizon = int(horizon)
+
+    def __call__(
+        self,
+        number: Int[Array, ""],
+        values: Float[Array, " T"],
+        *,
+        length: Checked[IntegerLike | None] = None,
+        engine: AbstractEngine = Auto(),
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "P horizon"]:
+        """The quantiles of the `horizon` values after `values`, the series of this number, [levels, horizon].
+
+        Map over a batch of numbers, series and lengths by `jax.vmap`. NaN for a number that is not from 0 to N - 1.
+        """
+        valid, values, smoothed, outputs = self._run(number, values, length, engine, key)
+        last = (len(values) if valid is None else valid) - 1
+        ahead = jnp.arange(self.horizon)
+        factors = [season[ahead % len(season)] for season in smoothed.last.seasons]
+        scale = math.prod(factors, start=smoothed.last.level)
+        return scale * jnp.exp(self.quantiles.values(outputs[last], jnp.ones(())))
+
+    def losses(
+        self,
+        number: Int[Array, ""],
+        values: Float[Array, " T"],
+        length: IntegerLike | None,
+        engine: AbstractEngine,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """The sum of the losses of all forecasts within a series, their number, and the wiggliness of its level.
+
+        Forecasts are made at every step with a whole window before it and all of its horizon within the series. The
+        wiggliness is the mean square of the second differences of log l_t.
+        """
+        valid, values, smoothed, outputs = self._run(number, values, length, engine, key)
+        T = len(values)
+        end = T if valid is None else valid
+        logs, levels, ahead = jnp.log(values), jnp.log(smoothed.levels), range(1, self.horizon + 1)
+        seasons = [jnp.log(season) for season in smoothed.seasons]
+        target = lambda k: (
+            _shift(logs, k)
+            - levels
+            - sum(  # noqa: E731
+                (_shift(season, 1 + (k - 1) % period) for season, period in zip(seasons, self.periods, strict=True)),
+                start=jnp.zeros_like(levels),
+            )
+        )
+        steps = jnp.arange(T)
+        known = (steps >= self.window - 1) & (steps + self.horizon < end)
+        targets = jnp.where(known[:, None], jnp.stack([target(k) for k in ahead], axis=1), 0)
+        losses = self.quantiles.loss(outputs, jnp.ones(()), targets).mean(1)
+        bends = levels[2:] - 2 * levels[1:-1] + levels[:-2]
+        inside = steps[2:] < end
+        wiggliness = jnp.where(inside, bends, 0) ** 2
+        return jnp.where(known, losses, 0).sum(), known.sum(), wiggliness.sum() / jnp.maximum(inside.sum(), 1)
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """The periods of the seasons in steps."""
+        return tuple(season.shape[-1] for season in self.seasons)
+
+    @property
+    def window(self) -> int:
+        """W, the values that the network reads at each step."""
+        return self.network.input_type().shape[0]
+
+    def _run(self, number, values, length, engine, key) -> tuple[Array | None, Array, Smoothed, Array]:
+        """The length, the values with ones after it, their smoothing, and the outputs [T, horizon, levels]."""
+        T = len(values)
+        if T == 0:
+            raise ValueError("values: expected at least one step, got none. Pass a longer series")
+        valid = check.length(length, T)
+        if valid is not None:
+            values = jnp.where(valid_steps(valid, T), values, 1)
+        message = "values: expected positive ones, got zero, a negative one or NaN. Add a constant, or use a Forecaster"
+        values = error_where(values, ~(values > 0), message)
+        row = lambda table: look_up(table, number)  # noqa: E731
+        rates = tuple(sigmoid(row(rate)) for rate in self.season_rates)
+        seasons = tuple(jnp.exp(row(season)) for season in self.seasons)
+        smoothed = smooth(values, valid, sigmoid(row(self.level_rate)), rates, seasons)
+        levels, factors = smoothed.levels, smoothed.seasons
+        if valid is not None:  # `unroll` makes ignored outputs zero, and they have no logarithm
+            levels, factors = jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 1), (levels, factors))
+        smoothed = smoothed._replace(levels=levels, seasons=factors)
+        logs = jnp.log(values) - sum((jnp.log(factor) for factor in factors), start=jnp.zeros_like(values))
+        inputs = past_windows(logs, jnp.log(levels), self.window)
+        _, ys = unroll(self.network, None, inputs, length=valid, engine=engine, key=key)
+        outputs = jax.vmap(self.head)(ys).reshape(T, self.horizon, self.quantiles.size)
+        return valid, values, smoothed, outputs
+
+
+def es_rnn_loss(
+    model: ESRNN,
+    carry: PyTree,
+    batch: Checked[tuple[AnyArray, AnyArray, AnyArray | None]],
+    key: PRNGKeyArray | None,
+    *,
+    level_penalty: float = 0.0,
+    engine: AbstractEngine = Auto(),
+) -> tuple[Float[Array, ""], PyTree]:
+    """The mean pinball loss of all forecasts within a batch of series, and the carry: a loss for `fit`.
+
+    batch          `(numbers, values, lengths)`, [B], [B, T] and [B]; lengths may be None
+    key            for dropout in the network, drawn anew for each series; None: nothing is dropped
+    level_penalty  of the wiggliness of the levels: see `ESRNN.losses`
+    """
+    form = "(numbers, values, lengths), the places of the series in the model's list, and the series themselves"
+    numbers, values, lengths = batch_parts(batch, form, numbers=1, values=2, lengths=None)
+    penalty = check.nonnegative("level_penalty", level_penalty, "a weight", "penalty")
+    keys = None if key is None else jax.random.split(key, len(numbers))
+    one = lambda number, values, length, key: model.losses(number, values, length, engine, key)  # noqa: E731
+    sums, counts, wiggliness = jax.vmap(one)(numbers, values, lengths, keys)
+    total = sums.sum() / jnp.maximum(counts.sum(), 1).astype(sums.dtype)
+    return total + penalty * wiggliness.mean(), carry
+
+
+def _shift(values: Float[Array, " T"], steps: int) -> Float[Array, " T"]:
+    """values[t + steps] at t; zeros after the end."""
+    return jnp.concatenate([values[steps:], jnp.zeros(min(steps, len(values)), values.dtype)])
+
+
+def _logit(name: str, rate: float) -> float:
+    """The logit of a rate. Raises unless it is between 0 and 1."""
+    value = check.number(name, rate, "a rate of smoothing")
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: expected a rate of smoothing, 0 < rate < 1, got {rate!r}. Pass 0.5 for a start")
+    return math.log(value / (1 - value))
