@@ -20,9 +20,10 @@ from .windows import Windows, check_head, mean_scale, valid_past
 
 
 class DeepAR(eqx.Module):
-    """Salinas et al. 2020, "DeepAR: probabilistic forecasting with autoregressive recurrent networks", arXiv:1704.04110.
+    """Salinas et al. 2020, "DeepAR: probabilistic forecasting with autoregressive recurrent networks".
 
-        h_t = network(h_{t-1}, y_{t-1} / scale, features_t)     y_t ~ distribution(head(h_t), scale)    scale = mean |past|
+        h_t = network(h_{t-1}, y_{t-1} / scale, features_t)             scale = mean |past|
+        y_t ~ distribution(head(h_t), scale)                            arXiv:1704.04110
 
     network        any that reads vectors [1], or [1 + C] with C features; it reads its sequence from the left
     head           from an output of the network to [distribution.size]: `eqx.nn.Linear(H, distribution.size, key=key)`

@@ -126,14 +126,12 @@ class ESRNN(eqx.Module):
         end = T if valid is None else valid
         logs, levels, ahead = jnp.log(values), jnp.log(smoothed.levels), range(1, self.horizon + 1)
         seasons = [jnp.log(season) for season in smoothed.seasons]
-        target = lambda k: (
-            _shift(logs, k)
-            - levels
-            - sum(  # noqa: E731
-                (_shift(season, 1 + (k - 1) % period) for season, period in zip(seasons, self.periods, strict=True)),
-                start=jnp.zeros_like(levels),
-            )
-        )
+
+        def target(k: int) -> Float[Array, " T"]:
+            """log y_{t+k} at t, less the level and the factors that are known at t."""
+            known = (_shift(season, 1 + (k - 1) % period) for season, period in zip(seasons, self.periods, strict=True))
+            return _shift(logs, k) - levels - sum(known, start=jnp.zeros_like(levels))
+
         steps = jnp.arange(T)
         known = (steps >= self.window - 1) & (steps + self.horizon < end)
         targets = jnp.where(known[:, None], jnp.stack([target(k) for k in ahead], axis=1), 0)
@@ -167,12 +165,8 @@ class ESRNN(eqx.Module):
         rates = tuple(sigmoid(row(rate)) for rate in self.season_rates)
         seasons = tuple(jnp.exp(row(season)) for season in self.seasons)
         smoothed = smooth(values, valid, sigmoid(row(self.level_rate)), rates, seasons)
-        levels, factors = smoothed.levels, smoothed.seasons
-        if valid is not None:  # `unroll` makes ignored outputs zero, and they have no logarithm
-            levels, factors = jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 1), (levels, factors))
-        smoothed = smoothed._replace(levels=levels, seasons=factors)
-        logs = jnp.log(values) - sum((jnp.log(factor) for factor in factors), start=jnp.zeros_like(values))
-        inputs = past_windows(logs, jnp.log(levels), self.window)
+        logs = jnp.log(values) - sum(map(jnp.log, smoothed.seasons), start=jnp.zeros_like(values))
+        inputs = past_windows(logs, jnp.log(smoothed.levels), self.window)
         _, ys = unroll(self.network, None, inputs, length=valid, engine=engine, key=key)
         outputs = jax.vmap(self.head)(ys).reshape(T, self.horizon, self.quantiles.size)
         return valid, values, smoothed, outputs

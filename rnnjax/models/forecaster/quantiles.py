@@ -18,8 +18,9 @@ class Quantiles(AbstractDistribution):
 
         loss = mean over levels p of max(p e, (p - 1) e)          e = (y - quantile) / scale
 
-    So series of all sizes count alike. The loss is of the outputs as they are; elsewhere they are sorted, so that no two cross. Between levels the quantile
-    is linear in the level, and beyond the outermost ones it is constant: mean and draws are of that distribution.
+    So series of all sizes count alike. The loss is of the outputs as they are; elsewhere they are sorted, so that no
+    two cross. Between levels the quantile is linear in the level, and beyond the outermost it is constant: mean and
+    draws are of that distribution.
     """
 
     levels: tuple[float, ...] = eqx.field(static=True)

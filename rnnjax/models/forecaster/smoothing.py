@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -13,6 +14,7 @@ from ...check import sizes
 from ...checked import Checked
 from ...engines.scan import Scan
 from ...exporting import exportable
+from ...marks import valid_steps
 from ...unroll import unroll
 
 Scalar: TypeAlias = Float[Array, ""]
@@ -28,7 +30,10 @@ class Components(NamedTuple):
 
 
 class Smoothed(NamedTuple):
-    """Levels l_t [T] after each step; the factor of each period that a step was divided by, [T] each; the last state."""
+    """Levels l_t [T] after each step; the factors by which each step was divided, [T] for each period; the last state.
+
+    After the length all of them are 1.
+    """
 
     levels: Float[Array, " T"]
     seasons: Seasons
@@ -40,7 +45,8 @@ def smooth(
 ) -> Smoothed:
     """Smooth one positive series by these rates, each from 0 to 1, from these factors of its first steps on.
 
-        l_t = a y_t / s_t + (1 - a) l_{t-1}             s_{t+m} = g y_t / l_t + (1 - g) s_t            l_0 = y_0 / s_0
+        l_t = a y_t / s_t + (1 - a) l_{t-1}                             l_0 = y_0 / s_0
+        s_{t+m} = g y_t / l_t + (1 - g) s_t
 
     Of several periods, s_t is the product of their factors, and y_t is divided by those of the other periods where one
     of them is updated (Taylor 2003). Without a period, y_t = l_t is all that is smoothed.
@@ -56,6 +62,9 @@ def smooth(
 
     first = math.prod((season[0] for season in seasons), start=jnp.ones_like(values[0]))
     last, (levels, factors) = unroll(step, Components(values[0] / first, seasons), values, length=length, engine=Scan())
+    if length is not None:  # `unroll` makes ignored outputs zero, and they have no logarithm
+        valid = valid_steps(length, len(values))
+        levels, factors = jax.tree.map(lambda leaf: jnp.where(valid, leaf, 1), (levels, factors))
     return Smoothed(levels, factors, last)
 
 
