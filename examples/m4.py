@@ -77,12 +77,10 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         errors[name] = judge(series, said) | {"crps": crps(said[None], series.future) / series.future.mean()}
     covered = coverage(quantiles[:, LOWER], quantiles[:, UPPER], series.future)
     errors["ES-RNN"]["crps"] = crps(equally_likely(quantiles), series.future) / series.future.mean()
-    print(f"{series.name}, {len(series.past)} series, {series.future.shape[1]} steps ahead:   sMAPE    MASE    CRPS")
+    print(f"{series.name}, {len(series.past)} of them, {series.future.shape[1]} steps ahead; sMAPE, MASE and CRPS:")
     for name, error in errors.items():
         print(f"  {name:16}{error['smape']:10.3f}{error['mase']:10.3f}{error['crps']:10.4f}")
-    print(
-        f"the band of 95 % holds {covered:.1%} of the values; published, of the M4 series: {PUBLISHED[options.frequency]}"
-    )
+    print(f"the band of 95 % holds {covered:.1%}; published of M4 {options.frequency}: {PUBLISHED[options.frequency]}")
     if options.picture is not None:
         draw(series, quantiles, options)
     record = {"task": series.name, "seed": options.seed, "weights": rnnjax.diagnose.count(model)}
