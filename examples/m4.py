@@ -35,6 +35,7 @@ from rnnjax.training import coverage, crps, mase, smape
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 MEDIAN, LOWER, UPPER = 3, 0, 6
+STRIDE = 7  # a forecast at every seventh step is learned from: in time, all phases of a day
 FINE = (np.arange(50) + 0.5) / 50  # levels of equally likely values, for the CRPS
 
 
@@ -122,16 +123,23 @@ def batch_of_all(series: m4.M4, setting: Setting) -> tuple[np.ndarray, np.ndarra
 
 
 def train(series: m4.M4, setting: Setting, options: argparse.Namespace) -> rnnjax.models.ESRNN:
-    """The model after all steps; the rate of learning falls to zero."""
+    """The model after all steps; the rate of learning falls to zero. Rates of smoothing have ten times the network's."""
     keys = jax.random.split(jax.random.key(options.seed))
     steps = setting.steps if options.steps is None else options.steps
-    examples = batch_of_all(series, setting)
-    rate = optax.cosine_decay_schedule(setting.learning_rate, steps)
+    model, examples = build(series, setting, keys[0]), batch_of_all(series, setting)
+    labels = jax.tree.map(lambda _: "others", eqx.filter(model, eqx.is_inexact_array))
+    rates = ["rates"] * (1 + len(setting.periods))
+    labels = eqx.tree_at(lambda model: [model.level_rate, *model.season_rates], labels, rates)
+    rate = partial(optax.cosine_decay_schedule, decay_steps=steps)
+    optimisers = {
+        "others": optax.adam(rate(setting.learning_rate)),
+        "rates": optax.adam(rate(10 * setting.learning_rate)),
+    }
     fitted = rnnjax.training.fit(
-        build(series, setting, keys[0]),
-        partial(rnnjax.models.es_rnn_loss),
+        model,
+        partial(rnnjax.models.es_rnn_loss, stride=STRIDE),
         rnnjax.training.minibatches(examples, min(setting.batch, len(series.past)), seed=options.seed),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(optimisers, lambda _: labels)),
         steps=steps,
         key=keys[1],
     )

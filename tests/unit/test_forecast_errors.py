@@ -37,7 +37,7 @@ def test_coverage_counts_its_bounds():
     [
         (lambda: smape(SAID[:, :1], FUTURE), r"forecasts: expected \[2, 2\], by the targets, got \[2, 1\]\. Pass one"),
         (lambda: smape(SAID * np.nan, FUTURE), r"forecasts: expected finite numbers, got nan\. Drop"),
-        (lambda: smape(SAID, FUTURE * np.inf), r"targets: expected finite numbers, got (inf|nan)\. Drop"),
+        (lambda: smape(SAID, FUTURE + np.inf), r"targets: expected finite numbers, got inf\. Drop"),
         (lambda: mase(SAID, FUTURE, PAST, 3), r"past\[1\]: expected a series of more than season=3 steps, got \[3\]"),
         (lambda: mase(SAID, FUTURE, [PAST[0], np.ones(9)], 2), r"past\[1\]: .* which has no scale\. Leave it out"),
         (lambda: mase(SAID, FUTURE, PAST[:1], 1), r"past: expected a series for each row .* got 1\. Pass forecasts"),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ...arrays import carry_dtype
 from ...checked import Checked
 
-Outputs = Float[Array, "... P"]  # P unconstrained numbers for each value
+Outputs = Float[Array, "... O"]  # unconstrained numbers, so many for each value
 Values = Float[Array, "..."]
 
 

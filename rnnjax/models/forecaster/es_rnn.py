@@ -10,7 +10,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ... import check
-from ...arrays import AnyArray, IntegerLike, PyTree, look_up
+from ...arrays import AnyArray, IntegerLike, Length, PyTree, look_up
 from ...checked import Checked
 from ...engine import AbstractEngine
 from ...engines.auto import Auto
@@ -101,45 +101,47 @@ class ESRNN(eqx.Module):
 
         Map over a batch of numbers, series and lengths by `jax.vmap`. NaN for a number that is not from 0 to N - 1.
         """
-        valid, values, smoothed, outputs = self._run(number, values, length, engine, key)
-        last = (len(values) if valid is None else valid) - 1
+        valid, _, smoothed, ys = self._run(number, values, length, engine, key)
         ahead = jnp.arange(self.horizon)
         factors = [season[ahead % len(season)] for season in smoothed.last.seasons]
         scale = math.prod(factors, start=smoothed.last.level)
-        return scale * jnp.exp(self.quantiles.values(outputs[last], jnp.ones(())))
+        outputs = self._head(ys[(len(values) if valid is None else valid) - 1])
+        return scale * jnp.exp(self.quantiles.values(outputs, jnp.ones(())))
 
     def losses(
         self,
         number: Int[Array, ""],
         values: Float[Array, " T"],
         length: IntegerLike | None,
+        stride: int,
         engine: AbstractEngine,
         key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        """The sum of the losses of all forecasts within a series, their number, and the wiggliness of its level.
+    ) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""]]:
+        """The sum of the losses of the forecasts within a series, their number, and the wiggliness of its level.
 
-        Forecasts are made at every step with a whole window before it and all of its horizon within the series. The
-        wiggliness is the mean square of the second differences of log l_t.
+        Forecasts are made at every `stride`-th step, where there are a whole window up to it and a whole horizon after
+        it. The wiggliness is the mean square of the second differences of log l_t.
         """
-        valid, values, smoothed, outputs = self._run(number, values, length, engine, key)
+        valid, values, smoothed, ys = self._run(number, values, length, engine, key)
         T = len(values)
         end = T if valid is None else valid
-        logs, levels, ahead = jnp.log(values), jnp.log(smoothed.levels), range(1, self.horizon + 1)
+        logs, levels = jnp.log(values), jnp.log(smoothed.levels)
         seasons = [jnp.log(season) for season in smoothed.seasons]
 
-        def target(k: int) -> Float[Array, " T"]:
+        def target(k: int) -> Float[Array, " steps"]:
             """log y_{t+k} at t, less the level and the factors that are known at t."""
             known = (_shift(season, 1 + (k - 1) % period) for season, period in zip(seasons, self.periods, strict=True))
-            return _shift(logs, k) - levels - sum(known, start=jnp.zeros_like(levels))
+            return (_shift(logs, k) - levels - sum(known, start=jnp.zeros_like(levels)))[::stride]
 
-        steps = jnp.arange(T)
+        steps = jnp.arange(0, T, stride)
         known = (steps >= self.window - 1) & (steps + self.horizon < end)
-        targets = jnp.where(known[:, None], jnp.stack([target(k) for k in ahead], axis=1), 0)
-        losses = self.quantiles.loss(outputs, jnp.ones(()), targets).mean(1)
+        targets = jnp.stack([target(k) for k in range(1, self.horizon + 1)], axis=1)
+        targets = jnp.where(known[:, None], targets, 0)
+        losses = self.quantiles.loss(jax.vmap(self._head)(ys[::stride]), jnp.ones(()), targets).mean(1)
         bends = levels[2:] - 2 * levels[1:-1] + levels[:-2]
-        inside = steps[2:] < end
-        wiggliness = jnp.where(inside, bends, 0) ** 2
-        return jnp.where(known, losses, 0).sum(), known.sum(), wiggliness.sum() / jnp.maximum(inside.sum(), 1)
+        inside = jnp.arange(2, T) < end
+        wiggliness, count = jnp.where(inside, bends, 0) ** 2, jnp.maximum(inside.sum(), 1)
+        return jnp.where(known, losses, 0).sum(), known.sum(), wiggliness.sum() / count.astype(levels.dtype)
 
     @property
     def periods(self) -> tuple[int, ...]:
@@ -151,8 +153,8 @@ class ESRNN(eqx.Module):
         """W, the values that the network reads at each step."""
         return self.network.input_type().shape[0]
 
-    def _run(self, number, values, length, engine, key) -> tuple[Array | None, Array, Smoothed, Array]:
-        """The length, the values with ones after it, their smoothing, and the outputs [T, horizon, levels]."""
+    def _run(self, number, values, length, engine, key) -> tuple[Length | None, Array, Smoothed, Array]:
+        """The length, the values with ones after it, their smoothing, and the outputs of the network over time."""
         T = len(values)
         if T == 0:
             raise ValueError("values: expected at least one step, got none. Pass a longer series")
@@ -168,8 +170,11 @@ class ESRNN(eqx.Module):
         logs = jnp.log(values) - sum(map(jnp.log, smoothed.seasons), start=jnp.zeros_like(values))
         inputs = past_windows(logs, jnp.log(smoothed.levels), self.window)
         _, ys = unroll(self.network, None, inputs, length=valid, engine=engine, key=key)
-        outputs = jax.vmap(self.head)(ys).reshape(T, self.horizon, self.quantiles.size)
-        return valid, values, smoothed, outputs
+        return valid, values, smoothed, ys
+
+    def _head(self, y: Array) -> Float[Array, "horizon P"]:
+        """The outputs for all steps of the horizon, of one output of the network."""
+        return self.head(y).reshape(self.quantiles.size, self.horizon).T  # one level after the other: without strides
 
 
 def es_rnn_loss(
@@ -178,6 +183,7 @@ def es_rnn_loss(
     batch: Checked[tuple[AnyArray, AnyArray, AnyArray | None]],
     key: PRNGKeyArray | None,
     *,
+    stride: int = 1,
     level_penalty: float = 0.0,
     engine: AbstractEngine = Auto(),
 ) -> tuple[Float[Array, ""], PyTree]:
@@ -185,13 +191,16 @@ def es_rnn_loss(
 
     batch          `(numbers, values, lengths)`, [B], [B, T] and [B]; lengths may be None
     key            for dropout in the network, drawn anew for each series; None: nothing is dropped
+    stride         the steps from one forecast to the next: a larger one takes less time. One that shares no factor with
+                   a period sees all phases of it
     level_penalty  of the wiggliness of the levels: see `ESRNN.losses`
     """
     form = "(numbers, values, lengths), the places of the series in the model's list, and the series themselves"
     numbers, values, lengths = batch_parts(batch, form, numbers=1, values=2, lengths=None)
+    check.sizes(stride=stride)
     penalty = check.nonnegative("level_penalty", level_penalty, "a weight", "penalty")
     keys = None if key is None else jax.random.split(key, len(numbers))
-    one = lambda number, values, length, key: model.losses(number, values, length, engine, key)  # noqa: E731
+    one = lambda number, values, length, key: model.losses(number, values, length, stride, engine, key)  # noqa: E731
     sums, counts, wiggliness = jax.vmap(one)(numbers, values, lengths, keys)
     total = sums.sum() / jnp.maximum(counts.sum(), 1).astype(sums.dtype)
     return total + penalty * wiggliness.mean(), carry
