@@ -133,7 +133,7 @@ def direct(distribution, horizon=3, inputs=1, size=None):
 
 
 def test_a_short_past_is_the_past_alone_and_sizes_do_not_matter():
-    past, future = np.array([5.0, 1, 2, 4, 3], np.float32), np.array([1.0, 2, 3], np.float32)
+    past, future = place(np.array([5.0, 1, 2, 4, 3], np.float32)), place(np.array([1.0, 2, 3], np.float32))
     model = direct(models.Normal(), inputs=3)
     features = RANDOM.normal(size=(8, 2)).astype(np.float32)
     padded = np.where(np.arange(5) < 2, np.nan, past).astype(np.float32)
@@ -231,23 +231,23 @@ def smoothed_by_hand(model, number, values):
 def expected_of(model, number, values):
     """The forecast and the mean loss within a series, by NumPy around the network itself."""
     levels, factors, factor = smoothed_by_hand(model, number, values)
-    logs = np.log(values / factors)
+    logs, spread = np.log(values / factors), np.abs(np.log(values[2:] / values[:-2])).mean()
     inputs = np.zeros((len(values), WINDOW), np.float32)
     for t in range(len(values)):
         for place_, at in enumerate(range(t - WINDOW + 1, t + 1)):
-            inputs[t, place_] = logs[at] - np.log(levels[t]) if at >= 0 else 0
+            inputs[t, place_] = (logs[at] - np.log(levels[t])) / spread if at >= 0 else 0
     _, ys = rnnjax.unroll(model.network, None, inputs)
     outputs = np.asarray(jax.vmap(model.head)(ys), float).reshape(len(values), len(LEVELS), HORIZON).swapaxes(1, 2)
     T = len(values)
     ahead = np.array([factor(T - 1 + k, T - 1) for k in range(1, HORIZON + 1)])
-    forecast = levels[-1] * ahead * np.exp(np.sort(outputs[-1], axis=-1)).T
+    forecast = levels[-1] * ahead * np.exp(spread * np.sort(outputs[-1], axis=-1)).T
     losses = []
     for t in range(0, T - HORIZON, 2):
         if t < WINDOW - 1:
             continue
         for k in range(1, HORIZON + 1):
-            error = np.log(values[t + k] / factor(t + k, t) / levels[t]) - outputs[t, k - 1]
-            losses.append(np.mean([max(p * e, (p - 1) * e) for p, e in zip(LEVELS, error, strict=True)]))
+            error = np.log(values[t + k] / factor(t + k, t) / levels[t]) / spread - outputs[t, k - 1]
+            losses.append(spread**0.5 * np.mean([max(p * e, (p - 1) * e) for p, e in zip(LEVELS, error, strict=True)]))
     return forecast, losses, np.mean(np.diff(np.log(levels), 2) ** 2)
 
 
@@ -260,7 +260,7 @@ def test_es_rnn_is_exponential_smoothing_around_a_network():
     def outcomes(model, values):
         forecasts = jax.vmap(lambda number, values, length: model(number, values, length=length))
         loss = lambda model: models.es_rnn_loss(  # noqa: E731
-            model, None, (numbers, values, lengths), None, stride=2, level_penalty=0.5
+            model, None, (numbers, values, lengths), None, stride=2, spread_power=0.5, level_penalty=0.5
         )[0]
         return forecasts(numbers, values, lengths), *eqx.filter_value_and_grad(loss)(model)
 
@@ -271,7 +271,9 @@ def test_es_rnn_is_exponential_smoothing_around_a_network():
     all_losses = np.concatenate([losses for _, losses, _ in expected])
     penalty = 0.5 * np.mean([bend for _, _, bend in expected])
     np.testing.assert_allclose(loss, all_losses.mean() + penalty, rtol=1e-4)
-    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_array_equal(gradient.spread, 0)
+    trained = jax.tree.leaves(eqx.tree_at(lambda tree: tree.spread, gradient, None))
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in trained)
 
 
 def test_a_value_that_is_not_positive_is_an_error():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -28,23 +29,26 @@ from .windows import check_head, past_windows
 class ESRNN(eqx.Module):
     """Smyl 2020, "A hybrid method of exponential smoothing and recurrent neural networks", the winner of the M4.
 
-        z_t = log(y_{t-W+1} .. y_t, each / s) - log l_t            the levels l and factors s: see `smooth`
-        y_{t+k} = l_t s_{t+k} exp(q_k),  k = 1 .. horizon          q = head(network(z)_t)
+        z_t = (log(y_{t-W+1} .. y_t, each / s) - log l_t) / d      the levels l and factors s: see `smooth`
+        y_{t+k} = l_t s_{t+k} exp(d q_k),  k = 1 .. horizon        q = head(network(z)_t)
 
     Every series has smoothing rates and first seasonal factors of its own, which are learned together with the network
     that all series share. q are quantiles, by the pinball loss; a factor s_{t+k} is the last known one of its phase.
+    The spread d is the mean absolute change of log y over the shortest period, or over one step, so that the network
+    reads and writes numbers of one size; it is fixed. (The paper has no spread: there d = 1.)
 
         network = Stack([Dilated(LSTM(24, 40, key=a), 1), Dilated(LSTM(40, 40, key=b), 24)])
         head = eqx.nn.Linear(40, 48 * 3, key=c)
         model = ESRNN(48, network, head, Quantiles((0.025, 0.5, 0.975)), series=series, periods=(24, 168))
         bands = model(number, values)                                                              [3, 48]
 
-    All values must be positive. A constant series is not special: its level is the constant.
+    All values must be positive. A constant series has a spread of 1, and its level is the constant.
     """
 
     level_rate: Float[Array, " N"]  # before the sigmoid
     season_rates: Seasons  # [N] for each period, before the sigmoid
     seasons: Seasons  # [N, period] for each period: logarithms of the first factors
+    spread: Float[Array, " N"]  # without a gradient
     network: Layer
     head: Callable[[Array], Array] = eqx.field(converter=as_module)
     quantiles: Quantiles
@@ -83,6 +87,7 @@ class ESRNN(eqx.Module):
         self.seasons = tuple(jnp.asarray(factors, dtype) for factors in initial_seasons(series, periods))
         self.level_rate = jnp.full(len(series), logits["level_rate"], dtype)
         self.season_rates = tuple(jnp.full(len(series), logits["season_rate"], dtype) for _ in periods)
+        self.spread = jnp.asarray([_spread(values, min(periods, default=1)) for values in series], dtype)
         self.network = network
         self.head = head
         self.quantiles = quantiles
@@ -101,12 +106,12 @@ class ESRNN(eqx.Module):
 
         Map over a batch of numbers, series and lengths by `jax.vmap`. NaN for a number that is not from 0 to N - 1.
         """
-        valid, _, smoothed, ys = self._run(number, values, length, engine, key)
+        valid, _, smoothed, spread, ys = self._run(number, values, length, engine, key)
         ahead = jnp.arange(self.horizon)
         factors = [season[ahead % len(season)] for season in smoothed.last.seasons]
         scale = math.prod(factors, start=smoothed.last.level)
         outputs = self._head(ys[(len(values) if valid is None else valid) - 1])
-        return scale * jnp.exp(self.quantiles.values(outputs, jnp.ones(())))
+        return scale * jnp.exp(self.quantiles.values(outputs, spread))
 
     def losses(
         self,
@@ -116,13 +121,13 @@ class ESRNN(eqx.Module):
         stride: int,
         engine: AbstractEngine,
         key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""]]:
-        """The sum of the losses of the forecasts within a series, their number, and the wiggliness of its level.
+    ) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """The sum of the losses of the forecasts within a series, their number, its spread, and the level's wiggliness.
 
         Forecasts are made at every `stride`-th step, where there are a whole window up to it and a whole horizon after
         it. The wiggliness is the mean square of the second differences of log l_t.
         """
-        valid, values, smoothed, ys = self._run(number, values, length, engine, key)
+        valid, values, smoothed, spread, ys = self._run(number, values, length, engine, key)
         T = len(values)
         end = T if valid is None else valid
         logs, levels = jnp.log(values), jnp.log(smoothed.levels)
@@ -137,11 +142,12 @@ class ESRNN(eqx.Module):
         known = (steps >= self.window - 1) & (steps + self.horizon < end)
         targets = jnp.stack([target(k) for k in range(1, self.horizon + 1)], axis=1)
         targets = jnp.where(known[:, None], targets, 0)
-        losses = self.quantiles.loss(jax.vmap(self._head)(ys[::stride]), jnp.ones(()), targets).mean(1)
+        losses = self.quantiles.loss(jax.vmap(self._head)(ys[::stride]), spread, targets).mean(1)
         bends = levels[2:] - 2 * levels[1:-1] + levels[:-2]
         inside = jnp.arange(2, T) < end
         wiggliness, count = jnp.where(inside, bends, 0) ** 2, jnp.maximum(inside.sum(), 1)
-        return jnp.where(known, losses, 0).sum(), known.sum(), wiggliness.sum() / count.astype(levels.dtype)
+        bent = wiggliness.sum() / count.astype(levels.dtype)
+        return jnp.where(known, losses, 0).sum(), known.sum(), spread, bent
 
     @property
     def periods(self) -> tuple[int, ...]:
@@ -153,8 +159,8 @@ class ESRNN(eqx.Module):
         """W, the values that the network reads at each step."""
         return self.network.input_type().shape[0]
 
-    def _run(self, number, values, length, engine, key) -> tuple[Length | None, Array, Smoothed, Array]:
-        """The length, the values with ones after it, their smoothing, and the outputs of the network over time."""
+    def _run(self, number, values, length, engine, key) -> tuple[Length | None, Array, Smoothed, Array, Array]:
+        """The length, the values with ones after it, their smoothing and spread, and the outputs of the network."""
         T = len(values)
         if T == 0:
             raise ValueError("values: expected at least one step, got none. Pass a longer series")
@@ -168,9 +174,10 @@ class ESRNN(eqx.Module):
         seasons = tuple(jnp.exp(row(season)) for season in self.seasons)
         smoothed = smooth(values, valid, sigmoid(row(self.level_rate)), rates, seasons)
         logs = jnp.log(values) - sum(map(jnp.log, smoothed.seasons), start=jnp.zeros_like(values))
-        inputs = past_windows(logs, jnp.log(smoothed.levels), self.window)
+        spread = jax.lax.stop_gradient(row(self.spread))
+        inputs = past_windows(logs, jnp.log(smoothed.levels), self.window) / spread
         _, ys = unroll(self.network, None, inputs, length=valid, engine=engine, key=key)
-        return valid, values, smoothed, ys
+        return valid, values, smoothed, spread, ys
 
     def _head(self, y: Array) -> Float[Array, "horizon P"]:
         """The outputs for all steps of the horizon, of one output of the network."""
@@ -184,6 +191,7 @@ def es_rnn_loss(
     key: PRNGKeyArray | None,
     *,
     stride: int = 1,
+    spread_power: float = 0.0,
     level_penalty: float = 0.0,
     engine: AbstractEngine = Auto(),
 ) -> tuple[Float[Array, ""], PyTree]:
@@ -193,22 +201,32 @@ def es_rnn_loss(
     key            for dropout in the network, drawn anew for each series; None: nothing is dropped
     stride         the steps from one forecast to the next: a larger one takes less time. One that shares no factor with
                    a period sees all phases of it
+    spread_power   0 measures errors in units of the spread, as the MASE does, 1 in the logarithm, as the sMAPE does, and
+                   numbers in between weigh both: losses are multiplied by spread ** spread_power
     level_penalty  of the wiggliness of the levels: see `ESRNN.losses`
     """
     form = "(numbers, values, lengths), the places of the series in the model's list, and the series themselves"
     numbers, values, lengths = batch_parts(batch, form, numbers=1, values=2, lengths=None)
     check.sizes(stride=stride)
+    power = check.nonnegative("spread_power", spread_power, "a power", "weights")
     penalty = check.nonnegative("level_penalty", level_penalty, "a weight", "penalty")
     keys = None if key is None else jax.random.split(key, len(numbers))
     one = lambda number, values, length, key: model.losses(number, values, length, stride, engine, key)  # noqa: E731
-    sums, counts, wiggliness = jax.vmap(one)(numbers, values, lengths, keys)
-    total = sums.sum() / jnp.maximum(counts.sum(), 1).astype(sums.dtype)
+    sums, counts, spread, wiggliness = jax.vmap(one)(numbers, values, lengths, keys)
+    total = (sums * spread**power).sum() / jnp.maximum(counts.sum(), 1).astype(sums.dtype)
     return total + penalty * wiggliness.mean(), carry
 
 
 def _shift(values: Float[Array, " T"], steps: int) -> Float[Array, " T"]:
     """values[t + steps] at t; zeros after the end."""
     return jnp.concatenate([values[steps:], jnp.zeros(min(steps, len(values)), values.dtype)])
+
+
+def _spread(series: AnyArray, period: int) -> float:
+    """The mean absolute change of the logarithm over a period; 1 of a series that does not change."""
+    logs = np.log(np.asarray(series, np.float64))
+    change = float(np.abs(logs[period:] - logs[:-period]).mean()) if len(logs) > period else 0.0
+    return change if change > 0 else 1.0
 
 
 def _logit(name: str, rate: float) -> float:
