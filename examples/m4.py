@@ -51,11 +51,13 @@ class Setting(NamedTuple):
     batch: int
     steps: int
     learning_rate: float
+    level_rate: float  # of smoothing, to start from
+    season_rate: float = 0.3
 
 
 SETTINGS = {
-    "hourly": Setting((24, 168), 24, 672, ((1, 4), (24, 168)), 32, 32, 250, 5e-3),
-    "weekly": Setting((), 26, 520, ((1, 4), (13, 52)), 32, 32, 250, 5e-3),
+    "hourly": Setting((24, 168), 24, 672, ((1, 4), (24, 168)), 32, 32, 250, 5e-3, 0.05),
+    "weekly": Setting((), 26, 520, ((1, 4), (13, 52)), 32, 32, 200, 5e-3, 0.5),
 }
 PUBLISHED = {"hourly": "9.328, 0.893", "weekly": "7.817, 2.356"}
 
@@ -109,6 +111,8 @@ def build(series: m4.M4, setting: Setting, key: PRNGKeyArray) -> rnnjax.models.E
         rnnjax.models.Quantiles(LEVELS),
         series=cut(series, setting),
         periods=setting.periods,
+        level_rate=setting.level_rate,
+        season_rate=setting.season_rate,
     )
 
 
@@ -124,13 +128,13 @@ def batch_of_all(series: m4.M4, setting: Setting) -> tuple[np.ndarray, np.ndarra
 
 
 def train(series: m4.M4, setting: Setting, options: argparse.Namespace) -> rnnjax.models.ESRNN:
-    """The model after all steps. The learning rate falls to zero; that of the rates of smoothing is ten times as high."""
+    """The model after all steps. Its learning rate falls to zero; that of smoothing rates is ten times as high."""
     keys = jax.random.split(jax.random.key(options.seed))
     steps = setting.steps if options.steps is None else options.steps
     model, examples = build(series, setting, keys[0]), batch_of_all(series, setting)
     labels = jax.tree.map(lambda _: "others", eqx.filter(model, eqx.is_inexact_array))
-    rates = ["rates"] * (1 + len(setting.periods))
-    labels = eqx.tree_at(lambda model: [model.level_rate, *model.season_rates], labels, rates)
+    rates = "rates", ("rates",) * len(setting.periods)
+    labels = eqx.tree_at(lambda model: (model.level_rate, model.season_rates), labels, rates)
     rate = partial(optax.cosine_decay_schedule, decay_steps=steps)
     optimisers = {
         "others": optax.adam(rate(setting.learning_rate)),
