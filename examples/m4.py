@@ -88,7 +88,16 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.picture is not None:
         draw(series, quantiles, options)
     record = {"task": series.name, "seed": options.seed, "weights": rnnjax.diagnose.count(model)}
-    yield record | {"test": errors["ES-RNN"]["smape"], "coverage": covered} | errors["ES-RNN"] | {"naive": errors}
+    yield (
+        record
+        | errors["ES-RNN"]
+        | {
+            "test": errors["ES-RNN"]["smape"],
+            "coverage": covered,
+            "naive_crps": errors["seasonal naive"]["crps"],
+            "naive": errors,
+        }
+    )
 
 
 def build(series: m4.M4, setting: Setting, key: PRNGKeyArray) -> rnnjax.models.ESRNN:

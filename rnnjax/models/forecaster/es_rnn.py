@@ -201,8 +201,8 @@ def es_rnn_loss(
     key            for dropout in the network, drawn anew for each series; None: nothing is dropped
     stride         the steps from one forecast to the next: a larger one takes less time. One that shares no factor with
                    a period sees all phases of it
-    spread_power   0 measures errors in units of the spread, as the MASE does, 1 in the logarithm, as the sMAPE does, and
-                   numbers in between weigh both: losses are multiplied by spread ** spread_power
+    spread_power   0 measures errors in units of the spread, as the MASE does, 1 in the logarithm, as the sMAPE does;
+                   numbers in between weigh both. Losses are multiplied by spread ** spread_power
     level_penalty  of the wiggliness of the levels: see `ESRNN.losses`
     """
     form = "(numbers, values, lengths), the places of the series in the model's list, and the series themselves"
