@@ -57,7 +57,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "hourly": Setting((24, 168), 24, 672, ((1, 4), (24, 168)), 32, 32, 250, 5e-3, 0.05),
-    "weekly": Setting((), 26, 520, ((1, 4), (13, 52)), 32, 32, 200, 5e-3, 0.5),
+    "weekly": Setting((), 65, 520, ((1, 4), (13, 52)), 32, 32, 200, 5e-3, 0.5),
 }
 PUBLISHED = {"hourly": "9.328, 0.893", "weekly": "7.817, 2.356"}
 
