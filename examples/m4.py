@@ -15,7 +15,7 @@ where each begins, and `future` [N, horizon].
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -145,7 +145,7 @@ def train(series: m4.M4, setting: Setting, options: argparse.Namespace) -> rnnja
     rates = "rates", ("rates",) * len(setting.periods)
     labels = eqx.tree_at(lambda model: (model.level_rate, model.season_rates), labels, rates)
     rate = partial(optax.cosine_decay_schedule, decay_steps=steps)
-    optimisers = {
+    optimisers: dict[Hashable, optax.GradientTransformation] = {
         "others": optax.adam(rate(setting.learning_rate)),
         "rates": optax.adam(rate(10 * setting.learning_rate)),
     }

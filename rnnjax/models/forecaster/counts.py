@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ...checked import Checked
@@ -32,7 +33,7 @@ class NegativeBinomial(AbstractDistribution):
             "targets: expected counts, 0 or more, for NegativeBinomial, got a negative or fractional value. "
             "Use Normal or StudentT for such a series"
         )
-        if not isinstance(valid, jax.core.Tracer) and not valid.all():
+        if not isinstance(valid, Tracer) and not valid.all():
             raise ValueError(message)
         return error_where(losses, ~valid, message)
 

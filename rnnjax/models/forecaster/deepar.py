@@ -88,7 +88,7 @@ class DeepAR(eqx.Module):
                 f"features: expected {P + horizon} rows, for the past and the horizon, got {len(features)}. "
                 "Pass those of the steps to come, too"
             )
-        valid = valid_past(P if length is None else check.length(length, P), P)
+        valid = valid_past(length, P)
         scale = mean_scale(past, valid)
         known = None if features is None else features[:P]
         state, _ = self(past, None if length is None else valid, scale, features=known, engine=engine)
@@ -97,7 +97,9 @@ class DeepAR(eqx.Module):
         def step(carry: tuple[State, Array], given: tuple) -> tuple[tuple[State, Array], Array]:
             state, last = carry
             features, key = given
-            x = jnp.append(last / scale, () if features is None else features.astype(past.dtype))
+            x = (last / scale)[None]
+            if features is not None:
+                x = jnp.append(x, features.astype(past.dtype))
             state, (y,) = unroll(self.network, state, x[None], engine=engine)
             drawn = self.distribution.sample(self.head(y), scale, key).astype(past.dtype)
             return (state, drawn), drawn

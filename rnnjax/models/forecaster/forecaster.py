@@ -66,7 +66,7 @@ class Forecaster(eqx.Module):
         features   [P, C] or [P + horizon, C], of which the first P are read; None: there are none
         """
         P = past.shape[0]
-        valid = valid_past(P if length is None else check.length(length, P), P)
+        valid = valid_past(length, P)
         scale = mean_scale(past, valid)
         xs = (past / scale)[:, None]
         if features is not None:

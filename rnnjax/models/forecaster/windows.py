@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ... import check
-from ...arrays import AnyArray
+from ...arrays import AnyArray, IntegerLike
 from ...checked import Checked
 from ...exporting import exportable
 from ...network import Layer
@@ -92,9 +92,10 @@ def _features(features: Sequence[AnyArray], series: list[np.ndarray]) -> list[np
     return arrays
 
 
-def valid_past(length: Array | int, P: int) -> Bool[Array, " P"]:
-    """Which values of a right-aligned past count."""
-    return jnp.arange(P) >= P - length
+def valid_past(length: IntegerLike | None, P: int) -> Bool[Array, " P"]:
+    """Which values of a right-aligned past count: the last `length`, or all. Raises for a length above P."""
+    known = check.length(length, P)
+    return jnp.arange(P) >= (0 if known is None else P - known)
 
 
 def mean_scale(past: Float[Array, " P"], valid: Bool[Array, " P"]) -> Float[Array, ""]:
