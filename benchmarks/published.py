@@ -87,6 +87,16 @@ def remembered(cell: str, published: str, bar: float | None) -> Task:
     return percent(words, published, bar)._replace(figure="right", at_once=True)
 
 
+def m4(frequency: str, figure: str, unit: str, published: str, bar: float | None) -> Task:
+    """A task whose figure is an error of the forecasts of an ES-RNN."""
+    return Task(("m4", "--frequency", frequency), unit, published, bar, operator.le, figure=figure)
+
+
+def within_four_percent(mean: float, bar: float) -> bool:
+    """Whether a coverage is near its bar, from either side."""
+    return abs(mean - bar) <= 0.04
+
+
 TASKS = {
     "MNIST-1D, bidirectional GRU": percent(("mnist1d",), "89 to 91", 89.0),
     "MNIST-1D shuffled, bidirectional GRU": percent(("mnist1d", "--shuffled"), "53 to 57", 53.0),
@@ -143,6 +153,15 @@ TASKS = {
     "words of S3 to length 64, DeltaProduct, [-1, 1]": tracked("deltaproduct_signed", "solved", 0.95, operator.ge, *S3),
     "words of S3 to length 64, DeltaProduct, [0, 1]": tracked("deltaproduct", "not solved", 0.5, operator.le, *S3),
     "words of S3 to length 64, DeltaNet, [-1, 1]": tracked("deltanet_signed", "not solved", 0.5, operator.le, *S3),
+    "M4 hourly, ES-RNN, sMAPE": m4("hourly", "smape", "%", "9.328; Naive2 18.383", 10.0),
+    "M4 hourly, ES-RNN, MASE": m4("hourly", "mase", "MASE", "0.893; Naive2 2.395", 0.95),
+    "M4 hourly, ES-RNN, coverage of 95 %, 0.04 around": m4("hourly", "coverage", "share", "", 0.94)._replace(
+        meets=within_four_percent
+    ),
+    "M4 hourly, ES-RNN, CRPS": m4("hourly", "crps", "CRPS over the mean", "", None),
+    "M4 hourly, seasonal naive, CRPS": m4("hourly", "naive_crps", "CRPS over the mean", "", None)._replace(seeds=1),
+    "M4 weekly, ES-RNN, sMAPE": m4("weekly", "smape", "%", "7.817; Naive2 9.161", 8.1),
+    "M4 weekly, ES-RNN, MASE": m4("weekly", "mase", "MASE", "2.356; Naive2 2.777", 2.45),
     "recall of 16 pairs, width 32, Gated DeltaNet": recalled("gated_deltanet", "79.0 of 8192 words"),
     "recall of 16 pairs, width 32, Mamba-2": recalled("mamba2", "75.1 of 8192 words"),
     "flip-flop of 3 bits, GRU": Task(("flip_flop",), "memories at one stable point", "8", 8.0, operator.ge),

@@ -16,6 +16,7 @@ from .constrained import Constrained as Constrained
 from .constrained import Dale as Dale
 from .convolution import CausalConvolution as CausalConvolution
 from .depthwise_convolution import DepthwiseConvolution as DepthwiseConvolution
+from .dilated import Dilated as Dilated
 from .gated_lru import RGLRUState as RGLRUState
 from .layers import layers as layers
 from .mamba import Mamba as Mamba

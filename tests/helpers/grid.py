@@ -184,6 +184,9 @@ NETWORKS: dict[str, Callable[..., rnnjax.AbstractNetwork]] = {
     "depthwise_convolution": lambda inputs, dtype: rnnjax.networks.DepthwiseConvolution(
         inputs, window=4, key=KEY, dtype=dtype
     ),
+    "dilated": lambda inputs, dtype: rnnjax.networks.Dilated(
+        rnnjax.LSTM(inputs, H, key=KEY, learn_initial=True, dtype=dtype), 3
+    ),
     "qrnn": lambda inputs, dtype: rnnjax.QRNN(
         inputs, H, key=KEY, window=3, input_gate=True, zoneout=0.5, learn_initial=True, dtype=dtype
     ),
@@ -226,7 +229,8 @@ MIXERS = (  # networks around a matrix cell
 POOLED = ("qrnn", "rg_lru", "cg_lru")  # networks around a linear cell, which one engine or another runs
 CAUSAL = (  # those that read their sequence from the left alone
     *(*CELLS, "stack", "residual_and_skip"),
-    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "partial_resets", *POOLED),
+    *("time_distributed", "conv_lstm", "conv_gru", "convolution", "depthwise_convolution", "dilated", "partial_resets"),
+    *POOLED,
     *MIXERS,
     *("rwkv6", "rwkv7", "mamba", "mlstm", "xlstm"),
 )

@@ -35,6 +35,7 @@ PARTS = {  # and the leaves of their state, from 0, that are hidden, side by sid
     "all states": (lambda: rnnjax.networks.AllStates(lstm()), [0]),
     "reversed": (lambda: Reversed(lstm()), [0]),
     "skip": (lambda: rnnjax.skip(lstm()), [0]),
+    "dilated": (lambda: rnnjax.networks.Dilated(lstm(), 1), [0]),
     "dropout": (lambda: rnnjax.regularise.VariationalDropout(lstm(), inputs=0.5), [0]),
     "both directions": (lambda: Bidirectional(lstm(), lstm()), [0, 2]),
     "shared weights": (lambda: rnnjax.networks.SharedBidirectional(lstm()), [0, 2]),

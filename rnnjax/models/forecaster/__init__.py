@@ -1,0 +1,1 @@
+"""Forecasts: windows of series, distributions of what comes next, and the models DeepAR and ES-RNN."""
