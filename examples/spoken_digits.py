@@ -1,0 +1,226 @@
+"""Spoken digits: strings of 3 to 7 of them, read by CTC, or by a transducer while they are spoken.
+
+    RNNJAX_DATA=folder python examples/spoken_digits.py --picture alignments.png
+    RNNJAX_DATA=folder python examples/spoken_digits.py --model transducer
+    python examples/spoken_digits.py                         on the tones of a telephone's keys, made up here
+
+The strings are put together from clips of the Free Spoken Digit Dataset, 2,500 recordings of five speakers at 8 kHz.
+Takes 0 to 4 of each digit and speaker are its test set. RNNJAX_DATA is a folder that holds fsdd/fsdd.npz; see
+common/speech.py. The CTC network (Graves et al. 2006) is bidirectional; that of the transducer (Graves 2012,
+arXiv:1211.3711) reads from the left alone, and its test strings arrive in chunks of 300 ms.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from common import speech
+from common.command_line import SEED, choice, command_line, main, option, picture_option, steps_option
+from common.pictures import save
+from jaxtyping import Array
+from matplotlib.figure import Figure
+
+import rnnjax
+from rnnjax.diagnose.plot import draw_alignment
+from rnnjax.models import transduction
+from rnnjax.networks import layers
+
+B, UNITS, EMBEDDED, DROPOUT, LEARNING_RATE = 32, 96, 32, 0.2, 2e-3
+CLASSES, LONGEST, MULTIPLE = 11, 7, 64  # the digit d is label d + 1; batches are padded to a multiple of 64 steps
+CHUNK, SYMBOLS, BEAM = 10, 2, 8  # steps of 30 ms; labels that may be said at one step
+TESTED = 600
+TRAINING = speech.Variation(gaps=(0.0, 0.3), speeds=(0.85, 1.15), decibels=(-6.0, 6.0))
+TEST = speech.Variation()
+
+parse = command_line(
+    __doc__,
+    choice("--model", ["ctc", "transducer"], "ctc"),
+    steps_option(1000),
+    option("--held-out", metavar="SPEAKER", help="whose clips are not trained on; the test strings are this speaker's"),
+    SEED,
+    picture_option("alignments"),
+)
+
+
+class Recogniser(NamedTuple):
+    """What to train, and how to transcribe and to align a batch by it."""
+
+    build: Callable[[Array], Any]
+    loss: Callable[..., Any]
+    transcribe: Callable[[Any, Array, Array], Array]
+    align: Callable[[Any, Array, Array], Array]
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record of a model: its digit error rate."""
+    name, clips = speech.read_clips()
+    training, test = split(clips, options.held_out)
+    generator = np.random.default_rng(0)
+    scale = speech.scaler(speech.strings(generator, training, 200, TRAINING).features)
+    tested = speech.strings(generator, test, TESTED, TEST)
+    recogniser = RECOGNISERS[options.model]
+    model = train(options, recogniser, training, scale)
+    record = {"task": name, "seed": options.seed, "model": options.model, "weights": rnnjax.diagnose.count(model)}
+    rate = error_rate(recogniser.transcribe, model, tested, scale)
+    print(f"{name}, {options.model}: {100 * rate:.2f} % digit errors in {len(tested.digits)} strings")
+    if options.model == "ctc":
+        record["beam"] = error_rate(search_widely, model, tested, scale)
+        print(f"by a beam of {BEAM}: {100 * record['beam']:.2f} %")
+    if options.picture:
+        draw(options.picture, recogniser, model, tested, scale)
+    yield record | {"test": rate}
+
+
+def split(clips: speech.Clips, held_out: str | None) -> tuple[speech.Clips, speech.Clips]:
+    """Clips to train on, and to test on: the data set's own split, or all clips of the speaker that is held out."""
+    if held_out is None:
+        return clips.where(clips.index >= speech.TEST_TAKES), clips.where(clips.index < speech.TEST_TAKES)
+    speakers = np.unique(clips.speaker).tolist()
+    if held_out not in speakers:
+        raise ValueError(f"--held-out: expected one of {speakers}, got {held_out!r}")
+    return clips.where(clips.speaker != held_out), clips.where(clips.speaker == held_out)
+
+
+def as_batch(strings: speech.Strings, scale: Callable[[np.ndarray], np.ndarray]) -> transduction.Utterances:
+    """Scaled and padded; digits become labels from 1 on."""
+    longest = max(map(len, strings.features))
+    xs, lengths = rnnjax.training.pad(list(map(scale, strings.features)), length=-(-longest // MULTIPLE) * MULTIPLE)
+    targets, numbers = rnnjax.training.pad([digits + 1 for digits in strings.digits], length=LONGEST)
+    return transduction.Utterances(xs, lengths, targets, numbers)
+
+
+def train(
+    options: argparse.Namespace,
+    recogniser: Recogniser,
+    clips: speech.Clips,
+    scale: Callable[[np.ndarray], np.ndarray],
+) -> Any:
+    """A model trained on strings that are put together anew for every batch."""
+
+    def batch(step: int) -> transduction.Utterances:
+        return as_batch(speech.strings(np.random.default_rng((options.seed, step)), clips, B, TRAINING), scale)
+
+    keys = jax.random.split(jax.random.key(options.seed))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(100, options.steps // 10), options.steps)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    model = recogniser.build(keys[0])
+    return rnnjax.training.fit(model, recogniser.loss, batch, optimiser, steps=options.steps, key=keys[1]).model
+
+
+def build_ctc(key: Array) -> transduction.CTC:
+    keys = jax.random.split(key)
+    network = layers(rnnjax.LSTM, speech.FEATURES, [UNITS, UNITS], bidirectional=True, dropout=DROPOUT, key=keys[0])
+    return transduction.CTC(CLASSES, network, key=keys[1])
+
+
+def build_transducer(key: Array) -> transduction.Transducer:
+    keys = jax.random.split(key, 3)
+    encoder = layers(rnnjax.LSTM, speech.FEATURES, [2 * UNITS, 2 * UNITS], dropout=DROPOUT, key=keys[0])
+    prediction = rnnjax.GRU(EMBEDDED, EMBEDDED, key=keys[1])
+    return transduction.Transducer(CLASSES, encoder, prediction, joint_size=UNITS, key=keys[2])
+
+
+@eqx.filter_jit
+def read(model: transduction.CTC, xs: Array, lengths: Array) -> Array:
+    """The labels of each sequence, the most probable class at each step."""
+
+    def one(xs: Array, length: Array) -> Array:
+        _, logits = model.logits(None, xs, length=length)
+        return transduction.ctc_greedy(logits, length=length).tokens
+
+    return jax.vmap(one)(xs, lengths)
+
+
+@eqx.filter_jit
+def search_widely(model: transduction.CTC, xs: Array, lengths: Array) -> Array:
+    """The labels of each sequence, by a beam."""
+
+    def one(xs: Array, length: Array) -> Array:
+        _, logits = model.logits(None, xs, length=length)
+        return transduction.ctc_beam_search(logits, width=BEAM, length=length, max_length=2 * LONGEST).tokens
+
+    return jax.vmap(one)(xs, lengths)
+
+
+@eqx.filter_jit
+def hear(model: transduction.Transducer, states: Any, xs: Array, lengths: Array) -> tuple[Any, Array]:
+    """The states after one more chunk of each sequence, and the labels said meanwhile."""
+
+    def one(state: Any, xs: Array, length: Array) -> tuple[Any, Array]:
+        state, found = transduction.transducer_greedy(model, state, xs, max_symbols=SYMBOLS, length=length)
+        return state, found.tokens
+
+    return jax.vmap(one)(states, xs, lengths)
+
+
+def listen(model: transduction.Transducer, xs: Array, lengths: Array) -> Array:
+    """The labels of each sequence, which arrives chunk by chunk."""
+    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(xs), *leaf.shape)), model.initial())
+    said = []
+    for start in range(0, xs.shape[1], CHUNK):
+        chunk = np.zeros((len(xs), CHUNK, xs.shape[2]), np.float32)
+        chunk[:, : xs.shape[1] - start] = xs[:, start : start + CHUNK]
+        states, labels = hear(model, states, chunk, np.clip(lengths - start, 0, CHUNK))
+        said.append(labels)
+    return jnp.concatenate(said, axis=1)
+
+
+def error_rate(
+    transcribe: Callable[[Any, Array, Array], Array],
+    model: Any,
+    strings: speech.Strings,
+    scale: Callable[[np.ndarray], np.ndarray],
+) -> float:
+    """Edits per digit, over all strings, of which a hundred at a time are transcribed."""
+    wrong = 0
+    for at in range(0, len(strings.digits), 100):
+        part = speech.Strings(*(leaf[at : at + 100] for leaf in strings))
+        batch = as_batch(part, scale)
+        labels = np.asarray(transcribe(model, batch.xs, batch.length))
+        said = [(row[row > 0] - 1).tolist() for row in labels]
+        wrong += sum(map(speech.edits, said, [digits.tolist() for digits in part.digits]))
+    return wrong / sum(map(len, strings.digits))
+
+
+def spoken_classes(model: transduction.CTC, xs: Array, target: Array) -> Array:
+    """The probability of each label of the target at each step, [U, T]."""
+    return jax.nn.softmax(model.logits(None, xs)[1])[:, target].T
+
+
+def spoken_labels(model: transduction.Transducer, xs: Array, target: Array) -> Array:
+    """The probability that each label of the target is said at each step, [U, T]."""
+    return model.align(xs, target).T
+
+
+RECOGNISERS = {
+    "ctc": Recogniser(build_ctc, transduction.ctc_loss, read, spoken_classes),
+    "transducer": Recogniser(build_transducer, transduction.transducer_loss, listen, spoken_labels),
+}
+
+
+def draw(
+    path: Path, recogniser: Recogniser, model: Any, tested: speech.Strings, scale: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """The spectra of two strings, and below each when its digits are recognised, the brighter the surer."""
+    figure = Figure(figsize=(11, 6))
+    align = eqx.filter_jit(recogniser.align)
+    for column, (features, digits) in enumerate(zip(tested.features[:2], tested.digits[:2], strict=True)):
+        above, below = (figure.add_subplot(2, 2, row + column) for row in (1, 3))
+        spectra = features.reshape(-1, speech.MELS).T
+        above.imshow(spectra, aspect="auto", origin="lower", interpolation="nearest")
+        above.set(xlabel="frame of 10 ms", ylabel="mel band")
+        weights = align(model, scale(features), digits + 1)
+        draw_alignment(below, weights, targets=[str(digit) for digit in digits])
+        below.set(xlabel="step of 30 ms", ylabel="digit")
+    figure.tight_layout()
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main(parse, run)
