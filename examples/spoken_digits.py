@@ -32,9 +32,10 @@ from rnnjax.models import transduction
 from rnnjax.networks import layers
 
 B, UNITS, EMBEDDED, DROPOUT, LEARNING_RATE = 32, 96, 32, 0.2, 2e-3
-CLASSES, LONGEST, MULTIPLE = 11, 7, 64  # the digit d is label d + 1; batches are padded to a multiple of 64 steps
+CLASSES, MULTIPLE = 11, 64  # the digit d is label d + 1; batches are padded to a multiple of 64 steps
 CHUNK, SYMBOLS, BEAM = 10, 2, 8  # steps of 30 ms; labels that may be said at one step
-TESTED = 600
+LENGTHS = [3, 4, 5, 6, 7]  # digits of a string
+TESTED = 120  # strings of each length
 TRAINING = speech.Variation(gaps=(0.0, 0.3), speeds=(0.85, 1.15), decibels=(-6.0, 6.0))
 TEST = speech.Variation()
 
@@ -62,8 +63,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     name, clips = speech.read_clips()
     training, test = split(clips, options.held_out)
     generator = np.random.default_rng(0)
-    scale = speech.scaler(speech.strings(generator, training, 200, TRAINING).features)
-    tested = speech.strings(generator, test, TESTED, TEST)
+    scale = speech.scaler(speech.strings(generator, training, 40 * LENGTHS, TRAINING).features)
+    tested = speech.strings(generator, test, TESTED * LENGTHS, TEST)
     recogniser = RECOGNISERS[options.model]
     model = train(options, recogniser, training, scale)
     record = {"task": name, "seed": options.seed, "model": options.model, "weights": rnnjax.diagnose.count(model)}
@@ -91,7 +92,7 @@ def as_batch(strings: speech.Strings, scale: Callable[[np.ndarray], np.ndarray])
     """Scaled and padded; digits become labels from 1 on."""
     longest = max(map(len, strings.features))
     xs, lengths = rnnjax.training.pad(list(map(scale, strings.features)), length=-(-longest // MULTIPLE) * MULTIPLE)
-    targets, numbers = rnnjax.training.pad([digits + 1 for digits in strings.digits], length=LONGEST)
+    targets, numbers = rnnjax.training.pad([digits + 1 for digits in strings.digits], length=LENGTHS[-1])
     return transduction.Utterances(xs, lengths, targets, numbers)
 
 
@@ -104,7 +105,9 @@ def train(
     """A model trained on strings that are put together anew for every batch."""
 
     def batch(step: int) -> transduction.Utterances:
-        return as_batch(speech.strings(np.random.default_rng((options.seed, step)), clips, B, TRAINING), scale)
+        generator = np.random.default_rng((options.seed, step))
+        lengths = B * [int(generator.choice(LENGTHS))]  # one for the batch, so that there is little padding
+        return as_batch(speech.strings(generator, clips, lengths, TRAINING), scale)
 
     keys = jax.random.split(jax.random.key(options.seed))
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(100, options.steps // 10), options.steps)
@@ -143,7 +146,7 @@ def search_widely(model: transduction.CTC, xs: Array, lengths: Array) -> Array:
 
     def one(xs: Array, length: Array) -> Array:
         _, logits = model.logits(None, xs, length=length)
-        return transduction.ctc_beam_search(logits, width=BEAM, length=length, max_length=2 * LONGEST).tokens
+        return transduction.ctc_beam_search(logits, width=BEAM, length=length, max_length=2 * LENGTHS[-1]).tokens
 
     return jax.vmap(one)(xs, lengths)
 

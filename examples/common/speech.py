@@ -10,6 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+from scipy.fft import rfft
 
 from common import data
 
@@ -59,9 +60,7 @@ def normalised(samples: np.ndarray) -> np.ndarray:
 
 def touch_tones(generator: np.random.Generator, speakers: int, takes: int) -> Clips:
     """Two tones for each digit, as a telephone's keys have them, of several lengths, in noise."""
-    rows = np.array(
-        [(digit, speaker, take) for digit in range(10) for speaker in range(speakers) for take in range(takes)]
-    )
+    rows = np.array(list(product(range(10), range(speakers), range(takes))))
     key = {digit: divmod(digit - 1, 3) if digit else (3, 1) for digit in range(10)}
     samples = []
     for digit, speaker, _ in rows:
@@ -88,7 +87,7 @@ def speak(generator: np.random.Generator, clips: list[np.ndarray], variation: Va
 def log_mel(samples: np.ndarray) -> np.ndarray:
     """Logarithms of the energies in bands of equal width in mel, three frames at a step: [T, FEATURES]."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
-    spectra = np.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32), FOURIER)
+    spectra = rfft(frames * np.hanning(WINDOW).astype(np.float32), FOURIER)
     energies = np.log((spectra.real**2 + spectra.imag**2).astype(np.float32) @ mel_filters() + np.float32(1e-4))
     steps = len(energies) // STACKED
     return energies[: steps * STACKED].reshape(steps, FEATURES)
@@ -112,15 +111,11 @@ class Strings(NamedTuple):
     digits: list[np.ndarray]
 
 
-def strings(
-    generator: np.random.Generator, clips: Clips, count: int, variation: Variation, lengths: tuple[int, int] = (3, 7)
-) -> Strings:
-    """`count` strings, each of one speaker, who says 3 to 7 digits."""
+def strings(generator: np.random.Generator, clips: Clips, lengths: list[int], variation: Variation) -> Strings:
+    """Strings of so many digits each, every one of them said by one speaker."""
     speakers, features, digits = by_speaker(clips), [], []
-    for _ in range(count):
-        rows = generator.choice(
-            speakers[generator.integers(len(speakers))], generator.integers(lengths[0], lengths[1] + 1)
-        )
+    for length in lengths:
+        rows = generator.choice(speakers[generator.integers(len(speakers))], length)
         features.append(log_mel(speak(generator, [clips.samples[row] for row in rows], variation)))
         digits.append(clips.digit[rows].astype(int))
     return Strings(features, digits)

@@ -52,7 +52,7 @@ class CTC(eqx.Module):
     def logits(
         self,
         state: State | None,
-        xs: Float[Array, "T I"],
+        xs: Checked[AnyArray],
         *,
         length: Checked[IntegerLike | None] = None,
         engine: AbstractEngine = Auto(),

@@ -13,7 +13,7 @@ from .labels import BLANK, FLOOR, check_logits, check_target, floored_log, impos
 
 
 def ctc_log_likelihood(
-    logits: Checked[Array],
+    logits: Checked[AnyArray],
     target: Checked[AnyArray],
     *,
     length: Checked[IntegerLike | None] = None,
@@ -37,7 +37,7 @@ def ctc_log_likelihood(
     Raises ValueError for other shapes, and for labels and lengths out of range; if they are traced, an error at run
     time.
     """
-    check_logits(logits, "[T, V]")
+    logits = check_logits(logits, "[T, V]")
     T, V = logits.shape
     length = check.length(T if length is None else length, T)
     labels, target_length = check_target(target, target_length, V)

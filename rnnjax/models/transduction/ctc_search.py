@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ... import check
-from ...arrays import IntegerLike, select
+from ...arrays import AnyArray, IntegerLike, select
 from ...checked import Checked
 from ...marks import blank, valid_steps
 from ..search import Decoding, Hypothesis, log_softmax
@@ -16,7 +16,7 @@ from .language import Text, check_language
 from .prefixes import Prefixes, check_beam, copies, rows_of
 
 
-def ctc_greedy(logits: Checked[Array], *, length: Checked[IntegerLike | None] = None) -> Hypothesis:
+def ctc_greedy(logits: Checked[AnyArray], *, length: Checked[IntegerLike | None] = None) -> Hypothesis:
     """The transcript of the most probable class of each step: repeated classes merged, then blanks removed.
 
     logits    [T, V], of one sequence; steps from `length` on may be anything
@@ -25,7 +25,7 @@ def ctc_greedy(logits: Checked[Array], *, length: Checked[IntegerLike | None] = 
     Returns a `Hypothesis` of T tokens, zeros after the transcript, of which the score is the logarithm of this one
     alignment's probability. From a step on whose logits are NaN, the score is NaN; such a step's token is -1.
     """
-    check_logits(logits, "[T, V]")
+    logits = check_logits(logits, "[T, V]")
     T = logits.shape[0]
     length = check.length(T if length is None else length, T)
     log_p = log_softmax(blank(logits, length, T))
@@ -53,7 +53,7 @@ class Beam(NamedTuple):
 
 
 def ctc_beam_search(
-    logits: Checked[Array],
+    logits: Checked[AnyArray],
     *,
     width: Checked[int],
     length: Checked[IntegerLike | None] = None,
@@ -80,7 +80,7 @@ def ctc_beam_search(
     Returns a `Hypothesis`: tokens [L], zeros after the transcript; score, the sum above over the alignments that the
     beam kept. Tokens are -1 and the score is NaN if a valid logit is NaN.
     """
-    check_logits(logits, "[T, V]")
+    logits = check_logits(logits, "[T, V]")
     T, V = logits.shape
     L = max(T, 1) if max_length is None else max_length
     check_beam(width, L)
@@ -111,7 +111,7 @@ def _advance(decoding: Decoding, beam: Beam, log_p: Float[Array, " V"]) -> Beam:
     scores = jnp.logaddexp(*stay)[:, None] + beam.text.score[:, None]
     longer = grown[:, 1:] + beam.text.extended()[:, 1:]
     _, places = jax.lax.top_k(jnp.concatenate([scores, longer], axis=1).reshape(-1), width)
-    parents, labels = jnp.divmod(places, V)
+    parents, labels = jnp.divmod(places.astype(int), V)
     extends = labels != BLANK
     prefixes = beam.prefixes.taken(parents).extended(labels, extends)
     by_blank = jnp.where(extends, -jnp.inf, stay[0][parents])

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
@@ -87,15 +88,15 @@ def _check_length(length: Any, U: int) -> Length:
     return length
 
 
-def check_logits(logits: Checked[Array], form: str) -> None:
-    """Raise unless the logits are real numbers of the axes that `form` lists, of two classes or more."""
-    axes = form.strip("[]").split(", ")
-    floating = isinstance(logits, Array) and jnp.issubdtype(logits.dtype, jnp.floating)
-    if not floating or logits.ndim != len(axes) or logits.shape[-1] < 2:
+def check_logits(logits: Checked[AnyArray], form: str) -> Float[Array, "... V"]:
+    """`logits` as an array of JAX. Raises unless they are real numbers of these axes, of two classes or more."""
+    known = isinstance(logits, Array | np.ndarray) and jnp.issubdtype(logits.dtype, jnp.floating)
+    if not known or logits.ndim != len(form.split(", ")) or logits.shape[-1] < 2:
         raise ValueError(
             f"logits: expected real numbers {form}, of one sequence and V >= 2 classes, of which 0 is the blank, "
-            f"got {show(logits)}. Pass jnp.asarray of such numbers, and batch them with jax.vmap"
+            f"got {show(logits)}. Pass an array of such numbers, and batch it with jax.vmap"
         )
+    return jnp.asarray(logits)
 
 
 def floored_log(log_probabilities: Float[Array, "..."]) -> Float[Array, "..."]:

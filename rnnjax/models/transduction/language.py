@@ -46,13 +46,13 @@ def check_language(language: Any, weight: Any, vocabulary_size: int) -> tuple[De
     """The language model and its weight; without one, a model that takes all texts for equal, of weight 0."""
     if (language is None) != (weight is None):
         raise ValueError(
-            f"language, language_weight: expected both or neither, got {language!r} and {weight!r}. "
+            f"language, language_weight: expected both or neither, got {type(language).__name__} and {weight!r}. "
             "Pass language=model.decoding() and language_weight=0.5, or leave both out"
         )
     if language is None:
         return Decoding(lambda state, _: (state, jnp.zeros(vocabulary_size), None), (), jnp.zeros(0)), jnp.zeros(())
     if not isinstance(language, Decoding):
-        raise TypeError(f"language: expected a Decoding, got {language!r}. Pass model.decoding()")
+        raise TypeError(f"language: expected a Decoding, got {type(language).__name__}. Pass model.decoding()")
     known, _ = check_search(language.step, language.state, BLANK, BLANK, 1)
     if known != vocabulary_size:
         raise ValueError(

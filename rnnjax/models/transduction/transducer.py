@@ -1,6 +1,5 @@
 """The transducer: an encoder of the input, a prediction network of the labels so far, and a joiner of both."""
 
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ... import check, random
-from ...arrays import AnyArray, IntegerLike, Length, PyTree, State, widen
+from ...arrays import AnyArray, IntegerLike, Length, PyTree, State
 from ...checked import Checked
 from ...engine import AbstractEngine
 from ...engines.auto import Auto
@@ -20,9 +19,9 @@ from ..embedding import Embedding
 from ..forms import encoded_form
 from .ctc import check_classes
 from .joiner import Joiner
-from .labels import BLANK, Target, check_target, utterances
-from .lattice import Arcs, arcs, lattice_log_likelihood
-from .transducer_likelihood import label_times
+from .labels import BLANK, check_target, utterances
+from .lattice import Arcs, lattice_log_likelihood
+from .transducer_likelihood import arcs_by_step, label_times
 
 
 @exportable
@@ -85,7 +84,7 @@ class Transducer(eqx.Module):
     def encode(
         self,
         state: State | None,
-        xs: Float[Array, "T I"],
+        xs: Checked[AnyArray],
         *,
         length: Checked[IntegerLike | None] = None,
         engine: AbstractEngine = Auto(),
@@ -113,7 +112,7 @@ class Transducer(eqx.Module):
 
     def log_likelihood(
         self,
-        xs: Float[Array, "T I"],
+        xs: Checked[AnyArray],
         target: Checked[AnyArray],
         *,
         length: Checked[IntegerLike | None] = None,
@@ -129,7 +128,7 @@ class Transducer(eqx.Module):
 
     def align(
         self,
-        xs: Float[Array, "T I"],
+        xs: Checked[AnyArray],
         target: Checked[AnyArray],
         *,
         length: Checked[IntegerLike | None] = None,
@@ -145,7 +144,7 @@ class Transducer(eqx.Module):
 
     def _lattice(
         self,
-        xs: Array,
+        xs: AnyArray,
         target: AnyArray,
         length: IntegerLike | None,
         target_length: IntegerLike | None,
@@ -160,7 +159,7 @@ class Transducer(eqx.Module):
         predicted = self.predict(checked.labels, engine=engine, key=keys[1])
         steps = jnp.pad(heard, ((0, 1), (0, 0)))
         valid = check.length(T if length is None else length, T)
-        return _arcs_by_step(self.joiner, steps, predicted, checked), valid, checked.length
+        return arcs_by_step(self.joiner, steps, predicted, checked), valid, checked.length
 
 
 def transducer_loss(
@@ -183,15 +182,3 @@ def transducer_loss(
 
     keys = None if key is None else jax.random.split(key, len(lengths))
     return -jax.vmap(one)(xs, lengths, targets, target_lengths, keys).mean(), carry
-
-
-def _arcs_by_step(joiner: Joiner, heard: Float[Array, "T J"], predicted: Float[Array, "U1 J"], target: Target) -> Arcs:
-    """The arcs of all steps, by the logits [U + 1, V] of one step at a time."""
-    wide, narrow = widen((joiner, predicted))
-
-    @partial(jax.checkpoint, prevent_cse=False)  # a scan separates the two passes by itself
-    def one(wide: tuple[Joiner, Array], heard: Array) -> Arcs:
-        joiner, predicted = narrow(wide)
-        return arcs(joiner(jnp.broadcast_to(heard, predicted.shape), predicted), target.labels)
-
-    return jax.lax.scan(lambda _, heard: (None, one(wide, heard)), None, heard)[1]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ... import check
-from ...arrays import IntegerLike, State, select
+from ...arrays import AnyArray, IntegerLike, State, select
 from ...checked import Checked
 from ...engine import AbstractEngine
 from ...engines.auto import Auto
@@ -39,7 +39,7 @@ class TransducerBeam(NamedTuple):
 def transducer_beam_search(
     model: Transducer,
     state: TransducerBeam | None,
-    xs: Float[Array, "T I"],
+    xs: Checked[AnyArray],
     *,
     width: Checked[int],
     max_length: Checked[int],
@@ -96,7 +96,7 @@ def _leave(model: Transducer, beam: ScoredPrefixes, heard: Float[Array, " J"], m
         scores, places = jax.lax.top_k(longer.reshape(-1), min(width, longer.size))
         places = jnp.pad(places, (0, width - len(places)))
         scores = jnp.pad(scores, (0, width - len(scores)), constant_values=-jnp.inf)
-        parents, labels = jnp.divmod(places, longer.shape[1])
+        parents, labels = jnp.divmod(places.astype(int), longer.shape[1])
         labels = labels + 1
         prefixes = beam.prefixes.taken(parents).extended(labels, jnp.ones(width, bool))
         history = jax.vmap(model.say)(rows_of(beam.history.state, parents), labels)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ... import check
-from ...arrays import IntegerLike, Length, select
+from ...arrays import AnyArray, IntegerLike, Length, select
 from ...checked import Checked
 from ...engine import AbstractEngine
 from ...engines.auto import Auto
@@ -28,7 +28,7 @@ class Walk(NamedTuple):
 def transducer_greedy(
     model: Transducer,
     state: TransducerState | None,
-    xs: Float[Array, "T I"],
+    xs: Checked[AnyArray],
     *,
     max_symbols: Checked[int],
     length: Checked[IntegerLike | None] = None,
@@ -52,8 +52,6 @@ def transducer_greedy(
     encoder, heard = model.encode(before.encoder, xs, length=length, engine=engine)
     T = heard.shape[0]
     steps = check.length(T if length is None else length, T)
-    if T == 0:
-        heard = jnp.zeros((1, heard.shape[1]), heard.dtype)
 
     def advance(walk: Walk) -> Walk:
         log_p = log_softmax(model.joiner(heard[walk.t], walk.history.predicted))
@@ -63,8 +61,11 @@ def transducer_greedy(
         symbols = jnp.where(says, walk.symbols + 1, 0)
         return Walk(jnp.where(says, walk.t, walk.t + 1), symbols, history, _appended(walk.found, label, log_p[label]))
 
-    dtype = jax.eval_shape(lambda: log_softmax(model.joiner(heard[0], before.history.predicted))).dtype
+    predicted = before.history.predicted
+    dtype = jax.eval_shape(lambda: log_softmax(model.joiner(predicted, predicted))).dtype
     nothing = Hypothesis(jnp.full(T * max_symbols, BLANK, int), jnp.zeros((), int), jnp.zeros((), dtype), None)
+    if T == 0:
+        return TransducerState(encoder, before.history), nothing
     zero = jnp.zeros((), int)
     walk = jax.lax.while_loop(lambda walk: walk.t < steps, advance, Walk(zero, zero, before.history, nothing))
     return TransducerState(encoder, walk.history), walk.found

@@ -1,19 +1,22 @@
 """The likelihood of a transcript by a transducer, and how its labels are aligned with the steps of the input."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ... import check
-from ...arrays import AnyArray, IntegerLike
+from ...arrays import AnyArray, IntegerLike, widen
 from ...checked import Checked
 from ...marks import blank
-from .labels import check_logits, check_target
+from .joiner import Joiner
+from .labels import Target, check_logits, check_target
 from .lattice import Arcs, arcs, lattice_log_likelihood
 
 
 def transducer_log_likelihood(
-    logits: Checked[Array],
+    logits: Checked[AnyArray],
     target: Checked[AnyArray],
     *,
     length: Checked[IntegerLike | None] = None,
@@ -37,7 +40,7 @@ def transducer_log_likelihood(
     Raises ValueError for other shapes, and for labels and lengths out of range; if they are traced, an error at run
     time.
     """
-    check_logits(logits, "[T, U + 1, V]")
+    logits = check_logits(logits, "[T, U + 1, V]")
     T, states, V = logits.shape
     length = check.length(T if length is None else length, T)
     labels, target_length = check_target(target, target_length, V)
@@ -49,6 +52,18 @@ def transducer_log_likelihood(
     logits = blank(logits, length, T)
     logits = jnp.swapaxes(blank(jnp.swapaxes(logits, 0, 1), target_length + 1, states), 0, 1)
     return lattice_log_likelihood(_of_one_step_more(arcs(logits, labels)), length, target_length)
+
+
+def arcs_by_step(joiner: Joiner, heard: Float[Array, "T J"], predicted: Float[Array, "U1 J"], target: Target) -> Arcs:
+    """The arcs of all steps, by the logits [U + 1, V] of one step at a time, which are made again for the gradient."""
+    wide, narrow = widen((joiner, predicted))
+
+    @partial(jax.checkpoint, prevent_cse=False)  # a scan separates the two passes by itself
+    def one(wide: tuple[Joiner, Array], heard: Array) -> Arcs:
+        joiner, predicted = narrow(wide)
+        return arcs(joiner(jnp.broadcast_to(heard, predicted.shape), predicted), target.labels)
+
+    return jax.lax.scan(lambda _, heard: (None, one(wide, heard)), None, heard)[1]
 
 
 def label_times(arcs: Arcs, length: Array, target_length: Array) -> Float[Array, "T U"]:
