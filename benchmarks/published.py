@@ -42,6 +42,11 @@ def percent(words: tuple[str, ...], published: str, bar: float | None, seeds: in
     return Task(words, "%", published, bar, operator.ge, seeds, 100.0)
 
 
+def errors(words: tuple[str, ...], bar: float | None) -> Task:
+    """A task whose figure is a share of wrong digits, the fewer the better."""
+    return Task(words, "% errors", "", bar, operator.le, 5, 100.0)
+
+
 MADE_UP = ("addition", "fitzhugh_nagumo", "long_memory", "recall", "state_tracking")  # examples that need no files
 TRANSLATION = ("translation", "--epochs", "5")
 HALF_FORCED = ("translation", "--epochs", "10", "--teacher-forcing", "0.5")  # as what is published was trained
@@ -49,6 +54,7 @@ ADDING = ("long_memory", "--task", "adding", "--minutes", "2", "--models")
 ADDING_BEYOND = ("long_memory", "--task", "adding", "--lengths", "5000", "--minutes", "5", "--models")
 
 
+SPOKEN = ("spoken_digits", "--model")
 S3 = ("--task", "s3", "--lengths", "2", "12", "64", "--width", "32", "--steps", "2000")
 
 
@@ -77,6 +83,10 @@ TASKS = {
     "MNIST-1D, bidirectional GRU": percent(("mnist1d",), "89 to 91", 89.0),
     "MNIST-1D shuffled, bidirectional GRU": percent(("mnist1d", "--shuffled"), "53 to 57", 53.0),
     "Japanese Vowels, bidirectional LSTM": percent(("speaker_recognition",), "95.4", 96.0),
+    "spoken digits, CTC": errors((*SPOKEN, "ctc"), 2.5),
+    "spoken digits, CTC, a beam": errors((*SPOKEN, "ctc"), None)._replace(figure="beam"),
+    "spoken digits, transducer, streaming": errors((*SPOKEN, "transducer"), 4.0),
+    "spoken digits, CTC, theo held out": errors((*SPOKEN, "ctc", "--held-out", "theo"), None),
     "JSB chorales, LSTM": Task(("chorales", "--cell", "lstm"), "nats a step", "8.33 to 8.45", 8.45, operator.le),
     "JSB chorales, GRU": Task(("chorales", "--cell", "gru"), "nats a step", "8.20 to 8.43", 8.43, operator.le),
     "JSB chorales, Elman": Task(("chorales", "--cell", "elman"), "nats a step", "8.91", 8.91, operator.le),
