@@ -27,6 +27,7 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 import rnnjax
+from rnnjax.arrays import AnyArray
 from rnnjax.diagnose.plot import draw_alignment
 from rnnjax.models import transduction
 from rnnjax.networks import layers
@@ -42,7 +43,7 @@ TEST = speech.Variation()
 parse = command_line(
     __doc__,
     choice("--model", ["ctc", "transducer"], "ctc"),
-    steps_option(1000),
+    steps_option(600),
     option("--held-out", metavar="SPEAKER", help="whose clips are not trained on; the test strings are this speaker's"),
     SEED,
     picture_option("alignments"),
@@ -54,8 +55,8 @@ class Recogniser(NamedTuple):
 
     build: Callable[[Array], Any]
     loss: Callable[..., Any]
-    transcribe: Callable[[Any, Array, Array], Array]
-    align: Callable[[Any, Array, Array], Array]
+    transcribe: Callable[[Any, AnyArray, AnyArray], Array]
+    align: Callable[[Any, AnyArray, AnyArray], Array]
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def split(clips: speech.Clips, held_out: str | None) -> tuple[speech.Clips, speech.Clips]:
     """Clips to train on, and to test on: the data set's own split, or all clips of the speaker that is held out."""
     if held_out is None:
-        return clips.where(clips.index >= speech.TEST_TAKES), clips.where(clips.index < speech.TEST_TAKES)
+        return clips.where(clips.take >= speech.TEST_TAKES), clips.where(clips.take < speech.TEST_TAKES)
     speakers = np.unique(clips.speaker).tolist()
     if held_out not in speakers:
         raise ValueError(f"--held-out: expected one of {speakers}, got {held_out!r}")
@@ -130,10 +131,10 @@ def build_transducer(key: Array) -> transduction.Transducer:
 
 
 @eqx.filter_jit
-def read(model: transduction.CTC, xs: Array, lengths: Array) -> Array:
+def read(model: transduction.CTC, xs: AnyArray, lengths: AnyArray) -> Array:
     """The labels of each sequence, the most probable class at each step."""
 
-    def one(xs: Array, length: Array) -> Array:
+    def one(xs: AnyArray, length: AnyArray) -> Array:
         _, logits = model.logits(None, xs, length=length)
         return transduction.ctc_greedy(logits, length=length).tokens
 
@@ -141,10 +142,10 @@ def read(model: transduction.CTC, xs: Array, lengths: Array) -> Array:
 
 
 @eqx.filter_jit
-def search_widely(model: transduction.CTC, xs: Array, lengths: Array) -> Array:
+def search_widely(model: transduction.CTC, xs: AnyArray, lengths: AnyArray) -> Array:
     """The labels of each sequence, by a beam."""
 
-    def one(xs: Array, length: Array) -> Array:
+    def one(xs: AnyArray, length: AnyArray) -> Array:
         _, logits = model.logits(None, xs, length=length)
         return transduction.ctc_beam_search(logits, width=BEAM, length=length, max_length=2 * LENGTHS[-1]).tokens
 
@@ -152,17 +153,17 @@ def search_widely(model: transduction.CTC, xs: Array, lengths: Array) -> Array:
 
 
 @eqx.filter_jit
-def hear(model: transduction.Transducer, states: Any, xs: Array, lengths: Array) -> tuple[Any, Array]:
+def hear(model: transduction.Transducer, states: Any, xs: AnyArray, lengths: AnyArray) -> tuple[Any, Array]:
     """The states after one more chunk of each sequence, and the labels said meanwhile."""
 
-    def one(state: Any, xs: Array, length: Array) -> tuple[Any, Array]:
+    def one(state: Any, xs: AnyArray, length: AnyArray) -> tuple[Any, Array]:
         state, found = transduction.transducer_greedy(model, state, xs, max_symbols=SYMBOLS, length=length)
         return state, found.tokens
 
     return jax.vmap(one)(states, xs, lengths)
 
 
-def listen(model: transduction.Transducer, xs: Array, lengths: Array) -> Array:
+def listen(model: transduction.Transducer, xs: AnyArray, lengths: AnyArray) -> Array:
     """The labels of each sequence, which arrives chunk by chunk."""
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(xs), *leaf.shape)), model.initial())
     said = []
@@ -175,7 +176,7 @@ def listen(model: transduction.Transducer, xs: Array, lengths: Array) -> Array:
 
 
 def error_rate(
-    transcribe: Callable[[Any, Array, Array], Array],
+    transcribe: Callable[[Any, AnyArray, AnyArray], Array],
     model: Any,
     strings: speech.Strings,
     scale: Callable[[np.ndarray], np.ndarray],
@@ -191,12 +192,12 @@ def error_rate(
     return wrong / sum(map(len, strings.digits))
 
 
-def spoken_classes(model: transduction.CTC, xs: Array, target: Array) -> Array:
+def spoken_classes(model: transduction.CTC, xs: AnyArray, target: AnyArray) -> Array:
     """The probability of each label of the target at each step, [U, T]."""
     return jax.nn.softmax(model.logits(None, xs)[1])[:, target].T
 
 
-def spoken_labels(model: transduction.Transducer, xs: Array, target: Array) -> Array:
+def spoken_labels(model: transduction.Transducer, xs: AnyArray, target: AnyArray) -> Array:
     """The probability that each label of the target is said at each step, [U, T]."""
     return model.align(xs, target).T
 

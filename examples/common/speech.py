@@ -28,7 +28,7 @@ class Clips(NamedTuple):
     samples: list[np.ndarray]
     digit: np.ndarray
     speaker: np.ndarray
-    index: np.ndarray
+    take: np.ndarray
 
     def where(self, chosen: np.ndarray) -> "Clips":
         rows = np.flatnonzero(chosen)
@@ -87,8 +87,8 @@ def speak(generator: np.random.Generator, clips: list[np.ndarray], variation: Va
 def log_mel(samples: np.ndarray) -> np.ndarray:
     """Logarithms of the energies in bands of equal width in mel, three frames at a step: [T, FEATURES]."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
-    spectra = rfft(frames * np.hanning(WINDOW).astype(np.float32), FOURIER)
-    energies = np.log((spectra.real**2 + spectra.imag**2).astype(np.float32) @ mel_filters() + np.float32(1e-4))
+    powers = np.abs(np.asarray(rfft(frames * np.hanning(WINDOW).astype(np.float32), FOURIER))) ** 2
+    energies = np.log(powers @ mel_filters() + np.float32(1e-4))
     steps = len(energies) // STACKED
     return energies[: steps * STACKED].reshape(steps, FEATURES)
 

@@ -56,7 +56,7 @@ def test_strings_are_of_one_speaker_and_of_their_digits():
 def test_the_split_and_the_speaker_held_out():
     _, clips = speech.read_clips()
     training, test = spoken_digits.split(clips, None)
-    assert set(test.index.tolist()) == set(range(5))
+    assert set(test.take.tolist()) == set(range(5))
     assert len(training.samples) + len(test.samples) == len(clips.samples) == 160
     training, test = spoken_digits.split(clips, "telephone 1")
     assert set(test.speaker.tolist()) == {"telephone 1"} != set(training.speaker.tolist())

@@ -423,7 +423,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"language: expected a model of 4 tokens.* got one of 3. Build"):
         search(language=language().decoding(), language_weight=0.5)
     with pytest.raises(TypeError, match=r"language: expected a Decoding.* Pass model.decoding\(\)"):
-        search(language=language(), language_weight=0.5)
+        search(language=language(), language_weight=0.5)  # type: ignore[arg-type]
     state, _ = eqx.filter_eval_shape(
         partial(transducer_beam_search, width=2, max_length=3, max_symbols=1), model, None, xs
     )

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ... import check
 from ...arrays import AnyArray, IntegerLike, carry_dtype
 from ...checked import Checked
 from ...marks import blank, valid_steps
-from .labels import BLANK, FLOOR, check_logits, check_target, floored_log, impossible_as_infinity
+from .labels import BLANK, FLOOR, check_logits, check_target, floored_log, impossible_as_infinity, number_of_steps
 
 
 def ctc_log_likelihood(
@@ -39,7 +38,7 @@ def ctc_log_likelihood(
     """
     logits = check_logits(logits, "[T, V]")
     T, V = logits.shape
-    length = check.length(T if length is None else length, T)
+    length = number_of_steps(length, T)
     labels, target_length = check_target(target, target_length, V)
     logits = blank(logits, length, T).astype(carry_dtype(logits.dtype))
     log_p = floored_log(jax.nn.log_softmax(logits))

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ... import check
 from ...arrays import AnyArray, IntegerLike, select
 from ...checked import Checked
 from ...marks import blank, valid_steps
 from ..search import Decoding, Hypothesis, log_softmax
-from .labels import BLANK, check_logits
+from .labels import BLANK, check_logits, number_of_steps
 from .language import Text, check_language
 from .prefixes import Prefixes, check_beam, copies, rows_of
 
@@ -27,7 +26,7 @@ def ctc_greedy(logits: Checked[AnyArray], *, length: Checked[IntegerLike | None]
     """
     logits = check_logits(logits, "[T, V]")
     T = logits.shape[0]
-    length = check.length(T if length is None else length, T)
+    length = number_of_steps(length, T)
     log_p = log_softmax(blank(logits, length, T))
     valid = valid_steps(length, T)
     best = jnp.argmax(log_p, -1).astype(int)
@@ -85,7 +84,7 @@ def ctc_beam_search(
     L = max(T, 1) if max_length is None else max_length
     check_beam(width, L)
     decoding, weight = check_language(language, language_weight, V)
-    length = check.length(T if length is None else length, T)
+    length = number_of_steps(length, T)
     log_p = log_softmax(blank(logits, length, T))
     first = Text.begin(decoding, weight.astype(log_p.dtype))
     nothing = jnp.full(width, -jnp.inf, log_p.dtype)

@@ -7,6 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from ... import check
 from ...arrays import AnyArray, IntegerLike, Length, PyTree
 from ...check import show
 from ...checked import Checked
@@ -86,6 +87,12 @@ def _check_length(length: Any, U: int) -> Length:
     if outside:
         raise ValueError(f"target_length: expected a value from 0 to U={U}, got {int(length)}. Pad target to more")
     return length
+
+
+def number_of_steps(length: Checked[IntegerLike | None], T: int) -> Length:
+    """`length` in [0, T], as `unroll` checks it; None: T."""
+    checked = check.length(length, T)
+    return jnp.asarray(T, int) if checked is None else checked
 
 
 def check_logits(logits: Checked[AnyArray], form: str) -> Float[Array, "... V"]:

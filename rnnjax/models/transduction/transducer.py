@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ... import check, random
+from ... import random
 from ...arrays import AnyArray, IntegerLike, Length, PyTree, State
 from ...checked import Checked
 from ...engine import AbstractEngine
@@ -19,7 +19,7 @@ from ..embedding import Embedding
 from ..forms import encoded_form
 from .ctc import check_classes
 from .joiner import Joiner
-from .labels import BLANK, check_target, utterances
+from .labels import BLANK, check_target, number_of_steps, utterances
 from .lattice import Arcs, lattice_log_likelihood
 from .transducer_likelihood import arcs_by_step, label_times
 
@@ -158,7 +158,7 @@ class Transducer(eqx.Module):
         T = heard.shape[0]
         predicted = self.predict(checked.labels, engine=engine, key=keys[1])
         steps = jnp.pad(heard, ((0, 1), (0, 0)))
-        valid = check.length(T if length is None else length, T)
+        valid = number_of_steps(length, T)
         return arcs_by_step(self.joiner, steps, predicted, checked), valid, checked.length
 
 

@@ -14,7 +14,7 @@ from ...engines.auto import Auto
 from ...exporting import exportable
 from ...marks import valid_steps
 from ..search import Hypothesis, log_softmax
-from .labels import BLANK
+from .labels import BLANK, number_of_steps
 from .prefixes import Prefixes, check_beam, copies, rows_of
 from .transducer import History, Transducer
 
@@ -72,7 +72,7 @@ def transducer_beam_search(
     before = _begin(model, width, max_length) if state is None else _check_state(state, width, max_length)
     encoder, heard = model.encode(before.encoder, xs, length=length, engine=engine)
     T = heard.shape[0]
-    valid = valid_steps(check.length(T if length is None else length, T), T)
+    valid = valid_steps(number_of_steps(length, T), T)
 
     def step(beam: ScoredPrefixes, inputs: tuple[Array, Array]) -> tuple[ScoredPrefixes, None]:
         heard, valid = inputs

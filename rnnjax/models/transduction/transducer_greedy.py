@@ -12,7 +12,7 @@ from ...checked import Checked
 from ...engine import AbstractEngine
 from ...engines.auto import Auto
 from ..search import Hypothesis, log_softmax
-from .labels import BLANK
+from .labels import BLANK, number_of_steps
 from .transducer import History, Transducer, TransducerState
 
 
@@ -51,7 +51,7 @@ def transducer_greedy(
     before = model.initial() if state is None else state
     encoder, heard = model.encode(before.encoder, xs, length=length, engine=engine)
     T = heard.shape[0]
-    steps = check.length(T if length is None else length, T)
+    steps = number_of_steps(length, T)
 
     def advance(walk: Walk) -> Walk:
         log_p = log_softmax(model.joiner(heard[walk.t], walk.history.predicted))

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ... import check
 from ...arrays import AnyArray, IntegerLike, widen
 from ...checked import Checked
 from ...marks import blank
 from .joiner import Joiner
-from .labels import Target, check_logits, check_target
+from .labels import Target, check_logits, check_target, number_of_steps
 from .lattice import Arcs, arcs, lattice_log_likelihood
 
 
@@ -42,7 +41,7 @@ def transducer_log_likelihood(
     """
     logits = check_logits(logits, "[T, U + 1, V]")
     T, states, V = logits.shape
-    length = check.length(T if length is None else length, T)
+    length = number_of_steps(length, T)
     labels, target_length = check_target(target, target_length, V)
     if states != len(labels) + 1:
         raise ValueError(
