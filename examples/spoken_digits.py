@@ -32,10 +32,11 @@ from rnnjax.diagnose.plot import draw_alignment
 from rnnjax.models import transduction
 from rnnjax.networks import layers
 
-B, UNITS, EMBEDDED, DROPOUT, LEARNING_RATE = 32, 96, 32, 0.2, 2e-3
+B, EMBEDDED, DROPOUT, LEARNING_RATE = 32, 32, 0.2, 2e-3
+UNITS, STREAMING_UNITS = 96, 128  # of each layer, in each direction; of the transducer, which has one
 CLASSES, MULTIPLE = 11, 64  # the digit d is label d + 1; batches are padded to a multiple of 64 steps
 CHUNK, SYMBOLS, BEAM = 10, 2, 8  # steps of 30 ms; labels that may be said at one step
-LENGTHS = [3, 4, 5, 6, 7]  # digits of a string
+LENGTHS, SHORT = [3, 4, 5, 6, 7], [1, 2]  # digits of a string; of one in the first third of training
 TESTED = 120  # strings of each length
 TRAINING = speech.Variation(gaps=(0.0, 0.3), speeds=(0.85, 1.15), decibels=(-6.0, 6.0))
 TEST = speech.Variation()
@@ -107,7 +108,8 @@ def train(
 
     def batch(step: int) -> transduction.Utterances:
         generator = np.random.default_rng((options.seed, step))
-        lengths = B * [int(generator.choice(LENGTHS))]  # one for the batch, so that there is little padding
+        drawn = SHORT if step < options.steps // 3 else LENGTHS  # short ones first, which are easily aligned
+        lengths = B * [int(generator.choice(drawn))]  # one for the batch, so that there is little padding
         return as_batch(speech.strings(generator, clips, lengths, TRAINING), scale)
 
     keys = jax.random.split(jax.random.key(options.seed))
@@ -125,7 +127,7 @@ def build_ctc(key: Array) -> transduction.CTC:
 
 def build_transducer(key: Array) -> transduction.Transducer:
     keys = jax.random.split(key, 3)
-    encoder = layers(rnnjax.LSTM, speech.FEATURES, [2 * UNITS, 2 * UNITS], dropout=DROPOUT, key=keys[0])
+    encoder = layers(rnnjax.LSTM, speech.FEATURES, [STREAMING_UNITS, STREAMING_UNITS], dropout=DROPOUT, key=keys[0])
     prediction = rnnjax.GRU(EMBEDDED, EMBEDDED, key=keys[1])
     return transduction.Transducer(CLASSES, encoder, prediction, joint_size=UNITS, key=keys[2])
 

@@ -1,12 +1,13 @@
 """A language model at a beam: the weighted score of each prefix as a text."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ...arrays import State, select
+from ...checked import Checked
 from ..search import Decoding, check_search, log_softmax
 from .labels import BLANK, floored_log
 
@@ -42,14 +43,16 @@ class Text(NamedTuple):
         return select(extends, jax.vmap(one)(self, labels), self)
 
 
-def check_language(language: Any, weight: Any, vocabulary_size: int) -> tuple[Decoding, Float[Array, ""]]:
+def check_language(
+    language: Checked[Decoding | None], weight: Checked[float | Array | None], vocabulary_size: int
+) -> tuple[Decoding, Float[Array, ""]]:
     """The language model and its weight; without one, a model that takes all texts for equal, of weight 0."""
     if (language is None) != (weight is None):
         raise ValueError(
             f"language, language_weight: expected both or neither, got {type(language).__name__} and {weight!r}. "
             "Pass language=model.decoding() and language_weight=0.5, or leave both out"
         )
-    if language is None:
+    if language is None or weight is None:
         return Decoding(lambda state, _: (state, jnp.zeros(vocabulary_size), None), (), jnp.zeros(0)), jnp.zeros(())
     if not isinstance(language, Decoding):
         raise TypeError(f"language: expected a Decoding, got {type(language).__name__}. Pass model.decoding()")
