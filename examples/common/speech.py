@@ -19,7 +19,7 @@ MELS, STACKED = 40, 3  # a step of a network is three frames, side by side: 30 m
 FEATURES = MELS * STACKED
 LOUDNESS, NOISE = 0.1, 1e-3  # root mean squares of a clip, and of what is between clips
 TEST_TAKES = 5  # of each digit and speaker: the data set's own split
-ROWS, COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477)  # hertz of the two tones of a key of a telephone
+LOW, HIGH = (300, 450, 675, 1012), (1400, 2100, 3150)  # hertz of two tones, farther apart than speeds shift them
 
 
 class Clips(NamedTuple):
@@ -45,9 +45,9 @@ class Variation(NamedTuple):
 
 def read_clips() -> tuple[str, Clips]:
     """The name of the data, and all clips, of one loudness."""
-    folder = data.find("fsdd", "the tones of a telephone's keys stand in for speech")
+    folder = data.find("fsdd", "pairs of tones stand in for speech")
     if folder is None:
-        return "touch tones", touch_tones(np.random.default_rng(0), speakers=2, takes=8)
+        return "pairs of tones", pairs_of_tones(np.random.default_rng(0), speakers=2, takes=8)
     with np.load(folder / "fsdd.npz") as file:
         ends = file["offsets"][1:-1]
         samples = [normalised(clip) for clip in np.split(file["samples"].astype(np.float32), ends)]
@@ -58,17 +58,17 @@ def normalised(samples: np.ndarray) -> np.ndarray:
     return samples * np.float32(LOUDNESS / np.sqrt((samples**2).mean()))
 
 
-def touch_tones(generator: np.random.Generator, speakers: int, takes: int) -> Clips:
-    """Two tones for each digit, as a telephone's keys have them, of several lengths, in noise."""
+def pairs_of_tones(generator: np.random.Generator, speakers: int, takes: int) -> Clips:
+    """A low and a high tone for each digit, as a telephone's keys have them, of several lengths, in noise."""
     rows = np.array(list(product(range(10), range(speakers), range(takes))))
     key = {digit: divmod(digit - 1, 3) if digit else (3, 1) for digit in range(10)}
     samples = []
     for digit, speaker, _ in rows:
         time = np.arange(int(RATE * generator.uniform(0.15, 0.3))) / RATE
         row, column = key[digit]
-        tones = sum(np.sin(2 * np.pi * hertz * (1 + 0.01 * speaker) * time) for hertz in (ROWS[row], COLUMNS[column]))
+        tones = sum(np.sin(2 * np.pi * hertz * (1 + 0.01 * speaker) * time) for hertz in (LOW[row], HIGH[column]))
         samples.append(normalised((tones + 0.3 * generator.normal(size=len(time))).astype(np.float32)))
-    return Clips(samples, rows[:, 0], np.array([f"telephone {speaker}" for speaker in rows[:, 1]]), rows[:, 2])
+    return Clips(samples, rows[:, 0], np.array([f"voice {speaker}" for speaker in rows[:, 1]]), rows[:, 2])
 
 
 def speak(generator: np.random.Generator, clips: list[np.ndarray], variation: Variation) -> np.ndarray:

@@ -58,8 +58,8 @@ def test_the_split_and_the_speaker_held_out():
     training, test = spoken_digits.split(clips, None)
     assert set(test.take.tolist()) == set(range(5))
     assert len(training.samples) + len(test.samples) == len(clips.samples) == 160
-    training, test = spoken_digits.split(clips, "telephone 1")
-    assert set(test.speaker.tolist()) == {"telephone 1"} != set(training.speaker.tolist())
+    training, test = spoken_digits.split(clips, "voice 1")
+    assert set(test.speaker.tolist()) == {"voice 1"} != set(training.speaker.tolist())
     with pytest.raises(ValueError, match="--held-out: expected one of"):
         spoken_digits.split(clips, "nobody")
 
@@ -79,11 +79,10 @@ def test_labels_are_read_and_errors_counted():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["ctc", "transducer"])
 def test_tones_are_read(monkeypatch, tmp_path, model):
-    small = {"UNITS": 32, "STREAMING_UNITS": 32, "B": 16, "LEARNING_RATE": 1e-2, "MULTIPLE": 32, "BEAM": 2, "TESTED": 8}
-    for name, value in (small | {"SHORT": [1], "LENGTHS": [2]}).items():
+    small = {"UNITS": 32, "B": 16, "LEARNING_RATE": 1e-2, "MULTIPLE": 32, "BEAM": 2, "TESTED": 8}
+    for name, value in (small | {"LENGTHS": [2]}).items():
         monkeypatch.setattr(spoken_digits, name, value)
     picture = tmp_path / "new" / "alignments.png"
     record = run("--model", model, "--steps", "150", "--picture", str(picture))
-    print(record)
     assert record["test"] < 0.5
     assert picture.stat().st_size > 10_000
