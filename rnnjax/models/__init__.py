@@ -9,6 +9,7 @@ Decoding       `model.decoding(...)` gives `step(state, token) -> (state, logits
 Tokens         outside the vocabulary are an error, under `jit` too: `Embedding`.
 """
 
+from . import transduction as transduction
 from .attention import AbstractScore as AbstractScore
 from .attention import Additive as Additive
 from .attention import Dot as Dot

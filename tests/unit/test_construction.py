@@ -103,6 +103,10 @@ def seq2seq(decoder: Callable[[jax.Array], Any], size: int) -> Callable[..., Any
     return lambda key: rnnjax.models.Seq2Seq(size, size + 1, encoder(key=key), decoder(key), bridge=kept, key=key)
 
 
+def transducer(cell: rnnjax.AbstractCell, key: jax.Array) -> rnnjax.models.transduction.Transducer:
+    return rnnjax.models.transduction.Transducer(89, cell, cell, joint_size=35, key=key)
+
+
 def stack(key: jax.Array) -> rnnjax.Stack:
     inner = rnnjax.Bidirectional(rnnjax.GRU(73, 39, key=key), rnnjax.Reversed(rnnjax.GRU(73, 39, key=key)))
     return rnnjax.Stack([rnnjax.skip(inner), rnnjax.residual(rnnjax.LSTM(151, 151, key=key))], dropout=0.5)
@@ -122,6 +126,8 @@ PARTS: dict[str, Callable[..., Any]] = {
     "sequence to sequence, context": seq2seq(
         lambda key: rnnjax.models.ContextDecoder(rnnjax.GRU(25 + 27, 27, key=key)), 85
     ),
+    "ctc": of_cell(partial(rnnjax.models.transduction.CTC, 87), 26, 31),
+    "transducer": of_cell(transducer, 21, 33),
     "attention pooling": partial(rnnjax.models.AttentionPooling, 17, 28),
 }
 MAKERS = CELLS | PARTS
