@@ -3,7 +3,7 @@
     RNNJAX_DATA=folder python examples/digit_rows.py --model lstm
     RNNJAX_DATA=folder python examples/digit_rows.py --model linear
     RNNJAX_DATA=folder python examples/digit_rows.py --model cnn_rnn_mlp
-    python examples/digit_rows.py --epochs 40                           on scikit-learn's digits of 8 x 8 pixels
+    python examples/digit_rows.py                                       on scikit-learn's digits of 8 x 8 pixels
 
 `linear` is one linear layer, the same for every row, and the mean of its outputs: it uses all pixels, but neither the
 order of the rows nor any combination of them. `lstm` reads the rows one after the other, and its last state is
@@ -19,14 +19,15 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
-from common.digits import read_digits
+from common.command_line import LOSSES, SEED, choice, command_line, main
+from common.digits import Epochs, read_digits
 from common.training import fit
 from jaxtyping import PRNGKeyArray
 
 import rnnjax
 
 B, UNITS, CHANNELS, WINDOW, CLASSES, LEARNING_RATE = 100, 64, 32, 3, 10, 3e-3
+EPOCHS = Epochs(mnist=4, small=100)
 
 
 def lstm(width: int, key: PRNGKeyArray) -> rnnjax.models.Classifier:
@@ -61,7 +62,7 @@ MODELS: dict[str, Callable[[int, PRNGKeyArray], rnnjax.models.Classifier]] = {
 parse = command_line(
     __doc__,
     choice("--model", MODELS, "lstm"),
-    epochs_option(4),
+    EPOCHS.option(),
     SEED,
     LOSSES,
 )
@@ -70,10 +71,11 @@ parse = command_line(
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The record of a classifier after a fixed number of epochs; nothing is chosen on the test digits."""
     *sets, name = read_digits()
+    epochs = EPOCHS.of(name) if options.epochs is None else options.epochs
     name = f"{name.removeprefix('sequential ')} by rows"
     training, test = (rows(digits.xs, digits.labels) for digits in sets)
     keys = jax.random.split(jax.random.key(options.seed))
-    steps = options.epochs * (len(training.targets) // B)
+    steps = epochs * (len(training.targets) // B)
     fitted = fit(
         MODELS[options.model](training.xs.shape[-1], keys[0]),
         rnnjax.models.classifier_loss,
