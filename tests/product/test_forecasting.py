@@ -235,8 +235,7 @@ def test_the_linear_layer_knows_no_order_and_the_others_do(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "least", "most"), [("linear", 0.15, 0.6), ("cnn_rnn_mlp", 0.7, 1)])
-def test_digits_are_read_by_rows(monkeypatch, capsys, model, least, most):
-    monkeypatch.setattr(digit_rows, "LEARNING_RATE", 1e-2)
+def test_digits_are_read_by_rows(capsys, model, least, most):
     record = run(digit_rows, "--model", model, "--epochs", "5")
     assert least < record["test"] < most
     assert record["task"] == "8 x 8 digits by rows"
