@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     name = f"{name.removeprefix('sequential ')} by rows"
     training, test = (rows(digits.xs, digits.labels) for digits in sets)
     keys = jax.random.split(jax.random.key(options.seed))
-    steps = epochs * (len(training.targets) // B)
+    steps = round(epochs * (len(training.targets) // B))
     schedule = optax.cosine_decay_schedule(recipe.learning_rate, steps)
     fitted = fit(
         MODELS[options.model](training.xs.shape[-1], keys[0]),
