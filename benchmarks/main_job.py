@@ -31,7 +31,7 @@ def main() -> None:
 
 def compare(cell: str, corpus: Corpus) -> list[dict[str, Any]]:
     """Records of every engine on one cell, a step of each in turn."""
-    calls = [rehearsal(Plan(None, cell, engine, 100, corpus.vocabulary), corpus) for engine in ENGINES]
+    calls = [rehearsal(Plan(corpus.vocabulary, cell=cell, engine=engine), corpus) for engine in ENGINES]
     steps = len(corpus.training) // (STREAMS * CHUNK)
     times = dict(zip(ENGINES, take_turns(calls, SECONDS), strict=True))
     records = []

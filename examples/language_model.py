@@ -1,9 +1,12 @@
 """Train a character language model on real text, the manual that comes with Python, and sample from it.
 
-python examples/language_model.py                       about two minutes on two cores
-python examples/language_model.py --text book.txt --cell gru --minutes 10
-python examples/language_model.py --resume              go on with the newest run
-python examples/language_model.py --sample "The yield"  let its model write on
+    python examples/language_model.py                       about two minutes on two cores
+    python examples/language_model.py --text book.txt --cell lstm --minutes 10
+    python examples/language_model.py --resume              go on with the newest run
+    python examples/language_model.py --sample "The yield"  let its model write on
+
+The text is small, and is read many times. `Recipe` lists what keeps the model from learning it by heart;
+benchmarks/README.md shows what each part of it buys.
 """
 
 import argparse
@@ -14,14 +17,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common.command_line import choice, command_line, option
+from common.command_line import SEED, choice, command_line, option
+from common.runs import newest, next_folder
 from common.text import Corpus, compressed_bits, entropy_bits, primed_bits, read_text
 from jaxtyping import PyTree
 
@@ -30,6 +34,7 @@ from rnnjax.training.atomic import write_atomically
 from rnnjax.training.plot import draw_curve
 
 CELLS = {"lstm": rnnjax.LSTM, "gru": rnnjax.GRU, "elman": rnnjax.Elman, "mingru": rnnjax.MinGRU}
+WITH_RECURRENT_WEIGHTS = ("lstm", "gru", "elman")
 LAYERS = {"mingru": 3}  # a linear layer cannot compare; three of them, with nonlinear outputs between, can
 ENGINES = {
     "auto": rnnjax.Auto(),
@@ -40,19 +45,32 @@ ENGINES = {
     "associative": rnnjax.Associative(),
 }
 EMBEDDING, HIDDEN, STREAMS, CHUNK = 64, 256, 16, 64
-LEARNING_RATE, CLIP = 4e-3, 1.0
-EVALUATIONS = 10
+STEPS, LEARNING_RATE, WARMUP, CLIP = 8600, 4e-3, 50, 1.0
+EVALUATIONS, REHEARSED = 10, 20
 VALIDATION_STREAMS = 16
+NAME = "language_model"  # of the folders of runs
+
+
+class Recipe(NamedTuple):
+    """Regularisation; zeros leave it out."""
+
+    weight_dropout: float = 0.25  # of the recurrent weights, anew at each step of training
+    output_dropout: float = 0.2  # of the network's outputs, with one mask for all characters of a chunk
+    weight_decay: float = 0.1  # of the matrices
+
+
+RECIPE = Recipe()
 
 
 class Plan(NamedTuple):
     """What a run was begun with, and must be resumed with; kept beside its checkpoint."""
 
-    text: str | None
-    cell: str
-    engine: str
-    steps: int
     vocabulary: str
+    text: str | None = None
+    cell: str = "gru"
+    engine: str = "auto"
+    steps: int = STEPS
+    seed: int = 0
 
 
 def main() -> None:
@@ -60,27 +78,37 @@ def main() -> None:
     arguments = parse()
     try:
         if arguments.sample is not None:
-            folder = arguments.folder or newest(arguments.runs)
+            folder = arguments.folder or newest(arguments.runs, NAME)
             plan = read_plan(folder)
             print(arguments.sample + write_on(restore(plan, folder), plan, arguments.sample, 600))
         elif arguments.resume:
-            resume(arguments.folder or newest(arguments.runs))
+            resume(arguments.folder or newest(arguments.runs, NAME))
         else:
-            begin(arguments, arguments.folder or next_folder(arguments.runs))
+            begin(arguments, arguments.folder or next_folder(arguments.runs, NAME))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(str(error))
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """How long a run trains is settled when it begins."""
+    if options.minutes is not None and (options.resume or options.sample is not None):
+        parser.error("--minutes: expected a new run, got --resume or --sample. Leave out one of them")
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
+        parser.error(f"--minutes: expected more than 0, got {options.minutes}. Leave it out for {STEPS:,} steps")
 
 
 parse = command_line(
     __doc__,
     option("--text", metavar="FILE", help="a text in UTF-8; default: Python's manual, pydoc_data.topics"),
-    choice("--cell", CELLS, "lstm"),
+    choice("--cell", CELLS, "gru"),
     choice("--engine", ENGINES, "auto"),
-    option("--minutes", type=float, default=1.6, help="how long to train, after compiling (default 1.6)"),
+    option("--minutes", type=float, help=f"how long to train, after compiling; default: {STEPS:,} steps"),
+    SEED,
     option("--resume", action="store_true", help="go on with the newest run, or with --folder"),
     option("--sample", metavar="PROMPT", help="write on from this, with the model of that run"),
     option("--folder", type=Path, help="the run's folder; default: a new one, or the newest, in --runs"),
     option("--runs", type=Path, default=Path("runs"), help="where runs are kept (default ./runs)"),
+    check=check_options,
 )
 
 
@@ -89,9 +117,10 @@ def begin(arguments: argparse.Namespace, folder: Path) -> None:
     if (folder / "plan.json").exists():
         raise FileExistsError(f"--folder: expected a new one, got {folder}, which holds a run. Add --resume")
     corpus = Corpus(read_text(arguments.text))
-    steps = count_steps(arguments, corpus)
     text = arguments.text and str(Path(arguments.text).resolve())
-    plan = Plan(text, arguments.cell, arguments.engine, steps, corpus.vocabulary)
+    plan = Plan(corpus.vocabulary, text, arguments.cell, arguments.engine, STEPS, arguments.seed)
+    if arguments.minutes is not None:
+        plan = plan._replace(steps=count_steps(plan, corpus, arguments.minutes))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "plan.json", json.dumps(plan._asdict()).encode())
     train(plan, corpus, folder, resume=False)
@@ -106,27 +135,31 @@ def resume(folder: Path) -> None:
 def train(plan: Plan, corpus: Corpus, folder: Path, *, resume: bool) -> None:
     """Fit the model, compare it with compressors, and leave a sample, the curve and the model in the folder."""
     print(f"{len(corpus.training):,} characters to train on, {len(corpus.held_out):,} held out throughout the text")
-    model = build(plan)
     begun = time.perf_counter()
-    fitted = rnnjax.training.fit(
+    model = fit(plan, corpus, folder=folder, resume=resume)
+    report(model, plan, corpus, folder, time.perf_counter() - begun)
+
+
+def fit(plan: Plan, corpus: Corpus, recipe: Recipe = RECIPE, **options: Any) -> rnnjax.models.LanguageModel:
+    """The model that was best on the held-out text; further options are those of `rnnjax.training.fit`."""
+    model = build(plan)
+    return rnnjax.training.fit(
         model,
-        partial(rnnjax.models.language_loss, engine=ENGINES[plan.engine]),
+        loss(plan, recipe),
         batches(corpus),
-        optimiser(plan.steps),
+        optimiser(plan.steps, recipe),
         steps=plan.steps,
-        key=jax.random.key(1),
+        key=jax.random.key(plan.seed + 1),
         carry=rnnjax.models.batch_of_states(model, STREAMS),
-        validate=partial(validation_loss, corpus=corpus),
+        validate=partial(nats_per_character, text=corpus.held_out),
         every=-(-plan.steps // EVALUATIONS),
-        folder=folder,
-        resume=resume,
-    )
-    report(fitted.model, plan, corpus, folder, time.perf_counter() - begun)
+        **options,
+    ).model
 
 
 def build(plan: Plan) -> rnnjax.models.LanguageModel:
     """A model of the plan's cell, its weights as drawn."""
-    keys = jax.random.split(jax.random.key(0), 4)
+    keys = jax.random.split(jax.random.key(plan.seed), 4)
     cells = [CELLS[plan.cell](EMBEDDING, HIDDEN, key=keys[0])]
     for key in keys[1 : LAYERS.get(plan.cell, 1)]:
         cells.append(rnnjax.residual(CELLS[plan.cell](HIDDEN, HIDDEN, key=key)))
@@ -138,25 +171,44 @@ def batches(corpus: Corpus):
     return rnnjax.training.streams(corpus.training, STREAMS, CHUNK)
 
 
-def optimiser(steps: int) -> optax.GradientTransformation:
-    """Adam, clipped, warmed up and cooled down over the run."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(50, steps // 10), steps, LEARNING_RATE / 50)
-    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(schedule))
+def loss(plan: Plan, recipe: Recipe) -> Callable[..., Any]:
+    """The loss of training: cross-entropy, with the dropout of Merity et al. 2018 and without their penalties."""
+    return partial(
+        rnnjax.models.awd_loss,
+        weight_dropout=recipe.weight_dropout if plan.cell in WITH_RECURRENT_WEIGHTS else 0.0,
+        embedding_dropout=0.0,
+        output_dropout=recipe.output_dropout,
+        activation=0.0,
+        temporal=0.0,
+        engine=ENGINES[plan.engine],
+    )
 
 
-def count_steps(arguments: argparse.Namespace, corpus: Corpus) -> int:
+def optimiser(steps: int, recipe: Recipe = RECIPE) -> optax.GradientTransformation:
+    """AdamW, clipped, warmed up, and cooled down over the whole run."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, LEARNING_RATE, min(WARMUP, steps // 10), steps, LEARNING_RATE / 50
+    )
+    decayed = partial(jax.tree.map, lambda weight: weight.ndim > 1)
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP), optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=decayed)
+    )
+
+
+def count_steps(plan: Plan, corpus: Corpus, minutes: float) -> int:
     """How many steps fill the minutes, by the time of a few on a model that is thrown away.
 
-    The number is settled before the run, and kept with it: a schedule that followed the clock could not be resumed.
+    The least of their times counts: other work on the machine can only make a step slower. The number is settled before
+    the run, and kept with it: a schedule that followed the clock could not be resumed.
     """
-    step = rehearsal(Plan(arguments.text, arguments.cell, arguments.engine, 100, corpus.vocabulary), corpus)
+    step = rehearsal(plan, corpus)
     jax.block_until_ready(step())
     seconds = []
-    for _ in range(10):
+    for _ in range(REHEARSED):
         begun = time.perf_counter()
         jax.block_until_ready(step())
         seconds.append(time.perf_counter() - begun)
-    return max(1, int(arguments.minutes * 60 / np.median(seconds)))
+    return max(1, int(minutes * 60 / min(seconds)))
 
 
 def rehearsal(plan: Plan, corpus: Corpus) -> Callable[[], PyTree]:
@@ -164,33 +216,32 @@ def rehearsal(plan: Plan, corpus: Corpus) -> Callable[[], PyTree]:
     model = build(plan)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     carry, chunk = rnnjax.models.batch_of_states(model, STREAMS), batches(corpus)(0)
-    update = optimiser(plan.steps)
+    update, objective = optimiser(plan.steps), loss(plan, RECIPE)
 
     @jax.jit
-    def step(weights, state):
-        objective = lambda weights: rnnjax.models.language_loss(  # noqa: E731
-            eqx.combine(weights, static), carry, chunk, None, engine=ENGINES[plan.engine]
-        )
-        gradient, _ = jax.grad(objective, has_aux=True)(weights)
+    def step(weights, state, key):
+        gradient, _ = jax.grad(
+            lambda weights: objective(eqx.combine(weights, static), carry, chunk, key), has_aux=True
+        )(weights)
         updates, state = update.update(gradient, state, weights)
         return optax.apply_updates(weights, updates), state
 
-    return partial(step, weights, update.init(weights))
+    return partial(step, weights, update.init(weights), jax.random.key(0))
 
 
-def validation_loss(model: rnnjax.models.LanguageModel, corpus: Corpus) -> jax.Array:
-    """Nats per character on the held-out text, read as a few long streams, the state carried through each."""
-    return _validation_loss(
-        model,
-        rnnjax.training.streams(corpus.held_out, VALIDATION_STREAMS, (len(corpus.held_out) - 1) // VALIDATION_STREAMS)(
-            0
-        ),
-    )
+def bits_per_character(model: rnnjax.models.LanguageModel, text: np.ndarray) -> float:
+    """The cross-entropy on the characters of a text."""
+    return float(nats_per_character(model, text)) / math.log(2)
+
+
+def nats_per_character(model: rnnjax.models.LanguageModel, text: np.ndarray) -> jax.Array:
+    """The same in nats. The text is read as a few long streams, with the state carried through each."""
+    chunk = rnnjax.training.streams(text, VALIDATION_STREAMS, (len(text) - 1) // VALIDATION_STREAMS)(0)
+    return _cross_entropy(model, rnnjax.models.batch_of_states(model, VALIDATION_STREAMS), chunk)
 
 
 @eqx.filter_jit
-def _validation_loss(model: rnnjax.models.LanguageModel, chunk: rnnjax.training.Chunk) -> jax.Array:
-    states = rnnjax.models.batch_of_states(model, VALIDATION_STREAMS)
+def _cross_entropy(model: rnnjax.models.LanguageModel, states: PyTree, chunk: rnnjax.training.Chunk) -> jax.Array:
     return rnnjax.models.language_loss(model, states, chunk, None)[0]
 
 
@@ -210,7 +261,7 @@ def report(model: rnnjax.models.LanguageModel, plan: Plan, corpus: Corpus, folde
     (folder / "sample.txt").write_text(sample + "\n")
 
     held_out = corpus.decode(corpus.held_out)
-    rows = {f"{plan.cell}, this run": float(validation_loss(model, corpus)) / math.log(2)}
+    rows = {f"{plan.cell}, this run": bits_per_character(model, corpus.held_out)}
     rows |= {f"order-{order} entropy": entropy_bits(corpus, order) for order in (0, 2)}
     rows |= {name: compressed_bits(name, held_out) for name in ("bz2", "lzma")}
     rows["lzma, having read the training text"] = primed_bits("lzma", corpus.decode(corpus.training), held_out)
@@ -234,20 +285,6 @@ def read_plan(folder: Path) -> Plan:
         return Plan(**json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"--folder: expected the plan of a run in {path}, got what cannot be read: {error}") from error
-
-
-def newest(runs: Path) -> Path:
-    """The run begun last."""
-    found = sorted(runs.glob("language_model-*/plan.json"), key=lambda plan: plan.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"--runs: expected a run in {runs}, found none. Train one first: leave out --resume")
-    return found[-1].parent
-
-
-def next_folder(runs: Path) -> Path:
-    """A folder for a new run."""
-    names = [path.name.removeprefix("language_model-") for path in runs.glob("language_model-*")]
-    return runs / f"language_model-{max((int(name) for name in names if name.isdigit()), default=0) + 1}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Digits pixel by pixel: 784 steps of one number each, read by a deep linear recurrent unit, a LEM or an LSTM.
 
-    RNNJAX_DATA=folder python examples/pixel_digits.py --epochs 3
+    RNNJAX_DATA=folder python examples/pixel_digits.py
     RNNJAX_DATA=folder python examples/pixel_digits.py --model lem --epochs 8
-    python examples/pixel_digits.py --epochs 30             on scikit-learn's digits, 64 steps each
+    python examples/pixel_digits.py                         on scikit-learn's digits, 64 steps each
 
 Sequential MNIST (Le et al. 2015, arXiv:1504.00941). RNNJAX_DATA is a folder with mnist/train-images-idx3-ubyte.gz and
 the three other files, from http://yann.lecun.com/exdb/mnist or a mirror of it. Without it, small images are used.
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from common.blocks import gated_block, optimiser
-from common.command_line import LOSSES, SEED, choice, command_line, epochs_option, main
-from common.digits import MNIST, Digits, read_digits
+from common.command_line import LOSSES, SEED, choice, command_line, main
+from common.digits import MNIST, Digits, Epochs, read_digits
 from common.training import constant_then_linear, draw, temporary_folder
 from jaxtyping import Array, PRNGKeyArray
 
@@ -27,6 +27,7 @@ import rnnjax
 WIDTH, UNITS, BLOCKS = 32, 64, 2  # of the linear recurrent unit
 WIDE = 128  # units of the others
 HELD_OUT = 5_000  # of the training images, to choose by; the test images are read once, at the end
+EPOCHS = Epochs(mnist=3.0, small=30.0)
 PUBLISHED = [69.07, 84.2, 91.4, 94.8, 96.73, 96.83, 97.7, 97.93]  # per cent
 
 
@@ -117,7 +118,7 @@ def hold_out(digits: Digits) -> tuple[Digits, Digits]:
 parse = command_line(
     __doc__,
     choice("--model", MODELS, "lru"),
-    epochs_option(3.0),
+    EPOCHS.option(),
     SEED,
     LOSSES,
 )
@@ -127,7 +128,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The record of a reader that was trained for some epochs."""
     digits, test, name = read_digits()
     recipe = MODELS[options.model]
-    reader, curve = train(recipe, *hold_out(digits), options)
+    epochs = EPOCHS.of(name) if options.epochs is None else options.epochs
+    reader, curve = train(recipe, *hold_out(digits), epochs, options)
     share = accuracy(reader, test)
     print(f"{name}, {options.model}: {100 * share:.2f} % of the test digits, by the weights best on those held out")
     published = PUBLISHED if name == MNIST else []
@@ -139,11 +141,11 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def train(
-    recipe: Recipe, training: Digits, held_out: Digits, options: argparse.Namespace
+    recipe: Recipe, training: Digits, held_out: Digits, epochs: float, options: argparse.Namespace
 ) -> tuple[Any, list[tuple[float, ...]]]:
     """The best reader; and after each epoch: epochs, the share of `held_out` that is read right, and seconds."""
     epoch = len(training.labels) // recipe.B
-    steps = max(1, round(options.epochs * epoch))
+    steps = max(1, round(epochs * epoch))
 
     def judge(reader: Any) -> float:
         share = accuracy(reader, held_out)

@@ -5,7 +5,6 @@ python examples/streaming.py --folder runs/language_model-1   the model of a run
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -60,17 +59,7 @@ def trained(arguments: argparse.Namespace) -> tuple[rnnjax.models.LanguageModel,
         corpus = Corpus(read_text(plan.text), plan.vocabulary)
         return language_model.restore(plan, arguments.folder), corpus
     corpus = Corpus(read_text(None))
-    model = language_model.build(language_model.Plan(None, "lstm", "auto", arguments.steps, corpus.vocabulary))
-    fitted = rnnjax.training.fit(
-        model,
-        rnnjax.models.language_loss,
-        language_model.batches(corpus),
-        language_model.optimiser(arguments.steps),
-        steps=arguments.steps,
-        key=jax.random.key(1),
-        carry=rnnjax.models.batch_of_states(model, language_model.STREAMS),
-    )
-    return fitted.model, corpus
+    return language_model.fit(language_model.Plan(corpus.vocabulary, steps=arguments.steps), corpus), corpus
 
 
 def compare(model: rnnjax.models.LanguageModel, corpus: Corpus, length: int) -> dict[str, Row]:
@@ -80,7 +69,7 @@ def compare(model: rnnjax.models.LanguageModel, corpus: Corpus, length: int) -> 
         prepared = rnnjax.prepare(model, dtype)
         print(f"\n{name}: {PROMPT}", end="", flush=True)
         speed = write(prepared, corpus, length)
-        rows[name] = Row(speed, float(language_model.validation_loss(prepared, corpus)) / math.log(2))
+        rows[name] = Row(speed, language_model.bits_per_character(prepared, corpus.held_out))
     return rows
 
 

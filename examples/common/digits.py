@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from common import data
+from common.command_line import Option, option
 
 MNIST = "sequential MNIST"
 
@@ -22,6 +23,22 @@ class Digits(NamedTuple):
 
     xs: Any
     labels: Any
+
+
+class Epochs(NamedTuple):
+    """How often the training digits are read by default. The small set has few, so it is read more often."""
+
+    mnist: float
+    small: float
+
+    def of(self, name: str) -> float:
+        """For the digits that `read_digits` calls so."""
+        return self.mnist if name == MNIST else self.small
+
+    def option(self) -> Option:
+        """`--epochs`; None where it is not given."""
+        over = f"{self.mnist} over MNIST, {self.small} over the small digits"
+        return option("--epochs", type=type(self.mnist), help=f"passes over the training data; default: {over}")
 
 
 def read_digits() -> tuple[Digits, Digits, str]:

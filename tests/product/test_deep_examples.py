@@ -298,6 +298,11 @@ def test_small_digits_stand_in():
     assert set(test.labels.tolist()) == set(range(10))
 
 
+def test_small_digits_are_read_more_often_than_mnist():
+    (*_, small), epochs = common.digits.read_digits(), common.digits.Epochs(mnist=3, small=30)
+    assert (epochs.of(small), epochs.of(common.digits.MNIST)) == (30, 3)
+
+
 def test_accuracy_counts_every_digit():
     digits = common.digits.Digits(np.arange(130)[:, None], np.where(np.arange(130) < 127, 1, 0))
     always_one = eqx.nn.Lambda(lambda xs: jax.nn.one_hot(1, 10) + 0.0 * xs)

@@ -1,8 +1,10 @@
 """The examples do what they say: the skeletons run everywhere, the textbook network counts, the main job trains."""
 
+import itertools
 import json
 import sys
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import backpropagation_by_hand as by_hand
@@ -93,8 +95,9 @@ def test_the_linear_network_learns_to_count():
 
 @pytest.fixture
 def main_job(tmp_path, monkeypatch):
-    """The main job, scaled down: `main_job("--minutes", "0.01")` runs it in a folder of its own."""
-    for name, value in {"EMBEDDING": 8, "HIDDEN": 16, "STREAMS": 4, "CHUNK": 8, "EVALUATIONS": 2}.items():
+    """The main job, scaled down: `main_job("--cell", "gru")` runs it in a folder of its own."""
+    sizes = {"EMBEDDING": 8, "HIDDEN": 16, "STREAMS": 4, "CHUNK": 8, "STEPS": 20, "EVALUATIONS": 2}
+    for name, value in sizes.items():
         monkeypatch.setattr(language_model, name, value)
     (tmp_path / "book.txt").write_text("A rose is a rose is a rose. " * 800)
 
@@ -108,7 +111,7 @@ def main_job(tmp_path, monkeypatch):
 
 def test_the_main_job_trains_resumes_and_samples(main_job, tmp_path, capsys):
     book = str(tmp_path / "book.txt")
-    main_job("--text", book, "--minutes", "0.002", "--cell", "gru", "--engine", "scan")
+    main_job("--text", book, "--cell", "gru", "--engine", "scan")
     folder = tmp_path / "runs" / "language_model-1"
     assert {path.name for path in folder.iterdir()} >= {
         "model",
@@ -134,9 +137,20 @@ def test_the_main_job_trains_layers_in_the_next_folder(main_job, tmp_path):
     assert (tmp_path / "runs" / "language_model-2" / "model").exists()
 
 
+def test_the_steps_of_the_minutes_are_those_of_a_quiet_machine(monkeypatch):
+    """Nine calls in ten take a second because of other work, and one a tenth of it."""
+    duration = itertools.cycle([1.0] * 9 + [0.1])
+    clock = itertools.accumulate(itertools.chain.from_iterable((1.0, next(duration)) for _ in itertools.count()))
+    monkeypatch.setattr(language_model, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(language_model, "rehearsal", lambda *_: lambda: None)
+    assert language_model.count_steps(language_model.Plan("ab"), None, 0.5) == pytest.approx(300, abs=1)
+
+
 BAD_CALLS = [
     pytest.param(["--text", "nowhere"], "--text: expected a file, found none at nowhere", id="missing"),
     pytest.param(["--resume"], "--runs: expected a run in", id="nothing to resume"),
+    pytest.param(["--resume", "--minutes", "1"], "2", id="minutes of a run that has begun"),
+    pytest.param(["--minutes", "nan"], "2", id="no minutes"),
     pytest.param(["--sample", "x", "--folder", "nowhere"], "--folder: expected a run, found no plan.json", id="no run"),
 ]
 
@@ -208,7 +222,7 @@ def test_gradient_flow_trains_draws_and_reports(tmp_path, capsys, monkeypatch):
 def test_streaming_writes_with_every_dtype_of_the_weights(capsys):
     """So many characters each; the weights' dtype changes the bits of a character by little."""
     corpus = text.Corpus(text.read_text(None)[:40_000])
-    model = language_model.build(language_model.Plan(None, "lstm", "auto", 1, corpus.vocabulary))
+    model = language_model.build(language_model.Plan(corpus.vocabulary))
     rows = streaming.compare(model, corpus, 20)
     written = capsys.readouterr().out
     assert list(rows) == list(streaming.STORED)

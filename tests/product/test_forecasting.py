@@ -233,10 +233,18 @@ def test_the_linear_layer_knows_no_order_and_the_others_do(name):
     assert np.allclose(one, other, atol=1e-6) == (name == "linear")
 
 
+def test_pixels_are_dropped_at_the_rate_of_the_recipe(monkeypatch):
+    monkeypatch.setattr(rnnjax.models, "classifier_loss", lambda *of: of[2].xs)
+    batch = rnnjax.models.Sequences(np.ones((10, 10, 10), np.float32), np.zeros(10, int))
+    left = [digit_rows.loss(None, None, batch, jax.random.key(0), dropout=dropout) for dropout in (0.0, 0.2)]
+    np.testing.assert_array_equal(left[0], 1)
+    assert set(np.asarray(left[1]).ravel().tolist()) == {0, 1.25}
+    assert np.mean(left[1]) == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "least", "most"), [("linear", 0.15, 0.6), ("cnn_rnn_mlp", 0.7, 1)])
-def test_digits_are_read_by_rows(monkeypatch, capsys, model, least, most):
-    monkeypatch.setattr(digit_rows, "LEARNING_RATE", 1e-2)
+def test_digits_are_read_by_rows(capsys, model, least, most):
     record = run(digit_rows, "--model", model, "--epochs", "5")
     assert least < record["test"] < most
     assert record["task"] == "8 x 8 digits by rows"
