@@ -102,9 +102,7 @@ def compare(kind: str, T: int, size: int, direction: str, seconds: float) -> lis
     return records
 
 
-def problem(
-    kind: str, T: int, size: int = SIZE, dtype: str = "float32"
-) -> tuple[MatrixRecurrence, Transition]:
+def problem(kind: str, T: int, size: int = SIZE, dtype: str = "float32") -> tuple[MatrixRecurrence, Transition]:
     """A cell, and inputs like those that a layer computes: unit keys, decays from 0.9 to 1."""
     generator = np.random.default_rng(0)
     normal = lambda: generator.normal(size=(B, T, HEADS, size))  # noqa: E731
