@@ -199,7 +199,7 @@ def check_tasks(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 
 parse = command_line(
     __doc__,
-    option("tasks", nargs="*", metavar="TASK", help=f"one of: {'; '.join(TASKS)}"),
+    option("tasks", nargs="*", metavar="TASK", help=f"one of: {'; '.join(TASKS)}".replace("%", "%%")),
     JSON,
     TABLE,
     option("--seeds", type=int, help="how many; the default is the task's"),

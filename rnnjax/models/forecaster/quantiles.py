@@ -44,9 +44,9 @@ class Quantiles(AbstractDistribution):
         return jnp.sort(jnp.stack([scale.astype(output.dtype) * output for output in self.split(outputs)]), axis=0)
 
     def loss(self, outputs: Checked[Outputs], scale: Values, targets: Values) -> Values:
-        outputs = self.split(outputs)
-        relative = targets.astype(outputs[0].dtype) / scale.astype(outputs[0].dtype)
-        losses = [pinball(relative - output, level) for output, level in zip(outputs, self.levels, strict=True)]
+        parts = self.split(outputs)
+        relative = targets.astype(parts[0].dtype) / scale.astype(parts[0].dtype)
+        losses = [pinball(relative - part, level) for part, level in zip(parts, self.levels, strict=True)]
         return sum(losses[1:], start=losses[0]) / self.size
 
     def mean(self, outputs: Checked[Outputs], scale: Values) -> Values:
