@@ -63,12 +63,13 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(report.cores())
     print(report.heading(), flush=True)
-    cases = product(options.steps, KINDS, DIRECTIONS)
-    records = [compare(options.source, kind, T, direction, options.seconds) for T, kind, direction in cases]
+    about = report.machine_under_load() | {"torch": torch.__version__}
+    records = []
+    for T, kind, direction in product(options.steps, KINDS, DIRECTIONS):
+        records.append(compare(options.source, kind, T, direction, options.seconds) | about)
+        report.keep(options.json, records[-1], ("kind", "T", "direction"))
     mean = exp(fmean(log(record["speedup"]) for record in records))
     print(f"geometric mean: {mean:.1f} times faster than torch {torch.__version__}")
-    about = report.machine_under_load() | {"torch": torch.__version__}
-    report.write(options.json, [record | about for record in records])
 
 
 def compare(source: Path, name: str, T: int, direction: str, seconds: float) -> dict[str, Any]:
