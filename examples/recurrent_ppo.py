@@ -10,8 +10,9 @@ sign is shown at the first step alone, and asked for at the last one.
 
 PPO (Schulman et al. 2017, arXiv:1707.06347) with generalised advantages. Rollouts and learning are one program under
 `jit`, and `vmap` makes it one of several seeds. An agent's state lasts from one rollout to the next, and `resets=` sets
-it back where an episode ends. The limit of CartPole counts as a failure: values beyond it are taken as zero, though
-neither the limit nor the time is observed. Prints the reward per episode while it learns, and that of the greedy policy at the end.
+it back where an episode ends. The limit of CartPole counts as a failure: the value beyond it is taken as zero, although
+the agent observes neither the limit nor the time. Prints the reward per episode while it learns, and that of the greedy
+policy at the end.
 """
 
 import argparse

@@ -85,7 +85,7 @@ def test_advantages_are_sums_of_differences():
 
 
 def test_learning_replays_what_was_acted_across_the_border_of_rollouts(monkeypatch):
-    """Episodes of 5 steps in rollouts of 8: an episode goes on in the second one, whose memory is not the initial one."""
+    """Episodes have 5 steps and rollouts 8: the second rollout begins within an episode."""
     for name, value in {"UNITS": 8, "AGENTS": 3, "T": 8}.items():
         monkeypatch.setattr(ppo, name, value)
     environment, (drawn, placed, *acting) = ppo.memory_chain(4), jax.random.split(jax.random.key(0), 4)
