@@ -155,6 +155,27 @@ BAD_CALLS = [
 ]
 
 
+@pytest.mark.parametrize("of_a_run", [["--resume"], ["--sample", "x"]], ids=["resume", "sample"])
+@pytest.mark.parametrize(
+    "words",
+    [["--text", "book.txt"], ["--cell", "gru"], ["--engine", "auto"], ["--seed", "0"]],
+    ids=lambda words: words[0],
+)
+def test_the_plan_of_a_run_is_not_chosen_again(capsys, of_a_run, words):
+    with pytest.raises(SystemExit):
+        language_model.parse([*of_a_run, *words])
+    assert f"{words[0]}: expected a new run, got --resume or --sample" in capsys.readouterr().err
+
+
+def test_help_tells_the_defaults_of_a_new_run(capsys):
+    with pytest.raises(SystemExit):
+        language_model.parse(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(words in told for words in ("default: gru", "default: auto", "dropout (0)"))
+    options = language_model.parse([])
+    assert (options.text, options.cell, options.engine, options.seed) == (None, "gru", "auto", 0)
+
+
 @pytest.mark.parametrize(("words", "message"), BAD_CALLS)
 def test_the_main_job_refuses(main_job, words, message):
     with pytest.raises(SystemExit, match=message):
