@@ -250,7 +250,7 @@ def update(environment: Environment, rule: Any, learner: Learner, _: None) -> tu
     agent, optimiser, place, key = learner
     key, acting, shuffling = jax.random.split(key, 3)
     after, batch = collect(environment, agent, place, acting)
-    _, rollout, _ = batch
+    rollout = batch[1]
 
     def minibatch(carry: tuple[Agent, Any], chosen: Array) -> tuple[tuple[Agent, Any], None]:
         agent, optimiser = carry
