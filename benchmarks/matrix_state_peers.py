@@ -31,6 +31,7 @@ from rnnjax.engines import Chunked
 
 B, HEADS, SIZE = 4, 4, 64
 CHUNKS = (32, 64)
+TOLERANCE = 1e-5  # of the difference from torch, relative to the largest entry
 Arrays = dict[str, np.ndarray]
 
 
@@ -82,6 +83,11 @@ def compare(source: Path, name: str, T: int, direction: str, seconds: float) -> 
     ]
     expected = [np.asarray(each) for each in ours()]
     distance = max(difference(expected, [each.detach().numpy() for each in call()]) for call in theirs)
+    if not distance <= TOLERANCE:
+        raise ValueError(
+            f"{name}, T = {T}, {direction}: expected results within {TOLERANCE:.0e} of torch's, got {distance:.1e}. "
+            "Compare `transition` with the function of the clone: one of them has changed."
+        )
     times = take_turns([ours, *theirs], seconds)
     best = min(times[1:], key=median)
     speedups = [other / own for other, own in zip(best, times[0], strict=True)]

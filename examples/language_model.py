@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common.command_line import SEED, choice, command_line, option
+from common.command_line import command_line, option
 from common.runs import newest, next_folder
 from common.text import Corpus, compressed_bits, entropy_bits, primed_bits, read_text
 from jaxtyping import PyTree
@@ -73,6 +73,10 @@ class Plan(NamedTuple):
     seed: int = 0
 
 
+# Defaults of the options that a plan keeps.
+CHOSEN = {name: Plan._field_defaults[name] for name in ("text", "cell", "engine", "seed")}
+
+
 def main() -> None:
     """Train, resume or sample, as the command line says."""
     arguments = parse()
@@ -90,9 +94,14 @@ def main() -> None:
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """How long a run trains is settled when it begins."""
-    if options.minutes is not None and (options.resume or options.sample is not None):
-        parser.error("--minutes: expected a new run, got --resume or --sample. Leave out one of them")
+    """Options of a new run are settled when it begins."""
+    if options.resume or options.sample is not None:
+        for name in ("minutes", *CHOSEN):
+            if getattr(options, name) is not None:
+                parser.error(f"--{name}: expected a new run, got --resume or --sample. Leave out one of them")
+    for name, default in CHOSEN.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         parser.error(f"--minutes: expected more than 0, got {options.minutes}. Leave it out for {STEPS:,} steps")
 
@@ -100,10 +109,10 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 parse = command_line(
     __doc__,
     option("--text", metavar="FILE", help="a text in UTF-8; default: Python's manual, pydoc_data.topics"),
-    choice("--cell", CELLS, "gru"),
-    choice("--engine", ENGINES, "auto"),
+    option("--cell", choices=CELLS, help=f"default: {CHOSEN['cell']}"),
+    option("--engine", choices=ENGINES, help=f"default: {CHOSEN['engine']}"),
     option("--minutes", type=float, help=f"how long to train, after compiling; default: {STEPS:,} steps"),
-    SEED,
+    option("--seed", type=int, help=f"of initial weights, batches and dropout ({CHOSEN['seed']})"),
     option("--resume", action="store_true", help="go on with the newest run, or with --folder"),
     option("--sample", metavar="PROMPT", help="write on from this, with the model of that run"),
     option("--folder", type=Path, help="the run's folder; default: a new one, or the newest, in --runs"),

@@ -10,7 +10,9 @@ sign is shown at the first step alone, and asked for at the last one.
 
 PPO (Schulman et al. 2017, arXiv:1707.06347) with generalised advantages. Rollouts and learning are one program under
 `jit`, and `vmap` makes it one of several seeds. An agent's state lasts from one rollout to the next, and `resets=` sets
-it back where an episode ends. Prints the reward per episode while it learns, and that of the greedy policy at the end.
+it back where an episode ends. The limit of CartPole counts as a failure: the value beyond it is taken as zero, although
+the agent observes neither the limit nor the time. Prints the reward per episode while it learns, and that of the greedy
+policy at the end.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import rnnjax
 
 UNITS, AGENTS, T, EPOCHS, MINIBATCHES = 64, 16, 128, 4, 4
+LENGTH = 30  # of the memory chain
 LEARNING_RATE, DISCOUNT, LAMBDA, CLIP, ENTROPY, VALUE, EPISODES, REPORTS = 1e-3, 0.99, 0.95, 0.2, 0.01, 0.5, 64, 10
 
 
@@ -213,10 +216,15 @@ def advantages(rollout: Rollout, last: Float[Array, " B"], scale: float) -> Floa
     return jax.lax.scan(back, (jnp.zeros_like(last), last), over_time, reverse=True)[1].T
 
 
+def replay(agent: Agent, memory: Any, rollout: Rollout) -> tuple[Array, Array]:
+    """Logarithms of the policy [B, T, A] and values [B, T] of a rollout, from the memory at its first step."""
+    _, logits, values = jax.vmap(agent)(memory, rollout.observed, rollout.begins)
+    return jax.nn.log_softmax(logits), values
+
+
 def loss(agent: Agent, memory: Any, rollout: Rollout, gains: Array) -> Array:
     """PPO's clipped objective, the value's squared error and the entropy, of whole rollouts."""
-    _, logits, values = jax.vmap(agent)(memory, rollout.observed, rollout.begins)
-    log_policy = jax.nn.log_softmax(logits)
+    log_policy, values = replay(agent, memory, rollout)
     chosen = jnp.take_along_axis(log_policy, rollout.actions[..., None], 2)[..., 0]
     ratio = jnp.exp(chosen - rollout.log_probabilities)
     normal = (gains - gains.mean()) / (gains.std() + 1e-8)
@@ -226,16 +234,23 @@ def loss(agent: Agent, memory: Any, rollout: Rollout, gains: Array) -> Array:
     return VALUE * error - gained - ENTROPY * entropy
 
 
+def collect(
+    environment: Environment, agent: Agent, place: Place, key: PRNGKeyArray
+) -> tuple[Place, tuple[Any, Rollout, Array]]:
+    """Where the agents are after T steps; the memory at the first of them, the rollout and its advantages."""
+    step = partial(act, environment, agent, jax.random.categorical)
+    after, rollout = jax.lax.scan(step, place, jax.random.split(key, T))
+    rollout = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), rollout)
+    last = agent.one_step(after.memory, jax.vmap(environment.observe)(after.state), after.begins)[2]
+    return after, (place.memory, rollout, advantages(rollout, last, environment.scale))
+
+
 def update(environment: Environment, rule: Any, learner: Learner, _: None) -> tuple[Learner, tuple[Array, Array]]:
     """A rollout of T steps and what is learned from it; all rewards, and how many episodes ended."""
     agent, optimiser, place, key = learner
     key, acting, shuffling = jax.random.split(key, 3)
-    step = partial(act, environment, agent, jax.random.categorical)
-    after, rollout = jax.lax.scan(step, place, jax.random.split(acting, T))
-    rollout = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), rollout)
-    last = agent.one_step(after.memory, jax.vmap(environment.observe)(after.state), after.begins)[2]
-    gains = advantages(rollout, last, environment.scale)
-    batch = place.memory, rollout, gains
+    after, batch = collect(environment, agent, place, acting)
+    rollout = batch[1]
 
     def minibatch(carry: tuple[Agent, Any], chosen: Array) -> tuple[tuple[Agent, Any], None]:
         agent, optimiser = carry
@@ -273,11 +288,17 @@ def train(environment: Environment, cell: str, updates: int, seeds: range) -> Fl
         return Learner(agent, rule.init(agent), begin(environment, agent, AGENTS, placed), key)
 
     part = max(1, updates // REPORTS)
-    go_on = jax.jit(jax.vmap(lambda learner: jax.lax.scan(partial(update, environment, rule), learner, None, part)))
+
+    @partial(jax.jit, static_argnums=1)
+    def go_on(learners: Learner, count: int) -> tuple[Learner, tuple[Array, Array]]:
+        several = lambda learner: jax.lax.scan(partial(update, environment, rule), learner, None, count)  # noqa: E731
+        return jax.vmap(several)(learners)
+
     learners = start(jnp.stack([jax.random.key(seed) for seed in seeds]))
-    for number in range(updates // part):
-        learners, (rewards, ended) = go_on(learners)
-        steps = (number + 1) * part * AGENTS * T
+    for done in range(0, updates, part):
+        count = min(part, updates - done)
+        learners, (rewards, ended) = go_on(learners, count)
+        steps = (done + count) * AGENTS * T
         print(f"{cell}: reward per episode {rewards.sum() / ended.sum():.1f}, to step {steps:,}", flush=True)
     keys = jax.random.split(jax.random.key(10_000), len(seeds))
     return np.asarray(jax.jit(jax.vmap(partial(judge, environment)))(learners.agent, keys))
@@ -292,17 +313,29 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         spread = f"{returns.mean():.3g} ({returns.min():.3g} to {returns.max():.3g})"
         print(f"{options.task}, {cell}: greedy return {spread}, after {time.perf_counter() - begun:.0f} s", flush=True)
         for seed, value in zip(seeds, returns, strict=True):
-            yield {"task": options.task, "cell": cell, "seed": seed, "test": float(value), "right": (value + 1) / 2}
+            right = {"right": (float(value) + 1) / 2} if options.task == "memory" else {}
+            yield {"task": options.task, "cell": cell, "seed": seed, "test": float(value), **right}
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Counts are at least 1, and a length belongs to the memory chain."""
+    if options.task != "memory" and options.length is not None:
+        parser.error(f"--length: expected none with --task {options.task}, got {options.length}. Pass --task memory.")
+    options.length = LENGTH if options.length is None else options.length
+    for name in ("length", "updates", "seeds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}. Pass a larger one.")
 
 
 parse = command_line(
     __doc__,
     choice("--task", TASKS, "cartpole"),
     option("--cell", nargs="+", choices=CELLS, default=["gru", "memoryless"], help="default: %(default)s"),
-    option("--length", type=int, default=30, help="of the memory chain (%(default)s)"),
+    option("--length", type=int, help=f"of the memory chain ({LENGTH})"),
     option("--updates", type=int, default=400, help=f"each of a rollout of {AGENTS} agents, {T} steps (%(default)s)"),
     option("--seeds", type=int, default=1, help="how many, trained in one program (%(default)s)"),
     SEED,
+    check=check_options,
 )
 
 

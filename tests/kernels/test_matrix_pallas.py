@@ -70,7 +70,7 @@ CASES = {
     "every operand": partial(problem, 11, 5, 7),
     "delta rule": partial(problem, 9, 4, 3, "start", "erase_key", scalar=True, reads_before=True),
     "gated": partial(problem, 10, 8, 9, "start", "resets", "length", "erase", "erase_key", reads_before=True),
-    "one step": partial(problem, 1, 1, 1, "length", "erase_key"),
+    "one step": partial(problem, 1, 1, 1, "length", "erase_key", reads_before=True),
     "scalar": partial(problem, 8, 3, 8, "erase", "erase_key", "start", scalar=True),
 }
 

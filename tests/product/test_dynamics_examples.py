@@ -1,6 +1,7 @@
 """The examples of dynamics and of control: their data and environments by loops, and small runs of each."""
 
 from functools import partial
+from typing import Any
 
 import decision
 import flip_flop
@@ -83,6 +84,48 @@ def test_advantages_are_sums_of_differences():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_learning_replays_what_was_acted_across_the_border_of_rollouts(monkeypatch):
+    """Episodes have 5 steps and rollouts 8: the second rollout begins within an episode."""
+    for name, value in {"UNITS": 8, "AGENTS": 3, "T": 8}.items():
+        monkeypatch.setattr(ppo, name, value)
+    environment, (drawn, placed, *acting) = ppo.memory_chain(4), jax.random.split(jax.random.key(0), 4)
+    agent: Any = ppo.Agent("gru", environment.inputs, environment.actions, key=drawn)
+    place = ppo.begin(environment, agent, 3, placed)
+    collect, replay = jax.jit(partial(ppo.collect, environment)), jax.jit(ppo.replay)
+    for key, starts in zip(acting, ([0, 5], [2, 7]), strict=True):
+        place, (memory, rollout, _) = collect(agent, place, key)
+        np.testing.assert_array_equal(rollout.begins, [[t in starts for t in range(8)]] * 3)
+        log_policy, values = replay(agent, memory, rollout)
+        chosen = np.take_along_axis(np.asarray(log_policy), np.asarray(rollout.actions)[..., None], 2)[..., 0]
+        np.testing.assert_allclose(chosen, rollout.log_probabilities, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(values, rollout.values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("updates", "reports"), [(1, 1), (25, 13)])
+def test_no_update_is_left_out(monkeypatch, capsys, updates, reports):
+    for name, value in {"UNITS": 4, "AGENTS": 4, "T": 4, "EPOCHS": 1, "EPISODES": 2}.items():
+        monkeypatch.setattr(ppo, name, value)
+    ppo.train(ppo.memory_chain(2), "memoryless", updates, range(1))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == reports
+    assert lines[-1].endswith(f"to step {updates * 4 * 4:,}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "memory", "--length", "0"], "--length: expected at least 1, got 0"),
+        (["--updates", "0"], "--updates: expected at least 1, got 0"),
+        (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--length", "30"], "--length: expected none with --task cartpole, got 30. Pass --task memory"),
+    ],
+)
+def test_agents_refuse_options_that_do_not_fit(capsys, words, message):
+    with pytest.raises(SystemExit):
+        ppo.parse(words)
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_flip_flop_is_trained_looked_at_and_drawn(monkeypatch, tmp_path, capsys):
     for name, value in {"UNITS": 8, "TRAJECTORIES": 2, "STARTS": 16, "B": 4}.items():
@@ -108,7 +151,7 @@ def test_a_decision_is_trained_looked_at_and_drawn(monkeypatch, tmp_path, capsys
 @pytest.mark.slow
 def test_agents_with_a_memory_learn_a_short_chain_and_those_without_cannot(monkeypatch, capsys):
     monkeypatch.setattr(ppo, "UNITS", 32)
-    words = ["--task", "memory", "--length", "3", "--updates", "20", "--seeds", "2"]
+    words = ["--task", "memory", "--length", "4", "--updates", "20", "--seeds", "2"]
     records = list(ppo.run(ppo.parse(words)))
     shares = {cell: [record["right"] for record in records if record["cell"] == cell] for cell in ("gru", "memoryless")}
     assert min(shares["gru"]) > 0.95

@@ -131,6 +131,33 @@ def test_the_main_job_trains_resumes_and_samples(main_job, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_main_job_resumed_half_way_ends_with_the_same_bits(main_job, tmp_path, monkeypatch):
+    """The second run stops at step 15 of 20, and goes on from its checkpoint after step 10."""
+    batches, asked = language_model.batches, []
+
+    def stopping_once(corpus):
+        def chunk(step):
+            asked.append(step)
+            if asked.count(15) == 1 and step == 15:
+                raise KeyboardInterrupt
+            return batches(corpus)(step)
+
+        return chunk
+
+    words = ["--text", str(tmp_path / "book.txt"), "--engine", "scan"]
+    main_job(*words)
+    monkeypatch.setattr(language_model, "batches", stopping_once)
+    with pytest.raises(KeyboardInterrupt):
+        main_job(*words)
+    whole, stopped = (tmp_path / "runs" / f"language_model-{number}" for number in (1, 2))
+    assert not (stopped / "model").exists()
+    asked_before = len(asked)
+    main_job("--resume")
+    assert asked[asked_before:] == list(range(10, 20))
+    assert (stopped / "model").read_bytes() == (whole / "model").read_bytes()
+
+
+@pytest.mark.slow
 def test_the_main_job_trains_layers_in_the_next_folder(main_job, tmp_path):
     (tmp_path / "runs" / "language_model-1").mkdir(parents=True)
     main_job("--text", str(tmp_path / "book.txt"), "--minutes", "0.002", "--cell", "mingru")
@@ -153,6 +180,27 @@ BAD_CALLS = [
     pytest.param(["--minutes", "nan"], "2", id="no minutes"),
     pytest.param(["--sample", "x", "--folder", "nowhere"], "--folder: expected a run, found no plan.json", id="no run"),
 ]
+
+
+@pytest.mark.parametrize("of_a_run", [["--resume"], ["--sample", "x"]], ids=["resume", "sample"])
+@pytest.mark.parametrize(
+    "words",
+    [["--text", "book.txt"], ["--cell", "gru"], ["--engine", "auto"], ["--seed", "0"]],
+    ids=lambda words: words[0],
+)
+def test_the_plan_of_a_run_is_not_chosen_again(capsys, of_a_run, words):
+    with pytest.raises(SystemExit):
+        language_model.parse([*of_a_run, *words])
+    assert f"{words[0]}: expected a new run, got --resume or --sample" in capsys.readouterr().err
+
+
+def test_help_tells_the_defaults_of_a_new_run(capsys):
+    with pytest.raises(SystemExit):
+        language_model.parse(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(words in told for words in ("default: gru", "default: auto", "dropout (0)"))
+    options = language_model.parse([])
+    assert (options.text, options.cell, options.engine, options.seed) == (None, "gru", "auto", 0)
 
 
 @pytest.mark.parametrize(("words", "message"), BAD_CALLS)
