@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def draw(random: np.random.Generator, trials: int) -> tuple[Sequences, np.ndarray]:
-    """Inputs motion, colour and the two contexts; the target, 0 at first, grows to the sign of the relevant mean."""
+    """Inputs motion, colour and two contexts; targets: twice the relevant evidence so far, scaled, clipped to +-1."""
     means = SIGNAL * random.uniform(-1, 1, (trials, 2))
     context = random.integers(0, 2, trials)
     evidence = means[:, None] + SENSORY_NOISE * random.standard_normal((trials, T, 2))

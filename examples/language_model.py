@@ -6,7 +6,7 @@
     python examples/language_model.py --sample "The yield"  let its model write on
 
 The text is small, and is read many times. `Recipe` lists what keeps the model from learning it by heart;
-benchmarks/README.md shows what each part of it buys.
+`python -m benchmarks.regularisation` measures what each part of it buys.
 """
 
 import argparse

@@ -30,6 +30,7 @@ class Dale(eqx.Module):
 
     Row j of R is what unit j sends. The factor balances excitation and inhibition where all weights are drawn alike; it
     is 1 where all units are of one kind. The paper rectifies the weights, which stops the gradient of negative ones.
+    Rates must not be negative, or a unit's current changes its sign: pass an activation such as `jax.nn.relu`.
     """
 
     excitatory: int = eqx.field(static=True)

@@ -55,10 +55,30 @@ def test_distributions_are_those_of_scipy(distribution):
     losses, means, drawn, spread = facts(distribution, place(outputs), place(scale), place(targets))
     expected = of_scipy(distribution, outputs, scale)
     log = expected.logpmf if isinstance(distribution, models.NegativeBinomial) else expected.logpdf
-    np.testing.assert_allclose(losses, -log(targets), rtol=1e-9)
+    np.testing.assert_allclose(losses, -log(targets), rtol=1e-8)  # so exact is the beta function of JAX
     np.testing.assert_allclose(means, expected.mean(), rtol=1e-9)
     np.testing.assert_allclose((drawn - expected.mean()) / expected.std(), 0, atol=0.03)
     np.testing.assert_allclose(spread, expected.std(), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "outputs", "scale", "target"),
+    [
+        (models.NegativeBinomial(), [-12.0, -5.0], 1.0, 0.0),  # zero almost surely
+        (models.NegativeBinomial(), [-9.0, -8.0], 1.0, 1.0),
+        (models.NegativeBinomial(), [0.54, -3.0], 1e6, 1e6),
+        (models.StudentT(), [0.0, 0.5, 1e4], 1.0, 1.0),
+        (models.StudentT(), [0.0, 0.5, 1e6], 1.0, 1.0),
+    ],
+    ids=str,
+)
+def test_losses_of_extreme_parameters_hold_in_float32(distribution, outputs, scale, target):
+    value_and_slope = lambda outputs, *rest: jax.value_and_grad(distribution.loss)(outputs, *rest)  # noqa: E731
+    of = {dtype: [jnp.asarray(each, dtype) for each in (outputs, scale, target)] for dtype in ("float32", "float64")}
+    loss, slope = value_and_slope(*of["float32"])
+    expected, expected_slope = value_and_slope(*of["float64"])
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(slope, expected_slope, rtol=0.02, atol=1e-4)
 
 
 def test_quantiles_by_hand():
@@ -279,5 +299,17 @@ def test_es_rnn_is_exponential_smoothing_around_a_network():
 def test_a_value_that_is_not_positive_is_an_error():
     model = es_rnn(SERIES, periods=())
     values = np.where(np.arange(11) == 4, 0, SERIES[1]).astype(np.float32)
-    with pytest.raises(RuntimeError, match=r"values: expected positive ones, got zero, .* Add a constant"):
+    with pytest.raises(RuntimeError, match=r"values: expected positive, finite ones, got zero, .*\s?Add a constant"):
         jax.block_until_ready(eqx.filter_jit(model)(jnp.asarray(1), values))
+
+
+def test_series_without_a_forecast_or_a_change_are_told():
+    wave = 100 + 50 * np.sin(2 * np.pi * np.arange(96) / 24)
+    model = es_rnn([wave, np.exp(RANDOM.normal(size=96))], periods=(24,))
+    assert model.spread[0] == 1  # rounding is no change
+    assert model.spread[1] != 1
+    short = np.ones((1, WINDOW + HORIZON - 1), np.float32)
+    with pytest.raises(ValueError, match=r"values: expected at least window \+ horizon = 8 steps.* Pass longer series"):
+        models.es_rnn_loss(model, None, (np.zeros(1, int), short, None), None)
+    with pytest.raises(RuntimeError, match=r"length: expected at least 1, got 0\. Leave out"):
+        jax.block_until_ready(eqx.filter_jit(model)(jnp.asarray(0), np.ones(4, np.float32), length=jnp.asarray(0)))

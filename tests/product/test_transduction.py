@@ -398,6 +398,15 @@ def test_ctc_is_that_of_optax_and_of_torch():
 # Errors
 
 
+@pytest.mark.parametrize("length", [-1, 5])
+def test_a_traced_length_out_of_range_is_an_error(length):
+    likelihood = jax.jit(lambda length: ctc_log_likelihood(np.zeros((4, 3)), np.array([1]), length=length))
+    with pytest.raises(
+        RuntimeError, match=r"length: expected a value from 0 to T=4, got one outside\. Count the steps"
+    ):
+        jax.block_until_ready(likelihood(length))
+
+
 def test_errors_say_what_to_do():
     model, logits = transducer(), np.zeros((T, V))
     xs = np.zeros((T, I))

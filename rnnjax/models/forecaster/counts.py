@@ -11,14 +11,15 @@ from ...checked import Checked
 from ...runtime_error import error_where
 from .distribution import AbstractDistribution, Outputs, Values, positive
 
-LEAST_SHAPE = 1e-4  # of smaller ones the variance is that of Poisson's, and float32 loses the logarithm of factorials
+LEAST_SHAPE = 1e-4  # below it float32 loses the logarithms of factorials
 
 
 class NegativeBinomial(AbstractDistribution):
     """Counts of mean m = scale softplus(a) and variance m + m^2 alpha, alpha = softplus(b) / sqrt(scale) (DeepAR).
 
-    Outputs a, b. A negative or fractional target has no probability, and is an error: a ValueError if the targets are
-    known, and under `jit` an error at run time. (In programs of `jax.export` and of several devices, its loss is NaN.)
+    Outputs a, b. Draws end at 2^31 - 1. A negative or fractional target has no probability, and is an error: a
+    ValueError if the targets are known, and under `jit` an error at run time. (In programs of `jax.export` and of
+    several devices, its loss is NaN.)
     """
 
     size: ClassVar[int] = 2
@@ -27,8 +28,7 @@ class NegativeBinomial(AbstractDistribution):
         mean, shape = self._parameters(outputs, scale)
         counts = targets.astype(mean.dtype)
         valid = _is_count(counts)
-        n = 1 / shape
-        losses = -jax.scipy.stats.nbinom.logpmf(jnp.where(valid, counts, 0), n, n / (n + mean))
+        losses = _loss(mean, shape, jnp.where(valid, counts, 0))
         message = (
             "targets: expected counts, 0 or more, for NegativeBinomial, got a negative or fractional value. "
             "Use Normal or StudentT for such a series"
@@ -44,7 +44,8 @@ class NegativeBinomial(AbstractDistribution):
         mean, shape = self._parameters(outputs, scale)
         of_rate, of_count = jax.random.split(key)
         rate = jax.random.gamma(of_rate, 1 / shape, dtype=mean.dtype) * shape * mean
-        return jax.random.poisson(of_count, rate).astype(mean.dtype)
+        drawn = jax.random.poisson(of_count, rate).astype(mean.dtype)  # -1 for NaN
+        return jnp.where(jnp.isnan(rate), rate, drawn)
 
     def _parameters(self, outputs: Checked[Outputs], scale: Values) -> tuple[Values, Values]:
         a, b = self.split(outputs)
@@ -52,5 +53,15 @@ class NegativeBinomial(AbstractDistribution):
         return scale * positive(a), LEAST_SHAPE + positive(b) / jnp.sqrt(scale)
 
 
+def _loss(mean: Values, shape: Values, counts: Values) -> Values:
+    """-log p(counts). Quotients near 1 and differences of large gamma functions would lose it in float32.
+
+    With n = 1 / shape and x = mean shape, p(y) = x^y (1 + x)^-(y + n) / ((y + n) B(y + 1, n)).
+    """
+    n, x = 1 / shape, mean * shape
+    factor = jax.scipy.special.betaln(counts + 1, n) + jnp.log(counts + n)
+    return n * jnp.log1p(x) + counts * jnp.log1p(1 / x) + factor
+
+
 def _is_count(values: Values) -> Bool[Array, "..."]:
-    return (values >= 0) & (values == jnp.floor(values))
+    return (values >= 0) & (values == jnp.floor(values)) & jnp.isfinite(values)

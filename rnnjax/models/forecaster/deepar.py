@@ -105,7 +105,8 @@ class DeepAR(eqx.Module):
             return (state, drawn), drawn
 
         def path(key: PRNGKeyArray) -> Array:
-            return jax.lax.scan(step, (state, past[-1]), (coming, jax.random.split(key, horizon)))[1]
+            last = jnp.where(valid[-1], past[-1], 0)
+            return jax.lax.scan(step, (state, last), (coming, jax.random.split(key, horizon)))[1]
 
         return jax.vmap(path)(jax.random.split(key, number))
 

@@ -35,14 +35,16 @@ class ESRNN(eqx.Module):
     Every series has smoothing rates and first seasonal factors of its own, which are learned together with the network
     that all series share. q are quantiles, by the pinball loss; a factor s_{t+k} is the last known one of its phase.
     The spread d is the mean absolute change of log y over the shortest period, or over one step, so that the network
-    reads and writes numbers of one size; it is fixed. (The paper has no spread: there d = 1.)
+    reads and writes numbers of one size. (The paper has no spread: there d = 1.) It has no gradient, but weight decay
+    would change it: let matrices alone decay. The network must read from the left: one that looks ahead, such as
+    `Bidirectional`, would see in training what it is to forecast.
 
         network = Stack([Dilated(LSTM(24, 40, key=a), 1), Dilated(LSTM(40, 40, key=b), 24)])
         head = eqx.nn.Linear(40, 48 * 3, key=c)
         model = ESRNN(48, network, head, Quantiles((0.025, 0.5, 0.975)), series=series, periods=(24, 168))
         bands = model(number, values)                                                              [3, 48]
 
-    All values must be positive. A constant series has a spread of 1, and its level is the constant.
+    All values must be positive. A constant or perfectly periodic series has a spread of 1.
     """
 
     level_rate: Float[Array, " N"]  # before the sigmoid
@@ -80,8 +82,11 @@ class ESRNN(eqx.Module):
         check.sizes(horizon=horizon)
         rates = {"level_rate": level_rate, "season_rate": season_rate}
         logits = {name: _logit(name, rate) for name, rate in rates.items()}
-        (window,) = network.input_type().shape
-        del window
+        shape = network.input_type().shape
+        if len(shape) != 1:
+            raise ValueError(
+                f"network: expected one that reads vectors [W], got inputs {list(shape)}. Use LSTM(W, ...)"
+            )
         check_head(network, head, horizon * quantiles.size)
         dtype = jnp.float32
         self.seasons = tuple(jnp.asarray(factors, dtype) for factors in initial_seasons(series, periods))
@@ -104,9 +109,13 @@ class ESRNN(eqx.Module):
     ) -> Float[Array, "P horizon"]:
         """The quantiles of the `horizon` values after `values`, the series of this number, [levels, horizon].
 
+        `values` begins where the series given at construction does, since the seasonal factors are those of its first
+        steps; it may be longer or shorter. A length of 0 is an error.
         Map over a batch of numbers, series and lengths by `jax.vmap`. NaN for a number that is not from 0 to N - 1.
         """
         valid, _, smoothed, spread, ys = self._run(number, values, length, engine, key)
+        if valid is not None:
+            ys = error_where(ys, valid < 1, "length: expected at least 1, got 0. Leave out series without a value")
         ahead = jnp.arange(self.horizon)
         factors = [season[ahead % len(season)] for season in smoothed.last.seasons]
         scale = math.prod(factors, start=smoothed.last.level)
@@ -129,6 +138,12 @@ class ESRNN(eqx.Module):
         """
         valid, values, smoothed, spread, ys = self._run(number, values, length, engine, key)
         T = len(values)
+        if not _forecasts(T, self.window, self.horizon, stride):
+            least = self.window + self.horizon
+            raise ValueError(
+                f"values: expected at least window + horizon = {least} steps, and a multiple of stride = {stride} among "
+                f"those that have both, got {T} steps. Pass longer series, or a smaller window or horizon"
+            )
         end = T if valid is None else valid
         logs, levels = jnp.log(values), jnp.log(smoothed.levels)
         seasons = [jnp.log(season) for season in smoothed.seasons]
@@ -167,8 +182,11 @@ class ESRNN(eqx.Module):
         valid = check.length(length, T)
         if valid is not None:
             values = jnp.where(valid_steps(valid, T), values, 1)
-        message = "values: expected positive ones, got zero, a negative one or NaN. Add a constant, or use a Forecaster"
-        values = error_where(values, ~(values > 0), message)
+        message = (
+            "values: expected positive, finite ones, got zero, a negative one, NaN or infinity. "
+            "Add a constant, or use a Forecaster"
+        )
+        values = error_where(values, ~((values > 0) & jnp.isfinite(values)), message)
         row = lambda table: look_up(table, number)  # noqa: E731
         rates = tuple(sigmoid(row(rate)) for rate in self.season_rates)
         seasons = tuple(jnp.exp(row(season)) for season in self.seasons)
@@ -213,8 +231,16 @@ def es_rnn_loss(
     keys = None if key is None else jax.random.split(key, len(numbers))
     one = lambda number, values, length, key: model.losses(number, values, length, stride, engine, key)  # noqa: E731
     sums, counts, spread, wiggliness = jax.vmap(one)(numbers, values, lengths, keys)
+    message = "lengths: expected a series of at least window + horizon steps, got none. Pass longer series"
+    counts = error_where(counts, counts.sum() == 0, message)
     total = (sums * spread**power).sum() / jnp.maximum(counts.sum(), 1).astype(sums.dtype)
     return total + penalty * wiggliness.mean(), carry
+
+
+def _forecasts(T: int, window: int, horizon: int, stride: int) -> bool:
+    """Whether a step that is a multiple of `stride` has a whole window up to it and a whole horizon after it."""
+    first = -(-(window - 1) // stride) * stride
+    return first + horizon < T
 
 
 def _shift(values: Float[Array, " T"], steps: int) -> Float[Array, " T"]:
@@ -223,10 +249,10 @@ def _shift(values: Float[Array, " T"], steps: int) -> Float[Array, " T"]:
 
 
 def _spread(series: AnyArray, period: int) -> float:
-    """The mean absolute change of the logarithm over a period; 1 of a series that does not change."""
+    """The mean absolute change of the logarithm over a period; 1 of a series whose changes float32 would not see."""
     logs = np.log(np.asarray(series, np.float64))
     change = float(np.abs(logs[period:] - logs[:-period]).mean()) if len(logs) > period else 0.0
-    return change if change > 0 else 1.0
+    return change if change > 1e-6 else 1.0
 
 
 def _logit(name: str, rate: float) -> float:

@@ -22,7 +22,7 @@ def ctc_greedy(logits: Checked[AnyArray], *, length: Checked[IntegerLike | None]
     length    None: T
 
     Returns a `Hypothesis` of T tokens, zeros after the transcript, of which the score is the logarithm of this one
-    alignment's probability. From a step on whose logits are NaN, the score is NaN; such a step's token is -1.
+    alignment's probability. If any valid logit is NaN, the score is NaN, and the tokens of such steps are -1.
     """
     logits = check_logits(logits, "[T, V]")
     T = logits.shape[0]

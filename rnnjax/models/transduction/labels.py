@@ -90,9 +90,13 @@ def _check_length(length: Any, U: int) -> Length:
 
 
 def number_of_steps(length: Checked[IntegerLike | None], T: int) -> Length:
-    """`length` in [0, T], as `unroll` checks it; None: T."""
+    """`length`, known to be from 0 to T; if it is traced, an error at run time. None: T."""
     checked = check.length(length, T)
-    return jnp.asarray(T, int) if checked is None else checked
+    if checked is None:
+        return jnp.asarray(T, int)
+    outside = (jnp.asarray(length) < 0) | (jnp.asarray(length) > T)
+    message = f"length: expected a value from 0 to T={T}, got one outside. Count the steps of these logits or inputs"
+    return error_where(checked, outside, message) if isinstance(outside, Tracer) else checked
 
 
 def check_logits(logits: Checked[AnyArray], form: str) -> Float[Array, "... V"]:

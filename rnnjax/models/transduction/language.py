@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from ... import check
 from ...arrays import State, select
 from ...checked import Checked
 from ..search import Decoding, check_search, log_softmax
@@ -62,6 +64,8 @@ def check_language(
             f"language: expected a model of {vocabulary_size} tokens, the labels and token 0, got one of {known}. "
             "Build it with the vocabulary of the logits"
         )
+    if not isinstance(weight, Tracer):
+        check.nonnegative("language_weight", weight, "a weight", "language model")
     return language, jnp.asarray(weight)
 
 

@@ -48,7 +48,8 @@ class Transducer(eqx.Module):
 
     encoder       any cell or network of vectors. Where it reads from the left alone, the model streams: the state
                   that a search returns is passed to the next call with the next chunk
-    prediction    any cell or network of vectors, which takes embedded labels; the blank stands for the start
+    prediction    any cell or network of vectors that reads from the left, so never `Bidirectional`; it takes embedded
+                  labels, and the blank stands for the start
 
         encoder = rnnjax.Stack([rnnjax.LSTM(39, 100, key=a), rnnjax.LSTM(100, 100, key=b)])
         model = Transducer(62, encoder, rnnjax.LSTM(32, 64, key=c), joint_size=64, key=d)
