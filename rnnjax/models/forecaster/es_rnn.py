@@ -141,8 +141,8 @@ class ESRNN(eqx.Module):
         if not _forecasts(T, self.window, self.horizon, stride):
             least = self.window + self.horizon
             raise ValueError(
-                f"values: expected at least window + horizon = {least} steps, and a multiple of stride = {stride} among "
-                f"those that have both, got {T} steps. Pass longer series, or a smaller window or horizon"
+                f"values: expected at least window + horizon = {least} steps, and a multiple of stride = {stride} "
+                f"among those that have both, got {T} steps. Pass longer series, or a smaller window or horizon"
             )
         end = T if valid is None else valid
         logs, levels = jnp.log(values), jnp.log(smoothed.levels)
