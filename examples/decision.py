@@ -10,7 +10,7 @@ integral. Its left eigenvector, the selection vector, tells how far a pulse of m
 the line: far if it is relevant, and hardly if it is not, though it enters the network as strongly.
 
 Prints the share of right answers, how answers depend on motion and on colour, and for each context the slow points, the
-time constants of the two slowest modes, and what the selection vector reads of both inputs.
+time constants of the two largest modes, and what the selection vector reads of both inputs.
 """
 
 import argparse
@@ -42,14 +42,14 @@ CONTEXTS = ("motion", "colour")
 CELLS = {
     "none": lambda key: rate_network(key),
     "dale": lambda key: Constrained(
-        rate_network(key), Dale(UNITS * 4 // 5), ConnectionMask(~np.eye(UNITS, dtype=bool))
+        rate_network(key, activation=jax.nn.softplus), Dale(UNITS * 4 // 5), ConnectionMask(~np.eye(UNITS, dtype=bool))
     ),
     "low_rank": lambda key: rate_network(key, rank=3),
 }
 
 
 class Line(NamedTuple):
-    """The slow points of one context: how many, time constants of two modes, and what is read of both inputs."""
+    """The slow points of one context, the time constants of two modes, and what is read of both inputs."""
 
     points: rnnjax.diagnose.FixedPoints
     slowest: float
@@ -151,6 +151,8 @@ def look(cell: rnnjax.AbstractCell, context: int, states: Any, seed: int) -> Lin
     visited = np.asarray(states.h).reshape(-1, UNITS)
     starts = rnnjax.Hidden(jnp.asarray(visited[np.random.default_rng(seed).choice(len(visited), STARTS)]))
     points = rnnjax.diagnose.fixed_points(cell, x, starts, slow=SLOW)
+    if not len(points):
+        raise ValueError(f"no point with q <= SLOW = {SLOW} from STARTS = {STARTS} states. Raise SLOW, or train longer")
     linear = jax.jit(jax.vmap(partial(rnnjax.diagnose.linearise, cell, x)))(points.states)
     constants, read = [], []
     for number in range(len(points)):

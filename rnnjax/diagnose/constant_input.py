@@ -27,7 +27,7 @@ def check_cell(cell: object) -> AbstractCell:
     if not isinstance(cell, AbstractCell):
         raise TypeError(
             f"cell: expected a cell, whose step maps a state to the next, got {describe(cell)}. "
-            "Pass one of a network's cells"
+            "Pass one of a network's cells; of a Constrained network, its `cell`"
         )
     return cell
 

@@ -26,6 +26,7 @@ class FixedPoints:
     eigenvalues   of the Jacobian of a step at each, the largest modulus first
     reached       for each start the number of its point, or -1 if it did not converge
     start_speeds  q where each start ended
+    margin        how close to the unit circle an eigenvalue is on it, but for rounding
     """
 
     name: str
@@ -35,6 +36,7 @@ class FixedPoints:
     eigenvalues: Complex[np.ndarray, "K D"]
     reached: Int[np.ndarray, " S"]
     start_speeds: Float[np.ndarray, " S"]
+    margin: float
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -42,7 +44,7 @@ class FixedPoints:
     @property
     def unstable(self) -> Int[np.ndarray, " K"]:
         """How many eigenvalues of each point are outside the unit circle: the dimension in which states leave it."""
-        return (np.abs(self.eigenvalues) > 1).sum(1)
+        return (np.abs(self.eigenvalues) > 1 + self.margin).sum(1)
 
     @property
     def unconverged(self) -> Int[np.ndarray, " U"]:
@@ -101,7 +103,6 @@ def classify(
     """The points of the starts `chosen`, sorted by kind and by the largest eigenvalue.
 
     fixed    whether q of each is zero but for rounding
-    margin   how close to the unit circle an eigenvalue is on it, but for rounding
     """
     eigenvalues = np.linalg.eigvals(jacobians).astype(complex)
     eigenvalues = np.take_along_axis(eigenvalues, np.argsort(-np.abs(eigenvalues), 1, kind="stable"), 1)
@@ -120,6 +121,7 @@ def classify(
         eigenvalues[order],
         np.asarray([place[point] if point >= 0 else -1 for point in reached], int),
         start_speeds,
+        margin,
     )
 
 

@@ -22,6 +22,7 @@ from .trajectory import Step
 NEWTON_STEPS = 30
 BATCH = 64  # starts whose Jacobians are in memory at once
 NEAR, SAME, ROUNDING = 1e-2, 1e-3, 32.0  # Newton's reach, distance of points that are one, residual in units of epsilon
+FALL, PATIENCE = 1e-2, 3  # L-BFGS ends below `slow` after so many steps in which q fell by less than this share of it
 
 
 class Found(NamedTuple):
@@ -43,9 +44,9 @@ def fixed_points(
 
         q(s) = |step(s, x) - s|^2 / 2
 
-    Sussillo & Barak 2013, "Opening the black box" (Neural Computation 25:626). L-BFGS lowers q from every start until
-    it is at most `slow`; Newton's method then looks for step(s, x) = s close by. Points closer than a thousandth of
-    sqrt(D) + |s| are one point.
+    Sussillo & Barak 2013, "Opening the black box" (Neural Computation 25:626). L-BFGS lowers q from every start, and
+    where q is at most `slow`, for as long as it still falls; Newton's method then looks for step(s, x) = s close by.
+    Points closer than a thousandth of sqrt(D) + |s| are one point.
 
     cell            any cell; the floating numbers of its state are D
     x               the input of one step, without an axis of time
@@ -101,23 +102,27 @@ def _speed(step: Step, vector: Float[Array, " D"]) -> Float[Array, ""]:
 
 
 def _descend(step: Step, vector: Float[Array, " D"], steps: int, slow: float) -> Float[Array, " D"]:
-    """The first vector on the way of L-BFGS whose q is at most `slow`, or that after all steps."""
+    """Where L-BFGS arrives: q is zero but for rounding, or at most `slow` and falls no more, or all steps are done."""
     rule, speed = optax.lbfgs(), lambda vector: _speed(step, vector)
     slope = optax.value_and_grad_from_state(speed)
+    epsilon = jnp.finfo(vector.dtype).eps
 
     def goes_on(carry: Any) -> Array:
-        number, _, _, reached = carry
-        return (number < steps) & (reached > slow)
+        number, vector, _, reached, idle = carry
+        rounding = (ROUNDING * epsilon * (math.sqrt(vector.size) + jnp.linalg.norm(vector))) ** 2 / 2
+        return (number < steps) & ((reached > slow) | ((reached > rounding) & (idle < PATIENCE)))
 
     def move(carry: Any) -> Any:
-        number, vector, state, _ = carry
+        number, vector, state, before, idle = carry
         value, gradient = slope(vector, state=state)
         updates, state = rule.update(gradient, state, vector, value=value, grad=gradient, value_fn=speed)
         vector = vector + updates
-        return number + 1, vector, state, speed(vector)
+        reached = speed(vector)
+        idle = jnp.where((before <= slow) & (reached > (1 - FALL) * before), idle + 1, 0)
+        return number + 1, vector, state, reached, idle
 
-    start = jnp.zeros((), jnp.int32), vector, rule.init(vector), speed(vector)
-    return jax.lax.while_loop(goes_on, move, start)[1]
+    none = jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(goes_on, move, (none, vector, rule.init(vector), speed(vector), none))[1]
 
 
 def _newton(step: Step, found: Found) -> Found:

@@ -1,5 +1,6 @@
 """A cell near one state: its step as a linear map, and the modes of that map."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,13 +39,23 @@ class Linearisation(NamedTuple):
 
     @property
     def modes(self) -> Modes:
-        """The modes of `by_state`. Along the right eigenvector k a small change grows by eigenvalue k at each step.
+        """The modes of `by_state`, in float64.
+
+        Along the right eigenvector k a small change grows by eigenvalue k at each step.
 
         An input moves the state along it by `left[k] @ by_input @ dx`: of a line attractor, `left[0]` is the selection
         vector of Mante et al. 2013 (Nature 503:78).
+
+        Raises ValueError where eigenvectors are dependent but for rounding, as those of a chain of units are.
         """
-        eigenvalues, right = np.linalg.eig(np.asarray(self.by_state))
+        eigenvalues, right = np.linalg.eig(np.asarray(self.by_state, np.float64))
         order = np.argsort(-np.abs(eigenvalues), kind="stable")
+        condition = np.linalg.cond(right)
+        if not condition < 1 / math.sqrt(np.finfo(right.dtype).eps):
+            raise ValueError(
+                f"by_state: expected a matrix with independent eigenvectors, got some that are parallel (condition "
+                f"{condition:.1e}). Use by_state itself, or scipy.linalg.schur(by_state)"
+            )
         right = right[:, order].astype(complex)
         return Modes(eigenvalues[order].astype(complex), right, np.linalg.inv(right))
 

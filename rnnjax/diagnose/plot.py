@@ -102,7 +102,13 @@ def draw_fixed_points(axes: Axes, points: FixedPoints, trajectories: States) -> 
     rows = _as_vectors(trajectories, 2)
     flat = rows.reshape(-1, rows.shape[-1])
     mean = flat.mean(0)
-    components = np.linalg.svd(flat - mean, full_matrices=False)[2][: 3 if axes.name == "3d" else 2]
+    dimensions = 3 if axes.name == "3d" else 2
+    if min(flat.shape) < dimensions:
+        raise ValueError(
+            f"trajectories: expected at least {dimensions} states of at least {dimensions} numbers, got {len(flat)} "
+            f"states of {flat.shape[1]}. Pass axes of fewer dimensions, or plot the numbers over time"
+        )
+    components = np.linalg.svd(flat - mean, full_matrices=False)[2][:dimensions]
     for trajectory in (rows - mean) @ components.T:
         axes.plot(*trajectory.T, color="tab:blue", linewidth=0.5, alpha=0.4)
     for kind, mark in MARKS.items():
@@ -111,7 +117,8 @@ def draw_fixed_points(axes: Axes, points: FixedPoints, trajectories: States) -> 
             axes.scatter(*found.T, label=f"{kind}, {len(found)}", zorder=3, **mark)
     third = {"zlabel": "component 3"} if axes.name == "3d" else {}
     axes.set(xlabel="component 1", ylabel="component 2", **third)
-    axes.legend()
+    if len(points):
+        axes.legend()
 
 
 def _as_vectors(states: States, leading: int) -> np.ndarray:

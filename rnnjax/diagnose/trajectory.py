@@ -26,7 +26,8 @@ def enter(
     if not isinstance(cell, AbstractCell):
         raise TypeError(
             f"cell: expected a cell, which has one Jacobian for each step, got {describe(cell)}. "
-            "Pass one of a network's cells, or use gradient_by_input, which takes networks too"
+            "Pass one of a network's cells (of a Constrained network, its `cell`), or use gradient_by_input, which "
+            "takes networks too"
         )
     xs = check.inputs(xs, cell.input_type(), describe(cell))
     if count_steps(xs) == 0:

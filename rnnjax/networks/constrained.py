@@ -86,6 +86,10 @@ class Constrained(AbstractWrapper):
 
     R is computed once before the run, so every engine runs the cell as before, `Fused` too. Constraints are applied
     from left to right; any function of R's matrix [H, G H] is one.
+
+    `layer` holds the weight that is trained, without the constraints. Regularisers of a step, such as `NoisyStates`,
+    take `network.cell` within the loss. Do not keep what they return in the model: there the constrained weight would
+    be trained freely.
     """
 
     layer: AbstractCell

@@ -132,7 +132,7 @@ def test_a_flip_flop_is_trained_looked_at_and_drawn(monkeypatch, tmp_path, capsy
         monkeypatch.setattr(flip_flop, name, value)
     words = ["--steps", "3", "--cell", "rate", "--picture", str(tmp_path / "points.png")]
     (record,) = flip_flop.run(flip_flop.parse(words))
-    assert 0 <= record["test"] <= 8
+    assert record["eigenvalue_difference"] < 1e-6  # not NaN: there are points
     assert "memories are held by exactly one stable point" in capsys.readouterr().out
     assert (tmp_path / "points.png").stat().st_size > 10_000
 
@@ -143,7 +143,7 @@ def test_a_decision_is_trained_looked_at_and_drawn(monkeypatch, tmp_path, capsys
         monkeypatch.setattr(decision, name, value)
     words = ["--steps", "3", "--constraint", "dale", "--picture", str(tmp_path / "points.png")]
     (record,) = decision.run(decision.parse(words))
-    assert 0 <= record["test"] <= 1
+    assert record["slowest"] > 0
     assert "the selection vector reads" in capsys.readouterr().out
     assert (tmp_path / "points.png").stat().st_size > 10_000
 

@@ -105,6 +105,13 @@ def test_points_of_a_line_are_slow_and_stay_on_it():
     assert str(found).splitlines()[-1] == f"and {len(found) - 40} more"
 
 
+def test_starts_that_are_slow_already_still_find_the_point():
+    values = np.stack([np.array([0.01, 0.05, 0.08, 0.1, 0.12, 0.6, 0.9]), np.zeros(7)], 1)
+    found = fixed_points(network(np.diag([0.99, 0.5])), X, rnnjax.Hidden(grid.place(values)))
+    assert found.kinds == ("stable",)
+    np.testing.assert_allclose(found.states.h, 0, atol=1e-10)
+
+
 def test_a_ghost_of_a_fixed_point_is_slow():
     """Just beyond the fold in which a stable and an unstable point have met, q has a minimum above zero."""
     fold = np.sqrt(1 / 3)  # where h = tanh(1.5 h + b) has a slope of one
@@ -164,7 +171,7 @@ def of_three() -> tuple[rnnjax.diagnose.FixedPoints, Any]:
     return found, LSTMState(*(generator.normal(size=(2, 5, leaf.shape[-1])) for leaf in found.states))
 
 
-CELL = "network(np.eye(2))"
+CELL, TRAJECTORIES = "network(np.eye(2))", rnnjax.Hidden(np.ones((3, 7, D)))
 BAD = {
     "fixed_points(grid.build('stack'), X, starts())": "cell: expected a cell, whose step .* got Stack",
     f"fixed_points({CELL}, np.zeros((4, 1)), starts())": "x: expected the input of one step of Elman",
@@ -175,6 +182,10 @@ BAD = {
     f"fixed_points({CELL}, X, starts(), slow=-1.0)": "slow: expected a positive speed q, got -1.0",
     "of_two_latches().of_kind('saddles')": r"kind: expected one of \['stable', 'saddle', 'unstable', 'slow'\]",
     f"linearise({CELL}, np.zeros(2), None)": "x: expected the input of one step",
+    "linearise(network([[0.0, 1.0], [0.0, 0.0]]), X, None).modes": "by_state: expected .* independent eigenvectors",
+    "plot.draw_fixed_points(Figure().add_subplot(projection='3d'), of_two_latches(), TRAJECTORIES)": (
+        "trajectories: expected at least 3 states of at least 3 numbers"
+    ),
     "plot.draw_fixed_points(Figure().add_subplot(), of_two_latches(), rnnjax.Hidden(np.zeros((7, 2))))": "trajectories",
 }
 
