@@ -41,7 +41,7 @@ FINE = (np.arange(50) + 0.5) / 50  # levels of equally likely values, for the CR
 
 
 class Setting(NamedTuple):
-    """What is chosen by frequency."""
+    """The settings of a frequency."""
 
     periods: tuple[int, ...]
     window: int

@@ -123,7 +123,7 @@ CELLS: dict[str, Callable[..., Any]] = {
 
 
 class Agent(eqx.Module):
-    """A policy and a value of what has been observed so far."""
+    """An actor and a critic on one recurrent network, which has seen all observations of the episode so far."""
 
     encoder: eqx.nn.Linear
     network: Any
@@ -246,7 +246,7 @@ def collect(
 
 
 def update(environment: Environment, rule: Any, learner: Learner, _: None) -> tuple[Learner, tuple[Array, Array]]:
-    """A rollout of T steps and what is learned from it; all rewards, and how many episodes ended."""
+    """Collect T steps and learn from them: the new agent, the sum of the rewards, and how many episodes ended."""
     agent, optimiser, place, key = learner
     key, acting, shuffling = jax.random.split(key, 3)
     after, batch = collect(environment, agent, place, acting)

@@ -17,7 +17,7 @@ from common import data
 RATE, WINDOW, HOP, FOURIER = 8000, 200, 80, 256  # samples a second; frames of 25 ms, one every 10 ms
 MELS, STACKED = 40, 3  # a step of a network is three frames, side by side: 30 ms
 FEATURES = MELS * STACKED
-LOUDNESS, NOISE = 0.1, 1e-3  # root mean squares of a clip, and of what is between clips
+LOUDNESS, NOISE = 0.1, 1e-3  # root mean square of a clip, and of the noise between clips
 TEST_TAKES = 5  # of each digit and speaker: the data set's own split
 LOW, HIGH = (300, 450, 675, 1012), (1400, 2100, 3150)  # hertz of two tones, farther apart than speeds shift them
 

@@ -40,7 +40,7 @@ from .forecaster.distribution import AbstractDistribution as AbstractDistributio
 from .forecaster.distribution import Normal as Normal
 from .forecaster.distribution import StudentT as StudentT
 from .forecaster.es_rnn import ESRNN as ESRNN
-from .forecaster.es_rnn import es_rnn_loss as es_rnn_loss
+from .forecaster.es_rnn_loss import es_rnn_loss as es_rnn_loss
 from .forecaster.forecaster import Forecaster as Forecaster
 from .forecaster.forecaster import forecaster_loss as forecaster_loss
 from .forecaster.quantiles import Quantiles as Quantiles

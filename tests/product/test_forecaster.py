@@ -196,7 +196,7 @@ def test_a_path_is_drawn_one_value_after_the_other():
         paths = model.paths(past, 3, 2, key=KEY, length=3, features=features)
         values = past[1:]
         for step in range(3):
-            longer = jnp.append(values, 0)  # the last value is what is asked for
+            longer = jnp.append(values, 0)  # the model is asked for this value
             _, outputs = model(longer, None, scale, features=features[1 : 5 + step])
             values = jnp.append(values, scale * outputs[-1, 0])
         batch = models.Windows(past[None], jnp.asarray([3]), values[None, 3:], features[None])

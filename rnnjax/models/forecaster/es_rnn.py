@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ... import check
-from ...arrays import AnyArray, IntegerLike, Length, PyTree, look_up
+from ...arrays import AnyArray, IntegerLike, Length, look_up
 from ...checked import Checked
 from ...engine import AbstractEngine
 from ...engines.auto import Auto
@@ -20,10 +21,19 @@ from ...named import as_module
 from ...network import Layer
 from ...runtime_error import error_where
 from ...unroll import unroll
-from ..batches import batch_parts
 from .quantiles import Quantiles
 from .smoothing import Seasons, Smoothed, initial_seasons, smooth
 from .windows import check_head, past_windows
+
+
+class Run(NamedTuple):
+    """A smoothed series, its spread, the network's outputs, its length, and its values with ones after the length."""
+
+    smoothed: Smoothed
+    spread: Float[Array, ""]
+    ys: Float[Array, "T O"]
+    length: int | Length
+    values: Float[Array, " T"]
 
 
 class ESRNN(eqx.Module):
@@ -113,56 +123,14 @@ class ESRNN(eqx.Module):
         steps; it may be longer or shorter. A length of 0 is an error.
         Map over a batch of numbers, series and lengths by `jax.vmap`. NaN for a number that is not from 0 to N - 1.
         """
-        valid, _, smoothed, spread, ys = self._run(number, values, length, engine, key)
-        if valid is not None:
-            ys = error_where(ys, valid < 1, "length: expected at least 1, got 0. Leave out series without a value")
+        smoothed, spread, ys, end, _ = self.run(number, values, length, engine, key)
+        if length is not None:
+            ys = error_where(ys, end < 1, "length: expected at least 1, got 0. Leave out series without a value")
         ahead = jnp.arange(self.horizon)
         factors = [season[ahead % len(season)] for season in smoothed.last.seasons]
         scale = math.prod(factors, start=smoothed.last.level)
-        outputs = self._head(ys[(len(values) if valid is None else valid) - 1])
+        outputs = self.outputs(ys[end - 1])
         return scale * jnp.exp(self.quantiles.values(outputs, spread))
-
-    def losses(
-        self,
-        number: Int[Array, ""],
-        values: Float[Array, " T"],
-        length: IntegerLike | None,
-        stride: int,
-        engine: AbstractEngine,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        """The sum of the losses of the forecasts within a series, their number, its spread, and the level's wiggliness.
-
-        Forecasts are made at every `stride`-th step, where there are a whole window up to it and a whole horizon after
-        it. The wiggliness is the mean square of the second differences of log l_t.
-        """
-        valid, values, smoothed, spread, ys = self._run(number, values, length, engine, key)
-        T = len(values)
-        if not _forecasts(T, self.window, self.horizon, stride):
-            least = self.window + self.horizon
-            raise ValueError(
-                f"values: expected at least window + horizon = {least} steps, and a multiple of stride = {stride} "
-                f"among those that have both, got {T} steps. Pass longer series, or a smaller window or horizon"
-            )
-        end = T if valid is None else valid
-        logs, levels = jnp.log(values), jnp.log(smoothed.levels)
-        seasons = [jnp.log(season) for season in smoothed.seasons]
-
-        def target(k: int) -> Float[Array, " steps"]:
-            """log y_{t+k} at t, less the level and the factors that are known at t."""
-            known = (_shift(season, 1 + (k - 1) % period) for season, period in zip(seasons, self.periods, strict=True))
-            return (_shift(logs, k) - levels - sum(known, start=jnp.zeros_like(levels)))[::stride]
-
-        steps = jnp.arange(0, T, stride)
-        known = (steps >= self.window - 1) & (steps + self.horizon < end)
-        targets = jnp.stack([target(k) for k in range(1, self.horizon + 1)], axis=1)
-        targets = jnp.where(known[:, None], targets, 0)
-        losses = self.quantiles.loss(jax.vmap(self._head)(ys[::stride]), spread, targets).mean(1)
-        bends = levels[2:] - 2 * levels[1:-1] + levels[:-2]
-        inside = jnp.arange(2, T) < end
-        wiggliness, count = jnp.where(inside, bends, 0) ** 2, jnp.maximum(inside.sum(), 1)
-        bent = wiggliness.sum() / count.astype(levels.dtype)
-        return jnp.where(known, losses, 0).sum(), known.sum(), spread, bent
 
     @property
     def periods(self) -> tuple[int, ...]:
@@ -174,8 +142,15 @@ class ESRNN(eqx.Module):
         """W, the values that the network reads at each step."""
         return self.network.input_type().shape[0]
 
-    def _run(self, number, values, length, engine, key) -> tuple[Length | None, Array, Smoothed, Array, Array]:
-        """The length, the values with ones after it, their smoothing and spread, and the outputs of the network."""
+    def run(
+        self,
+        number: Int[Array, ""],
+        values: Float[Array, " T"],
+        length: IntegerLike | None,
+        engine: AbstractEngine,
+        key: PRNGKeyArray | None,
+    ) -> Run:
+        """The smoothing of a series, and what the network makes of it; arguments as in a call."""
         T = len(values)
         if T == 0:
             raise ValueError("values: expected at least one step, got none. Pass a longer series")
@@ -195,57 +170,11 @@ class ESRNN(eqx.Module):
         spread = jax.lax.stop_gradient(row(self.spread))
         inputs = past_windows(logs, jnp.log(smoothed.levels), self.window) / spread
         _, ys = unroll(self.network, None, inputs, length=valid, engine=engine, key=key)
-        return valid, values, smoothed, spread, ys
+        return Run(smoothed, spread, ys, T if valid is None else valid, values)
 
-    def _head(self, y: Array) -> Float[Array, "horizon P"]:
+    def outputs(self, y: Array) -> Float[Array, "horizon P"]:
         """The outputs for all steps of the horizon, of one output of the network."""
         return self.head(y).reshape(self.quantiles.size, self.horizon).T  # one level after the other: without strides
-
-
-def es_rnn_loss(
-    model: ESRNN,
-    carry: PyTree,
-    batch: Checked[tuple[AnyArray, AnyArray, AnyArray | None]],
-    key: PRNGKeyArray | None,
-    *,
-    stride: int = 1,
-    spread_power: float = 0.0,
-    level_penalty: float = 0.0,
-    engine: AbstractEngine = Auto(),
-) -> tuple[Float[Array, ""], PyTree]:
-    """The mean pinball loss of all forecasts within a batch of series, and the carry: a loss for `fit`.
-
-    batch          `(numbers, values, lengths)`, [B], [B, T] and [B]; lengths may be None
-    key            for dropout in the network, drawn anew for each series; None: nothing is dropped
-    stride         the steps from one forecast to the next: a larger one takes less time. One that shares no factor with
-                   a period sees all phases of it
-    spread_power   0 measures errors in units of the spread, as the MASE does, 1 in the logarithm, as the sMAPE does;
-                   numbers in between weigh both. Losses are multiplied by spread ** spread_power
-    level_penalty  of the wiggliness of the levels: see `ESRNN.losses`
-    """
-    form = "(numbers, values, lengths), the places of the series in the model's list, and the series themselves"
-    numbers, values, lengths = batch_parts(batch, form, numbers=1, values=2, lengths=None)
-    check.sizes(stride=stride)
-    power = check.nonnegative("spread_power", spread_power, "a power", "weights")
-    penalty = check.nonnegative("level_penalty", level_penalty, "a weight", "penalty")
-    keys = None if key is None else jax.random.split(key, len(numbers))
-    one = lambda number, values, length, key: model.losses(number, values, length, stride, engine, key)  # noqa: E731
-    sums, counts, spread, wiggliness = jax.vmap(one)(numbers, values, lengths, keys)
-    message = "lengths: expected a series of at least window + horizon steps, got none. Pass longer series"
-    counts = error_where(counts, counts.sum() == 0, message)
-    total = (sums * spread**power).sum() / jnp.maximum(counts.sum(), 1).astype(sums.dtype)
-    return total + penalty * wiggliness.mean(), carry
-
-
-def _forecasts(T: int, window: int, horizon: int, stride: int) -> bool:
-    """Whether a step that is a multiple of `stride` has a whole window up to it and a whole horizon after it."""
-    first = -(-(window - 1) // stride) * stride
-    return first + horizon < T
-
-
-def _shift(values: Float[Array, " T"], steps: int) -> Float[Array, " T"]:
-    """values[t + steps] at t; zeros after the end."""
-    return jnp.concatenate([values[steps:], jnp.zeros(min(steps, len(values)), values.dtype)])
 
 
 def _spread(series: AnyArray, period: int) -> float:

@@ -1,7 +1,6 @@
 """Connectionist temporal classification: a network that labels every step, blanks included, and its loss."""
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ... import check
@@ -14,7 +13,7 @@ from ...unroll import unroll
 from ..embedding import OutputLayer
 from ..forms import encoded_form
 from .ctc_likelihood import ctc_log_likelihood
-from .labels import utterances
+from .labels import mean_loss
 
 
 class CTC(eqx.Module):
@@ -78,14 +77,12 @@ def ctc_loss(
 
     A target that does not fit into its sequence makes the loss infinite, at which `fit` stops: leave such pairs out.
     """
-    xs, lengths, targets, target_lengths = utterances(batch)
 
     def one(xs: PyTree, length: Array, target: Array, target_length: Array, key: PRNGKeyArray | None) -> Array:
         _, logits = model.logits(None, xs, length=length, engine=engine, key=key)
         return ctc_log_likelihood(logits, target, length=length, target_length=target_length)
 
-    keys = None if key is None else jax.random.split(key, len(lengths))
-    return -jax.vmap(one)(xs, lengths, targets, target_lengths, keys).mean(), carry
+    return mean_loss(one, batch, key), carry
 
 
 def check_classes(vocabulary_size: int) -> None:

@@ -1,11 +1,13 @@
 """Labels of a transcript: integers from 1 to V - 1; 0 is the blank, which a transcript never holds."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ... import check
 from ...arrays import AnyArray, IntegerLike, Length, PyTree
@@ -87,6 +89,15 @@ def _check_length(length: Any, U: int) -> Length:
     if outside:
         raise ValueError(f"target_length: expected a value from 0 to U={U}, got {int(length)}. Pad target to more")
     return length
+
+
+def mean_loss(
+    log_likelihood: Callable[..., Array], batch: Checked[PyTree], key: PRNGKeyArray | None
+) -> Float[Array, ""]:
+    """The mean of -log_likelihood(xs, length, target, target_length, key) over a batch; each has a key of its own."""
+    parts = utterances(batch)
+    keys = None if key is None else jax.random.split(key, len(parts[1]))
+    return -jax.vmap(log_likelihood)(*parts, keys).mean()
 
 
 def number_of_steps(length: Checked[IntegerLike | None], T: int) -> Length:

@@ -19,7 +19,7 @@ from ..embedding import Embedding
 from ..forms import encoded_form
 from .ctc import check_classes
 from .joiner import Joiner
-from .labels import BLANK, check_target, number_of_steps, utterances
+from .labels import BLANK, check_target, mean_loss, number_of_steps
 from .lattice import Arcs, lattice_log_likelihood
 from .transducer_likelihood import arcs_by_step, label_times
 
@@ -107,7 +107,7 @@ class Transducer(eqx.Module):
         return TransducerState(self.encoder.initial(), self.say(self.prediction.initial(), jnp.asarray(BLANK, int)))
 
     def say(self, state: State, label: Int[Array, ""]) -> History:
-        """What is remembered after one more label, which is known to be in the vocabulary."""
+        """The history after one more label, which is known to be in the vocabulary."""
         state, gs = unroll(self.prediction, state, self.embedding.rows(label[None]))
         return History(state, self.joiner.predicted(gs[0]))
 
@@ -176,10 +176,8 @@ def transducer_loss(
     batch    (xs, length, target, target_length), or `Utterances`
     key      for dropout in both networks, drawn for each sequence; None: nothing is dropped
     """
-    xs, lengths, targets, target_lengths = utterances(batch)
 
     def one(xs: Array, length: Array, target: Array, target_length: Array, key: PRNGKeyArray | None) -> Array:
         return model.log_likelihood(xs, target, length=length, target_length=target_length, engine=engine, key=key)
 
-    keys = None if key is None else jax.random.split(key, len(lengths))
-    return -jax.vmap(one)(xs, lengths, targets, target_lengths, keys).mean(), carry
+    return mean_loss(one, batch, key), carry

@@ -2,7 +2,7 @@
 
 The grid has sequences, heads, tiles of columns and blocks of time, which run in order. The backward half gets nothing
 from the forward half: a first sweep writes the state before every block, and a second one, from the last block on,
-computes the states of a block again and takes its steps back. Arithmetic is float32, and so is what is stored.
+computes the states of a block again and takes its steps back. Arithmetic and stored states are float32.
 """
 
 from collections.abc import Callable, Sequence
