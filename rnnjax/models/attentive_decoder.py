@@ -14,10 +14,10 @@ from ..compiled import compiled
 from ..engine import AbstractEngine
 from ..exporting import exportable
 from ..gated_cell import AbstractAffineCell, affine
+from ..map_steps import map_steps
 from ..named import as_module
 from ..network import Layer
 from ..networks.layer import output_type
-from ..over_steps import over_steps
 from .attention import AbstractScore, Memory, align, attend, remember, weigh
 from .decoder import AbstractDecoder, Encoded, hidden, one_step
 
@@ -67,7 +67,7 @@ class BahdanauDecoder(AbstractDecoder):
         if not isinstance(cell, AbstractAffineCell) or not cell.emits_states or empty:
             return super().run(memory, state, embedded, engine=engine, key=key)
         state, features, alignments = _run_affine(cell, self.score, memory, state, embedded)
-        return state, over_steps(self.readout, features), alignments
+        return state, map_steps(self.readout, features), alignments
 
 
 @compiled

@@ -13,10 +13,10 @@ from ..cell import AbstractCell
 from ..checked import Checked
 from ..engine import AbstractEngine
 from ..engines.auto import Auto
+from ..map_steps import map_steps
 from ..marks import blank, fill, valid_steps
 from ..named import as_module
 from ..network import AbstractNetwork
-from ..over_steps import over_steps
 from ..unroll import unroll
 from .batches import Batch, sequences
 from .classifier import run_batch
@@ -57,7 +57,7 @@ class Tagger(eqx.Module):
         state, ys = unroll(self.network, state, xs, length=length, engine=engine, key=key)
         T = ys.shape[0]
         valid = check.length(length, T)
-        return state, blank(over_steps(self.head, fill(ys, valid, T)), valid, T)
+        return state, blank(map_steps(self.head, fill(ys, valid, T)), valid, T)
 
 
 def average_steps(losses: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:

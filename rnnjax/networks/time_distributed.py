@@ -12,9 +12,9 @@ from jaxtyping import Array
 from .. import check
 from ..arrays import DType, PyTree, Sizes
 from ..checked import Checked
+from ..map_steps import map_steps
 from ..named import as_module
 from ..network import AbstractNetwork, Layer, Options
-from ..over_steps import over_steps
 
 
 class TimeDistributed(AbstractNetwork):
@@ -64,4 +64,4 @@ class TimeDistributed(AbstractNetwork):
         return ()
 
     def run(self, state: tuple[()], xs: Array, options: Options) -> tuple[tuple[()], PyTree[Array]]:
-        return state, options.over_time(partial(over_steps, self.function), xs)
+        return state, options.over_time(partial(map_steps, self.function), xs)

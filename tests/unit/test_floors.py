@@ -16,7 +16,7 @@ FLOORS = (
     ("check", "runtime_error"),
     ("random",),
     ("initialise",),
-    ("cell", "flat", "marks", "over_steps"),
+    ("cell", "flat", "marks", "map_steps"),
     ("gated_cell", "matrix_cell"),
     ("engine", "function", "mask", "segments"),
     ("cells/*", "kernels/*", "network"),

@@ -12,7 +12,7 @@ from .arrays import PyTree
 from .checked import Checked
 
 
-def over_steps(function: Checked[Callable[[Array], PyTree[Array]]], xs: Array) -> PyTree[Array]:
+def map_steps(function: Checked[Callable[[Array], PyTree[Array]]], xs: Array) -> PyTree[Array]:
     """`jax.vmap(function)(xs)`, where xs is [T, ...].
 
     The batching rule of `W @ x` makes the features the first axis of the product, and XLA's CPU compiler transposes all
@@ -23,7 +23,7 @@ def over_steps(function: Checked[Callable[[Array], PyTree[Array]]], xs: Array) -
         return ys if function.bias is None else ys + function.bias
     if _is_plain_sequence(function):
         for layer in function.layers:
-            xs = over_steps(layer, xs) if _is_linear(layer) else jax.vmap(partial(layer, key=None))(xs)
+            xs = map_steps(layer, xs) if _is_linear(layer) else jax.vmap(partial(layer, key=None))(xs)
         return xs
     return jax.vmap(function)(xs)
 
