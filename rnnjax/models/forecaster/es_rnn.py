@@ -32,7 +32,7 @@ class Run(NamedTuple):
     smoothed: Smoothed
     spread: Float[Array, ""]
     ys: Float[Array, "T O"]
-    length: int | Length
+    length: Length
     values: Float[Array, " T"]
 
 
@@ -170,7 +170,7 @@ class ESRNN(eqx.Module):
         spread = jax.lax.stop_gradient(row(self.spread))
         inputs = past_windows(logs, jnp.log(smoothed.levels), self.window) / spread
         _, ys = unroll(self.network, None, inputs, length=valid, engine=engine, key=key)
-        return Run(smoothed, spread, ys, T if valid is None else valid, values)
+        return Run(smoothed, spread, ys, jnp.asarray(T, int) if valid is None else valid, values)
 
     def outputs(self, y: Array) -> Float[Array, "horizon P"]:
         """The outputs for all steps of the horizon, of one output of the network."""
